@@ -1,0 +1,32 @@
+# Every target sets up what it needs (scripts/setup); ARGS="..." is passed on to the command.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check parity bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## the whole job on the embedded starter: data, train, evaluate, fuse, export, answer
+	@scripts/setup
+	.venv/bin/mlx-itune quickstart $(ARGS)
+
+test: ## the tests; no network beyond set-up
+	@scripts/setup dev
+	.venv/bin/python -m pytest $(ARGS)
+
+check: ## formatting, lint and types
+	@scripts/setup dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy --strict
+
+parity: ## the same numbers as transformers + PEFT on torch, and as mlx-lm (installs torch)
+	@scripts/setup dev parity
+	.venv/bin/python -m pytest -m parity tests/parity $(ARGS)
+
+bench: ## tuning throughput on the starter against mlx-lm's trainer
+	@scripts/setup
+	.venv/bin/python benchmarks/starter.py $(ARGS)
+
+clean: ## remove the environment, caches and build output; runs/ and adapters/ stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	find mlx_itune starter tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,257 @@
+"""The quickstart's job: the same library calls as the commands, one after the other."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_itune.cli import report
+from mlx_itune.cli.opening import rows_of
+from mlx_itune.cli.progress import Progress
+from mlx_itune.dataset.clinical import write_dataset
+from mlx_itune.dataset.prepare import prepare
+from mlx_itune.dataset.sources import load_splits
+from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.export.artifact import Artifact
+from mlx_itune.export.fuse import FuseResult, fuse
+from mlx_itune.export.to_mlx import export_mlx
+from mlx_itune.inference.evaluate import EvalResult, evaluate, question
+from mlx_itune.inference.generate import Generator
+from mlx_itune.model import adapter as adapters
+from mlx_itune.model.base import LoadedModel, load
+from mlx_itune.training.loop import train
+from mlx_itune.training.settings import settings_from
+
+if TYPE_CHECKING:
+    from mlx_itune.dataset.conversation import Conversation
+
+MODEL = "starter"
+SIZES = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
+RECIPE: dict[str, Any] = {
+    "steps": 500,
+    "batch_size": 8,
+    "learning_rate": 2e-3,
+    "rank": 16,
+    "max_length": 1024,
+}
+ANSWER_TOKENS = 96
+FIDELITY_ROWS = 64
+SHOWN = 2
+
+
+@dataclass(frozen=True)
+class TaskLine:
+    """One task's scores, before and after."""
+
+    rows: int
+    base_exact_match: float
+    base_token_f1: float
+    exact_match: float
+    token_f1: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One held-out question and its answers."""
+
+    task: str
+    instruction: str
+    reference: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the quickstart made and measured; its JSON keys."""
+
+    base_exact_match: float | None
+    tuned_exact_match: float | None
+    base_token_f1: float | None
+    tuned_token_f1: float | None
+    unseen_exact_match: float | None
+    base_loss: float
+    tuned_loss: float
+    tasks: dict[str, TaskLine]
+    adapter: str
+    run: str
+    data: str
+    fused: FuseResult
+    exports: tuple[Artifact, ...]
+    answers: tuple[Shown, ...]
+    fused_answer: str
+    steps: dict[str, float]
+    train_steps: int
+    wall_s: float
+
+
+@dataclass
+class _Clock:
+    """Times each step and says when it is done."""
+
+    progress: Progress
+    began_s: float = field(default_factory=time.monotonic)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str, what: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.steps[name] = time.monotonic() - started
+        self.progress.say(f"  {name:<10} {what:<58} {report.seconds(self.steps[name]):>10}")
+
+
+def run_job(
+    workdir: Path, *, kind: str, seed: int, data_seed: int, steps: int | None, progress: Progress
+) -> Outcome:
+    """Data, base scores, training, tuned scores, fuse, export, answers; all under ``workdir``."""
+    home = _fresh(workdir)
+    clock = _Clock(progress)
+
+    with clock.step("data", f"{SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"):
+        data = write_dataset(
+            home / "data",
+            seed=data_seed,
+            train=SIZES["train"],
+            valid=SIZES["valid"],
+            test=SIZES["test"],
+            unseen=SIZES["unseen"],
+        )
+        test = load_splits(data).test
+        asked_anew = rows_of(data / "unseen.jsonl")[1]
+    loaded = load(MODEL, offline=True)
+    loaded.model.eval()
+    tokenizer = load_tokenizer(loaded.path)
+
+    with clock.step("base", "the model as it comes: it continues text"):
+        before = _scores(loaded, tokenizer, test, "base", progress)
+        shown = _pick(test, tokenizer)
+        base_answers = _answers(loaded, tokenizer, shown)
+
+    with clock.step("train", f"{kind}, loss on the answers only"):
+        recipe = RECIPE | ({"steps": steps} if steps else {})
+        settings = settings_from(
+            {
+                **recipe,
+                "model": MODEL,
+                "data": data,
+                "out": home / "adapter",
+                "runs": home / "runs",
+                "adapter": kind,
+                "seed": seed,
+                "offline": True,
+            }
+        )
+        trained = train(settings, observe=progress.training)
+
+    with clock.step("tuned", "the same questions, with the adapter"):
+        adapters.apply(loaded, adapters.load(home / "adapter"))
+        loaded.model.eval()
+        after = _scores(loaded, tokenizer, test, "tuned", progress)
+        anew = _scores(loaded, tokenizer, asked_anew, "unseen", progress)
+        tuned_answers = _answers(loaded, tokenizer, shown)
+
+    held_out = prepare(test[:FIDELITY_ROWS], tokenizer).examples
+    with clock.step("fuse", "adapter and base as one model, its loss measured"):
+        fused = fuse(
+            MODEL,
+            home / "adapter",
+            home / "fused",
+            data=held_out,
+            tokenizer=tokenizer,
+            offline=True,
+        )
+    with clock.step("export", "MLX directory, read back by mlx-lm"):
+        exported = export_mlx(
+            str(home / "fused"),
+            None,
+            home / "mlx",
+            data=held_out,
+            tokenizer=tokenizer,
+            offline=True,
+        )
+    with clock.step("answer", "one question to the exported model"):
+        shipped = load(str(home / "mlx"), offline=True)
+        fused_answer = _answers(shipped, load_tokenizer(shipped.path), shown[:1])[0]
+
+    return Outcome(
+        base_exact_match=before.exact_match,
+        tuned_exact_match=after.exact_match,
+        base_token_f1=before.token_f1,
+        tuned_token_f1=after.token_f1,
+        unseen_exact_match=anew.exact_match,
+        base_loss=before.loss,
+        tuned_loss=after.loss,
+        tasks={
+            task: TaskLine(
+                score.rows,
+                before.tasks[task].exact_match,
+                before.tasks[task].token_f1,
+                score.exact_match,
+                score.token_f1,
+            )
+            for task, score in after.tasks.items()
+        },
+        adapter=trained.adapter,
+        run=trained.run,
+        data=str(data),
+        fused=fused,
+        exports=exported.artifacts,
+        answers=tuple(
+            Shown(row.tags.get("task", "all"), _instruction(row), row.turns[-1].content, old, new)
+            for row, old, new in zip(shown, base_answers, tuned_answers, strict=True)
+        ),
+        fused_answer=fused_answer,
+        steps=clock.steps,
+        train_steps=trained.steps,
+        wall_s=time.monotonic() - clock.began_s,
+    )
+
+
+def _fresh(workdir: Path) -> Path:
+    """``workdir``, or the first free numbered folder inside one that holds something."""
+    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+        return workdir
+    return next(folder for n in itertools.count(2) if not (folder := workdir / f"run-{n}").exists())
+
+
+def _scores(
+    loaded: LoadedModel,
+    tokenizer: ChatTokenizer,
+    rows: Sequence[Conversation],
+    label: str,
+    progress: Progress,
+) -> EvalResult:
+    return evaluate(
+        loaded,
+        tokenizer,
+        rows,
+        max_length_tokens=RECIPE["max_length"],
+        max_new_tokens=ANSWER_TOKENS,
+        observe=lambda stage, done, total: progress.update(f"{label} {stage}", done, total),
+    )
+
+
+def _pick(rows: Sequence[Conversation], tokenizer: ChatTokenizer) -> list[Conversation]:
+    """The first rows of different tasks, chosen before anything is known of the answers."""
+    chosen: dict[str, Conversation] = {}
+    for row in rows:
+        if question(row, tokenizer) is not None:
+            chosen.setdefault(row.tags.get("task", row.origin), row)
+    return list(chosen.values())[:SHOWN]
+
+
+def _answers(
+    loaded: LoadedModel, tokenizer: ChatTokenizer, rows: Sequence[Conversation]
+) -> list[str]:
+    prompts = [tokenizer.prompt_ids(row.turns[:-1], row.tools) for row in rows]
+    return Generator(loaded, tokenizer).batch(prompts, ANSWER_TOKENS)
+
+
+def _instruction(row: Conversation) -> str:
+    return next(turn.content for turn in row.turns if turn.role == "user")

@@ -1,0 +1,93 @@
+"""Options that several commands share, so that a flag means the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mlx_itune.kit.network import go_offline
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
+
+
+def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    if value:
+        go_offline()
+    return value
+
+
+def common(function: F) -> F:
+    """--json and --offline, which every command takes."""
+    function = click.option(
+        "--offline",
+        is_flag=True,
+        is_eager=True,
+        callback=_stay_offline,
+        help="Open no socket; Hub models come from the local cache only.",
+    )(function)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."
+    )(function)
+
+
+def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command with --json, --offline and an example at the end of its help."""
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        return click.command(name, epilog=f"\b\nExample:\n  {example}")(common(function))
+
+    return wrap
+
+
+model = click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="'starter', a model directory, or a Hub id such as mlx-community/Qwen3-0.6B-4bit.",
+)
+adapter = click.option(
+    "--adapter", type=DIRECTORY, metavar="DIR", help="A LoRA adapter trained on that model."
+)
+template = click.option(
+    "--template",
+    type=click.Choice(["auto", "alpaca", "chatml"]),
+    help="Chat template; the adapter's, or else the model's own, unless given.",
+)
+compute = click.option(
+    "--compute",
+    type=click.Choice(["auto", "dequantized", "quantized"]),
+    default="auto",
+    help="How quantized layers are computed; the function is the same.",
+)
+
+
+def fidelity(function: F) -> F:
+    """The options of a merge: --bits, --max-kl, --allow-lossy, --data."""
+    for option in (
+        click.option(
+            "--data",
+            type=ANY_PATH,
+            metavar="FILE|DIR",
+            help="Held-out rows to measure on; without it, the tuned model's own answers to "
+            "built-in prompts.",
+        ),
+        click.option("--allow-lossy", is_flag=True, help="Write the result even beyond --max-kl."),
+        click.option(
+            "--max-kl",
+            type=click.FloatRange(min=0),
+            help="Mean KL from base + adapter to accept, nats per token (default 0.001).",
+        ),
+        click.option(
+            "--bits",
+            type=click.Choice(["4", "8", "16"]),
+            help="Force one width; without it the smallest that passes --max-kl.",
+        ),
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,57 @@
+"""``quickstart``: the whole job on the embedded starter, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlx_itune.cli import options
+
+
+@options.command("quickstart", "mlx-itune quickstart --workdir demo")
+@click.option(
+    "--workdir", type=options.DIRECTORY, default=Path("demo"), show_default=True, metavar="DIR"
+)
+@click.option(
+    "--adapter",
+    "kind",
+    type=click.Choice(["lora", "rslora"]),
+    default="lora",
+    show_default=True,
+    help="Kind of adapter to train.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of training.")
+@click.option(
+    "--data-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample data."
+)
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps (default: the recipe's).")
+def command(
+    workdir: Path,
+    kind: str,
+    seed: int,
+    data_seed: int,
+    steps: int | None,
+    as_json: bool,
+    offline: bool,
+) -> None:
+    """The whole job in minutes: data, train, evaluate before and after, fuse, export, one answer.
+
+    Everything is made on this machine and nothing is downloaded. A workdir that exists gets a
+    new numbered folder inside.
+    """
+    from mlx_itune.cli import report
+    from mlx_itune.cli.job import run_job
+    from mlx_itune.cli.progress import Progress
+    from mlx_itune.cli.story import tell
+    from mlx_itune.kit.network import go_offline
+
+    go_offline()
+    with Progress() as progress:
+        outcome = run_job(
+            workdir, kind=kind, seed=seed, data_seed=data_seed, steps=steps, progress=progress
+        )
+    if as_json:
+        report.emit(outcome)
+    else:
+        tell(outcome)

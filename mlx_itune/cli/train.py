@@ -1,0 +1,108 @@
+"""``train``: settings from flags and a config file, one run, one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_itune.cli import options
+from mlx_itune.kit.errors import UsageError
+
+_FLAGS: tuple[tuple[str, Any, str], ...] = (
+    ("--model", str, "'starter', a model directory or a Hub id."),
+    ("--data", options.ANY_PATH, "A file of rows, or a folder with train.jsonl."),
+    ("--out", options.DIRECTORY, "Where the adapter goes."),
+    ("--runs", options.DIRECTORY, "Where runs are kept (default: runs)."),
+    ("--epochs", float, "Times through the data (default 3, or what --steps says)."),
+    ("--steps", int, "Stop after so many optimizer steps."),
+    ("--batch-size", int, "Rows per optimizer step (default 8)."),
+    ("--learning-rate", float, "Peak learning rate (default 2e-4)."),
+    ("--rank", int, "LoRA rank (default 16)."),
+    ("--alpha", float, "LoRA alpha; the update is scaled by alpha / rank (default 2 * rank)."),
+    ("--dropout", float, "Dropout before the low-rank update (default 0)."),
+    ("--adapter", click.Choice(["lora", "rslora"]), "Kind of adapter (default lora)."),
+    (
+        "--preset",
+        click.Choice(["alpaca", "vicuna", "hermes", "small-data"]),
+        "A published recipe; other flags win over it.",
+    ),
+    ("--template", click.Choice(["auto", "alpaca", "chatml"]), "Chat template (default auto)."),
+    ("--max-length", int, "Longest row in tokens (default 2048)."),
+    ("--learn", click.Choice(["all", "last", "marked"]), "Assistant turns to learn (all)."),
+    (
+        "--too-long",
+        click.Choice(["split", "truncate", "drop", "error"]),
+        "What happens to longer rows (default split).",
+    ),
+    ("--compute", click.Choice(["auto", "dequantized", "quantized"]), "(default auto)."),
+    ("--save-every", int, "Steps between checkpoints; 0 is never (default 200)."),
+    ("--eval-every", int, "Steps between validations; 0 is start and end only."),
+    ("--seed", int, "Seed of order, initialization and dropout (default 0)."),
+    ("--weight-decay", float, "AdamW's decay (default 0)."),
+    ("--warmup", float, "Warm-up: below 1 a share of the run, else steps (default 0.03)."),
+    ("--schedule", click.Choice(["cosine", "linear", "constant"]), "(default cosine)."),
+    ("--clip-norm", float, "Largest gradient norm; 0 is no clipping (default 1)."),
+    ("--micro-batch-tokens", int, "Tokens computed at once; speed and memory only (4096)."),
+)
+
+
+def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    for flag, kind, help_line in reversed(_FLAGS):
+        function = click.option(flag, type=kind, help=help_line)(function)
+    return function
+
+
+@options.command(
+    "train", "mlx-itune train --model starter --data rows.jsonl --out adapter --epochs 2"
+)
+@click.option(
+    "--config",
+    type=options.ANY_PATH,
+    metavar="TOML",
+    help="The same settings in a file; flags win over it.",
+)
+@_flags
+def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> None:
+    """Tune a model on a data set by LoRA; only the assistant's words are learned."""
+    from mlx_itune.cli.progress import Progress
+    from mlx_itune.kit.config import from_toml
+    from mlx_itune.training.loop import train
+    from mlx_itune.training.settings import TrainSettings, settings_from
+
+    values: dict[str, Any] = from_toml(config, TrainSettings) if config else {}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    if offline:
+        values["offline"] = True
+    missing = [f"--{name}" for name in ("model", "data", "out") if name not in values]
+    if missing:
+        raise UsageError(f"missing {', '.join(missing)}", hint="see mlx-itune train --help")
+    if values.get("offline"):
+        from mlx_itune.kit.network import go_offline
+
+        go_offline()
+    with Progress() as progress:
+        result = train(settings_from(values), observe=progress.training)
+    from mlx_itune.cli import report
+
+    if as_json:
+        report.emit(result)
+        return
+    report.pairs(
+        [
+            ("adapter", result.adapter),
+            ("run", result.run),
+            ("steps", f"{result.steps:,} ({result.epochs:g} epochs, {result.examples:,} rows)"),
+            ("train loss", report.number(result.train_loss)),
+            ("valid loss", report.number(result.valid_loss)),
+            (
+                "learned",
+                f"{result.supervised_tokens:,} tokens, "
+                f"{result.supervised_tokens_per_second:,.0f} per second",
+            ),
+            ("peak memory", report.megabytes(result.peak_memory_bytes)),
+            ("time", report.seconds(result.wall_s)),
+        ]
+    )

@@ -1,0 +1,10 @@
+"""Sample data: wholly invented clinical notes and twenty kinds of questions about them.
+
+A note is drawn from a seed (``record``), written in one of many layouts (``notes``) and asked
+about (``tasks``, ``wordings``). The same generator, with other seeds and without any question,
+writes the text that the embedded starter model was pretrained on (``starter/corpus.py``).
+"""
+
+from mlx_itune.dataset.clinical.rows import rows, write_dataset
+
+__all__ = ["rows", "write_dataset"]

@@ -1,0 +1,167 @@
+"""A model directory as it ships: an allow-list of files, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.kit.files import require_free_bytes, sha256_file, storage_errors
+
+# Data only; a model's Python files are never copied.
+_CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
+)
+_SHARD_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One thing that ships. ``sha256`` of a directory covers every file's name and bytes."""
+
+    path: str
+    format: str
+    bytes: int
+    sha256: str
+
+
+def describe(path: Path, kind: str) -> Artifact:
+    """Size and digest of a finished artefact, file or directory. Raises StorageError."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    with storage_errors(path):
+        size_bytes = sum(file.stat().st_size for file in files)
+    if path.is_file():
+        return Artifact(str(path), kind, size_bytes, sha256_file(path))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n".encode())
+    return Artifact(str(path), kind, size_bytes, digest.hexdigest())
+
+
+def refuse_same(source: Path, out: Path) -> None:
+    """Raise UsageError where ``out`` is, holds or lies in the model it is made from."""
+    a, b = source.resolve(), out.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise UsageError("is the model itself", where=str(out), hint="choose another --out")
+
+
+def write_model(
+    stage: Path,
+    source: Path,
+    tensors: Mapping[str, Any],
+    quantization: Mapping[str, Any] | None,
+    tokenizer: ChatTokenizer,
+) -> None:
+    """Config, weights and tokenizer files into ``stage``. Raises StorageError, ModelError."""
+    size_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    require_free_bytes(stage, size_bytes + (16 << 20), "the model")
+    config = _read_json(source / "config.json")
+    for key in ("quantization", "quantization_config"):
+        config.pop(key, None)
+        if quantization is not None:
+            config[key] = dict(quantization)
+    with storage_errors(stage):
+        for name in _CARRIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, stage / name)
+        _carry_template(stage, config, tokenizer)
+        _write_json(stage / "config.json", config)
+        _write_tensors(stage, tensors)
+
+
+def quantization_config(
+    base: Mapping[str, Any] | None, layers: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Any] | None:
+    """mlx-lm's ``quantization`` entry: the commonest grid, and each layer that differs from it."""
+    if not layers:
+        return None
+    counts = Counter(tuple(sorted(grid.items())) for grid in layers.values())
+    default = dict(counts.most_common(1)[0][0])
+    if base and any(_same(base, grid) for grid in layers.values()):
+        default = {k: base.get(k, "affine") for k in ("group_size", "bits", "mode")}
+    return default | {path: dict(grid) for path, grid in layers.items() if dict(grid) != default}
+
+
+def _same(base: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
+    return all(base.get(key, "affine") == grid[key] for key in grid)
+
+
+def _carry_template(stage: Path, config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
+    """A built-in template becomes the model's own, with the tokens that end its turns."""
+    settings_file = stage / "tokenizer_config.json"
+    settings = _read_json(settings_file) if settings_file.exists() else {}
+    settings.pop("auto_map", None)
+    if tokenizer.name != "auto":
+        settings.pop("chat_template", None)
+        (stage / "chat_template.json").unlink(missing_ok=True)
+        (stage / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8")
+        ends = sorted(tokenizer.eos_ids)
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        generation_file = stage / "generation_config.json"
+        if generation_file.exists():
+            generation = _read_json(generation_file)
+            generation["eos_token_id"] = config["eos_token_id"]
+            _write_json(generation_file, generation)
+    if settings_file.exists():
+        _write_json(settings_file, settings)
+
+
+def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
+    shards: list[dict[str, Any]] = [{}]
+    filled_bytes = 0
+    for name in sorted(tensors):
+        if shards[-1] and filled_bytes + tensors[name].nbytes > _SHARD_BYTES:
+            shards.append({})
+            filled_bytes = 0
+        shards[-1][name] = tensors[name]
+        filled_bytes += tensors[name].nbytes
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [
+            f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, 1 + len(shards))
+        ]
+    for name, shard in zip(names, shards, strict=True):
+        try:
+            mx.save_safetensors(str(stage / name), shard, metadata={"format": "mlx"})
+        except RuntimeError as error:
+            raise OSError(0, (str(error).splitlines() or ["write failed"])[0], name) from error
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+            "weight_map": {n: f for f, shard in zip(names, shards, strict=True) for n in shard},
+        }
+        _write_json(stage / "model.safetensors.index.json", index)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with storage_errors(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"is not JSON ({error})", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise ModelError("is not a JSON object", where=str(path))
+    return value
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

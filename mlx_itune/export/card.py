@@ -1,0 +1,35 @@
+"""The model card that travels with a fused or exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(base_id: str, fused: Mapping[str, Any] | None) -> str:
+    """README.md text: base, method, fidelity, how to open it; ``fused`` as in provenance.json."""
+    tuned = fused is not None
+    lines = [
+        "---",
+        "library_name: mlx",
+        "pipeline_tag: text-generation",
+        f"base_model: {base_id}",
+        "---",
+        "",
+        f"# {base_id}{', tuned' if tuned else ''}",
+        "",
+    ]
+    if fused is not None:
+        lines += [
+            "A LoRA adapter merged into its base model by mlx-itune.",
+            "",
+            f"- how: {fused['method']}",
+            "- distance from base + adapter, measured on "
+            f"{fused['tokens']:,} learned tokens of held-out rows:",
+            f"  mean KL {fused['kl_mean']:.3g} nats per token, 99th percentile "
+            f"{fused['kl_p99']:.3g}, same first choice on {fused['top1_agreement']:.2%}",
+            "- `provenance.json` says what it was trained on, and how",
+            "",
+        ]
+    lines += ["```bash", "mlx_lm.generate --model . --prompt 'Hello'", "```", ""]
+    return "\n".join(lines)

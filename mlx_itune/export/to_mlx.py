@@ -1,0 +1,102 @@
+"""Export to MLX: a directory that mlx-lm, mlx-swift-lm and LM Studio open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx.utils import tree_flatten
+
+from mlx_itune.dataset.render import TokenizedExample
+from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.export.artifact import (
+    Artifact,
+    describe,
+    quantization_config,
+    refuse_same,
+    write_model,
+)
+from mlx_itune.export.card import model_card
+from mlx_itune.export.fuse import DEFAULT_MAX_KL, FuseResult, Observe, fuse
+from mlx_itune.export.merge import Way, merge
+from mlx_itune.export.verify import Verification, verify
+from mlx_itune.kit.files import staged_directory, storage_errors
+from mlx_itune.model import adapter as adapters
+from mlx_itune.model import base, stock
+
+# mlx-lm's kernels round otherwise than the float32 path they are compared with.
+_READ_BACK_MAX_KL = 1e-2
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, what reading it back showed, and the merge where there was one."""
+
+    artifacts: tuple[Artifact, ...]
+    verify: Verification
+    fuse: FuseResult | None
+
+
+def export_mlx(
+    model: str,
+    adapter_dir: Path | None,
+    out: Path,
+    *,
+    data: Sequence[TokenizedExample],
+    tokenizer: ChatTokenizer,
+    bits: int | None = None,
+    max_kl: float = DEFAULT_MAX_KL,
+    allow_lossy: bool = False,
+    compute: str = "auto",
+    offline: bool = False,
+    overwrite: bool = False,
+    observe: Observe | None = None,
+) -> ExportResult:
+    """Write ``model``, merged with the adapter where there is one, and verify it with mlx-lm.
+
+    Raises what :func:`mlx_itune.export.fuse.fuse` raises, and ModelError when the directory does
+    not read back as what was written.
+    """
+    if adapter_dir is not None:
+        fused = fuse(
+            model,
+            adapter_dir,
+            out,
+            data=data,
+            tokenizer=tokenizer,
+            bits=bits,
+            max_kl=max_kl,
+            allow_lossy=allow_lossy,
+            compute=compute,
+            offline=offline,
+            overwrite=overwrite,
+            observe=observe,
+        )
+        reference = base.load(model, compute=compute, offline=offline)
+        adapters.apply(reference, adapters.load(adapter_dir))
+        reference.model.eval()
+        limit = max(_READ_BACK_MAX_KL, 10 * fused.kl_mean)
+        checked = verify(out, reference, data, max_kl=limit)
+        return ExportResult((describe(out, "mlx"),), checked, fused)
+    source = base.resolve(model, offline=offline)
+    refuse_same(source, out)
+    raw, config = stock.read(source)
+    tensors = dict(tree_flatten(raw.parameters()))
+    # No delta and the base's own grid: every tensor as it is.
+    _, layers = merge(raw, {}, Way("requantized", 0))
+    with staged_directory(out, overwrite=overwrite) as stage:
+        quantization = quantization_config(config.get("quantization"), layers)
+        write_model(stage, source, tensors, quantization, tokenizer)
+        reference = base.load(model, compute=compute, offline=offline)
+        with storage_errors(stage):
+            card = source / "README.md"
+            text = card.read_text("utf-8") if card.is_file() else model_card(reference.id, None)
+            (stage / "README.md").write_text(text, encoding="utf-8")
+            papers = source / "provenance.json"
+            if papers.is_file():
+                (stage / "provenance.json").write_bytes(papers.read_bytes())
+        if observe:
+            observe("reading it back with mlx-lm")
+        checked = verify(stage, reference, data, max_kl=_READ_BACK_MAX_KL, expected=tensors)
+    return ExportResult((describe(out, "mlx"),), checked, None)

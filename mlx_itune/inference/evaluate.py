@@ -1,0 +1,172 @@
+"""How good is a model on a data set: exact loss on every row, and its own answers scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.prepare import prepare
+from mlx_itune.dataset.render import TokenizedExample, render
+from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.inference.generate import Generator
+from mlx_itune.inference.metrics import exact_match, token_f1
+from mlx_itune.model.base import LoadedModel
+from mlx_itune.model.loss import choose_nll
+
+# Padded tokens per forward pass; a speed setting, the sums do not depend on it.
+_BATCH_TOKENS = 8192
+NO_TASK = "all"
+
+Observe = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Mean scores of the generated answers of one task."""
+
+    rows: int
+    exact_match: float
+    token_f1: float
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """``loss`` is the mean NLL per supervised token over all rows (nats), ``perplexity`` its exp.
+
+    ``exact_match`` and ``token_f1`` are means over tasks, so that a frequent task does not drown
+    a rare one; None where no answers were generated.
+    """
+
+    rows: int
+    supervised_tokens: int
+    loss: float
+    perplexity: float
+    exact_match: float | None
+    token_f1: float | None
+    tasks: dict[str, TaskScore]
+
+
+def evaluate(
+    loaded: LoadedModel,
+    tokenizer: ChatTokenizer,
+    conversations: Sequence[Conversation],
+    *,
+    max_length_tokens: int = 2048,
+    max_new_tokens: int = 256,
+    learn: Literal["all", "last", "marked"] = "all",
+    batch_size: int = 32,
+    generate: bool = True,
+    observe: Observe | None = None,
+) -> EvalResult:
+    """Evaluate on all rows; nothing is sampled and nothing left out.
+
+    ``observe(stage, done, total)`` is told of progress. Raises DataError when no row has anything
+    to learn.
+    """
+    examples = prepare(
+        conversations, tokenizer, max_length_tokens=max_length_tokens, learn=learn
+    ).examples
+    sums: list[Any] = []
+    nll = choose_nll(loaded.model)
+    done = 0
+    for input_ids, weights in _padded(examples):
+        sums.append([float(np.array(part)) for part in nll(loaded.model, input_ids, weights)])
+        done += len(input_ids)
+        if observe:
+            observe("loss", done, len(examples))
+    total, weight = np.sum(sums, axis=0)
+    loss = float(total / weight) if weight else math.nan
+    tasks: dict[str, TaskScore] = {}
+    if generate:
+        tasks = _scores(loaded, tokenizer, conversations, max_new_tokens, batch_size, observe)
+    return EvalResult(
+        rows=len(conversations),
+        supervised_tokens=sum(int(np.count_nonzero(e.weights[1:])) for e in examples),
+        loss=loss,
+        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        exact_match=fmean(t.exact_match for t in tasks.values()) if tasks else None,
+        token_f1=fmean(t.token_f1 for t in tasks.values()) if tasks else None,
+        tasks=tasks,
+    )
+
+
+def question(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list[int], str] | None:
+    """The prompt ids before the last assistant turn, and that turn's text; None without one.
+
+    A turn of tool calls has the text that the chat template gives them.
+    """
+    turns = conversation.turns
+    last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
+    if last is None:
+        return None
+    prompt = tokenizer.prompt_ids(turns[:last], conversation.tools)
+    if not turns[last].tool_calls:
+        return prompt, turns[last].content
+    example = render(conversation, tokenizer, "last")[-1]
+    start, end = example.spans[-1]
+    learned = [i for i in example.input_ids[start:end].tolist() if i not in tokenizer.eos_ids]
+    return prompt, tokenizer.decode(learned)
+
+
+def _scores(
+    loaded: LoadedModel,
+    tokenizer: ChatTokenizer,
+    conversations: Sequence[Conversation],
+    max_new_tokens: int,
+    batch_size: int,
+    observe: Observe | None,
+) -> dict[str, TaskScore]:
+    asked = [
+        (conversation.tags.get("task", NO_TASK), *pair)
+        for conversation in conversations
+        if (pair := question(conversation, tokenizer)) is not None
+    ]
+    prompts = [prompt for _, prompt, _ in asked]
+    answers = Generator(loaded, tokenizer).batch(
+        prompts,
+        max_new_tokens,
+        batch_size,
+        observe=(lambda done: observe("answers", done, len(prompts))) if observe else None,
+    )
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for (task, _, reference), answer in zip(asked, answers, strict=True):
+        pairs.setdefault(task, []).append((answer, reference))
+    return {
+        task: TaskScore(
+            rows=len(rows),
+            exact_match=fmean(float(exact_match(*pair)) for pair in rows),
+            token_f1=fmean(token_f1(*pair) for pair in rows),
+        )
+        for task, rows in sorted(pairs.items())
+    }
+
+
+def _padded(
+    examples: Sequence[TokenizedExample],
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Length-sorted batches, input_ids (B, T) and weights (B, T); padding carries no weight."""
+    ordered = sorted(examples, key=lambda example: len(example.input_ids))
+    start = 0
+    while start < len(ordered):
+        stop = start + 1
+        while (
+            stop < len(ordered)
+            and (stop - start + 1) * len(ordered[stop].input_ids) <= _BATCH_TOKENS
+        ):
+            stop += 1
+        rows = ordered[start:stop]
+        width = len(rows[-1].input_ids)
+        input_ids = np.zeros((len(rows), width), dtype=np.int32)
+        weights = np.zeros((len(rows), width), dtype=np.float32)
+        for k, row in enumerate(rows):
+            input_ids[k, : len(row.input_ids)] = row.input_ids
+            weights[k, : len(row.weights)] = row.weights
+        yield input_ids, weights
+        start = stop

@@ -1,0 +1,160 @@
+"""Durable files: what is written is either wholly there after a power cut, or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mlx_itune.kit.errors import StorageError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Replace `path` by `data` atomically; afterwards it survives a power cut.
+
+    Raises StorageError, with the temporary file removed and `path` as it was.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        with storage_errors(path):
+            with temporary.open("xb") as file:
+                for chunk in (data,) if isinstance(data, bytes) else data:
+                    file.write(chunk)
+                file.flush()
+                _sync_descriptor(file.fileno())
+            temporary.replace(path)
+            _sync_path(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a temporary sibling of `out`; it becomes `out` only if the block succeeds.
+
+    On any exception, KeyboardInterrupt included, the temporary directory is removed and `out` is
+    as it was. Raises StorageError for an `out` that is a file or, unless `overwrite`, not empty.
+    """
+    # A link keeps pointing where it points: the directory behind it is what is replaced.
+    out = Path(os.path.realpath(out))
+    with storage_errors(out):
+        _refuse_occupied(out, overwrite)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = _beside(out)
+        stage.mkdir()
+    try:
+        with storage_errors(out):
+            yield stage
+            _sync_tree(stage)
+            _refuse_occupied(out, overwrite)
+            _swap_in(stage, out)
+            _sync_path(out.parent)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex. Raises StorageError."""
+    digest = hashlib.sha256()
+    with storage_errors(path), Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def require_free_bytes(path: Path, needed_bytes: int, what: str) -> None:
+    """Raise StorageError unless the disk that will hold `path` has `needed_bytes` free."""
+    existing = Path(os.path.realpath(path))
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    with storage_errors(path):
+        free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{what} needs {_megabytes(needed_bytes)}, the disk has {_megabytes(free_bytes)} free",
+            where=str(path),
+            hint="free some space or choose another place",
+        )
+
+
+@contextlib.contextmanager
+def storage_errors(where: Path | str) -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError that names the file and the reason."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise StorageError(reason, where=str(error.filename or where)) from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _refuse_occupied(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise StorageError("is a file, not a directory", where=str(out), hint="choose another name")
+    if not overwrite and any(out.iterdir()):
+        raise StorageError(
+            "already exists and is not empty",
+            where=str(out),
+            hint="choose another name or remove it first",
+        )
+
+
+def _swap_in(stage: Path, out: Path) -> None:
+    # POSIX renames over an empty directory atomically; a full one has to step aside first.
+    if not out.exists() or not any(out.iterdir()):
+        stage.rename(out)
+        return
+    old = _beside(out)
+    out.rename(old)
+    try:
+        stage.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            _sync_path(Path(folder) / name)
+        _sync_path(Path(folder))
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _sync_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_descriptor(descriptor: int) -> None:
+    # On macOS fsync stops at the drive's cache; F_FULLFSYNC empties it (fcntl(2)).
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def _megabytes(count_bytes: int) -> str:
+    return f"{count_bytes / 1e6:,.1f} MB"

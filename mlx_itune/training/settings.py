@@ -1,0 +1,140 @@
+"""Everything a training run can be told, validated at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_itune.kit.errors import UsageError, closest
+
+Preset = Literal["alpaca", "vicuna", "hermes", "small-data"]
+
+# The published recipes, with the learning rate of a LoRA (theirs, 2e-5, is for full fine-tuning).
+PRESETS: dict[str, dict[str, object]] = {
+    "alpaca": {"epochs": 3.0, "batch_size": 128, "max_length": 512, "warmup": 0.03},
+    "vicuna": {"epochs": 3.0, "batch_size": 128, "max_length": 2048, "warmup": 0.04},
+    "hermes": {"epochs": 3.0, "batch_size": 128, "max_length": 4096, "warmup": 300.0},
+    "small-data": {"epochs": 5.0, "batch_size": 8, "learning_rate": 1e-4, "dropout": 0.05},
+}
+DEFAULT_EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One run. Raises UsageError that lists every field out of range.
+
+    epochs and steps: the shorter of both ends the run; with neither, three epochs. warmup: below 1
+    a share of the run, else a number of steps. alpha: 2 * rank unless given.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    runs: Path = Path("runs")
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    adapter: Literal["lora", "rslora"] = "lora"
+    preset: Preset | None = None
+    template: Literal["auto", "chatml", "alpaca"] = "auto"
+    max_length: int = 2048
+    learn: Literal["all", "last", "marked"] = "all"
+    too_long: Literal["split", "truncate", "drop", "error"] = "split"
+    compute: Literal["auto", "dequantized", "quantized"] = "auto"
+    save_every: int = 200
+    seed: int = 0
+    optimizer: Literal["adamw"] = "adamw"
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float = 1.0
+    eval_every: int = 0
+    micro_batch_tokens: int = 4096
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [*_ranges(self), *_choices(self)]
+        if problems:
+            raise UsageError("; ".join(problems))
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the low-rank update; rsLoRA divides by sqrt(rank) (2312.03732)."""
+        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.adapter == "rslora" else self.rank)
+
+    @property
+    def planned_epochs(self) -> float | None:
+        """The limit in epochs: None only when `steps` alone ends the run."""
+        if self.epochs is None and self.steps is None:
+            return DEFAULT_EPOCHS
+        return self.epochs
+
+
+def settings_from(values: Mapping[str, Any]) -> TrainSettings:
+    """Settings of explicit values over their preset's over the defaults. Raises UsageError."""
+    names = [field.name for field in dataclasses.fields(TrainSettings)]
+    for name in values:
+        if name not in names:
+            near = closest(name, names)
+            hint = f"did you mean {near}?" if near else None
+            raise UsageError(f"unknown setting {name!r}", hint=hint)
+    chosen = values.get("preset")
+    if chosen is not None and chosen not in PRESETS:
+        near = closest(str(chosen), PRESETS)
+        hint = f"did you mean {near}?" if near else "one of " + ", ".join(PRESETS)
+        raise UsageError(f"unknown preset {chosen!r}", hint=hint)
+    preset = dict(PRESETS.get(chosen or "", {}))
+    # Steps that somebody asked for are not cut short by a preset's epochs.
+    if values.get("steps") is not None:
+        preset.pop("epochs", None)
+    return TrainSettings(**{**preset, **values})
+
+
+def _ranges(s: TrainSettings) -> list[str]:
+    finite = math.isfinite
+    checks = {
+        "epochs must be above 0": s.epochs is None or (finite(s.epochs) and s.epochs > 0),
+        "steps must be at least 1": s.steps is None or s.steps >= 1,
+        "batch_size must be at least 1": s.batch_size >= 1,
+        "learning_rate must be above 0 and below 1": 0 < s.learning_rate < 1,
+        "rank must be from 1 to 1024": 1 <= s.rank <= 1024,
+        "alpha must be above 0": s.alpha is None or (finite(s.alpha) and s.alpha > 0),
+        "dropout must be at least 0 and below 1": 0 <= s.dropout < 1,
+        "max_length must be at least 2": s.max_length >= 2,
+        "save_every must be at least 0 (0: never)": s.save_every >= 0,
+        "eval_every must be at least 0 (0: only at start and end)": s.eval_every >= 0,
+        "weight_decay must be at least 0": finite(s.weight_decay) and s.weight_decay >= 0,
+        "warmup must be at least 0": finite(s.warmup) and s.warmup >= 0,
+        "clip_norm must be at least 0 (0: no clipping)": finite(s.clip_norm) and s.clip_norm >= 0,
+        "micro_batch_tokens must be at least 1": s.micro_batch_tokens >= 1,
+        "seed must be at least 0": s.seed >= 0,
+    }
+    return [
+        f"{rule}, not {getattr(s, rule.split()[0])}" for rule, holds in checks.items() if not holds
+    ]
+
+
+def _choices(s: TrainSettings) -> list[str]:
+    options: dict[str, tuple[str, ...]] = {
+        "adapter": ("lora", "rslora"),
+        "template": ("auto", "chatml", "alpaca"),
+        "learn": ("all", "last", "marked"),
+        "too_long": ("split", "truncate", "drop", "error"),
+        "compute": ("auto", "dequantized", "quantized"),
+        "optimizer": ("adamw",),
+        "schedule": ("cosine", "linear", "constant"),
+    }
+    return [
+        f"{name} must be one of {', '.join(allowed)}, not {getattr(s, name)!r}"
+        for name, allowed in options.items()
+        if getattr(s, name) not in allowed
+    ]

@@ -1,0 +1,191 @@
+"""What every test stands on: a home of its own, no network, and a tiny model made in-process."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read once, when huggingface_hub is first imported: so before any test module is.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mlx-itune-test-hf-")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+CHAT_TEMPLATE = (
+    "{% if tools %}<|tool|>\n{{ tools | tojson }}<|end|>\n{% endif %}"
+    "{% for message in messages %}"
+    "<|{{ message.role }}|>\n{{ message.content }}"
+    "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+TOKENIZER_TEXT = [
+    "Extract the medications and their dosages from the note.",
+    "The patient takes metformin 500 mg twice daily and zolpidem 5 mg at night.",
+    "Follow-up: in two weeks. Allergies: none known. Triage: routine.",
+    "Answer the question with yes or no, then give the reason in one sentence.",
+]
+HIDDEN, LAYERS, MLP, HEADS, KV_HEADS = 64, 2, 128, 4, 2
+
+
+def _stays_here(address: object) -> bool:
+    """True for a Unix socket's path and for loopback addresses."""
+    if not isinstance(address, tuple):
+        return True
+    host = address[0]
+    if host in (None, "", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def network_attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Refuse every way off this machine and fail the test that tried.
+
+    A test of what happens without a network asks for this list and clears it at its end.
+    """
+    attempts: list[object] = []
+
+    def guard(name: str) -> None:
+        real = getattr(socket.socket, name)
+
+        def guarded(self: socket.socket, *args: object) -> object:
+            address = args[-1]  # sendto takes (data, address) or (data, flags, address)
+            if self.family == socket.AF_UNIX or _stays_here(address):
+                return real(self, *args)
+            attempts.append(address)
+            raise OSError(f"tests have no network: {name} to {address!r}")
+
+        monkeypatch.setattr(socket.socket, name, guarded)
+
+    for name in ("connect", "connect_ex", "sendto"):
+        guard(name)
+    look_up = socket.getaddrinfo
+
+    def guarded_look_up(host: str | None, *args: object, **options: object) -> object:
+        if _stays_here((host,)):
+            return look_up(host, *args, **options)  # type: ignore[arg-type]
+        attempts.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, f"tests have no network: look-up of {host!r}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
+    yield attempts
+    if attempts:
+        pytest.fail(f"the test reached for the network: {attempts}")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory of the test's own; the XDG folders follow it."""
+    path = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(path))
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+def write_tiny_tokenizer(out: Path) -> int:
+    """Train a byte-level BPE on a few sentences, write it with a template; return its size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TOKENIZER_TEXT, trainer)
+    tokenizer.save(str(out / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 2048,
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return int(tokenizer.get_vocab_size())
+
+
+def write_tiny_model(out: Path, *, bits: int | None = None, seed: int = 0) -> Path:
+    """Write a two-layer Llama directory with random weights, float32 or quantized (group 64)."""
+    import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
+    import mlx.core as mx  # isort: skip
+
+    out.mkdir(parents=True, exist_ok=True)
+    vocabulary = write_tiny_tokenizer(out)
+    head = HIDDEN // HEADS
+    shapes = {"model.embed_tokens": (vocabulary, HIDDEN)}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        shapes[f"{at}.self_attn.q_proj"] = (HEADS * head, HIDDEN)
+        shapes[f"{at}.self_attn.k_proj"] = (KV_HEADS * head, HIDDEN)
+        shapes[f"{at}.self_attn.v_proj"] = (KV_HEADS * head, HIDDEN)
+        shapes[f"{at}.self_attn.o_proj"] = (HIDDEN, HEADS * head)
+        shapes[f"{at}.mlp.gate_proj"] = (MLP, HIDDEN)
+        shapes[f"{at}.mlp.up_proj"] = (MLP, HIDDEN)
+        shapes[f"{at}.mlp.down_proj"] = (HIDDEN, MLP)
+    keys = mx.random.split(mx.random.key(seed), len(shapes))
+    weights = {"model.norm.weight": mx.ones((HIDDEN,))}
+    for layer in range(LAYERS):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.{layer}.{norm}.weight"] = mx.ones((HIDDEN,))
+    for key, (name, shape) in zip(keys, shapes.items(), strict=True):
+        weight = mx.random.normal(shape, key=key) * shape[1] ** -0.5
+        if bits is None:
+            weights[f"{name}.weight"] = weight
+        else:
+            codes, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
+            weights |= {f"{name}.weight": codes, f"{name}.scales": scales, f"{name}.biases": biases}
+    mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
+    config: dict[str, object] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "intermediate_size": MLP,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": head,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 2048,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "eos_token_id": SPECIAL_TOKENS.index("<|end|>"),
+        "pad_token_id": SPECIAL_TOKENS.index("<|pad|>"),
+        "torch_dtype": "float32",
+    }
+    if bits is not None:
+        config["quantization"] = {"group_size": 64, "bits": bits, "mode": "affine"}
+        config["quantization_config"] = config["quantization"]
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 Llama directory; read-only by agreement, copy it before changing it."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_quantized_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in 4 bits; read-only by agreement, copy it before changing it."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny-4bit", bits=4)

@@ -1,0 +1,311 @@
+"""Rows in, conversations or faults out; splits that do not move."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.sources import Fault, load_splits, read_rows
+from mlx_itune.kit.errors import DataError, StorageError
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+QA = b'{"question": "q", "answer": "a"}'
+
+
+def rows_of(path, data):
+    path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return list(read_rows(path))
+
+
+def turns_of(path, row):
+    (conversation,) = rows_of(path, row)
+    assert isinstance(conversation, Conversation), conversation
+    return [(turn.role, turn.content) for turn in conversation.turns]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        (
+            {
+                "messages": [
+                    {"role": "developer", "content": "s"},
+                    {"role": "user", "content": [{"type": "text", "text": "u"}]},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
+            [("system", "s"), ("user", "u"), ("assistant", "a")],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "u"},
+                    {"from": "gpt", "value": "a"},
+                ],
+                "system": "s",
+            },
+            [("system", "s"), ("user", "u"), ("assistant", "a")],
+        ),
+        (
+            {"instruction": "i", "input": "x", "output": "o"},
+            [("user", "i\n\nx"), ("assistant", "o")],
+        ),
+        ({"instruction": "i", "input": "", "output": "o"}, [("user", "i"), ("assistant", "o")]),
+        (
+            {"instruction": "i", "input": "<noinput>", "output": "o"},
+            [("user", "i"), ("assistant", "o")],
+        ),
+        ({"instruction": "i", "input": None, "output": "o"}, [("user", "i"), ("assistant", "o")]),
+        ({"instruction": "i", "output": "o"}, [("user", "i"), ("assistant", "o")]),
+        ({"question": "q", "answer": "a"}, [("user", "q"), ("assistant", "a")]),
+        ({"prompt": "p", "completion": "c"}, [("user", "p"), ("assistant", "c")]),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": ""},
+                    {"role": "user", "content": "u"},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
+            [("user", "u"), ("assistant", "a")],
+        ),
+    ],
+)
+def test_every_format_is_read(path, row, turns):
+    assert turns_of(path, row) == turns
+
+
+def test_alpaca_input_tools_weights_and_tags_are_kept(path):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "u", "name": "ann"},
+            {"role": "assistant", "content": None, "tool_calls": [call], "weight": 0},
+            {"role": "tool", "content": ""},
+            {"role": "assistant", "content": "a"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "task": "t",
+        "number": 3,
+        "metadata": {"source": "s", "deep": []},
+    }
+    (conversation,) = rows_of(path, row)
+    user, calling, _, _ = conversation.turns
+    assert user.name == "ann" and calling.weight == 0
+    assert calling.tool_calls[0]["function"]["arguments"] == {"x": 1}
+    assert conversation.tools[0]["function"]["name"] == "f"
+    assert conversation.tags == {"task": "t", "source": "s"}
+    (alpaca,) = rows_of(path, {"instruction": "i", "input": "x", "output": "o"})
+    assert alpaca.messages()[0] == {
+        "role": "user",
+        "content": "i\n\nx",
+        "instruction": "i",
+        "input": "x",
+    }
+
+
+def user_and(*turns):
+    return {"messages": [{"role": "user", "content": "u"}, *turns]}
+
+
+REPLY = {"role": "assistant", "content": "a"}
+FAULTS = {
+    "utf-8": b'{"question": "\xff", "answer": "a"}',
+    "nul": b'{"question": "\x00", "answer": "a"}',
+    "surrogate": b'{"question": "\\ud800", "answer": "a"}',
+    "duplicate-key": b'{"question": "q", "question": "r", "answer": "a"}',
+    "constant": b'{"question": "q", "answer": "a", "score": NaN}',
+    "json": b'{"question": "q", "answer": ',
+    "not-an-object": b'["q", "a"]',
+    "unknown-format": {"text": "t"},
+    "missing-key": {"question": "q"},
+    "empty": {"question": "q", "answer": " \n"},
+    "type": {"question": "q", "answer": 7},
+    "no-turns": {"messages": []},
+    "unknown-role": user_and({"role": "narrator", "content": "x"}),
+    "role-order": user_and({"role": "user", "content": "again"}, REPLY),
+    "content-type": user_and({"role": "assistant", "content": [{"type": "image_url"}]}),
+    "tool-calls": user_and({"role": "assistant", "content": "", "tool_calls": [{"f": 1}]}),
+    "weight": user_and({**REPLY, "weight": -1}),
+    "no-reply": user_and(),
+}
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_every_kind_of_fault_is_told_at_its_line_and_spoils_no_other_row(path, code):
+    row = FAULTS[code]
+    raw = row if isinstance(row, bytes) else json.dumps(row).encode()
+    good, fault, after = rows_of(path, b"\n".join([QA, b"", raw, QA, b""]))
+    assert isinstance(good, Conversation) and good.origin == "rows.jsonl:1"
+    assert isinstance(fault, Fault), fault
+    assert (fault.file, fault.line, fault.code) == ("rows.jsonl", 3, code)
+    assert str(fault).startswith(f"rows.jsonl:3: {code}: ")
+    assert isinstance(after, Conversation) and after.origin == "rows.jsonl:4"
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b'{"question": "q\\u0000", "answer": "a"}', "nul"),
+        (b'{"question": "q", "answer": "a", "meta": {"\\udc00": 1}}', "surrogate"),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "json"),
+        (b'{"question": "q", "answer": "a", "n": ' + b"9" * 5000 + b"}", "json"),
+        (b'{"question": "q", "answer": "a", "deep": {"x": 1, "x": 2}}', "duplicate-key"),
+        (QA + QA, "json"),
+        (json.dumps(user_and({**REPLY, "weight": 1e308 * 10})).encode(), "constant"),
+        (b'{"messages": {"role": "user"}}', "type"),
+        (b'{"messages": ["u"]}', "type"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "role-order"),
+    ],
+)
+def test_smuggled_and_malformed_rows_are_faults(path, raw, code):
+    (fault,) = rows_of(path, raw)
+    assert isinstance(fault, Fault) and fault.code == code
+
+
+def test_lines_end_at_the_newline_byte_only(path):
+    text = '{"question": "a\u2028b\u0085c", "answer": "d\u2029\x7f"}\r\n' * 2
+    found = rows_of(path, text.encode())
+    assert [row.origin for row in found] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert found[0].turns[0].content == "a\u2028b\u0085c"
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_a_byte_order_mark_is_a_fault_of_the_first_row(path, array):
+    rows = b"[" + QA + b",\n" + QA + b"]" if array else QA + b"\n" + QA
+    first, second = rows_of(path, b"\xef\xbb\xbf" + rows)
+    assert (first.line, first.code) == (1, "bom")
+    assert isinstance(second, Conversation) and second.origin == "rows.jsonl:2"
+
+
+def test_arrays_give_the_line_each_row_starts_on(path):
+    data = b"\n[\n  " + QA + b",\n  {\n" + QA[1:-1] + b'\n  },\n7, {"text": 1},\n' + QA + b"\n]\n"
+    found = rows_of(path, data)
+    assert [row.origin for row in found if isinstance(row, Conversation)] == [
+        "rows.jsonl:3",
+        "rows.jsonl:4",
+        "rows.jsonl:8",
+    ]
+    assert [(f.line, f.code) for f in found if isinstance(f, Fault)] == [
+        (7, "not-an-object"),
+        (7, "unknown-format"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "code"),
+    [
+        (b"[\n" + QA + b",\n{broken\n]", 3, "json"),
+        (b"[\n" + QA + b"\n" + QA + b"]", 3, "json"),
+        (b"[\n" + QA + b",\n", 3, "json"),
+        (b"[" + QA + b"]\nmore", 1, "json"),
+        (b"[" + QA + b',\n{"question": "q", "question": 1}]', 2, "duplicate-key"),
+    ],
+)
+def test_broken_arrays_keep_the_rows_before_the_break(path, data, line, code):
+    good, fault = rows_of(path, data)
+    assert isinstance(good, Conversation)
+    assert (fault.line, fault.code) == (line, code)
+
+
+def test_an_array_that_is_not_utf_8_names_the_line(path):
+    (fault,) = rows_of(path, b"[\n\n\xff]")
+    assert (fault.line, fault.code) == (3, "utf-8")
+
+
+def write(folder, name, count, start=0):
+    folder.mkdir(exist_ok=True)
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(start, start + count)]
+    (folder / name).write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_a_folder_gives_its_splits_and_their_hashes(tmp_path):
+    write(tmp_path, "train.jsonl", 5)
+    write(tmp_path, "valid.jsonl", 3)
+    write(tmp_path, "test.jsonl", 2)
+    splits = load_splits(tmp_path)
+    assert [len(s) for s in (splits.train, splits.valid, splits.test)] == [5, 3, 2]
+    assert [(s.path, s.rows) for s in splits.sources] == [
+        ("train.jsonl", 5),
+        ("valid.jsonl", 3),
+        ("test.jsonl", 2),
+    ]
+    assert len({s.sha256 for s in splits.sources}) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(1, 0, 0), (2, 1, 1), (10, 1, 4), (1000, 30, 70), (20000, 500, 500)]
+)
+def test_a_missing_validation_set_is_held_out(tmp_path, count, low, high):
+    write(tmp_path, "rows.jsonl", count)
+    splits = load_splits(tmp_path / "rows.jsonl")
+    assert low <= len(splits.valid) <= high
+    assert len(splits.train) + len(splits.valid) == count and splits.train
+    assert not {c.origin for c in splits.train} & {c.origin for c in splits.valid}
+
+
+def test_the_hold_out_depends_on_content_and_seed_only(tmp_path):
+    rows = [json.dumps({"question": f"q{n % 150}", "answer": "a"}) for n in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "b.jsonl").write_text("\n".join(reversed(rows)))
+
+    def held(name, seed=0):
+        splits = load_splits(tmp_path / name, seed=seed)
+        said = [{c.turns[0].content for c in part} for part in (splits.train, splits.valid)]
+        assert not said[0] & said[1], "equal rows must stay on one side"
+        return said[1]
+
+    assert held("a.jsonl") == held("b.jsonl") != held("a.jsonl", seed=1)
+
+
+def test_all_broken_rows_of_all_files_are_counted_and_the_first_told(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b"\n".join([QA, b"{", b"[]", QA]))
+    (tmp_path / "valid.jsonl").write_bytes(b"{\n{\n")
+    with pytest.raises(DataError) as caught:
+        load_splits(tmp_path)
+    line = str(caught.value)
+    assert "4 of 6 rows are broken: train.jsonl:2: json: " in line
+    assert "train.jsonl:3: not-an-object" in line and "valid.jsonl:1" in line and "..." in line
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"[]"])
+def test_an_empty_file_is_an_error(tmp_path, content):
+    (tmp_path / "train.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=r"train\.jsonl: holds no rows"):
+        load_splits(tmp_path)
+
+
+def test_missing_data_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such data file"):
+        load_splits(tmp_path / "none")
+    write(tmp_path, "valid.jsonl", 1)
+    with pytest.raises(DataError, match=r"no train.jsonl or train.json; found valid\.jsonl"):
+        load_splits(tmp_path)
+    write(tmp_path, "train.jsonl", 1)
+    write(tmp_path, "train.json", 1)
+    with pytest.raises(DataError, match="has both"):
+        load_splits(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        list(read_rows(tmp_path / "none.jsonl"))
+
+
+def test_a_conversation_cannot_be_built_wrong():
+    with pytest.raises(DataError, match=r"f:1: turn 2 \('user'\) cannot follow 'user'"):
+        Conversation((Turn("user", "a"), Turn("user", "b")), "f:1")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared real data is not here")
+@pytest.mark.parametrize(
+    ("name", "rows"), [("gsm8k.jsonl", 2500), ("sharegpt_dummy_conversation.json", 500)]
+)
+def test_real_files_are_read_whole(name, rows):
+    assert sum(isinstance(row, Conversation) for row in read_rows(SHARED / name)) == rows

@@ -1,0 +1,212 @@
+"""Tokenizer and template: offsets, end tokens, the built-in templates, refusals."""
+
+import json
+from pathlib import Path
+
+import chat_templates as t
+import numpy as np
+import pytest
+from conftest import fast
+
+from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.render import render
+from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.kit.errors import DataError, ModelError, UsageError
+
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\nAdd.\n\n### Response:"
+)
+REAL_LLAMA2 = Path(__file__).parents[3] / "shared/data/tokenizers/llama2.tokenizer.model"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model directory that holds a tokenizer alone."""
+
+    def build(kind="gpt2", template=t.CHATML, **files):
+        hf = fast(kind)
+        hf.chat_template = template
+        hf.save_pretrained(tmp_path)
+        for name, content in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return build
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3", "merging", "llama2", "llama2_legacy"])
+def test_character_ranges_cover_multi_byte_text_in_order(chat, kind):
+    text = "Wörd 日本🦙 e\u0301 x<|end|>é it"
+    encoded = chat(kind).encode(text)
+    assert encoded.ids.dtype == encoded.starts.dtype == encoded.ends.dtype == np.int32
+    assert np.all(np.diff(encoded.starts) >= 0) and np.all(encoded.starts <= encoded.ends)
+    covered = {n for a, b in zip(encoded.starts, encoded.ends, strict=True) for n in range(a, b)}
+    assert all(n in covered or char == " " for n, char in enumerate(text))
+    at = text.index("<|end|>")
+    token = encoded.ids.tolist().index(chat(kind).hf.convert_tokens_to_ids("<|end|>"))
+    assert (encoded.starts[token], encoded.ends[token]) == (at, at + 7)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3", "merging", "llama2"])
+def test_a_continuation_never_changes_the_prompt_or_the_text(chat, kind):
+    tokenizer = chat(kind)
+    for prompt in ("a:", "a\n", "a ", "wör"):
+        for answer in ("\n\nx", " it", ") 日", "d"):
+            ids = [*tokenizer.encode_ids(prompt), *tokenizer.continuation_ids(prompt, answer)]
+            assert tokenizer.decode(ids).lstrip() == (prompt + answer)
+
+
+def test_the_end_of_a_turn_is_found_where_no_config_names_it(chat):
+    tokenizer = chat("gpt2", t.CHATML)
+    names = {tokenizer.hf.convert_ids_to_tokens(i) for i in tokenizer.eos_ids}
+    assert names == {"</s>", "<|im_end|>"}
+    assert tokenizer.stop_strings == ()
+
+
+def test_plain_text_endings_become_stop_strings():
+    text = t.PLAIN.replace("'\n\n'", "'\n~~\n'")
+    tokenizer = ChatTokenizer(fast("gpt2"), text)
+    assert tokenizer.stop_strings == ("~~",)
+    (example,) = render(Conversation((Turn("user", "a"), Turn("assistant", "b")), "f:1"), tokenizer)
+    start, end = example.spans[0]
+    assert tokenizer.decode(example.input_ids[start:end]) == " b\n~~</s>"
+
+
+def test_config_files_add_end_tokens_and_nonsense_in_them_is_ignored(folder):
+    path = folder(config={"eos_token_id": [3, True, "x", 10**9]}, generation_config=[1])
+    assert 3 in load_tokenizer(path).eos_ids
+    assert max(load_tokenizer(path).eos_ids) < 10**9
+
+
+def test_the_name_and_hash_of_the_template_are_told(folder):
+    path = folder()
+    auto, again = load_tokenizer(path), load_tokenizer(path)
+    assert auto.name == "auto" and auto.template_text == t.CHATML
+    assert auto.template_sha256 == again.template_sha256
+    assert load_tokenizer(path, template="alpaca").template_sha256 != auto.template_sha256
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama2"])
+def test_alpaca_prompts_are_alpacas_byte_for_byte(folder, kind):
+    tokenizer = load_tokenizer(folder(kind, None), template="alpaca")
+    bos = "<s>" if kind == "llama2" else ""
+    given = Turn("user", "Add.\n\n1 2", input="1 2")
+    for turn, text in ((given, WITH_INPUT), (Turn("user", "Add."), WITHOUT_INPUT)):
+        rendered = tokenizer.render_text([turn.message()], add_generation_prompt=True)
+        assert rendered == bos + text
+        (example,) = render(Conversation((turn, Turn("assistant", "3")), "f:1"), tokenizer)
+        start, end = example.spans[0]
+        assert example.input_ids[:start].tolist() == tokenizer.prompt_ids([turn])
+        assert tokenizer.decode(example.input_ids[start:end]) == "3</s>"
+
+
+def test_alpaca_takes_system_turns_and_dialogues(folder):
+    tokenizer = load_tokenizer(folder("gpt2", None), template="alpaca")
+    turns = [Turn("system", "Be brief."), Turn("user", "a"), Turn("assistant", "b")]
+    messages = [turn.message() for turn in [*turns, Turn("user", "c")]]
+    assert tokenizer.render_text(messages, add_generation_prompt=True) == (
+        "Be brief.\n\n### Instruction:\na\n\n### Response:b</s>"
+        "\n\n### Instruction:\nc\n\n### Response:"
+    )
+
+
+def test_chatml_ends_turns_with_a_token_the_model_has(folder):
+    path = folder("gpt2", None)
+    user = [{"role": "user", "content": "a"}]
+    text = load_tokenizer(path, template="chatml").render_text(user, add_generation_prompt=True)
+    assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+
+    hf = fast("gpt2")
+    raw = json.loads(hf.backend_tokenizer.to_str())
+    raw["added_tokens"] = [a for a in raw["added_tokens"] if a["content"] != "<|im_end|>"]
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings.pop("added_tokens_decoder", None)
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    text = load_tokenizer(path, template="chatml").render_text(user, add_generation_prompt=True)
+    assert text == "<|im_start|>user\na</s>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chatml"])
+def test_built_in_templates_refuse_tools_instead_of_dropping_them(folder, name):
+    tokenizer = load_tokenizer(folder("gpt2", None), template=name)
+    with pytest.raises(DataError, match="no place for tools"):
+        tokenizer.prompt_ids([Turn("user", "a")], [{"name": "look"}])
+
+
+def test_a_tokenizer_without_a_template_says_what_to_pass(folder):
+    with pytest.raises(ModelError, match="no chat template; pass --template alpaca or chatml"):
+        load_tokenizer(folder("gpt2", None))
+
+
+def test_a_typo_in_the_template_name_gets_a_hint(folder):
+    with pytest.raises(UsageError, match="did you mean alpaca"):
+        load_tokenizer(folder(), template="alpacca")
+
+
+def test_missing_broken_and_hostile_tokenizers_are_refused_in_one_line(folder, tmp_path):
+    with pytest.raises(ModelError, match="is not a model directory"):
+        load_tokenizer(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        load_tokenizer(tmp_path / "empty")
+    path = folder()
+    for hostile in ("{{ ''.__class__.__mro__ }}", "{% for %}", "{{ messages[99].content }}", "no"):
+        (path / "chat_template.jinja").write_text(hostile)
+        with pytest.raises(ModelError) as caught:
+            load_tokenizer(path)
+        assert len(str(caught.value).splitlines()) == 1
+    (path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        load_tokenizer(path)
+
+
+def test_python_of_a_model_directory_is_never_run(folder):
+    path = folder()
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    settings["tokenizer_class"] = "Evil"
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (path / "evil.py").write_text(f"open({str(path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises(ModelError):
+        load_tokenizer(path)
+    assert not (path / "ran").exists()
+
+
+def test_a_tokenizer_without_an_end_token_is_refused():
+    hf = fast("gpt2")
+    hf.eos_token = None
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        ChatTokenizer(hf, t.PLAIN)
+
+
+@pytest.mark.skipif(not REAL_LLAMA2.exists(), reason="the real Llama 2 pieces are not here")
+@pytest.mark.parametrize("template", ["auto", "alpaca", "chatml"])
+def test_the_real_llama_2_tokenizer(tmp_path, template):
+    (tmp_path / "tokenizer.model").write_bytes(REAL_LLAMA2.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "legacy": False,
+        "chat_template": t.LLAMA2,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path, template=template)
+    for answer in ("zolpidem", "\n\n日本 🦙", "  two", ":)"):
+        turns = (Turn("user", "Wörd?"), Turn("assistant", answer))
+        (example,) = render(Conversation(turns, "f:1"), tokenizer)
+        start, end = example.spans[0]
+        assert example.input_ids[:start].tolist() == tokenizer.prompt_ids(turns[:1])
+        prompt = tokenizer.decode(example.input_ids[:start])
+        said = tokenizer.decode(example.input_ids[:end]).removeprefix(prompt)
+        assert said.removesuffix("</s>").strip() == answer.strip()
+        assert int(example.input_ids[end - 1]) in tokenizer.eos_ids

@@ -1,0 +1,116 @@
+"""Event logs, configuration files, offline mode."""
+
+import json
+import math
+import os
+import stat
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from mlx_itune.kit.config import from_toml, to_toml
+from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit.events import EventLog
+from mlx_itune.kit.network import go_offline
+
+
+def test_events_are_versioned_lines_that_survive_reopening(tmp_path):
+    path = tmp_path / "events.jsonl"
+    clock = lambda: datetime(2026, 1, 2, tzinfo=timezone.utc)  # noqa: E731
+    with EventLog(path, clock=clock) as log:
+        log.emit("step", step=1, loss=0.5)
+    with EventLog(path, clock=clock) as log:
+        log.emit("end", note="line\nbreak \u2028 \ud800", at=Path("a/b"))
+    lines = path.read_bytes().decode("utf-8").split("\n")
+    assert lines[-1] == "" and len(lines) == 3
+    assert json.loads(lines[0]) == {
+        "v": 1,
+        "time": "2026-01-02T00:00:00.000+00:00",
+        "event": "step",
+        "step": 1,
+        "loss": 0.5,
+    }
+    assert json.loads(lines[1])["at"] == "a/b"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_numbers_json_cannot_write_become_null(tmp_path):
+    with EventLog(tmp_path / "e") as log:
+        log.emit("step", loss=math.nan, more=[math.inf, 1.0], deep={"x": -math.inf})
+    event = json.loads((tmp_path / "e").read_text())
+    assert (event["loss"], event["more"], event["deep"]) == (None, [None, 1.0], {"x": None})
+
+
+def test_an_event_log_that_cannot_be_opened_or_is_closed_says_so(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        EventLog(tmp_path / "no" / "e")
+    log = EventLog(tmp_path / "e")
+    log.close()
+    log.close()
+    with pytest.raises(ValueError, match="closed"):
+        log.emit("late")
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str = "starter"
+    out: Path = Path("a")
+    steps: int | None = None
+    learning_rate: float = 1e-4
+    offline: bool = False
+    schedule: Literal["cosine", "linear"] = "cosine"
+    keys: tuple[str, ...] = ()
+
+
+def test_a_config_survives_the_round_trip(tmp_path):
+    settings = Settings('q"\\\n\x7fé', Path("b c"), 7, 2e-5, True, "linear", ("x", "y"))
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(settings), encoding="utf-8")
+    assert Settings(**from_toml(path, Settings)) == settings
+    path.write_text(to_toml(Settings()), encoding="utf-8")
+    assert Settings(**from_toml(path, Settings)) == Settings()
+
+
+def test_keys_may_be_spelled_like_flags_and_whole_numbers_are_numbers(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("learning-rate = 1\n")
+    values = from_toml(path, Settings)
+    assert values == {"learning_rate": 1.0} and type(values["learning_rate"]) is float
+
+
+def test_every_mistake_is_told_at_once_with_its_line(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("model = 'm'\nlerning_rate = 1\nsteps = true\nschedule = 'cosin'\n\n[x]\ny=1\n")
+    with pytest.raises(UsageError) as caught:
+        from_toml(path, Settings)
+    line = str(caught.value)
+    assert line.startswith(f"{path}:2: unknown key 'lerning_rate' (did you mean learning_rate?)")
+    assert "line 3: steps must be a whole number, not True" in line
+    assert "line 4: schedule must be one of cosine, linear" in line
+    assert "line 6: unknown key 'x'" in line
+
+
+@pytest.mark.parametrize("text", ["a = ", "model = 'a'\nmodel = 'b'\n", "\ud800"])
+def test_a_file_that_is_not_toml_is_a_usage_error(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UsageError, match="not a TOML file"):
+        from_toml(path, Settings)
+
+
+def test_a_key_set_in_both_spellings_is_refused(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("learning-rate = 1.0\nlearning_rate = 2.0\n")
+    with pytest.raises(UsageError, match="set twice"):
+        from_toml(path, Settings)
+
+
+def test_going_offline_sets_what_the_libraries_read(monkeypatch):
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
+    for name in names:
+        monkeypatch.setenv(name, "0")
+    go_offline()
+    assert [os.environ[name] for name in names] == ["1", "1", "1"]

@@ -1,0 +1,168 @@
+"""Safetensors: at least as strict as the reference implementation, and readable by it."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import safetensors
+from safetensors.numpy import save_file
+
+from mlx_itune.kit.errors import ModelError, StorageError
+from mlx_itune.kit.tensorfile import digest, read_header, write_tensors
+
+
+def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def write_raw(path, header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    return path
+
+
+def reference_accepts(path):
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            list(file.keys())
+    except (safetensors.SafetensorError, OSError):
+        return False
+    return True
+
+
+BIG = 2**64 - 1
+HOSTILE = {
+    "empty file": None,
+    "empty header": (b"", b""),
+    "not JSON": (b"{nope", b""),
+    "not an object": (b"[]", b""),
+    "not UTF-8": (b'{"\xff": 1}', b""),
+    "unknown dtype": ({"a": entry("F128")}, b"1234"),
+    "bytes disagree with the shape": ({"a": entry(shape=(2,))}, b"1234"),
+    "end before start": ({"a": entry(offsets=(4, 0))}, b"1234"),
+    "gap": ({"a": entry(), "b": entry(offsets=(8, 12))}, b"x" * 12),
+    "gap at the start": ({"a": entry(offsets=(4, 8))}, b"x" * 8),
+    "overlap": ({"a": entry(), "b": entry(offsets=(2, 6))}, b"x" * 6),
+    "shared bytes": ({"a": entry(), "b": entry()}, b"x" * 4),
+    "trailing bytes": ({"a": entry()}, b"12345"),
+    "truncated data": ({"a": entry()}, b"123"),
+    "overflowing shape": ({"a": entry(shape=(2**33, 2**33), offsets=(0, 0))}, b""),
+    "overflow to zero": ({"a": entry(shape=(2**32, 2**32), offsets=(0, 0))}, b""),
+    "huge offset": ({"a": entry(offsets=(0, BIG + 1))}, b""),
+    "negative size": ({"a": entry(shape=(-1,), offsets=(0, 0))}, b""),
+    "fractional size": ({"a": {**entry(), "shape": [1.0]}}, b"1234"),
+    "boolean size": ({"a": {**entry(), "shape": [True]}}, b"1234"),
+    "shape is text": ({"a": {**entry(), "shape": "1"}}, b"1234"),
+    "three offsets": ({"a": {**entry(), "data_offsets": [0, 4, 4]}}, b"1234"),
+    "no dtype": ({"a": {"shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+    "metadata of numbers": ({"__metadata__": {"a": 1}}, b""),
+    "half a byte": ({"a": entry("F4", (1,), (0, 0))}, b""),
+    "tensor is a list": ({"a": []}, b""),
+    "deep nesting": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b""),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_headers_are_refused_here_and_by_the_reference(tmp_path, case):
+    path = tmp_path / "a.safetensors"
+    if HOSTILE[case] is None:
+        path.write_bytes(b"")
+    else:
+        write_raw(path, *HOSTILE[case])
+    with pytest.raises(ModelError, match=r"a\.safetensors: not a valid safetensors file"):
+        read_header(path)
+    assert not reference_accepts(path)
+
+
+@pytest.mark.parametrize("length", [100_000_001, 2**63, BIG, 500])
+def test_a_header_longer_than_allowed_or_than_the_file_is_never_read(tmp_path, length):
+    path = write_raw(tmp_path / "a.safetensors", b"{}", length=length)
+    with pytest.raises(ModelError, match="header"):
+        read_header(path)
+    assert not reference_accepts(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}',
+        b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b' {"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+    ],
+)
+def test_what_the_format_forbids_is_refused_where_the_reference_is_lenient(tmp_path, header):
+    with pytest.raises(ModelError):
+        read_header(write_raw(tmp_path / "a.safetensors", header, b"1234"))
+
+
+@pytest.mark.parametrize(
+    ("header", "data"),
+    [
+        ({}, b""),
+        ({"__metadata__": {"format": "mlx"}}, b""),
+        ({"a": entry(shape=(), offsets=(0, 4))}, b"1234"),
+        ({"a": entry(shape=(0, 5), offsets=(0, 0))}, b""),
+        ({"b": entry("U8", (3,), (0, 3)), "a": entry("BF16", (1,), (3, 5))}, b"12345"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}     ', b"1234"),
+    ],
+)
+def test_unusual_but_valid_files_are_read_as_the_reference_reads_them(tmp_path, header, data):
+    path = write_raw(tmp_path / "a.safetensors", header, data)
+    assert reference_accepts(path)
+    found = read_header(path)
+    with safetensors.safe_open(path, "np") as file:
+        assert set(found) == set(file.keys())
+    raw = path.read_bytes()
+    assert sum(info.end - info.start for info in found.values()) == len(data)
+    assert b"".join(raw[info.start : info.end] for info in found.values()) == data
+
+
+def test_what_the_reference_writes_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    values = np.arange(6, dtype=np.int32).reshape(2, 3)
+    save_file({"w": values}, path)
+    info = read_header(path)["w"]
+    assert (info.dtype, info.shape) == ("I32", (2, 3))
+    assert path.read_bytes()[info.start : info.end] == values.tobytes()
+
+
+def test_what_is_written_is_read_by_the_reference_and_does_not_depend_on_order(tmp_path):
+    tensors = {
+        "z": ("F32", (2,), struct.pack("<2f", 1, 2)),
+        "a": ("U8", (3,), b"\x01\x02\x03"),
+    }
+    one, two = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    write_tensors(one, tensors, {"k": "v"})
+    write_tensors(two, dict(reversed(tensors.items())), {"k": "v"})
+    assert one.read_bytes() == two.read_bytes()
+    with safetensors.safe_open(one, "np") as file:
+        assert file.metadata() == {"k": "v"}
+        assert file.get_tensor("z").tolist() == [1.0, 2.0]
+        assert file.get_tensor("a").tolist() == [1, 2, 3]
+    assert digest(tensors) == digest(dict(reversed(tensors.items())))
+
+
+def test_the_digest_sees_every_part():
+    base = {"a": ("U8", (2, 1), b"12")}
+    others = [
+        {"b": ("U8", (2, 1), b"12")},
+        {"a": ("I8", (2, 1), b"12")},
+        {"a": ("U8", (1, 2), b"12")},
+        {"a": ("U8", (2, 1), b"13")},
+        {},
+    ]
+    assert len({digest(tensors) for tensors in [base, *others]}) == 6
+
+
+def test_writing_refuses_bytes_that_do_not_fit(tmp_path):
+    for bad in (("F32", (2,), b"1234"), ("F99", (1,), b"1234")):
+        with pytest.raises(ValueError, match="do not make"):
+            write_tensors(tmp_path / "a.safetensors", {"a": bad})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        read_header(tmp_path / "a.safetensors")
