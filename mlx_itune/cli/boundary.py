@@ -14,6 +14,7 @@ import click
 
 from mlx_itune.kit.errors import ItuneError, ResourceError, UsageError, closest
 
+_COMPLETION = "_MLX_ITUNE_COMPLETE"
 _OUT_OF_MEMORY = ("unable to allocate", "out of memory", "insufficient memory", "resource limit")
 
 
@@ -38,9 +39,15 @@ def guarded(group: click.Group, argv: list[str]) -> int:
     as_json = "--json" in argv
     try:
         with _sigterm_unwinds():
-            code = group.main(args=argv, prog_name="mlx-itune", standalone_mode=False)
+            if _COMPLETION in os.environ:
+                group.main(args=argv, prog_name="mlx-itune", complete_var=_COMPLETION)
+            # Not group.main: it turns Ctrl-C and a closed pipe into endings of its own.
+            with group.make_context("mlx-itune", argv) as context:
+                group.invoke(context)
             sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return 0
+    except click.exceptions.Exit as left:
+        return left.exit_code
     except ItuneError as error:
         return _fail(error, as_json)
     except click.UsageError as error:

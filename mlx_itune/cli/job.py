@@ -13,22 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mlx_itune.cli import report
 from mlx_itune.cli.opening import rows_of
 from mlx_itune.cli.progress import Progress
-from mlx_itune.dataset.clinical import write_dataset
-from mlx_itune.dataset.prepare import prepare
-from mlx_itune.dataset.sources import load_splits
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.export.artifact import Artifact
-from mlx_itune.export.fuse import FuseResult, fuse
-from mlx_itune.export.to_mlx import export_mlx
-from mlx_itune.inference.evaluate import EvalResult, evaluate, question
-from mlx_itune.inference.generate import Generator
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model.base import LoadedModel, load
-from mlx_itune.training.loop import train
-from mlx_itune.training.settings import settings_from
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
+    from mlx_itune.dataset.tokenizer import ChatTokenizer
+    from mlx_itune.export.artifact import Artifact
+    from mlx_itune.export.fuse import FuseResult
+    from mlx_itune.inference.evaluate import EvalResult
+    from mlx_itune.model.base import LoadedModel
 
 MODEL = "starter"
 SIZES = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
@@ -110,6 +102,17 @@ def run_job(
     workdir: Path, *, kind: str, seed: int, data_seed: int, steps: int | None, progress: Progress
 ) -> Outcome:
     """Data, base scores, training, tuned scores, fuse, export, answers; all under ``workdir``."""
+    from mlx_itune.dataset.clinical import write_dataset
+    from mlx_itune.dataset.prepare import prepare
+    from mlx_itune.dataset.sources import load_splits
+    from mlx_itune.dataset.tokenizer import load_tokenizer
+    from mlx_itune.export.fuse import fuse
+    from mlx_itune.export.to_mlx import export_mlx
+    from mlx_itune.model import adapter as adapters
+    from mlx_itune.model.base import load
+    from mlx_itune.training.loop import train
+    from mlx_itune.training.settings import settings_from
+
     home = _fresh(workdir)
     clock = _Clock(progress)
 
@@ -227,6 +230,8 @@ def _scores(
     label: str,
     progress: Progress,
 ) -> EvalResult:
+    from mlx_itune.inference.evaluate import evaluate
+
     return evaluate(
         loaded,
         tokenizer,
@@ -239,6 +244,8 @@ def _scores(
 
 def _pick(rows: Sequence[Conversation], tokenizer: ChatTokenizer) -> list[Conversation]:
     """The first rows of different tasks, chosen before anything is known of the answers."""
+    from mlx_itune.inference.evaluate import question
+
     chosen: dict[str, Conversation] = {}
     for row in rows:
         if question(row, tokenizer) is not None:
@@ -249,6 +256,8 @@ def _pick(rows: Sequence[Conversation], tokenizer: ChatTokenizer) -> list[Conver
 def _answers(
     loaded: LoadedModel, tokenizer: ChatTokenizer, rows: Sequence[Conversation]
 ) -> list[str]:
+    from mlx_itune.inference.generate import Generator
+
     prompts = [tokenizer.prompt_ids(row.turns[:-1], row.tools) for row in rows]
     return Generator(loaded, tokenizer).batch(prompts, ANSWER_TOKENS)
 

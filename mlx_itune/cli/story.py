@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 from mlx_itune.cli import report
-from mlx_itune.cli.job import Outcome, Shown
-from mlx_itune.inference.metrics import exact_match
+
+if TYPE_CHECKING:
+    from mlx_itune.cli.job import Outcome, Shown
 
 _WIDTH = 84
 _LINES = 6
@@ -15,6 +17,8 @@ _LINES = 6
 def tell(outcome: Outcome) -> None:
     """Print the per-task table, the answers, the fidelity, the artefacts and what comes next."""
     from rich.text import Text
+
+    from mlx_itune.inference.metrics import exact_match
 
     out = report.console()
     out.print()

@@ -40,10 +40,9 @@ def fidelity(
         row = (example.input_ids[None], example.weights[None])
         p = _log_probabilities(reference, row)
         q = _log_probabilities(other, row)
-        kl = (mx.exp(p) * (p - q)).sum(axis=-1)
+        kl = _divergence(p, q)
         same = mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)
-        # Rounding can leave a KL of two equal distributions a hair below zero.
-        divergences.append(np.maximum(np.array(kl), 0))
+        divergences.append(np.array(kl))
         agreed.append(np.array(same))
     if not divergences:
         raise DataError("no learned token to measure fidelity on", hint="give --data with answers")
@@ -54,6 +53,19 @@ def fidelity(
         top1_agreement=float(np.concatenate(agreed).mean()),
         tokens=int(per_token.size),
     )
+
+
+def _divergence(p: Any, q: Any) -> Any:
+    """KL (N,) of log-probabilities p and q (N, V), exact for nearly equal distributions too.
+
+    Both sum to one, so KL = sum of e^p (e^(q - p) - 1 - (q - p)): no term is negative and none
+    cancels another, where the textbook sum of e^p (p - q) drowns in float32 rounding.
+    """
+    chance, gap = mx.exp(p), q - p
+    near = mx.abs(gap) < 1
+    close = chance * (mx.expm1(mx.where(near, gap, 0)) - gap)
+    far = mx.exp(q) - chance - chance * gap
+    return mx.where(near, close, far).sum(axis=-1)
 
 
 def _log_probabilities(model: nn.Module, row: tuple[Any, Any]) -> Any:

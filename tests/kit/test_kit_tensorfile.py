@@ -102,6 +102,7 @@ def test_what_the_format_forbids_is_refused_where_the_reference_is_lenient(tmp_p
     [
         ({}, b""),
         ({"__metadata__": {"format": "mlx"}}, b""),
+        ({"__metadata__": None}, b""),
         ({"a": entry(shape=(), offsets=(0, 4))}, b"1234"),
         ({"a": entry(shape=(0, 5), offsets=(0, 0))}, b""),
         ({"b": entry("U8", (3,), (0, 3)), "a": entry("BF16", (1,), (3, 5))}, b"12345"),

@@ -1,0 +1,231 @@
+"""Fusing: each way's tensors are right, the measured number decides, nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+
+from mlx_itune.dataset.render import TokenizedExample
+from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.export.fidelity import fidelity
+from mlx_itune.export.fuse import FuseResult, fuse
+from mlx_itune.export.to_mlx import export_mlx
+from mlx_itune.kit.errors import DataError, ModelError, StorageError, UsageError
+from mlx_itune.model import adapter as adapters
+from mlx_itune.model import lora, stock
+from mlx_itune.model.base import LoadedModel, load
+
+
+def make_adapter(base: Path, out: Path, strength: float) -> Path:
+    """A LoRA of a given strength on every linear layer; random, not trained."""
+    loaded = load(str(base))
+    keys = tuple(lora.linear_keys(loaded.model))
+    lora.attach(loaded.model, rank=4, scale=2.0, seed=3)
+    for n, (_, layer) in enumerate(lora.adapted(loaded.model)):
+        layer.lora_b = strength * mx.random.normal(layer.lora_b.shape, key=mx.random.key(n))
+    provenance = {
+        "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
+        "tokenizer": {"template": "auto"},
+    }
+    config = adapters.AdapterConfig(4, 2.0, 0.0, keys, len(loaded.model.layers))
+    adapters.save(out, loaded.model, config, provenance)
+    return out
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_model_dir: Path) -> list[TokenizedExample]:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    made = []
+    for text in ("The patient takes metformin 500 mg.", "Triage: routine. Allergies: none known."):
+        ids = tokenizer.encode(text).ids
+        weights = np.ones(len(ids), dtype=np.float32)
+        weights[:3] = 0
+        made.append(TokenizedExample(ids, weights, text))
+    return made
+
+
+@pytest.fixture(scope="module")
+def strong(tiny_quantized_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tiny_quantized_dir, tmp_path_factory.mktemp("strong") / "adapter", 0.05)
+
+
+def run(base: Path, adapter: Path, out: Path, examples: Any, **options: Any) -> FuseResult:
+    tokenizer = load_tokenizer(base)
+    return fuse(str(base), adapter, out, data=examples, tokenizer=tokenizer, **options)
+
+
+def adapted(base: Path, adapter: Path) -> LoadedModel:
+    loaded = load(str(base))
+    adapters.apply(loaded, adapters.load(adapter))
+    return loaded
+
+
+def test_the_smallest_way_within_the_limit_is_written(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    every = run(tiny_quantized_dir, strong, tmp_path / "all", examples, max_kl=0, allow_lossy=True)
+    distances = [t.kl_mean for t in every.tried]
+    assert distances[0] > 20 * distances[1] > 400 * distances[2] > 0
+    results = [
+        run(tiny_quantized_dir, strong, tmp_path / str(limit), examples, max_kl=1.1 * limit)
+        for limit in distances
+    ]
+    assert [r.bits for r in results] == [4, 8, 16]
+    assert [len(r.tried) for r in results] == [1, 2, 3]
+    for result in results:
+        reference = adapted(tiny_quantized_dir, strong)
+        measured = fidelity(reference.model, load(result.out).model, examples)
+        assert measured.kl_mean == pytest.approx(result.kl_mean, rel=1e-3, abs=1e-9)
+        assert measured.top1_agreement == result.top1_agreement
+        # And as mlx-lm itself reads it.
+        opened = stock.reopen(Path(result.out))[0]
+        assert fidelity(reference.model, opened, examples).kl_mean <= result.kl_mean + 1e-4
+
+
+def test_merged_weights_are_base_plus_delta(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    run(tiny_quantized_dir, strong, tmp_path / "fused", examples, bits=16)
+    fused = mx.load(str(tmp_path / "fused" / "model.safetensors"))
+    base = mx.load(str(tiny_quantized_dir / "model.safetensors"))
+    config = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert "quantization" not in config
+    assert "quantization_config" not in config
+    for path, layer in lora.adapted(adapted(tiny_quantized_dir, strong).model):
+        parts = [base[f"{path}.{name}"] for name in ("weight", "scales", "biases")]
+        wanted = mx.dequantize(*parts, group_size=64, bits=4) + lora.merge_delta(layer)
+        got = fused[f"{path}.weight"]
+        assert got.dtype == mx.float16
+        assert mx.allclose(got.astype(mx.float32), wanted, rtol=1e-3, atol=1e-4).item()
+
+
+def test_eight_bits_touch_the_adapted_layers_only(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    run(tiny_quantized_dir, strong, tmp_path / "fused", examples, bits=8)
+    fused = mx.load(str(tmp_path / "fused" / "model.safetensors"))
+    base = mx.load(str(tiny_quantized_dir / "model.safetensors"))
+    for name in ("weight", "scales", "biases"):
+        key = f"model.embed_tokens.{name}"
+        assert mx.array_equal(fused[key], base[key]).item()
+    model, _ = stock.read(tmp_path / "fused")
+    assert model.model.embed_tokens.bits == 4
+    assert {layer.mlp.up_proj.bits for layer in model.layers} == {8}
+
+
+def test_a_float_base_stays_float_and_can_be_quantized(
+    tiny_model_dir: Path, examples: Any, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_model_dir, tmp_path / "adapter", 0.05)
+    merged = run(tiny_model_dir, adapter, tmp_path / "merged", examples)
+    assert (merged.bits, merged.top1_agreement) == (32, 1)
+    assert merged.kl_mean < 1e-9
+    half = run(tiny_model_dir, adapter, tmp_path / "half", examples, bits=16)
+    eight = run(tiny_model_dir, adapter, tmp_path / "eight", examples, bits=8, max_kl=1.0)
+    assert 0 < half.kl_mean < eight.kl_mean < 1e-2
+    sizes = [
+        (tmp_path / name / "model.safetensors").stat().st_size
+        for name in ("merged", "half", "eight")
+    ]
+    assert sizes[0] > 1.9 * sizes[1] > 1.9 * sizes[2]
+
+
+def test_beyond_the_limit_nothing_is_written_unless_asked(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "fused"
+    with pytest.raises(ModelError, match="beyond --max-kl") as caught:
+        run(tiny_quantized_dir, strong, out, examples, bits=4, max_kl=1e-6)
+    assert caught.value.exit_code == 4
+    assert list(tmp_path.iterdir()) == []
+    lossy = run(tiny_quantized_dir, strong, out, examples, bits=4, max_kl=1e-6, allow_lossy=True)
+    assert lossy.kl_mean > 1e-6
+    assert json.loads((out / "provenance.json").read_text())["fuse"]["kl_mean"] == lossy.kl_mean
+
+
+def test_only_known_files_travel(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_quantized_dir, tmp_path / "base")
+    (base / "notes.private").write_text("secret")
+    run(base, strong, tmp_path / "fused", examples, max_kl=1e9)
+    assert {p.name for p in (tmp_path / "fused").iterdir()} == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "provenance.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert str(tmp_path) not in (tmp_path / "fused" / "provenance.json").read_text()
+
+
+def test_a_built_in_template_travels_with_the_model(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_quantized_dir, template="alpaca")
+    out = tmp_path / "fused"
+    fuse(str(tiny_quantized_dir), strong, out, data=examples, tokenizer=tokenizer, max_kl=1e9)
+    assert load_tokenizer(out).template_text == tokenizer.template_text
+    prompt = stock.reopen(out)[1].apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt.endswith("### Instruction:\nHi\n\n### Response:")
+
+
+def test_refusals(
+    tiny_quantized_dir: Path, tiny_model_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is the model itself"):
+        run(tiny_quantized_dir, strong, tiny_quantized_dir, examples)
+    with pytest.raises(UsageError, match="is the model itself"):
+        run(tiny_quantized_dir, strong, tiny_quantized_dir / "inside", examples)
+    with pytest.raises(ModelError, match="was trained on"):
+        run(tiny_model_dir, strong, tmp_path / "out", examples)
+    with pytest.raises(DataError, match="no learned token"):
+        run(tiny_quantized_dir, strong, tmp_path / "out", [])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("kept")
+    with pytest.raises(StorageError, match="not empty"):
+        run(tiny_quantized_dir, strong, tmp_path / "full", examples)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_export_to_mlx_keeps_every_tensor(
+    quantized: bool, tiny_model_dir: Path, tiny_quantized_dir: Path, examples: Any, tmp_path: Path
+) -> None:
+    base = tiny_quantized_dir if quantized else tiny_model_dir
+    result = export_mlx(
+        str(base), None, tmp_path / "out", data=examples, tokenizer=load_tokenizer(base)
+    )
+    before, after = (mx.load(str(d / "model.safetensors")) for d in (base, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(before[name], after[name]).item() for name in before)
+    assert result.verify.tensors_equal
+    assert result.verify.top1_agreement == 1
+    (artifact,) = result.artifacts
+    assert artifact.format == "mlx"
+    assert artifact.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
+    assert len(artifact.sha256) == 64
+
+
+def test_export_with_an_adapter_merges_it(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_quantized_dir)
+    result = export_mlx(
+        str(tiny_quantized_dir), strong, tmp_path / "out", data=examples, tokenizer=tokenizer
+    )
+    assert result.fuse is not None
+    assert result.verify.kl_mean == pytest.approx(result.fuse.kl_mean, abs=1e-3)

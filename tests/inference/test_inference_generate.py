@@ -1,0 +1,120 @@
+"""Batched answers are the answers each prompt would get alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+
+from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.inference.generate import Generator
+from mlx_itune.inference.sampling import next_token
+from mlx_itune.kit.errors import DataError
+from mlx_itune.model.base import LoadedModel, load
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_quantized_dir: Path) -> tuple[LoadedModel, ChatTokenizer]:
+    return load(str(tiny_quantized_dir)), load_tokenizer(tiny_quantized_dir)
+
+
+def prompts(tokenizer: ChatTokenizer) -> list[list[int]]:
+    texts = ["Hi", "Extract the drugs. " * 9, "yes?", "x" * 150, "The patient takes metformin."]
+    return [tokenizer.prompt_ids([Turn("user", text)]) for text in texts]
+
+
+def plain_greedy(loaded: LoadedModel, tokenizer: ChatTokenizer, ids: list[int], n: int) -> str:
+    """The definition: the whole text through the model for every token, no cache."""
+    ids, start = list(ids), len(ids)
+    for _ in range(n):
+        token = int(mx.argmax(loaded.model(mx.array([ids]))[0, -1]).item())
+        if token in tokenizer.eos_ids:
+            break
+        ids.append(token)
+    return tokenizer.decode(ids[start:])
+
+
+def test_batch_equals_one_by_one_and_the_definition(
+    opened: tuple[LoadedModel, ChatTokenizer],
+) -> None:
+    loaded, tokenizer = opened
+    generator, asked = Generator(loaded, tokenizer), prompts(tokenizer)
+    told: list[int] = []
+    batched = generator.batch(asked, 20, batch_size=2, observe=told.append)
+    assert batched == [generator.batch([ids], 20)[0] for ids in asked]
+    assert batched == ["".join(generator.stream(ids, max_tokens=20)) for ids in asked]
+    assert batched == [plain_greedy(loaded, tokenizer, ids, 20) for ids in asked]
+    assert told[-1] == len(asked)
+    assert generator.batch([], 20) == []
+
+
+def test_rows_that_end_early_do_not_disturb_the_others(
+    opened: tuple[LoadedModel, ChatTokenizer],
+) -> None:
+    loaded, tokenizer = opened
+    full = Generator(loaded, tokenizer).batch(prompts(tokenizer), 12)
+    # Any token of the first answer, declared an end: the other rows must go on as before.
+    first = tokenizer.encode(full[0]).ids.tolist()[2]
+    early: Any = SimpleNamespace(
+        eos_ids=tokenizer.eos_ids | {first}, stop_strings=(), decode=tokenizer.decode
+    )
+    generator = Generator(loaded, early)
+    assert generator.batch(prompts(tokenizer), 12) == [
+        "".join(generator.stream(ids, max_tokens=12)) for ids in prompts(tokenizer)
+    ]
+
+
+def test_a_stop_string_cuts_the_text_in_batch_and_stream(
+    opened: tuple[LoadedModel, ChatTokenizer],
+) -> None:
+    loaded, tokenizer = opened
+    ids = prompts(tokenizer)[0]
+    text = Generator(loaded, tokenizer).batch([ids], 12)[0]
+    stop = text[4:7]
+    stopping: Any = SimpleNamespace(
+        eos_ids=tokenizer.eos_ids, stop_strings=(stop,), decode=tokenizer.decode
+    )
+    generator = Generator(loaded, stopping)
+    wanted = text[: text.index(stop)]
+    assert generator.batch([ids], 12) == [wanted]
+    assert "".join(generator.stream(ids, max_tokens=12)) == wanted
+
+
+def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatTokenizer]) -> None:
+    generator = Generator(*opened)
+    ids = prompts(opened[1])[0]
+
+    def sampled(seed: int) -> str:
+        return "".join(generator.stream(ids, max_tokens=12, temperature=1.5, top_p=0.95, seed=seed))
+
+    assert sampled(1) == sampled(1)
+    assert len({sampled(seed) for seed in range(5)}) > 1
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
+    logits = mx.log(mx.array([0.1, 0.6, 0.3]))
+    drawn = {
+        int(next_token(logits, 1.0, 0.7, key).item())
+        for key in mx.random.split(mx.random.key(0), 99)
+    }
+    assert drawn == {1, 2}
+    only = {
+        int(next_token(logits, 1.0, 0.01, key).item())
+        for key in mx.random.split(mx.random.key(0), 9)
+    }
+    assert only == {1}
+
+
+def test_an_empty_prompt_is_refused(opened: tuple[LoadedModel, ChatTokenizer]) -> None:
+    generator = Generator(*opened)
+    with pytest.raises(DataError, match="prompt 2 of 2 is empty"):
+        generator.batch([[1], []], 4)
+    with pytest.raises(DataError, match="empty"):
+        next(generator.stream([]))
