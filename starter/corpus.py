@@ -16,7 +16,7 @@ import tomllib
 from mlx_itune.dataset.clinical import lexicon as lex
 from mlx_itune.dataset.clinical.notes import FIELDS, HEADINGS, listing, write_note
 from mlx_itune.dataset.clinical.record import Dice, Record, drug, new_record, person
-from mlx_itune.dataset.clinical.tasks import TASKS
+from mlx_itune.dataset.clinical.tasks import TASKS, Task
 
 CUES: dict[str, list[str]] = tomllib.loads(
     Path(__file__).with_name("cues.toml").read_text(encoding="utf-8")
@@ -79,6 +79,12 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _entry(task: Task, record: Record, dice: Dice) -> tuple[str, dict[str, str]]:
+    """An entry's text and the words of its slots; a line "dose of X" does not name X again."""
+    text, slots = task.ask(record, dice)
+    return text.removeprefix(f"{slots['drug']} ") if "drug" in slots else text, slots
+
+
 def _restated(record: Record, dice: Dice, n: int) -> tuple[set[str], list[str]]:
     """``n`` entries of a chart said again in the words of a handover; also the fields they need."""
     needed: set[str] = set()
@@ -86,7 +92,7 @@ def _restated(record: Record, dice: Dice, n: int) -> tuple[set[str], list[str]]:
     uniform = dice.pick(_FRAMES) if dice.chance(0.5) else None
     for task in dice.sample(TASKS, n):
         needed |= set(task.needs)
-        answer, slots = task.ask(record, dice)
+        answer, slots = _entry(task, record, dice)
         cue = dice.pick(CUES[task.name]).format(**slots)
         heading = dice.pick(HEADINGS[_HEADING_OF.get(task.name, task.needs[0])])
         if "codes" in slots:
@@ -127,7 +133,7 @@ def form(dice: Dice) -> str:
     frame = dice.pick(("{c}: {a}", "{c}: {a}", "{c} = {a}", "- {c}: {a}", "{c} - {a}"))
     for task in tasks:
         needed |= set(task.needs)
-        answer, slots = task.ask(record, dice)
+        answer, slots = _entry(task, record, dice)
         first, again = (dice.pick(CUES[task.name]).format(**slots) for _ in range(2))
         codes = f" (codes: {slots['codes']})" if "codes" in slots else ""
         opening.append(_article(first, dice) + codes)

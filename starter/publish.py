@@ -28,7 +28,6 @@ CHAT_TEMPLATE = (
 CARD = """---
 license: mit
 library_name: mlx
-base_model_relation: none
 tags: [mlx, llama, base-model, synthetic]
 ---
 

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 MODEL = "starter"
 SIZES = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
+# Rows scored: the base writes to the length limit each time, and is as bad on all of them.
+SCORED = {"base": 400, "tuned": 1000, "unseen": 400}
 RECIPE: dict[str, Any] = {
-    "steps": 500,
-    "batch_size": 8,
+    "steps": 950,
+    "batch_size": 4,
     "learning_rate": 2e-3,
     "rank": 16,
     "max_length": 1024,
@@ -132,7 +134,7 @@ def run_job(
     tokenizer = load_tokenizer(loaded.path)
 
     with clock.step("base", "the model as it comes: it continues text"):
-        before = _scores(loaded, tokenizer, test, "base", progress)
+        before = _scores(loaded, tokenizer, test[: SCORED["base"]], "base", progress)
         shown = _pick(test, tokenizer)
         base_answers = _answers(loaded, tokenizer, shown)
 
@@ -155,8 +157,8 @@ def run_job(
     with clock.step("tuned", "the same questions, with the adapter"):
         adapters.apply(loaded, adapters.load(home / "adapter"))
         loaded.model.eval()
-        after = _scores(loaded, tokenizer, test, "tuned", progress)
-        anew = _scores(loaded, tokenizer, asked_anew, "unseen", progress)
+        after = _scores(loaded, tokenizer, test[: SCORED["tuned"]], "tuned", progress)
+        anew = _scores(loaded, tokenizer, asked_anew[: SCORED["unseen"]], "unseen", progress)
         tuned_answers = _answers(loaded, tokenizer, shown)
 
     held_out = prepare(test[:FIDELITY_ROWS], tokenizer).examples

@@ -68,11 +68,11 @@ def read_rows(path: Path) -> Iterator[Conversation | Fault]:
         file.seek(start)
         is_array = file.read(4096).lstrip(_BLANK).startswith(b"[")
         file.seek(start)
-        rows = _array(file.read(), path.name) if is_array else _lines(file, path.name)
+        rows = _array(file.read(), str(path)) if is_array else _lines(file, str(path))
         if has_bom:
             # The first row is the one the mark spoils; what follows is judged as usual.
             next(rows, None)
-            yield Fault(path.name, 1, "bom", "the file starts with a byte order mark")
+            yield Fault(str(path), 1, "bom", "the file starts with a byte order mark")
         yield from rows
 
 

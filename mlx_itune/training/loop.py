@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,11 +119,14 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
             max_length_tokens=limit_tokens,
             report=dataclasses.asdict(training.report),
         )
+        # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.
+        gc.freeze()
         try:
             with run.deferred_signals() as received:
                 job.learn(received)
             return job.finish(out)
         finally:
+            gc.unfreeze()
             learner.lanes.close()
 
 

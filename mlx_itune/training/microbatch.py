@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 # Widths are rounded up to this, which bounds how many shapes an allocator has to serve.
 _WIDTH_TOKENS = 16
-# A row shorter than this share of the rectangle's width opens one of its own.
-_FILL = 0.7
+# What a rectangle costs besides its positions, in positions: building its graph takes as long.
+_OVERHEAD_TOKENS = 128
+# Ways of cutting that are compared, per lane.
+_CUTS = 24
 
 
 class Example(Protocol):
@@ -41,23 +43,38 @@ class MicroBatch:
         return int(self.input_ids.size)
 
 
-def split(examples: Sequence[Example], budget_tokens: int) -> list[MicroBatch]:
+def split(examples: Sequence[Example], budget_tokens: int, lanes: int = 1) -> list[MicroBatch]:
     """The examples as rectangles of at most `budget_tokens`, the longest rows first.
 
-    A single row above the budget gets a rectangle of its own: no row is left out or cut.
+    Rows are sorted by length and cut where `lanes` workers side by side are done soonest: few
+    rectangles pad more, many cost more. A single row above the budget gets a rectangle of its
+    own: no row is left out or cut.
     """
-    order = sorted(examples, key=lambda example: -len(example.input_ids))
-    groups: list[list[Example]] = []
-    width = 0
-    for example in order:
-        length = len(example.input_ids)
-        fits = groups and (len(groups[-1]) + 1) * width <= budget_tokens and length >= _FILL * width
-        if fits:
-            groups[-1].append(example)
-        else:
-            groups.append([example])
-            width = _padded(length)
-    return [_rectangle(group) for group in groups]
+    rows = sorted(examples, key=lambda example: -len(example.input_ids))
+    widths = [_padded(len(row.input_ids)) for row in rows]
+    share = sum(widths) / lanes
+    limits = {budget_tokens, *(min(budget_tokens, int(4 * share / n)) for n in range(3, _CUTS))}
+    ways = [_cut(widths, limit) for limit in sorted(limits, reverse=True)]
+    cuts = min(ways, key=lambda way: _makespan(widths, way, lanes))
+    return [_rectangle(rows[start:stop]) for start, stop in cuts]
+
+
+def _cut(widths: Sequence[int], limit_tokens: int) -> list[tuple[int, int]]:
+    """Ranges [start, stop) of rows, each filled up to the limit."""
+    starts = [0]
+    for index in range(1, len(widths)):
+        if (index + 1 - starts[-1]) * widths[starts[-1]] > limit_tokens:
+            starts.append(index)
+    return list(zip(starts, [*starts[1:], len(widths)], strict=True))
+
+
+def _makespan(widths: Sequence[int], cuts: Sequence[tuple[int, int]], lanes: int) -> int:
+    """When the last lane is done, each taking the next rectangle as soon as it is free."""
+    busy = [0] * lanes
+    for start, stop in cuts:
+        lane = busy.index(min(busy))
+        busy[lane] += (stop - start) * widths[start] + _OVERHEAD_TOKENS
+    return max(busy)
 
 
 def _padded(length: int) -> int:

@@ -50,6 +50,9 @@ class Lanes:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
+        # Once, not around each call: OpenBLAS threads that have had work spin for a while.
+        if self._pool is not None:
+            backend.blas_threads(1)
 
     def map(self, build: Callable[[MicroBatch], T], batches: Sequence[MicroBatch]) -> list[T]:
         """`build` a graph for each batch and evaluate it; results in the batches' order.
@@ -58,23 +61,13 @@ class Lanes:
         """
         if self._pool is None or len(batches) == 1:
             return [_evaluated(build(batch)) for batch in batches]
-        backend.blas_threads(1)
-        try:
-            return list(self._pool.map(lambda batch: self._run(build, batch), batches))
-        finally:
-            backend.blas_threads(self.count)
-
-    def budget_tokens(self, examples: Sequence[Example], limit_tokens: int) -> int:
-        """A micro-batch size that keeps every lane busy, within the memory limit."""
-        if self.count == 1:
-            return limit_tokens
-        total = sum(len(example.input_ids) for example in examples)
-        return min(limit_tokens, -(-total // (2 * self.count)))
+        return list(self._pool.map(lambda batch: self._run(build, batch), batches))
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and let BLAS use its own again."""
         if self._pool is not None:
             self._pool.shutdown()
+            backend.blas_threads(self.count)
 
     def _run(self, build: Callable[[MicroBatch], T], batch: MicroBatch) -> T:
         if not hasattr(self._local, "stream"):
@@ -171,7 +164,7 @@ class Learner:
         return total / weight if weight else float("nan")
 
     def _split(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        return split(examples, self.lanes.budget_tokens(examples, self._micro_batch_tokens))
+        return split(examples, self._micro_batch_tokens, self.lanes.count)
 
     def _update(self, gradients: dict[str, Any], norm: float, learning_rate: float) -> None:
         if self._clip_norm and norm > self._clip_norm:

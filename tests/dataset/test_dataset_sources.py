@@ -142,11 +142,11 @@ def test_every_kind_of_fault_is_told_at_its_line_and_spoils_no_other_row(path, c
     row = FAULTS[code]
     raw = row if isinstance(row, bytes) else json.dumps(row).encode()
     good, fault, after = rows_of(path, b"\n".join([QA, b"", raw, QA, b""]))
-    assert isinstance(good, Conversation) and good.origin == "rows.jsonl:1"
+    assert isinstance(good, Conversation) and good.origin == f"{path}:1"
     assert isinstance(fault, Fault), fault
-    assert (fault.file, fault.line, fault.code) == ("rows.jsonl", 3, code)
-    assert str(fault).startswith(f"rows.jsonl:3: {code}: ")
-    assert isinstance(after, Conversation) and after.origin == "rows.jsonl:4"
+    assert (fault.file, fault.line, fault.code) == (str(path), 3, code)
+    assert str(fault).startswith(f"{path}:3: {code}: ")
+    assert isinstance(after, Conversation) and after.origin == f"{path}:4"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_smuggled_and_malformed_rows_are_faults(path, raw, code):
 def test_lines_end_at_the_newline_byte_only(path):
     text = '{"question": "a\u2028b\u0085c", "answer": "d\u2029\x7f"}\r\n' * 2
     found = rows_of(path, text.encode())
-    assert [row.origin for row in found] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert [row.origin for row in found] == [f"{path}:1", f"{path}:2"]
     assert found[0].turns[0].content == "a\u2028b\u0085c"
 
 
@@ -181,16 +181,16 @@ def test_a_byte_order_mark_is_a_fault_of_the_first_row(path, array):
     rows = b"[" + QA + b",\n" + QA + b"]" if array else QA + b"\n" + QA
     first, second = rows_of(path, b"\xef\xbb\xbf" + rows)
     assert (first.line, first.code) == (1, "bom")
-    assert isinstance(second, Conversation) and second.origin == "rows.jsonl:2"
+    assert isinstance(second, Conversation) and second.origin == f"{path}:2"
 
 
 def test_arrays_give_the_line_each_row_starts_on(path):
     data = b"\n[\n  " + QA + b",\n  {\n" + QA[1:-1] + b'\n  },\n7, {"text": 1},\n' + QA + b"\n]\n"
     found = rows_of(path, data)
     assert [row.origin for row in found if isinstance(row, Conversation)] == [
-        "rows.jsonl:3",
-        "rows.jsonl:4",
-        "rows.jsonl:8",
+        f"{path}:3",
+        f"{path}:4",
+        f"{path}:8",
     ]
     assert [(f.line, f.code) for f in found if isinstance(f, Fault)] == [
         (7, "not-an-object"),
@@ -270,7 +270,7 @@ def test_all_broken_rows_of_all_files_are_counted_and_the_first_told(tmp_path):
     with pytest.raises(DataError) as caught:
         load_splits(tmp_path)
     line = str(caught.value)
-    assert "4 of 6 rows are broken: train.jsonl:2: json: " in line
+    assert f"4 of 6 rows are broken: {tmp_path / 'train.jsonl'}:2: json: " in line
     assert "train.jsonl:3: not-an-object" in line and "valid.jsonl:1" in line and "..." in line
 
 

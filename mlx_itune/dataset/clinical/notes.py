@@ -237,13 +237,15 @@ _LAYOUTS: tuple[Callable[[list[_Section], Record, Dice], str], ...] = (
 )
 
 
-def write_note(record: Record, needed: Collection[str], dice: Dice) -> str:
-    """A note that holds the needed fields and a few others, in a random layout.
+def write_note(
+    record: Record, needed: Collection[str], dice: Dice, others: tuple[int, int] = (3, 7)
+) -> str:
+    """A note that holds the needed fields and some others, in a random layout.
 
     Field order follows a chart most of the time and is shuffled otherwise.
     """
-    others = [f for f in FIELDS if f not in needed]
-    kept = set(needed) | set(dice.sample(others, dice.between(3, 7)))
+    rest = [f for f in FIELDS if f not in needed]
+    kept = set(needed) | set(dice.sample(rest, dice.between(*others)))
     order = [f for f in FIELDS if f in kept]
     if dice.chance(0.4):
         order = dice.sample(order, len(order))

@@ -29,7 +29,7 @@ def rows(split: str, n: int, *, seed: int) -> Iterator[dict[str, object]]:
         answer, slots = task.ask(record, dice)
         ways = wordings()[task.name]
         wording = dice.pick(ways.unseen if split == "unseen" else ways.seen)
-        note = write_note(record, task.needs, dice)
+        note = write_note(record, task.needs, dice, others=(2, 5))
         yield {
             "messages": [
                 {"role": "system", "content": SYSTEM},

@@ -85,7 +85,7 @@ def _coding(r: Record, dice: Dice) -> tuple[str, dict[str, str]]:
 
 def _dose(r: Record, dice: Dice) -> tuple[str, dict[str, str]]:
     drug, amount, frequency = dice.pick(r.medications)
-    return f"{amount} {frequency}", {"drug": drug}
+    return f"{drug} {amount} {frequency}", {"drug": drug}
 
 
 TASKS = (
