@@ -46,6 +46,9 @@ def tell(outcome: Outcome) -> None:
         "wordings never trained on", "", report.percent(outcome.unseen_exact_match), "", ""
     )
     out.print(made)
+    out.print(
+        f"Scored on held-out rows: {outcome.base_rows:,} by the base, {outcome.tuned_rows:,} tuned.\n"
+    )
     for shown in outcome.answers:
         out.print(Text(f"Held-out note, {shown.task}: {_first_line(shown)}", style="bold"))
         _answer("base", shown.base, "dim")
