@@ -47,7 +47,7 @@ def tell(outcome: Outcome) -> None:
     )
     out.print(made)
     out.print(
-        f"Scored on held-out rows: {outcome.base_rows:,} by the base, {outcome.tuned_rows:,} tuned.\n"
+        f"Held-out rows scored: {outcome.base_rows:,} by the base, {outcome.tuned_rows:,} tuned.\n"
     )
     for shown in outcome.answers:
         out.print(Text(f"Held-out note, {shown.task}: {_first_line(shown)}", style="bold"))
