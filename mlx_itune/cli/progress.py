@@ -21,6 +21,7 @@ class Progress:
         self._task: Any = None
         self._stage = ""
         self._printed_s = 0.0
+        self._checkpoint = ""
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -77,6 +78,11 @@ class Progress:
             self.update("train", event["step"], event["steps"], _step_note(event))
         elif kind == "valid" and event.get("loss") is not None:
             self.say(f"step {event['step']}: validation loss {event['loss']:.4f}")
+        elif kind == "checkpoint":
+            self._checkpoint = event["path"]
+        elif kind == "stopped":
+            kept = f"; sealed in checkpoints/{self._checkpoint}" if self._checkpoint else ""
+            self.say(f"stopped after step {event['step']}{kept}")
 
 
 def _step_note(event: dict[str, Any]) -> str:
