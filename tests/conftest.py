@@ -14,6 +14,7 @@ import pytest
 
 # Read once, when huggingface_hub is first imported: so before any test module is.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mlx-itune-test-hf-")
+os.environ["MLX_ITUNE_CACHE"] = tempfile.mkdtemp(prefix="mlx-itune-test-cache-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]

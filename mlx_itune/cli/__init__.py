@@ -16,7 +16,7 @@ from mlx_itune.cli.lazy import LazyGroup
 
 COMMANDS = {
     "quickstart": ("quickstart", "The whole job on the embedded starter model, offline."),
-    "data": ("data", "Check, show and sample data sets."),
+    "data": ("data", "Import, check, clean, show and trace data sets."),
     "train": ("train", "Tune a model on a data set; writes a LoRA adapter."),
     "eval": ("evaluate", "Exact loss, exact match and token-F1 on all rows, base against tuned."),
     "generate": ("generate", "One answer, streamed."),

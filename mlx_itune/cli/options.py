@@ -56,7 +56,7 @@ adapter = click.option(
 )
 template = click.option(
     "--template",
-    type=click.Choice(["auto", "alpaca", "chatml"]),
+    type=click.Choice(["auto", "alpaca", "chatml", "vicuna"]),
     help="Chat template; the adapter's, or else the model's own, unless given.",
 )
 compute = click.option(

@@ -29,7 +29,12 @@ _FLAGS: tuple[tuple[str, Any, str], ...] = (
         click.Choice(["alpaca", "vicuna", "hermes", "small-data"]),
         "A published recipe; other flags win over it.",
     ),
-    ("--template", click.Choice(["auto", "alpaca", "chatml"]), "Chat template (default auto)."),
+    ("--format", str, "Format of raw rows (default: found per row); see data import --help."),
+    (
+        "--template",
+        click.Choice(["auto", "alpaca", "chatml", "vicuna"]),
+        "Chat template (default auto).",
+    ),
     ("--max-length", int, "Longest row in tokens (default 2048)."),
     ("--learn", click.Choice(["all", "last", "marked"]), "Assistant turns to learn (all)."),
     (
@@ -64,6 +69,12 @@ def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="TOML",
     help="The same settings in a file; flags win over it.",
 )
+@click.option(
+    "--map",
+    multiple=True,
+    metavar="FIELD=COLUMN",
+    help="Where a raw file keeps a field, for example question=1 (may be repeated).",
+)
 @_flags
 def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> None:
     """Tune a model on a data set by LoRA; only the assistant's words are learned."""
@@ -73,7 +84,7 @@ def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> 
     from mlx_itune.training.settings import TrainSettings, settings_from
 
     values: dict[str, Any] = from_toml(config, TrainSettings) if config else {}
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values |= {name: value for name, value in flags.items() if value not in (None, ())}
     if offline:
         values["offline"] = True
     missing = [f"--{name}" for name in ("model", "data", "out") if name not in values]

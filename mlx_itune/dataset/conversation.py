@@ -10,6 +10,10 @@ from mlx_itune.kit.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
 
+# The value of the tag `kind` under which a single assistant turn is a conversation: plain text,
+# learned whole.
+TEXT_KIND = "text"
+
 # What may stand before a turn; None is the start of the conversation.
 _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
     "system": (None,),
@@ -19,12 +23,13 @@ _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Turn:
     """One message. `weight` says how much an assistant turn is learned (None: the run decides).
 
     `input` is set on Alpaca's user turns that carry context: the part of `content` after the
     instruction and a blank line, which the `alpaca` template lays out as a section of its own.
+    `tool_call_id` names the call that a tool turn answers.
     """
 
     role: str
@@ -33,6 +38,33 @@ class Turn:
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str | None = None
     input: str | None = None
+    tool_call_id: str | None = None
+
+    def __init__(
+        self,
+        role: str,
+        content: str,
+        weight: float | None = None,
+        tool_calls: tuple[dict[str, Any], ...] = (),
+        name: str | None = None,
+        input: str | None = None,
+        tool_call_id: str | None = None,
+    ) -> None:
+        # A frozen dataclass's own constructor takes several times as long, for millions of turns.
+        # What stays at its default is read from the class.
+        fields = self.__dict__
+        fields["role"] = role
+        fields["content"] = content
+        if weight is not None:
+            fields["weight"] = weight
+        if tool_calls:
+            fields["tool_calls"] = tool_calls
+        if name is not None:
+            fields["name"] = name
+        if input is not None:
+            fields["input"] = input
+        if tool_call_id is not None:
+            fields["tool_call_id"] = tool_call_id
 
     def message(self) -> dict[str, Any]:
         """The turn as chat templates read it."""
@@ -41,13 +73,15 @@ class Turn:
             message["tool_calls"] = [dict(call) for call in self.tool_calls]
         if self.name is not None:
             message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
         if self.input is not None:
             message["instruction"] = self.content.removesuffix(f"\n\n{self.input}")
             message["input"] = self.input
         return message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Conversation:
     """Turns in a legal order. `origin` is "file:line"; `tags` keeps string metadata of the row.
 
@@ -59,34 +93,72 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        problem = find_problem(self.turns)
-        if problem is not None:
-            raise DataError(problem[1], where=self.origin)
+    def __init__(
+        self,
+        turns: tuple[Turn, ...],
+        origin: str,
+        tools: tuple[dict[str, Any], ...] = (),
+        tags: Mapping[str, str] | None = None,
+        *,
+        checked: bool = False,
+    ) -> None:
+        """`checked`: the caller has asked find_problem about these turns already."""
+        fields = self.__dict__
+        fields["turns"] = turns
+        fields["origin"] = origin
+        fields["tools"] = tools
+        fields["tags"] = {} if tags is None else tags
+        if not checked:
+            problem = find_problem(turns, is_text=is_text(self.tags))
+            if problem is not None:
+                raise DataError(problem[1], where=origin)
 
     def messages(self) -> list[dict[str, Any]]:
         """The turns as chat templates read them."""
         return [turn.message() for turn in self.turns]
 
 
-def find_problem(turns: tuple[Turn, ...]) -> tuple[str, str] | None:
-    """The first broken rule as (code, message), or None for a legal conversation."""
+def is_text(tags: Mapping[str, str]) -> bool:
+    """Whether a row with these tags may be plain text: one assistant turn and no prompt."""
+    return tags.get("kind") == TEXT_KIND
+
+
+def find_problem(turns: tuple[Turn, ...], *, is_text: bool = False) -> tuple[str, str] | None:
+    """The first broken rule as (code, message), or None for a legal conversation.
+
+    `is_text`: a single assistant turn is legal, as plain text that is learned whole.
+    """
     if not turns:
         return "no-turns", "the conversation has no turns"
     previous: str | None = None
+    if is_text and len(turns) == 1 and turns[0].role == "assistant":
+        previous = "user"
     for number, turn in enumerate(turns, 1):
-        place = f"turn {number} ({turn.role!r})"
-        if turn.role not in ROLES:
-            return "unknown-role", f"{place}: the role must be one of {', '.join(ROLES)}"
-        if previous not in _MAY_FOLLOW[turn.role]:
+        role = turn.role
+        if role not in _MAY_FOLLOW:
+            return "unknown-role", f"{_place(number, turn)}: the role must be one of {_ROLES}"
+        if previous not in _MAY_FOLLOW[role]:
             after = f"cannot follow {previous!r}" if previous else "cannot be the first turn"
-            return "role-order", f"{place} {after}"
-        if turn.tool_calls and turn.role != "assistant":
-            return "tool-calls", f"{place}: only an assistant turn can call tools"
+            return "role-order", f"{_place(number, turn)} {after}"
+        if turn.tool_calls:
+            if role != "assistant":
+                return (
+                    "tool-calls",
+                    f"{_place(number, turn)}: only an assistant turn can call tools",
+                )
         # A tool may well return nothing; everybody else has to say something.
-        if not turn.content.strip() and not turn.tool_calls and turn.role != "tool":
-            return "empty", f"{place} has no text"
-        if turn.weight is not None and not 0 <= turn.weight < float("inf"):
-            return "weight", f"{place}: weight {turn.weight} is not a finite number >= 0"
-        previous = turn.role
+        elif role != "tool" and not turn.content.strip():
+            return "empty", f"{_place(number, turn)} has no text"
+        weight = turn.weight
+        if weight is not None and not 0 <= weight < float("inf"):
+            place = _place(number, turn)
+            return "weight", f"{place}: weight {weight} is not a finite number >= 0"
+        previous = role
     return None
+
+
+_ROLES = ", ".join(ROLES)
+
+
+def _place(number: int, turn: Turn) -> str:
+    return f"turn {number} ({turn.role!r})"

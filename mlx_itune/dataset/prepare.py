@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import tee
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ class PrepareReport:
 
     turns = turns_whole + turns_truncated + turns_dropped, always. The tuples list the origins of
     rows that were split, truncated, dropped (wholly or in part), had nothing to learn, or spell out
-    a special token in their text, which the model then reads as that token.
+    a control token in their text, which is tokenized as the characters it is made of.
     """
 
     rows: int
@@ -50,7 +51,7 @@ class PrepareReport:
 class Preparation:
     """Examples in the order of their rows, and the account of them."""
 
-    examples: tuple[TokenizedExample, ...]
+    examples: Sequence[TokenizedExample]
     report: PrepareReport
 
 
@@ -68,8 +69,64 @@ class _Row:
     split: bool = False
 
 
+class Account:
+    """Adds up a PrepareReport, row by row."""
+
+    def __init__(self) -> None:
+        self.examples = self._rows = self._tokens = self._supervised = 0
+        self._turns = self._whole = self._truncated = self._dropped = 0
+        self._listed: dict[str, list[str]] = {
+            name: [] for name in ("split", "truncated", "dropped", "nothing", "control_text")
+        }
+
+    def add(self, row: _Row) -> None:
+        """Count what became of one conversation."""
+        self._rows += 1
+        self.examples += len(row.examples)
+        self._tokens += sum(len(example.input_ids) for example in row.examples)
+        self._supervised += sum(int(np.count_nonzero(e.weights)) for e in row.examples)
+        self._turns += row.turns
+        self._whole += row.whole
+        self._truncated += row.truncated
+        self._dropped += row.dropped
+        marks = (row.split, row.truncated, row.dropped, not row.turns, row.control_text)
+        for listed, marked in zip(self._listed.values(), marks, strict=True):
+            if marked:
+                listed.append(row.origin)
+
+    def report(self) -> PrepareReport:
+        """The account so far."""
+        listed = {name: tuple(origins) for name, origins in self._listed.items()}
+        return PrepareReport(
+            rows=self._rows,
+            examples=self.examples,
+            tokens=self._tokens,
+            supervised_tokens=self._supervised,
+            turns=self._turns,
+            turns_whole=self._whole,
+            turns_truncated=self._truncated,
+            turns_dropped=self._dropped,
+            split=listed["split"],
+            truncated=listed["truncated"],
+            dropped=listed["dropped"],
+            nothing_to_learn=listed["nothing"],
+            control_text=listed["control_text"],
+        )
+
+    def nothing_left(self, limit: int) -> str:
+        """Why there is no example."""
+        if not self._rows:
+            return "no rows, so there is nothing to learn"
+        reasons = []
+        if dropped := self._listed["dropped"]:
+            reasons.append(f"{len(dropped)} rows do not fit in {limit} tokens")
+        if empty := self._listed["nothing"]:
+            reasons.append(f"{len(empty)} rows have no turn to learn")
+        return "nothing is left to learn: " + ", ".join(reasons)
+
+
 def prepare(
-    conversations: Sequence[Conversation],
+    conversations: Iterable[Conversation],
     tokenizer: ChatTokenizer,
     *,
     max_length_tokens: int = 2048,
@@ -80,32 +137,68 @@ def prepare(
 
     `split` cuts a conversation between exchanges, repeating its system turn, and truncates only a
     single exchange that is still too long; `truncate` keeps the start of the tokens; `drop` leaves
-    the row out. Raises DataError for `error` and a long row, or when nothing is left to learn.
+    the row out. Raises DataError for rows that the template refuses (all are counted), for `error`
+    and a long row, or when nothing is left to learn.
     """
-    outcomes: list[_Row] = []
-    refused: list[str] = []
-    rendered = render_many(conversations, tokenizer, learn)
-    for conversation, parts in zip(conversations, rendered, strict=True):
+    account = Account()
+    examples = tuple(
+        prepare_each(
+            conversations,
+            tokenizer,
+            account,
+            max_length_tokens=max_length_tokens,
+            learn=learn,
+            too_long=too_long,
+        )
+    )
+    return Preparation(examples, account.report())
+
+
+def prepare_each(
+    conversations: Iterable[Conversation],
+    tokenizer: ChatTokenizer,
+    account: Account,
+    *,
+    max_length_tokens: int,
+    learn: Learn,
+    too_long: TooLong,
+) -> Iterator[TokenizedExample]:
+    """The examples of `prepare` one after another, accounted for in `account`.
+
+    Holds a few hundred rows at a time. Raises what `prepare` raises, when the last row is done.
+    """
+    refused: list[DataError] = []
+    long: list[str] = []
+    rows, to_render = tee(conversations)
+    rendered = render_many(
+        to_render, tokenizer, learn, refused=lambda _, error: refused.append(error)
+    )
+    for conversation, parts in zip(rows, rendered, strict=True):
         row = _Row(conversation.origin, turns=sum(len(part.spans) for part in parts))
-        row.control_text = any(tokenizer.find_controls(t.content) for t in conversation.turns)
-        outcomes.append(row)
+        row.control_text = any(map(tokenizer.spells_control, conversation.turns))
         longest = max((len(part.input_ids) for part in parts), default=0)
         if longest <= max_length_tokens:
             row.examples, row.whole = list(parts), row.turns
         elif too_long == "error":
-            refused.append(f"{row.origin} ({longest} tokens)")
+            long.append(f"{row.origin} ({longest} tokens)")
         else:
             _shorten(row, conversation, parts, tokenizer, max_length_tokens, learn, too_long)
+        account.add(row)
+        yield from row.examples
     if refused:
+        first, others = refused[0], len(refused) - 1
         raise DataError(
-            f"{len(refused)} rows are longer than {max_length_tokens} tokens: "
-            + ", ".join(refused[:3]),
+            first.message + (f"; so it does {others} more rows" if others else ""),
+            where=first.where,
+            hint=first.hint or "`mlx-itune data check --model ...` lists them all",
+        )
+    if long:
+        raise DataError(
+            f"{len(long)} rows are longer than {max_length_tokens} tokens: " + ", ".join(long[:3]),
             hint="raise --max-length or choose --too-long split, truncate or drop",
         )
-    report = _report(outcomes)
-    if not report.examples:
-        raise DataError(_nothing_left(report, max_length_tokens))
-    return Preparation(tuple(e for row in outcomes for e in row.examples), report)
+    if not account.examples:
+        raise DataError(account.nothing_left(max_length_tokens))
 
 
 def _shorten(
@@ -180,33 +273,3 @@ def _truncate(part: TokenizedExample, limit: int, row: _Row) -> None:
                 spans=tuple(spans),
             )
         )
-
-
-def _report(rows: list[_Row]) -> PrepareReport:
-    examples = [example for row in rows for example in row.examples]
-    return PrepareReport(
-        rows=len(rows),
-        examples=len(examples),
-        tokens=sum(len(example.input_ids) for example in examples),
-        supervised_tokens=sum(int(np.count_nonzero(e.weights)) for e in examples),
-        turns=sum(row.turns for row in rows),
-        turns_whole=sum(row.whole for row in rows),
-        turns_truncated=sum(row.truncated for row in rows),
-        turns_dropped=sum(row.dropped for row in rows),
-        split=tuple(row.origin for row in rows if row.split),
-        truncated=tuple(row.origin for row in rows if row.truncated),
-        dropped=tuple(row.origin for row in rows if row.dropped),
-        nothing_to_learn=tuple(row.origin for row in rows if not row.turns),
-        control_text=tuple(row.origin for row in rows if row.control_text),
-    )
-
-
-def _nothing_left(report: PrepareReport, limit: int) -> str:
-    if not report.rows:
-        return "no rows, so there is nothing to learn"
-    reasons = []
-    if report.dropped:
-        reasons.append(f"{len(report.dropped)} rows do not fit in {limit} tokens")
-    if report.nothing_to_learn:
-        reasons.append(f"{len(report.nothing_to_learn)} rows have no turn to learn")
-    return "nothing is left to learn: " + ", ".join(reasons)

@@ -8,7 +8,7 @@ turns, tokens that straddle the border), the turn gets an example of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.tokenizer import PROBE, ChatTokenizer, Encoded
+from mlx_itune.dataset.conversation import Conversation, is_text
+from mlx_itune.dataset.encoder import Encoded
+from mlx_itune.dataset.tokenizer import PROBE, ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
 Learn = Literal["all", "last", "marked"]
@@ -68,25 +69,64 @@ def render(
     return next(render_many([conversation], tokenizer, learn))
 
 
+Refused = Callable[[Conversation, DataError], None]
+
+
 def render_many(
-    conversations: Iterable[Conversation], tokenizer: ChatTokenizer, learn: Learn = "all"
+    conversations: Iterable[Conversation],
+    tokenizer: ChatTokenizer,
+    learn: Learn = "all",
+    *,
+    refused: Refused | None = None,
 ) -> Iterator[tuple[TokenizedExample, ...]]:
-    """`render` of each conversation, tokenized in batches."""
+    """`render` of each conversation, tokenized in batches.
+
+    With `refused`, a conversation that the template or tokenizer refuses is told to it and has no
+    examples; without it, the DataError is raised.
+    """
     rows = iter(conversations)
     while chunk := list(islice(rows, _ROWS_PER_CALL)):
-        drafts = [_draft(row, tokenizer, turn_weights(row, learn)) for row in chunk]
-        flat = [draft for row_drafts in drafts for draft in row_drafts]
+        if refused is None:
+            yield from _render_chunk(chunk, tokenizer, learn)
+            continue
+        try:
+            # As a list: what is yielded must not be yielded again one by one.
+            found = list(_render_chunk(chunk, tokenizer, learn))
+        except DataError:
+            found = [_render_or_tell(row, tokenizer, learn, refused) for row in chunk]
+        yield from found
+
+
+def _render_or_tell(
+    row: Conversation, tokenizer: ChatTokenizer, learn: Learn, refused: Refused
+) -> tuple[TokenizedExample, ...]:
+    try:
+        return next(_render_chunk([row], tokenizer, learn))
+    except DataError as error:
+        refused(row, error)
+        return ()
+
+
+def _render_chunk(
+    chunk: Sequence[Conversation], tokenizer: ChatTokenizer, learn: Learn
+) -> Iterator[tuple[TokenizedExample, ...]]:
+    drafts = [_draft(row, tokenizer, turn_weights(row, learn)) for row in chunk]
+    flat = [draft for row_drafts in drafts for draft in row_drafts]
+    try:
         encoded = tokenizer.encode_many([draft.text for draft in flat])
-        borders = [_borders(d, e, tokenizer) for d, e in zip(flat, encoded, strict=True)]
-        before = {border.piece for found in borders for border in found}
-        alone = tokenizer.encode_ids_of(before)
-        settled = iter(list(zip(flat, encoded, borders, strict=True)))
-        for row, row_drafts in zip(chunk, drafts, strict=True):
-            yield tuple(
-                example
-                for draft, tokens, found in islice(settled, len(row_drafts))
-                for example in _settle(draft, tokens, found, alone, row, tokenizer)
-            )
+    except DataError as error:
+        where = chunk[0].origin if len(chunk) == 1 else None
+        raise DataError(error.message, where=where, hint=error.hint) from error
+    borders = [_borders(d, e, tokenizer) for d, e in zip(flat, encoded, strict=True)]
+    before = {b.piece for found in borders for b in found if b.piece is not None}
+    alone = tokenizer.encode_ids_of(before)
+    settled = iter(list(zip(flat, encoded, borders, strict=True)))
+    for row, row_drafts in zip(chunk, drafts, strict=True):
+        yield tuple(
+            example
+            for draft, tokens, found in islice(settled, len(row_drafts))
+            for example in _settle(draft, tokens, found, alone, row, tokenizer)
+        )
 
 
 def turn_weights(conversation: Conversation, learn: Learn) -> tuple[float, ...]:
@@ -103,19 +143,25 @@ def turn_weights(conversation: Conversation, learn: Learn) -> tuple[float, ...]:
 def _draft(
     conversation: Conversation, tokenizer: ChatTokenizer, weights: Sequence[float]
 ) -> list[_Draft]:
-    messages, turns = conversation.messages(), conversation.turns
+    if not any(weights):
+        return []
+    turns = conversation.turns
+    try:
+        messages = tokenizer.messages(turns)
+        tools = tokenizer.tools(conversation.tools) if conversation.tools else ()
+    except DataError as error:
+        raise DataError(error.message, where=conversation.origin, hint=error.hint) from error
     last = len(turns) - 1
 
     def text_of(upto: list[dict[str, Any]], prompt: bool = False) -> str:
         try:
-            return tokenizer.render_text(
-                upto, tools=conversation.tools, add_generation_prompt=prompt
-            )
+            return tokenizer.render_text(upto, tools=tools, add_generation_prompt=prompt)
         except DataError as error:
             raise DataError(error.message, where=conversation.origin) from error
 
-    if not any(weights):
-        return []
+    if is_text(conversation.tags):
+        text = tokenizer.text_start + messages[0]["content"]
+        return [_Draft(text, (_Span(len(tokenizer.text_start), len(text), weights[0]),), True)]
     full = text_of(messages)
     shared: list[_Span] = []
     alone: list[_Draft] = []
@@ -130,7 +176,7 @@ def _draft(
         else:
             probe = text_of([*messages[:n], {"role": "assistant", "content": PROBE}])
             tail = _reply_after_header(upto, probe, conversation.origin)
-        reply, closed = _learned_part(tail, turns[n], tokenizer)
+        reply, closed = _learned_part(tail, messages[n], tokenizer)
         span = _Span(len(prompt), len(prompt) + len(reply), weight)
         if full.startswith(prompt + reply) and (closed or n == last):
             shared.append(span)
@@ -155,14 +201,16 @@ def _reply_after_header(upto: str, probe: str, origin: str) -> str:
     return upto[len(header) :]
 
 
-def _learned_part(tail: str, turn: Turn, tokenizer: ChatTokenizer) -> tuple[str, bool]:
+def _learned_part(
+    tail: str, message: Mapping[str, Any], tokenizer: ChatTokenizer
+) -> tuple[str, bool]:
     """The reply up to and including its end token, and whether the template gave it one."""
-    words = turn.content.strip()
+    words = message["content"].strip()
     at = tail.find(words) if words else -1
     words_end = at + len(words) if at >= 0 else 0
     after = [control for control in tokenizer.find_controls(tail) if control[0] >= words_end]
     ends = [end for _, end, token in after if token in tokenizer.eos_ids]
-    if not ends and at >= 0 and not turn.tool_calls:
+    if not ends and at >= 0 and "tool_calls" not in message:
         ends = [end for _, end, _ in after]
     if ends:
         return tail[: ends[0]], True
@@ -180,7 +228,7 @@ class _Border:
     first: int
     end: int
     anchor: int
-    piece: str
+    piece: str | None
     straddled: bool
 
 
@@ -194,9 +242,16 @@ def _borders(draft: _Draft, encoded: Encoded, tokenizer: ChatTokenizer) -> list[
         nearest = int(np.searchsorted(specials, first)) - 1
         anchor = int(specials[nearest]) if nearest >= 0 else 0
         begin = int(encoded.starts[anchor]) if nearest >= 0 else 0
-        piece = "" if straddled else draft.text[begin : span.start]
+        # At a cut the tokenizer is known to treat what comes before as it would alone.
+        apart = encoded.cuts is not None and _holds(encoded.cuts, span.start)
+        piece = None if straddled or apart else draft.text[begin : span.start]
         found.append(_Border(first, end, anchor, piece, straddled))
     return found
+
+
+def _holds(ordered: NDArray[np.int32], value: int) -> bool:
+    at = int(np.searchsorted(ordered, value))
+    return at < len(ordered) and int(ordered[at]) == value
 
 
 def _settle(
@@ -212,8 +267,10 @@ def _settle(
     ranges: list[tuple[int, int, float]] = []
     strays: list[_Span] = []
     for span, border in zip(draft.spans, borders, strict=True):
-        in_context = ids[border.anchor : border.first].tolist()
-        if not border.straddled and alone[border.piece] == in_context:
+        if not border.straddled and (
+            border.piece is None
+            or alone[border.piece] == ids[border.anchor : border.first].tolist()
+        ):
             ranges.append((border.first, border.end, span.weight))
         else:
             strays.append(span)

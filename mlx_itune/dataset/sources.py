@@ -1,39 +1,39 @@
-"""Raw files -> conversations, with every fault of every row at its file and line."""
+"""Paths -> conversations, with every fault of every row at its file and line; rows back again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.formats import RowFault, parse_row
+from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.formats import check_columns, names_positions, parse_rows
+from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.kit.errors import DataError
-from mlx_itune.kit.files import sha256_file, storage_errors
+from mlx_itune.kit.files import sha256_file
 
-_BOM = b"\xef\xbb\xbf"
-_BLANK = b" \t\r\n"
 _FAULTS_SHOWN = 3
 _VALID_SHARE = 0.05
 _VALID_MAX_ROWS = 500
 
+_SPLITS = ("train", "valid", "test")
+# Kinds that a folder is searched for; a text file in a folder is more often a read-me than rows.
+_FOLDER_KINDS = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx"})
+# What a data folder holds besides its rows.
+_NOT_ROWS = frozenset(
+    {"dataset.json", "removed.jsonl", "changed.jsonl", "rejected.jsonl", "ledger.jsonl"}
+)
 
-@dataclass(frozen=True)
-class Fault:
-    """Why one row is refused."""
-
-    file: str
-    line: int
-    code: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.code}: {self.message}"
+# Keys that mean something to a reader of the canonical row; tags with these names go to `metadata`.
+_RESERVED = frozenset(
+    "messages conversations conversation instances instruction prompt question inputs input text "
+    "tools functions system system_prompt metadata".split()
+)
 
 
 @dataclass(frozen=True)
@@ -56,67 +56,178 @@ class Splits:
     sources: tuple[Source, ...]
 
 
-def read_rows(path: Path) -> Iterator[Conversation | Fault]:
-    """Each row of a JSON-lines file or JSON array, in order; blank lines do not count as rows.
+def read_rows(
+    path: Path,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    kind: str | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Iterator[Conversation | Fault]:
+    """The conversations of a file of any kind, in order, with a Fault for each row that is none.
 
-    Lines end at b"\\n" only. Raises StorageError when the file cannot be read.
+    A row gives one conversation; a seed task with several instances gives one for each, all with
+    the same origin. `format` and `kind` force what is otherwise found out; `columns` maps fields to
+    columns. Columns that are numbers say that a table has no header.
+    Raises StorageError when the file cannot be read, DataError for a file of another kind,
+    UsageError for a bad `format`, `columns` or `kind`.
     """
     path = Path(path)
-    with storage_errors(path), path.open("rb") as file:
-        has_bom = file.read(len(_BOM)) == _BOM
-        start = len(_BOM) if has_bom else 0
-        file.seek(start)
-        is_array = file.read(4096).lstrip(_BLANK).startswith(b"[")
-        file.seek(start)
-        rows = _array(file.read(), str(path)) if is_array else _lines(file, str(path))
-        if has_bom:
-            # The first row is the one the mark spoils; what follows is judged as usual.
-            next(rows, None)
-            yield Fault(str(path), 1, "bom", "the file starts with a byte order mark")
-        yield from rows
+    if columns is not None:
+        check_columns(columns)
+    name = str(path)
+    header = False if names_positions(columns) else None
+    for record in read_records(path, kind=kind, header=header, on_bytes=on_bytes):
+        if isinstance(record, Fault):
+            yield record
+            continue
+        value, line = record
+        try:
+            yield from parse_rows(value, f"{name}:{line}", format=format, columns=columns)
+        except RowFault as fault:
+            yield fault.at(name, line)
 
 
-def load_splits(data: Path, *, seed: int = 0) -> Splits:
-    """Read a data file, or a folder of train/valid/test (.jsonl or .json).
+def load_splits(
+    data: Path,
+    *,
+    seed: int = 0,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Splits:
+    """Read a data file, or a folder of train, valid and test files, of any kind.
 
-    Without a valid file, about 5 % of the training rows are held out by the hash of their content:
-    the choice does not depend on row order, and equal rows stay on one side.
+    A folder without a train file is read whole as one. Without a valid file, about 5 % of the
+    training rows are held out by the hash of their content: the choice does not depend on row
+    order, and equal rows stay on one side.
     Raises DataError when a row is broken (all are counted) or a file holds no row.
     """
     data = Path(data)
-    paths = _split_paths(data) if data.is_dir() else {"train": data}
-    if not data.exists():
-        raise DataError("no such data file or folder", where=str(data))
-    rows: dict[str, tuple[Conversation, ...]] = {}
+    rows: dict[str, list[Conversation]] = {}
     faults: list[Fault] = []
     sources: list[Source] = []
     total = 0
-    for split, path in paths.items():
-        read = list(read_rows(path))
-        broken = [row for row in read if isinstance(row, Fault)]
-        rows[split] = tuple(row for row in read if isinstance(row, Conversation))
-        if not read:
+    for part, path in split_paths(data).items():
+        found = rows.setdefault(part.partition("/")[0], [])
+        before, broken = len(found), 0
+        for row in read_rows(path, format=format, columns=columns):
+            if isinstance(row, Conversation):
+                found.append(row)
+            elif row.severity == "error":
+                faults.append(row)
+                broken += 1
+        accepted = len(found) - before
+        if not accepted and not broken:
             raise DataError("holds no rows", where=str(path))
-        faults += broken
-        total += len(read)
-        sources.append(Source(path.name, len(rows[split]), sha256_file(path)))
+        total += accepted + broken
+        sources.append(Source(path.name, accepted, sha256_file(path)))
     if faults:
         raise DataError(
-            f"{len(faults)} of {total} rows are broken: " + " | ".join(map(str, _first(faults))),
+            f"{len(faults)} of {total} rows are broken: " + " | ".join(_first(faults)),
             where=str(data),
             hint="`mlx-itune data check` lists them all",
         )
-    train, valid = rows["train"], rows.get("valid", ())
+    train, valid, test = (tuple(rows.get(split, ())) for split in _SPLITS)
     if "valid" not in rows:
         train, valid = _hold_out(train, seed)
-    return Splits(train, valid, rows.get("test", ()), (), tuple(sources))
+    return Splits(train, valid, test, (), tuple(sources))
+
+
+def split_paths(data: Path) -> dict[str, Path]:
+    """The files behind each split of a data file or folder.
+
+    A folder of files that are named otherwise is read as one training set: "train", then
+    "train/NAME" for each further file.
+    """
+    if not data.exists():
+        raise DataError("no such data file or folder", where=str(data))
+    if not data.is_dir():
+        return {"train": data}
+    inside = _rows_in(data)
+    paths: dict[str, Path] = {}
+    for split in _SPLITS:
+        found = [path for path in inside if path.name.partition(".")[0] == split]
+        if len(found) > 1:
+            raise DataError(f"has both {found[0].name} and {found[1].name}", where=str(data))
+        if found:
+            paths[split] = found[0]
+    if not paths and inside:
+        return {"train" if n == 0 else f"train/{p.name}": p for n, p in enumerate(inside)}
+    if "train" not in paths:
+        raise DataError("no train.jsonl or train.json", where=str(data), hint=_found_in(data))
+    return paths
+
+
+def expand(paths: Sequence[Path]) -> list[Path]:
+    """The files that `paths` name: themselves, or the readable files of a folder, by name.
+
+    Of a data folder its rows only: not its description, its log, nor what was removed from it.
+    Raises DataError for a folder with nothing to read.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = _rows_in(path)
+        if not inside:
+            raise DataError("has no file of rows", where=str(path), hint=_found_in(path))
+        files += inside
+    return list(dict.fromkeys(files))
 
 
 def content_key(conversation: Conversation, seed: int = 0) -> int:
     """A 64-bit hash of what a conversation says, whatever file, line or tags it has."""
-    said = json.dumps([conversation.messages(), conversation.tools], sort_keys=True)
+    messages = conversation.messages()
+    for message in messages:
+        # Which number a call has is not part of what is said.
+        message.pop("tool_call_id", None)
+    said = json.dumps([messages, conversation.tools], sort_keys=True)
     digest = hashlib.blake2b(said.encode(), digest_size=8, key=str(seed).encode()[:64])
     return int.from_bytes(digest.digest(), "big")
+
+
+def to_row(conversation: Conversation) -> dict[str, Any]:
+    """The canonical row: read again, it gives an equal conversation (its origin aside)."""
+    row: dict[str, Any] = {"messages": [_message(turn) for turn in conversation.turns]}
+    if conversation.tools:
+        row["tools"] = list(conversation.tools)
+    hidden = {key: tag for key, tag in conversation.tags.items() if key in _RESERVED}
+    row.update((key, tag) for key, tag in conversation.tags.items() if key not in _RESERVED)
+    if hidden:
+        row["metadata"] = hidden
+    return row
+
+
+def said_bytes(conversation: Conversation) -> bytes:
+    """What a conversation says as bytes, equal for equal ones only: fast, for hashing.
+
+    Roles, texts, tool calls and tools; not tags, weights, names or origin.
+    """
+    parts: list[str] = []
+    for turn in conversation.turns:
+        parts += (turn.role, turn.content)
+        if turn.tool_calls:
+            parts.append(json.dumps(turn.tool_calls, sort_keys=True))
+    if conversation.tools:
+        parts += ("tools", json.dumps(conversation.tools, sort_keys=True))
+    # No text has a NUL, so nothing can be mistaken for a border.
+    return "\0".join(parts).encode()
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.weight is not None:
+        message["weight"] = turn.weight
+    if turn.tool_calls:
+        message["tool_calls"] = list(turn.tool_calls)
+    if turn.name is not None:
+        message["name"] = turn.name
+    if turn.tool_call_id is not None:
+        message["tool_call_id"] = turn.tool_call_id
+    if turn.input is not None:
+        message["input"] = turn.input
+    return message
 
 
 def _first(faults: Sequence[Fault]) -> list[str]:
@@ -124,19 +235,20 @@ def _first(faults: Sequence[Fault]) -> list[str]:
     return [*shown, "..."] if len(faults) > _FAULTS_SHOWN else shown
 
 
-def _split_paths(folder: Path) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for split in ("train", "valid", "test"):
-        found = [p for p in (folder / f"{split}.jsonl", folder / f"{split}.json") if p.exists()]
-        if len(found) > 1:
-            raise DataError(f"has both {found[0].name} and {found[1].name}", where=str(folder))
-        if found:
-            paths[split] = found[0]
-    if "train" not in paths:
-        there = sorted(p.name for p in folder.iterdir())[:5]
-        listed = ", ".join(there) if there else "nothing"
-        raise DataError("no train.jsonl or train.json", where=str(folder), hint=f"found {listed}")
-    return paths
+def _rows_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if kind_by_name(path) in _FOLDER_KINDS
+        and path.name not in _NOT_ROWS
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def _found_in(folder: Path) -> str:
+    there = sorted(path.name for path in folder.iterdir())[:5]
+    return f"found {', '.join(there) if there else 'nothing'}"
 
 
 def _hold_out(
@@ -156,127 +268,3 @@ def _hold_out(
         held_rows += copies[key]
     train = tuple(row for row, key in zip(rows, keys, strict=True) if key not in held)
     return train, tuple(row for row, key in zip(rows, keys, strict=True) if key in held)
-
-
-def _lines(file: BinaryIO, name: str) -> Iterator[Conversation | Fault]:
-    for number, line in enumerate(file, 1):
-        if line.strip(_BLANK):
-            yield _row(line, name, number)
-
-
-def _row(raw: bytes, name: str, line: int) -> Conversation | Fault:
-    try:
-        value = _DECODER.decode(_text(raw))
-        return _conversation(value, name, line)
-    except RowFault as fault:
-        return Fault(name, line, fault.code, fault.message)
-    except (ValueError, RecursionError) as error:
-        return Fault(name, line, "json", _json_reason(error))
-
-
-def _conversation(value: Any, name: str, line: int) -> Conversation:
-    if not isinstance(value, dict):
-        raise RowFault("not-an-object", "a row must be a JSON object")
-    _refuse_strange_text(value)
-    return parse_row(value, f"{name}:{line}")
-
-
-def _array(raw: bytes, name: str) -> Iterator[Conversation | Fault]:
-    """Rows of a JSON array, each with the line it starts on.
-
-    Rows are decoded one by one, so a row that JSON can parse but we refuse does not hide the next;
-    after a syntax error there is no telling where the next row starts.
-    """
-    try:
-        text = _text(raw)
-    except RowFault as fault:
-        yield Fault(name, raw[: _bad_byte(raw)].count(b"\n") + 1, fault.code, fault.message)
-        return
-    position = _SPACE.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
-    line, counted = 1, 0
-    while not text.startswith("]", position):
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            _, end = _LENIENT.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            yield Fault(name, line, "json", _json_reason(error))
-            return
-        try:
-            # The strict decoder sees the row alone: a duplicate key spoils one row, not the file.
-            yield _conversation(_DECODER.decode(text[position:end]), name, line)
-        except RowFault as fault:
-            yield Fault(name, line, fault.code, fault.message)
-        position = _SPACE.match(text, end).end()  # type: ignore[union-attr]
-        if text.startswith(",", position):
-            position = _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
-        elif not text.startswith("]", position):
-            line += text.count("\n", counted, position)
-            yield Fault(name, line, "json", "expected ',' or ']' after a row of the array")
-            return
-    if text[position + 1 :].strip():
-        line += text.count("\n", counted, position)
-        yield Fault(name, line, "json", "text follows the end of the array")
-
-
-def _text(raw: bytes) -> str:
-    if b"\x00" in raw:
-        raise RowFault("nul", "a NUL byte")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        raise RowFault("utf-8", f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8") from None
-
-
-def _bad_byte(raw: bytes) -> int:
-    nul = raw.find(b"\x00")
-    if nul >= 0:
-        return nul
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(raw)
-
-
-def _refuse_strange_text(value: Any) -> None:
-    """NUL and lone surrogates, which JSON escapes can smuggle into any string."""
-    if isinstance(value, str):
-        if "\x00" in value:
-            raise RowFault("nul", "a NUL character in a string")
-        if not value.isascii() and _SURROGATE.search(value):
-            raise RowFault("surrogate", "half of a surrogate pair in a string")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_strange_text(key)
-            _refuse_strange_text(item)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_strange_text(item)
-
-
-def _json_reason(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return "a number with too many digits"
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise RowFault("duplicate-key", f"the key {twice!r} occurs twice")
-    return row
-
-
-def _refuse_constant(text: str) -> Any:
-    raise RowFault("constant", f"{text} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-_LENIENT = json.JSONDecoder()
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_SPACE = re.compile(r"[ \t\r\n]*")

@@ -1,6 +1,6 @@
 """Built-in chat templates for base models that bring none, as the Jinja text a fused model carries.
 
-Both start with the BOS token exactly where the tokenizer itself would put one, because templates
+All start with the BOS token exactly where the tokenizer itself would put one, because templates
 are tokenized without adding special tokens.
 """
 
@@ -46,7 +46,28 @@ _CHATML = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
-BUILT_IN = ("alpaca", "chatml")
+# Vicuna v1.1 and later (FastChat, conversation.py, ADD_COLON_TWO): one space between everything but
+# after the end token.
+_VICUNA = """\
+{%- if tools %}{{ raise_exception('the vicuna template has no place for tools') }}{% endif %}
+{%- for m in messages %}
+{%- if m['tool_calls'] or m['role'] == 'tool' %}
+{{- raise_exception('the vicuna template has no place for tool turns') }}
+{%- elif m['role'] == 'system' %}
+{{- m['content'] + ' ' }}
+{%- elif m['role'] == 'user' %}
+{%- if loop.first %}
+{{- 'A chat between a curious user and an artificial intelligence assistant. The assistant gives \
+helpful, detailed, and polite answers to the user\\'s questions. ' }}
+{%- endif %}
+{{- 'USER: ' + m['content'] + ' ' }}
+{%- else %}
+{{- 'ASSISTANT: ' + m['content'] + eos_token }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+
+BUILT_IN = ("alpaca", "chatml", "vicuna")
 
 
 def built_in(name: str, *, adds_bos: bool, knows_im_end: bool) -> str:
@@ -54,5 +75,5 @@ def built_in(name: str, *, adds_bos: bool, knows_im_end: bool) -> str:
     # Without its own <|im_end|> token a turn ends with the tokenizer's end token: a model can only
     # stop at a token, not at a string.
     end = "'<|im_end|>'" if knows_im_end else "eos_token"
-    text = _ALPACA if name == "alpaca" else _CHATML.replace("END", end)
+    text = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML.replace("END", end)}[name]
     return "{{- bos_token }}" + text if adds_bos else text

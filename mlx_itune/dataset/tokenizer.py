@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_itune.dataset.armour import Armour
+from mlx_itune.dataset.chat_template import ChatTemplate
 from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.encoder import Encoded, Encoder
 from mlx_itune.dataset.templates import BUILT_IN, built_in
 from mlx_itune.kit.errors import DataError, ModelError, UsageError, closest
 
@@ -23,21 +24,13 @@ Int32 = NDArray[np.int32]
 PROBE = "qzvxqzvx"
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Tokens of a text: ids (T,) int32 and their character ranges starts, ends (T,) int32."""
-
-    ids: Int32
-    starts: Int32
-    ends: Int32
-
-
 class ChatTokenizer:
     """A fast Hugging Face tokenizer with the chat template a run uses.
 
-    `hf` is the tokenizer, `name` the template's name ("auto", "alpaca", "chatml"), `eos_ids` every
+    `hf` is the tokenizer, `name` the template's name ("auto", "chatml", ...), `eos_ids` every
     token that ends a turn, `control_ids` all special tokens, `is_control` (V,) bool the same as a
     table, `stop_strings` the end-of-turn text where the template ends turns with plain text.
+    What turns say is never read as a control token (see dataset/armour.py).
     """
 
     def __init__(
@@ -59,7 +52,6 @@ class ChatTokenizer:
         self.hf = hf
         self.name = name
         self.template_text = templates["default"]
-        self._tool_template = templates.get("tool_use", self.template_text)
         self.template_sha256 = hashlib.sha256(self.template_text.encode()).hexdigest()
 
         special = {i for i, token in hf.added_tokens_decoder.items() if token.special}
@@ -71,15 +63,32 @@ class ChatTokenizer:
         self.control_ids = frozenset(special | eos)
         self.is_control = np.zeros(max(len(hf), max(self.control_ids) + 1), dtype=np.bool_)
         self.is_control[list(self.control_ids)] = True
-        self._texts = {hf.convert_ids_to_tokens(i): i for i in sorted(self.control_ids)}
-        # Longest first, so that a token never hides behind a shorter one it starts with.
-        longest_first = sorted(self._texts, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)))
+        special_texts = {hf.convert_ids_to_tokens(i): i for i in sorted(self.control_ids)}
+        self._template = ChatTemplate(self.template_text, hf.special_tokens_map)
+        self._tool_template = self._template
+        if "tool_use" in templates:
+            self._tool_template = ChatTemplate(templates["tool_use"], hf.special_tokens_map)
+        self._armour = Armour(special_texts, _markup(hf, (self._template, self._tool_template)))
+        self._encoder = Encoder(hf.backend_tokenizer, self._armour, sorted(self.control_ids))
+
+        # What the tokenizer itself puts before a plain text, which templates write for themselves.
+        adds_start = hf.bos_token_id is not None and hf("a")["input_ids"][:1] == [hf.bos_token_id]
+        self.text_start: str = hf.bos_token if adds_start else ""
 
         after = self._after_a_reply()
-        ending = self._control.search(after)
-        self.eos_ids = frozenset(eos | ({self._texts[ending.group()]} if ending else set()))
-        self.stop_strings = () if ending or not after.strip() else (after.strip(),)
+        endings = self._armour.spans(after)
+        self.eos_ids = frozenset(eos | {token for _, _, token in endings[:1]})
+        self.stop_strings = () if endings or not after.strip() else (after.strip(),)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that tokens depend on: the tokenizer, its templates, its ends."""
+        parts = (
+            self.hf.backend_tokenizer.to_str(),
+            self._template.text,
+            self._tool_template.text,
+            json.dumps([self.hf.special_tokens_map, sorted(self.eos_ids)], default=str),
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def encode(self, text: str) -> Encoded:
         """Token ids and character ranges of `text`; nothing is added at either end."""
@@ -87,29 +96,37 @@ class ChatTokenizer:
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
         """`encode` of each text, all of them in one call of the tokenizer."""
-        if not texts:
-            return []
-        batch = self._call(list(texts), return_offsets_mapping=True)
-        encoded = []
-        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-            ranges = np.array(offsets, dtype=np.int32).reshape(-1, 2)
-            encoded.append(Encoded(np.array(ids, dtype=np.int32), ranges[:, 0], ranges[:, 1]))
-        return encoded
+        return self._encoder.encode(texts) if texts else []
 
     def encode_ids(self, text: str) -> list[int]:
         """Token ids of `text`, without character ranges."""
-        return list(self._call(text)["input_ids"])
+        return self._encoder.ids([text])[0]
 
     def encode_ids_of(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """`encode_ids` of each text, all of them in one call of the tokenizer."""
         distinct = list(texts)
-        ids = self._call(distinct)["input_ids"] if distinct else []
-        return dict(zip(distinct, ids, strict=True))
+        return dict(zip(distinct, self._encoder.ids(distinct) if distinct else [], strict=True))
 
     def decode(self, ids: Sequence[int] | Int32) -> str:
         """The text of token ids, special tokens included."""
         plain = [int(i) for i in ids]
         return str(self.hf.decode(plain, clean_up_tokenization_spaces=False))
+
+    def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """`turns` as the template reads them, with the control strings that they spell out hidden.
+
+        Raises DataError for text that cannot be told apart from what hides them.
+        """
+        put_on = self._armour.put_on
+        found = []
+        for turn in turns:
+            message = turn.message()
+            in_reply = turn.role == "assistant"
+            for key, value in message.items():
+                if key != "role":
+                    message[key] = put_on(value, in_reply=in_reply and key == "content")
+            found.append(message)
+        return found
 
     def render_text(
         self,
@@ -122,17 +139,10 @@ class ChatTokenizer:
 
         Raises DataError when the template refuses them ("system role not supported").
         """
+        template = self._tool_template if tools else self._template
         # Jinja raises what the template makes it raise: its own errors and those of plain Python.
         try:
-            return str(
-                self.hf.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tools=[dict(tool) for tool in tools] or None,
-                    chat_template=self._tool_template if tools else self.template_text,
-                    add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
-                )
-            )
+            return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
         except Exception as error:
             raise DataError(f"the chat template refuses these turns: {error}") from error
 
@@ -140,8 +150,14 @@ class ChatTokenizer:
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[int]:
         """What inference feeds the model so that it writes the turn that follows `turns`."""
-        messages = [turn.message() for turn in turns]
-        return self.encode_ids(self.render_text(messages, tools=tools, add_generation_prompt=True))
+        text = self.render_text(
+            self.messages(turns), tools=self.tools(tools), add_generation_prompt=True
+        )
+        return self.encode_ids(text)
+
+    def tools(self, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """`tools` as the template reads them, with their control strings hidden."""
+        return list(self._armour.put_on(list(tools)))
 
     def continuation_ids(self, prompt: str, answer: str) -> list[int]:
         """Tokens of `answer` as they follow the tokens of `prompt`, which stay as they are.
@@ -164,20 +180,11 @@ class ChatTokenizer:
 
     def find_controls(self, text: str) -> list[tuple[int, int, int]]:
         """Special tokens spelled out in `text`, as (start, end, id)."""
-        return [
-            (match.start(), match.end(), self._texts[match.group()])
-            for match in self._control.finditer(text)
-        ]
+        return self._armour.spans(text)
 
-    def _call(self, text: str | list[str], **extra: bool) -> Any:
-        return self.hf(
-            text,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-            **extra,
-        )
+    def spells_control(self, turn: Turn) -> bool:
+        """Whether a turn's text holds a control string (which is read as plain characters)."""
+        return self._armour.found(turn.content, in_reply=turn.role == "assistant")
 
     def _after_a_reply(self) -> str:
         """What the template writes after an assistant's words at the end of a conversation."""
@@ -189,10 +196,20 @@ class ChatTokenizer:
         return after
 
 
+def _markup(hf: Any, templates: Iterable[ChatTemplate]) -> dict[str, int]:
+    """Added tokens that are not special and that the template writes: part of its language."""
+    written = "\n".join(template.literals() for template in templates)
+    return {
+        token.content: i
+        for i, token in hf.added_tokens_decoder.items()
+        if not token.special and not token.content.isspace() and token.content in written
+    }
+
+
 def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
     """Load the tokenizer of a local model directory, running none of its code.
 
-    `template`: "auto" is the model's own chat template; "alpaca" and "chatml" are built in.
+    `template`: "auto" is the model's own chat template; "alpaca", "chatml", "vicuna" are built in.
     Raises ModelError when it cannot be loaded or has no template, UsageError for another name.
     """
     path = Path(path)
@@ -200,7 +217,7 @@ def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
         near = closest(template, ("auto", *BUILT_IN))
         raise UsageError(
             f"unknown template {template!r}",
-            hint=f"did you mean {near}?" if near else "use auto, alpaca or chatml",
+            hint=f"did you mean {near}?" if near else "use auto, " + ", ".join(BUILT_IN),
         )
     if not path.is_dir():
         raise ModelError("is not a model directory", where=str(path))
@@ -219,7 +236,8 @@ def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
         text = hf.chat_template if template == "auto" else _built_in_for(hf, template)
         if not text:
             raise ModelError(
-                "the tokenizer has no chat template", hint="pass --template alpaca or chatml"
+                "the tokenizer has no chat template",
+                hint="pass --template chatml, alpaca or vicuna",
             )
         return ChatTokenizer(hf, text, name=template, eos_ids=_configured_eos(path))
     except (ModelError, DataError) as error:

@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_itune.dataset.batching import Batch, batches
-from mlx_itune.dataset.prepare import Preparation, prepare
+from mlx_itune.dataset.cache import tokenized
 from mlx_itune.dataset.render import TokenizedExample
-from mlx_itune.dataset.sources import load_splits
 from mlx_itune.dataset.tokenizer import load_tokenizer
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.events import EventLog
@@ -61,22 +60,21 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
     began = time.monotonic()
     out = Path(settings.out)
     run.require_free_name(out)
-    splits = load_splits(Path(settings.data), seed=settings.seed)
     loaded = load(settings.model, compute=settings.compute, offline=settings.offline)
     tokenizer = load_tokenizer(loaded.path, template=settings.template)
     limit_tokens = _length_limit(settings, loaded)
-
-    def prepared(conversations: Sequence[Any]) -> Preparation:
-        return prepare(
-            conversations,
-            tokenizer,
-            max_length_tokens=limit_tokens,
-            learn=settings.learn,
-            too_long=settings.too_long,
-        )
-
-    training = prepared(splits.train)
-    valid = prepared(splits.valid).examples if splits.valid else ()
+    rows = tokenized(
+        Path(settings.data),
+        tokenizer,
+        seed=settings.seed,
+        format=settings.format,
+        columns=settings.columns,
+        max_length_tokens=limit_tokens,
+        learn=settings.learn,
+        too_long=settings.too_long,
+    )
+    training = rows.train
+    valid = rows.valid.examples if rows.valid else ()
     _check_vocabulary(loaded, (*training.examples, *valid))
     paths = lora.attach(
         loaded.model,
@@ -103,7 +101,7 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
     folder = run.create(settings)
     with EventLog(folder / "events.jsonl") as log:
         job = _Job(settings, learner, training.examples, valid, folder, log, observe, began)
-        job.origins = (loaded, tokenizer, splits.sources, config)
+        job.origins = (loaded, tokenizer, rows.sources, config)
         job.tell(
             "start",
             run=str(folder),
@@ -117,6 +115,7 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
             note=backend.prepare().note,
             exact_head=exact_head,
             max_length_tokens=limit_tokens,
+            tokens_kept=rows.kept,
             report=dataclasses.asdict(training.report),
         )
         # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.

@@ -44,7 +44,9 @@ class TrainSettings:
     dropout: float = 0.0
     adapter: Literal["lora", "rslora"] = "lora"
     preset: Preset | None = None
-    template: Literal["auto", "chatml", "alpaca"] = "auto"
+    format: str | None = None
+    map: tuple[str, ...] = ()
+    template: Literal["auto", "chatml", "alpaca", "vicuna"] = "auto"
     max_length: int = 2048
     learn: Literal["all", "last", "marked"] = "all"
     too_long: Literal["split", "truncate", "drop", "error"] = "split"
@@ -70,6 +72,11 @@ class TrainSettings:
         """What multiplies the low-rank update; rsLoRA divides by sqrt(rank) (2312.03732)."""
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.adapter == "rslora" else self.rank)
+
+    @property
+    def columns(self) -> dict[str, str] | None:
+        """`map` as field -> column; None where nothing is mapped."""
+        return {f: c for f, _, c in (pair.partition("=") for pair in self.map)} or None
 
     @property
     def planned_epochs(self) -> float | None:
@@ -117,6 +124,7 @@ def _ranges(s: TrainSettings) -> list[str]:
         "clip_norm must be at least 0 (0: no clipping)": finite(s.clip_norm) and s.clip_norm >= 0,
         "micro_batch_tokens must be at least 1": s.micro_batch_tokens >= 1,
         "seed must be at least 0": s.seed >= 0,
+        "map must be field=column pairs": all("=" in pair for pair in s.map),
     }
     return [
         f"{rule}, not {getattr(s, rule.split()[0])}" for rule, holds in checks.items() if not holds
@@ -126,7 +134,7 @@ def _ranges(s: TrainSettings) -> list[str]:
 def _choices(s: TrainSettings) -> list[str]:
     options: dict[str, tuple[str, ...]] = {
         "adapter": ("lora", "rslora"),
-        "template": ("auto", "chatml", "alpaca"),
+        "template": ("auto", "chatml", "alpaca", "vicuna"),
         "learn": ("all", "last", "marked"),
         "too_long": ("split", "truncate", "drop", "error"),
         "compute": ("auto", "dequantized", "quantized"),

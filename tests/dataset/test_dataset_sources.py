@@ -100,7 +100,7 @@ def test_alpaca_input_tools_weights_and_tags_are_kept(path):
     assert user.name == "ann" and calling.weight == 0
     assert calling.tool_calls[0]["function"]["arguments"] == {"x": 1}
     assert conversation.tools[0]["function"]["name"] == "f"
-    assert conversation.tags == {"task": "t", "source": "s"}
+    assert conversation.tags == {"task": "t", "number": "3", "source": "s", "deep": "[]"}
     (alpaca,) = rows_of(path, {"instruction": "i", "input": "x", "output": "o"})
     assert alpaca.messages()[0] == {
         "role": "user",
@@ -123,7 +123,8 @@ FAULTS = {
     "constant": b'{"question": "q", "answer": "a", "score": NaN}',
     "json": b'{"question": "q", "answer": ',
     "not-an-object": b'["q", "a"]',
-    "unknown-format": {"text": "t"},
+    "unknown-format": {"title": "t"},
+    "plain-text": {"text": "t"},
     "missing-key": {"question": "q"},
     "empty": {"question": "q", "answer": " \n"},
     "type": {"question": "q", "answer": 7},
@@ -185,7 +186,7 @@ def test_a_byte_order_mark_is_a_fault_of_the_first_row(path, array):
 
 
 def test_arrays_give_the_line_each_row_starts_on(path):
-    data = b"\n[\n  " + QA + b",\n  {\n" + QA[1:-1] + b'\n  },\n7, {"text": 1},\n' + QA + b"\n]\n"
+    data = b"\n[\n  " + QA + b",\n  {\n" + QA[1:-1] + b'\n  },\n7, {"title": 1},\n' + QA + b"\n]\n"
     found = rows_of(path, data)
     assert [row.origin for row in found if isinstance(row, Conversation)] == [
         f"{path}:3",

@@ -141,7 +141,7 @@ def test_built_in_templates_refuse_tools_instead_of_dropping_them(folder, name):
 
 
 def test_a_tokenizer_without_a_template_says_what_to_pass(folder):
-    with pytest.raises(ModelError, match="no chat template; pass --template alpaca or chatml"):
+    with pytest.raises(ModelError, match="no chat template; pass --template chatml, alpaca"):
         load_tokenizer(folder("gpt2", None))
 
 

@@ -1,0 +1,111 @@
+"""Files of rows as the data commands take them: --format, --map, splits and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mlx_itune.kit.errors import DataError, UsageError, closest
+from mlx_itune.kit.files import storage_errors
+
+if TYPE_CHECKING:
+    from mlx_itune.dataset.conversation import Conversation
+    from mlx_itune.dataset.faults import Fault
+
+F = TypeVar("F", bound=Callable[..., Any])
+_SPLITS = ("train", "valid", "test")
+
+
+def forced_format(function: F) -> F:
+    """--format and --map, for files whose format is not to be found out."""
+    function = click.option(
+        "--map",
+        "columns",
+        multiple=True,
+        metavar="FIELD=COLUMN",
+        help="Which column holds a field, such as instruction=question; may be repeated.",
+    )(function)
+    return click.option(
+        "--format", "format_name", metavar="F", help="Read every row as this format."
+    )(function)
+
+
+class RowFiles:
+    """The files of some paths, in order (train, valid, test, then by name), read lazily.
+
+    Raises DataError when there is no file, UsageError for an unknown format or a bad --map.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], format_name: str | None, columns: Sequence[str]
+    ) -> None:
+        from mlx_itune.dataset.sources import expand
+
+        with storage_errors(paths[0]):
+            for path in paths:
+                if not path.exists():
+                    raise DataError("no such data file or folder", where=str(path))
+            self.paths = sorted(expand(paths), key=_split_rank)
+            self.bytes = sum(path.stat().st_size for path in self.paths)
+        self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
+        self._format = _known_format(format_name)
+        self._columns = _pairs(columns)
+
+    def read(
+        self, path: Path, on_bytes: Callable[[int], None] | None = None
+    ) -> Iterator[Conversation | Fault]:
+        """The rows of one file; `on_bytes` is told how many of its bytes were consumed."""
+        from mlx_itune.dataset.sources import read_rows
+
+        return read_rows(
+            path, format=self._format, columns=self._columns or None, on_bytes=on_bytes
+        )
+
+    def splits(
+        self, on_bytes: Callable[[int], None]
+    ) -> Iterator[tuple[str, Iterator[Conversation | Fault]]]:
+        """(split or file name, rows) of each file; `on_bytes` is told of all files together."""
+        before = 0
+        for path in self.paths:
+
+            def count(done: int, base: int = before) -> None:
+                on_bytes(base + done)
+
+            yield path.stem if path.stem in _SPLITS else path.name, self.read(path, count)
+            before += path.stat().st_size
+
+
+def _split_rank(path: Path) -> int:
+    return _SPLITS.index(path.stem) if path.stem in _SPLITS else len(_SPLITS)
+
+
+def _known_format(name: str | None) -> str | None:
+    from mlx_itune.dataset.formats import FORMATS
+
+    if name is None or name in FORMATS:
+        return name
+    near = closest(name, FORMATS)
+    hint = f"did you mean {near}?" if near else "one of " + ", ".join(FORMATS)
+    raise UsageError(f"there is no format {name!r}", hint=hint)
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        field, equals, column = (part.strip() for part in text.partition("="))
+        if not (field and equals and column):
+            raise UsageError(f"--map {text!r} is not FIELD=COLUMN")
+        if field in pairs:
+            raise UsageError(f"--map names {field!r} twice")
+        pairs[field] = column
+    return pairs
+
+
+def html_path(path: Path | None) -> Path | None:
+    """`path` if it is fit for a page: an .html file, so that no data is overwritten by mistake."""
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError("is no name for a page", where=str(path), hint="end it in .html")
+    return path

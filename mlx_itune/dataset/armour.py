@@ -1,0 +1,177 @@
+"""Control strings in content: told apart from the template's own, and tokenized as plain text.
+
+A user's text may spell `<|im_end|>` or `</s>`. Tokenized as it stands, it would end the turn. So
+a control string in content is replaced, before the template sees it, by private-use characters of
+the same length; once the text is rendered, what is spelled out is the template's own, and becomes a
+private name that a shadow of the tokenizer knows as that token, while the content gets its
+characters back, which the shadow does not know as anything but text. Nothing changes length, so
+character ranges stay true, and the text is still tokenized once and whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mlx_itune.kit.errors import DataError
+
+# Plane 16 is for private use and, unlike plane 15, holds no icon font in wide use.
+_IN_CONTENT = 0x100000
+_IN_TEMPLATE = 0x108000
+_RESERVED = re.compile("[\U00100000-\U0010fffd]")
+_HIDDEN = re.compile("[\U00100000-\U00107fff]+")
+_PLACES = 0x8000
+
+
+class Armour:
+    """Control strings of one tokenizer: finds, hides and restores them.
+
+    `special` maps the text of special tokens to ids. `markup` does so for the other added tokens
+    that the template writes, such as `<tool_call>` or `<think>`: a reply may well contain those,
+    what a user or a tool says may not.
+    """
+
+    def __init__(self, special: Mapping[str, int], markup: Mapping[str, int]) -> None:
+        self.special = dict(special)
+        self.tokens = {**markup, **special}
+        self._names = sorted(self.tokens)[:_PLACES]
+        self._hide = {n: chr(_IN_CONTENT + i) * len(n) for i, n in enumerate(self._names)}
+        self._shadow = {n: chr(_IN_TEMPLATE + i) * len(n) for i, n in enumerate(self._names)}
+        self._special = _Finder(self.special)
+        self._any = _Finder(self.tokens)
+
+    def found(self, text: str, *, in_reply: bool = False) -> bool:
+        """Whether `text` spells out a control string (in an assistant's turn: a special token)."""
+        return (self._special if in_reply else self._any).search(text)
+
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Each special token spelled out in `text` as (start, end, id)."""
+        return [(m.start(), m.end(), self.special[m.group()]) for m in self._special.finditer(text)]
+
+    def put_on(self, value: Any, *, in_reply: bool = False) -> Any:
+        """`value` (text, or JSON of texts) with its control strings hidden.
+
+        Raises DataError for a text that uses the private characters itself.
+        """
+        if isinstance(value, str):
+            if not value.isascii() and _RESERVED.search(value):
+                raise DataError(
+                    "the text uses private characters of plane 16 (U+100000 and up)",
+                    hint="remove them; no font or language gives them a meaning",
+                )
+            if not self.found(value, in_reply=in_reply):
+                return value
+            finder = self._special if in_reply else self._any
+            return finder.sub(lambda m: self._hide[m.group()], value)
+        if isinstance(value, Mapping):
+            return {
+                self.put_on(key, in_reply=in_reply): self.put_on(item, in_reply=in_reply)
+                for key, item in value.items()
+            }
+        if isinstance(value, (list, tuple)):
+            return [self.put_on(item, in_reply=in_reply) for item in value]
+        return value
+
+    def worn(self, text: str) -> bool:
+        """Whether a rendered text holds hidden control strings."""
+        return not text.isascii() and _HIDDEN.search(text) is not None
+
+    def take_off(self, text: str) -> str:
+        """`text` with the content's control strings back in place."""
+
+        def restore(match: re.Match[str]) -> str:
+            out, run, at = [], match.group(), 0
+            while at < len(run):
+                name = self._names[ord(run[at]) - _IN_CONTENT]
+                out.append(name)
+                at += len(name)
+            return "".join(out)
+
+        return _HIDDEN.sub(restore, text)
+
+    def for_shadow(self, text: str) -> tuple[str, int]:
+        """A rendered text as the shadow tokenizer reads it, and the number of special tokens."""
+        specials = len(self.spans(text))
+        return self.take_off(self._any.sub(lambda m: self._shadow[m.group()], text)), specials
+
+    def shadow(self, backend: Any) -> Any:
+        """A copy of the tokenizer `backend` that knows control tokens by private names only.
+
+        Ids stay as they are. Raises DataError where the library numbers them anew.
+        """
+        from tokenizers import Tokenizer
+
+        state = json.loads(backend.to_str())
+        for token in state["added_tokens"]:
+            token["content"] = self._shadow.get(token["content"], token["content"])
+        self._rename(state["model"])
+        _rename_in_processor(state.get("post_processor"), self._shadow)
+        shadow = Tokenizer.from_str(json.dumps(state))
+        if any(shadow.token_to_id(self._shadow[n]) != self.tokens[n] for n in self._names):
+            raise DataError("this tokenizer cannot read control strings as plain text")
+        return shadow
+
+    def _rename(self, model: dict[str, Any]) -> None:
+        """The model's vocabulary may spell control tokens too, and could merge its way there."""
+        vocab = model.get("vocab")
+        if isinstance(vocab, dict):
+            model["vocab"] = {self._shadow.get(text, text): i for text, i in vocab.items()}
+        elif isinstance(vocab, list):
+            model["vocab"] = [[self._shadow.get(text, text), score] for text, score in vocab]
+        if "merges" in model:
+            pairs = [m if isinstance(m, list) else m.split(" ", 1) for m in model["merges"]]
+            model["merges"] = [
+                pair
+                for pair in pairs
+                if not any(text in self._shadow for text in ("".join(pair), *pair))
+            ]
+        unknown = model.get("unk_token")
+        if unknown in self._shadow:
+            model["unk_token"] = self._shadow[unknown]
+
+
+class _Finder:
+    """Finds any of some strings; quick where a text lacks what all of them start with."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        # Longest first, so that a token never hides behind a shorter one it starts with.
+        listed = sorted(names, key=len, reverse=True)
+        self._start = _common_start(listed)
+        self._pattern = re.compile("|".join(map(re.escape, listed)) or "(?!)")
+
+    def search(self, text: str) -> bool:
+        return self._start in text and self._pattern.search(text) is not None
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        return self._pattern.finditer(text) if self._start in text else iter(())
+
+    def sub(self, new: Callable[[re.Match[str]], str], text: str) -> str:
+        return self._pattern.sub(new, text)
+
+
+def _common_start(names: Sequence[str]) -> str:
+    first, last = (min(names), max(names)) if names else ("", "")
+    same = (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return first[: next(same, min(len(first), len(last)))]
+
+
+def _rename_in_processor(value: Any, names: Mapping[str, str]) -> None:
+    """Post-processors name the tokens they add; they must exist, though nothing is added here."""
+    if isinstance(value, dict):
+        for key, item in list(value.items()):
+            if isinstance(item, str) and item in names:
+                value[key] = names[item]
+            elif key == "tokens" and isinstance(item, list):
+                value[key] = [names.get(t, t) if isinstance(t, str) else t for t in item]
+            else:
+                _rename_in_processor(item, names)
+        for key in [key for key in value if key in names]:
+            value[names[key]] = value.pop(key)
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, list) and len(item) == 2 and item[0] in names:
+                item[0] = names[item[0]]
+            else:
+                _rename_in_processor(item, names)

@@ -1,0 +1,8 @@
+"""Every fault of every row: broken, repeated, leaked, out of place."""
+
+from __future__ import annotations
+
+from mlx_itune.dataset.checking.check import Check, check
+from mlx_itune.dataset.checking.lints import DEFAULT_LINTS, Lint, load_lints
+
+__all__ = ["DEFAULT_LINTS", "Check", "Lint", "check", "load_lints"]

@@ -1,0 +1,170 @@
+"""System prompts that mean to be the same and are not spelled the same.
+
+Two differ in spelling when their words are the same but for case, punctuation and spacing, or when
+a small part differs and that part is a typing slip: a word close to the other one, or a little word
+more or less. Another number, another name or a "not" is another prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+
+from mlx_itune.dataset.checking.lints import excerpt
+from mlx_itune.dataset.faults import Fault
+
+# Beyond this many distinct system prompts they are data rather than settings.
+MAX_PROMPTS = 5000
+_MAX_BLOCK = 400
+_MAX_DISTANCE = 0.15
+_CLOSE = 0.7
+_LITTLE = frozenset(
+    "a an the to of in on at for with and or is are be that this any all as by from you your very"
+    " please always also just both".split()
+)
+_WORD = re.compile(r"\w+")
+
+
+@dataclass
+class Spelling:
+    """One text of a system prompt: where it stands first, and in how many rows."""
+
+    text: str
+    file: str
+    line: int
+    rows: int = 0
+    words: tuple[str, ...] = field(default=())
+
+
+class SystemPrompts:
+    """Count the system prompts of a data set, then ask which are spellings of one another."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Spelling] = {}
+        self.too_many = False
+
+    def add(self, text: str, file: str, line: int) -> None:
+        """One row's system prompt."""
+        known = self._known.get(text)
+        if known is None:
+            if len(self._known) >= MAX_PROMPTS:
+                self.too_many = True
+                return
+            known = self._known[text] = Spelling(text, file, line)
+        known.rows += 1
+
+    def clusters(self) -> list[list[Spelling]]:
+        """Groups of spellings of one prompt, the most frequent first in each."""
+        spellings = sorted(self._known.values(), key=lambda s: -s.rows)
+        for spelling in spellings:
+            spelling.words = tuple(_WORD.findall(spelling.text.lower()))
+        leader: dict[int, int] = {}
+
+        def root(number: int) -> int:
+            while leader.get(number, number) != number:
+                number = leader[number]
+            return number
+
+        for block in _blocks(spellings):
+            for place, b in enumerate(block):
+                for a in block[:place]:
+                    if root(a) != root(b) and is_respelled(spellings[a], spellings[b]):
+                        first, second = sorted((root(a), root(b)))
+                        leader[second] = first
+        groups: dict[int, list[Spelling]] = defaultdict(list)
+        for number, spelling in enumerate(spellings):
+            groups[root(number)].append(spelling)
+        return [group for group in groups.values() if len(group) > 1]
+
+    def faults(self) -> Iterator[Fault]:
+        """A warning for each spelling but the most frequent one of its prompt."""
+        for usual, *others in self.clusters():
+            for other in others:
+                shown, instead = _around(usual.text, other.text)
+                rows = "1 row spells" if other.rows == 1 else f"{other.rows:,} rows spell"
+                yield Fault(
+                    other.file,
+                    other.line,
+                    "system-drift",
+                    f"{rows} the system prompt {excerpt(instead)}, {usual.rows:,} rows "
+                    f"(first {usual.file}:{usual.line}) {excerpt(shown)}",
+                    "write it one way (data clean --unify-system)",
+                    "warning",
+                )
+
+    def usual(self) -> dict[str, str]:
+        """Each unusual spelling -> the most frequent one."""
+        return {other.text: group[0].text for group in self.clusters() for other in group[1:]}
+
+
+def is_respelled(first: Spelling, second: Spelling) -> bool:
+    """Whether two system prompts differ in spelling only."""
+    a, b = first.words, second.words
+    if a == b:
+        return _numbers(first.text) == _numbers(second.text)
+    if not a or not b or abs(len(a) - len(b)) > 2 + max(len(a), len(b)) // 10:
+        return False
+    changed = 0
+    # Counters would be quicker still, but order matters to what a prompt says.
+    for what, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if what == "equal":
+            continue
+        left, right = a[a0:a1], b[b0:b1]
+        changed += max(sum(map(len, left)), sum(map(len, right)))
+        if not _is_slip(left, right):
+            return False
+    return changed <= max(_MAX_DISTANCE * max(sum(map(len, a)), sum(map(len, b))), 5)
+
+
+def _is_slip(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
+    if any(char.isdigit() for word in (*left, *right) for char in word):
+        return False
+    if "".join(left) == "".join(right):
+        return True
+    if len(left) == len(right):
+        return all(
+            (a in _LITTLE and b in _LITTLE) or _are_close(a, b)
+            for a, b in zip(left, right, strict=True)
+        )
+    return all(word in _LITTLE for word in (*left, *right))
+
+
+def _are_close(a: str, b: str) -> bool:
+    if min(len(a), len(b)) < 3:
+        return False
+    return SequenceMatcher(None, a, b, autojunk=False).ratio() >= _CLOSE
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"\d+", text)
+
+
+def _blocks(spellings: list[Spelling]) -> Iterable[list[int]]:
+    """Prompts worth comparing: those that begin alike, and those that end alike."""
+    blocks: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, spelling in enumerate(spellings):
+        words = spelling.words
+        for key in {
+            ("whole", *sorted(words)[:3]),
+            ("start", *words[:2]),
+            ("end", *words[-2:]),
+            ("middle", *words[len(words) // 2 : len(words) // 2 + 2], str(len(words))),
+        }:
+            if len(blocks[key]) < _MAX_BLOCK:
+                blocks[key].append(number)
+    return [block for block in blocks.values() if len(block) > 1]
+
+
+def _around(usual: str, other: str) -> tuple[str, str]:
+    """Both texts from a little before where they first differ."""
+    at = next(
+        (n for n, (a, b) in enumerate(zip(usual, other, strict=False)) if a != b),
+        min(len(usual), len(other)),
+    )
+    start = max(0, at - 24)
+    start = 0 if at < 40 else usual.find(" ", start, at) + 1 or start
+    lead = "..." if start else ""
+    return lead + usual[start:], lead + other[start:]

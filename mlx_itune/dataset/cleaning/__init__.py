@@ -1,0 +1,1 @@
+"""Cleaning: chosen steps over a data set, and the redaction of personal data."""

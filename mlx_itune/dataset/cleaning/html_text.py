@@ -1,0 +1,194 @@
+"""HTML, as web pages of chats were saved, back into the Markdown it was made from."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+_BLOCKS = "p|div|pre|ul|ol|li|h[1-6]|table|tr|td|th|blockquote"
+_STARTS = re.compile(rf"\s*<(?:{_BLOCKS}|br|span|strong|em|b|i|code)\b[^<>]*>", re.IGNORECASE)
+_CLOSES = re.compile(rf"</(?:{_BLOCKS})\s*>", re.IGNORECASE)
+_FENCED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+_LANGUAGE = re.compile(r"(?:language|lang|highlight-source)-([A-Za-z0-9+#.-]+)")
+_SKIPPED = frozenset({"script", "style", "svg", "button", "head", "title", "noscript"})
+_MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~"}
+_VOID = frozenset({"br", "hr", "img", "input", "meta", "link", "col", "wbr", "area", "source"})
+_BUTTONS = re.compile(r"^([A-Za-z0-9+#.-]{1,20})?[ \t]*Copy code", re.IGNORECASE)
+
+
+def is_html(text: str) -> bool:
+    """Whether a text is a piece of a web page, rather than one that speaks of tags.
+
+    It begins with a tag that lays out text and closes one, or closes several outside of code.
+    """
+    if "</" not in text and "<br" not in text.lower():
+        return False
+    bare = _FENCED.sub("", text)
+    closed = len(_CLOSES.findall(bare))
+    return (bool(_STARTS.match(bare)) and ("</" in bare or "<br" in bare.lower())) or closed >= 3
+
+
+def to_markdown(text: str) -> str:
+    """The Markdown of a piece of HTML; code keeps its line breaks and gets its fence."""
+    parser = _Markdown()
+    parser.feed(text)
+    parser.close()
+    return parser.text()
+
+
+class _Markdown(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._parts: list[str] = []
+        self._skipping: list[str] = []
+        self._lists: list[tuple[str, int]] = []
+        self._pre: list[str] | None = None
+        self._language = ""
+        self._link = ""
+        self._cells: list[str] | None = None
+        self._rows: list[list[str]] = []
+        self._cell_start = 0
+
+    def text(self) -> str:
+        """What was read so far."""
+        if self._pre is not None:
+            self._close_pre()
+        joined = "".join(self._parts)
+        return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n(?!```)", "\n", joined)).strip()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if self._skipping or tag in _SKIPPED:
+            if tag not in _VOID:
+                self._skipping.append(tag)
+            return
+        if self._pre is not None:
+            self._note_language(given)
+            if tag == "br":
+                self._pre.append("\n")
+            return
+        if tag == "pre":
+            self._pre, self._language = [], ""
+            self._note_language(given)
+        elif tag in _MARKS:
+            self._parts.append(_MARKS[tag])
+        elif tag == "code":
+            self._parts.append("`")
+        elif tag == "br":
+            self._parts.append("\n")
+        elif tag == "hr":
+            self._block("---")
+            self._block()
+        elif tag == "a":
+            self._link = given.get("href") or ""
+            self._parts.append("[" if self._link else "")
+        elif tag == "img":
+            self._parts.append(f"![{given.get('alt') or ''}]({given.get('src') or ''})")
+        elif tag in ("ul", "ol"):
+            start = given.get("start") or ""
+            self._lists.append((tag, int(start) if start.isdigit() else 1))
+            self._line() if len(self._lists) > 1 else self._block()
+        elif tag == "li":
+            self._item()
+        elif re.fullmatch("h[1-6]", tag):
+            self._block("#" * int(tag[1]) + " ")
+        elif tag == "blockquote":
+            self._block("> ")
+        elif tag == "table":
+            self._block()
+            self._rows = []
+        elif tag == "tr":
+            self._cells = []
+        elif tag in ("td", "th"):
+            self._cell_start = len(self._parts)
+        elif tag in ("p", "div") and not self._lists and self._cells is None:
+            self._block()
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._skipping:
+            if tag in self._skipping:
+                while self._skipping.pop() != tag:
+                    pass
+            return
+        if self._pre is not None:
+            if tag == "pre":
+                self._close_pre()
+            return
+        if tag in _MARKS:
+            self._parts.append(_MARKS[tag])
+        elif tag == "code":
+            self._parts.append("`")
+        elif tag == "a" and self._link:
+            self._parts.append(f"]({self._link})")
+            self._link = ""
+        elif tag in ("ul", "ol"):
+            if self._lists:
+                self._lists.pop()
+            self._line() if self._lists else self._block()
+        elif tag in ("td", "th") and self._cells is not None:
+            cell = "".join(self._parts[self._cell_start :])
+            del self._parts[self._cell_start :]
+            self._cells.append(" ".join(cell.split()))
+        elif tag == "tr" and self._cells is not None:
+            self._rows.append(self._cells)
+            self._cells = None
+        elif tag == "table":
+            self._table()
+        elif (tag in ("p", "div") and not self._lists and self._cells is None) or re.fullmatch(
+            "h[1-6]|blockquote", tag
+        ):
+            self._block()
+
+    def handle_data(self, data: str) -> None:
+        if self._skipping:
+            return
+        if self._pre is not None:
+            self._pre.append(data)
+            return
+        # Line breaks inside a paragraph stay: chats are shown with them.
+        if not data.strip() and "\n" in data:
+            return
+        self._parts.append(data)
+
+    def _note_language(self, attrs: dict[str, str | None]) -> None:
+        found = _LANGUAGE.search(attrs.get("class") or "")
+        if found and not self._language:
+            self._language = found[1]
+
+    def _close_pre(self) -> None:
+        code = "".join(self._pre or ())
+        self._pre = None
+        button = _BUTTONS.match(code.lstrip())
+        if button:
+            code = code.lstrip()[button.end() :]
+            self._language = self._language or button[1] or ""
+        self._block(f"```{self._language}\n" + code.strip("\n") + "\n```")
+        self._block()
+
+    def _item(self) -> None:
+        self._line()
+        depth = max(0, len(self._lists) - 1)
+        kind, number = self._lists[-1] if self._lists else ("ul", 1)
+        self._parts.append("  " * depth + (f"{number}. " if kind == "ol" else "- "))
+        if self._lists:
+            self._lists[-1] = (kind, number + 1)
+
+    def _table(self) -> None:
+        if not self._rows:
+            return
+        width = max(map(len, self._rows))
+        lines = [" | ".join([*row, *[""] * (width - len(row))]) for row in self._rows]
+        lines.insert(1, " | ".join(["---"] * width))
+        self._block("\n".join(f"| {line} |" for line in lines))
+        self._block()
+        self._rows = []
+
+    def _line(self) -> None:
+        if self._parts and not "".join(self._parts[-2:]).endswith("\n"):
+            self._parts.append("\n")
+
+    def _block(self, text: str = "") -> None:
+        if self._parts and not "".join(self._parts[-3:]).endswith("\n\n"):
+            self._parts.append("\n\n")
+        if text:
+            self._parts.append(text)

@@ -1,0 +1,13 @@
+"""Personal data: found by offline rules, replaced by typed placeholders.
+
+Claimed, in KINDS: what has a form, a checksum or a label beside it. Names of people are not: pass
+a `Detector` for those. docs/decisions/0010-pii.md says what each kind covers.
+"""
+
+from __future__ import annotations
+
+from mlx_itune.dataset.cleaning.pii.find import find
+from mlx_itune.dataset.cleaning.pii.hits import KINDS, Detector, Hit
+from mlx_itune.dataset.cleaning.pii.redact import Placeholders, redact, redact_conversation
+
+__all__ = ["KINDS", "Detector", "Hit", "Placeholders", "find", "redact", "redact_conversation"]

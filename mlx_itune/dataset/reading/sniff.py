@@ -1,0 +1,105 @@
+"""What a file is: by its name where that says it, else by what it begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import orjson
+
+from mlx_itune.dataset.reading.stream import BLANK
+from mlx_itune.kit.errors import DataError
+
+KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "xlsx", "text")
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".parquet": "parquet",
+    ".xlsx": "xlsx",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+}
+# Lines looked at before deciding how a JSON file is laid out.
+_LINES = 64
+
+Layout = Literal["lines", "array", "object"]
+
+
+def kind_by_name(path: Path) -> str | None:
+    """The kind that a file's name promises; `.gz` is looked through."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def kind_of(path: Path, head: bytes) -> str:
+    """The kind of file that `path` names and `head` begins. Raises DataError for another's."""
+    by_name = kind_by_name(path)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"PK\x03\x04"):
+        return "xlsx"
+    if by_name in ("parquet", "xlsx"):
+        raise DataError(f"is not a {by_name} file", where=str(path), hint="is it damaged?")
+    if by_name is None and b"\x00" in head and head.lstrip(BLANK)[:1] not in (b"{", b"["):
+        raise DataError(
+            "is no kind of file that can be read",
+            where=str(path),
+            hint=f"give one of {', '.join(sorted(SUFFIXES))}",
+        )
+    if by_name == "text" and _is_object(head.lstrip(BLANK).partition(b"\n")[0]):
+        return "jsonl"
+    return by_name or "json"
+
+
+def layout(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) -> Layout:
+    """How the JSON that begins with `head` (and ends with `tail`, where known) is laid out.
+
+    One bad line must not turn a file of lines into an array, nor the other way round: several
+    lines have their say, and the end of the file.
+    """
+    first = head.lstrip(BLANK)[:1]
+    if first not in (b"[", b"{") or (first == b"{" and prefers_lines):
+        return "lines"
+    lines = head.split(b"\n", _LINES)
+    if len(lines) > _LINES or (not is_whole and len(lines) > 1):
+        lines.pop()
+    lines = [stripped for line in lines if (stripped := line.strip(BLANK))]
+    rows = sum(map(_is_object, lines))
+    joined = sum(line.endswith(b",") for line in lines)
+    if first == b"{" and len(lines) == 1 and is_whole:
+        return "object"
+    if first == b"{":
+        return "lines" if rows > joined or _is_object(lines[0]) else "object"
+    ends_as_array = not tail or tail.rstrip(BLANK).endswith(b"]")
+    if len(lines) > 1 and (value := _value(lines[0])) is not None:
+        rest_is_text = _value(lines[1]) is None
+        return "array" if rest_is_text and value and _all_objects(value) else "lines"
+    if rows > joined and not (rows == 1 and ends_as_array):
+        return "lines"
+    if joined > rows or ends_as_array or not prefers_lines:
+        return "array"
+    return "lines"
+
+
+def _value(line: bytes) -> object:
+    try:
+        value: object = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return value
+
+
+def _is_object(line: bytes) -> bool:
+    return line.startswith(b"{") and isinstance(_value(line), dict)
+
+
+def _all_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

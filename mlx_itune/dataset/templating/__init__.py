@@ -1,0 +1,1 @@
+"""Rows with named fields -> prompts and answers, through many templates per task."""

@@ -1,0 +1,114 @@
+"""Self-contained HTML pages.
+
+A page loads nothing, runs nothing and sends nothing: its Content-Security-Policy allows the one
+style sheet inside it, by hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+
+from mlx_itune.kit.charts import STYLE as CHART_STYLE
+from mlx_itune.kit.markup import Html, element
+
+
+def page(title: str, body: Html, *, subtitle: str = "", style: str = "") -> str:
+    """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`."""
+    sheet = f"{_STYLE}{CHART_STYLE}{style}"
+    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    head = element(
+        "head",
+        None,
+        element("meta", {"charset": "utf-8"}),
+        element("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
+        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        element("meta", {"name": "color-scheme", "content": "light dark"}),
+        element("meta", {"name": "referrer", "content": "no-referrer"}),
+        element("title", None, title),
+        element("style", None, Html(sheet)),
+    )
+    heading = [element("h1", None, title)]
+    if subtitle:
+        heading.append(element("p", {"class": "subtitle"}, subtitle))
+    main = element("main", None, element("header", None, *heading), body)
+    return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n{element("body", None, main)}\n</html>\n'
+
+
+def section(heading: str, *body: Html, note: str = "") -> Html:
+    """A part of a page under a heading, with one muted line of explanation."""
+    explained = [element("p", {"class": "note"}, note)] if note else []
+    return element("section", None, element("h2", None, heading), *explained, *body)
+
+
+def cards(facts: Sequence[tuple[str, str]]) -> Html:
+    """Headline numbers, as (name, value)."""
+    made = (
+        element("div", None, element("dt", None, name), element("dd", None, value))
+        for name, value in facts
+    )
+    return element("dl", {"class": "cards"}, *made)
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Collection[int] = ()
+) -> Html:
+    """A table: the first column names a row; the others are numbers, those in `words` text."""
+
+    def cell(tag: str, number: int, text: str) -> Html:
+        kind: dict[str, str] = {"class": "words"} if number in words else {}
+        if tag == "th" or not number:
+            kind["scope"] = "col" if tag == "th" else "row"
+        return element(tag if number else "th", kind, text)
+
+    head = element("tr", None, *(cell("th", n, column) for n, column in enumerate(columns)))
+    body = (element("tr", None, *(cell("td", n, text) for n, text in enumerate(r))) for r in rows)
+    made = element("table", None, element("thead", None, head), element("tbody", None, *body))
+    return element("div", {"class": "scroll"}, made)
+
+
+def folded(summary: str, *body: Html) -> Html:
+    """Details that open on a click."""
+    return element("details", None, element("summary", None, summary), *body)
+
+
+def grid(*items: Html) -> Html:
+    """Items side by side where the window is wide enough."""
+    return element("div", {"class": "grid"}, *items)
+
+
+_STYLE = """
+:root{--paper:#fff;--ink:#1c2127;--muted:#5b6570;--rule:#dde2e7;--panel:#f6f8fa;
+--c1:#2a6cb0;--c2:#c2570c;--c3:#23804f;--c4:#7d4cab;--c5:#b03a48;--c6:#66707b}
+@media (prefers-color-scheme:dark){:root{--paper:#14181c;--ink:#e4e8ec;--muted:#98a3ae;
+--rule:#30373e;--panel:#1c2127;--c1:#6aa9e6;--c2:#f0954f;--c3:#5cbf8a;--c4:#b993e0;--c5:#e8808c;
+--c6:#98a3ae}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
+main{max-width:1180px;margin:0 auto;padding:28px 20px 64px}
+h1{font-size:1.5rem;line-height:1.25;margin:0;overflow-wrap:anywhere}
+h2{font-size:1.1rem;margin:0 0 4px}
+section{margin-top:36px}
+.subtitle,.note{color:var(--muted);margin:4px 0 0;overflow-wrap:anywhere}
+.note{margin:0 0 12px;font-size:.9rem;max-width:80ch}
+.cards{display:flex;flex-wrap:wrap;gap:10px;margin:20px 0 0}
+.cards div{background:var(--panel);border:1px solid var(--rule);border-radius:8px;
+padding:8px 14px;min-width:118px}
+.cards dt{color:var(--muted);font-size:.82rem}
+.cards dd{margin:0;font-size:1.2rem;font-weight:600;font-variant-numeric:tabular-nums}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));
+gap:20px 28px;align-items:start}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid var(--rule);
+white-space:nowrap}
+thead th{color:var(--muted);font-weight:500}
+th:first-child,.words{text-align:left}
+tbody th{font-weight:500;white-space:normal;overflow-wrap:anywhere;min-width:9em;max-width:44em}
+details{margin-top:10px}
+summary{cursor:pointer;color:var(--muted);font-size:.9rem}
+@media print{section,figure{break-inside:avoid}main{max-width:none;padding:0}}
+"""

@@ -1,0 +1,253 @@
+"""``data import``, end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_itune.cli import main
+
+Capture = pytest.CaptureFixture[str]
+Row = dict[str, Any]
+
+
+def result(capsys: Capture, *argv: object, code: int = 0) -> dict[str, Any]:
+    """The one JSON object a command prints."""
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, argv), "--json", "--offline"])
+    out = capsys.readouterr().out
+    assert (left.value.code or 0) == code, out
+    assert out.count("\n") == 1
+    value: dict[str, Any] = json.loads(out)
+    return value
+
+
+def text(capsys: Capture, *argv: object, code: int = 0) -> str:
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, argv), "--offline"])
+    assert (left.value.code or 0) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.out + captured.err
+
+
+def asked(numbers: Iterable[int], **tags: str) -> list[Row]:
+    return [{"question": f"What is {n}?", "answer": f"It is {n}.", **tags} for n in numbers]
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows_in(folder: Path, split: str) -> list[Row]:
+    path = folder / f"{split}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def said(row: Row) -> str:
+    return "|".join(message["content"] for message in row["messages"])
+
+
+def sides(folder: Path) -> dict[str, str]:
+    """The split of every row, by what it says."""
+    return {
+        said(row): split for split in ("train", "valid", "test") for row in rows_in(folder, split)
+    }
+
+
+def test_an_import_is_a_data_folder(capsys: Capture, tmp_path: Path) -> None:
+    source = write(tmp_path / "quiz.jsonl", asked(range(30), task="arithmetic"))
+    made = result(capsys, "data", "import", source, "--out", tmp_path / "data")
+    assert (made["rows"], made["accepted"], made["rejected"]) == (30, 30, 0)
+    assert made["splits"] == {"train": 30}
+    first = rows_in(tmp_path / "data", "train")[0]
+    assert first["messages"][0] == {"role": "user", "content": "What is 0?"}
+    assert (first["source"], first["task"]) == ("quiz", "arithmetic")
+    described = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    (entry,) = described["sources"]
+    assert (entry["path"], entry["rows"], entry["licence"]) == ("quiz.jsonl", 30, None)
+    assert described["counts"] == {"train": 30}
+    assert str(tmp_path) not in (tmp_path / "data" / "dataset.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "data" / "ledger.jsonl").read_text()
+    assert result(capsys, "data", "check", tmp_path / "data")["rejected"] == 0
+
+
+def test_formats_and_sources_mix(capsys: Capture, tmp_path: Path) -> None:
+    array = tmp_path / "alpaca.json"
+    array.write_text(json.dumps([{"instruction": "Add.", "input": "1 2", "output": "3"}]))
+    mixed = write(
+        tmp_path / "mixed.jsonl",
+        [
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+            *asked([1]),
+        ],
+    )
+    made = result(capsys, "data", "import", array, mixed, "--out", tmp_path / "data")
+    assert made["accepted"] == 3
+    assert [row["source"] for row in rows_in(tmp_path / "data", "train")] == [
+        *("alpaca", "mixed", "mixed")
+    ]
+    first = rows_in(tmp_path / "data", "train")[0]
+    assert first["messages"][0]["content"] == "Add.\n\n1 2"
+
+
+def test_columns_are_mapped(capsys: Capture, tmp_path: Path) -> None:
+    table = tmp_path / "faq.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["q", "a"], ["Why?", "Because,\nyes."]])
+    flags = ("--map", "instruction=q", "--map", "output=a")
+    made = result(capsys, "data", "import", table, *flags, "--out", tmp_path / "data")
+    assert made["accepted"] == 1
+    assert said(rows_in(tmp_path / "data", "train")[0]) == "Why?|Because,\nyes."
+
+
+def test_broken_rows_are_listed_and_left_out(capsys: Capture, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", asked(range(5)))
+    source.write_text(source.read_text() + 'not json\n{"messages": []}\n')
+    told = text(capsys, "data", "import", source, "--out", tmp_path / "data")
+    assert f"{source}:6: json:" in told
+    assert "7 rows, 5 accepted, 2 rejected" in told
+    rejected = [
+        json.loads(line) for line in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
+    ]
+    assert [(row["file"], row["line"]) for row in rejected] == [
+        ("rows.jsonl", 6),
+        ("rows.jsonl", 7),
+    ]
+    assert rejected[0].keys() == {"file", "line", "code", "message"}
+    made = result(
+        capsys, "data", "import", source, "--strict", "--out", tmp_path / "strict", code=3
+    )
+    assert (made["written"], made["rejected"]) == (False, 2)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_nothing_good_writes_nothing(capsys: Capture, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("not json\n")
+    made = result(capsys, "data", "import", source, "--out", tmp_path / "data", code=3)
+    assert (made["accepted"], made["rejected"], made["written"]) == (0, 1, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_only_the_first_faults_are_printed(capsys: Capture, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", asked(range(1)))
+    source.write_text(source.read_text() + "{\n" * 70)
+    told = text(capsys, "data", "import", source, "--out", tmp_path / "data")
+    assert told.count(f"{source}:") == 50
+    assert "... and 20 more" in told
+
+
+def test_where_keeps_rows_by_tag(capsys: Capture, tmp_path: Path) -> None:
+    rows = [
+        *asked(range(4), source="metamath"),
+        *asked(range(4, 7), source="airoboros"),
+        {**asked([9])[0], "metadata": {"source": "metamath", "level": "hard"}},
+    ]
+    source = write(tmp_path / "hermes.jsonl", rows)
+
+    def kept(*where: str) -> int:
+        flags = [word for text in where for word in ("--where", text)]
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        return len(
+            result(capsys, "data", "import", source, *flags, "--out", out) and rows_in(out, "train")
+        )
+
+    assert kept("source=metamath") == 5
+    assert kept("source!=metamath") == 3
+    assert kept("source=metamath", "level=hard") == 1
+    told = text(
+        capsys, *("data", "import", source, "--where", "source=metamth"), "--out", tmp_path / "n",
+        code=3,
+    )  # fmt: skip
+    assert "no row with source=metamth (source is 'metamath', 'airoboros')" in told
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told", "code"),
+    [
+        (["--split", "0.9/0.2/0.1"], "adds up to 1.2", 2),
+        (["--split", "0.9/x"], "is not a list of numbers", 2),
+        (["--split", "0/0.5/0.5"], "leaves nothing to train on", 2),
+        (["--where", "source"], "is not key=value", 2),
+        (["--group-by", "id"], "--split", 2),
+        (["--weights", "rows=much"], "not a number", 2),
+        (["--weights", "rows=1", "--cap", "3"], "--weights or --cap", 2),
+        (["--licence", "rws=MIT"], "did you mean rows?", 2),
+        (["--group-by", "id", "--split", "90/5/5"], "no row has a tag 'id'", 2),
+    ],
+)
+def test_wrong_wishes_are_one_line(
+    capsys: Capture, tmp_path: Path, flags: list[str], told: str, code: int
+) -> None:
+    source = write(tmp_path / "rows.jsonl", asked(range(9)))
+    body = result(capsys, "data", "import", source, *flags, "--out", tmp_path / "data", code=code)
+    assert told in body["error"]["message"] + str(body["error"].get("hint"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_occupied_or_inner_out_is_refused(capsys: Capture, tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "rows.jsonl", asked(range(9)))
+    result(capsys, "data", "import", source.parent, "--out", tmp_path / "in" / "data", code=2)
+    write(tmp_path / "full" / "keep.jsonl", asked([1]))
+    result(capsys, "data", "import", source, "--out", tmp_path / "full", code=5)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["keep.jsonl"]
+    result(capsys, "data", "import", tmp_path / "gone.jsonl", "--out", tmp_path / "d", code=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "in"]
+
+
+def test_licences_are_found_given_and_carried(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carded = write(tmp_path / "carded" / "a.jsonl", asked(range(9)))
+    (carded.parent / "README.md").write_text("---\nlicense: cc-by-nc-4.0\ntags:\n- x\n---\n# A\n")
+    other = write(tmp_path / "other" / "b.jsonl", asked(range(9, 18)))
+    made = result(capsys, "data", "import", carded, other, "--out", tmp_path / "1")
+    assert [source["licence"] for source in made["sources"]] == ["cc-by-nc-4.0", None]
+    told = text(
+        capsys, "data", "import", tmp_path / "1", "--licence", "b=MIT", "--out", tmp_path / "2"
+    )
+    assert "licence of a: cc-by-nc-4.0" in told
+    assert "licence of b: MIT" in told
+    described = json.loads((tmp_path / "2" / "dataset.json").read_text())
+    assert [source["licence"] for source in described["sources"]] == ["cc-by-nc-4.0", "MIT"]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("click.prompt", lambda question, **how: "Apache-2.0")
+    told = text(capsys, "data", "import", other, "--out", tmp_path / "3")
+    assert "licence of b: Apache-2.0" in told
+
+
+def test_a_hub_data_set_comes_from_the_cache_when_offline(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "a" * 40
+    home = Path(constants.HF_HUB_CACHE) / "datasets--org--quiz"
+    write(home / "snapshots" / commit / "data" / "train-00000-of-00001.jsonl", asked(range(6)))
+    write(home / "snapshots" / commit / "data" / "test-00000-of-00001.jsonl", asked([6]))
+    card = home / "snapshots" / commit / "README.md"
+    card.write_text("---\nlicense:\n- mit\n---\n")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    monkeypatch.chdir(tmp_path)
+    made = result(capsys, "data", "import", "org/quiz", "--out", tmp_path / "1")
+    assert made["splits"] == {"train": 6, "test": 1}
+    assert {source["revision"] for source in made["sources"]} == {commit}
+    assert {source["name"] for source in made["sources"]} == {"quiz"}
+    assert {source["licence"] for source in made["sources"]} == {"mit"}
+    one = result(capsys, "data", "import", "org/quiz:test", "--out", tmp_path / "2")
+    assert one["splits"] == {"train": 1}
+    missing = result(capsys, "data", "import", "org/none", "--out", tmp_path / "3", code=2)
+    assert "download it once without --offline" in str(missing["error"])
+    write(tmp_path / "org" / "quiz" / "rows.jsonl", asked(range(3)))
+    local = result(capsys, "data", "import", "org/quiz", "--out", tmp_path / "4")
+    assert local["accepted"] == 3

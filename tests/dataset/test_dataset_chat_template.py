@@ -1,0 +1,96 @@
+"""The compiled template writes what transformers writes; skeletons only where they are exact."""
+
+import random
+from pathlib import Path
+
+import chat_templates as t
+import pytest
+from conftest import fast
+
+from mlx_itune.dataset.chat_template import ChatTemplate
+from mlx_itune.kit.errors import DataError
+
+FAMILIES = {p.stem: p.read_text() for p in (Path(__file__).parents[1] / "masks").rglob("*.jinja")}
+FAMILIES |= {name: text for name, text in vars(t).items() if name.isupper()}
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def messages(dice: random.Random) -> list[dict[str, str]]:
+    texts = ["Hi", " a ", "\n\nx\n", "</think> b", "日本\u3000", "it's {{ x }}", "…", "user", "\t"]
+    roles = ["system"] * dice.randrange(2) + ["user", "assistant"] * dice.randrange(1, 4)
+    return [{"role": role, "content": dice.choice(texts)} for role in roles[: dice.randrange(1, 9)]]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_text_is_transformers_text(name):
+    hf, ours = fast("gpt2"), ChatTemplate(FAMILIES[name], SPECIAL)
+    hf.chat_template = FAMILIES[name]
+    dice, refused = random.Random(name), 0
+    for _ in range(60):
+        row, prompt = messages(dice), dice.random() < 0.5
+        try:
+            theirs = hf.apply_chat_template(row, tokenize=False, add_generation_prompt=prompt)
+        except Exception:
+            refused += 1
+            with pytest.raises(Exception):  # noqa: B017
+                ours.render(row, (), add_generation_prompt=prompt)
+        else:
+            assert ours.render(row, (), add_generation_prompt=prompt) == theirs
+    assert refused < 60 or name == "command_r_tools"  # which wants tools
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{% if 'x' in m.content %}X{% endif %}{{ m.content }}",
+        "{{ m.content | length }}",
+        "{{ m.content.split('a')[0] }}",
+        "{{ m.content[0] }}",
+        "{% if m.content == 'a' %}A{% endif %}",
+        "{% set n = namespace(k=m.content) %}{% if n.k.startswith('a') %}A{% endif %}",
+        "{{ m }}",
+        "{{ m | tojson }}",
+        "{% for k, v in m.items() %}{{ v | upper }}{% endfor %}",
+        "{% for k in m %}{{ m[k] | length }}{% endfor %}",
+        "{% set c %}{{ m.content }}{% endset %}{{ c | length }}",
+        "{{ [m.content] | join('a') | length }}",
+        "{% macro f(x) %}{{ x | length }}{% endmacro %}{{ f(m.content) }}",
+        "{{ (m.content ~ '') | length }}",
+        "{{ messages | map(attribute='content') | join | length }}",
+        "{{ '%s' | format(m.content) | length }}",
+        "{{ m.content.strip('a') }}",
+        "{{ loop.previtem.content | length if loop.previtem else '' }}",
+    ],
+)
+def test_a_template_that_examines_contents_is_rendered_every_time(body):
+    text = "{% for m in messages %}" + body + "{% endfor %}"
+    ours, hf = ChatTemplate(text, SPECIAL), fast("gpt2")
+    for content in ("b", "a", " aaa ", "xyz", "longer"):
+        row = [{"role": "user", "content": content}] * 2
+        theirs = hf.apply_chat_template(row, chat_template=text, tokenize=False)
+        assert ours.render(row, (), add_generation_prompt=False) == theirs
+
+
+def test_templates_stay_in_their_sandbox():
+    for attack in (
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__ }}",
+        "{{ messages.append(1) }}",
+        "{{ namespace(__class__=1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ dict.__base__ }}",
+        "{{ (messages[0].content.format)('a') and ''.format.__self__.__class__ }}",
+    ):
+        template = ChatTemplate(attack, {})
+        try:
+            text = template.render(
+                [{"role": "user", "content": "x"}], (), add_generation_prompt=False
+            )
+        except Exception:
+            continue
+        assert "class" not in text and "<" not in text, attack
+
+
+def test_a_broken_template_is_one_line():
+    with pytest.raises(DataError, match="the chat template is broken"):
+        ChatTemplate("{% if %}", {})

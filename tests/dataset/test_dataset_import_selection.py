@@ -1,0 +1,292 @@
+"""Samples, splits and mixtures: stable, grouped, within their shares."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from import_command import Capture, asked, result, rows_in, said, sides, text, write
+
+from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.importing.groups import Groups
+from mlx_itune.dataset.importing.ledger import content_hash
+from mlx_itune.dataset.importing.select import Sampler
+from mlx_itune.dataset.importing.splitting import Splitter, parse_shares, position
+
+
+def test_a_sample_is_the_same_whatever_the_order(capsys: Capture, tmp_path: Path) -> None:
+    rows = asked([*range(300), *range(40)])
+    one = write(tmp_path / "one.jsonl", rows)
+    write(tmp_path / "two" / "b.jsonl", rows[:123])
+    write(tmp_path / "two" / "a.jsonl", rows[:122:-1])
+    flags = ("--sample", 50, "--seed", 7)
+    result(capsys, "data", "import", one, *flags, "--out", tmp_path / "1")
+    result(capsys, "data", "import", tmp_path / "two", *flags, "--out", tmp_path / "2")
+    first = Counter(map(said, rows_in(tmp_path / "1", "train")))
+    assert first.total() == 50
+    assert first == Counter(map(said, rows_in(tmp_path / "2", "train")))
+    result(capsys, "data", "import", one, *("--sample", 50, "--seed", 8), "--out", tmp_path / "3")
+    assert first != Counter(map(said, rows_in(tmp_path / "3", "train")))
+    made = result(capsys, "data", "import", one, "--sample", 1000, "--out", tmp_path / "4")
+    assert made["splits"] == {"train": 340}
+    assert made["notes"] == ["340 rows, not 1,000: there are no more"]
+
+
+def test_added_rows_move_no_row_between_splits(capsys: Capture, tmp_path: Path) -> None:
+    rows = asked(range(1000))
+    before = write(tmp_path / "before.jsonl", rows)
+    after = write(tmp_path / "after.jsonl", [*asked(range(5000, 5300)), *reversed(rows)])
+    flags = ("--split", "0.8/0.1/0.1")
+    made = result(capsys, "data", "import", before, *flags, "--out", tmp_path / "1")
+    result(capsys, "data", "import", after, *flags, "--out", tmp_path / "2")
+    old, new = sides(tmp_path / "1"), sides(tmp_path / "2")
+    assert len(old) == 1000
+    assert len(new) == 1300
+    assert all(new[row] == split for row, split in old.items())
+    assert 60 <= made["splits"]["test"] <= 140
+    assert 60 <= made["splits"]["valid"] <= 140
+    result(capsys, "data", "import", before, "--split", "80/10/10", "--out", tmp_path / "3")
+    assert sides(tmp_path / "3") == old
+
+
+def test_equal_rows_and_groups_stay_on_one_side(capsys: Capture, tmp_path: Path) -> None:
+    rows = [
+        {**row, "session": f"s{n // 5}"} for n, row in enumerate(asked([*range(200), *range(50)]))
+    ]
+    source = write(tmp_path / "rows.jsonl", rows)
+    flags = ("--split", "0.6/0.2/0.2")
+    result(capsys, "data", "import", source, *flags, "--out", tmp_path / "1")
+    counted = Counter(
+        (said(row), split) for split in ("train", "valid", "test")
+        for row in rows_in(tmp_path / "1", split)
+    )  # fmt: skip
+    assert len({row for row, _ in counted}) == len(counted)
+    # Copies tie group s0 to s40 and so on, so these go together too.
+    result(
+        capsys, "data", "import", source, *flags, "--group-by", "session", "--out", tmp_path / "2"
+    )
+    splits_of: dict[str, set[str]] = {}
+    for split in ("train", "valid", "test"):
+        for row in rows_in(tmp_path / "2", split):
+            splits_of.setdefault(row["session"], set()).add(split)
+            splits_of.setdefault(said(row), set()).add(split)
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    assert set().union(*splits_of.values()) == {"train", "valid", "test"}
+
+
+def test_the_same_question_stays_on_one_side(capsys: Capture, tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Name a {'  '[: n % 2]}colour {n // 4}", "answer": f"answer {n}"}
+        for n in range(120)
+    ]
+    source = write(tmp_path / "rows.jsonl", rows)
+    flags = ("--split", "0.5/0.25/0.25", "--group-by", "first-turn")
+    result(capsys, "data", "import", source, *flags, "--out", tmp_path / "data")
+    found: dict[str, set[str]] = {}
+    for row, split in sides(tmp_path / "data").items():
+        found.setdefault(" ".join(row.split("|")[0].split()), set()).add(split)
+    assert len(found) == 30
+    assert all(len(splits) == 1 for splits in found.values())
+
+
+@pytest.mark.parametrize("rows", [3, 4, 7, 12])
+def test_small_data_fills_every_split(capsys: Capture, tmp_path: Path, rows: int) -> None:
+    source = write(tmp_path / "rows.jsonl", asked(range(rows)))
+    made = result(
+        capsys, "data", "import", source, "--split", "0.9/0.05/0.05", "--out", tmp_path / "data"
+    )
+    assert min(made["splits"].get(name, 0) for name in ("train", "valid", "test")) >= 1
+    assert sum(made["splits"].values()) == rows
+    plain = Splitter(parse_shares("0.9/0.05/0.05"))
+    for row in sides(tmp_path / "data"):
+        turns = tuple(map(Turn, ("user", "assistant"), row.split("|")))
+        content = content_hash(Conversation(turns, ""))
+        plain.choose(position(content.to_bytes(8, "big"), 0))
+    assert any("moved so that no split is empty" in note for note in made["notes"]) == (
+        len(plain.missing()) > 0
+    )
+
+
+def test_stratify_gives_each_source_its_rows(capsys: Capture, tmp_path: Path) -> None:
+    big = write(tmp_path / "big.jsonl", asked(range(2000)))
+    small = write(tmp_path / "small.jsonl", asked(range(5000, 5010)))
+    flags = ("--split", "0.9/0.05/0.05", "--stratify", "source")
+    made = result(capsys, "data", "import", big, small, *flags, "--out", tmp_path / "data")
+    strata = made["split"]["strata"]
+    assert strata.keys() == {"big", "small"}
+    assert all(strata["small"][split] >= 1 for split in ("train", "valid", "test"))
+    assert strata["big"]["test"] == pytest.approx(100, abs=40)
+    told = text(
+        capsys, *("data", "import", big, "--split", "90/5/5", "--stratify", "colour"),
+        *("--out", tmp_path / "n"), code=2,
+    )  # fmt: skip
+    assert "no row has a tag 'colour'" in told
+
+
+def test_files_named_after_splits_keep_them(capsys: Capture, tmp_path: Path) -> None:
+    for name, numbers in {"train": range(20), "validation": range(20, 25), "test": [25]}.items():
+        write(tmp_path / "quiz" / f"{name}.jsonl", asked(numbers))
+    made = result(capsys, "data", "import", tmp_path / "quiz", "--out", tmp_path / "data")
+    assert made["splits"] == {"train": 20, "valid": 5, "test": 1}
+    assert {row["source"] for row in rows_in(tmp_path / "data", "train")} == {"quiz"}
+    alone = result(
+        capsys, "data", "import", tmp_path / "quiz" / "test.jsonl", "--out", tmp_path / "alone"
+    )
+    assert alone["splits"] == {"train": 1}
+
+
+def test_a_cap_gives_the_shares_of_flan(capsys: Capture, tmp_path: Path) -> None:
+    sizes = {"a": 3000, "b": 500, "c": 50}
+    start = 0
+    files = []
+    for name, size in sizes.items():
+        files.append(write(tmp_path / f"{name}.jsonl", asked(range(start, start + size))))
+        start += size
+    made = result(capsys, "data", "import", *files, "--cap", 300, "--out", tmp_path / "data")
+    assert made["splits"] == {"train": 650}
+    assert made["mix"]["achieved"] == pytest.approx({"a": 0.462, "b": 0.462, "c": 0.077}, abs=0.001)
+    described = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert described["mix"]["requested"] == pytest.approx(described["mix"]["achieved"])
+
+
+def test_weights_are_the_shares_that_come_out(capsys: Capture, tmp_path: Path) -> None:
+    wanted = {"flan": 0.4, "t0": 0.32, "niv2": 0.2, "cot": 0.05, "dialog": 0.03}
+    files = [
+        write(tmp_path / f"{name}.jsonl", asked(range(n * 1000, n * 1000 + 600)))
+        for n, name in enumerate(wanted)
+    ]
+    flags = ("--weights", ",".join(f"{name}={share}" for name, share in wanted.items()))
+    made = result(
+        capsys, "data", "import", *files, *flags, "--sample", 1000, "--out", tmp_path / "data"
+    )
+    assert made["splits"] == {"train": 1000}
+    assert made["mix"]["achieved"] == pytest.approx(wanted, abs=1e-9)
+    # Without a size, as many rows as the shares allow: 600 of the largest.
+    made = result(capsys, "data", "import", *files, *flags, "--out", tmp_path / "all")
+    assert made["splits"] == {"train": 1500}
+    told = text(
+        capsys, *("data", "import", *files, "--weights", "flan=0.5,coot=0.5"),
+        *("--out", tmp_path / "n"), code=2,
+    )  # fmt: skip
+    assert "did you mean cot?" in told
+
+
+def test_the_sampler_takes_the_lowest_keys_of_content_and_copy() -> None:
+    """Against a dictionary of every row, on contents with many copies."""
+    random = Random(5)
+    for wanted in (0, 1, 17, 500, 999, 1000, 2000):
+        contents = [random.choice((1, 2, 3, random.getrandbits(64))) for _ in range(1000)]
+        sampler = Sampler(3)
+        for content in contents:
+            sampler.see(content)
+        sampler.draw(wanted)
+        first = [content for content in contents if sampler.take(content)]
+        assert len(first) == min(wanted, 1000)
+        sampler.rewind()
+        shuffled = random.sample(contents, len(contents))
+        again = Counter(content for content in shuffled if sampler.take(content))
+        assert again == Counter(first)
+        # A row with a third of all copies gets about a third of the sample.
+        if wanted == 500:
+            assert all(90 < again[content] < 160 for content in (1, 2, 3))
+
+
+def test_a_larger_sample_holds_the_smaller_one() -> None:
+    contents = [Random(n).getrandbits(64) for n in range(3000)]
+    taken = []
+    for wanted in (100, 400):
+        sampler = Sampler(0)
+        for content in contents:
+            sampler.see(content)
+        sampler.draw(wanted)
+        taken.append({content for content in contents if sampler.take(content)})
+    assert taken[0] < taken[1]
+
+
+def test_groups_that_share_rows_are_joined() -> None:
+    random = Random(1)
+    groups = Groups()
+    plain: dict[int, set[int]] = {}
+    pairs = [(random.getrandbits(64) % 700, random.randrange(400)) for _ in range(900)]
+    for content, group in pairs:
+        groups.see(content * 0x9E3779B97F4A7C15 % 2**64, group)
+        plain.setdefault(content, set()).add(group)
+    groups.join()
+    # Components by the slow way: merge until nothing changes.
+    component = {group: group for _, group in pairs}
+    changed = True
+    while changed:
+        changed = False
+        for together in plain.values():
+            low = min(component[group] for group in together)
+            for group in together:
+                changed |= component[group] != low
+                component[group] = low
+    assert {group: groups.root(group) for group in component} == component
+
+
+def test_shares_are_met_within_chance() -> None:
+    shares = parse_shares("70/20/10")
+    splitter = Splitter(shares)
+    for n in range(20_000):
+        splitter.choose(position(n.to_bytes(8, "big"), 0))
+    counts = splitter.counts[""]
+    assert counts["train"] == pytest.approx(14_000, abs=260)
+    assert counts["valid"] == pytest.approx(4_000, abs=230)
+    assert counts["test"] == pytest.approx(2_000, abs=170)
+    assert not splitter.missing()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nobody_else_moves_when_an_empty_split_is_filled(seed: int) -> None:
+    shares = parse_shares("0.9/0.05/0.05")
+    places = [position(f"{n}".encode(), seed) for n in range(5)]
+    plain = Splitter(shares)
+    before = {place: plain.choose(place) for place in places}
+    moved = plain.missing()
+    filled = Splitter(shares, moved)
+    after = {place: filled.choose(place) for place in places}
+    assert set(after.values()) == {"train", "valid", "test"}
+    assert not filled.missing()
+    assert {place for place in places if before[place] != after[place]} == moved.keys()
+    assert len(moved) == 3 - len(set(before.values()))
+
+
+# Linux's ru_maxrss starts with what the parent process had, so the peak comes from /proc there.
+PEAK_BYTES = """
+import re, resource, sys
+from mlx_itune.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as left:
+    assert not left.code
+if sys.platform == "linux":
+    print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024)
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Peak memory of an import of 30 MB against one of 6 MB, in processes of their own."""
+    peaks = []
+    for rows in (6_000, 30_000):
+        source = write(
+            tmp_path / f"{rows}.jsonl",
+            ({"question": f"{n} {'why ' * 120}", "answer": "so " * 160} for n in range(rows)),
+        )
+        flags = ["--split", "90/5/5", "--group-by", "first-turn", "--sample", "10000", "--json"]
+        out = ["--out", str(tmp_path / f"out{rows}")]
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK_BYTES, "data", "import", str(source), *flags, *out],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] - peaks[0] < 12e6

@@ -1,0 +1,222 @@
+"""CSV, TSV, Parquet and XLSX: columns, quotes, lines, and the tables that people really have."""
+
+import builtins
+import datetime
+import decimal
+
+import openpyxl
+import pytest
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.reading import Record, read_records
+from mlx_itune.dataset.sources import read_rows
+from mlx_itune.kit.errors import DataError, UsageError
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def read(path, data, **options):
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return list(read_records(path, **options))
+
+
+def values(found):
+    return [(*r.value.values(),) if isinstance(r, Record) else (r.code, r.line) for r in found]
+
+
+def said(found):
+    return [c if isinstance(c, Fault) else [t.content for t in c.turns] for c in found]
+
+
+HEADER = "question,answer\n"
+
+
+def test_quoted_cells_span_lines_and_rows_keep_theirs(tmp_path):
+    found = read(tmp_path / "a.csv", HEADER + '"a\nb ""c""",d\r\n\r\n"e,f",g\n')
+    assert values(found) == [('a\nb "c"', "d"), ("e,f", "g")]
+    assert [r.line for r in found] == [2, 5]
+
+
+@pytest.mark.parametrize("delimiter", ",;\t|")
+def test_the_delimiter_of_a_csv_is_found(tmp_path, delimiter):
+    rows = [("question", "answer"), ("a, b; c|d?", "e"), ("f", "g,h")]
+    lines = [delimiter.join(f'"{cell}"' for cell in row) for row in rows]
+    found = read(tmp_path / "a.csv", "\n".join(lines))
+    assert values(found) == rows[1:]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("a,b\nc\nd,e,f\ng,h", [("a", "b"), ("columns", 3), ("columns", 4), ("g", "h")]),
+        ('a,"b\nc,d\ne,f', [("csv", 2), ("c", "d"), ("e", "f")]),
+        ('a,"b"x\nc,d', [("csv", 2), ("c", "d")]),
+        ('"a\n\nb,c"\nd,e', [("columns", 2), ("d", "e")]),
+        ("a,b\rc,d\ne,f", [("csv", 2), ("e", "f")]),
+        ("a,\x00b\nc,d", [("nul", 2), ("c", "d")]),
+        (b"a,\xffb\nc,d", [("utf-8", 2), ("c", "d")]),
+    ],
+)
+def test_a_broken_row_spoils_no_other(tmp_path, rows, expected):
+    data = HEADER.encode() + (rows if isinstance(rows, bytes) else rows.encode())
+    assert values(read(tmp_path / "a.csv", data)) == expected
+
+
+def test_a_cell_that_swallows_the_file_is_one_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlx_itune.dataset.reading.delimited.MAX_ROW_BYTES", 2000)
+    found = read(tmp_path / "a.csv", HEADER + 'a,"b\n' + "c,d\n" * 3000)
+    assert [(r.code, r.line) for r in found if isinstance(r, Fault)] == [("row-size", 2)]
+    assert sum(isinstance(r, Record) for r in found) == 3000
+
+
+def test_headers_as_programs_write_them(tmp_path):
+    path = tmp_path / "a.csv"
+    assert read(path, "\ufeffquestion,answer\na,b\n")[0].value == {"question": "a", "answer": "b"}
+    assert read(path, ",question\n0,a\n")[0].value == {"1": "0", "question": "a"}
+    (fault,) = read(path, "answer,answer\na,b\n")
+    assert fault.code == "header" and "'answer'" in fault.message
+    assert read(path, HEADER) == read(path, "") == []
+
+
+def test_a_tsv_without_a_header_is_told_by_its_looks(tmp_path):
+    path = tmp_path / "a.tsv"
+    rows = 'Is it "blue"?\tno\t"Blue" is a colour.\nWhy?\tyes\t"so"\n'
+    first, second = read_rows(path) if path.write_text(rows) else ()
+    assert said([first, second]) == [['Is it "blue"?', "no"], ["Why?", "yes"]]
+    assert first.tags == {"rationale": '"Blue" is a colour.'} and second.tags == {"rationale": "so"}
+    mapped = list(read_rows(path, columns={"instruction": "3", "output": "2"}))
+    assert said(mapped) == [['"Blue" is a colour.', "no"], ["so", "yes"]]
+    path.write_text("a thing that is said\t7\nanother, again\t8\n")
+    faults = list(read_rows(path))
+    assert {f.code for f in faults} == {"unknown-format"} and len(faults) == 2
+    assert "--map question=1 answer=2" in faults[0].hint
+    assert len(list(read_rows(path, columns={"question": "1", "answer": "2"}))) == 2
+
+
+def test_a_table_may_hold_whole_conversations(tmp_path):
+    messages = (
+        '[{""role"": ""user"", ""content"": ""u""}, {""role"": ""assistant"", ""content"": ""a""}]'
+    )
+    path = tmp_path / "a.csv"
+    path.write_text(f'messages,source\n"{messages}",s\n"[broken",s\n')
+    good, bad = read_rows(path)
+    assert [t.content for t in good.turns] == ["u", "a"] and good.tags == {"source": "s"}
+    assert (bad.code, bad.line) == ("json", 3)
+
+
+def write_parquet(path, columns, **options):
+    parquet.write_table(pyarrow.table(columns), path, **options)
+    return path
+
+
+def test_parquet_columns_become_text_and_nested_ones_stay(tmp_path):
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        {
+            "messages": [
+                [
+                    {"role": "user", "content": "u", "weight": None},
+                    {"role": "assistant", "content": "a", "weight": 0.5},
+                ],
+                None,
+            ],
+            "question": [None, "q"],
+            "answer": [None, "42"],
+            "n": [1, None],
+            "x": [1.5, float("nan")],
+            "flag": [True, False],
+            "when": [datetime.date(2024, 5, 1), None],
+            "price": [decimal.Decimal("1.10"), None],
+        },
+    )
+    first, second = read_rows(path)
+    assert first.turns[1].weight == 0.5 and first.origin == f"{path}:2"
+    assert first.tags == {
+        "n": "1", "x": "1.5", "flag": "true", "when": "2024-05-01", "price": "1.10"
+    }  # fmt: skip
+    assert [t.content for t in second.turns] == ["q", "42"] and second.tags == {"flag": "false"}
+
+
+def test_parquet_is_read_in_batches_and_its_damage_told(tmp_path):
+    answers = [f"answer {n} " * 50 for n in range(20_000)]
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        {"question": [f"q{n}" for n in range(20_000)], "answer": answers},
+        row_group_size=5000,
+        use_dictionary=False,
+    )
+    told = []
+    found = list(read_rows(path, on_bytes=told.append))
+    assert len(found) == 20_000 and isinstance(found[-1], Conversation)
+    assert sum(told) == path.stat().st_size and len(told) > 5
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = b"\xff" * 2000
+    path.write_bytes(data)
+    found = list(read_rows(path))
+    assert found[-1].code == "parquet" and "rows cannot be read" in found[-1].message
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="no readable Parquet"):
+        list(read_rows(path))
+
+
+def test_strange_text_in_parquet_is_a_fault_of_its_row(tmp_path):
+    binary = pyarrow.array([b"a", b"\xff", b"c\x00", b"d"])
+    path = write_parquet(tmp_path / "a.parquet", {"question": ["q"] * 4, "answer": binary})
+    assert [getattr(r, "code", "row") for r in read_rows(path)] == ["row", "utf-8", "nul", "row"]
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", {"question": ["q"]})
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(UsageError, match=r"pip install 'mlx-itune\[tables\]'"):
+        list(read_rows(path))
+
+
+def workbook(path, sheets):
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def test_every_sheet_of_a_workbook_is_read(tmp_path):
+    when = datetime.datetime(2024, 5, 1, 12)
+    path = workbook(
+        tmp_path / "a.xlsx",
+        {
+            "one": [
+                ["question", "answer", "n", "when"],
+                ["q", 7, 1.5, when],
+                [None, None, None, None],
+                ["p", "=1+1"],
+                ["a", "b", "c", "d", "e"],
+            ],
+            "two": [["instruction", "output"], ["i", True]],
+        },
+    )
+    first, formula, wide, other = read_rows(path)
+    assert said([first, other]) == [["q", "7"], ["i", "true"]]
+    assert first.tags == {"n": "1.5", "when": "2024-05-01T12:00:00", "sheet": "one"}
+    assert (formula.code, formula.line) == ("empty", 4), "a formula that nobody computed is empty"
+    assert (wide.code, wide.line) == ("columns", 5)
+    assert other.origin == f"{path}:2" and other.tags == {"sheet": "two"}
+
+
+def test_a_workbook_that_is_none_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no readable XLSX"):
+        read(tmp_path / "a.xlsx", b"PK\x03\x04 and no more")
+    with pytest.raises(DataError, match="is not a xlsx file"):
+        read(tmp_path / "a.xlsx", "question,answer")

@@ -1,0 +1,208 @@
+"""Options: the answer and its letter agree, and without options nothing of them is left."""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.templating.optionless import without_options
+from mlx_itune.dataset.templating.options import OptionsMode
+from mlx_itune.dataset.templating.pattern import Pattern
+from mlx_itune.dataset.templating.render import Rendered, Renderer, Settings
+from mlx_itune.dataset.templating.tasks import Task, Template
+from mlx_itune.kit.errors import DataError
+
+TASK = Task(
+    "pick",
+    {"q": "q", "choices": "choices", "label": "label"},
+    (
+        Template(0, Pattern("Q: {q}\n\n{options_}\nA:"), Pattern("{answer}")),
+        Template(1, Pattern("{options_}\n\n{q}"), Pattern("It is {label}.")),
+    ),
+    answer="label",
+    options="choices",
+)
+
+
+def example(row: dict[str, Any], mode: OptionsMode, task: Task = TASK, seed: int = 0) -> Rendered:
+    renderer = Renderer(task, Settings(options=mode, seed=seed))
+    return renderer.drafts(renderer.values(row))[0].finished()
+
+
+def random_rows(count: int) -> list[dict[str, Any]]:
+    chance = random.Random(11)
+    rows = []
+    for n in range(count):
+        options = [
+            "".join(chance.choices(string.ascii_letters + " {}()-.%", k=chance.randint(3, 12)))
+            + f" {number}x"
+            for number in range(chance.randint(2, 30))
+        ]
+        rows.append({"q": f"q{n}?", "choices": options, "label": chance.choice(options)})
+    return rows
+
+
+def test_answer_and_letter_agree_on_a_thousand_random_rows() -> None:
+    shapes: Counter[str] = Counter()
+    for row in random_rows(1_000):
+        made = example(row, "random")
+        said = made.completion.removeprefix("It is ")
+        said = said.removesuffix(".") if made.template == 1 else said
+        options = row["choices"]
+        # The list's lines, whatever their style: each ends in its option.
+        lines = [line for line in made.prompt.split("\n") if line.endswith(tuple(options))]
+        assert len(lines) == len(options)
+        markers = [line.removesuffix(o) for line, o in zip(lines, options, strict=True)]
+        if len(set(markers)) == 1:
+            assert said == row["label"]
+            shapes["text"] += 1
+        else:
+            names = [m.strip() if m[0] in "([" else m.rstrip(" .:)") for m in markers]
+            assert len(set(names)) == len(names)
+            assert said == names[options.index(row["label"])]
+            shapes["name"] += 1
+    assert min(shapes["text"], shapes["name"]) > 150
+
+
+def test_every_style_is_drawn() -> None:
+    prompts = [example(row, "random").prompt for row in random_rows(500)]
+    lines = Counter(line for prompt in prompts for line in prompt.split("\n"))
+    headers = [line for line in lines if line.endswith(":") and line != "A:"]
+    assert len(headers) >= 12
+
+
+def test_lines_and_letters_are_what_they_say() -> None:
+    row = {"q": "1+1?", "choices": ["3", "2"], "label": "2"}
+    made = {example(row, "lines", seed=s) for s in range(20)}
+    assert {e.completion for e in made} == {"2", "It is 2."}
+    assert all("OPTIONS:\n- 3\n- 2" in e.prompt for e in made)
+    made = {example(row, "letters", seed=s) for s in range(20)}
+    assert {e.completion for e in made} == {"(B)", "It is (B)."}
+    assert all("OPTIONS:\n(A) 3\n(B) 2" in e.prompt for e in made)
+
+
+def test_random_markers_are_never_what_an_option_says() -> None:
+    row = {"q": "1+1?", "choices": ["2", "1"], "label": "2"}
+    for seed in range(300):
+        assert not re.search(
+            r"[\[(]?[12][\])]?[.):]? [12]$", example(row, "random", seed=seed).prompt
+        )
+
+
+def test_without_options_there_is_no_trace() -> None:
+    row = {"q": "Is it?", "choices": ["surely so", "never ever"], "label": "never ever"}
+    made = {example(row, "none", seed=s) for s in range(20)}
+    assert {(e.prompt, e.completion) for e in made} == {
+        ("Q: Is it?\n\nA:", "never ever"),
+        ("Is it?", "It is never ever."),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("{q}\n{options_}", "{q}"),
+        ("{q}\n\nOPTIONS:\n{options_}\n\nAnswer:", "{q}\n\nAnswer:"),
+        ("{q}\n\nPossible labels:\n{options_}", "{q}"),
+        ("{q} Pick one: {options_}", "{q}"),
+        ("{q} {options_} {z}", "{q} {z}"),
+        ("{p}\n{options_}\nQuestion: does it follow?\n{h}", "{p}\nQuestion: does it follow?\n{h}"),
+        ("Is it true? Select from the options below.\n\n{p}\n\n{options_}", "Is it true?\n\n{p}"),
+        ("Question with options: is {p} so?\n{options_}", "is {p} so?"),
+        ("{p}\n\nWhich of these is right?\n{options_}\nA:", "{p}\n\nA:"),
+        ("Judge:\n{p}\nIs the sentence true:\n{options_}", "Judge:\n{p}\nIs the sentence true:"),
+        ("{p}\n\n\n{options_}\n\nA:", "{p}\n\n\nA:"),
+        ("no list {p}", "no list {p}"),
+    ],
+)  # fmt: skip
+def test_options_leave_with_their_header_and_their_gap(text: str, left: str) -> None:
+    pattern, woven = without_options(Pattern(text))
+    assert (pattern.text, woven) == (left, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Which of {options_} is {q}?", "{q} ({options_})", "With these options, is {q}?\n{options_}"],
+)
+def test_options_woven_into_a_sentence_need_a_wording_without(text: str) -> None:
+    templates = (Template(4, Pattern(text), Pattern("{answer}")),)
+    fields, row = {"q": "q", "a": "a"}, {"q": "x", "a": "no"}
+    options = (Pattern("yes"), Pattern("no"))
+    with pytest.raises(DataError, match=r"task 't', template 4: the input speaks of its options"):
+        Renderer(Task("t", fields, templates, "a", options), Settings(options="none"))
+    given = (Template(4, Pattern(text), Pattern("{answer}"), input_no_options=Pattern("Is {q}?")),)
+    assert example(row, "none", Task("t", fields, given, "a", options)).prompt == "Is x?"
+
+
+def test_without_a_list_the_answer_keeps_its_words() -> None:
+    task = Task(
+        "t",
+        {"q": "q", "a": "a"},
+        (
+            Template(0, Pattern("{q}"), Pattern("{answer}")),
+            Template(1, Pattern("{q}\n{options_}"), Pattern("{answer}")),
+        ),
+        "a",
+        (Pattern("yes"), Pattern("no")),
+    )
+    made = {example({"q": "x", "a": "no"}, "letters", task, s) for s in range(20)}
+    assert {(e.template, e.completion) for e in made} == {(0, "no"), (1, "(B)")}
+
+
+@pytest.mark.parametrize(
+    ("choices", "label", "said"),
+    [
+        (["a", "b"], "c", "the answer 'c' is none of: 'a', 'b'"),
+        (["a", "b", "a"], "a", "the answer 'a' equals two options"),
+        (["a", "a "], "a", "equals two options"),
+        ([], "a", "no options"),
+        (["a", " "], "a", "an option is empty"),
+        ("a b", "a", "is a str, not a list (options_separator splits a text)"),
+        (["a", {"x": 1}], "a", "is a dict"),
+    ],
+)
+def test_options_that_do_not_hold_the_answer_are_a_fault(
+    choices: Any, label: str, said: str
+) -> None:
+    row = {"q": "?", "choices": choices, "label": label}
+    with pytest.raises(RowFault) as fault:
+        example(row, "letters")
+    assert said in fault.value.message
+    assert fault.value.message.startswith("task 'pick', template 0: ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "wanted"),
+    [("index", 1, "no"), ("index", "0", "yes"), ("index", True, "no"), ("letter", "B", "no")],
+)
+def test_an_answer_may_be_an_index_or_a_letter(kind: Any, value: Any, wanted: str) -> None:
+    task = Task(
+        "t",
+        {"q": "q", "a": "a"},
+        (Template(0, Pattern("{q}\n{options_}"), Pattern("{answer}")),),
+        "a",
+        (Pattern("yes"), Pattern("no")),
+        kind,
+    )
+    assert example({"q": "x", "a": value}, "lines", task).completion == wanted
+    for wrong in (2, "C", -1, "x", "1.0"):
+        with pytest.raises(RowFault):
+            example({"q": "x", "a": wrong}, "lines", task)
+
+
+def test_options_may_come_from_columns_and_from_one_text() -> None:
+    fields = {"q": "q", "one": "one", "two": "two", "a": "a"}
+    templates = (Template(0, Pattern("{q}\n{options_}"), Pattern("{answer}")),)
+    task = Task("t", fields, templates, "a", (Pattern("{one}"), Pattern("{two}")), "index")
+    made = example({"q": "?", "one": "left", "two": "{right}", "a": 1}, "lines", task)
+    assert made.prompt == "?\nOPTIONS:\n- left\n- {right}"
+    assert made.completion == "{right}"
+    split = Task("t", {"q": "q", "o": "o", "a": "a"}, templates, "a", "o", options_separator="|")
+    made = example({"q": "?", "o": "red | green", "a": "green"}, "letters", split)
+    assert made.prompt.endswith("(A) red\n(B) green")

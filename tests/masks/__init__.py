@@ -1,0 +1,1 @@
+"""Masks against an oracle that builds every family's text by hand."""

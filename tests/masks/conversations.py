@@ -1,0 +1,207 @@
+"""Seeded conversations: everyday ones with every awkward content, and hostile ones."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from masks.family import Family
+from mlx_itune.dataset.conversation import Conversation, Turn
+
+_WORDS = (
+    "the patient takes metformin 500 mg twice daily Answer yes or no then a reason café naïve "
+    "Übergröße 3.14 x=1 don't it's user assistant system model tool 日本語 中文字 한국어 مرحبا עברית "
+    "हिन्दी ไทย e\u0301 n\u0303 🦙 👩‍👩‍👧 🇫🇷 ½ ∑ — “quoted” <b>html</b> {json} [list] \\n $5 100% #1 @x"
+).split(" ")
+_SHORT = (
+    ".", "1", " a", "0", "no", "\n\nyes", "ok ", "\t-", "日", "🦙", "e\u0301", "I", "}", '"', "]]",
+    "'", "\\", "\u200b.", "\u00a0x\u00a0", ")",
+)  # fmt: skip
+_NAMES = ("assistant", "user", "system", "model", "tool", "final", "analysis", "a", "think", "eos")
+_BLOCKS = (
+    "```python\ndef f(x):\n    return x  # twice\n```",
+    "- one\n- two\n\n  1. three\r\n",
+    "a\tb\n\n\n\nc",
+    "\u202bמשהו\u202c (rtl)",
+    "line one\nline two\n",
+    "{'a': 1, \"b\": [1, 2]}",
+    "https://example.org/?a=1&b=2#x",
+    "  indented\n    more\n",
+    "Re: Re: Fwd:",
+    "\ufeffbom",
+    "x" * 40,
+    "\r\n\r\nwindows\r\n",
+    "a\u2028b\u2029c",
+)
+_EDGES = ("", "", "", "", " ", "  ", "\n", "\n\n", "\t", " \n ", "\u00a0", "\u3000")
+_THOUGHTS = (
+    "<think>\n{}\n</think>\n\n{}",
+    "<think>{}</think>{}",
+    "<think>\n\n</think>\n\n{1}",
+    "{}</think>\n{}",
+    "\n<think>\n{}\n\n</think>\n\n\n{}\n",
+    "<think>{}</think><think>again</think>\n{}",
+)
+_FUNCTIONS = ("get_weather", "search", "add", "final", "assistant")
+
+
+class Generator:
+    """Conversations for one family. `hostile`: contents spell the family's control strings."""
+
+    def __init__(self, family: Family, seed: int, *, hostile: bool = False) -> None:
+        self.family = family
+        self.random = random.Random(f"{family.name}/{seed}/{hostile}")
+        self.hostile = hostile
+        self._seen: list[str] = []
+        self._strings = (*family.controls, *family.words, "</s>", "<s>", "<unk>", "<0x0A>")
+
+    def conversation(self, number: int) -> Conversation:
+        """The next conversation; `number` becomes its origin's line."""
+        chance = self.random
+        self._seen = []
+        turns: list[Turn] = []
+        # One row in fifty breaks the family's rules on purpose.
+        against = chance.random() < 0.02
+        if (self.family.system and chance.random() < 0.4) or (against and not self.family.system):
+            turns.append(Turn("system", self._system()))
+        calls = self.family.calls and chance.random() < 0.3
+        for _ in range(chance.choice((1, 1, 1, 1, 2, 2, 3, 4, 6))):
+            turns.append(self._question())
+            if calls and chance.random() < 0.6:
+                turns += self._called(against)
+            turns.append(self._answer())
+        if chance.random() < 0.03:
+            turns.append(self._question())
+        listed = self.family.tools and (bool(calls) or chance.random() < 0.1)
+        if against and self.family.built_in == "chatml":
+            listed = True
+        tools = tuple(self._tool(n) for n in range(chance.choice((1, 1, 2)))) if listed else ()
+        return Conversation(tuple(turns), f"f.jsonl:{number}", tools)
+
+    def learn(self) -> str:
+        """all, last or marked."""
+        return self.random.choice(("all", "all", "last", "marked"))
+
+    def _system(self) -> str:
+        if self.family.name != "smollm3":
+            return self._text()
+        if self.random.random() < 0.4:
+            extra = self.random.choice(("/no_think", "/think", "/system_override", "/no_think /think"))
+            text = self.random.choice((extra, f"{self._text()} {extra}", f"{extra}\n{self._text()}"))
+        else:
+            text = self._text()
+        # The switch "/think" inside "</think>" is one to the template alone, not once it is hidden.
+        return text.replace("</think>", "<think>")
+
+    def _question(self) -> Turn:
+        text = self._text()
+        if self.family.inputs and self.random.random() < 0.4:
+            given = self._text()
+            return Turn("user", f"{text}\n\n{given}", input=given)
+        return Turn("user", text)
+
+    def _answer(self) -> Turn:
+        weight = self.random.choice((None, None, None, 1.0, 0.5, 0.0, 2.0))
+        text = self._text()
+        if self.family.thinks and self.random.random() < 0.35:
+            if self.family.name != "qwen3_off" or self.random.random() < 0.1:
+                text = self.random.choice(_THOUGHTS).format(self._text(), text)
+            else:
+                text = f"<think>\n\n</think>\n\n{text}"
+        return Turn("assistant", text, weight)
+
+    def _called(self, against: bool) -> list[Turn]:
+        turns: list[Turn] = []
+        for _ in range(self.random.choice((1, 1, 1, 2))):
+            count = self.random.randint(1, self.family.calls + (1 if against else 0))
+            calls = tuple(self._call(n) for n in range(count))
+            if against and self.random.random() < 0.5:
+                calls = tuple({k: v for k, v in call.items() if k != "id"} for call in calls)
+            said = self._text() if self.random.random() < 0.3 else ""
+            if self.family.name == "qwen3" and self.random.random() < 0.4:
+                said = f"<think>\n{self._text()}\n</think>\n\n{said}"
+            weight = self.random.choice((None, None, None, 0.5, 0.0))
+            turns.append(Turn("assistant", said, weight, calls))
+            turns += [self._result(call) for call in calls]
+        return turns
+
+    def _call(self, n: int) -> dict[str, Any]:
+        arguments = {
+            self.random.choice(("city", "query", "a", "x y")): self._value()
+            for _ in range(self.random.choice((0, 1, 1, 2)))
+        }
+        function = {"name": self.random.choice(_FUNCTIONS), "arguments": arguments}
+        call: dict[str, Any] = {"type": "function", "function": function}
+        named = self.family.call_ids or self.random.random() < 0.5
+        return {**call, "id": f"call{n:05d}"} if named else call
+
+    def _result(self, call: dict[str, Any]) -> Turn:
+        text = self._text() if self.random.random() < 0.8 else ""
+        return Turn("tool", text, tool_call_id=call.get("id"))
+
+    def _value(self) -> Any:
+        plain = (1, 2.5, True, None, [1, "a"], {"deep": "er"})
+        return self._text() if self.random.random() < 0.7 else self.random.choice(plain)
+
+    def _tool(self, n: int) -> dict[str, Any]:
+        parameters = {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": self._text()},
+                "days": {"type": self.random.choice(("integer", "boolean", "array"))},
+            },
+            "required": ["city"],
+        }
+        function = {
+            "name": f"{self.random.choice(_FUNCTIONS)}_{n}",
+            "description": self._text(),
+            "parameters": parameters,
+        }
+        return {"type": "function", "function": function}
+
+    def _text(self) -> str:
+        """Text that is more than white space."""
+        text = self._hostile_text() if self.hostile and self.random.random() < 0.8 else self._plain()
+        if not text.strip():
+            text = "."
+        self._seen.append(text)
+        return text
+
+    def _plain(self) -> str:
+        kind = self.random.random()
+        if kind < 0.2:
+            return self.random.choice(_SHORT)
+        if kind < 0.3:
+            return self.random.choice(_NAMES)
+        if kind < 0.4 and self._seen:
+            # The same words again, alone or inside others.
+            again = self.random.choice(self._seen)
+            return self.random.choice((again, again, f"{again} {again}", f"You said: {again}"))
+        if kind < 0.5:
+            return self.random.choice(_BLOCKS)
+        words = " ".join(self.random.choices(_WORDS, k=self.random.randint(1, 14)))
+        return self.random.choice(_EDGES) + words + self.random.choice(_EDGES)
+
+    def _hostile_text(self) -> str:
+        parts = []
+        for _ in range(self.random.choice((1, 1, 2, 3, 5))):
+            control = self.random.choice(self._strings)
+            cut = self.random.randint(0, len(control))
+            parts.append(
+                self.random.choice(
+                    (
+                        control,
+                        control,
+                        control,
+                        control * 2,
+                        control[:cut] + control + control[cut:],
+                        control[:cut],
+                        control[cut:],
+                        f" {control} ",
+                        f"\n{control}\n",
+                        self._plain(),
+                        "".join(self._strings),
+                    )
+                )
+            )
+        return self.random.choice(("", " ", "\n")).join(parts)

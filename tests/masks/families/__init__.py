@@ -1,0 +1,12 @@
+"""The families by name."""
+
+from __future__ import annotations
+
+from masks.families import marked, mistral, plain, reasoning, tooled
+from masks.family import Family
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for module in (marked, mistral, plain, reasoning, tooled)
+    for family in module.FAMILIES
+}

@@ -1,0 +1,175 @@
+"""Which tokens are learned, from a family's own text: the answer the renderer has to give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from masks.family import Family, Messages, Pieces, Refused
+from masks.vocabularies import Coder
+from mlx_itune.dataset.conversation import Conversation
+
+Example = tuple[tuple[int, ...], tuple[float, ...]]
+# What is learned where: the tokens before a learned run, the run, and its weights.
+Run = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned turn: its number, weight, prompt and reply."""
+
+    n: int
+    weight: float
+    prompt: Pieces
+    reply: Pieces
+    kept: bool
+    open_ended: bool
+
+
+@dataclass
+class Expected:
+    """What the renderer has to give for one conversation; prompts by turn number."""
+
+    examples: list[Example] = field(default_factory=list)
+    prompts: dict[int, list[int]] = field(default_factory=dict)
+    # The special tokens of prompt and reply, as the template means them, by turn.
+    controls: dict[int, list[int]] = field(default_factory=dict)
+
+
+def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
+    """The turns as templates get them, put together here once more."""
+    found = []
+    for turn in conversation.turns:
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.tool_calls:
+            message["tool_calls"] = [dict(call) for call in turn.tool_calls]
+        if turn.name is not None:
+            message["name"] = turn.name
+        if turn.tool_call_id is not None:
+            message["tool_call_id"] = turn.tool_call_id
+        if turn.input is not None:
+            message["input"] = turn.input
+            message["instruction"] = turn.content[: len(turn.content) - len(turn.input) - 2]
+        found.append(message)
+    return found
+
+
+def weights_of(conversation: Conversation, learn: str) -> dict[int, float]:
+    """Learned turns and how much."""
+    replies = [n for n, t in enumerate(conversation.turns) if t.role == "assistant"]
+    if learn == "last":
+        replies = replies[-1:]
+    unmarked = 0.0 if learn == "marked" else 1.0
+    weights = {n: conversation.turns[n].weight for n in replies}
+    return {n: unmarked if w is None else w for n, w in weights.items() if w or (w is None and unmarked)}
+
+
+def learned_turns(family: Family, conversation: Conversation, learn: str) -> list[Learned]:
+    """The learned turns with the text around them. Raises Refused where the template does."""
+    messages: Messages = messages_of(conversation)
+    tools = conversation.tools
+    weights = weights_of(conversation, learn)
+    if weights:
+        family.pieces(messages, tools, False)
+    return [
+        Learned(
+            n,
+            weight,
+            family.pieces(messages[:n], tools, True),
+            family.reply(messages, n, tools),
+            family.kept(messages, n, tools),
+            family.open_ended(messages, n),
+        )
+        for n, weight in weights.items()
+    ]
+
+
+def expect(family: Family, coder: Coder, conversation: Conversation, learn: str) -> Expected:
+    """The examples and prompts of a conversation. Raises Refused."""
+    turns = learned_turns(family, conversation, learn)
+    if not turns:
+        return Expected()
+    whole = coder.named(family.pieces(messages_of(conversation), conversation.tools, False))
+    prompts = [coder.named(turn.prompt) for turn in turns]
+    replies = [coder.named(turn.reply) for turn in turns]
+    ends = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
+    end = max((e for e, turn in zip(ends, turns, strict=True) if turn.kept), default=0)
+    alone = [p + r for p, r, turn in zip(prompts, replies, turns, strict=True) if not turn.kept]
+    before = coder.ids_of(prompts)
+    (shared_ids, shared_ranges), *rest = coder.encode([whole[:end], *alone])
+    others = iter(rest)
+    closing = coder.ids[family.eos]
+    result = Expected()
+    spans: list[tuple[int, int, float, bool]] = []
+    for turn, prompt, reply, ids in zip(turns, prompts, replies, before, strict=True):
+        result.prompts[turn.n] = ids
+        result.controls[turn.n] = _controls(coder, prompt + reply)
+        whole_ids, ranges = (shared_ids, shared_ranges) if turn.kept else next(others)
+        stop = _stop(ranges, len(prompt) + len(reply))
+        tail = [closing] if turn.open_ended else []
+        if _is_border(coder, whole_ids, ranges, ids, len(prompt)):
+            if turn.kept:
+                spans.append((len(ids), stop, turn.weight, turn.open_ended))
+            else:
+                result.examples.append(_one(ids, [*whole_ids[len(ids) : stop], *tail], turn.weight))
+        else:
+            said = coder.continuation(reply)
+            result.examples.append(_one(ids, [*said, *tail], turn.weight))
+    if spans:
+        _, last, weight, open_ended = spans[-1]
+        kept_ids = [*shared_ids[:last], *([closing] if open_ended else [])]
+        weights = [0.0] * len(kept_ids)
+        for first, stop, weight, opened in spans:
+            for k in range(first, stop + opened):
+                weights[k] = weight
+        result.examples.append((tuple(kept_ids), tuple(weights)))
+    result.examples.sort()
+    return result
+
+
+def _is_border(
+    coder: Coder,
+    whole: Sequence[int],
+    ranges: Sequence[tuple[int, int]],
+    prompt: Sequence[int],
+    border: int,
+) -> bool:
+    """Whether the prompt's own tokens stand in front, and none of them reaches past the border.
+
+    A special token that swallows the white space after it is the prompt's, whatever it swallowed.
+    """
+    count = len(prompt)
+    if list(whole[:count]) != list(prompt):
+        return False
+    return not count or ranges[count - 1][1] <= border or prompt[-1] in coder.specials
+
+
+def runs_of(examples: Sequence[Example]) -> list[Run]:
+    """Every learned run of the examples with all that stands before it."""
+    runs: list[Run] = []
+    for ids, weights in examples:
+        edges = [n for n in range(1, len(ids)) if (weights[n] > 0) != (weights[n - 1] > 0)]
+        if ids and weights[0] > 0:
+            edges.insert(0, 0)
+        edges.append(len(ids))
+        # Learned and not learned take turns from the first learned token on.
+        for start, end in zip(edges[::2], edges[1::2], strict=False):
+            runs.append((ids[:start], ids[start:end], weights[start:end]))
+    return sorted(runs)
+
+
+def _stop(ranges: Sequence[tuple[int, int]], end: int) -> int:
+    count = len(ranges)
+    while count and ranges[count - 1][0] >= end:
+        count -= 1
+    return count
+
+
+def _one(prompt: Sequence[int], reply: Sequence[int], weight: float) -> Example:
+    return (*prompt, *reply), (*(0.0 for _ in prompt), *(weight for _ in reply))
+
+
+def _controls(coder: Coder, named: str) -> list[int]:
+    """The special tokens of a text, in order, as the template means them."""
+    return [i for char in named if (i := coder.id_of_name.get(char)) in coder.specials]

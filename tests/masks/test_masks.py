@@ -1,0 +1,137 @@
+"""Every token's label and every prompt, family by family, against the oracle.
+
+The whole of it (10,000 conversations a family, both real tokenizers and the starter's) is
+`python tests/masks/full.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from masks.agreement import (
+    Tally,
+    chat_tokenizer,
+    compare,
+    disagreement,
+    text_problems,
+)
+from masks.conversations import Generator
+from masks.families import FAMILIES
+from masks.oracle import expect, learned_turns, runs_of
+from masks.vocabularies import coder, missing
+
+from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.render import render
+
+ROWS = {"starter": 300, "sentencepiece": 100, "merging": 100}
+HOSTILE = {"starter": 40, "small_legacy": 20}
+REAL = ("llama2", "llama3")
+# One of each kind: plain words around turns, rewritten history, tools that move.
+FOR_REAL = ("llama2", "qwen3", "mistral_v3")
+
+each_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def report(tally: Tally) -> str:
+    """The shortest disagreements."""
+    shortest = sorted(tally.faults, key=lambda fault: len(repr(fault[0])))[:3]
+    lines = [f"{len(tally.faults)} of {tally.rows} conversations"]
+    lines += [f"--learn {learn} {row.turns}\n{problem}" for row, learn, problem in shortest]
+    return "\n".join(lines)
+
+
+@each_family
+def test_the_oracle_writes_what_the_template_writes(name):
+    assert text_problems("starter", FAMILIES[name], 40) == []
+
+
+@each_family
+def test_every_label_and_every_prompt_is_the_oracles(name):
+    tally = Tally()
+    for base, count in ROWS.items():
+        tally.add(compare(base, FAMILIES[name], count))
+    assert not tally.faults, report(tally)
+    assert tally.rows == 500 and tally.turns > 500 and tally.refused < 50
+    # Only white space that a special token swallows may keep turns from sharing their text.
+    assert FAMILIES[name].rstrip or not tally.apart
+
+
+@each_family
+def test_control_strings_in_content_stay_text(name):
+    tally = Tally()
+    for base, count in HOSTILE.items():
+        tally.add(compare(base, FAMILIES[name], count, hostile=True))
+    assert not tally.faults, report(tally)
+    assert tally.turns > 60
+
+
+@pytest.mark.parametrize("base", REAL)
+@pytest.mark.parametrize("name", FOR_REAL)
+def test_the_real_tokenizers_agree_too(base, name):
+    if reason := missing(base):
+        pytest.skip(reason)
+    tally = compare(base, FAMILIES[name], 60)
+    tally.add(compare(base, FAMILIES[name], 20, hostile=True))
+    assert not tally.faults, report(tally)
+
+
+@each_family
+def test_what_the_oracle_learns_reads_as_the_replies(name):
+    family = FAMILIES[name]
+    view = coder("gpt2", family)
+    generator = Generator(family, 7)
+    checked = 0
+    for number in range(30):
+        row = generator.conversation(number + 1)
+        try:
+            turns = learned_turns(family, row, "all")
+        except Exception:
+            continue
+        said = [ids for _, ids, _ in runs_of(expect(family, view, row, "all").examples)]
+        texts = sorted(view.hf.decode(ids) for ids in said)
+        replies = ["".join((*turn.reply, family.eos if turn.open_ended else "")) for turn in turns]
+        # Tokens that swallow the space after them take it from the reply.
+        if family.rstrip:
+            texts, replies = [sorted(t.lstrip() for t in some) for some in (texts, replies)]
+        assert texts == sorted(replies)
+        checked += len(said)
+    assert checked > 15
+
+
+def test_the_private_names_change_no_token():
+    for name in ("chatml", "llama2", "qwen3", "phi3"):
+        family = FAMILIES[name]
+        for base in ("starter", "sentencepiece", "merging"):
+            view, generator = coder(base, family), Generator(family, 5)
+            for number in range(20):
+                row = generator.conversation(number + 1)
+                for turn in learned_turns(family, row, "all"):
+                    pieces = [*turn.prompt, *turn.reply]
+                    assert view.ids_of([view.named(pieces)]) == [view.plain_ids("".join(pieces))]
+
+
+def test_a_wrong_label_a_wrong_context_and_a_lost_turn_are_seen():
+    family = FAMILIES["chatml"]
+    view, tokenizer = coder("starter", family), chat_tokenizer("starter", family)
+    turns = (Turn("user", "a"), Turn("assistant", "b c"), Turn("user", "d"), Turn("assistant", "e"))
+    row = Conversation(turns, "f.jsonl:1")
+    expected = expect(family, view, row, "all")
+    (right,) = render(row, tokenizer)
+    assert disagreement(view, tokenizer, row, expected, [right]) is None
+    for at in range(len(right.weights)):
+        weights = right.weights.copy()
+        weights[at] = 1 - weights[at]
+        wrong = replace(right, weights=weights)
+        assert disagreement(view, tokenizer, row, expected, [wrong])
+    ids = right.input_ids.copy()
+    ids[1] += 1
+    assert disagreement(view, tokenizer, row, expected, [replace(right, input_ids=ids)])
+    longer = replace(
+        right,
+        input_ids=np.append(right.input_ids, right.input_ids[-1]),
+        weights=np.append(right.weights, np.float32(0)),
+    )
+    assert disagreement(view, tokenizer, row, expected, [longer])
+    assert disagreement(view, tokenizer, row, expected, [])

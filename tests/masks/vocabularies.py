@@ -1,0 +1,224 @@
+"""Tokenizers for a family: the real ones, the starter's and small ones, with the family's tokens.
+
+`coder(base, family)` gives the tokenizer that the project sees and the oracle's own view of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
+
+from masks.family import Family, Pieces, Said
+
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared/data/tokenizers"
+FILES = {
+    "llama2": REAL / "llama2.tokenizer.model",
+    "llama2_legacy": REAL / "llama2.tokenizer.model",
+    "llama3": REAL / "llama3.tokenizer.model",
+}
+STARTER = ROOT / "mlx_itune/model/starter/tokenizer.json"
+# Older conversions of SentencePiece put a space after every special token too.
+LEGACY = ("llama2_legacy", "small_legacy")
+SMALL = ("gpt2", "merging", "sentencepiece", "small_llama3", "small_legacy")
+
+_SMALL_NAMES = {
+    "sentencepiece": "llama2",
+    "small_llama3": "llama3",
+    "small_legacy": "llama2_legacy",
+}
+
+# Names of control tokens in the oracle's own texts: one character each, outside everything else.
+_FIRST_NAME = 0xF1000
+
+
+@cache
+def base(name: str) -> Tokenizer:
+    """A tokenizer without any family's tokens."""
+    if name in ("llama2", "llama2_legacy"):
+        return _as_before(_llama2()) if name == "llama2_legacy" else _llama2()
+    if name == "llama3":
+        converted: Tokenizer = TikTokenConverter(vocab_file=str(FILES[name])).converted()
+        return converted
+    if name == "starter":
+        return Tokenizer.from_file(str(STARTER))
+    kind = _SMALL_NAMES.get(name, name)
+    built: Tokenizer = _small_ones().TOKENIZERS[kind]()
+    return built
+
+
+def _as_before(tokenizer: Tokenizer) -> Tokenizer:
+    """The form in which most copies of Llama 2's tokenizer.json came: a normalizer, no splitting."""
+    before = Tokenizer(tokenizer.model)
+    before.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    before.decoder = tokenizer.decoder
+    before.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
+    return before
+
+
+def missing(name: str) -> str | None:
+    """Why a base cannot be had here, if so."""
+    if name in FILES and not FILES[name].exists():
+        return f"{FILES[name].name} is not here"
+    return None
+
+
+def _llama2() -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "tokenizer.model").write_bytes(FILES["llama2"].read_bytes())
+        (path / "config.json").write_text('{"model_type": "llama"}')
+        settings = {
+            "tokenizer_class": "LlamaTokenizer",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "legacy": False,
+        }
+        (path / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
+    return tokenizer
+
+
+@cache
+def _small_ones() -> ModuleType:
+    """The in-process tokenizers that tests/dataset trains."""
+    folder = ROOT / "tests/dataset"
+    spec = importlib.util.spec_from_file_location("dataset_tokenizers", folder / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
+
+
+class Coder:
+    """A family's tokenizer as the project gets it (`hf`) and as the oracle reads it.
+
+    The oracle never spells control tokens: in its texts each is one private character, so content
+    that spells one stays text. `specials` are the ids no content may yield.
+    """
+
+    def __init__(self, name: str, family: Family) -> None:
+        self.family = family
+        source = base(name)
+        # What a base brings along (`<s>` of Llama 2) is a control token in every family.
+        brought = {t.content: i for i, t in source.get_added_tokens_decoder().items()}
+        special = tuple(dict.fromkeys((*brought, *family.special)))
+        full = _copy(source)
+        full.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in brought])
+        full.add_special_tokens(
+            [
+                AddedToken(t, special=True, normalized=False, rstrip=family.rstrip)
+                for t in family.special
+            ]
+        )
+        full.add_tokens([AddedToken(t, special=False, normalized=False) for t in family.markup + family.loose])
+        self.hf = PreTrainedTokenizerFast(
+            tokenizer_object=full,
+            eos_token=family.eos,
+            clean_up_tokenization_spaces=False,
+            **({} if family.bos is None else {"bos_token": family.bos}),
+        )
+        self.full = full
+        self.ids = {t: full.token_to_id(t) for t in (*special, *family.markup, *family.loose)}
+        self.specials = frozenset(self.ids[t] for t in special)
+        self.names = {t: chr(_FIRST_NAME + n) for n, t in enumerate(self.ids)}
+        self.id_of_name = {name: self.ids[t] for t, name in self.names.items()}
+        # The names follow the base's own vocabulary.
+        self._size = _copy(source).get_vocab_size()
+        self._bare = self._with_names(_copy(source))
+        self._loose = self._with_names(_without_prefix(_copy(source)))
+        self._true_id = {self._bare.token_to_id(n): self.ids[t] for t, n in self.names.items()}
+
+    def _with_names(self, bare: Tokenizer) -> Tokenizer:
+        bare.add_special_tokens(
+            [
+                AddedToken(
+                    name,
+                    special=True,
+                    normalized=False,
+                    rstrip=self.family.rstrip and token in self.family.special,
+                )
+                for token, name in self.names.items()
+            ]
+        )
+        return bare
+
+    def named(self, pieces: Pieces) -> str:
+        """The text with the control tokens that are meant as such under their private names."""
+        return "".join(self._named(piece) for piece in pieces)
+
+    def _named(self, piece: str) -> str:
+        if isinstance(piece, Said):
+            # A reply may well write the markup a model is taught to write; nobody else may.
+            allowed = self.family.markup if piece.reply else ()
+            return self._replace(piece, (*allowed, *self.family.loose))
+        return self._replace(piece, self.ids)
+
+    def _replace(self, text: str, tokens: Iterable[str]) -> str:
+        for token in sorted(tokens, key=len, reverse=True):
+            if token in text:
+                text = text.replace(token, self.names[token])
+        return text
+
+    def ids_of(self, named: list[str]) -> list[list[int]]:
+        """The ids of each named text."""
+        found = self._bare.encode_batch_fast(named, add_special_tokens=False)
+        return [self._true(e.ids) for e in found]
+
+    def encode(self, named: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(ids, character ranges) of each named text."""
+        found = self._bare.encode_batch(named, add_special_tokens=False)
+        return [(self._true(e.ids), e.offsets) for e in found]
+
+    def continuation(self, named: str) -> list[int]:
+        """The ids of a text that follows another: no space is put before its first word."""
+        return self._true(self._loose.encode(named, add_special_tokens=False).ids)
+
+    def _true(self, ids: list[int]) -> list[int]:
+        known, size = self._true_id, self._size
+        return [i if i < size else known[i] for i in ids]
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The ids that the project's tokenizer gives when simply handed a text."""
+        return list(self.full.encode(text, add_special_tokens=False).ids)
+
+
+def _copy(source: Tokenizer) -> Tokenizer:
+    """The same model and steps, which are shared, without added tokens."""
+    copy = Tokenizer(source.model)
+    for step in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(source, step) is not None:
+            setattr(copy, step, getattr(source, step))
+    return copy
+
+
+def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.Metaspace):
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "never", split=False)
+    if isinstance(tokenizer.normalizer, normalizers.Sequence):
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+@cache
+def coder(name: str, family: Family) -> Coder:
+    return Coder(name, family)
