@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from mlx_itune.kit.errors import StorageError
 
 _CHUNK_BYTES = 1 << 20
+_PARTIAL = ".partial"
+_LEFTOVER = re.compile(r"\.(\d+)-[0-9a-f]{8}\.partial$")
 
 
 def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -23,13 +26,16 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
     """
     path = Path(path)
     temporary = _beside(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     try:
         with storage_errors(path):
-            with temporary.open("xb") as file:
-                for chunk in (data,) if isinstance(data, bytes) else data:
-                    file.write(chunk)
-                file.flush()
-                _sync_descriptor(file.fileno())
+            descriptor = os.open(temporary, flags, 0o666)
+            try:
+                for block in _blocks((data,) if isinstance(data, bytes) else data):
+                    _write_all(descriptor, block)
+                _sync_descriptor(descriptor)
+            finally:
+                os.close(descriptor)
             temporary.replace(path)
             _sync_path(path.parent)
     except BaseException:
@@ -49,7 +55,7 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     out = Path(os.path.realpath(out))
     with storage_errors(out):
         _refuse_occupied(out, overwrite)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _make_durably(out.parent)
         stage = _beside(out)
         stage.mkdir()
     try:
@@ -62,6 +68,41 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory; a crash leaves it whole, or gone but for a hidden leftover."""
+    gone = _beside(path)
+    with storage_errors(path):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(folder: Path, name: str = "*", *, every_owner: bool = False) -> int:
+    """Remove what killed writers left in `folder` for the entry `name`; how many there were.
+
+    Leftovers of processes that live stay, unless `every_owner`: for a folder under one's own lock.
+    """
+    swept = 0
+    for path in [*folder.glob(f".{name}.*{_PARTIAL}")] if folder.is_dir() else []:
+        owner = _LEFTOVER.search(path.name)
+        if owner is None or not (every_owner or not process_lives(int(owner.group(1)))):
+            continue
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            swept += 1
+    return swept
+
+
+def process_lives(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def sha256_file(path: Path) -> str:
@@ -99,7 +140,39 @@ def storage_errors(where: Path | str) -> Iterator[None]:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+
+
+def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes | bytearray]:
+    """The same bytes in pieces worth a system call."""
+    gathered = bytearray()
+    for chunk in chunks:
+        if len(chunk) >= _CHUNK_BYTES and not gathered:
+            yield chunk
+            continue
+        gathered += chunk
+        if len(gathered) >= _CHUNK_BYTES:
+            yield gathered
+            gathered = bytearray()
+    if gathered:
+        yield gathered
+
+
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _make_durably(folder: Path) -> None:
+    """mkdir -p, each new entry synced to its parent."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync_path(path.parent)
 
 
 def _refuse_occupied(out: Path, overwrite: bool) -> None:

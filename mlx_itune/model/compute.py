@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def apply(model: nn.Module, mode: str = "auto") -> str:
     if mode not in MODES:
         raise UsageError(f"unknown compute {mode!r}", hint="one of " + ", ".join(MODES))
     quantized = [(path, m) for path, m in model.named_modules() if _is_quantized(m)]
+    for _, module in quantized:
+        module.packed = Packed.of(module)
     done = "quantized" if quantized else "float"
     if quantized and (mode == "dequantized" or (mode == "auto" and backend.on_cpu())):
         _dequantize(model, quantized)
@@ -46,14 +49,83 @@ def apply(model: nn.Module, mode: str = "auto") -> str:
     return done
 
 
-def dequantized_weight(module: nn.Module) -> mx.array:
+@dataclass(frozen=True)
+class Packed:
+    """A quantized layer's tensors as they are stored: what an adapter of the grid starts from."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    group_size: int
+    bits: int
+    mode: str
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Packed:
+        """The tensors of a quantized module."""
+        tensors = module["weight"], module["scales"], module.get("biases")
+        return cls(*tensors, module.group_size, module.bits, module.mode)
+
+    def codes(self) -> mx.array:
+        """The integers q of w = s q + b, unpacked: (..., out, in) uint8. Affine mode only."""
+        return unpacked(self.weight, self.scales, self.group_size, self.bits).astype(mx.uint8)
+
+
+def packed(module: nn.Module) -> Packed | None:
+    """The stored tensors behind a layer, however it is computed; None for a float layer."""
+    kept: Packed | None = getattr(module, "packed", None)
+    return kept
+
+
+def release(model: nn.Module) -> None:
+    """Let go of stored tensors that only an adapter of the grid would need."""
+    for _, module in model.named_modules():
+        if packed(module) is not None:
+            module.packed = None
+
+
+def unpacked(weight: mx.array, scales: mx.array, group_size: int, bits: int) -> mx.array:
+    """The integers of affine-quantized rows, in float32."""
+    ones = mx.ones(scales.shape)
+    return mx.dequantize(weight, ones, mx.zeros(scales.shape), group_size=group_size, bits=bits)
+
+
+def affine(codes: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+    """s q + b in float32: codes (..., out, in), scales and biases (..., out, groups)."""
+    shape = codes.shape
+    grouped = codes.astype(mx.float32).reshape(*scales.shape, -1)
+    weight = grouped * scales[..., None].astype(mx.float32) + biases[..., None].astype(mx.float32)
+    return weight.reshape(shape)
+
+
+def product(module: nn.Module, x: mx.array) -> mx.array:
+    """x @ weight.T of a linear layer of any kind here, without its bias."""
+    if isinstance(module, DequantizingLinear):
+        y: mx.array = module._product(x)
+        return y
+    if hasattr(module, "bits"):
+        return mx.quantized_matmul(
+            x,
+            module["weight"],
+            module["scales"],
+            module.get("biases"),
+            transpose=True,
+            group_size=module.group_size,
+            bits=module.bits,
+            mode=module.mode,
+        )
+    return x @ module["weight"].T
+
+
+def dequantized_weight(module: nn.Module, rows: slice = slice(None)) -> mx.array:
     """The float weight of a quantized layer; exact, so in float32 where scales are floats."""
-    scales, biases = module["scales"], module.get("biases")
+    scales, biases = module["scales"][rows], module.get("biases")
+    biases = None if biases is None else biases[rows]
     if mx.issubdtype(scales.dtype, mx.floating):
         scales = scales.astype(mx.float32)
         biases = None if biases is None else biases.astype(mx.float32)
     return mx.dequantize(
-        module["weight"],
+        module["weight"][rows],
         scales,
         biases,
         group_size=module.group_size,
@@ -78,7 +150,7 @@ class DequantizingLinear(nn.Module):  # type: ignore[misc]
         self._product = _product(self)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self._product(x)
+        y: mx.array = self._product(x)
         return y + self["bias"] if "bias" in self else y
 
 
@@ -112,11 +184,17 @@ def _dequantize(model: nn.Module, quantized: list[tuple[str, nn.Module]]) -> Non
         else:
             replacement = _float_layer(module)
             mx.eval(replacement.parameters())
+        replacement.packed = packed(module)
         model.update_modules(tree_unflatten([(path, replacement)]))
 
 
 def _float_layer(module: nn.Module) -> nn.Module:
-    weight = dequantized_weight(module)
+    kept = packed(module)
+    if kept is not None and kept.mode == "affine":
+        # The very operations of a grid adapter, whose start is then this weight to the last bit.
+        weight = affine(kept.codes(), kept.scales, kept.biases)
+    else:
+        weight = dequantized_weight(module)
     if not backend.on_cpu():
         weight = weight.astype(_float_type(module))
     if isinstance(module, nn.QuantizedEmbedding):

@@ -1,110 +1,46 @@
-"""LoRA (Hu et al., 2106.09685, section 4.1): y = base(x) + scale * (dropout(x) A) B.
+"""Adapters on a model: put them on, find them, merge them.
 
-Layer and parameter names, shapes and the meaning of `scale` are mlx-lm's, so an adapter of either
-loads in the other.
+kind     layers                 what is learned
+lora     lowrank                W + scale * A B
+rslora   lowrank                the same; its scale is alpha / sqrt(rank) (2312.03732)
+dora     dora                   W + scale * A B, and the length of each of its rows
+grid     grid                   the scales and biases of a quantized W
+qalora   grid                   the biases of a quantized W
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlx_itune.kit.errors import ModelError, closest
-from mlx_itune.model.compute import DequantizingLinear
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model import dora, grid
+from mlx_itune.model.compute import packed, release
+from mlx_itune.model.lowrank import (
+    EMBEDDING,
+    LINEAR,
+    SWITCH,
+    LoRAEmbedding,
+    LoRALinear,
+    LoRASwitchLinear,
+    LowRank,
+)
+from mlx_itune.model.targets import Target, choose, placement
 
-_LINEAR = (nn.Linear, nn.QuantizedLinear, DequantizingLinear)
-_SWITCH = (SwitchLinear, QuantizedSwitchLinear)
-_EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
+__all__ = ["LoRAEmbedding", "LoRALinear", "LoRASwitchLinear"]
 
-
-class _Low(nn.Module):  # type: ignore[misc]
-    """What the three kinds share: scale, the low-rank pair and dropout with an explicit key."""
-
-    def __init__(self, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.scale, self.dropout = scale, dropout
-        self._key: mx.array | None = None
-
-    def _drop(self, x: mx.array) -> mx.array:
-        if self._key is None or not self.training:
-            return x
-        kept = mx.random.bernoulli(1 - self.dropout, x.shape, key=self._key)
-        return kept.astype(x.dtype) * x * (1 / (1 - self.dropout))
-
-
-class LoRALinear(_Low):
-    """A frozen linear layer plus a low-rank update: lora_a (in, rank), lora_b (rank, out)."""
-
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.linear = base
-        outputs, inputs = _matrix_shape(base)
-        self.lora_a = _uniform((inputs, rank), inputs, key)
-        self.lora_b = mx.zeros((rank, outputs))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        # The factor goes to the small matrix, not to the activations.
-        low = (self._drop(x) @ self.lora_a) @ (self.scale * self.lora_b)
-        y: mx.array = self.linear(x)
-        return y + low.astype(x.dtype)
-
-
-class LoRASwitchLinear(_Low):
-    """The same for the experts of a mixture: (experts, rank, in), (experts, out, rank)."""
-
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.linear = base
-        experts, inputs, outputs = base.num_experts, base.input_dims, base.output_dims
-        self.num_experts = experts
-        self.lora_a = _uniform((experts, rank, inputs), inputs, key)
-        self.lora_b = mx.zeros((experts, outputs, rank))
-
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        low = self._drop(x)
-        for factor in (self.lora_a, self.scale * self.lora_b):
-            low = mx.gather_mm(
-                low,
-                factor.swapaxes(-1, -2),
-                rhs_indices=indices,
-                sorted_indices=sorted_indices,
-            )
-        y: mx.array = self.linear(x, indices, sorted_indices=sorted_indices)
-        return y + low.astype(x.dtype)
-
-
-class LoRAEmbedding(_Low):
-    """The same for a token table: lora_a (vocabulary, rank), lora_b (rank, dims)."""
-
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.embedding = base
-        vocabulary, dims = _matrix_shape(base)
-        self.lora_a = _uniform((vocabulary, rank), vocabulary, key)
-        self.lora_b = mx.zeros((rank, dims))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        y: mx.array = self.embedding(x)
-        return y + self._drop(self.lora_a[x] @ (self.scale * self.lora_b)).astype(y.dtype)
-
-    def as_linear(self, x: mx.array) -> mx.array:
-        """The table as an output head, x (..., dims) to (..., vocabulary)."""
-        low = (self._drop(x) @ (self.scale * self.lora_b).T) @ self.lora_a.T
-        y: mx.array = self.embedding.as_linear(x)
-        return y + low.astype(x.dtype)
+KINDS = ("lora", "rslora", "dora", "grid", "qalora")
+ON_THE_GRID = ("grid", "qalora")
+_GRID_LAYERS = (grid.GridLinear, grid.GridSwitchLinear, grid.GridEmbedding)
+_LAYERS = {
+    "lora": (LoRALinear, LoRASwitchLinear, LoRAEmbedding),
+    "dora": (dora.DoRALinear, None, dora.DoRAEmbedding),
+    "qalora": (grid.QALinear, grid.QASwitchLinear, grid.QAEmbedding),
+}
 
 
 def attach(
@@ -116,42 +52,39 @@ def attach(
     keys: Sequence[str] | None = None,
     num_layers: int = -1,
     seed: int = 0,
+    kind: str = "lora",
 ) -> list[str]:
-    """Put LoRA on the model's blocks, in place; the model is frozen but for it. Returns the paths.
+    """Put an adapter on the model, in place; the model is frozen but for it. Returns the paths.
 
-    keys: names inside a block ("self_attn.q_proj") or full paths ("lm_head"); None takes every
-    linear layer of the blocks. num_layers: how many of the last blocks, -1 for all. The start is
-    a pure function of (seed, path), and the adapted model equals the base. Raises ModelError.
+    keys and num_layers: see `targets.choose`; None takes every linear layer of the blocks (for
+    dora without experts, for which mlx-lm has none; on the grid those that are quantized). The
+    start is a pure function of (seed, path), and the adapted model equals the base bit for bit.
+    Raises ModelError, on the grid also for layers that are not quantized in affine mode.
     """
-    layers = list(model.layers)
-    if not (num_layers == -1 or 0 < num_layers <= len(layers)):
-        raise ModelError(f"the model has {len(layers)} layers, not {num_layers}")
-    if keys is None:
-        keys = linear_keys(model)
-    chosen = layers if num_layers == -1 else layers[-num_layers:]
-    modules = dict(model.named_modules())
-    prefixes = {id(module): path for path, module in modules.items()}
-    paths = [
-        path
-        for layer in chosen
-        for key in keys
-        if (path := f"{prefixes[id(layer)]}.{key}") in modules
-    ]
-    paths += [key for key in keys if key in modules]
-    _check_keys(keys, paths, layers)
+    if kind not in KINDS:
+        raise ModelError(f"unknown adapter {kind!r}", hint="one of " + ", ".join(KINDS))
+    if kind == "grid" and dropout:
+        raise ModelError("a grid adapter has no dropout", hint="set dropout to 0")
+    chosen = choose(model, keys, num_layers, experts=kind != "dora")
+    if kind in ON_THE_GRID:
+        chosen = _on_the_grid(chosen, everything=keys is None)
+    paths = [target.path for target in chosen]
     model.freeze()
-    for path in paths:
-        layer = _wrap(modules[path], path, rank, scale, dropout, seed)
-        layer.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
+    # One after the other: a float weight that a grid layer replaces goes before the next is made.
+    while chosen:
+        target = chosen.pop()
+        layer = _wrap(target, kind, rank, scale, dropout, seed)
+        layer.unfreeze(keys=list(layer.factors), recurse=False)
         layer.train(model.training)
-        model.update_modules(tree_unflatten([(path, layer)]))
-    mx.eval(model.trainable_parameters())
+        mx.eval(layer.parameters())
+        model.update_modules(tree_unflatten([(target.path, layer)]))
+    release(model)
     return paths
 
 
 def linear_keys(model: nn.Module) -> list[str]:
     """The names, inside a block, of every linear layer of the model's blocks; sorted."""
-    kinds = (*_LINEAR, *_SWITCH)
+    kinds = (*LINEAR, *SWITCH)
     return sorted(
         {
             path
@@ -162,35 +95,28 @@ def linear_keys(model: nn.Module) -> list[str]:
     )
 
 
-def adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(path, layer) of every LoRA layer, in the model's order."""
-    kinds = (LoRALinear, LoRASwitchLinear, LoRAEmbedding)
-    found = [(path, m) for path, m in model.named_modules() if isinstance(m, kinds)]
+def adapted(model: nn.Module) -> list[tuple[str, LowRank]]:
+    """(path, layer) of every adapter layer, in the model's order."""
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, LowRank)]
     return sorted(found, key=lambda item: item[0])
 
 
 def adapted_keys(model: nn.Module) -> list[str]:
-    """The names, inside a block, of the layers that carry LoRA; sorted."""
-    kinds = (LoRALinear, LoRASwitchLinear, LoRAEmbedding)
-    return sorted(
-        {
-            path
-            for layer in model.layers
-            for path, m in layer.named_modules()
-            if isinstance(m, kinds)
-        }
-    )
+    """The keys that, with `num_layers` of `adapted_layers`, put an adapter where this one is."""
+    return list(_placed(model)[0])
+
+
+def adapted_layers(model: nn.Module) -> int:
+    """How many of the last blocks the adapter is on."""
+    return _placed(model)[1]
 
 
 def merge_delta(layer: nn.Module) -> mx.array:
-    """What the update adds to the base's weight, in the weight's shape; float32."""
-    if isinstance(layer, LoRAEmbedding):
-        return (layer.scale * layer.lora_a) @ layer.lora_b
-    if isinstance(layer, LoRASwitchLinear):
-        return (layer.scale * layer.lora_b) @ layer.lora_a
-    if isinstance(layer, LoRALinear):
-        return (layer.scale * layer.lora_b.T) @ layer.lora_a.T
-    raise ModelError(f"{type(layer).__name__} has no low-rank update")
+    """What the adapter adds to the base's weight, in the weight's shape; float32."""
+    if not isinstance(layer, LowRank):
+        raise ModelError(f"{type(layer).__name__} has no low-rank update")
+    delta: mx.array = layer.delta()
+    return delta
 
 
 def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:
@@ -202,36 +128,47 @@ def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:
             layer._key = mx.random.split(key, index + 1)[index]
 
 
+def _placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
+    return placement(model, [path for path, _ in adapted(model)])
+
+
 def _wrap(
-    base: nn.Module, path: str, rank: int, scale: float, dropout: float, seed: int
-) -> nn.Module:
-    digest = hashlib.sha256(f"{seed}\0{path}".encode()).digest()
+    target: Target, kind: str, rank: int, scale: float, dropout: float, seed: int
+) -> LowRank:
+    digest = hashlib.sha256(f"{seed}\0{target.path}".encode()).digest()
     key = mx.random.key(int.from_bytes(digest[:8], "little"))
-    if isinstance(base, _LINEAR):
-        return LoRALinear(base, rank, scale, dropout, key)
-    if isinstance(base, _SWITCH):
-        return LoRASwitchLinear(base, rank, scale, dropout, key)
-    if isinstance(base, _EMBEDDING):
-        return LoRAEmbedding(base, rank, scale, dropout, key)
-    raise ModelError(f"LoRA cannot adapt a {type(base).__name__}", where=path)
+    base = target.module
+    at = next(i for i, kinds in enumerate((LINEAR, SWITCH, EMBEDDING)) if isinstance(base, kinds))
+    if kind == "grid":
+        return _GRID_LAYERS[at](base, rank, scale, key)
+    wrapper = _LAYERS["lora" if kind == "rslora" else kind][at]
+    if wrapper is None:
+        raise ModelError(f"dora cannot adapt a {type(base).__name__}", where=target.path)
+    layer: LowRank = wrapper(base, rank, scale, dropout, key)
+    return layer
 
 
-def _check_keys(keys: Sequence[str], paths: list[str], layers: list[Any]) -> None:
-    unused = [k for k in keys if not any(p == k or p.endswith(f".{k}") for p in paths)]
-    if unused:
-        known = {path for layer in layers for path, _ in layer.named_modules() if path}
-        near = closest(unused[0], known)
-        hint = f"did you mean {near}?" if near else None
-        raise ModelError(f"no layer is called {', '.join(unused)}", hint=hint)
-    if not paths:
-        raise ModelError("the model has no linear layer to adapt")
-
-
-def _matrix_shape(base: nn.Module) -> tuple[int, int]:
-    rows, columns = base.weight.shape
-    return rows, columns * 32 // base.bits if hasattr(base, "bits") else columns
-
-
-def _uniform(shape: tuple[int, ...], fan: int, key: mx.array) -> mx.array:
-    bound = 1 / math.sqrt(fan)
-    return mx.random.uniform(-bound, bound, shape, key=key)
+def _on_the_grid(chosen: Sequence[Target], *, everything: bool) -> list[Target]:
+    """The chosen layers whose grid an adapter can move."""
+    wrong, affine = [], []
+    for target in chosen:
+        stored = packed(target.module)
+        if stored is not None and stored.mode == "affine":
+            affine.append(target)
+        elif not everything or hasattr(target.module, "bits") or stored is not None:
+            wrong.append(target)
+    if wrong:
+        named = ", ".join(target.path for target in wrong[:3]) + (" ..." if wrong[3:] else "")
+        stored = packed(wrong[0].module)
+        mode = stored.mode if stored else getattr(wrong[0].module, "mode", None)
+        raise ModelError(
+            f"a grid adapter needs layers quantized in affine mode; {len(wrong)} are not "
+            f"({mode or 'not quantized'}): {named}",
+            hint="choose other layers with --keys, or --adapter lora",
+        )
+    if not affine:
+        raise ModelError(
+            "a grid adapter needs a quantized model, and this one is not",
+            hint="quantize it with mlx_lm.convert -q, or use --adapter lora",
+        )
+    return affine

@@ -1,55 +1,136 @@
-"""A run on disk, and the provenance that travels with what it made."""
+"""A run on disk: its folder, who may write there, and the provenance of what it makes.
+
+runs/20261122T200000Z-1a2b3c/   mode 0700
+    config.toml       the settings in effect       run.json       what it began with (identity)
+    events.jsonl      what happened                incidents.jsonl  updates that were not made
+    checkpoints/      sealed states                result.json    written when all is done
+    lock              held by the process that trains
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import platform
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from mlx_itune import __version__
 from mlx_itune.dataset.sources import Source
 from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.kit.config import to_toml
-from mlx_itune.kit.errors import StorageError
-from mlx_itune.kit.files import sha256_file, storage_errors, write_durably
+from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
 from mlx_itune.model.base import LoadedModel
 from mlx_itune.training.settings import TrainSettings
 
+CONFIG, BEGINNING, RESULT, LOCK = "config.toml", "run.json", "result.json", "lock"
+CHECKPOINTS = "checkpoints"
 # Paths of this machine say nothing about the adapter, and are nobody else's business.
 _PRIVATE = {"model", "data", "out", "runs"}
 
 
-def create(settings: TrainSettings, *, now: datetime | None = None) -> Path:
-    """A new run directory `<UTC time>-<short hash>`, mode 0700. Raises StorageError."""
+def is_writer() -> bool:
+    """Whether this process writes the run: the one place that decides it."""
+    return True
+
+
+def create(
+    settings: TrainSettings, beginning: Mapping[str, Any], *, now: datetime | None = None
+) -> Path:
+    """A new run directory `<UTC time>-<short hash>`, mode 0700, whole or not at all.
+
+    Raises StorageError.
+    """
     moment = now or datetime.now(timezone.utc)
     text = to_toml(settings)
     short = hashlib.sha256(f"{moment.isoformat()}{text}".encode()).hexdigest()[:6]
     run = Path(settings.runs) / f"{moment:%Y%m%dT%H%M%SZ}-{short}"
-    with storage_errors(run):
-        run.parent.mkdir(parents=True, exist_ok=True)
-        run.mkdir(mode=0o700)
-    write_durably(run / "config.toml", text.encode())
+    with staged_directory(run) as stage:
+        with storage_errors(run):
+            stage.chmod(0o700)
+        write_durably(stage / CONFIG, text.encode())
+        write_json(stage / BEGINNING, beginning)
     return run
 
 
-def require_free_name(out: Path) -> None:
-    """Raise StorageError now, not after hours, where an adapter cannot be written."""
+def find(name: str, runs: Path = Path("runs")) -> Path:
+    """The folder of a run given by path, by id or by the beginning of its id. Raises UsageError."""
+    path = Path(name)
+    if (path / CONFIG).is_file():
+        return path
+    matches = [folder for folder in all_in(runs) if folder.name.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"{len(matches)} runs begin with {name!r}", where=str(runs))
+    if path.is_dir():
+        raise UsageError(f"is no run (no {CONFIG} in it)", where=name)
+    raise UsageError("no such run", where=name, hint=f"mlx-itune runs list --runs {runs}")
+
+
+def all_in(runs: Path) -> list[Path]:
+    """The run folders in a directory, oldest first."""
+    if not runs.is_dir():
+        return []
+    with storage_errors(runs):
+        found = [path for path in runs.iterdir() if not path.name.startswith(".")]
+    return sorted(path for path in found if (path / CONFIG).is_file())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object, durably; NaN has no place in it."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_durably(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of a run folder; None where there is none. Raises StorageError for a torn one.
+
+    Only `write_json` writes it, so that never happens by a crash.
+    """
+    if not path.exists():
+        return None
+    with storage_errors(path):
+        data = path.read_bytes()
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"is not valid JSON ({error})", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise StorageError("is not a JSON object", where=str(path))
+    return value
+
+
+def require_free_name(out: Path, *, run: str | None = None) -> bool:
+    """Raise StorageError now, not after hours, where an adapter cannot be written.
+
+    True if there is one that the run of that id wrote: it may be replaced.
+    """
     with storage_errors(out):
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and run is not None and _written_by(out) == run:
+        return True
     if taken:
         raise StorageError(
             "already exists and is not empty",
             where=str(out),
             hint="choose another --out or remove it first",
         )
+    return False
+
+
+def _written_by(out: Path) -> str | None:
+    try:
+        origin = read_json(out / "provenance.json") or {}
+    except StorageError:
+        return None
+    name = origin.get("run")
+    return name if isinstance(name, str) else None
 
 
 def provenance(
@@ -58,8 +139,10 @@ def provenance(
     tokenizer: ChatTokenizer,
     sources: tuple[Source, ...],
     metrics: Mapping[str, Any],
+    *,
+    run: str | None = None,
 ) -> dict[str, Any]:
-    """Where an adapter came from; holds no path of this machine."""
+    """Where an adapter came from; holds no path of this machine. `run` is the id of its run."""
     config = {
         name: value
         for name, value in dataclasses.asdict(settings).items()
@@ -68,6 +151,7 @@ def provenance(
     tokenizer_file = loaded.path / "tokenizer.json"
     return {
         "v": 1,
+        "run": run,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "base": {
             "id": loaded.id,
@@ -86,46 +170,13 @@ def provenance(
         ],
         "mask": {"learn": settings.learn, "too_long": settings.too_long},
         "config": config,
-        "versions": _versions(),
+        "versions": versions(),
         "metrics": dict(metrics),
     }
 
 
-@contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait in the yielded list; a second one interrupts at once.
-
-    When the block is done, the first is delivered to whoever handled it before.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.signal(number, note) for number in wanted}
-    except ValueError:
-        # Only the main thread may handle signals; elsewhere they are the caller's.
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        signal.raise_signal(signal.Signals(received[0]))
-
-
-def _revision(path: Path) -> str | None:
-    """The commit of a Hub snapshot, which its cache directory is named after."""
-    return path.name if path.parent.name == "snapshots" else None
-
-
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
     found = {"mlx_itune": __version__, "python": platform.python_version()}
     for name in ("mlx", "mlx-lm", "transformers", "numpy"):
         try:
@@ -133,3 +184,8 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _revision(path: Path) -> str | None:
+    """The commit of a Hub snapshot, which its cache directory is named after."""
+    return path.name if path.parent.name == "snapshots" else None

@@ -209,8 +209,8 @@ def test_arrays_give_the_line_each_row_starts_on(path):
         (b"[" + QA + b',\n{"question": "q", "question": 1}]', 2, "duplicate-key"),
     ],
 )
-def test_broken_arrays_keep_the_rows_before_the_break(path, data, line, code):
-    good, fault = rows_of(path, data)
+def test_broken_arrays_keep_the_rows_before_the_break(tmp_path, data, line, code):
+    good, fault = rows_of(tmp_path / "rows.json", data)
     assert isinstance(good, Conversation)
     assert (fault.line, fault.code) == (line, code)
 

@@ -11,7 +11,15 @@ from jinja2 import TemplateError
 
 from masks.conversations import Generator
 from masks.family import Family, Refused
-from masks.oracle import Expected, Run, expect, learned_turns, messages_of, runs_of
+from masks.oracle import (
+    Expected,
+    Run,
+    controls_of,
+    expect,
+    learned_turns,
+    messages_of,
+    runs_of,
+)
 from masks.vocabularies import Coder, coder
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.render import TokenizedExample, render, render_many
@@ -118,7 +126,7 @@ def _compare_rows(
             tally.apart += 1
         tally.turns += len(expected.prompts)
         tally.tokens += sum(len(ids) for ids, _ in expected.examples)
-        tally.learned += sum(w > 0 for _, weights in expected.examples for w in weights)
+        tally.learned += sum(len(said) for _, said, _ in runs_of(expected.examples))
     return tally
 
 
@@ -166,7 +174,9 @@ def disagreement(
 
 def _stray_controls(view: Coder, expected: Expected, runs: Sequence[Run]) -> str | None:
     """Special tokens that no template wrote: content must not become one."""
-    by_prompt = {tuple(ids): expected.controls[n] for n, ids in expected.prompts.items()}
+    by_prompt = {
+        tuple(ids): controls_of(view, expected.named[n]) for n, ids in expected.prompts.items()
+    }
     for before, said, _ in runs:
         found = [i for i in (*before, *said) if i in view.specials]
         meant = by_prompt.get(before, [])
@@ -181,10 +191,11 @@ def difference(view: Coder, oracle: Sequence[int], given: Sequence[int]) -> str:
     n = 0
     while n < min(len(oracle), len(given)) and oracle[n] == given[n]:
         n += 1
-    return "\n".join(
-        f"  {name} ({len(ids)}) ...{show(view, ids[max(0, n - 8) : n])} >>> {show(view, ids[n : n + 16])}"
-        for name, ids in (("oracle", oracle), ("given ", given))
-    )
+    lines = []
+    for name, ids in (("oracle", oracle), ("given ", given)):
+        before, after = show(view, ids[max(0, n - 8) : n]), show(view, ids[n : n + 16])
+        lines.append(f"  {name} ({len(ids)}) ...{before} >>> {after}")
+    return "\n".join(lines)
 
 
 def show(view: Coder, ids: Sequence[int]) -> str:
@@ -224,7 +235,9 @@ def _text_problems(hf: Any, family: Family, row: Conversation) -> list[str]:
     for turn in turns:
         full, reply = "".join((*turn.prompt, *turn.reply)), "".join(turn.reply)
         if whole.startswith(full) != turn.kept and not turn.open_ended:
-            problems.append(f"{row.origin} turn {turn.n}: kept is {turn.kept}\n {whole!r}\n {full!r}")
+            problems.append(
+                f"{row.origin} turn {turn.n}: kept is {turn.kept}\n {whole!r}\n {full!r}"
+            )
         if reply not in "".join(family.pieces(messages[: turn.n + 1], tools, False)):
             problems.append(f"{row.origin} turn {turn.n}: the reply {reply!r} is not in the text")
     return problems

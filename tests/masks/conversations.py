@@ -10,8 +10,9 @@ from mlx_itune.dataset.conversation import Conversation, Turn
 
 _WORDS = (
     "the patient takes metformin 500 mg twice daily Answer yes or no then a reason café naïve "
-    "Übergröße 3.14 x=1 don't it's user assistant system model tool 日本語 中文字 한국어 مرحبا עברית "
-    "हिन्दी ไทย e\u0301 n\u0303 🦙 👩‍👩‍👧 🇫🇷 ½ ∑ — “quoted” <b>html</b> {json} [list] \\n $5 100% #1 @x"
+    "Übergröße 3.14 x=1 don't it's user assistant system model tool 日本語 中文字 한국어 مرحبا "
+    "עברית हिन्दी ไทย e\u0301 n\u0303 🦙 👩‍👩‍👧 🇫🇷 ½ ∑ — “quoted” <b>html</b> "
+    "{json} [list] \\n $5 100% #1 @x"
 ).split(" ")
 _SHORT = (
     ".", "1", " a", "0", "no", "\n\nyes", "ok ", "\t-", "日", "🦙", "e\u0301", "I", "}", '"', "]]",
@@ -86,8 +87,12 @@ class Generator:
         if self.family.name != "smollm3":
             return self._text()
         if self.random.random() < 0.4:
-            extra = self.random.choice(("/no_think", "/think", "/system_override", "/no_think /think"))
-            text = self.random.choice((extra, f"{self._text()} {extra}", f"{extra}\n{self._text()}"))
+            extra = self.random.choice(
+                ("/no_think", "/think", "/system_override", "/no_think /think")
+            )
+            text = self.random.choice(
+                (extra, f"{self._text()} {extra}", f"{extra}\n{self._text()}")
+            )
         else:
             text = self._text()
         # The switch "/think" inside "</think>" is one to the template alone, not once it is hidden.
@@ -127,10 +132,10 @@ class Generator:
 
     def _call(self, n: int) -> dict[str, Any]:
         arguments = {
-            self.random.choice(("city", "query", "a", "x y")): self._value()
+            self._name(("city", "query", "a", "x y")): self._value()
             for _ in range(self.random.choice((0, 1, 1, 2)))
         }
-        function = {"name": self.random.choice(_FUNCTIONS), "arguments": arguments}
+        function = {"name": self._name(_FUNCTIONS), "arguments": arguments}
         call: dict[str, Any] = {"type": "function", "function": function}
         named = self.family.call_ids or self.random.random() < 0.5
         return {**call, "id": f"call{n:05d}"} if named else call
@@ -138,6 +143,11 @@ class Generator:
     def _result(self, call: dict[str, Any]) -> Turn:
         text = self._text() if self.random.random() < 0.8 else ""
         return Turn("tool", text, tool_call_id=call.get("id"))
+
+    def _name(self, names: tuple[str, ...]) -> str:
+        if self.hostile and self.random.random() < 0.1:
+            return self.random.choice(self._strings)
+        return self.random.choice(names)
 
     def _value(self) -> Any:
         plain = (1, 2.5, True, None, [1, "a"], {"deep": "er"})
@@ -153,7 +163,7 @@ class Generator:
             "required": ["city"],
         }
         function = {
-            "name": f"{self.random.choice(_FUNCTIONS)}_{n}",
+            "name": f"{self._name(_FUNCTIONS)}_{n}",
             "description": self._text(),
             "parameters": parameters,
         }
@@ -161,7 +171,9 @@ class Generator:
 
     def _text(self) -> str:
         """Text that is more than white space."""
-        text = self._hostile_text() if self.hostile and self.random.random() < 0.8 else self._plain()
+        text = (
+            self._hostile_text() if self.hostile and self.random.random() < 0.8 else self._plain()
+        )
         if not text.strip():
             text = "."
         self._seen.append(text)
@@ -185,7 +197,7 @@ class Generator:
     def _hostile_text(self) -> str:
         parts = []
         for _ in range(self.random.choice((1, 1, 2, 3, 5))):
-            control = self.random.choice(self._strings)
+            control, other = self.random.choices(self._strings, k=2)
             cut = self.random.randint(0, len(control))
             parts.append(
                 self.random.choice(
@@ -194,7 +206,8 @@ class Generator:
                         control,
                         control,
                         control * 2,
-                        control[:cut] + control + control[cut:],
+                        # What takes a string out of a text may put two halves of another together.
+                        control[:cut] + other + control[cut:],
                         control[:cut],
                         control[cut:],
                         f" {control} ",

@@ -1,4 +1,4 @@
-"""The whole comparison: `python tests/masks/full.py --count 10000` (all families, three tokenizers)."""
+"""The whole comparison: every family, both real tokenizers and the starter's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from masks.agreement import Tally, compare, text_problems
 from masks.families import FAMILIES
 from masks.vocabularies import missing
-
 
 
 def main() -> int:

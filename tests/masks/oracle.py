@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from masks.family import Family, Messages, Pieces, Refused
+from masks.family import Family, Messages, Pieces
 from masks.vocabularies import Coder
 from mlx_itune.dataset.conversation import Conversation
 
@@ -33,8 +33,8 @@ class Expected:
 
     examples: list[Example] = field(default_factory=list)
     prompts: dict[int, list[int]] = field(default_factory=dict)
-    # The special tokens of prompt and reply, as the template means them, by turn.
-    controls: dict[int, list[int]] = field(default_factory=dict)
+    # Prompt and reply under the coder's names, by turn.
+    named: dict[int, str] = field(default_factory=dict)
 
 
 def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
@@ -62,7 +62,9 @@ def weights_of(conversation: Conversation, learn: str) -> dict[int, float]:
         replies = replies[-1:]
     unmarked = 0.0 if learn == "marked" else 1.0
     weights = {n: conversation.turns[n].weight for n in replies}
-    return {n: unmarked if w is None else w for n, w in weights.items() if w or (w is None and unmarked)}
+    return {
+        n: unmarked if w is None else w for n, w in weights.items() if w or (w is None and unmarked)
+    }
 
 
 def learned_turns(family: Family, conversation: Conversation, learn: str) -> list[Learned]:
@@ -104,7 +106,7 @@ def expect(family: Family, coder: Coder, conversation: Conversation, learn: str)
     spans: list[tuple[int, int, float, bool]] = []
     for turn, prompt, reply, ids in zip(turns, prompts, replies, before, strict=True):
         result.prompts[turn.n] = ids
-        result.controls[turn.n] = _controls(coder, prompt + reply)
+        result.named[turn.n] = prompt + reply
         whole_ids, ranges = (shared_ids, shared_ranges) if turn.kept else next(others)
         stop = _stop(ranges, len(prompt) + len(reply))
         tail = [closing] if turn.open_ended else []
@@ -170,6 +172,6 @@ def _one(prompt: Sequence[int], reply: Sequence[int], weight: float) -> Example:
     return (*prompt, *reply), (*(0.0 for _ in prompt), *(weight for _ in reply))
 
 
-def _controls(coder: Coder, named: str) -> list[int]:
+def controls_of(coder: Coder, named: str) -> list[int]:
     """The special tokens of a text, in order, as the template means them."""
     return [i for char in named if (i := coder.id_of_name.get(char)) in coder.specials]

@@ -58,7 +58,7 @@ def base(name: str) -> Tokenizer:
 
 
 def _as_before(tokenizer: Tokenizer) -> Tokenizer:
-    """The form in which most copies of Llama 2's tokenizer.json came: a normalizer, no splitting."""
+    """The form that most copies of Llama 2's tokenizer.json have: a normalizer, no splitting."""
     before = Tokenizer(tokenizer.model)
     before.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -130,7 +130,9 @@ class Coder:
                 for t in family.special
             ]
         )
-        full.add_tokens([AddedToken(t, special=False, normalized=False) for t in family.markup + family.loose])
+        full.add_tokens(
+            [AddedToken(t, special=False, normalized=False) for t in family.markup + family.loose]
+        )
         self.hf = PreTrainedTokenizerFast(
             tokenizer_object=full,
             eos_token=family.eos,
@@ -191,7 +193,10 @@ class Coder:
 
     def continuation(self, named: str) -> list[int]:
         """The ids of a text that follows another: no space is put before its first word."""
-        return self._true(self._loose.encode(named, add_special_tokens=False).ids)
+        at = next((n for n, char in enumerate(named) if char in self.id_of_name), len(named))
+        first, rest = named[:at], named[at:]
+        ids = self._loose.encode(first, add_special_tokens=False).ids if first else []
+        return [*self._true(ids), *(self.ids_of([rest])[0] if rest else [])]
 
     def _true(self, ids: list[int]) -> list[int]:
         known, size = self._true_id, self._size

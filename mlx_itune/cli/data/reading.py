@@ -57,7 +57,7 @@ class RowFiles:
     def read(
         self, path: Path, on_bytes: Callable[[int], None] | None = None
     ) -> Iterator[Conversation | Fault]:
-        """The rows of one file; `on_bytes` is told how many of its bytes were consumed."""
+        """The rows of one file; `on_bytes` is told of each further stretch of bytes."""
         from mlx_itune.dataset.sources import read_rows
 
         return read_rows(
@@ -67,15 +67,16 @@ class RowFiles:
     def splits(
         self, on_bytes: Callable[[int], None]
     ) -> Iterator[tuple[str, Iterator[Conversation | Fault]]]:
-        """(split or file name, rows) of each file; `on_bytes` is told of all files together."""
-        before = 0
+        """(split or file name, rows) of each file; `on_bytes` is told the bytes of all so far."""
+        total = 0
+
+        def count(more: int) -> None:
+            nonlocal total
+            total += more
+            on_bytes(total)
+
         for path in self.paths:
-
-            def count(done: int, base: int = before) -> None:
-                on_bytes(base + done)
-
             yield path.stem if path.stem in _SPLITS else path.name, self.read(path, count)
-            before += path.stat().st_size
 
 
 def _split_rank(path: Path) -> int:

@@ -46,15 +46,15 @@ class SystemPrompts:
         self._known: dict[str, Spelling] = {}
         self.too_many = False
 
-    def add(self, text: str, file: str, line: int) -> None:
-        """One row's system prompt."""
+    def add(self, text: str, file: str, line: int, rows: int = 1) -> None:
+        """The system prompt of some rows, the first of them at this place."""
         known = self._known.get(text)
         if known is None:
             if len(self._known) >= MAX_PROMPTS:
                 self.too_many = True
                 return
             known = self._known[text] = Spelling(text, file, line)
-        known.rows += 1
+        known.rows += rows
 
     def clusters(self) -> list[list[Spelling]]:
         """Groups of spellings of one prompt, the most frequent first in each."""
@@ -107,13 +107,13 @@ def is_respelled(first: Spelling, second: Spelling) -> bool:
         return _numbers(first.text) == _numbers(second.text)
     if not a or not b or abs(len(a) - len(b)) > 2 + max(len(a), len(b)) // 10:
         return False
-    changed = 0
+    changed = 0.0
     # Counters would be quicker still, but order matters to what a prompt says.
     for what, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if what == "equal":
             continue
         left, right = a[a0:a1], b[b0:b1]
-        changed += max(sum(map(len, left)), sum(map(len, right)))
+        changed += _distance(" ".join(left), " ".join(right))
         if not _is_slip(left, right):
             return False
     return changed <= max(_MAX_DISTANCE * max(sum(map(len, a)), sum(map(len, b))), 5)
@@ -130,6 +130,13 @@ def _is_slip(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
             for a, b in zip(left, right, strict=True)
         )
     return all(word in _LITTLE for word in (*left, *right))
+
+
+def _distance(left: str, right: str) -> float:
+    """About how many characters differ."""
+    return (1 - SequenceMatcher(None, left, right, autojunk=False).ratio()) * (
+        max(len(left), len(right))
+    )
 
 
 def _are_close(a: str, b: str) -> bool:

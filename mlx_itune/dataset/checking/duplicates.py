@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_itune.dataset.checking.chunk import U64, Index, Words
 from mlx_itune.dataset.checking.columns import Columns
@@ -33,8 +34,13 @@ Kind = Literal["exact", "spelling", "near"]
 # An estimate from 64 bins has a standard error of 0.06; the texts decide.
 _ESTIMATE_SLACK = PAIRS_BELOW + 0.15
 _PARTNERS = 4
-_MAX_PAIRS = 1 << 22
-_ROWS_AT_ONCE = 1 << 15
+# In a group of more look-alikes than this a row is compared with its neighbour and the first only.
+_BIG_GROUP = 16
+_PAIRS_AT_ONCE = 1 << 19
+# Candidates whose texts are compared: the closest ones, at least this many, or one per 16 rows.
+_MIN_BUDGET = 1 << 17
+_ROWS_PER_PAIR = 16
+_ROWS_AT_ONCE = 1 << 16
 # From this many rows on, what most of them share is taken for their template.
 _TEMPLATE_ROWS = 8
 _TEMPLATE_SAMPLE = 32
@@ -62,6 +68,8 @@ class Duplicates:
 
     def __init__(self, *, near: bool = True, threshold: float = THRESHOLD) -> None:
         self.near = near
+        # Whether there were more look-alikes than are worth comparing.
+        self.cut_short = False
         self.threshold = threshold
         self._columns = Columns(1 + COLUMNS * near)
 
@@ -125,7 +133,7 @@ class Duplicates:
         if not len(pairs):
             return
         templates = self._templates(pairs, fetch)
-        for slice_ in _within(pairs, _ROWS_AT_ONCE):
+        for slice_ in _slices(pairs, _ROWS_AT_ONCE // 2):
             rows = np.unique(np.concatenate([slice_ >> _HIGH, slice_ & _LOW])).astype(np.intp)
             texts = Texts.of(fetch(rows.tolist()))
             found: dict[int, list[Match]] = defaultdict(list)
@@ -137,20 +145,41 @@ class Duplicates:
                     found[row], key=lambda m: (m.kind != "spelling", -m.similarity, m.earlier)
                 )
 
-    def _candidates(self, is_repeat: np.ndarray) -> U64:
+    def _candidates(self, is_repeat: NDArray[np.bool_]) -> U64:
         """Pairs (later << 32 | earlier), sorted, whose estimated similarity is high enough."""
+        budget = max(_MIN_BUDGET, self._columns.rows // _ROWS_PER_PAIR)
         pairs = np.zeros(0, np.uint64)
+        fresh: list[U64] = []
+        waiting = 0
         for column in range(1, 1 + COLUMNS):
             for mask in BANDS:
                 for members, sizes in self._columns.groups(column, mask):
-                    made = _pairs_of(members, sizes, is_repeat)
-                    pairs = np.unique(np.concatenate([pairs, made]))
-                    if len(pairs) > _MAX_PAIRS:
-                        pairs = self._best(pairs)
-        return self._best(pairs)
+                    for made in _pairs_of(members, sizes, is_repeat):
+                        fresh.append(made)
+                        waiting += len(made)
+                        if waiting >= _PAIRS_AT_ONCE:
+                            pairs = self._best(np.concatenate([pairs, *fresh]), budget)
+                            fresh, waiting = [], 0
+        return self._best(np.concatenate([pairs, *fresh]), budget)
 
-    def _best(self, pairs: U64) -> U64:
-        """The pairs with a high estimate, a few of the best per later row."""
+    def _best(self, pairs: U64, budget: int) -> U64:
+        """The pairs with a high estimate, a few of the best per later row, sorted."""
+        pairs = np.unique(pairs)
+        estimate = np.concatenate(
+            [np.zeros(0), *(self._estimates(part) for part in _slices(pairs, _PAIRS_AT_ONCE))]
+        )
+        keep = estimate >= self.threshold - _ESTIMATE_SLACK
+        pairs, estimate = pairs[keep], estimate[keep]
+        later = pairs >> _HIGH
+        best = np.lexsort((-estimate, later))
+        ranked = later[best]
+        best = best[np.arange(len(ranked)) - np.searchsorted(ranked, ranked) < _PARTNERS]
+        if len(best) > budget:
+            best = best[np.argpartition(-estimate[best], budget)[:budget]]
+            self.cut_short = True
+        return np.sort(pairs[best])
+
+    def _estimates(self, pairs: U64) -> NDArray[np.float64]:
         later, earlier = (pairs >> _HIGH).astype(np.intp), (pairs & _LOW).astype(np.intp)
         order = np.argsort(earlier, kind="stable")
         agree = np.zeros(len(pairs), np.uint8)
@@ -159,15 +188,7 @@ class Duplicates:
             other[order] = self._columns.pick(column, earlier[order])
             other ^= self._columns.pick(column, later)
             agree += (other.view(np.uint8).reshape(-1, 8) == 0).sum(axis=1, dtype=np.uint8)
-        estimate = agree / (8 * COLUMNS)
-        keep = estimate >= self.threshold - _ESTIMATE_SLACK
-        pairs, estimate, later = pairs[keep], estimate[keep], later[keep]
-        best = np.lexsort((-estimate, later))
-        ranked = later[best]
-        rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
-        pairs = pairs[best[rank < _PARTNERS]][:_MAX_PAIRS]
-        pairs.sort()
-        return pairs
+        return np.asarray(agree / (8 * COLUMNS))
 
     def _templates(self, pairs: U64, fetch: Fetch) -> dict[int, U64]:
         """For each row of a big family of look-alikes, the words that most of the family share."""
@@ -184,19 +205,32 @@ class Duplicates:
         return {row: shared[root] for root in shared for row in big[root]}
 
 
-def _pairs_of(members: Index, sizes: Index, is_repeat: np.ndarray) -> U64:
-    """Each member with the few before it in its group, and with the group's first."""
+def _pairs_of(members: Index, sizes: Index, is_repeat: NDArray[np.bool_]) -> Iterator[U64]:
+    """Each member with the few before it in its group, or with the one before and the first."""
     group = np.repeat(np.arange(len(sizes)), sizes)
     alone = ~is_repeat[members]
     members, group = members[alone], group[alone]
-    made = []
-    for lag in range(1, _PARTNERS + 1):
-        same = group[lag:] == group[:-lag]
-        made.append(_packed(members[lag:][same], members[:-lag][same]))
+    if not len(group):
+        return
+    sizes = np.bincount(group)
+    small = sizes[group] <= _BIG_GROUP
+    yield _lagged(members, group, 1)
+    for lag in range(2, _PARTNERS + 1):
+        yield _lagged(members[small], group[small], lag)
     first = np.searchsorted(group, group)
-    far = np.arange(len(group)) - first > _PARTNERS
-    made.append(_packed(members[far], members[first[far]]))
-    return np.concatenate(made)
+    far = np.flatnonzero(np.arange(len(group)) - first > np.where(small, _PARTNERS, 1))
+    for part in _slices(far, _PAIRS_AT_ONCE):
+        yield _packed(members[part], members[first[part]])
+
+
+def _lagged(members: Index, group: Index, lag: int) -> U64:
+    same = group[lag:] == group[:-lag]
+    return _packed(members[lag:][same], members[:-lag][same])
+
+
+def _slices(values: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
 
 
 def _packed(later: Index, earlier: Index) -> U64:
@@ -222,10 +256,3 @@ def _families(pairs: U64) -> dict[int, list[int]]:
     for row in parent:
         families[root(row)].append(row)
     return families
-
-
-def _within(pairs: U64, rows: int) -> Iterator[U64]:
-    """Slices of the pairs that each name at most about `rows` rows."""
-    step = max(1, rows // 2)
-    for start in range(0, len(pairs), step):
-        yield pairs[start : start + step]

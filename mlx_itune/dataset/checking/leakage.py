@@ -22,16 +22,13 @@ _ORDER = {"train": 0, "valid": 1, "test": 2, None: 3}
 
 
 def split_of(path: Path) -> str | None:
-    """train, valid or test where the file's name, or else its folder's, says so.
+    """train, valid or test where the file's name has such a word, or its folder is named so.
 
     `train-00000-of-00002.parquet`, `alpaca_test.json` and `dev/part1.jsonl` do.
     """
-    for name in (path.name, path.absolute().parent.name):
-        stem = name.split(".", 1)[0]
-        for word in re.findall(r"[a-z]+", stem.lower()):
-            if word in _NAMES:
-                return _NAMES[word]
-    return None
+    stem = path.name.split(".", 1)[0].lower()
+    named = next((word for word in re.findall(r"[a-z]+", stem) if word in _NAMES), None)
+    return _NAMES.get(named or path.absolute().parent.name.lower())
 
 
 def in_split_order(paths: Iterable[Path]) -> list[Path]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -18,17 +19,18 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.checking.chunk import U32, U64, Index, Words, split_words
 from mlx_itune.dataset.checking.minhash import pair_hashes
-from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.conversation import Conversation, Turn
 
 THRESHOLD = 0.8
 # How much lower the similarity of pairs of words may be: an edited word is in two pairs.
 PAIRS_BELOW = 0.2
 
 # Of the words of the prompts, of the replies, and of the numbers in the prompts.
-_SIDES = {"prompts": 0.7, "replies": 0.5, "numbers": 0.5}
+_SIDES = {"prompts": 0.75, "replies": 0.5, "numbers": 0.5}
 _REST_THRESHOLD = 0.5
 _TEMPLATE_SHARE = 0.5
 _PAIRS_AT_ONCE = 1 << 12
+_ROWS_AT_ONCE = 1 << 11
 _HIGH = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -46,6 +48,14 @@ class Sets:
         keyed = np.unique((rows.astype(np.uint64) << _HIGH) | hashes)
         first = np.searchsorted(keyed, np.arange(count + 1, dtype=np.uint64) << _HIGH)
         return Sets((keyed & _LOW).astype(np.uint32), first)
+
+    @staticmethod
+    def joined(parts: Sequence[Sets]) -> Sets:
+        """The rows of several, one after the other."""
+        ends = np.cumsum([0, *(len(part.flat) for part in parts)])
+        first = [part.first[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+        flat = np.concatenate([part.flat for part in parts])
+        return Sets(flat, np.concatenate([*first, ends[-1:]]))
 
     def row(self, row: int) -> U32:
         """The set of one row."""
@@ -69,6 +79,9 @@ class Sets:
         return pair
 
 
+_NO_SETS = Sets(np.zeros(0, np.uint32), np.zeros(1, np.intp))
+
+
 @dataclass(frozen=True, eq=False)
 class Texts:
     """Some rows' texts as sets: pairs of words, words, and what `_SIDES` names."""
@@ -81,31 +94,31 @@ class Texts:
 
     @staticmethod
     def of(rows: Iterable[tuple[int, Conversation]]) -> Texts:
-        """The sets of (row number, conversation)."""
+        """The sets of (row number, conversation), which are not kept themselves."""
         number: dict[int, int] = {}
         spelling: list[int] = []
-        sides: dict[str, list[bytes]] = {"whole": [], "prompt": [], "reply": []}
-        for row, conversation in rows:
-            number[row] = len(number)
-            said = [turn for turn in conversation.turns if turn.role != "system"]
-            text = "\n".join(turn.content for turn in said)
-            spelling.append(hash(" ".join(text.lower().split())))
-            sides["whole"].append(text.encode())
-            for side, is_reply in (("prompt", False), ("reply", True)):
-                picked = (t.content for t in said if (t.role == "assistant") == is_reply)
-                sides[side].append("\n".join(picked).encode())
-        whole, prompts = split_words(sides["whole"]), split_words(sides["prompt"])
-        return Texts(
-            number,
-            spelling,
-            _pair_sets(whole),
-            _word_sets(whole),
-            {
-                "prompts": _word_sets(prompts),
-                "replies": _word_sets(split_words(sides["reply"])),
-                "numbers": _number_sets(prompts),
-            },
-        )
+        parts: list[list[Sets]] = []
+        numbered = iter(rows)
+        while block := list(islice(numbered, _ROWS_AT_ONCE)):
+            number |= {row: n for n, (row, _) in enumerate(block, len(number))}
+            said = [[t for t in c.turns if t.role != "system"] for _, c in block]
+            texts = ["\n".join(turn.content for turn in turns) for turns in said]
+            spelling += [hash(" ".join(text.lower().split())) for text in texts]
+            whole = split_words([text.encode() for text in texts])
+            prompts = split_words([_side(turns, is_reply=False) for turns in said])
+            replies = split_words([_side(turns, is_reply=True) for turns in said])
+            parts.append(
+                [
+                    _pair_sets(whole),
+                    _word_sets(whole),
+                    _word_sets(prompts),
+                    _word_sets(replies),
+                    _number_sets(prompts),
+                ]
+            )
+        columns = [Sets.joined(column) for column in zip(*parts, strict=True)] or [_NO_SETS] * 5
+        pairs, words, *sides = columns
+        return Texts(number, spelling, pairs, words, dict(zip(_SIDES, sides, strict=True)))
 
 
 def common_words(texts: Texts, rows: Sequence[int]) -> U64:
@@ -152,6 +165,10 @@ def _rest(texts: Texts, a: int, b: int, shared: U64) -> float:
     both = len(np.intersect1d(first, second, assume_unique=True))
     union = len(first) + len(second) - both
     return both / union if union else 1.0
+
+
+def _side(turns: Sequence[Turn], *, is_reply: bool) -> bytes:
+    return "\n".join(t.content for t in turns if (t.role == "assistant") == is_reply).encode()
 
 
 def _pair_sets(words: Words) -> Sets:

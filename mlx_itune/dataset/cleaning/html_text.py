@@ -10,6 +10,7 @@ _STARTS = re.compile(rf"\s*<(?:{_BLOCKS}|br|span|strong|em|b|i|code)\b[^<>]*>", 
 _CLOSES = re.compile(rf"</(?:{_BLOCKS})\s*>", re.IGNORECASE)
 _FENCED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _LANGUAGE = re.compile(r"(?:language|lang|highlight-source)-([A-Za-z0-9+#.-]+)")
+_WORD = re.compile(r"[A-Za-z0-9+#.-]{1,20}")
 _SKIPPED = frozenset({"script", "style", "svg", "button", "head", "title", "noscript"})
 _MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~"}
 _VOID = frozenset({"br", "hr", "img", "input", "meta", "link", "col", "wbr", "area", "source"})
@@ -66,6 +67,11 @@ class _Markdown(HTMLParser):
             self._note_language(given)
             if tag == "br":
                 self._pre.append("\n")
+            elif tag == "code":
+                # What stands before the code is the page's header: the language and a button.
+                header = "".join(self._pre).strip()
+                self._language = self._language or header * bool(_WORD.fullmatch(header))
+                self._pre.clear()
             return
         if tag == "pre":
             self._pre, self._language = [], ""

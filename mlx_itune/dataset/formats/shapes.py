@@ -15,8 +15,10 @@ from mlx_itune.dataset.formats.fields import tags_of
 from mlx_itune.dataset.formats.pairs import is_no_input
 from mlx_itune.dataset.formats.tools import tools_of
 
-_CHATS = (("messages", "role", "content"), ("conversations", "from", "value"))
-_CHAT_KEYS = frozenset({"messages", "conversations", "tools", "functions"})
+_CHATS = (
+    ("messages", "role", "content", frozenset({"messages", "tools", "functions"})),
+    ("conversations", "from", "value", frozenset({"conversations", "tools", "functions"})),
+)
 _SHAPES_KEPT = 1000
 
 
@@ -38,7 +40,7 @@ class Shapes:
 
     def read(self, row: dict[str, Any], origin: str) -> Conversation | None:
         """The conversation of a plain row; None for a row that needs a closer look."""
-        for key, role_key, text_key in _CHATS:
+        for key, role_key, text_key, used in _CHATS:
             if key in row:
                 if "system" in row or "system_prompt" in row:
                     return None
@@ -48,7 +50,7 @@ class Shapes:
                 if len(row) == 1:
                     return Conversation(turns, origin, checked=True)
                 tools = tools_of(row) if "tools" in row or "functions" in row else ()
-                return Conversation(turns, origin, tools, tags_of(row, _CHAT_KEYS), checked=True)
+                return Conversation(turns, origin, tools, tags_of(row, used), checked=True)
         keys = (*row,)
         try:
             pair = self._known[keys]

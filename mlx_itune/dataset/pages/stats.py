@@ -118,8 +118,7 @@ def _limits(tokens: TokenStats) -> Html:
             ),
         ),
         *found,
-        note="Padding is an estimate from the lengths alone; training buckets and packs rows, "
-        "which avoids most of it." + cut,
+        note="Padding is an estimate from the lengths alone, for batches drawn at random." + cut,
     )
 
 

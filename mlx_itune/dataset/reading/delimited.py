@@ -24,6 +24,7 @@ _DELIMITERS = ",;\t|"
 _TSV: dict[str, Any] = {"delimiter": "\t"}
 _SAMPLE_LINES = 200
 _QUESTION_SHARE = 0.9
+_CONTROL = re.compile("[\0\r]")
 _NAME = re.compile(r"[^\W\d][\w .\-/()]{0,63}")
 
 # A first row with one of these is a header, whatever else is in it.
@@ -148,10 +149,12 @@ def _rows(lines: _Lines, dialect: dict[str, Any]) -> Iterator[tuple[int, list[st
         except RowFault as fault:
             found = fault
         except csv.Error as error:
-            found = RowFault("csv", _plain(str(error)), "check the quotes of this row")
+            too_long = str(error).startswith("field larger")
+            reason = RowFault("csv", _plain(str(error)), "check the quotes of this row")
+            found = row_too_long() if too_long else reason
         line, _, raw = lines.row()[0]
         if is_tsv and (
-            (isinstance(found, RowFault) and found.code == "csv")
+            (isinstance(found, RowFault) and found.code in ("csv", "row-size"))
             or (len(lines.row()) > 1 and len(found) != lines.width)  # type: ignore[arg-type]
         ):
             # The quotes are text: a TSV line is what its tabs make of it.
@@ -187,7 +190,8 @@ def _sample(stream: ByteStream) -> list[str]:
     lines = stream.head.split(b"\n", _SAMPLE_LINES)
     if len(lines) > _SAMPLE_LINES or not stream.is_whole:
         lines.pop()
-    return [line.decode("utf-8", "replace").removesuffix("\r") + "\n" for line in lines if line]
+    texts = (line.removesuffix(b"\r").decode("utf-8", "replace") for line in lines)
+    return [_CONTROL.sub(" ", text) + "\n" for text in texts if text]
 
 
 def _parsed(sample: Sequence[str], **dialect: Any) -> list[list[str]] | None:
@@ -208,20 +212,19 @@ def _dialect(sample: Sequence[str], kind: str) -> dict[str, Any]:
         return _TSV
     return max(
         ({"delimiter": delimiter} for delimiter in _DELIMITERS),
-        key=lambda dialect: _width(sample, dialect),
+        key=lambda dialect: _evenness(sample, dialect),
     )
 
 
-def _width(sample: Sequence[str], dialect: dict[str, Any]) -> int:
-    """How many columns every row of the sample has; 0 if they differ or cannot be read."""
-    rows = _parsed(sample, **dialect)
-    widths = {*map(len, rows)} if rows else set()
-    if len(widths) == 1:
-        return widths.pop()
-    # One bad row in a long sample must not decide.
-    most = max(widths, key=[len(row) for row in rows].count) if rows else 0
-    even = sum(len(row) == most for row in rows) if rows else 0
-    return most if rows and even >= 0.9 * len(rows) else 0
+def _evenness(sample: Sequence[str], dialect: dict[str, Any]) -> tuple[float, int]:
+    """The share of rows that have as many columns as the first, and how many; 0 for one column."""
+    try:
+        widths = [len(row) for row in csv.reader(iter(sample), **dialect) if row]
+    except csv.Error:
+        return 0, 0
+    if not widths or widths[0] < 2:
+        return 0, 0
+    return widths.count(widths[0]) / len(widths), widths[0]
 
 
 def _is_header(cells: Sequence[str]) -> bool:

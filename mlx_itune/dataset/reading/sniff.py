@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,8 @@ SUFFIXES = {
 # Lines looked at before deciding how a JSON file is laid out.
 _LINES = 64
 
+_BRACKET = re.compile(rb"^[ \t]*[{\[]", re.MULTILINE)
+
 Layout = Literal["lines", "array", "object"]
 
 
@@ -48,7 +51,7 @@ def kind_of(path: Path, head: bytes) -> str:
         return "xlsx"
     if by_name in ("parquet", "xlsx"):
         raise DataError(f"is not a {by_name} file", where=str(path), hint="is it damaged?")
-    if by_name is None and b"\x00" in head and head.lstrip(BLANK)[:1] not in (b"{", b"["):
+    if by_name is None and b"\x00" in head and not _BRACKET.search(head):
         raise DataError(
             "is no kind of file that can be read",
             where=str(path),
@@ -72,21 +75,20 @@ def layout(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) -> 
     if len(lines) > _LINES or (not is_whole and len(lines) > 1):
         lines.pop()
     lines = [stripped for line in lines if (stripped := line.strip(BLANK))]
-    rows = sum(map(_is_object, lines))
-    joined = sum(line.endswith(b",") for line in lines)
-    if first == b"{" and len(lines) == 1 and is_whole:
-        return "object"
+    # Rows begin and end on their line, whole or damaged; elements of an array end with a comma.
+    rows = sum(line[:1] == b"{" and len(line) > 1 and line[-1:] != b"," for line in lines)
+    joined = sum(line[-1:] == b"," for line in lines)
     if first == b"{":
-        return "lines" if rows > joined or _is_object(lines[0]) else "object"
+        single = len(lines) == 1 and is_whole
+        return "lines" if not single and (rows > joined or _is_object(lines[0])) else "object"
     ends_as_array = not tail or tail.rstrip(BLANK).endswith(b"]")
     if len(lines) > 1 and (value := _value(lines[0])) is not None:
-        rest_is_text = _value(lines[1]) is None
-        return "array" if rest_is_text and value and _all_objects(value) else "lines"
+        if prefers_lines or _value(lines[1]) is not None:
+            return "lines"
+        return "array" if value and _all_objects(value) else "lines"
     if rows > joined and not (rows == 1 and ends_as_array):
         return "lines"
-    if joined > rows or ends_as_array or not prefers_lines:
-        return "array"
-    return "lines"
+    return "array" if joined > rows or ends_as_array or not prefers_lines else "lines"
 
 
 def _value(line: bytes) -> object:

@@ -64,7 +64,7 @@ def _calls(m: Message) -> Pieces:
     for call in m["tool_calls"]:
         text, key = json_text(call["function"]), _nine(call.get("id"))
         listed.append(f'{text[:-1]}, "id": "{key}"}}')
-    return [Said(", ".join(listed), reply=True)]
+    return [Said(", ".join(listed))]
 
 
 def _turns(messages: Messages, tools: Tools, space: str, trimmed: bool) -> Pieces:

@@ -1,4 +1,4 @@
-"""Families whose roles are plain words, so that only the end of a reply is a token, or not even it."""
+"""Families whose roles are plain words: only the end of a reply is a token, or not even that."""
 
 from __future__ import annotations
 
@@ -151,6 +151,17 @@ def _roles_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
     return [" ", said(messages[n], messages[n]["content"].rstrip())]
 
 
+def _glm4(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
+    out: Pieces = ["[gMASK]", "<sop>"]
+    for m in messages:
+        out += [f"<|{m['role']}|>", "\n", said(m)]
+    return out + (["<|assistant|>"] if prompt else [])
+
+
+def _glm4_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
+    return ["\n", said(messages[n], messages[n]["content"].rstrip())]
+
+
 def _is_last(messages: Messages, n: int, tools: Tools) -> bool:
     return n == len(messages) - 1
 
@@ -227,6 +238,17 @@ FAMILIES = (
         _LLAMA2_TOKENS,
         eos="</s>",
         words=("USER: ", "\nASSISTANT:"),
+        kept=_is_last,
+        open_ended=lambda messages, n: True,
+    ),
+    Family(
+        "glm4",
+        _glm4,
+        _glm4_reply,
+        ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
+        eos="<|endoftext|>",
+        # A turn ends where the next speaker's token stands.
+        more_eos=("<|user|>",),
         kept=_is_last,
         open_ended=lambda messages, n: True,
     ),

@@ -34,13 +34,8 @@ def _split_thought(m: Message) -> tuple[str, str]:
 
 def _last_question(messages: Messages) -> int:
     """Where the exchange that still runs began."""
-    asked = [n for n, m in enumerate(messages) if m["role"] == "user" and not _is_result(m)]
-    return asked[-1] if asked else len(messages) - 1
-
-
-def _is_result(m: Message) -> bool:
-    text = m["content"]
-    return bool(text.startswith("<tool_response>") and text.endswith("</tool_response>"))
+    # A user who spells a tool's result is still a user: the template never sees it as one.
+    return max((n for n, m in enumerate(messages) if m["role"] == "user"), default=-1)
 
 
 def _qwen3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
@@ -106,6 +101,14 @@ def _qwen3_off_kept(messages: Messages, n: int, tools: Tools) -> bool:
     return n == len(messages) - 1
 
 
+def _qwen3_thinking(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
+    return _qwen3(messages, tools, prompt) + (["<think>", "\n"] if prompt else [])
+
+
+def _qwen3_thinking_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
+    return _qwen3_words(messages[n], shown=True)[2:]
+
+
 # ---- DeepSeek ----------------------------------------------------------------------------------
 
 
@@ -143,21 +146,31 @@ def _deepseek_v3_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
 def _deepseek_r1(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     system, rest = system_and_rest(messages)
     out: Pieces = ["<｜begin▁of▁sentence｜>", Said(system or "")]
-    for n, m in enumerate(rest):
+    for m in rest:
         if m["role"] == "user":
             out += ["<｜User｜>", said(m)]
         else:
-            out += ["<｜Assistant｜>", *_deepseek_r1_reply(rest, n, tools)]
+            out += ["<｜Assistant｜>", _deepseek_r1_words(m), "<｜end▁of▁sentence｜>"]
     return out + (["<｜Assistant｜>", "<think>", "\n"] if prompt else [])
+
+
+def _deepseek_r1_words(m: Message) -> Said:
+    return said(m, m["content"].split("</think>")[-1])
+
+
+def _opens_as_asked(m: Message) -> bool:
+    """Whether the turn begins with what the prompt already holds: reasoning that never ends."""
+    return m["content"].startswith("<think>\n") and "</think>" not in m["content"]
 
 
 def _deepseek_r1_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
     m = messages[n]
-    return [said(m, m["content"].split("</think>")[-1]), "<｜end▁of▁sentence｜>"]
+    words = m["content"].removeprefix("<think>\n") if _opens_as_asked(m) else _deepseek_r1_words(m)
+    return [said(m, words), "<｜end▁of▁sentence｜>"]
 
 
-def _never(messages: Messages, n: int, tools: Tools) -> bool:
-    return False
+def _deepseek_r1_kept(messages: Messages, n: int, tools: Tools) -> bool:
+    return _opens_as_asked(messages[n])
 
 
 # ---- SmolLM3 -----------------------------------------------------------------------------------
@@ -249,6 +262,19 @@ FAMILIES = (
         thinks=True,
     ),
     Family(
+        "qwen3_thinking",
+        _qwen3_thinking,
+        _qwen3_thinking_reply,
+        _QWEN_TOKENS,
+        eos="<|im_end|>",
+        more_eos=("<|endoftext|>",),
+        markup=_QWEN_MARKUP,
+        kept=_qwen3_kept,
+        tools=True,
+        calls=2,
+        thinks=True,
+    ),
+    Family(
         "deepseek_v3",
         _deepseek_v3,
         _deepseek_v3_reply,
@@ -268,7 +294,7 @@ FAMILIES = (
         eos="<｜end▁of▁sentence｜>",
         markup=(*_ROLES, *_THOUGHTS),
         loose=_CALLS,
-        kept=_never,
+        kept=_deepseek_r1_kept,
         thinks=True,
     ),
     Family(

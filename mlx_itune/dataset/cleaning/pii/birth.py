@@ -11,18 +11,25 @@ from mlx_itune.dataset.cleaning.pii.spots import Page, Spot
 
 _LABEL = re.compile(
     r"(?<![^\W\d_])(?:"
-    r"d\.?\s?o\.?\s?b\b\.?|date[ _-]?of[ _-]?birth|birth[ _-]?date|birth[ _-]?day|bday|birthdate|born"
+    r"d\.?\s?o\.?\s?b\b\.?|date[ _-]?of[ _-]?birth|birth[ _-]?date|birth[ _-]?day|bday|birthdate"
+    r"|born"
     r"|dateofbirth|birth|day of birth|birthdt|bdate|\bb\.(?=\s?(?:\d|\Z))|"
     r"geb(?:oren|urtsdatum|urtstag|\b)\.?(?:[ -]?dat(?:um|\b)\.?)?|geb\.?\s?-?\s?datum|geb\.?\s?am|"
-    r"née?\(?e?\)?\s+le|né\(e\)|née?s?\b(?=\s|[:,(]|\Z)|naissance|date de naiss\b\.?|ddn\b|d\.d\.n\.|"
-    r"nac(?:id[oa]s?|imiento|í|ió|\b)\.?|f\.?\s?nac\b\.?|fdn\b|fecha nac\b\.?|cumpleaños|anniversaire|"
-    r"nat[oaie](?=\s|\Z)|nascita|nasc(?:id[oa]|imento|eu|i|\b)\.?|data de nasc\b\.?|d\.n\.|ddn|compleanno|"
+    r"née?\(?e?\)?\s+le|né\(e\)|née?s?\b(?=\s|[:,(]|\Z)|naissance|date de naiss\b\.?|ddn\b"
+    r"|d\.d\.n\.|"
+    r"nac(?:id[oa]s?|imiento|í|ió|\b)\.?|f\.?\s?nac\b\.?|fdn\b|fecha nac\b\.?|cumpleaños"
+    r"|anniversaire|"
+    r"nat[oaie](?=\s|\Z)|nascita|nasc(?:id[oa]|imento|eu|i|\b)\.?|data de nasc\b\.?|d\.n\.|ddn"
+    r"|compleanno|"
     r"geboortedatum|geboortedag|verjaardag|geboorte|aniversário|fødselsdato|født|födelsedatum|född|"
     r"syntynyt|syntymäaika|urodzon[ya]|urodzenia|ur\.|doğum|рожд\w*|родил\w*|roden[áý]?"
-    r")|生年月日|出生日期|出生年月|出生于|出生|生日|誕生日|생년월일|생일|जन्म|تاريخ الميلاد|\(\*(?=\s?(?:\d|\Z))|(?<![\w*])\*\s?(?=\d\d?\.|\Z)"
+    r")|生年月日|出生日期|出生年月|出生于|出生|生日|誕生日|생년월일|생일|जन्म|الميلاد"
+    r"|\(\*(?=\s?(?:\d|\Z))"
+    r"|(?<![\w*])\*\s?(?=\d\d?\.|\Z)"
 )
 _HINTS = (
-    "dob", "d.o.b", "d o b", "birth", "born", "bday", "bdate", "geb", "né", "naiss", "ddn", "d.d.n", "nac", "fdn",
+    "dob", "d.o.b", "d o b", "birth", "born", "bday", "bdate", "geb", "né", "naiss", "ddn", "d.d.n",
+    "nac", "fdn",
     "annivers", "cumple", "nato", "nata", "nati", "nate", "nasc", "d.n.", "complean", "verjaard",
     "født", "fødsel", "född", "födel", "synty", "urod", "ur.", "doğum", "рожд", "родил", "roden",
     "生", "誕", "생", "जन्म", "الميلاد", "(*", "b.", "*",
@@ -35,11 +42,13 @@ _REACH = 64
 _ELSE = re.compile(
     r"[.!?]\s+(?=[A-ZÄÖÜ])|\n\s*\n|\b(?:died|death|visit(?:ed)?|admitted|admission|discharged?"
     r"|appointment|seen|issued|expires?|since|until|married|moved|joined|gestorben|aufnahme|termin"
-    r"|party|due|scheduled|released?|founded|created|updated|hired|decedut[oa]|décédée?|weeks|cert\w*)\b"
+    r"|party|due|scheduled|released?|founded|created|updated|hired|decedut[oa]|décédée?|weeks"
+    r"|cert\w*)\b"
 )
 _BEHIND = re.compile(
     r"\s?(?:[\(\[,:=\-]\s?)?(?:is\s)?(?:(?:his|her|my|the|their|mein|sein|ihr)\s)?"
-    r"(?:\(?(?:dob|d\.o\.b\.?|date of birth|birth ?date|birthday)\b|(?:was|were)\s(?:he\s|she\s|i\s)?born"
+    r"(?:\(?(?:dob|d\.o\.b\.?|date of birth|birth ?date|birthday)\b|(?:was|were)\s(?:he\s|she\s"
+    r"|i\s)?born"
     r"|geboren|geburts|(?:he|she|i|they)\s(?:was|were)\sborn|生まれ|出生|生(?![\w一-龥]))",
     re.IGNORECASE,
 )
@@ -47,8 +56,10 @@ _BEHIND = re.compile(
 _AGE_AFTER = re.compile(
     r"(?<![\w.,/$€£\-])(?P<age>9\d|1[01]\d|12[0-2])(?:"
     r"[ -]?(?:y(?:ea)?rs?|year)[ -]?olds?\b|\s?y/?\.?o\.?(?![\w])|\s?yrs?\.?\sold\b"
-    r"|[ -]?(?:jahre\salt|jährige[rsnm]?\b|-?jähr)|\sans\b(?!\sde\b)|\saños\b(?:\sde\sedad)?|\sanni\b"
-    r"|[ -]jaar\soud|[ -]jarige?\b|\sanos\sde\sidade|\s?歳|\s?岁|\s?years?\sof\sage\b|[ -]?yo\b|\s?[mf]\b(?=\s(?:w/|with|c/o|s/p|p/w|presents|here|who)|,))",
+    r"|[ -]?(?:jahre\salt|jährige[rsnm]?\b|-?jähr)|\sans\b(?!\sde\b)|\saños\b(?:\sde\sedad)?"
+    r"|\sanni\b"
+    r"|[ -]jaar\soud|[ -]jarige?\b|\sanos\sde\sidade|\s?歳|\s?岁|\s?years?\sof\sage\b|[ -]?yo\b"
+    r"|\s?[mf]\b(?=\s(?:w/|with|c/o|s/p|p/w|presents|here|who)|,))",
     re.IGNORECASE,
 )
 _AGE_BEFORE = re.compile(
@@ -57,10 +68,14 @@ _AGE_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _PERSON = re.compile(
-    r"\b(?:patient\w*|pat|man|woman|male|female|lady|gentleman|mr|mrs|ms|he|she|grand\w+|who|resident|widow\w*"
-    r"|i|i'm|m|f|mother|father|mom|dad|aunt|uncle|person|herr|frau|patientin|mann|homme|femme|elle|il"
-    r"|paciente|hombre|mujer|paziente|uomo|donna|signora|man|vrouw|her|his|my|nana|neighbou?r|veteran"
-    r"|monsieur|madame|señora?|grand-mère|oma|opa|abuel[oa]|nonn[oa]|age|aged|dob|pt|history|presents?)\b",
+    r"\b(?:patient\w*|pat|man|woman|male|female|lady|gentleman|mr|mrs|ms|he|she|grand\w+|who"
+    r"|resident|widow\w*"
+    r"|i|i'm|m|f|mother|father|mom|dad|aunt|uncle|person|herr|frau|patientin|mann|homme|femme"
+    r"|elle|il"
+    r"|paciente|hombre|mujer|paziente|uomo|donna|signora|man|vrouw|her|his|my|nana|neighbou?r"
+    r"|veteran"
+    r"|monsieur|madame|señora?|grand-mère|oma|opa|abuel[oa]|nonn[oa]|age|aged|dob|pt|history"
+    r"|presents?)\b",
     re.IGNORECASE,
 )
 _CLINICAL = re.compile(r"\s?(?:y/?\.?o\b|yo\b|[mf]\b|-?jährige)", re.IGNORECASE)
@@ -96,11 +111,10 @@ def dates(spot: Spot) -> Iterator[Found]:
 
 def _labelled(page: Page, match: re.Match[str]) -> bool:
     start = match.start()
-    label = None
-    for label in _LABEL.finditer(page.low, max(0, start - _REACH - 24), start):
-        pass
-    if label is None or label.end() < start - _REACH:
+    labels = list(_LABEL.finditer(page.low, max(0, start - _REACH - 24), start))
+    if not labels or labels[-1].end() < start - _REACH:
         return False
+    label = labels[-1]
     gap = page.text[label.end() : start]
     if _ELSE.search(gap) or DATE.search(gap):
         return False

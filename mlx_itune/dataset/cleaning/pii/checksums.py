@@ -29,7 +29,7 @@ def luhn(number: str) -> bool:
 
 
 def card(number: str) -> bool:
-    """Payment card: Luhn, 13 to 19 digits, and an issuer range with its lengths."""
+    """Payment card, ISO/IEC 7812: Luhn, 13 to 19 digits, an issuer's range with its lengths."""
     plain = _digits(number, *range(13, 20))
     return bool(plain and _issuer_knows(plain) and luhn(plain))
 
@@ -38,13 +38,13 @@ def _issuer_knows(plain: str) -> bool:
     length, two, four, six = len(plain), int(plain[:2]), int(plain[:4]), int(plain[:6])
     if plain[0] == "4":
         return length in (13, 16, 19)
-    if two in (34, 37):
+    if two in (34, 37) or four in (2131, 1800):
         return length == 15
     if 51 <= two <= 55 or 2221 <= four <= 2720:
         return length == 16
     if 300 <= four // 10 <= 305 or four // 10 == 309 or two in (36, 38, 39):
         return 14 <= length <= 19
-    if 3528 <= four <= 3589 or four == 6011 or 644 <= four // 10 <= 649 or two == 65:
+    if 3500 <= four <= 3589 or four == 6011 or 644 <= four // 10 <= 649 or two == 65:
         return length >= 16
     if two == 62 or two == 81:
         return length >= 16

@@ -23,7 +23,8 @@ _USERINFO = re.compile(r"[^\s/@:]{0,64}:[^\s/@]{1,128}\Z")
 
 _OBFUSCATED = re.compile(
     r"(?<![\w.+-])[\w.+-]{1,64}\s?(?:[\[({<]\s?(?:at|@|ät)\s?[\])}>]|\sat\s)\s?"
-    r"[\w-]{1,63}(?:\s?(?:[\[({<]\s?(?:dot|\.|punkt|punto)\s?[\])}>]|\sdot\s|\.)\s?[\w-]{1,63}){0,3}"
+    r"[\w-]{1,63}(?:\s?(?:[\[({<]\s?(?:dot|\.|punkt|punto)\s?[\])}>]|\sdot\s"
+    r"|\.)\s?[\w-]{1,63}){0,3}"
     r"\s?(?:[\[({<]\s?(?:dot|\.|punkt|punto)\s?[\])}>]|\sdot\s|\.)\s?(?:[a-z]{2,6})\b",
     re.IGNORECASE,
 )
@@ -33,7 +34,8 @@ _TLDS = "com org net edu gov io co uk de fr es it nl in br au jp cn ca info me e
 
 _HANDLE = re.compile(r"(?<![\w@./])@[A-Za-z0-9_][\w.]{1,29}")
 _NAME = re.compile(
-    r"""[\s"'`]{0,3}(?:(?:is|ist|est|es|è|=>|:=|=|:|#|name|id)[\s"'`:=]{0,3}){0,2}(@?[\w][\w.\-]{2,31})"""
+    r"""[\s"'`]{0,3}(?:(?:is|ist|est|es|è|=>|:=|=|:|#|name"
+    r"|id)[\s"'`:=]{0,3}){0,2}(@?[\w][\w.\-]{2,31})"""
 )
 _USER_LABEL = re.compile(
     r"user ?name|user_name|user id|user_id|\blogin|screen ?name|benutzername|nutzername|handle"

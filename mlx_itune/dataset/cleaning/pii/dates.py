@@ -30,8 +30,8 @@ DATE = re.compile(
     + "(?:"
     + "|".join(
         (
-            _YEAR.format("a") + r"\s?[\-./年]\s?(?P<montha>[01]?\d)\s?[\-./月]\s?" + _DAY.format("a")
-            + r"日?(?:T\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?",
+            _YEAR.format("a") + r"\s?[\-./年]\s?(?P<montha>[01]?\d)\s?[\-./月]\s?"
+            + _DAY.format("a") + r"日?(?:T\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?",
             r"(?P<firstb>[0-3]?\d)(?P<sepb>\s?[\-./]\s?)(?P<secondb>[0-3]?\d)(?P=sepb)"
             + _SHORT.format("b"),
             _DAY.format("c") + _NTH + rf"(?:\s|-)?\s?(?:of\s|de\s|den\s)?(?:{_MONTH})\.?,?"
@@ -39,7 +39,8 @@ DATE = re.compile(
             rf"(?:{_MONTH})\.?(?:\s|-)(?:the\s)?" + _DAY.format("d") + _NTH
             + r"\s?(?:,\s?(?:in\s)?|\s|-)" + _SHORT.format("d"),
             _YEAR.format("e") + rf"[\s\-/](?:{_MONTH})\.?[\s\-/]" + _DAY.format("e"),
-            r"(?P<packed>(?:19|20)\d{2}[01]\d[0-3]\d|[0-3]\d[01]\d(?:19|20)\d{2}|[01]\d[0-3]\d(?:19|20)\d{2})",
+            r"(?P<packed>(?:19|20)\d{2}[01]\d[0-3]\d|[0-3]\d[01]\d(?:19|20)\d{2}"
+            r"|[01]\d[0-3]\d(?:19|20)\d{2})",
             r"(?P<month_only>(?:" + _MONTH + r")\.?\s(?:19|20)\d{2})",
             r"(?:昭和|平成|令和)\s?\d{1,2}年\s?\d{1,2}月\s?\d{1,2}日",
             r"(?P<firstg>[0-3]?\d)\s(?P<secondg>[01]?\d)\s" + _YEAR.format("g"),

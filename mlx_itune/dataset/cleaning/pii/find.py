@@ -16,7 +16,7 @@ from mlx_itune.dataset.cleaning.pii import (
     secrets,
 )
 from mlx_itune.dataset.cleaning.pii.hits import KINDS, WHOLE, Detector, Found, Hit, settle
-from mlx_itune.dataset.cleaning.pii.spots import DIGITS, OLD_AGES, Page, Spot, spots
+from mlx_itune.dataset.cleaning.pii.spots import OLD_AGES, Page, Spot, has_digits, spots
 from mlx_itune.dataset.cleaning.pii.tables import column_heads
 from mlx_itune.dataset.cleaning.pii.view import plain_view
 from mlx_itune.kit.errors import UsageError, closest
@@ -49,7 +49,7 @@ def find(
     """
     wanted = ALL_KINDS if kinds is None else known_kinds(kinds)
     own = [hit for detector in detectors for hit in detector(text)]
-    found = list(_candidates(text))
+    found = [one for one in _candidates(text) if not _inside_word(text, one)]
     if not found and not own:
         return []
     outside = [Found(WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]
@@ -61,13 +61,24 @@ def find(
     ]
 
 
+def _inside_word(text: str, found: Found) -> bool:
+    """Whether the candidate is cut out of a longer run of letters and digits, such as a hash."""
+    if found.kind in ("age", "secret"):
+        return False
+    first, last = text[found.start], text[found.end - 1]
+    before, after = text[found.start - 1 : found.start], text[found.end : found.end + 1]
+    return (first.isalnum() and before.isascii() and before.isalnum()) or (
+        last.isalnum() and after.isascii() and after.isalnum()
+    )
+
+
 def _candidates(text: str) -> Iterator[Found]:
     view = plain_view(text)
     if "PRIVATE KEY" in view:
         yield from secrets.key_blocks(Page(view, ""))
     spelled = contact.may_spell_email(view)
     at = "@" in view
-    if not (spelled or at or any([digit in view for digit in DIGITS])):
+    if not (spelled or at or has_digits(view)):
         return
     low = view.lower()
     page = Page(view, low, column_heads(low))
@@ -100,7 +111,7 @@ def _short(spot: Spot) -> Iterator[Found]:
         yield from money.ibans(spot)
     yield from contact.usernames(spot)
     yield from network.hexadecimal(spot)
-    if any(map(str.isupper, spot.page.text[start:end])):
+    if any(map(str.isupper, spot.page.text[max(0, start - 3) : end + 3])):
         yield from place.addresses_by_postcode(spot)
         yield from records.find(spot)
 
@@ -120,7 +131,7 @@ def _long(spot: Spot) -> Iterator[Found]:
     if count >= 7 and not spot.arithmetic:
         yield from phone.find(spot)
         yield from national.find(spot, lettered=False)
-        if count >= 13:
+        if count >= 12:
             yield from money.cards(spot)
     if count <= 14:
         yield from birth.dates(spot)

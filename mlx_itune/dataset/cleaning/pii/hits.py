@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,7 +73,11 @@ WHOLE = 95  # forms that contain others: key blocks, addresses of web pages
 def settle(found: Iterable[Found]) -> list[Found]:
     """The best candidates that do not overlap, in text order."""
     chosen: list[Found] = []
-    for one in sorted(found, key=lambda f: (-f.rank, f.start - f.end, f.start)):
-        if all(one.end <= other.start or other.end <= one.start for other in chosen):
-            chosen.append(one)
-    return sorted(chosen, key=lambda f: f.start)
+    starts: list[int] = []
+    for one in sorted(set(found), key=lambda f: (-f.rank, f.start - f.end, f.start)):
+        at = bisect_left(starts, one.end)
+        if at == 0 or chosen[at - 1].end <= one.start:
+            at = bisect_left(starts, one.start)
+            starts.insert(at, one.start)
+            chosen.insert(at, one)
+    return chosen

@@ -107,7 +107,7 @@ NUMERIC = (
     _scheme("tax_id", _TRIPLES, _std("pt.nif"), "nif contribuinte"),
     _scheme("national_id", r"756[. ]?\d{4}[. ]?\d{4}[. ]?\d{2}", _std("ch.ssn"),
             "ahv avs", strong=_ALWAYS),
-    _scheme("national_id", r"\d{17}[\dX]", _std("cn.ric"), "", strong=_ALWAYS),
+    _scheme("national_id", r"\d{17}[\dX]", rules.cn_id, "", strong=_ALWAYS),
     _scheme("national_id", r"\d{6}-?[0-9]\d{6}", _std("kr.rrn"), "rrn 주민등록번호",
             strong=r"......-......."),
     _scheme("national_id", r"\d{13}", _std("za.idnr"), "south rsa african sa"),
@@ -118,10 +118,11 @@ NUMERIC = (
 )  # fmt: skip
 
 LETTERED = (
-    _scheme("national_id", r"[A-CEGHJ-PRSTW-Z][A-CEGHJ-NPRSTW-Z]([ \-.]?)\d{2}\1\d{2}\1\d{2}\1[A-D]",
+    _scheme("national_id",
+            r"[A-CEGHJ-PRSTW-Z][A-CEGHJ-NPRSTW-Z]([ \-.]?)\d{2}\1\d{2}\1\d{2}\1[A-D]",
             rules.uk_nino, "ni nino insurance national", strong=_ALWAYS, checked=False, digits=6),
-    # The specimen that HMRC prints on its forms.
-    _scheme("national_id", r"QQ ?\d{2} ?\d{2} ?\d{2} ?[A-D]", lambda number: True,
+    # Beside its label a number of letters that were never given out is one as well.
+    _scheme("national_id", r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z]", lambda number: True,
             "ni nino insurance", checked=False, digits=6),
     _scheme("national_id", r"\d{2}\.?\d{3}\.?\d{3}[\- ]?[A-Z]|[XYZ][\- ]?\d{7}[\- ]?[A-Z]",
             rules.es_dni, "dni nie nif documento", strong=_ALWAYS),

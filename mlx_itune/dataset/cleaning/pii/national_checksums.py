@@ -161,6 +161,14 @@ def de_kvnr(number: str) -> bool:
     return sum(part // 10 + part % 10 for part in parts) % 10 == int(plain[9])
 
 
+def cn_id(number: str) -> bool:
+    """Chinese resident identity number, GB 11643: a date, and ISO/IEC 7064 mod 11-2."""
+    plain = compact(number)
+    if not re.fullmatch(r"[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])[0-3]\d{4}[\dX]", plain):
+        return False
+    return stdnum("iso7064.mod_11_2", plain)
+
+
 def us_mbi(number: str) -> bool:
     """US Medicare beneficiary identifier: letters and digits in the places CMS prescribes."""
     letter = "[AC-HJKMNP-RT-Y]"

@@ -21,12 +21,17 @@ _MAC = re.compile(
     r"|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4})(?![A-Za-z0-9])(?![:\-][0-9A-Fa-f])"
 )
 _VERSION = re.compile(
-    r"(?:\b(?:v|version|versions|ver\.?|release|releases|build|firmware|revision|rev\.?|section|§"
+    r"(?:\b(?:v|rv|version|versions|ver\.?|release|releases|build|firmware|revision|rev\.?"
+    r"|section|§"
     r"|chapter|kapitel|clause|paragraph|upgraded? (?:to|from)|updated? (?:to|from)"
     r"|sdk|driver|patch|tag|release notes for|requires|oid|schema|downgraded? to"
-    r"|chrome|firefox|python|java|node|kernel|library|package|nuget|plugin|step|figure|table)|==|>=|<=|~=|[A-Za-z]/)"
+    r"|chrome|firefox|python|java|node|kernel|library|package|nuget|plugin|step|figure|table)|=="
+    r"|>=|<=|~=|[A-Za-z]/)"
     r"[\s:#=\"'`(]{0,3}\Z"
 )
+
+
+_UPGRADE = re.compile(r"\b(?:upgrad|updat|bump|downgrad|releas|version)[a-z]*\b")
 
 
 def addresses(spot: Spot) -> Iterator[Found]:
@@ -36,14 +41,15 @@ def addresses(spot: Spot) -> Iterator[Found]:
         parts = match.group().split(".")
         if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts):
             continue
-        address = ipaddress.IPv4Address(match.group())
         # A machine's own address and network masks point to nobody.
-        if match.group() == "127.0.0.1" or parts[0] in ("0", "255"):
+        if match.group().startswith("127.0.") or parts[0] in ("0", "255"):
             continue
         before = spot.page.low[max(0, match.start() - 24) : match.start()]
         if _VERSION.search(before):
             continue
-        wanted = "ip" in (spot.label.category,) and spot.label.distance <= 3
+        wanted = spot.label.category == "ip" and spot.label.distance <= 3
+        if not wanted and _UPGRADE.search(spot.page.low, max(0, match.start() - 48), match.start()):
+            continue
         if spot.denied and not wanted:
             continue
         small = all(int(part) < 20 for part in parts) and parts[0] != "10"

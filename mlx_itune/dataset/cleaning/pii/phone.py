@@ -17,21 +17,20 @@ _EXTENSION = re.compile(
 )
 
 _INTERNATIONAL = re.compile(
-    r"(?<![A-Za-z0-9_+])\(?(?:\+|00(?=[1-9 ]))\)?[ ]?\(?\d{1,4}\)?(?:[ .\-/()]{0,3}\d){5,13}(?![A-Za-z0-9_])"
+    r"(?<![A-Za-z0-9_+])\(?(?:\+|00(?=[1-9 ]))\)?[ ]?\(?\d{1,4}\)?"
+    r"(?:[ .\-/()]{0,3}\d){5,13}(?![A-Za-z0-9_])"
 )
 _NORTH_AMERICA = re.compile(
     r"(?<![A-Za-z0-9_])(?<![0-9][.\-/ ])(?:(?:\+?1|001)[ .\-])?"
     r"(?:\([2-9]\d{2}\)[ \-.]{0,2}\d{3}[ .\-]\d{4}|[1-9]\d{2}([.\-])\d{3}\1\d{4}"
-    r"|[2-9]\d{2}[ .\-/][2-9]\d{2}[ .\-]\d{4})" + _RIGHT
+    r"|[2-9]\d{2}[ /][2-9]\d{2}[ \-]\d{4})" + _RIGHT
 )
 _TOLL_FREE = re.compile(
     r"(?<![\w+])(?:\+?1[ .\-])?\(?8(?:00|33|44|55|66|77|88)\)?[ .\-]\d{3}[ .\-]\d{4}" + _RIGHT
 )
 _FICTION = re.compile(_LEFT + r"555-\d{4}" + _RIGHT)
 _TRUNK = re.compile(
-    _LEFT
-    + r"(?<![0-9] )(?!\d{3}-\d{2}-\d{4})\(?0\d{1,5}\)?(?:[ .\-/]{1,3}\(?\d{1,8}\)?){1,5}"
-    + _RIGHT
+    _LEFT + r"(?<![0-9] )(?!\d{3}-\d{2}-\d{4})\(?0\d{1,5}\)?(?:[ .\-/]{1,3}\d{1,8}){1,5}" + _RIGHT
 )
 _PARENTHESES = re.compile(r"(?<!\w)\(\d{2,5}\)[ \-]?\d{3,5}[ \-]?\d{3,5}" + _RIGHT)
 _MOBILE = re.compile(
@@ -46,9 +45,12 @@ _LABELLED = re.compile(
 
 # Numbers that look like these are days, times or addresses of machines, whatever stands before.
 _DATE = re.compile(
-    r"(?:\d{4}[\-./ ]\d{1,2}[\-./ ]\d{1,2}|\d{1,2}([\-./])\d{1,2}\1(?:19|20)?\d{2})(?: .*)?\Z|\d+\.\d+\Z"
+    r"(?:(?:19|20)\d{2}[\-./ ]\d{1,2}[\-./ ]\d{1,2}|\d{1,2}([\-./])\d{1,2}\1(?:19"
+    r"|20)?\d{2})(?: .*)?\Z|\d+\.\d+\Z"
 )
-_FRACTION = re.compile(r"[1-9]\d* ?/ ?\d{1,4}|[1-9]\d* - \d+|[1-9]\d{3}-\d{4}")
+_FRACTION = re.compile(
+    r"[1-9]\d* ?/ ?\d{1,4}|[1-9]\d* - \d+|(?:19|20)\d{2}-\d{4}|\d+(?:\.\d{1,2}){2}"
+)
 _FOUR_PARTS = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}\Z")
 # Where national numbers without a label may be at home, by how they begin.
 _TRUNK_REGIONS = (
@@ -147,10 +149,10 @@ def _national(spot: Spot, lo: int, hi: int) -> Iterator[Found]:
     if count >= 10:
         for match in _NORTH_AMERICA.finditer(text, lo, hi):
             number = match.group()
-            if " " in number and "(" not in number and "-" not in number:
-                # Three groups apart by spaces are as often a sum or a table.
-                if not spot.labelled("phone", 5) and not _parsed(number, "US")[1]:
-                    continue
+            # Three groups apart by spaces are as often a sum or a table.
+            bare = " " in number and "(" not in number and "-" not in number
+            if bare and not spot.labelled("phone", 5) and not _parsed(number, "US")[1]:
+                continue
             yield _extended(text, Found(VALID_SHAPE, "phone", *match.span()))
         for match in _TOLL_FREE.finditer(text, lo, hi):
             yield _extended(text, Found(VALID_SHAPE, "phone", *match.span()))
@@ -172,6 +174,10 @@ def _national(spot: Spot, lo: int, hi: int) -> Iterator[Found]:
 
 def _plausible(number: str, digits: int) -> bool:
     """Whether a number with a leading zero is at home anywhere."""
+    groups = re.findall(r"\d+", number)
+    # "01 02 03 04 05" counts, and "02110-1301" is a postcode with its extension.
+    if all(group[0] == "0" for group in groups) or list(map(len, groups)) == [5, 4]:
+        return False
     if number.startswith("(") or (digits in (10, 11) and re.match(r"0[1-9]\d+[ \-/]", number)):
         return True
     return any(_parsed(number, region)[1] for region in _TRUNK_REGIONS)

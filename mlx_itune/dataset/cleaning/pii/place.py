@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.hits import LABELLED, VALID_SHAPE, WHOLE, Found
 from mlx_itune.dataset.cleaning.pii.spots import Page, Spot
-from mlx_itune.dataset.cleaning.pii.streets import FORMS, NUMBERED, UK_CODE
+from mlx_itune.dataset.cleaning.pii.streets import ENGLISH, FORMS, FRENCH, NUMBERED, UK_CODE
 
 # Beginnings of words of dwelling, in all the languages covered.
 _HOME = (
@@ -19,16 +19,23 @@ _HOME = (
 _HOME_REACH = 40
 _LONGEST = 130
 _POSTCODE = re.compile(
-    rf"(?:{UK_CODE}|[A-Z]\d[A-Z]\s?\d[A-Z]\d|\d{{4}}\s?[A-Z]{{2}}|(?<=[A-Z]{{2}} )\d{{5}}(?:-\d{{4}})?)(?![A-Za-z0-9])"
+    rf"(?:{UK_CODE}|[A-Z]\d[A-Z]\s?\d[A-Z]\d|\d{{4}}\s?[A-Z]{{2}}"
+    rf"|(?<=[A-Z]{{2}} )\d{{5}}(?:-\d{{4}})?)(?![A-Za-z0-9])"
 )
 _PLAIN_CODE = re.compile(r"(?<![\w.,$€£])(?:[A-Z]{1,2}-)?\d{4,6}(?:-\d{3,4})?(?![\w%])(?!,\d)")
 
 
-def _search(page: Page, lo: int, hi: int) -> Iterator[tuple[re.Match[str], bool]]:
+def _search(
+    page: Page, lo: int, hi: int, house: int | None = None
+) -> Iterator[tuple[re.Match[str], bool]]:
     low = page.low[lo:hi]
     for hints, form in FORMS:
-        if any(hint in low for hint in hints):
-            for match in form.finditer(page.text, lo, hi):
+        if any(map(low.__contains__, hints)):
+            # Where the house is known, a form that begins with its number begins there.
+            begin = house if house is not None and form in (ENGLISH, FRENCH) else lo
+            for match in form.finditer(page.text, begin, hi):
+                if house is not None and match.start() > house:
+                    break
                 yield match, match["tail"] is not None
 
 
@@ -68,11 +75,11 @@ def addresses_by_word(page: Page) -> Iterator[Found]:
         at = max([lead.rfind(word) for word in _HOME])
         if at < 0:
             continue
-        for match, _ in _search(page, lo + at + 3, min(len(low), house + 80)):
+        for match, _ in _search(page, lo + at + 3, min(len(low), house + 80), house):
             near = match.start() - lo - at <= _HOME_REACH + 12
-            if match.start() <= house < match.end() and near:
-                if not _ends_within(page.text, lo + at, match):
-                    yield _address(match, VALID_SHAPE)
+            inside = near and match.start() <= house < match.end()
+            if inside and not _ends_within(page.text, lo + at, match):
+                yield _address(match, VALID_SHAPE)
 
 
 def _ends_within(text: str, begin: int, match: re.Match[str]) -> bool:
@@ -81,17 +88,25 @@ def _ends_within(text: str, begin: int, match: re.Match[str]) -> bool:
 
 
 _PAIR = re.compile(
-    r"(?<![\w.])(?P<a>[-+]?\d{1,2}\.\d{2,})°?\s?(?P<ns>[NS])?(?:\s?[,;/|]\s?|\s)(?P<word>(?:lon|lng|long|longitude)\s?[:=]\s?)?"
+    r"(?<![\w.])(?P<a>[-+]?\d{1,2}\.\d{2,})°?\s?(?P<ns>[NS])?(?:\s?[,;/|]\s?|\s)(?P<word>(?:lon"
+    r"|lng|long|longitude)\s?[:=]\s?)?"
     r"(?P<b>[-+]?\d{1,3}\.\d{2,})°?\s?(?P<ew>[EWO])?(?![\w.]?\d)"
 )
 _DEGREES = re.compile(
-    r"(?<!\w)\d{1,2}°\s?\d{1,2}[′']\s?(?:\d{1,2}(?:[.,]\d+)?(?:[″\"]|''))?\s?[NS][,;\s]{0,3}\d{1,3}°\s?\d{1,2}[′']\s?"
+    r"(?<!\w)\d{1,2}°\s?\d{1,2}[′']\s?(?:\d{1,2}(?:[.,]\d+)?(?:[″\"]"
+    r"|''))?\s?[NS][,;\s]{0,3}\d{1,3}°\s?\d{1,2}[′']\s?"
     r"(?:\d{1,2}(?:[.,]\d+)?(?:[″\"]|''))?\s?[EWO]\b"
 )
 _FIELD = re.compile(
-    r"\b(?:lat|latitude|lon|lng|long|longitude)\b[\"']?\s?(?:[:=]|is)?\s?(?P<value>[-+]?\d{1,3}\.\d{3,})",
+    r"\b(?:lat|latitude|lon|lng|long|longitude)\b[\"']?\s?(?:[:=]"
+    r"|is)?\s?(?P<value>[-+]?\d{1,3}\.\d{3,})",
     re.I,
 )
+
+
+def _on_earth(latitude: str, longitude: str) -> bool:
+    """Whether two bare numbers are more likely a place than two small values of a list."""
+    return abs(float(latitude)) >= 1 and max(abs(float(latitude)), abs(float(longitude))) >= 10
 
 
 def degrees(page: Page) -> Iterator[Found]:
@@ -113,7 +128,7 @@ def coordinates(spot: Spot) -> Iterator[Found]:
         labelled = (named.category == "gps" and named.distance <= 4) or match["word"]
         if (fine >= 3 and (lettered or labelled)) or (lettered and fine >= 2):
             yield Found(LABELLED + 1, "coordinates", *match.span())
-        elif fine >= 5 and named.category != "other" and abs(float(match["a"])) > 1:
+        elif 5 <= fine <= 8 and named.category != "other" and _on_earth(match["a"], match["b"]):
             yield Found(VALID_SHAPE, "coordinates", *match.span())
     for match in _FIELD.finditer(text, lo, hi):
         if abs(float(match["value"])) <= 180:

@@ -1,4 +1,4 @@
-"""Numbers that only their label explains: medical records, passports, accounts, licences, plates."""
+"""Numbers that only their label explains: medical records, passports, accounts, plates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = {
     "passport": Rule(
         "passport", _form(r"(?:[A-Z]{0,3}[ \-]?\d{6,9}[A-Z]?|[A-Z0-9]{8,10})"), (4, 10), 4
     ),
-    "licence": Rule("driving_licence", _form(_UPPER), (4, 14), 3),
+    "licence": Rule("driving_licence", _form(_UPPER), (5, 14), 3),
     "account": Rule(
         "bank_account", _form(r"\d(?:[ \-]?\d){5,19}|[A-Z]{1,3}-?\d{6,16}"), (6, 20), 3
     ),
@@ -53,8 +53,10 @@ RULES: dict[str, Rule] = {
 _VIN = _form(r"[A-HJ-NPR-Za-hj-npr-z0-9]{17}")
 # Text such as "account since 2023-04-01" or "chart 10.5": dates, times and decimals are no ids.
 _NOT_ID = re.compile(
-    r"\d{4}-\d{2}-\d{2}.*|\d{1,4}/\d{1,4}|\d{1,4} - \d{1,4}|\d{1,3}-\d{1,3}|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d+\.\d+|(?:19|20)\d{2}|\d{1,3}(?:\.\d{1,3}){3}"
-    r"|(?:19|20)\d\d[-/](?:19|20)?\d\d|v\d.*|\d+(?:mg|ml|kg|cm|mm|mmol|mcg|bpm|th|st|nd|rd|px|ms|k|m|b|s|d|h)",
+    r"\d{4}-\d{2}-\d{2}.*|\d{1,4}/\d{1,4}|\d{1,4} - \d{1,4}|\d{1,3}-\d{1,3}"
+    r"|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d+\.\d+|(?:19|20)\d{2}|\d{1,3}(?:\.\d{1,3}){3}"
+    r"|(?:19|20)\d\d[-/](?:19|20)?\d\d|v\d.*|\d+(?:mg|ml|kg|cm|mm|mmol|mcg|bpm|th|st|nd|rd|px|ms"
+    r"|k|m|b|s|d|h)",
     re.IGNORECASE,
 )
 _MONEY = re.compile(r"[$€£¥₹]\s?\Z|\b(?:usd|eur|gbp|inr|rs\.?)\s?\Z", re.IGNORECASE)
@@ -81,9 +83,7 @@ def find(spot: Spot) -> Iterator[Found]:
     start, token_end = spot.token
     lead = text[max(0, start - 5) : start]
     # "AB 1234567", "M-AB 1234": letters apart from their digits.
-    prefix = re.search(
-        r"(?<![A-Za-z0-9])[A-Z]{1,3}[ \-][A-Z]{0,2}[ ]?\Z|(?<![A-Za-z0-9])[A-Z]{1,3} \Z", lead
-    )
+    prefix = re.search(r"(?<![A-Za-z0-9])[A-ZÄÖÜ]{1,3}[ \-][A-Z]{0,2}[ ]?\Z", lead)
     starts = (
         [start - len(prefix.group())]
         if prefix and category in ("passport", "plate", "licence")

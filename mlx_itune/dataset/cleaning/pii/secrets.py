@@ -19,7 +19,7 @@ _FORMS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"gh[pousr]_[A-Za-z0-9]{30,255}"),
     (("github_pat_",), r"github_pat_[A-Za-z0-9_]{22,255}"),
     (("glpat-",), r"glpat-[A-Za-z0-9_\-]{20,64}"),
-    (("sk-", "sk_"), r"sk-(?:proj-|ant-|svcacct-|or-v1-|admin-|live-|test-)?[A-Za-z0-9_\-]{20,200}"),
+    (("sk-", "sk_"), r"sk-(?:(?:proj|ant|svcacct|or-v1|admin)-)?[A-Za-z0-9_\-]{20,200}"),
     (("_live_", "_test_"), r"(?:sk|pk|rk|pat|key)_(?:live|test)_[A-Za-z0-9]{10,200}"),
     (("whsec_",), r"whsec_[A-Za-z0-9+/=]{20,80}"),
     (("xox", "xapp-"), r"(?:xox[abeoprs]|xapp)-[A-Za-z0-9\-]{10,200}"),
@@ -38,10 +38,11 @@ _FORMS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("AC", "SK"), r"(?:AC|SK)[0-9a-f]{32}"),
     (("AGE-SECRET-KEY-",), r"AGE-SECRET-KEY-1[0-9A-Z]{50,64}"),
     (("hooks.slack.com",), r"https://hooks\.slack\.com/services/[A-Za-z0-9/]{20,80}"),
-    (("/api/webhooks/",), r"https://[a-z.]*discord(?:app)?\.com/api/webhooks/\d+/[A-Za-z0-9_\-]{20,100}"),
+    (("/api/webhooks/",),
+     r"https://[a-z.]*discord(?:app)?\.com/api/webhooks/\d+/[A-Za-z0-9_\-]{20,100}"),
     ((":AA",), r"\d{8,10}:AA[A-Za-z0-9_\-]{33}"),
-    (("gsk_", "r8_", "pplx-", "nvapi-", "lin_api_", "dckr_pat_", "figd_", "ntn_", "secret_", "sbp_", "tfp_"),
-     r"(?:gsk_|r8_|pplx-|nvapi-|lin_api_|dckr_pat_|figd_|ntn_|secret_|sbp_|tfp_)[A-Za-z0-9_\-]{24,120}"),
+    (("gsk_", "r8_", "pplx-", "nvapi-", "lin_api_", "dckr_pat_", "figd_", "ntn_", "secret_"),
+     r"(?:gsk_|r8_|pplx-|nvapi-|lin_api_|dckr_pat_|figd_|ntn_|secret_)[A-Za-z0-9_\-]{24,120}"),
     (("AccountKey=",), r"(?<=AccountKey=)[A-Za-z0-9+/]{60,90}={0,2}"),
 )  # fmt: skip
 _COMPILED = tuple(
@@ -50,14 +51,15 @@ _COMPILED = tuple(
 
 _SHORTEST = 16
 _KEY_BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
-_ASSIGNED = re.compile(
-    r"(?:api|secret|access|auth|private|client|encryption|signing|bearer|session|refresh)[_\- ]?"
+# What a value that is a key is given to, up to the value itself.
+_NAME_OF_KEY = re.compile(
+    r"(?:(?:api|secret|access|auth|private|client|encryption|signing|bearer|session|refresh)[_\- ]?"
     r"(?:key|token|secret)(?:[_\- ]?(?:id|key))?[\"']?\s{0,3}(?::=|[:=]|\bis\b|=>)\s{0,3}[\"'`]?"
-    r"(?P<value>[A-Za-z0-9_\-+/.=]{16,512})(?=[\"'`\s,;)}]|$)"
-    r"|\b(?:bearer|basic)\s(?P<bearer>[A-Za-z0-9_\-+/.=]{20,2000})(?=[\"'`\s,;)}]|$)"
-    r"|[?&](?:token|key|api_?key|access_token|sig|signature|secret)=(?P<query>[A-Za-z0-9_\-%.]{16,512})",
+    r"|\b(?:bearer|basic)\s"
+    r"|[?&](?:token|key|api_?key|access_token|sig|signature|secret)=)",
     re.IGNORECASE,
 )
+_VALUE = re.compile(r"[A-Za-z0-9_\-+/.=%]{16,2000}(?=[\"'`\s,;)}&]|$)")
 _ASSIGNED_HINTS = ("key", "token", "secret", "bearer ", "basic ", "sig=")
 
 
@@ -74,11 +76,11 @@ def keys(spot: Spot) -> Iterator[Found]:
             if match.start() <= spot.start < match.end() and _random(match.group(), 2.5):
                 yield Found(WHOLE, "secret", *match.span())
     low = spot.page.low[lo : end + 1]
-    if any([hint in low for hint in _ASSIGNED_HINTS]):
-        for match in _ASSIGNED.finditer(text, lo, min(len(text), end + 2000)):
-            name = match.lastgroup or "value"
-            if match.start() <= spot.start and _random(match[name], 3.0):
-                yield Found(WHOLE, "secret", *match.span(name))
+    if any(map(low.__contains__, _ASSIGNED_HINTS)):
+        for name in _NAME_OF_KEY.finditer(text, lo, spot.start):
+            value = _VALUE.match(text, name.end())
+            if value and spot.start < value.end() and _random(value.group(), 3.0):
+                yield Found(WHOLE, "secret", *value.span())
 
 
 def key_blocks(page: Page) -> Iterator[Found]:

@@ -106,11 +106,14 @@ class Spot:
         before, after = text[start - 1 : start], text[end : end + 1]
         if before.isalpha() or after.isalpha():
             return before.isascii() and after.isascii()
-        if before and before in " -" and text[start - 2 : start - 1].isupper():
-            return not text[start - 3 : start - 2].islower()
+        capital = bool(before) and before in " -" and text[start - 2 : start - 1].isupper()
+        if capital and not text[start - 3 : start - 2].islower():
+            return True
         if after and after in " -" and text[end + 1 : end + 2].isupper():
-            return not text[end + 2 : end + 3].isalpha()
-        return before in ("-", "_", ".") and text[start - 2 : start - 1].isalpha()
+            following = text[end + 2 : end + 3]
+            if following.isupper() or not following.isalpha():
+                return True
+        return bool(before) and before in "-_.:" and text[start - 2 : start - 1].isalpha()
 
     @property
     def before(self) -> list[str]:
@@ -215,6 +218,11 @@ def spots(page: Page) -> Iterator[Spot]:
         position = floor = end
 
 
+def has_digits(text: str) -> bool:
+    """Whether there is any digit; ten quick looks beat one pattern by far."""
+    return any(map(text.__contains__, DIGITS))
+
+
 def _next_run(text: str) -> Callable[[int], re.Match[str] | None]:
     """A function from a position to the first run of digits from there on.
 
@@ -253,6 +261,11 @@ def _joined(text: str, start: int, end: int) -> bool:
     before, after = text[start - 1 : start], text[end : end + 1]
     if before.isalpha() or after.isalpha():
         return True
-    return (before in ("-", "_", ".") and text[start - 2 : start - 1].isalpha()) or (
-        after in ("-", "_") and text[end + 1 : end + 2].isalpha()
+    if before and before in "-_.:" and text[start - 2 : start - 1].isalpha():
+        return True
+    if after and after in "-_:" and text[end + 1 : end + 2].isalpha():
+        return True
+    # "CXV 629", "962 OHO": capitals across a space.
+    return (before == " " and text[max(0, start - 3) : start - 1].isupper()) or (
+        after == " " and text[end + 1 : end + 3].isupper() and text[end + 2 : end + 3].isalpha()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,6 +76,17 @@ class Check:
 
     def __iter__(self) -> Iterator[Fault]:
         keep_scratch()
+        collects = gc.isenabled()
+        # Rows hold no cycles, and there are thousands of them alive at any time: the collector
+        # would walk through them again and again.
+        gc.disable()
+        try:
+            yield from self._counted()
+        finally:
+            if collects:
+                gc.enable()
+
+    def _counted(self) -> Iterator[Fault]:
         with (
             Duplicates(near=self._near, threshold=self._threshold) as duplicates,
             Columns(2) as places,
@@ -148,10 +160,14 @@ class Check:
             role = chunk.rows[find.row].turns[find.turn].role
             place = f"turn {find.turn + 1} ({role})"
             yield from self._lint(find.lint, place, find.text, file, lines[find.row])
-        for system, line in zip(chunk.systems, lines, strict=True):
-            if system:
-                self._systems.add(system, file, line)
-                for lint, text in self._in_system(system):
+        for system, count in Counter(chunk.systems).items():
+            if not system:
+                continue
+            first = chunk.systems.index(system)
+            self._systems.add(system, file, lines[first], count)
+            finds = self._in_system(system)
+            for said, line in zip(chunk.systems, lines, strict=True) if finds else ():
+                for lint, text in finds if said == system else ():
                     yield from self._lint(lint, "turn 1 (system)", text, file, line)
         if self._tokenizer is not None:
             for found in token_faults(chunk.rows, self._tokenizer, self._learn, self._max_length):
@@ -211,6 +227,8 @@ class Check:
                 yield from told()
         if held:
             yield from told()
+        if duplicates.cut_short:
+            self.notes.append("there are too many near duplicates to compare all; see the closest")
 
     def _repeat(self, group: list[Match], at: Mapping[int, tuple[int, int, int]]) -> Fault:
         file, line, source = at[group[0].later]

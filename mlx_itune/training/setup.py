@@ -1,0 +1,186 @@
+"""Everything a run needs, brought up in order of cost: names, rows, then weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mlx_itune.dataset import stored
+from mlx_itune.dataset.cache import Tokenized, tokenized
+from mlx_itune.dataset.render import TokenizedExample
+from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model import adapter, backend, lora
+from mlx_itune.model.base import LoadedModel, load, resolve, vet
+from mlx_itune.model.loss import head_is_exact, plain_nll, weighted_nll
+from mlx_itune.training import identity
+from mlx_itune.training.run import versions
+from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.step import Lanes, Learner
+
+_ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is there before any weight is loaded: the model's config and the rows as tokens."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tokenizer: ChatTokenizer
+    limit_tokens: int
+    rows: Tokenized
+    train: Sequence[TokenizedExample]
+    valid: Sequence[TokenizedExample]
+
+    def facts(self, data: Path) -> dict[str, Any]:
+        """Of rows and tokenizer, what a resumed run compares (see identity)."""
+        return {
+            "data": identity.data_facts(data),
+            "model": {
+                **identity.tokenizer_facts(self.tokenizer),
+                "tokens": identity.rows_digest(self.train, self.valid),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready to learn."""
+
+    settings: TrainSettings
+    material: Material
+    loaded: LoadedModel
+    learner: Learner
+    config: adapter.AdapterConfig
+    layers: tuple[str, ...]
+    exact_head: bool
+
+    def how(self) -> dict[str, Any]:
+        """How steps are computed: a resumed run does it the same way, for the same last bits."""
+        return {"lanes": self.learner.lanes.count, "compute": self.loaded.compute}
+
+    def facts(self) -> dict[str, Any]:
+        """What stands in run.json besides the settings."""
+        facts = self.material.facts(Path(self.settings.data))
+        return {
+            **facts,
+            "model": {"base.fingerprint": self.loaded.fingerprint, **facts["model"]},
+            "base": self.loaded.id,
+            "how": self.how(),
+            "machine": {**identity.machine_facts(), "device": backend.prepare().device},
+            "versions": versions(),
+        }
+
+
+def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Material:
+    """Rows and tokenizer; no weights yet. kept_rows: a run folder that may hold rows (`keep_rows`).
+
+    Raises UsageError, DataError, ModelError, StorageError.
+    """
+    path = resolve(settings.model, offline=settings.offline)
+    config = vet(path)
+    tokenizer = load_tokenizer(path, template=settings.template)
+    context = config.get("max_position_embeddings")
+    longest = settings.max_length
+    limit = min(longest, context) if isinstance(context, int) else longest
+    rows = tokenized(
+        Path(settings.data),
+        tokenizer,
+        seed=settings.seed,
+        format=settings.format,
+        columns=settings.columns,
+        max_length_tokens=limit,
+        learn=settings.learn,
+        too_long=settings.too_long,
+    )
+    train: Sequence[TokenizedExample] = rows.train.examples
+    valid: Sequence[TokenizedExample] = rows.valid.examples if rows.valid else ()
+    if kept_rows is not None and (kept_rows / _ROWS / "train").is_dir():
+        train = stored.StoredExamples(kept_rows / _ROWS / "train")
+        valid = stored.StoredExamples(kept_rows / _ROWS / "valid")
+    _check_vocabulary(path, config, (*train, *valid))
+    return Material(path, config, tokenizer, limit, rows, train, valid)
+
+
+def keep_rows(folder: Path, material: Material) -> None:
+    """Keep the tokens of a run whose template writes the date: tomorrow they would be others."""
+    if "strftime_now" in material.tokenizer.template_text:
+        for name, part in (("train", material.train), ("valid", material.valid)):
+            (folder / _ROWS / name).mkdir(parents=True)
+            stored.write(folder / _ROWS / name, part)
+
+
+def ready(
+    settings: TrainSettings, material: Material, *, began: Mapping[str, Any] | None = None
+) -> Setup:
+    """Weights, adapter and learner. began: the `facts` of the run that is resumed, if one is.
+
+    Raises ModelError; ResourceError where it will not fit.
+    """
+    _require_fit(settings, material)
+    loaded = load(settings.model, compute=settings.compute, offline=settings.offline)
+    paths = lora.attach(
+        loaded.model,
+        rank=settings.rank,
+        scale=settings.scale,
+        dropout=settings.dropout,
+        seed=settings.seed,
+    )
+    config = adapter.AdapterConfig(
+        rank=settings.rank,
+        scale=settings.scale,
+        dropout=settings.dropout,
+        keys=tuple(lora.adapted_keys(loaded.model)),
+        num_layers=len(loaded.model.layers),
+    )
+    exact_head = head_is_exact(loaded.model)
+    learner = Learner(
+        loaded.model,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        lanes=_lanes(began),
+        nll=weighted_nll if exact_head else plain_nll,
+    )
+    return Setup(settings, material, loaded, learner, config, tuple(paths), exact_head)
+
+
+def _lanes(began: Mapping[str, Any] | None) -> Lanes:
+    """As many as the run began with: how a step is cut decides the last bits of its sums."""
+    if began is None:
+        return Lanes()
+    lanes = Lanes(int(began["how"]["lanes"]))
+    if lanes.count == 1:
+        backend.blas_threads(int(began["machine"]["cpus"]))
+    return lanes
+
+
+def _require_fit(settings: TrainSettings, material: Material) -> None:
+    """Refuse, before weights are loaded, what this machine cannot hold (training/plan.py)."""
+    if find_spec("mlx_itune.training.plan") is None:
+        return
+    require_fit: Callable[..., None] | None = getattr(
+        import_module("mlx_itune.training.plan"), "require_fit", None
+    )
+    if require_fit is not None:
+        require_fit(settings, material.config, (*material.train, *material.valid))
+
+
+def _check_vocabulary(
+    path: Path, config: Mapping[str, Any], examples: Sequence[TokenizedExample]
+) -> None:
+    size = config.get("vocab_size")
+    highest = max(int(example.input_ids.max()) for example in examples)
+    if isinstance(size, int) and highest >= size:
+        raise ModelError(
+            f"the tokenizer makes token {highest}, the model knows {size}",
+            where=str(path),
+            hint="the tokenizer is not this model's",
+        )
+
+

@@ -1,0 +1,419 @@
+"""Raw rows of every format, and what they become."""
+
+import json
+import random
+
+import pytest
+
+from mlx_itune.dataset.conversation import Conversation, Turn, find_problem
+from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.formats import FORMATS, NO_INPUT, detect, parse_row, parse_rows
+from mlx_itune.dataset.formats.detect import _parsed
+from mlx_itune.dataset.sources import content_key, read_rows, said_bytes, to_row
+from mlx_itune.kit.errors import DataError, UsageError
+
+
+def turns(row, **options):
+    return [(t.role, t.content) for t in parse_row(row, "f:1", **options).turns]
+
+
+def fault(row, **options):
+    with pytest.raises(RowFault) as caught:
+        parse_rows(row, "f:1", **options)
+    return caught.value
+
+
+def chat(*roles, key="messages"):
+    names = ("role", "content") if key == "messages" else ("from", "value")
+    return {key: [{names[0]: role, names[1]: f"{role} {n}"} for n, role in enumerate(roles)]}
+
+
+ASKED = [("user", "u"), ("assistant", "a")]
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 12345678901234567890}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "expected"),
+    [
+        ({"inputs": "u", "targets": "a", "task_name": "t"}, "inputs-targets", ASKED),
+        ({"input": "u", "output": "a"}, "input-output", ASKED),
+        ({"prompt": "u", "completion": "a"}, "prompt-completion", ASKED),
+        ({"prompt": "u", "response": "a"}, "prompt-completion", ASKED),
+        ({"question": "u", "answer": "a", "rationale": "r"}, "question-answer", ASKED),
+        ({"question": "u", "response": "a"}, "question-answer", ASKED),
+        ({"instruction": "u", "response": "a"}, "instruction-output", ASKED),
+        ({"instruction": "u", "context": "", "response": "a", "category": "c"}, "alpaca", ASKED),
+        (
+            {"instruction": "u", "context": "c", "response": "a"},
+            "alpaca",
+            [("user", "u\n\nc"), ("assistant", "a")],
+        ),
+        # What a table has besides: null columns, and columns that another format would claim.
+        (
+            {"messages": None, "conversations": [], "question": "", "input": "u", "output": "a"}
+            | {"conversations": None},
+            "input-output",
+            ASKED,
+        ),
+        ({"instruction": "u", "input": "", "output": "a", "text": "### ..."}, "alpaca", ASKED),
+        (
+            {"prompt": "p", "question": "u", "answer": "a"} | {"prompt": None},
+            "question-answer",
+            ASKED,
+        ),
+        (
+            {"system": "s", "question": "u", "answer": "a"},
+            "question-answer",
+            [("system", "s"), *ASKED],
+        ),
+        (
+            {
+                "prompt": [{"role": "user", "content": "u"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            "prompt-completion",
+            ASKED,
+        ),
+    ],
+)
+def test_formats_are_told_by_their_keys(row, format, expected):
+    assert detect(row) == format
+    assert turns(row) == expected
+    assert turns(row, format=format) == expected
+
+
+def test_replies_within_a_prompt_are_not_learned():
+    row = {
+        "prompt": chat("user", "assistant", "user")["messages"],
+        "completion": [{"role": "assistant", "content": "a"}],
+    }
+    assert [t.weight for t in parse_row(row, "f:1").turns] == [None, 0.0, None, None]
+
+
+@pytest.mark.parametrize("spelling", [*NO_INPUT, None, " N/A ", "<NoInput>\n"])
+def test_alpaca_rows_without_an_input(spelling):
+    row = {"instruction": "u", "input": spelling, "output": "a"}
+    assert turns(row) == ASKED and parse_row(row, "f:1").turns[0].input is None
+
+
+def test_alpaca_keeps_what_its_generator_left():
+    row = {"instruction": "i", "input": "x", "output": "o", "avg_similarity_score": 0.25}
+    row["most_similar_instructions"] = {"a": 0.5}
+    conversation = parse_row(row, "f:1")
+    assert conversation.turns[0] == Turn("user", "i\n\nx", input="x")
+    assert conversation.tags == {
+        "avg_similarity_score": "0.25",
+        "most_similar_instructions": '{"a":0.5}',
+    }
+
+
+def test_seed_tasks_give_a_conversation_for_each_instance():
+    row = {
+        "id": "seed_1",
+        "instruction": "i",
+        "instances": [{"input": "", "output": "a"}, {"input": "x", "output": "b"}],
+        "is_classification": False,
+    }
+    one, two = parse_rows(row, "f:1")
+    assert detect(row) == "seed-tasks"
+    assert (one.turns[0].content, two.turns[0].content) == ("i", "i\n\nx")
+    assert one.tags == two.tags == {"id": "seed_1", "is_classification": "false"}
+    assert fault({"instruction": "i", "instances": []}).code == "no-turns"
+    broken = fault({"instruction": "i", "instances": [{"output": "a"}, {"input": "x"}]})
+    assert broken.code == "missing-key" and "instances[2]" in broken.message
+    with pytest.raises(RowFault, match="holds 2 conversations"):
+        parse_row(row, "f:1")
+
+
+@pytest.mark.parametrize("human", ["human", "user", "User", "prompter"])
+@pytest.mark.parametrize("gpt", ["gpt", "assistant", "bot", "chatgpt", "bing", "bard", "model"])
+def test_role_aliases(human, gpt):
+    row = chat("system", human, gpt, key="conversations")
+    assert [role for role, _ in turns(row)] == ["system", "user", "assistant"]
+
+
+def test_sharegpt_tools():
+    row = {
+        "conversations": [
+            {"from": "human", "value": "u"},
+            {"from": "function_call", "value": json.dumps({"name": "f", "arguments": {"x": 1}})},
+            {"from": "observation", "value": "7"},
+            {"from": "gpt", "value": "a"},
+        ],
+        "tools": json.dumps([{"name": "f"}]),
+    }
+    conversation = parse_row(row, "f:1")
+    assert [t.role for t in conversation.turns] == ["user", "assistant", "tool", "assistant"]
+    assert conversation.turns[1].tool_calls[0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert conversation.tools == ({"name": "f"},)
+    row["conversations"][1]["value"] = "f(x)"
+    assert fault(row).code == "json"
+
+
+def test_openhermes_rows_as_they_are():
+    row = {
+        "custom_instruction": None, "topic": None, "idx": 7, "views": 1.0, "hash": [1, -2**62],
+        "source": "airoboros2.2", "skip_prompt_formatting": False, "title": None, "id": None,
+        "system_prompt": "s",
+        "conversations": [
+            {"from": "human", "value": "u", "weight": None},
+            {"from": "gpt", "value": "a", "weight": 0},
+            {"from": "human", "value": "v", "weight": None},
+            {"from": "gpt", "value": "b", "weight": None},
+        ],
+    }  # fmt: skip
+    assert detect(row) == "openhermes"
+    conversation = parse_row(row, "f:1")
+    assert [t.role for t in conversation.turns] == ["system", *["user", "assistant"] * 2]
+    assert [t.weight for t in conversation.turns] == [None, None, 0, None, None]
+    assert conversation.tags == {
+        "idx": "7", "views": "1.0", "hash": "[1,-4611686018427387904]",
+        "source": "airoboros2.2", "skip_prompt_formatting": "false",
+    }  # fmt: skip
+
+
+def test_a_system_column_fills_a_gap_and_never_replaces_a_turn():
+    row = chat("system", "human", "gpt", key="conversations")
+    for key in ("system", "system_prompt"):
+        other = parse_row({**row, key: "another"}, "f:1")
+        assert other.turns[0].content == "system 0" and other.tags == {key: "another"}
+        assert parse_row({**row, key: " system 0\n"}, "f:1").tags == {}
+        assert parse_row({**row, key: None}, "f:1").tags == {}
+
+
+def test_openai_messages_of_every_age():
+    row = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": t} for t in "uv"]},
+            {"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": "c1"}]},
+            {"role": "tool", "content": None, "tool_call_id": "c1"},
+            {"role": "assistant", "function_call": {"name": "g", "arguments": "{}"}},
+            {"role": "function", "name": "g", "content": "x"},
+            {"role": "assistant", "content": "a", "reasoning_content": "because"},
+        ],
+        "functions": [{"name": "g"}],
+    }  # fmt: skip
+    conversation = parse_row(row, "f:1")
+    user, call, result, legacy, old, last = conversation.turns
+    assert user.content == "uv" and call.tool_calls == ({**CALL, "id": "c1"},)
+    assert result == Turn("tool", "", tool_call_id="c1")
+    assert legacy.tool_calls[0]["function"] == {"name": "g", "arguments": {}}
+    assert (old.role, old.name) == ("tool", "g")
+    assert last.content == "<think>\nbecause\n</think>\n\na"
+    assert conversation.tools == ({"type": "function", "function": {"name": "g"}},)
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "said"),
+    [
+        (chat("assistant", "user", "assistant"), "role-order", "data clean"),
+        (chat("user", "user", "assistant"), "role-order", "join"),
+        (chat("user", "narrator"), "unknown-role", "'narrator'"),
+        (chat("user"), "no-reply", ""),
+        ({"mesages": []}, "unknown-format", "'messages'"),
+        ({"foo": 1}, "unknown-format", "--map"),
+        ({}, "unknown-format", ""),
+        ({"text": "no marks at all"}, "plain-text", "--format text"),
+        ({"question": "q", "answer": 7}, "type", "--map"),
+        ({"conversations": "[broken"}, "json", ""),
+        ({"messages": "text"}, "type", ""),
+        ({**chat("user", "assistant"), "tools": {"a": 1}}, "type", "'tools'"),
+        ({**chat("user", "assistant"), "tools": ["f"]}, "type", "'tools'"),
+        ({**chat("user", "assistant"), "system": 7}, "type", "'system'"),
+        ({"instruction": "i", "input": ["x"], "output": "o"}, "type", "'input'"),
+        ({"instruction": "i", "answer": "a", "response": "b"}, "missing-key", "'output'"),
+    ],
+)
+def test_every_fault_has_a_code_and_mostly_a_way_out(row, code, said):
+    found = fault(row)
+    assert found.code == code and said in f"{found.message} {found.hint}"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_forced_format_refuses_what_is_not_its_own(format):
+    assert fault({"foo": "x"}, format=format).code == "missing-key"
+    assert fault({}, format=format).code == "missing-key"
+
+
+def test_an_unknown_format_is_a_usage_error():
+    with pytest.raises(UsageError, match="did you mean 'sharegpt'"):
+        parse_rows({}, "f:1", format="share-gpt")
+
+
+# Text
+
+TEXTS = {
+    "chatml": (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n u \n<|im_end|>\n"
+        "<|im_start|>assistant\na\n\n<|im_end|>\n",
+        [("system", "s"), ("user", " u \n"), ("assistant", "a\n\n")],
+    ),
+    "llama-2": (
+        "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] a </s><s>[INST] v [/INST] b </s>",
+        [("system", "s"), ("user", "u"), ("assistant", " a"), ("user", "v"), ("assistant", " b")],
+    ),
+    "llama-3": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>",
+        ASKED,
+    ),
+    "alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nu\n\n### Input:\nx\n\n### Response:\n  a\n\nb",
+        [("user", "u\n\nx"), ("assistant", "  a\n\nb")],
+    ),
+    "guanaco": (
+        "### Human: u### Assistant: a### Human: v### Assistant: b",
+        [*ASKED, ("user", "v"), ("assistant", "b")],
+    ),
+    "vicuna": (
+        "A chat. USER: u ASSISTANT: a</s>USER: v ASSISTANT: b</s>",
+        [("system", "A chat."), *ASKED, ("user", "v"), ("assistant", "b")],
+    ),
+    "anthropic": ("\n\nHuman: u\n\nAssistant: a", ASKED),
+    "user": ("User: u\nAssistant: a\nmore", [("user", "u"), ("assistant", "a\nmore")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_marked_text_is_parted_exactly(name):
+    text, expected = TEXTS[name]
+    found = turns({"text": text})
+    if name == "llama-2":
+        found = [(role, said) for role, said in found]
+        expected = [(role, said.strip()) for role, said in expected]
+        found = [(role, said.strip()) for role, said in found]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_start|>user\nu<|im_end|>\nlost words\n<|im_start|>assistant\na<|im_end|>",
+        "<|im_start|>user\nu<|im_end|>",
+        "### Instruction:\nu\n\n### Instruction:\nv",
+        "[INST] u",
+        "Assistant: a",
+    ],
+)
+def test_marks_that_make_no_dialogue_are_plain_text(text):
+    assert fault({"text": text}).code in ("plain-text", "role-order", "no-reply")
+
+
+def test_plain_text_can_be_learned_whole():
+    conversation = parse_row({"text": "once upon a time", "source": "s"}, "f:1", format="text")
+    assert conversation.turns == (Turn("assistant", "once upon a time"),)
+    assert conversation.tags == {"kind": "text", "source": "s"}
+    assert parse_row(to_row(conversation), "f:1") == conversation
+    assert find_problem(conversation.turns) is not None
+    with pytest.raises(DataError):
+        Conversation(conversation.turns, "f:1")
+
+
+# --map
+
+
+def test_columns_are_mapped_and_the_rest_become_tags():
+    row = {"Frage": "u", "A": {"b": [{"c": 42}]}, "input": "not this", "messages": [], "n": 1}
+    conversation = parse_row(row, "f:1", columns={"instruction": "Frage", "output": "A.b.0.c"})
+    assert [t.content for t in conversation.turns] == ["u", "42"]
+    assert conversation.tags["input"] == "not this" and conversation.tags["n"] == "1"
+    part = parse_row({"instruction": "u", "antwort": "a"}, "f:1", columns={"output": "antwort"})
+    assert [t.content for t in part.turns] == ["u", "a"]
+    tagged = parse_row({**chat("user", "assistant"), "ds": "x"}, "f:1", columns={"source": "ds"})
+    assert tagged.tags == {"source": "x"}
+    listed = {"m": json.dumps(chat("user", "assistant")["messages"])}
+    assert len(turns(listed, columns={"messages": "m"})) == 2
+    assert turns({"t": "x"}, columns={"text": "t"}, format="text") == [("assistant", "x")]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "code", "said"),
+    [
+        ({"question": "q"}, {"instruction": "qestion"}, "missing-column", "'question'"),
+        ({"a": {"deep": 1}}, {"instruction": "a.depe"}, "missing-column", "'a.deep'"),
+        ({"q": None, "a": "a"}, {"question": "q", "answer": "a"}, "type", "null"),
+        ({"q": " ", "a": "a"}, {"question": "q", "answer": "a"}, "empty", ""),
+        ({"q": ["x"], "a": "a"}, {"question": "q", "answer": "a"}, "type", "'q'"),
+    ],
+)
+def test_a_column_that_is_missing_or_wrong_is_named(row, columns, code, said):
+    found = fault(row, columns=columns)
+    assert found.code == code and said in f"{found.message} {found.hint}"
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"instuction": "q"}, {"outputs": "q"}, {"": "q"}, {"a": ""}]
+)
+def test_a_mapping_that_cannot_be_meant_is_a_usage_error(tmp_path, columns):
+    with pytest.raises(UsageError):
+        list(read_rows(tmp_path / "none", columns=columns))
+
+
+# Short cuts and round trips
+
+
+def test_the_short_cut_for_plain_rows_gives_what_the_long_way_gives():
+    random_ = random.Random(5)
+    keys = "messages conversations instruction input output response answer question prompt text "
+    keys = (keys + "completion context inputs targets system metadata tools source").split()
+    lists = [chat("user", "assistant"), chat("user"), chat("system", "user", "assistant")]
+    items = ["x", "", " ", "n/a", None, 7, ["x"], {"a": "b"}]
+    items += [next(iter(row.values())) for row in lists]
+    items += [chat("human", "gpt", key="conversations")["conversations"]]
+    seen = set()
+    for _ in range(20_000):
+        row = {key: random_.choice(items) for key in random_.sample(keys, random_.randint(1, 5))}
+        outcomes = []
+        for way in (parse_rows, lambda r, o: _parsed(r, o, None, {}, forced=None)):
+            try:
+                outcomes.append(way(row, "f:1"))
+            except RowFault as found:
+                outcomes.append((found.code, found.message))
+        assert outcomes[0] == outcomes[1], row
+        seen.add(type(outcomes[0][0]))
+    assert seen == {Conversation, str}
+
+
+def any_conversation(random_):
+    def text():
+        return (
+            "".join(random_.choices("ab \n\"'{}[]:,\\é😀\u2028#", k=random_.randint(1, 30))) + "x"
+        )
+
+    made = [Turn("system", text())] if random_.random() < 0.5 else []
+    for _ in range(random_.randint(1, 3)):
+        context = text() if random_.random() < 0.3 else None
+        asked = text() if context is None else f"{text()}\n\n{context}"
+        made.append(Turn("user", asked, name=random_.choice([None, "ann"]), input=context))
+        if random_.random() < 0.3:
+            arguments = {text(): random_.choice([1, 2.5, 10**20, None, [text()], {"k": text()}])}
+            call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+            call = call if random_.random() < 0.5 else {**call, "id": "c1"}
+            made.append(Turn("assistant", random_.choice(["", text()]), tool_calls=(call,)))
+            made.append(Turn("tool", random_.choice(["", text()]), tool_call_id="c1"))
+        made.append(Turn("assistant", text(), random_.choice([None, 0, 0.5, 1.0])))
+    names = "source text messages system metadata input question kind tools 1 é".split()
+    tags = {name: text() for name in random_.sample(names, random_.randint(0, 5))}
+    tools = ({"type": "function", "function": {"name": text()}},) if random_.random() < 0.3 else ()
+    return Conversation(tuple(made), "f:1", tools, tags)
+
+
+def test_rows_written_and_read_again_are_the_same(tmp_path):
+    random_ = random.Random(11)
+    conversations = [any_conversation(random_) for _ in range(2000)]
+    path = tmp_path / "a.jsonl"
+    for ascii_only in (True, False):
+        lines = [json.dumps(to_row(c), ensure_ascii=ascii_only) for c in conversations]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        found = list(read_rows(path))
+        assert [c.turns for c in found] == [c.turns for c in conversations]
+        assert [c.tools for c in found] == [c.tools for c in conversations]
+        assert [c.tags for c in found] == [c.tags for c in conversations]
+    assert [said_bytes(c) for c in found] == [said_bytes(c) for c in conversations]
+
+
+def test_what_is_said_has_its_keys():
+    one = parse_row({"instruction": "i", "input": "x", "output": "o"}, "f:1")
+    assert content_key(one) == 4138581881464177436
+    assert content_key(parse_row({"question": "q", "answer": "a"}, "g:2")) == 15299395578411588967

@@ -1,0 +1,269 @@
+"""Mutated lines of every format: no exception, and every line that is not blank counts once.
+
+`MLX_ITUNE_FUZZ_LINES=1000000` runs as many (the suite runs 20,000); so does
+`python tests/dataset/test_dataset_fuzz.py 1000000`, which also says what was found.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.formats import FORMATS
+from mlx_itune.dataset.sources import read_rows, to_row
+
+LINES = int(os.environ.get("MLX_ITUNE_FUZZ_LINES", "20000"))
+PER_FILE = 2000
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief: answer in one line."},
+    {"role": "user", "content": 'What is {"a": [1, 2]}? "Quoted", \\ and é 😀'},
+    {"role": "assistant", "content": "An object.\n\n```json\n{}\n```", "weight": 1},
+]
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+SAID = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a", "weight": None}]
+ROWS: list[dict[str, Any]] = [
+    {"messages": MESSAGES},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "u"}], "name": "ann"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": "7", "tool_call_id": "c1"},
+            {"role": "assistant", "content": None, "function_call": {"name": "g"}},
+            {"role": "function", "name": "g", "content": ""},
+            {"role": "assistant", "content": "a"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        "metadata": {"source": "s", "n": 1},
+    },
+    {"id": "x_1", "conversations": SAID, "system": "s"},
+    {"conversations": SAID * 2, "system_prompt": "s", "hash": [1, 2], "idx": 7, "views": None},
+    {"instruction": "i", "input": "", "output": "o"},
+    {"instruction": "i", "input": "<noinput>", "output": "o", "avg_similarity_score": 0.1},
+    {"instruction": "i", "context": "c", "response": "o", "category": "k"},
+    {"id": "t", "instruction": "i", "instances": [{"input": "", "output": "o"}] * 2},
+    {"prompt": "p", "completion": "c"},
+    {"prompt": MESSAGES[:2], "completion": MESSAGES[2:]},
+    {"instruction": "i", "output": "o"},
+    {"input": "i", "output": "o"},
+    {"question": "q?", "answer": "a #### 7", "rationale": "r"},
+    {"inputs": "i", "targets": "t", "task_name": "n"},
+    {"text": "### Instruction:\nu\n\n### Response:\na"},
+    {"text": "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"},
+    {"text": "no marks"},
+]
+STRANGE = [
+    b"\x00", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xf4\x90\x80\x80", b"\\u0000", b"\\ud800",
+    b"\\udc00", b"\\u003a", b"NaN", b"-Infinity", b"1e999", b"9" * 400, b"9" * 5000, b"-0", b"null",
+    b"true", b"7", b"[]", b"{}", b'""', b'"', b"\\", b":", b",", b"[", b"]", b"{", b"}", b"\n",
+    b"\r", b"\r\n", b"\n\n", b"\t", b"\x0b", b"\x1f", b"\x7f", b"\xc2\x85", "\u2028".encode(),
+    "\ufeff".encode(), b"[" * 300, b'{"a":' * 300, b"]" * 300, b"[" * 3000, b'{"a":1,"a":2}',
+]  # fmt: skip
+VALUES = [None, True, 0, -1, 1e308, 10**30, "", " ", "\x00", [], {}, [[]], [None], {"a": None}, "x"]
+
+
+def mutated(random_: random.Random) -> bytes:
+    """A row of some format as a line, damaged in a few ways, or in none."""
+    row = json.loads(json.dumps(random_.choice(ROWS)))
+    for _ in range(random_.choice([0, 0, 0, 1, 2])):
+        swap_a_type(row, random_)
+    if random_.random() < 0.05:
+        row = random_.choice([[row], "text", 7, None, [], [1, "x"]])
+    separators = random_.choice([(", ", ": "), (",", ":"), (" , ", " : ")])
+    line = bytearray(
+        json.dumps(row, ensure_ascii=random_.random() < 0.5, separators=separators).encode(
+            "utf-8", "surrogatepass"
+        )
+    )
+    for _ in range(random_.choice([0, 0, 0, 1, 1, 2, 4])):
+        random_.choice(MUTATIONS)(line, random_)
+    return bytes(line)
+
+
+def swap_a_type(row: Any, random_: random.Random) -> None:
+    """Another value, key or place for something within the row."""
+    spots: list[tuple[Any, Any]] = []
+    stack = [row]
+    for value in stack:
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in inside:
+            spots.append((value, key))
+            if isinstance(item, (dict, list)):
+                stack.append(item)
+    if not spots:
+        return
+    holder, key = random_.choice(spots)
+    way = random_.randrange(4)
+    if way == 0:
+        holder[key] = copy.deepcopy(random_.choice(VALUES))
+    elif way == 1:
+        del holder[key]
+    elif way == 2 and isinstance(holder, dict):
+        known = [
+            "messages",
+            "input",
+            "text",
+            "role",
+            "content",
+            "weight",
+            "tools",
+            "system",
+            "kind",
+        ]
+        holder[random_.choice(known)] = holder.pop(key)
+    else:
+        holder[key] = [holder[key]]
+
+
+def flip(line: bytearray, random_: random.Random) -> None:
+    """One bit."""
+    if line:
+        line[random_.randrange(len(line))] ^= 1 << random_.randrange(8)
+
+
+def cut(line: bytearray, random_: random.Random) -> None:
+    """The end or the start off."""
+    at = random_.randrange(len(line) + 1)
+    if random_.random() < 0.8:
+        del line[at:]
+    else:
+        del line[:at]
+
+
+def insert(line: bytearray, random_: random.Random) -> None:
+    """Something strange, often at the very beginning."""
+    at = 0 if random_.random() < 0.2 else random_.randrange(len(line) + 1)
+    line[at:at] = random_.choice(STRANGE)
+
+
+def replace(line: bytearray, random_: random.Random) -> None:
+    """Something strange in the place of a few bytes."""
+    at = 0 if random_.random() < 0.2 else random_.randrange(len(line) + 1)
+    line[at : at + random_.randrange(4)] = random_.choice(STRANGE)
+
+
+def drop_a_mark(line: bytearray, random_: random.Random) -> None:
+    """A quote, bracket, comma or colon less."""
+    spots = [n for n, byte in enumerate(line) if byte in b'"[]{},:\\']
+    if spots:
+        del line[random_.choice(spots)]
+
+
+def double(line: bytearray, random_: random.Random) -> None:
+    """A piece of the line again."""
+    at = random_.randrange(len(line) + 1)
+    line[at:at] = line[at : at + random_.randrange(40)]
+
+
+MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [
+    flip, cut, insert, replace, drop_a_mark, double,
+]  # fmt: skip
+
+
+def check(path: Path, data: bytes, **options: Any) -> Counter[str]:
+    """Read the lines; every one that is not blank is accepted or rejected, and only once."""
+    path.write_bytes(data)
+    found: Counter[str] = Counter()
+    outcomes: dict[int, str] = {}
+    for row in read_rows(path, **options):
+        line = row.line if isinstance(row, Fault) else int(row.origin.rpartition(":")[2])
+        outcome = row.code if isinstance(row, Fault) else "accepted"
+        if isinstance(row, Fault):
+            assert "\n" not in str(row)
+        assert line not in outcomes or outcome == outcomes[line] == "accepted", row
+        if line not in outcomes:
+            found[outcome] += 1
+        outcomes[line] = outcome
+    blank = {n for n, line in enumerate(data.split(b"\n"), 1) if not line.strip(b" \t\r\n")}
+    wanted = set(range(1, data.count(b"\n") + 2)) - blank
+    assert outcomes.keys() == wanted, sorted(outcomes.keys() ^ wanted)[:5]
+    return found
+
+
+def fuzz(lines: int, folder: Path, seed: int = 0) -> Counter[str]:
+    """Run so many lines, some files in a forced format or with mapped columns."""
+    random_ = random.Random(seed)
+    total: Counter[str] = Counter()
+    for number in range(0, lines, PER_FILE):
+        count = min(PER_FILE, lines - number)
+        data = random_.choice([b"\n", b"\n", b"\r\n"]).join(mutated(random_) for _ in range(count))
+        options: dict[str, Any] = {}
+        if random_.random() < 0.2:
+            options["format"] = random_.choice(FORMATS)
+        if random_.random() < 0.1:
+            options["columns"] = {
+                "instruction": "messages.1.content",
+                "output": "instances.0.output",
+            }
+        name = random_.choice(["rows.jsonl", "rows.jsonl", "rows.ndjson", "rows.json", "rows"])
+        total += check(folder / name, data, **options)
+    return total
+
+
+def test_mutated_lines_of_every_format(tmp_path: Path) -> None:
+    found = fuzz(LINES, tmp_path)
+    assert sum(found.values()) > LINES * 0.9
+    if LINES >= 20_000:
+        assert len(found) > 15 and found["accepted"] > LINES * 0.1, found
+
+
+def test_mutated_arrays_and_objects_raise_nothing(tmp_path: Path) -> None:
+    random_ = random.Random(1)
+    for number in range(300):
+        rows = [json.loads(json.dumps(random_.choice(ROWS))) for _ in range(random_.randint(1, 30))]
+        value = rows if number % 4 else {"data": rows, "n": 1}
+        data = bytearray(json.dumps(value, indent=random_.choice([None, None, 0, 2])).encode())
+        for _ in range(random_.randint(0, 3)):
+            random_.choice(MUTATIONS)(data, random_)
+        path = tmp_path / "rows.json"
+        path.write_bytes(data)
+        for row in read_rows(path):
+            assert isinstance(row, (Conversation, Fault))
+
+
+def test_mutated_tables_and_texts_raise_nothing(tmp_path: Path) -> None:
+    random_ = random.Random(2)
+    for _ in range(300):
+        suffix = random_.choice([".csv", ".tsv", ".txt", ".md"])
+        header = b"question,answer,source\n" if suffix == ".csv" else b"question\tanswer\tsource\n"
+        cell = '"a, ""b""\n?"' if suffix == ".csv" else "a b?"
+        rows = "".join(random_.choice([f"{cell},b,c\n", "a?\tb\tc\n"]) for _ in range(30))
+        data = bytearray(header + rows.encode())
+        for _ in range(random_.randint(0, 6)):
+            random_.choice(MUTATIONS)(data, random_)
+        path = tmp_path / f"rows{suffix}"
+        path.write_bytes(data)
+        for row in read_rows(path):
+            assert isinstance(row, (Conversation, Fault))
+
+
+def test_what_is_accepted_can_be_written_and_read_again(tmp_path: Path) -> None:
+    random_ = random.Random(3)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(mutated(random_) for _ in range(5000)))
+    first = [row for row in read_rows(path) if isinstance(row, Conversation)]
+    path.write_text("\n".join(json.dumps(to_row(row)) for row in first))
+    again = list(read_rows(path))
+    assert [(r.turns, r.tools, r.tags) for r in again if isinstance(r, Conversation)] == [
+        (r.turns, r.tools, r.tags) for r in first
+    ]
+
+
+if __name__ == "__main__":
+    asked = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        counts = fuzz(asked, Path(folder))
+    print(f"{sum(counts.values()):,} lines, no exception, each counted once")
+    print(f"{time.perf_counter() - began:.0f} s; {dict(counts.most_common())}")
