@@ -18,6 +18,8 @@ COMMANDS = {
     "quickstart": ("quickstart", "The whole job on the embedded starter model, offline."),
     "data": ("data", "Import, check, clean, show and trace data sets."),
     "train": ("train", "Tune a model on a data set; writes a LoRA adapter."),
+    "resume": ("resume", "Go on with a run that was stopped or killed, bit for bit."),
+    "runs": ("runs", "What was trained: list, show, verify, prune."),
     "eval": ("evaluate", "Exact loss, exact match and token-F1 on all rows, base against tuned."),
     "generate": ("generate", "One answer, streamed."),
     "chat": ("chat", "A conversation in the terminal."),

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlx_itune.cli.report import console
+from mlx_itune.cli.training_view import TrainingView, duration
+from mlx_itune.kit.errors import one_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 _LINE_EVERY_S = 10.0
+# Often enough to look alive; each refresh takes a few milliseconds from the work.
+_REFRESH_PER_S = 4
+_BAR_COLUMNS = 24
+_BYTES = "bytes"
+_TRAIN = "train"
 
 
 class Progress:
-    """One stage at a time, each with a count and a note; used as a context manager."""
+    """One stage at a time, each with a count and a note; used as a context manager.
+
+    On a terminal the stage is redrawn in place. Elsewhere a line is printed every 10 s, one at the
+    end of a stage, one at every validation, and none twice.
+    """
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._bar: Any = None
-        self._task: Any = None
-        self._stage = ""
-        self._printed_s = 0.0
-        self._checkpoint = ""
+        self._live = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+        self._display: Any = None
+        self._stage, self._done, self._total, self._note = "", 0, 0, ""
+        self._began_s = time.monotonic()
+        self._printed_s = time.monotonic()
+        self._last_lines: dict[str, str] = {}
+        self._finished = False
+        self._run: TrainingView | None = None
 
     def __enter__(self) -> Progress:
         if self._live:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as Bar
+            from rich.live import Live
 
-            self._bar = Bar(
-                TextColumn("{task.description:<10}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}", style="dim"),
+            from mlx_itune.cli.report import console
+
+            self._display = Live(
+                get_renderable=self._drawing,
                 console=console(stderr=True),
+                refresh_per_second=_REFRESH_PER_S,
                 transient=True,
+                # Results on the same screen go above the bar; in a file they stay theirs.
+                redirect_stdout=sys.stdout.isatty(),
             )
-            self._bar.start()
+            self._display.start()
         return self
 
     def __exit__(
@@ -45,50 +64,119 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._display is not None:
+            # What is drawn last would be a finished bar: leave nothing.
+            self._stage, self._run = "", None
+            with _terminal_may_go():
+                self._display.stop()
+            self._display = None
 
     def update(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """``done`` of ``total`` in this stage; a new stage name starts a new bar."""
-        if self._live:
-            if stage != self._stage:
-                if self._task is not None:
-                    self._bar.remove_task(self._task)
-                self._task = self._bar.add_task(stage, total=total, note=note)
-            self._bar.update(self._task, completed=done, total=total, note=note)
-        elif done == total or time.monotonic() - self._printed_s >= _LINE_EVERY_S:
-            self._printed_s = time.monotonic()
-            print(f"{stage} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
-        self._stage = stage
+        """`done` of `total` in this stage; a new stage name starts a new one.
+
+        The note "bytes" says what is counted, and the numbers are shown in megabytes.
+        """
+        if stage != self._stage:
+            self._began_s, self._finished = time.monotonic(), False
+        self._stage, self._done, self._total, self._note = stage, done, total, note
+        ends = done >= total and not self._finished
+        if not self._live and (ends or self._is_due()):
+            # What is told again after its end, or goes on after it, is not worth a line each time.
+            self._finished = self._finished or ends
+            self._print(stage, f"{stage} {_amount(done, total, note)}")
 
     def say(self, text: str) -> None:
         """One lasting line, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False)
+        text = one_line(text)
+        if self._display is not None:
+            from rich.text import Text
+
+            with _terminal_may_go():
+                self._display.console.print(Text(text), soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _write(text)
 
     def training(self, event: dict[str, Any]) -> None:
         """Show one event of a training run."""
-        kind = event["event"]
-        if kind == "start":
-            if event.get("note"):
-                self.say(f"note: {event['note']}")
-        elif kind == "step":
-            self.update("train", event["step"], event["steps"], _step_note(event))
-        elif kind == "valid" and event.get("loss") is not None:
-            self.say(f"step {event['step']}: validation loss {event['loss']:.4f}")
-        elif kind == "checkpoint":
-            self._checkpoint = event["path"]
-        elif kind == "stopped":
-            kept = f"; sealed in checkpoints/{self._checkpoint}" if self._checkpoint else ""
-            self.say(f"stopped after step {event['step']}{kept}")
+        if event.get("event") == "start" or self._run is None:
+            self._run = TrainingView()
+        view = self._run
+        for line in view.add(event):
+            self.say(line)
+        kind = event.get("event")
+        if kind in ("start", "resume", "step"):
+            self._stage, self._done, self._total = _TRAIN, view.step, view.steps
+        if kind == "step" and not self._live and (view.step == view.steps or self._is_due()):
+            self._print(_TRAIN, view.line())
+        if kind in ("stopped", "failed", "end"):
+            self._run, self._stage = None, ""
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._printed_s >= _LINE_EVERY_S
+
+    def _print(self, stage: str, line: str) -> None:
+        self._printed_s = time.monotonic()
+        if self._last_lines.get(stage) != line:
+            self._last_lines[stage] = line
+            _write(one_line(line))
+
+    def _drawing(self) -> RenderableType:
+        """What stands below the lasting lines now; called by the display's own thread."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        stage, done, total = self._stage, self._done, self._total
+        view = self._run if stage == _TRAIN else None
+        if not stage:
+            return Text("")
+        width = self._display.console.width if self._display is not None else 80
+        share = min(1.0, done / total) if total > 0 else 0.0
+        amount = f"{done:,} of {total:,}" if view is not None else _amount(done, total, self._note)
+        facts = [one_line(stage), amount]
+        if view is not None:
+            left_s = view.eta_s
+        else:
+            left_s = (time.monotonic() - self._began_s) * (1 / share - 1) if share else None
+        if left_s is not None and share < 1:
+            facts.append(f"{duration(left_s)} left")
+        facts.append(f"{100 * share:.0f} %")
+        if view is not None:
+            facts.append(f"epoch {view.epoch + 1}")
+        # On a narrow terminal epoch and percent go first, then the bar, then the time left.
+        room = width - 1
+        while (len(facts) > 3 and _columns(facts) + 6 > room) or (
+            len(facts) > 2 and _columns(facts) > room
+        ):
+            facts.pop()
+        bar = min(_BAR_COLUMNS, room - _columns(facts) - 2)
+        row = Table.grid(padding=(0, 2, 0, 0))
+        cells: list[RenderableType] = [Text(facts[0], no_wrap=True, overflow="crop")]
+        if bar >= 4:
+            cells.append(ProgressBar(total=max(total, 1), completed=done, width=bar))
+        cells += [Text(fact, no_wrap=True, overflow="crop") for fact in facts[1:]]
+        row.add_row(*cells)
+        lines = view.panel(room) if view is not None else []
+        return Group(row, *(Text(line, style="dim", no_wrap=True) for line in lines))
 
 
-def _step_note(event: dict[str, Any]) -> str:
-    loss = event["loss"]
-    shown = "skipped" if event["skipped"] or loss is None else f"loss {loss:.4f}"
-    return (
-        f"{shown}  {event['tokens_per_second']:,.0f} tokens/s  "
-        f"{event['eta_s']:.0f} s left  {event['peak_memory_bytes'] / 1e9:.2f} GB"
-    )
+def _columns(facts: Sequence[str]) -> int:
+    return sum(map(len, facts)) + 2 * (len(facts) - 1)
+
+
+def _amount(done: int, total: int, note: str) -> str:
+    if note != _BYTES:
+        return f"{done:,} of {total:,} {note}".rstrip()
+    unit, name = (1e6, "MB") if total >= 100_000 else (1e3, "kB")
+    return f"{done / unit:,.1f} of {total / unit:,.1f} {name}"
+
+
+def _write(line: str) -> None:
+    with _terminal_may_go():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _terminal_may_go() -> contextlib.AbstractContextManager[None]:
+    """Hours of work do not end because the terminal was closed, or the reader of a pipe left."""
+    return contextlib.suppress(OSError)

@@ -20,10 +20,15 @@ _FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--steps", int, "Stop after so many optimizer steps."),
     ("--batch-size", int, "Rows per optimizer step (default 8)."),
     ("--learning-rate", float, "Peak learning rate (default 2e-4)."),
-    ("--rank", int, "LoRA rank (default 16)."),
-    ("--alpha", float, "LoRA alpha; the update is scaled by alpha / rank (default 2 * rank)."),
+    (
+        "--adapter",
+        click.Choice(["lora", "rslora", "dora", "grid", "qalora"]),
+        "Kind of adapter (default lora). grid and qalora fuse into a quantized base without loss.",
+    ),
+    ("--rank", int, "Rank of the adapter (default 16)."),
+    ("--alpha", float, "The update is scaled by alpha / rank (default 2 * rank)."),
     ("--dropout", float, "Dropout before the low-rank update (default 0)."),
-    ("--adapter", click.Choice(["lora", "rslora"]), "Kind of adapter (default lora)."),
+    ("--num-layers", int, "Adapt the last so many blocks only (default -1, all)."),
     (
         "--preset",
         click.Choice(["alpaca", "vicuna", "hermes", "small-data"]),
@@ -44,17 +49,56 @@ _FLAGS: tuple[tuple[str, Any, str], ...] = (
     ),
     ("--compute", click.Choice(["auto", "dequantized", "quantized"]), "(default auto)."),
     ("--save-every", int, "Steps between checkpoints; 0 is never (default 200)."),
+    ("--save-every-s", float, "Seconds between checkpoints; 0 is never (default 300)."),
+    ("--keep", int, "Newest checkpoints that stay (default 2)."),
     ("--eval-every", int, "Steps between validations; 0 is start and end only."),
+    ("--early-stopping", int, "End after so many validations without a new best; 0 is never."),
     ("--seed", int, "Seed of order, initialization and dropout (default 0)."),
-    ("--weight-decay", float, "AdamW's decay (default 0)."),
+    (
+        "--optimizer",
+        click.Choice("adamw adam adamax lion sgd rmsprop adagrad adadelta adafactor muon".split()),
+        "(default adamw).",
+    ),
+    ("--weight-decay", float, "Decay of adamw, lion, sgd, adafactor and muon (default 0)."),
+    ("--lora-plus-ratio", float, "LoRA+: learning rate of B over that of A (default 1)."),
     ("--warmup", float, "Warm-up: below 1 a share of the run, else steps (default 0.03)."),
     ("--schedule", click.Choice(["cosine", "linear", "constant"]), "(default cosine)."),
     ("--clip-norm", float, "Largest gradient norm; 0 is no clipping (default 1)."),
     ("--micro-batch-tokens", int, "Tokens computed at once; speed and memory only (4096)."),
+    ("--memory-gb", float, "Memory that the run may take (default: what this machine has)."),
+    *(
+        (flag, click.Choice(["auto", "on", "off"]), f"{what}; speed and memory only (auto).")
+        for flag, what in (
+            ("--packing", "Several rows in one"),
+            ("--prefix-sharing", "Common beginnings computed once"),
+            ("--gradient-checkpointing", "Activations computed twice, not kept"),
+        )
+    ),
+)
+# Flags that may be repeated.
+_LISTS: tuple[tuple[str, str, str], ...] = (
+    (
+        "--map",
+        "FIELD=COLUMN",
+        "Where a raw file keeps a field, for example question=1 (may be repeated).",
+    ),
+    (
+        "--keys",
+        "NAME",
+        "Layers to adapt: a name (q_proj), a glob ('*.mlp.*') or re:REGEX; default all linear "
+        "layers (may be repeated).",
+    ),
+    (
+        "--optimizer-options",
+        "KEY=VALUE",
+        "Of the optimizer, for example betas=0.9,0.95 (may be repeated).",
+    ),
 )
 
 
 def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    for flag, metavar, help_line in reversed(_LISTS):
+        function = click.option(flag, multiple=True, metavar=metavar, help=help_line)(function)
     for flag, kind, help_line in reversed(_FLAGS):
         function = click.option(flag, type=kind, help=help_line)(function)
     return function
@@ -69,15 +113,9 @@ def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="TOML",
     help="The same settings in a file; flags win over it.",
 )
-@click.option(
-    "--map",
-    multiple=True,
-    metavar="FIELD=COLUMN",
-    help="Where a raw file keeps a field, for example question=1 (may be repeated).",
-)
 @_flags
 def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> None:
-    """Tune a model on a data set by LoRA; only the assistant's words are learned."""
+    """Tune a model on a data set by an adapter; only the assistant's words are learned."""
     from mlx_itune.cli.progress import Progress
     from mlx_itune.kit.config import from_toml
     from mlx_itune.training.loop import train

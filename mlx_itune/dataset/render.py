@@ -175,7 +175,7 @@ def _draft(
             tail = upto[len(prompt) :]
         else:
             probe = text_of([*messages[:n], {"role": "assistant", "content": PROBE}])
-            tail = _reply_after_header(upto, probe, conversation.origin)
+            tail = _reply_after_header(upto, prompt, probe, conversation.origin, tokenizer)
         reply, closed = _learned_part(tail, messages[n], tokenizer)
         span = _Span(len(prompt), len(prompt) + len(reply), weight)
         if full.startswith(prompt + reply) and (closed or n == last):
@@ -189,16 +189,27 @@ def _draft(
     return alone
 
 
-def _reply_after_header(upto: str, probe: str, origin: str) -> str:
-    """The reply in `upto`, where its header differs from the generation prompt.
+def _reply_after_header(
+    upto: str, prompt: str, probe: str, origin: str, tokenizer: ChatTokenizer
+) -> str:
+    """The reply in `upto`, where what comes before it is not what inference would have.
 
     Templates that open a reasoning block in the generation prompt but drop it from finished turns
-    do this: the header is then what stands before the words of a turn with known words.
+    do this, and those that rewrite what was said before: the header is then what stands before the
+    words of a turn with known words. What it has beyond the generation prompt (a space, often) is
+    for the model to write.
     """
     header = probe.partition(PROBE)[0]
     if not upto.startswith(header):
         raise DataError("the chat template hides where this reply begins", where=origin)
-    return upto[len(header) :]
+    own, asked = _after_last_control(header, tokenizer), _after_last_control(prompt, tokenizer)
+    written = len(own) - len(asked) if own.startswith(asked) else 0
+    return upto[len(header) - written :]
+
+
+def _after_last_control(text: str, tokenizer: ChatTokenizer) -> str:
+    controls = tokenizer.find_controls(text)
+    return text[controls[-1][1] :] if controls else text
 
 
 def _learned_part(

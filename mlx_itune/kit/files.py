@@ -16,15 +16,19 @@ from mlx_itune.kit.errors import StorageError
 
 _CHUNK_BYTES = 1 << 20
 _PARTIAL = ".partial"
+# Directories that are being filled.
+_stages: set[Path] = set()
 _LEFTOVER = re.compile(r"\.(\d+)-[0-9a-f]{8}\.partial$")
 
 
 def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace `path` by `data` atomically; afterwards it survives a power cut.
 
-    Raises StorageError, with the temporary file removed and `path` as it was.
+    Raises StorageError, with the temporary file removed and `path` as it was. In a directory that
+    is being staged it is synced with the rest of it, at the end.
     """
     path = Path(path)
+    staged = path.parent in _stages
     temporary = _beside(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -33,11 +37,13 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
             try:
                 for block in _blocks((data,) if isinstance(data, bytes) else data):
                     _write_all(descriptor, block)
-                _sync_descriptor(descriptor)
+                if not staged:
+                    _sync_descriptor(descriptor)
             finally:
                 os.close(descriptor)
             temporary.replace(path)
-            _sync_path(path.parent)
+            if not staged:
+                _sync_path(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -60,6 +66,7 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         stage.mkdir()
     try:
         with storage_errors(out):
+            _stages.add(stage)
             yield stage
             _sync_tree(stage)
             _refuse_occupied(out, overwrite)
@@ -68,6 +75,8 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
+    finally:
+        _stages.discard(stage)
 
 
 def remove_directory(path: Path) -> None:
@@ -205,22 +214,23 @@ def _swap_in(stage: Path, out: Path) -> None:
 
 def _sync_tree(root: Path) -> None:
     for folder, _, names in os.walk(root):
-        for name in names:
-            _sync_path(Path(folder) / name)
-        _sync_path(Path(folder))
+        for path in (Path(folder), *(Path(folder) / name for name in names)):
+            _sync_path(path, to_drive=True)
+    _sync_path(root)
 
 
-def _sync_path(path: Path) -> None:
+def _sync_path(path: Path, *, to_drive: bool = False) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _sync_descriptor(descriptor)
+        _sync_descriptor(descriptor, to_drive=to_drive)
     finally:
         os.close(descriptor)
 
 
-def _sync_descriptor(descriptor: int) -> None:
-    # On macOS fsync stops at the drive's cache; F_FULLFSYNC empties it (fcntl(2)).
-    if sys.platform == "darwin":
+def _sync_descriptor(descriptor: int, *, to_drive: bool = False) -> None:
+    # On macOS fsync stops at the drive's cache. F_FULLFSYNC empties that cache, of whatever was
+    # sent `to_drive` before (fcntl(2)): once is enough for many files.
+    if sys.platform == "darwin" and not to_drive:
         import fcntl
 
         with contextlib.suppress(OSError):

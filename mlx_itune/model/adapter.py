@@ -2,7 +2,12 @@
 
 adapter_config.json   fine_tune_type, num_layers, lora_parameters {rank, scale, keys, ...}
 adapters.safetensors  model.layers.N.self_attn.q_proj.lora_a, ...
+grid.safetensors      of a grid or qalora adapter: the factors themselves, float32
 provenance.json       base id and fingerprint, data, template, configuration, versions, metrics
+
+mlx-lm knows no adapter of the grid. For it, adapters.safetensors holds the tuned scales and
+biases (fine_tune_type "full") or, of qalora, the LoRA that it is; grid.safetensors is what we read,
+and the other file is checked against it.
 """
 
 from __future__ import annotations
@@ -21,22 +26,44 @@ import numpy as np
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import staged_directory, storage_errors, write_durably
 from mlx_itune.kit.tensorfile import read_header, write_tensors
-from mlx_itune.model import lora
+from mlx_itune.model import grid, lora
 from mlx_itune.model.base import LoadedModel
 
 CONFIG, TENSORS, PROVENANCE = "adapter_config.json", "adapters.safetensors", "provenance.json"
+GRID = "grid.safetensors"
+# How mlx-lm reads each kind; and what a file that says only this is taken for.
+_FINE_TUNE_TYPES = {
+    "lora": "lora",
+    "rslora": "lora",
+    "dora": "dora",
+    "grid": "full",
+    "qalora": "lora",
+}
+_NAMES = {
+    "float32": "F32",
+    "float16": "F16",
+    "int32": "I32",
+    "uint32": "U32",
+    "int64": "I64",
+    "uint64": "U64",
+}
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What rebuilds the LoRA layers; `scale` multiplies the update directly."""
+    """What rebuilds the adapter's layers; `scale` multiplies the update directly."""
 
     rank: int
     scale: float
     dropout: float
     keys: tuple[str, ...]
     num_layers: int
-    fine_tune_type: str = "lora"
+    kind: str = "lora"
+
+    @property
+    def fine_tune_type(self) -> str:
+        """What mlx-lm calls this kind."""
+        return _FINE_TUNE_TYPES[self.kind]
 
     @property
     def alpha(self) -> float:
@@ -55,25 +82,47 @@ class AdapterConfig:
                 "keys": list(self.keys),
                 "alpha": self.alpha,
             },
+            "mlx_itune": {"v": 1, "adapter": self.kind},
         }
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in memory; `provenance` is empty for one that another tool wrote."""
+    """An adapter in memory; `provenance` is empty for one that another tool wrote.
+
+    tensors: the factors. shipped: of an adapter of the grid, what mlx-lm gets in their place.
+    """
 
     config: AdapterConfig
     tensors: Mapping[str, mx.array]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    shipped: Mapping[str, mx.array] = field(default_factory=dict)
+
+
+def config_of(
+    model: nn.Module, *, kind: str, rank: int, scale: float, dropout: float = 0.0
+) -> AdapterConfig:
+    """The configuration of the adapter that is on a model."""
+    keys, layers = lora.adapted_keys(model), lora.adapted_layers(model)
+    return AdapterConfig(rank, scale, dropout, tuple(keys), layers, kind)
 
 
 def tensors_of(model: nn.Module) -> dict[str, mx.array]:
-    """The low-rank pairs of an adapted model by name; float32."""
+    """The factors of an adapted model by name; float32."""
     return {
         f"{path}.{name}": layer[name].astype(mx.float32)
         for path, layer in lora.adapted(model)
-        for name in ("lora_a", "lora_b")
+        for name in layer.factors
+    }
+
+
+def shipped_by(model: nn.Module) -> dict[str, mx.array]:
+    """What adapters.safetensors holds where that is not the factors; empty where it is."""
+    return {
+        f"{path}.{name}": array
+        for path, layer in lora.adapted(model)
+        for name, array in grid.shipped(layer).items()
     }
 
 
@@ -93,19 +142,24 @@ def save(
 def write_files(
     folder: Path, model: nn.Module, config: AdapterConfig, provenance: Mapping[str, Any]
 ) -> None:
-    """The three files of an adapter, into a directory that exists."""
-    write_arrays(folder / TENSORS, tensors_of(model))
+    """The files of an adapter, into a directory that exists."""
+    shipped, factors = shipped_by(model), tensors_of(model)
+    if shipped:
+        write_arrays(folder / GRID, factors)
+    write_arrays(folder / TENSORS, shipped or factors)
     write_durably(folder / CONFIG, _json_bytes(config.to_json()))
     write_durably(folder / PROVENANCE, _json_bytes(provenance))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
-    """A safetensors file of float32, int or uint arrays; the same arrays give the same bytes."""
-    names = {"float32": "F32", "int32": "I32", "uint32": "U32", "int64": "I64", "uint64": "U64"}
+    """A safetensors file of float, int or uint arrays; the same arrays give the same bytes."""
     tensors = {}
     for name, value in arrays.items():
-        array = np.array(value)
-        tensors[name] = (names[str(array.dtype)], tuple(array.shape), array.tobytes())
+        # NumPy has no bfloat16; its bytes are those of a 16-bit integer.
+        brain = value.dtype == mx.bfloat16
+        array = np.array(value.view(mx.uint16) if brain else value)
+        dtype = "BF16" if brain else _NAMES[str(array.dtype)]
+        tensors[name] = (dtype, tuple(array.shape), array.tobytes())
     write_tensors(path, tensors, {"format": "mlx"})
 
 
@@ -118,19 +172,19 @@ def load(path: Path) -> Adapter:
         )
     config = _config(path / CONFIG)
     provenance = _read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
-    read_header(path / TENSORS)
-    with storage_errors(path / TENSORS):
-        tensors: Any = mx.load(str(path / TENSORS))
-    for name, tensor in tensors.items():
-        if not mx.all(mx.isfinite(tensor)).item():
-            raise ModelError(f"{name} holds NaN or infinity", where=str(path / TENSORS))
-    return Adapter(config, tensors, provenance, path)
+    tensors = _read_arrays(path / TENSORS)
+    if config.kind not in lora.ON_THE_GRID:
+        return Adapter(config, tensors, provenance, path)
+    if not (path / GRID).is_file():
+        raise ModelError(f"a {config.kind} adapter has a {GRID}; it is missing", where=str(path))
+    return Adapter(config, _read_arrays(path / GRID), provenance, path, tensors)
 
 
 def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = False) -> None:
     """Put an adapter on its base model, in place.
 
-    Raises ModelError when it was trained on other weights, or a name or shape does not fit.
+    Raises ModelError when it was trained on other weights, a name or shape does not fit, or the
+    two files of an adapter of the grid do not say the same.
     """
     where = str(adapter.path) if adapter.path else None
     base = adapter.provenance.get("base", {})
@@ -142,38 +196,75 @@ def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = Fal
             where=where,
             hint="use the base model it was trained on",
         )
-    config = adapter.config
+    config, model = adapter.config, loaded.model
+    # To mlx-lm, no number of layers, or one beyond the model's, is all of them.
+    some = 0 < config.num_layers <= len(model.layers)
     lora.attach(
-        loaded.model,
+        model,
         rank=config.rank,
         scale=config.scale,
         dropout=config.dropout,
         keys=config.keys or None,
-        num_layers=config.num_layers,
+        num_layers=config.num_layers if some else -1,
+        kind=config.kind,
     )
-    expected = tensors_of(loaded.model)
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - adapter.tensors.keys())]
-    faults += [f"{name} has no layer" for name in sorted(adapter.tensors.keys() - expected.keys())]
+    _require_fit(adapter.tensors, tensors_of(model), where)
+    model.load_weights(
+        [(name, tensor.astype(mx.float32)) for name, tensor in adapter.tensors.items()],
+        strict=False,
+    )
+    mx.eval(model.trainable_parameters())
+    if adapter.shipped:
+        _require_same(adapter.shipped, shipped_by(model), where)
+
+
+def _require_fit(
+    given: Mapping[str, mx.array], expected: Mapping[str, mx.array], where: str | None
+) -> None:
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - given.keys())]
+    faults += [f"{name} has no layer" for name in sorted(given.keys() - expected.keys())]
     faults += [
         f"{name} is {tensor.shape}, the model needs {expected[name].shape}"
-        for name, tensor in sorted(adapter.tensors.items())
+        for name, tensor in sorted(given.items())
         if name in expected and tensor.shape != expected[name].shape
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ModelError(f"does not fit the model: {', '.join(faults[:3])}{more}", where=where)
-    loaded.model.load_weights(
-        [(name, tensor.astype(mx.float32)) for name, tensor in adapter.tensors.items()],
-        strict=False,
-    )
-    mx.eval(loaded.model.trainable_parameters())
+
+
+def _require_same(
+    shipped: Mapping[str, mx.array], expected: Mapping[str, mx.array], where: str | None
+) -> None:
+    """Equal but for the last two bits, as another device may have rounded otherwise."""
+    _require_fit(shipped, expected, where)
+    for name, ours in expected.items():
+        theirs = shipped[name]
+        wide = ours.astype(mx.float32)
+        slack = 4 * mx.finfo(ours.dtype).eps * mx.abs(wide).max()
+        if theirs.dtype != ours.dtype or (mx.abs(theirs.astype(mx.float32) - wide).max() > slack):
+            raise ModelError(
+                f"{name} in {TENSORS} is not what {GRID} makes of this base",
+                where=where,
+                hint="the files are not of one adapter, or the base is another one",
+            )
+
+
+def _read_arrays(file: Path) -> dict[str, mx.array]:
+    read_header(file)
+    with storage_errors(file):
+        tensors: Any = mx.load(str(file))
+    for name, tensor in tensors.items():
+        if not mx.issubdtype(tensor.dtype, mx.floating):
+            raise ModelError(f"{name} holds no floating-point numbers", where=str(file))
+        if not mx.all(mx.isfinite(tensor)).item():
+            raise ModelError(f"{name} holds NaN or infinity", where=str(file))
+    return dict(tensors)
 
 
 def _config(file: Path) -> AdapterConfig:
     raw = _read_json(file)
-    kind = raw.get("fine_tune_type", "lora")
-    if kind != "lora":
-        raise ModelError(f"fine_tune_type {kind!r} is not supported, only 'lora'", where=str(file))
+    kind = _kind(raw, file)
     parameters = raw.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise ModelError("has no lora_parameters", where=str(file))
@@ -192,7 +283,19 @@ def _config(file: Path) -> AdapterConfig:
     )
     if not fair:
         raise ModelError("rank, scale, dropout, keys or num_layers make no sense", where=str(file))
-    return AdapterConfig(rank, float(scale), float(dropout), tuple(keys or ()), num_layers)
+    return AdapterConfig(rank, float(scale), float(dropout), tuple(keys or ()), num_layers, kind)
+
+
+def _kind(raw: Mapping[str, Any], file: Path) -> str:
+    stated, ours = raw.get("fine_tune_type", "lora"), raw.get("mlx_itune", {})
+    kind = ours.get("adapter", stated) if isinstance(ours, dict) else None
+    if isinstance(kind, str) and _FINE_TUNE_TYPES.get(kind) == stated:
+        return kind
+    raise ModelError(
+        f"fine_tune_type {stated!r} (adapter {kind!r}) is not supported, only "
+        + ", ".join(_FINE_TUNE_TYPES),
+        where=str(file),
+    )
 
 
 def _is_int(value: object) -> bool:

@@ -114,7 +114,8 @@ def product(module: nn.Module, x: mx.array) -> mx.array:
             bits=module.bits,
             mode=module.mode,
         )
-    return x @ module["weight"].T
+    weight: mx.array = module["weight"]
+    return x @ weight.T
 
 
 def dequantized_weight(module: nn.Module, rows: slice = slice(None)) -> mx.array:
@@ -190,7 +191,7 @@ def _dequantize(model: nn.Module, quantized: list[tuple[str, nn.Module]]) -> Non
 
 def _float_layer(module: nn.Module) -> nn.Module:
     kept = packed(module)
-    if kept is not None and kept.mode == "affine":
+    if kept is not None and kept.mode == "affine" and kept.biases is not None:
         # The very operations of a grid adapter, whose start is then this weight to the last bit.
         weight = affine(kept.codes(), kept.scales, kept.biases)
     else:

@@ -42,8 +42,9 @@ class DoRALinear(LowRank):
         y: mx.array = self.linear(x)
         if "bias" not in self.linear:
             return ratio * (y + low)
+        bias: mx.array = self.linear.bias
         # Not ratio * (y - bias + low) + bias, so that the base's own sum stays when ratio is 1.
-        return y + (ratio - 1) * (y - self.linear.bias) + ratio * low
+        return y + (ratio - 1) * (y - bias) + ratio * low
 
     def delta(self) -> mx.array:
         """What is added to the base's weight: (out, in) float32."""
@@ -119,4 +120,5 @@ def _norm(squares: mx.array, across: mx.array, added: mx.array) -> mx.array:
 def _float_weight(base: nn.Module, rows: slice = slice(None)) -> mx.array:
     if hasattr(base, "bits"):
         return dequantized_weight(base, rows).astype(mx.float32)
-    return base["weight"][rows].astype(mx.float32)
+    weight: mx.array = base["weight"]
+    return weight[rows].astype(mx.float32)

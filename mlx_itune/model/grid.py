@@ -145,13 +145,14 @@ class GridLinear(_Grid):
         """d loss / d (s', b'), (out, groups) float32 each."""
         outputs, groups = self.scales.shape
         flat_x, flat = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, outputs)
-        parts: tuple[Arrays, Arrays] = ([], [])
+        parts: Arrays = []
         for rows in row_chunks(outputs, flat_x.shape[-1]):
-            weight = (flat[:, rows].T @ flat_x).astype(mx.float32)
-            weight = weight.reshape(-1, groups, self.group_size)
-            parts[0].append((weight * self._codes(rows)).sum(-1))
-            parts[1].append(weight.sum(-1))
-        return mx.concatenate(parts[0]), mx.concatenate(parts[1])
+            # One after the other, as MLX would make all the pieces side by side.
+            left = mx.depends(flat[:, rows].T, parts[-1]) if parts else flat[:, rows].T
+            weight = (left @ flat_x).astype(mx.float32).reshape(-1, groups, self.group_size)
+            parts.append(mx.stack([(weight * self._codes(rows)).sum(-1), weight.sum(-1)]))
+        both = mx.concatenate(parts, axis=1)
+        return both[0], both[1]
 
 
 class GridEmbedding(GridLinear):
@@ -182,12 +183,18 @@ class GridSwitchLinear(_Grid):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         def product(x: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-            chosen = {"rhs_indices": indices, "sorted_indices": sorted_indices}
+            chosen: dict[str, Any] = {"rhs_indices": indices, "sorted_indices": sorted_indices}
             if self._is_unpacked:
                 weight = self._float(scales, biases, x.dtype).swapaxes(-1, -2)
                 return mx.gather_mm(x, weight, **chosen)
-            grid = (a.astype(x.dtype) for a in (scales, biases))
-            return mx.gather_qmm(x, self.weight, *grid, **chosen, **self._kernel_options())
+            return mx.gather_qmm(
+                x,
+                self.weight,
+                scales.astype(x.dtype),
+                biases.astype(x.dtype),
+                **chosen,
+                **self._kernel_options(),
+            )
 
         def forward(x: mx.array, *factors: mx.array) -> mx.array:
             return product(x, *self.moved(*factors))
@@ -208,6 +215,10 @@ class _Constant:
     """What QA-LoRA's layers share: the base's grid, of which they move the biases."""
 
     factors: ClassVar[tuple[str, ...]] = ("bias_a", "bias_b")
+
+    def pair(self) -> tuple[mx.array, mx.array]:
+        """A and B of the LoRA that this is, as mlx-lm's layer of this kind has them."""
+        raise NotImplementedError
 
     def _keep(self, base: nn.Module) -> None:
         stored = packed(base)
@@ -269,6 +280,22 @@ def merged_grid(layer: nn.Module) -> tuple[mx.array, mx.array]:
     if not isinstance(layer, (_Grid, _Constant)):
         raise ModelError(f"{type(layer).__name__} does not live on the grid")
     return layer.moved()
+
+
+def shipped(layer: nn.Module) -> dict[str, mx.array]:
+    """What mlx-lm gets of an adapter of the grid; empty for another one.
+
+    A grid layer's scales and biases in the type of the base's; a qalora layer's LoRA pair.
+    """
+    if isinstance(layer, _Grid):
+        scales, biases = layer.moved()
+        return {
+            "scales": scales.astype(layer.scales.dtype),
+            "biases": biases.astype(layer.biases.dtype),
+        }
+    if isinstance(layer, _Constant):
+        return dict(zip(("lora_a", "lora_b"), layer.pair(), strict=True))
+    return {}
 
 
 def _rounded(wanted: mx.array, dtype: Any) -> mx.array:

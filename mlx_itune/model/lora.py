@@ -132,9 +132,7 @@ def _placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
     return placement(model, [path for path, _ in adapted(model)])
 
 
-def _wrap(
-    target: Target, kind: str, rank: int, scale: float, dropout: float, seed: int
-) -> LowRank:
+def _wrap(target: Target, kind: str, rank: int, scale: float, dropout: float, seed: int) -> LowRank:
     digest = hashlib.sha256(f"{seed}\0{target.path}".encode()).digest()
     key = mx.random.key(int.from_bytes(digest[:8], "little"))
     base = target.module

@@ -18,8 +18,9 @@ from mlx_itune.model.compute import DequantizingLinear
 LINEAR = (nn.Linear, nn.QuantizedLinear, DequantizingLinear)
 SWITCH = (SwitchLinear, QuantizedSwitchLinear)
 EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
-# Rows of a large matrix that are worked on at once hold about so many numbers (16 MB).
-_CHUNK_NUMBERS = 1 << 22
+# Rows of a large matrix that are worked on at once hold about so many numbers (4 MB): MLX makes
+# the arrays of several operations ahead.
+_CHUNK_NUMBERS = 1 << 20
 
 
 class LowRank(nn.Module):  # type: ignore[misc]

@@ -46,7 +46,7 @@ def choose(
         kinds = (*LINEAR, *SWITCH) if experts else LINEAR
         chosen = [t for t in within if t.block is not None and isinstance(t.module, kinds)]
     else:
-        matched = [[t for t in within if _matches(key, t)] for key in keys]
+        matched = [_matching(key, within) for key in keys]
         for key, found in zip(keys, matched, strict=True):
             if not found:
                 _refuse(model, key, every)
@@ -63,7 +63,9 @@ def placement(model: nn.Module, paths: Sequence[str]) -> tuple[tuple[str, ...], 
     Names in a block where the last blocks all carry the same ones, else full paths.
     """
     blocks = [(f"{path}.", module) for path, module in _blocks(model)]
-    inside = {p: (i, p[len(b) :]) for p in paths for i, (b, _) in enumerate(blocks) if _in(p, b)}
+    inside = {
+        p: (i, p[len(b) :]) for p in paths for i, (b, _) in enumerate(blocks) if p.startswith(b)
+    }
     outside = [p for p in paths if p not in inside]
     if inside:
         first = min(index for index, _ in inside.values())
@@ -90,14 +92,16 @@ def _targets(model: nn.Module) -> list[Target]:
     found = []
     for path, module in model.named_modules():
         if adaptable(module):
-            index = next((i for i, (b, _) in enumerate(blocks) if _in(path, f"{b}.")), None)
+            index = next((i for i, (b, _) in enumerate(blocks) if path.startswith(f"{b}.")), None)
             name = path if index is None else path[len(blocks[index][0]) + 1 :]
             found.append(Target(path, index, name, module))
     return sorted(found, key=lambda t: (t.block is None, t.block or 0, t.path))
 
 
-def _in(path: str, prefix: str) -> bool:
-    return path.startswith(prefix)
+def _matching(key: str, targets: Sequence[Target]) -> list[Target]:
+    """What a key names; a name's end counts only where nothing is called just so."""
+    exact = [t for t in targets if key in (t.name, t.path)]
+    return exact or [t for t in targets if _matches(key, t)]
 
 
 def _matches(key: str, target: Target) -> bool:
@@ -109,7 +113,7 @@ def _matches(key: str, target: Target) -> bool:
             raise ModelError(f"{key} is no regular expression ({error})") from error
     if any(letter in key for letter in "*?["):
         return any(fnmatch.fnmatchcase(name, key) for name in names)
-    return any(name == key or name.endswith(f".{key}") for name in names)
+    return target.name.endswith(f".{key}")
 
 
 def _refuse(model: nn.Module, key: str, every: Sequence[Target]) -> None:
@@ -118,10 +122,7 @@ def _refuse(model: nn.Module, key: str, every: Sequence[Target]) -> None:
     if key in modules:
         kinds = (*LINEAR, *SWITCH, *EMBEDDING)
         module = next(
-            m
-            for root in (model, *model.layers)
-            for path, m in root.named_modules()
-            if path == key
+            m for root in (model, *model.layers) for path, m in root.named_modules() if path == key
         )
         if not isinstance(module, kinds) or not adaptable(module):
             raise ModelError(f"an adapter cannot adapt a {type(module).__name__}", where=key)

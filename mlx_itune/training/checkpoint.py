@@ -65,7 +65,7 @@ def write(
     Raises StorageError, with the earlier checkpoints as they were; DivergedError, before anything
     is written, when a weight or a moment is not finite.
     """
-    moments = optimizer_arrays(learner.optimizer)
+    moments = _moments(learner)
     learned = _not_in_adapter(learner.model)
     require_finite(learner.model, moments)
     out = folder / name_of(state["step"])
@@ -87,12 +87,14 @@ def write(
 
 def require_finite(model: nn.Module, moments: Mapping[str, Any] | None = None) -> None:
     """Raise DivergedError naming the first tensor that holds NaN or infinity."""
-    for name, value in [
-        *tree_flatten(model.trainable_parameters()),
-        *adapter.tensors_of(model).items(),
-        *(moments or {}).items(),
-    ]:
-        if not mx.all(mx.isfinite(value)).item():
+    values = dict(tree_flatten(model.trainable_parameters()))
+    # Of an adapter on the grid, what is shipped is computed, and may overflow where factors do not.
+    values |= adapter.shipped_by(model)
+    values |= {f"the optimizer's {name}": value for name, value in (moments or {}).items()}
+    finite = {name: mx.all(mx.isfinite(value)) for name, value in values.items()}
+    mx.eval(finite)
+    for name, good in finite.items():
+        if not good.item():
             raise DivergedError(
                 f"{name} holds NaN or infinity; nothing of it was written",
                 hint="lower the learning rate",
@@ -185,8 +187,12 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> None:
         if name not in found or found[name].shape != value.shape:
             raise StorageError(f"does not hold {name} {value.shape}", where=str(checkpoint.path))
     learner.model.load_weights([(name, found[name]) for name in wanted], strict=False)
-    restore_optimizer(learner.optimizer, _arrays(checkpoint.path / OPTIMIZER))
-    mx.eval(learner.model.trainable_parameters(), learner.optimizer.state)
+    moments, optimizer = _arrays(checkpoint.path / OPTIMIZER), learner.optimizer
+    if hasattr(optimizer, "restore"):
+        optimizer.restore(moments)
+    else:
+        restore_optimizer(optimizer, moments)
+    mx.eval(learner.model.trainable_parameters(), _moments(learner))
 
 
 def publish(checkpoint: Checkpoint, out: Path, *, overwrite: bool = False) -> None:
@@ -195,6 +201,14 @@ def publish(checkpoint: Checkpoint, out: Path, *, overwrite: bool = False) -> No
         for name in checkpoint.files:
             if name not in _OURS:
                 shutil.copyfile(checkpoint.path / name, stage / name)
+
+
+def _moments(learner: Learner) -> dict[str, Any]:
+    optimizer: Any = learner.optimizer
+    found: dict[str, Any] = (
+        optimizer.arrays() if hasattr(optimizer, "arrays") else optimizer_arrays(optimizer)
+    )
+    return found
 
 
 def _not_in_adapter(model: nn.Module) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def options_from(name: str, pairs: Sequence[str]) -> dict[str, Any]:
 
 def has_weight_decay(name: str) -> bool:
     """Whether an optimizer knows weight decay."""
-    return "weight_decay" in inspect.signature(_KINDS[name].__init__).parameters
+    return name in _KINDS and "weight_decay" in inspect.signature(_KINDS[name].__init__).parameters
 
 
 class Updater:

@@ -12,13 +12,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlx_itune.kit.axes import compact
-from mlx_itune.kit.files import storage_errors, write_durably
-from mlx_itune.kit.htmlpage import cards, folded, page, section, table
+from mlx_itune.kit.files import write_durably
+from mlx_itune.kit.htmlpage import cards, folded, grid, page, section, table
 from mlx_itune.kit.markup import Html, element, join
 from mlx_itune.training import report_curves
-from mlx_itune.training.report_facts import config_table, data_facts, fact_rows, model_facts
-from mlx_itune.training.report_story import Event, Session, Story, read
+from mlx_itune.training.report_facts import (
+    config_table,
+    data_facts,
+    model_facts,
+    settings_of,
+    without_folders,
+)
+from mlx_itune.training.report_story import Session, Story, read
 
 NAME = "report.html"
 _SHOWN = 50
@@ -35,37 +43,44 @@ def write(run: Path) -> Path:
 def made(run: Path) -> str:
     """The page of a run, finished or not. Raises StorageError where events.jsonl is not there."""
     story = read(run)
-    origin = _provenance(run)
+    run = Path(run)
+    origin = {**_object(run / "run.json"), **_newest(run, "provenance.json")}
+    settings = _settings(run)
     parts = [
         cards(_headline(story)),
         section("Curves", report_curves.curves(story), note=_curve_note(story)),
         _validations(story),
         _samples(story),
         data_facts(story, origin),
-        model_facts(story, origin),
+        model_facts(story, origin, _adapter(run, settings)),
         _checkpoints(story, run),
         _incidents(story),
         _sessions(story),
-        _config(run),
-        fact_rows("Versions", origin.get("versions")),
+        _config(settings),
     ]
     return page(
-        f"Training run {Path(run).resolve().name}",
+        f"Training run {run.resolve().name}",
         join(parts),
-        subtitle=_subtitle(story),
+        subtitle=_subtitle(story, settings, origin),
         style=report_curves.STYLE + _STYLE,
     )
 
 
-def _subtitle(story: Story) -> str:
+def _subtitle(story: Story, settings: Mapping[str, str], origin: Mapping[str, Any]) -> str:
+    base = origin.get("base") or story.start.get("base")
+    base = base.get("id") if isinstance(base, Mapping) else base
+    model = without_folders(str(base or settings.get("model") or "a model"))
+    kind = settings.get("adapter", "adapter")
+    rank = f", rank {settings['rank']}," if "rank" in settings else ""
     began = story.sessions[0].began if story.sessions else ""
-    at = f"started {_when(began)}, " if began else ""
-    return f"{at}{_state(story)}. The page was made from the run's folder and loads nothing."
+    return f"{kind}{rank} on {model}; started {_when(began)}, {_state(story)}"
 
 
 def _state(story: Story) -> str:
     if story.stopped:
         return f"stopped after step {story.steps[-1]:,}" if story.steps else "stopped"
+    if story.failed:
+        return f"ended by an error after step {story.steps[-1]:,}" if story.steps else "failed"
     if story.end:
         return "finished"
     return "not finished: still running, or interrupted"
@@ -81,8 +96,9 @@ def _headline(story: Story) -> list[tuple[str, str]]:
     if best and len(losses) > 1:
         facts.append((f"best, at step {best[0]:,}", f"{best[1]:.4g}"))
     train_loss = _finite(end.get("train_loss"))
-    if train_loss is None and len(story.steps):
-        train_loss = _finite(float(report_curves.smoothed(story.curve("loss"))[-1]))
+    if train_loss is None:
+        mean = report_curves.smoothed(report_curves.by_step(story, "loss"))
+        train_loss = float(mean[-1, 1]) if len(mean) else None
     if train_loss is not None:
         facts.append(("training loss at the end", f"{train_loss:.4g}"))
     done = story.steps[-1] if story.steps else 0
@@ -95,8 +111,8 @@ def _headline(story: Story) -> list[tuple[str, str]]:
     if speed is not None:
         facts.append(("learned tokens per second", f"{speed:,.0f}"))
     peak = story.curve("peak_memory_bytes")
-    if len(peak) and (highest := _finite(float(max(peak, default=0.0)))):
-        facts.append(("peak memory", f"{highest / 1e9:.2f} GB"))
+    if np.isfinite(peak).any():
+        facts.append(("peak memory", _size(float(np.nanmax(peak)))))
     facts.append(("time", _duration(sum(map(_seconds, story.sessions)))))
     if skipped := story.total("skipped"):
         facts.append(("skipped steps", f"{skipped:,}"))
@@ -136,23 +152,28 @@ def _samples(story: Story) -> Html:
         return Html("")
     told = []
     for number, event in enumerate(story.samples, 1):
-        parts = [element("h3", None, f"{number}. {_last_part(event.get('row'))}")]
-        for name, key in (
-            ("asked", "prompt"),
-            ("before", "before"),
-            ("after", "after"),
-            ("reference", "reference"),
-        ):
-            if isinstance(event.get(key), str):
-                said = element("pre", None, event[key].strip() or "(nothing)")
-                parts.append(element("div", {"class": f"said {name}"}, _label(name), said))
-        told.append(element("article", {"class": "sample"}, *parts))
-    note = "Held-out rows, answered by the model as it came and as it was tuned, without sampling."
+        task = event.get("task")
+        about = f", {task}" if isinstance(task, str) and task else ""
+        answers = join(_said(name, event) for name in ("before", "after", "reference"))
+        parts = element("div", None, _said("prompt", event)), element("div", None, answers)
+        heading = element("h3", None, f"{number}. {_last_part(event.get('row'))}{about}")
+        told.append(element("article", {"class": "sample"}, heading, grid(*parts)))
+    note = (
+        "Held-out rows, answered by the model as it came and as it was tuned, without sampling. "
+        "A tick marks an answer that is the reference, word for word."
+    )
     return section("Before and after", *told, note=note)
 
 
-def _label(name: str) -> Html:
-    return element("span", {"class": "label"}, name)
+def _said(name: str, event: Mapping[str, Any]) -> Html:
+    text, reference = event.get(name), event.get("reference")
+    if not isinstance(text, str):
+        return Html("")
+    right = isinstance(reference, str) and text.split() == reference.split()
+    tick = " ✓" if right and name in ("before", "after") else ""
+    label = element("span", {"class": "label"}, name + tick)
+    said = element("pre", None, text.strip() or "(nothing)")
+    return element("div", {"class": f"said {name}"}, label, said)
 
 
 def _checkpoints(story: Story, run: Path) -> Html:
@@ -179,7 +200,7 @@ def _kept(run: Path, name: str) -> tuple[str, str]:
         size = sum(file.stat().st_size for file in folder.iterdir())
     except (OSError, ValueError):
         return "removed", ""
-    return "kept", f"{size / 1e6:,.1f} MB"
+    return "kept", _size(size)
 
 
 def _incidents(story: Story) -> Html:
@@ -214,26 +235,42 @@ def _sessions(story: Story) -> Html:
     )
 
 
-def _config(run: Path) -> Html:
+def _settings(run: Path) -> dict[str, str]:
     try:
-        text = (run / "config.toml").read_text("utf-8", errors="replace")
+        return settings_of((run / "config.toml").read_text("utf-8", errors="replace"))
     except OSError:
+        return {}
+
+
+def _adapter(run: Path, settings: Mapping[str, str]) -> dict[str, Any]:
+    kind = {"kind": settings["adapter"]} if "adapter" in settings else {}
+    stored = _newest(run, "adapter_config.json")
+    inner = stored.pop("lora_parameters", None)
+    return kind | (inner if isinstance(inner, dict) else {}) | stored
+
+
+def _config(settings: Mapping[str, str]) -> Html:
+    if not settings:
         return Html("")
-    note = "The settings in effect, as config.toml holds them; paths by their last part."
-    return section("Configuration", config_table(text), note=note)
+    note = "The settings in effect, as config.toml holds them; local paths by their last part."
+    return section("Configuration", config_table(settings), note=note)
 
 
-def _provenance(run: Path) -> Mapping[str, Any]:
-    """The provenance of the newest checkpoint; empty where there is none."""
-    for file in sorted(run.glob("checkpoints/step-*/provenance.json"), reverse=True):
-        try:
-            with storage_errors(file):
-                value = json.loads(file.read_bytes())
-        except Exception:
-            continue
-        if isinstance(value, dict):
+def _newest(run: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the newest checkpoint that has it; empty where there is none."""
+    for file in sorted(run.glob(f"checkpoints/step-*/{name}"), reverse=True):
+        if value := _object(file):
             return value
     return {}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _seconds(session: Session) -> float:
@@ -260,6 +297,10 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
+def _size(count_bytes: float) -> str:
+    return f"{count_bytes / 1e9:,.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:,.1f} MB"
+
+
 def _finite(value: Any) -> float | None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if ok and abs(value) < 1e300 else None
@@ -283,10 +324,11 @@ _STYLE = """
 h3{font-size:.95rem;margin:0 0 6px;font-weight:600}
 .sample{border:1px solid var(--rule);border-radius:8px;padding:12px 14px;margin:12px 0 0;
 background:var(--panel);break-inside:avoid}
-.said{display:grid;grid-template-columns:6.5em minmax(0,1fr);gap:0 10px;padding:4px 0}
-.said pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:14em;overflow-y:auto;
+.said{display:grid;grid-template-columns:5.6em minmax(0,1fr);gap:0 10px;padding:3px 0}
+.said pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:15em;overflow-y:auto;
 font:13px/1.45 ui-monospace,"SF Mono",Menlo,Consolas,monospace}
 .label{color:var(--muted);font-size:.85rem}
+td.words{white-space:normal;overflow-wrap:anywhere;max-width:60em}
 .after pre{font-weight:600}
 .before pre,.reference pre{color:var(--muted)}
 """

@@ -16,6 +16,7 @@ from mlx_itune.training.report_story import Story
 Points = Sequence[tuple[float, float]]
 
 _DRAWN = 600
+_AVERAGED = 5000
 # A smoothed curve needs some steps to say more than the raw one.
 _FEWEST_TO_SMOOTH = 12
 # Values this many times above the 99th percentile would flatten everything else.
@@ -27,33 +28,33 @@ STYLE = """
 fill-opacity:.4}
 .both .s2{stroke:var(--c1);stroke-width:2.2}.both .f2{fill:var(--c1)}
 .both .s3{stroke:var(--c2);stroke-width:2.2}.both .f3{fill:var(--c2)}
-.only{max-width:none}
 """
 
 
 def curves(story: Story) -> Html:
     """Loss, learning rate, gradient norm, throughput and memory over the steps."""
-    steps = np.array(story.steps, dtype=np.float64)
-
-    def points(name: str, factor: float = 1.0) -> NDArray[np.float64]:
-        return np.stack([steps, story.curve(name).astype(np.float64) * factor], axis=1)
-
     return grid(
-        _loss(points("loss"), list(zip(story.valid_steps, story.valid_losses, strict=True))),
-        _plain({"learning rate": points("learning_rate")}, "Learning rate", "learning rate"),
-        _with_smoothed(points("gradient_norm"), "Gradient norm", "norm", "before clipping"),
+        _loss(
+            by_step(story, "loss"), list(zip(story.valid_steps, story.valid_losses, strict=True))
+        ),
         _plain(
-            {
-                "learned tokens": points("supervised_tokens_per_second"),
-                "all tokens": points("tokens_per_second"),
-            },
-            "Throughput",
+            {"learning rate": by_step(story, "learning_rate")}, "Learning rate", "learning rate"
+        ),
+        _with_smoothed(by_step(story, "gradient_norm"), "Gradient norm", "norm", "before clipping"),
+        _plain(
+            {"learned tokens": by_step(story, "supervised_tokens_per_second")},
+            "Learned tokens per second",
+            "tokens per second",
+        ),
+        _plain(
+            {"all tokens": by_step(story, "tokens_per_second")},
+            "All tokens per second",
             "tokens per second",
         ),
         _plain(
             {
-                "peak": points("peak_memory_bytes", 1 / _GB),
-                "in use": points("memory_bytes", 1 / _GB),
+                "peak": by_step(story, "peak_memory_bytes", 1 / _GB),
+                "in use": by_step(story, "memory_bytes", 1 / _GB),
             },
             "Memory",
             "GB",
@@ -61,20 +62,30 @@ def curves(story: Story) -> Html:
     )
 
 
-def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The bias-corrected exponential mean of what is finite (float64, same shape).
+def by_step(story: Story, name: str, factor: float = 1.0) -> NDArray[np.float64]:
+    """(step, value) of every step, (N, 2) float64."""
+    steps = np.array(story.steps, dtype=np.float64)
+    return np.stack([steps, story.curve(name).astype(np.float64) * factor], axis=1)
 
-    It looks back over some 3 % of the run, and over 10 steps at least.
+
+def smoothed(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The exponential mean, bias-corrected, of the finite `points` (N, 2) float64.
+
+    It looks back over some 3 % of the run, and over 10 steps at least. Of more than some thousand
+    points, equal stretches are averaged first: the result is shorter then.
     """
-    keep = 1.0 - 1.0 / max(10.0, 0.03 * len(values))
+    points = points[np.isfinite(points[:, 1])]
+    if len(points) > 2 * _AVERAGED:
+        parts = np.array_split(points, _AVERAGED)
+        points = np.array([[part[-1, 0], part[:, 1].mean()] for part in parts])
+    keep = 1.0 - 1.0 / max(10.0, 0.03 * len(points))
     total = weight = 0.0
-    out = []
-    for value in values.tolist():
-        if value == value:
-            total = keep * total + (1 - keep) * value
-            weight = keep * weight + (1 - keep)
-        out.append(total / weight if weight else value)
-    return np.array(out, dtype=np.float64)
+    means = []
+    for value in points[:, 1].tolist():
+        total = keep * total + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        means.append(total / weight)
+    return np.stack([points[:, 0], np.array(means, dtype=np.float64)], axis=1)
 
 
 def thinned(points: NDArray[np.float64]) -> list[tuple[float, float]]:
@@ -109,9 +120,8 @@ def _with_smoothed(
     The axis starts at zero if the lowest value is below that share of the highest.
     """
     drawn, note = _without_wild(points)
-    mean = np.stack([points[:, 0], smoothed(points[:, 1])], axis=1)
-    # A mean that a wild value dragged up would bring back the scale that it was spared.
-    mean[mean[:, 1] > np.nanmax(drawn[:, 1], initial=-np.inf), 1] = np.nan
+    # Of what is drawn: one wild value would drag the mean up for many steps.
+    mean = smoothed(drawn)
     series: dict[str, Points] = {raw_name: thinned(drawn)}
     if len(points) >= _FEWEST_TO_SMOOTH:
         series["smoothed"] = thinned(mean)

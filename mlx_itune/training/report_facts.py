@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlx_itune.kit.htmlpage import folded, section, table
-from mlx_itune.kit.markup import Html, join
+from mlx_itune.kit.htmlpage import grid, section, table
+from mlx_itune.kit.markup import Html
 from mlx_itune.training.report_story import Story
 
 _LISTED = 20
@@ -18,8 +18,8 @@ _LIST_NAMES = {
     "nothing_to_learn": "nothing to learn",
     "control_text": "text that spells a control token",
 }
-# What the other sections tell already.
-_TOLD = {"run", "report", "steps", "examples", "valid_examples", "sources", "base", "note"}
+# What other sections tell already.
+_TOLD = {"run", "report", "steps", "examples", "valid_examples", "sources", "base"}
 _WORDS = {
     "tokens_kept": "tokens kept from an earlier run",
     "max_length_tokens": "longest row in tokens",
@@ -28,6 +28,7 @@ _WORDS = {
     "trainable_parameters": "trainable parameters",
     "compute": "quantized layers are computed",
 }
+_HASH = re.compile("[0-9a-f]{40,}")
 _LINE = re.compile(r"([A-Za-z_][\w-]*) = (.*)")
 
 
@@ -54,47 +55,53 @@ def data_facts(story: Story, origin: Mapping[str, Any]) -> Html:
         for key, name in _LIST_NAMES.items()
         if isinstance(listed := report.get(key), list) and listed
     ]
-    parts = [table(["", ""], rows)] if rows else []
-    if cut:
-        parts.append(table(["rows", "count", "which"], cut, words={2}))
+    parts = [table(["all of it", ""], rows)] if rows else []
     sources = story.start.get("sources") or origin.get("data")
     if listed := list(_sources(sources)):
         parts.append(table(["file", "rows", "SHA-256"], listed, words={2}))
-    return section("Data", *parts) if parts else Html("")
+    more = [table(["rows with", "", "which"], cut, words={2})] if cut else []
+    return section("Data", grid(*parts), *more) if parts or more else Html("")
 
 
-def model_facts(story: Story, origin: Mapping[str, Any]) -> Html:
-    """Base model, adapter, and the paths that the engine chose."""
+def model_facts(story: Story, origin: Mapping[str, Any], adapter: Mapping[str, Any]) -> Html:
+    """Base model, tokenizer, adapter, and the paths that the engine chose."""
     base = story.start.get("base") or origin.get("base")
-    base = {"model": base} if isinstance(base, str) else base
-    parts = [
-        fact_rows("Base model", base),
-        fact_rows("Tokenizer and template", origin.get("tokenizer")),
-        fact_rows("Learned", origin.get("mask")),
-        fact_rows("Engine", {k: v for k, v in story.start.items() if k not in _TOLD}),
+    base = {"id": base} if isinstance(base, str) else base
+    engine = {k: v for k, v in story.start.items() if k not in _TOLD}
+    said = {"tokenizer": origin.get("tokenizer"), "learned turns": origin.get("mask")}
+    found = [
+        *fact_table("base model", base),
+        *fact_table("adapter", adapter),
+        *fact_table("how it was computed", engine),
+        *fact_table("text", said),
+        *fact_table("versions", origin.get("versions")),
     ]
-    return join(parts)
+    return section("Model, adapter and engine", grid(*found)) if found else Html("")
 
 
-def fact_rows(heading: str, facts: Any) -> Html:
-    """A section of the names and values in a mapping, nested ones too; empty for nothing."""
+def fact_table(heading: str, facts: Any) -> list[Html]:
+    """The names and values in a mapping, nested ones too, as one table; none for nothing."""
     if not isinstance(facts, Mapping):
-        return Html("")
+        return []
     rows = [[name, value] for name, value in _flat(facts) if value]
-    return section(heading, table(["", ""], rows, words={1})) if rows else Html("")
+    return [table([heading, ""], rows, words={1})] if rows else []
 
 
-def config_table(text: str) -> Html:
-    """config.toml as a table; a line that is no `name = value` stands as it is."""
-    rows = []
-    for line in text.splitlines():
-        found = _LINE.fullmatch(line.strip())
-        if found:
-            rows.append([found.group(1).replace("_", "-"), _value(found.group(2))])
-        elif line.strip():
-            rows.append([line.strip(), ""])
-    shown = table(["setting", "value"], rows, words={1})
-    return shown if len(rows) <= 16 else folded(f"{len(rows)} settings", shown)
+def settings_of(text: str) -> dict[str, str]:
+    """The lines of config.toml as name -> value; a line that is no `name = value` names itself."""
+    settings = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        found = _LINE.fullmatch(line)
+        settings[found.group(1) if found else line] = _value(found.group(2)) if found else ""
+    return settings
+
+
+def config_table(settings: Mapping[str, str]) -> Html:
+    """All settings, in columns side by side."""
+    rows = [[name.replace("_", "-"), value] for name, value in settings.items()]
+    half = -(-len(rows) // 2)
+    columns = [part for part in (rows[:half], rows[half:]) if part]
+    return grid(*(table(["setting", "value"], part, words={1}) for part in columns))
 
 
 def _value(text: str) -> str:
@@ -129,7 +136,8 @@ def _told(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return _names(value)
-    return without_folders(str(value))[:400]
+    text = without_folders(str(value))
+    return f"{text[:16]}…" if _HASH.fullmatch(text) else text[:400]
 
 
 def _names(listed: Sequence[Any]) -> str:
@@ -150,7 +158,9 @@ def _learned(report: Mapping[str, Any]) -> str:
 
 
 def _sources(sources: Any) -> Iterator[list[str]]:
+    if isinstance(sources, Mapping):
+        sources = list(sources.values())
     for source in sources if isinstance(sources, list) else ():
         if isinstance(source, Mapping):
-            name = without_folders(str(source.get("path", "?")))
+            name = without_folders(str(source.get("path") or source.get("file") or "?"))
             yield [name, _count(source.get("rows")), str(source.get("sha256") or "")[:16]]

@@ -25,8 +25,6 @@ from mlx_itune.kit.files import storage_errors
 _LONGEST_LINE_BYTES = 64_000_000
 _KEPT = 500
 _LARGEST_STEP = 1 << 53
-# Keeps the sum over any number of steps within 64 bits.
-_MOST_TOKENS_A_STEP = 1 << 32
 CURVES = (
     "loss",
     "learning_rate",
@@ -36,7 +34,7 @@ CURVES = (
     "peak_memory_bytes",
     "memory_bytes",
 )
-_COUNTS = ("supervised_tokens", "tokens", "skipped")
+_COUNTS = ("supervised_tokens", "tokens")
 
 Event = Mapping[str, Any]
 
@@ -54,7 +52,8 @@ class Session:
 
 @dataclass
 class Story:
-    """A run. `start` and `end` hold the fields of the last such event; `end` is empty before it.
+    """A run. `start`, `end`, `stopped` and `failed` hold the fields of the last such event; the
+    three endings are empty while there is none, and again when the run was resumed.
 
     Arrays of all steps take some 60 bytes a step; lists hold the last 500 of their kind, and
     `counts` how many there were.
@@ -63,6 +62,7 @@ class Story:
     start: dict[str, Any] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
     stopped: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, Any] = field(default_factory=dict)
     sessions: deque[Session] = field(default_factory=lambda: deque(maxlen=_KEPT))
     checkpoints: deque[Event] = field(default_factory=lambda: deque(maxlen=_KEPT))
     incidents: deque[Event] = field(default_factory=lambda: deque(maxlen=_KEPT))
@@ -77,17 +77,19 @@ class Story:
     _curves: dict[str, array[float]] = field(
         default_factory=lambda: {name: array("f") for name in CURVES}
     )
-    _sums: dict[str, array[int]] = field(
-        default_factory=lambda: {name: array("q") for name in _COUNTS}
+    _counted: dict[str, array[float]] = field(
+        default_factory=lambda: {name: array("d") for name in (*_COUNTS, "skipped")}
     )
 
     def curve(self, name: str) -> NDArray[np.float32]:
         """A value per step of `steps`, float32; NaN where it was not finite or not told."""
-        return np.array(self._curves[name], dtype=np.float32)
+        values = np.array(self._curves[name], dtype=np.float32)
+        values[~np.isfinite(values)] = np.nan
+        return values
 
     def total(self, name: str) -> int:
         """`supervised_tokens`, `tokens` or `skipped` (steps), over all steps."""
-        return self._sums[name][-1] if self._sums[name] else 0
+        return int(np.nansum(np.array(self._counted[name], dtype=np.float64)))
 
     def best_valid(self) -> tuple[int, float] | None:
         """(step, loss) of the lowest validation loss."""
@@ -110,11 +112,11 @@ class Story:
 
     def _start(self, event: Event) -> None:
         self.start |= {k: v for k, v in event.items() if k not in ("v", "time", "event")}
-        self.end, self.stopped = {}, {}
+        self.end, self.stopped, self.failed = {}, {}, {}
         self.planned_steps = _whole(event.get("steps")) or self.planned_steps
 
     def _resume(self, event: Event) -> None:
-        self.end, self.stopped = {}, {}
+        self.end, self.stopped, self.failed = {}, {}, {}
         if (step := _whole(event.get("step"))) is not None:
             self._back_to(step + 1)
 
@@ -125,12 +127,13 @@ class Story:
         if self.steps and step <= self.steps[-1]:
             self._back_to(step)
         self.steps.append(step)
-        skipped = event.get("skipped") is True
+        get = event.get
         for name, values in self._curves.items():
-            values.append(_number(event.get(name)))
-        for name, sums in self._sums.items():
-            more = int(skipped) if name == "skipped" else _whole(event.get(name)) or 0
-            sums.append((sums[-1] if sums else 0) + min(more, _MOST_TOKENS_A_STEP))
+            value = get(name)
+            values.append(value if type(value) is float else _number(value))
+        for name in _COUNTS:
+            self._counted[name].append(_whole(get(name)) or 0)
+        self._counted["skipped"].append(get("skipped") is True)
         self.planned_steps = _whole(event.get("steps")) or self.planned_steps
         self.epoch = _number(event.get("epoch"))
         session = self.sessions[-1]
@@ -152,11 +155,17 @@ class Story:
         self.incidents.append(event)
 
     def _sample(self, event: Event) -> None:
+        for told in [s for s in self.samples if s.get("row") == event.get("row")]:
+            self.samples.remove(told)
         self.samples.append(event)
 
     def _stopped(self, event: Event) -> None:
         self.stopped = dict(event)
         self.sessions[-1].ending = "stopped by a signal"
+
+    def _failed(self, event: Event) -> None:
+        self.failed = dict(event)
+        self.sessions[-1].ending = "ended by an error"
 
     def _end(self, event: Event) -> None:
         self.end = {k: v for k, v in event.items() if k not in ("v", "time", "event")}
@@ -165,7 +174,7 @@ class Story:
     def _back_to(self, step: int) -> None:
         """Forget `step` and all after it."""
         at = bisect_left(self.steps, step)
-        for column in (self.steps, *self._curves.values(), *self._sums.values()):
+        for column in (self.steps, *self._curves.values(), *self._counted.values()):
             del column[at:]
         self._forget_valid(step)
         for listed in (self.checkpoints, self.incidents):
@@ -178,7 +187,7 @@ class Story:
         del self.valid_losses[at:]
 
 
-_KINDS = frozenset("start resume step valid checkpoint incident sample stopped end".split())
+_KINDS = frozenset("start resume step valid checkpoint incident sample stopped failed end".split())
 
 
 def read(run: Path) -> Story:

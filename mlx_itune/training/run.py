@@ -10,10 +10,11 @@ runs/20261122T200000Z-1a2b3c/   mode 0700
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,11 +41,15 @@ def is_writer() -> bool:
 
 
 def create(
-    settings: TrainSettings, beginning: Mapping[str, Any], *, now: datetime | None = None
+    settings: TrainSettings,
+    beginning: Mapping[str, Any],
+    *,
+    fill: Callable[[Path], None] = lambda _: None,
+    now: datetime | None = None,
 ) -> Path:
     """A new run directory `<UTC time>-<short hash>`, mode 0700, whole or not at all.
 
-    Raises StorageError.
+    fill: puts more into it before it is there. Raises StorageError.
     """
     moment = now or datetime.now(timezone.utc)
     text = to_toml(settings)
@@ -55,6 +60,7 @@ def create(
             stage.chmod(0o700)
         write_durably(stage / CONFIG, text.encode())
         write_json(stage / BEGINNING, beginning)
+        fill(stage)
     return run
 
 
@@ -143,11 +149,6 @@ def provenance(
     run: str | None = None,
 ) -> dict[str, Any]:
     """Where an adapter came from; holds no path of this machine. `run` is the id of its run."""
-    config = {
-        name: value
-        for name, value in dataclasses.asdict(settings).items()
-        if name not in _PRIVATE and value is not None
-    }
     tokenizer_file = loaded.path / "tokenizer.json"
     return {
         "v": 1,
@@ -169,13 +170,23 @@ def provenance(
             for source in sources
         ],
         "mask": {"learn": settings.learn, "too_long": settings.too_long},
-        "config": config,
-        "versions": versions(),
+        "config": public_settings(settings),
+        "versions": dict(versions()),
         "metrics": dict(metrics),
     }
 
 
-def versions() -> dict[str, str]:
+def public_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that may travel: no path of this machine."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in _PRIVATE and value is not None
+    }
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
     """Of what the numbers depend on."""
     found = {"mlx_itune": __version__, "python": platform.python_version()}
     for name in ("mlx", "mlx-lm", "transformers", "numpy"):

@@ -36,16 +36,8 @@ class Material:
     rows: Tokenized
     train: Sequence[TokenizedExample]
     valid: Sequence[TokenizedExample]
-
-    def facts(self, data: Path) -> dict[str, Any]:
-        """Of rows and tokenizer, what a resumed run compares (see identity)."""
-        return {
-            "data": identity.data_facts(data),
-            "model": {
-                **identity.tokenizer_facts(self.tokenizer),
-                "tokens": identity.rows_digest(self.train, self.valid),
-            },
-        }
+    # What a resumed run compares (see identity): of the tokenizer and of the rows it made.
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,14 +58,13 @@ class Setup:
 
     def facts(self) -> dict[str, Any]:
         """What stands in run.json besides the settings."""
-        facts = self.material.facts(Path(self.settings.data))
         return {
-            **facts,
-            "model": {"base.fingerprint": self.loaded.fingerprint, **facts["model"]},
+            "data": identity.data_facts(Path(self.settings.data)),
+            "model": {"base.fingerprint": self.loaded.fingerprint, **self.material.facts},
             "base": self.loaded.id,
             "how": self.how(),
             "machine": {**identity.machine_facts(), "device": backend.prepare().device},
-            "versions": versions(),
+            "versions": dict(versions()),
         }
 
 
@@ -104,7 +95,11 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
         train = stored.StoredExamples(kept_rows / _ROWS / "train")
         valid = stored.StoredExamples(kept_rows / _ROWS / "valid")
     _check_vocabulary(path, config, (*train, *valid))
-    return Material(path, config, tokenizer, limit, rows, train, valid)
+    facts = {
+        **identity.tokenizer_facts(tokenizer),
+        "tokens": identity.rows_digest(train, valid),
+    }
+    return Material(path, config, tokenizer, limit, rows, train, valid, facts)
 
 
 def keep_rows(folder: Path, material: Material) -> None:
@@ -129,14 +124,17 @@ def ready(
         rank=settings.rank,
         scale=settings.scale,
         dropout=settings.dropout,
+        keys=settings.keys or None,
+        num_layers=settings.num_layers,
         seed=settings.seed,
+        kind=settings.adapter,
     )
-    config = adapter.AdapterConfig(
+    config = adapter.config_of(
+        loaded.model,
+        kind=settings.adapter,
         rank=settings.rank,
         scale=settings.scale,
         dropout=settings.dropout,
-        keys=tuple(lora.adapted_keys(loaded.model)),
-        num_layers=len(loaded.model.layers),
     )
     exact_head = head_is_exact(loaded.model)
     learner = Learner(
@@ -182,5 +180,3 @@ def _check_vocabulary(
             where=str(path),
             hint="the tokenizer is not this model's",
         )
-
-

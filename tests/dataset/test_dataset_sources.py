@@ -215,8 +215,8 @@ def test_broken_arrays_keep_the_rows_before_the_break(tmp_path, data, line, code
     assert (fault.line, fault.code) == (line, code)
 
 
-def test_an_array_that_is_not_utf_8_names_the_line(path):
-    (fault,) = rows_of(path, b"[\n\n\xff]")
+def test_an_array_that_is_not_utf_8_names_the_line(tmp_path):
+    (fault,) = rows_of(tmp_path / "rows.json", b"[\n\n\xff]")
     assert (fault.line, fault.code) == (3, "utf-8")
 
 

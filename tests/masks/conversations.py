@@ -66,7 +66,8 @@ class Generator:
         if (self.family.system and chance.random() < 0.4) or (against and not self.family.system):
             turns.append(Turn("system", self._system()))
         calls = self.family.calls and chance.random() < 0.3
-        for _ in range(chance.choice((1, 1, 1, 1, 2, 2, 3, 4, 6))):
+        exchanges = chance.choice((1, 1, 1, 2, 2, 3) if calls else (1, 1, 1, 1, 2, 2, 3, 4, 6))
+        for _ in range(exchanges):
             turns.append(self._question())
             if calls and chance.random() < 0.6:
                 turns += self._called(against)
@@ -76,7 +77,7 @@ class Generator:
         listed = self.family.tools and (bool(calls) or chance.random() < 0.1)
         if against and self.family.built_in == "chatml":
             listed = True
-        tools = tuple(self._tool(n) for n in range(chance.choice((1, 1, 2)))) if listed else ()
+        tools = tuple(self._tool(n) for n in range(chance.choice((1, 1, 1, 2)))) if listed else ()
         return Conversation(tuple(turns), f"f.jsonl:{number}", tools)
 
     def learn(self) -> str:
@@ -118,7 +119,7 @@ class Generator:
     def _called(self, against: bool) -> list[Turn]:
         turns: list[Turn] = []
         for _ in range(self.random.choice((1, 1, 1, 2))):
-            count = self.random.randint(1, self.family.calls + (1 if against else 0))
+            count = self.random.randint(1, min(2, self.family.calls) + (1 if against else 0))
             calls = tuple(self._call(n) for n in range(count))
             if against and self.random.random() < 0.5:
                 calls = tuple({k: v for k, v in call.items() if k != "id"} for call in calls)

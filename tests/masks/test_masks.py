@@ -28,10 +28,9 @@ from mlx_itune.dataset.render import render
 from mlx_itune.kit.errors import DataError
 
 ROWS = {"starter": 300, "sentencepiece": 100, "merging": 100}
-HOSTILE = {"starter": 40, "small_legacy": 20}
-REAL = ("llama2", "llama3")
+HOSTILE = {"starter": 30, "small_legacy": 15}
 # One of each kind: plain words around turns, rewritten history, tools that move.
-FOR_REAL = ("llama2", "qwen3", "mistral_v3")
+REAL = (("llama2", "llama2"), ("llama2", "mistral_v3"), ("llama3", "qwen3"))
 
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -46,7 +45,7 @@ def report(tally: Tally) -> str:
 
 @each_family
 def test_the_oracle_writes_what_the_template_writes(name):
-    assert text_problems("starter", FAMILIES[name], 40) == []
+    assert text_problems("starter", FAMILIES[name], 25) == []
 
 
 @each_family
@@ -66,7 +65,7 @@ def test_control_strings_in_content_stay_text(name):
     for base, count in HOSTILE.items():
         tally.add(compare(base, FAMILIES[name], count, hostile=True))
     assert not tally.faults, report(tally)
-    assert tally.turns > 60
+    assert tally.turns > 40
 
 
 @pytest.mark.parametrize("name", ("chatml", "llama3", "qwen3", "mistral_v3", "gpt_oss"))
@@ -87,8 +86,7 @@ def test_no_character_stands_for_a_control_token(name):
                 assert [i for i in example.input_ids.tolist() if i in view.specials] == meant
 
 
-@pytest.mark.parametrize("base", REAL)
-@pytest.mark.parametrize("name", FOR_REAL)
+@pytest.mark.parametrize(("base", "name"), REAL)
 def test_the_real_tokenizers_agree_too(base, name):
     if reason := missing(base):
         pytest.skip(reason)

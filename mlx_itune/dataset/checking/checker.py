@@ -12,7 +12,13 @@ import numpy as np
 from mlx_itune.dataset.checking.columns import Columns
 from mlx_itune.dataset.checking.drift import SystemPrompts
 from mlx_itune.dataset.checking.duplicates import Duplicates, Match
-from mlx_itune.dataset.checking.gather import Chunk, chunks, keep_scratch
+from mlx_itune.dataset.checking.gather import (
+    CHUNK_CHARS,
+    CHUNK_ROWS,
+    Chunk,
+    gather,
+    keep_scratch,
+)
 from mlx_itune.dataset.checking.leakage import in_split_order, split_of
 from mlx_itune.dataset.checking.lengths import token_faults
 from mlx_itune.dataset.checking.lints import Lint, excerpt, load_lints
@@ -110,29 +116,39 @@ class Check:
         self, number: int, path: Path, duplicates: Duplicates, places: Columns
     ) -> Iterator[Fault]:
         broken: list[Fault] = []
+        held: list[Conversation] = []
+        size = 0
+        for item in self._reading.rows(path, on_bytes=self.on_bytes):
+            if isinstance(item, Fault):
+                broken.append(item)
+            else:
+                held.append(item)
+                size += len(item.turns[-1].content)
+            if len(held) >= CHUNK_ROWS or size >= CHUNK_CHARS or len(broken) >= CHUNK_ROWS:
+                yield from self._some(number, path, held, broken, duplicates, places)
+                held, broken, size = [], [], 0
+        yield from self._some(number, path, held, broken, duplicates, places)
 
-        def good() -> Iterator[Conversation]:
-            for item in self._reading.rows(path, on_bytes=self.on_bytes):
-                if isinstance(item, Fault):
-                    broken.append(item)
-                else:
-                    yield item
-
-        def refused() -> Iterator[Fault]:
-            for fault in broken:
-                if fault.severity == "error":
-                    self.rows += 1
-                    self.rejected += 1
-                yield fault
-            broken.clear()
-
-        prefix = len(str(path)) + 1
-        for chunk in chunks(good()):
-            yield from refused()
-            lines = [int(row.origin[prefix:]) for row in chunk.rows]
+    def _some(
+        self,
+        number: int,
+        path: Path,
+        held: Sequence[Conversation],
+        broken: Sequence[Fault],
+        duplicates: Duplicates,
+        places: Columns,
+    ) -> Iterator[Fault]:
+        for fault in broken:
+            if fault.severity == "error":
+                self.rows += 1
+                self.rejected += 1
+            yield fault
+        if held:
+            chunk = gather(held)
+            prefix = len(str(path)) + 1
+            lines = [int(row.origin[prefix:]) for row in held]
             self._keep(number, path, chunk, lines, duplicates, places)
             yield from self._chunk(str(path), chunk, lines)
-        yield from refused()
 
     def _keep(
         self,

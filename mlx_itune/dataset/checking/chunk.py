@@ -66,10 +66,12 @@ def split_words(texts: Sequence[bytes]) -> Words:
     np.cumsum(lengths + 1, out=offsets[1:])
     if joined.isascii():
         folded = raw | np.uint8(0x20)
-        starts, ends = _edges(_is_word(folded), None)
+        starts, ends = _edges(_is_ascii_word(folded), None)
     else:
         folded, breaks = _fold_unicode(raw)
-        starts, ends = _edges(_is_word(folded), breaks)
+        is_word = _is_ascii_word(folded)
+        is_word |= folded >= np.uint8(0x80)
+        starts, ends = _edges(is_word, breaks)
     window: U64 = np.ndarray((len(folded) - 8,), np.dtype("<u8"), folded, strides=(1,))
     sizes = ends - starts
     keys = window[starts]
@@ -83,10 +85,9 @@ def split_words(texts: Sequence[bytes]) -> Words:
     return Words(raw, offsets, starts, first, keys, mixed.astype(np.uint32))
 
 
-def _is_word(folded: U8) -> NDArray[np.bool_]:
+def _is_ascii_word(folded: U8) -> NDArray[np.bool_]:
     found = (folded - np.uint8(0x61)) < np.uint8(26)
     found |= (folded - np.uint8(0x30)) < np.uint8(10)
-    found |= folded >= np.uint8(0x80)
     return np.asarray(found, np.bool_)
 
 

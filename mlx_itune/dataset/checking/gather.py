@@ -12,8 +12,8 @@ from mlx_itune.dataset.checking.minhash import MIN_WORDS
 from mlx_itune.dataset.checking.screening import TURN
 from mlx_itune.dataset.conversation import Conversation
 
-_CHUNK_ROWS = 256
-_CHUNK_CHARS = 1 << 18
+CHUNK_ROWS = 256
+CHUNK_CHARS = 1 << 18
 # glibc gives freed memory above a threshold back to the system at once, and numpy's scratch
 # arrays would be faulted in page by page for every chunk. Freeing one big block raises it.
 _SCRATCH_BYTES = 16 << 20
@@ -45,7 +45,7 @@ def chunks(rows: Iterable[Conversation]) -> Iterator[Chunk]:
     for row in rows:
         held.append(row)
         size += len(row.turns[-1].content)
-        if len(held) >= _CHUNK_ROWS or size >= _CHUNK_CHARS:
+        if len(held) >= CHUNK_ROWS or size >= CHUNK_CHARS:
             yield gather(held)
             held, size = [], 0
     if held:

@@ -23,7 +23,7 @@ DEFAULT_LINTS = Path(__file__).with_name("lints.toml")
 
 _START_CHARS = 240
 _EXCERPT_CHARS = 60
-_LISTS = ("phrases", "patterns", "starts", "words", "opens", "needs", "texts")
+_LISTS = ("phrases", "patterns", "starts", "words", "opens", "texts")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "code": str,
     "message": str,
@@ -50,7 +50,6 @@ class Lint:
     start: re.Pattern[str] | None = None
     words: tuple[str, ...] = ()
     opens: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     case: bool = False
     max_chars: int | None = None
@@ -144,7 +143,7 @@ def _lint(item: Any, where: str) -> Lint:
             )
     if not {"phrases", "patterns", "starts", "texts", "max_chars"} & item.keys():
         raise UsageError("has neither phrases, patterns, starts, texts nor max_chars", where=where)
-    for text in (*item.get("texts", ()), *item.get("needs", ())):
+    for text in item.get("texts", ()):
         # What starts with something frequent would be looked at everywhere.
         if not text or text[0] == " " or text[0].islower() or not text[0].isprintable():
             raise UsageError(f"{text!r} must start with a sign or a capital letter", where=where)
@@ -161,7 +160,6 @@ def _lint(item: Any, where: str) -> Lint:
         start=_compiled(item.get("starts", ()), where),
         words=tuple(item.get("words", ())),
         opens=tuple(item.get("opens", ())),
-        needs=tuple(item.get("needs", ())),
         texts=tuple(item.get("texts", ())),
         case=item.get("case", False),
         max_chars=item.get("max_chars"),

@@ -61,7 +61,7 @@ class Screen:
             self._index(number, lint)
 
     def _index(self, number: int, lint: Lint) -> None:
-        for text in (*lint.texts, *lint.needs):
+        for text in lint.texts:
             head = text.encode()[:8]
             mask = np.uint64((1 << 8 * len(head)) - 1)
             wanted = np.uint64(int.from_bytes(head, "little"))
@@ -83,7 +83,7 @@ class Screen:
             self._words.add(word, number)
         for word in lint.opens:
             self._opens.add(word, number)
-        if not (lint.words or lint.opens or lint.needs):
+        if not (lint.words or lint.opens):
             self._always.append(number)
 
     def find(self, rows: Sequence[Conversation], words: Words) -> Iterator[Find]:

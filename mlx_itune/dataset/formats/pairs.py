@@ -60,7 +60,9 @@ def prompt_completion(row: Row) -> Parsed:
     answer = answer_key(row, "completion")
     if not any(isinstance(row.get(key), list) for key in ("prompt", answer)):
         return pair(row, "prompt", answer)
-    if isinstance(row.get("prompt"), str):
+    if "prompt" not in row:
+        raise RowFault("missing-key", "no key 'prompt'")
+    if isinstance(row["prompt"], str):
         prompt: tuple[Turn, ...] = (Turn("user", text_of(row, "prompt")),)
     else:
         prompt = tuple(map(_unlearned, turns_of(row, "prompt", "role", "content")))

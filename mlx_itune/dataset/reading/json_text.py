@@ -10,7 +10,9 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from mlx_itune.dataset.faults import RowFault
 
@@ -18,6 +20,15 @@ MAX_DEPTH = 254  # what orjson will write
 
 # Beyond it a float may stand for an integer whose last digits orjson gave up.
 _EXACT = 2.0**53
+
+_COLON = ord("3"), ord("a")
+_NUL = ord("0"), ord("0")
+_PAD = np.zeros(8, np.uint8)
+_HIGH = np.uint64(0xF0F0F0F0F0F0F0F0)
+_THREES = np.uint64(0x3030303030303030)
+_MANY = 10_000
+_LONG = re.compile(rb"[0-9]{19}")
+_SIXES = np.uint64(0x0606060606060606)
 
 _PLAIN_TURNS = {
     ("role", "content"),
@@ -67,6 +78,40 @@ def is_exact(raw: bytes, value: Any) -> bool:
         if not _is_plain(item):
             return False
     return True
+
+
+def are_exact(block: bytes, values: list[Any]) -> bool:
+    """`is_exact` for all the values in a block of JSON texts at once, in a fifth of the time.
+
+    No text can have fewer colons than its value unless it escapes one, so that equal sums mean
+    equal counts. False may also mean that a closer look at each of them is needed.
+    """
+    again = orjson.dumps(values)
+    raw = np.frombuffer(block + bytes(8 + -len(block) % 8), np.uint8)
+    out = np.frombuffer(again, np.uint8)
+    if np.count_nonzero(raw == 58) != np.count_nonzero(out == 58):
+        return False
+    if _has_escape(raw, _COLON) or _has_escape(np.append(out, _PAD), _NUL):
+        return False
+    # Integers that orjson makes floats of have 19 digits or more, and thus eight in a row that
+    # begin at a multiple of eight.
+    words = raw.view(np.uint64)
+    digits = ((words & _HIGH) == _THREES) & (((words + _SIXES) & _HIGH) == _THREES)
+    hits = np.flatnonzero(digits)
+    return len(hits) < _MANY and not any(
+        _LONG.search(block, max(0, at - 18), at + 26) for at in (hits * 8).tolist()
+    )
+
+
+def _has_escape(text: NDArray[np.uint8], code: tuple[int, int]) -> bool:
+    """Whether \\u00 and the two digits of `code`, either case, stand in a padded text."""
+    at = np.flatnonzero(text == 92)
+    if at.size:
+        at = at[text[at + 1] == 117]
+    if not at.size:
+        return False
+    found = (text[at + 4] == code[0]) & ((text[at + 5] | 32) == (code[1] | 32))
+    return bool(found.any())
 
 
 def strict(raw: bytes, at: int = 0, *, one_line: bool = True) -> Any:

@@ -30,6 +30,7 @@ SUFFIXES = {
 _LINES = 64
 
 _BRACKET = re.compile(rb"^[ \t]*[{\[]", re.MULTILINE)
+_ONE_LINE_ARRAY = re.compile(rb"\[\s*\{.*\}\s*\]", re.DOTALL)
 
 Layout = Literal["lines", "array", "object"]
 
@@ -76,19 +77,32 @@ def layout(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) -> 
         lines.pop()
     lines = [stripped for line in lines if (stripped := line.strip(BLANK))]
     # Rows begin and end on their line, whole or damaged; elements of an array end with a comma.
-    rows = sum(line[:1] == b"{" and len(line) > 1 and line[-1:] != b"," for line in lines)
+    rows = sum(line[:1] == b"{" and len(line) > 1 and line[-1] not in b",[]" for line in lines)
     joined = sum(line[-1:] == b"," for line in lines)
     if first == b"{":
         single = len(lines) == 1 and is_whole
-        return "lines" if not single and (rows > joined or _is_object(lines[0])) else "object"
+        by_line = rows > max(joined, 1) or _is_object(lines[0])
+        return "lines" if by_line and not single else "object"
+    if is_whole and prefers_lines:
+        return "array" if _is_array(head, lines, joined >= max(rows, 1)) else "lines"
     ends_as_array = not tail or tail.rstrip(BLANK).endswith(b"]")
     if len(lines) > 1 and (value := _value(lines[0])) is not None:
-        if prefers_lines or _value(lines[1]) is not None:
+        if prefers_lines or rows or not value or not _all_objects(value):
             return "lines"
-        return "array" if value and _all_objects(value) else "lines"
+        return "array" if _value(lines[1]) is None else "lines"
     if rows > joined and not (rows == 1 and ends_as_array):
         return "lines"
     return "array" if joined > rows or ends_as_array or not prefers_lines else "lines"
+
+
+def _is_array(text: bytes, lines: list[bytes], is_joined: bool) -> bool:
+    """Whether a small file that should have lines is an array all the same, whole or damaged."""
+    value = _value(text)
+    if value is not None:
+        return isinstance(value, list) and (len(lines) > 1 or _all_objects(value))
+    if len(lines) == 1:
+        return bool(_ONE_LINE_ARRAY.fullmatch(lines[0]))
+    return is_joined and text.rstrip(BLANK).endswith(b"]") and _value(lines[0]) is None
 
 
 def _value(line: bytes) -> object:

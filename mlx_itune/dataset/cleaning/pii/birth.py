@@ -93,7 +93,7 @@ def dates(spot: Spot) -> Iterator[Found]:
     if not date_like(low, spot.start, spot.end):
         return
     lead = low[max(0, spot.start - _REACH - 32) : spot.start]
-    head = page.head_at(spot.start) if page.head_at else None
+    head = page.head_at(spot.start)
     if head and _LABEL.search(head[1]):
         lead = f"{head[1]}: "
     elif not any(hint in lead for hint in _HINTS) and not any(

@@ -17,7 +17,6 @@ from mlx_itune.dataset.cleaning.pii import (
 )
 from mlx_itune.dataset.cleaning.pii.hits import KINDS, WHOLE, Detector, Found, Hit, settle
 from mlx_itune.dataset.cleaning.pii.spots import OLD_AGES, Page, Spot, has_digits, spots
-from mlx_itune.dataset.cleaning.pii.tables import column_heads
 from mlx_itune.dataset.cleaning.pii.view import plain_view
 from mlx_itune.kit.errors import UsageError, closest
 
@@ -49,7 +48,8 @@ def find(
     """
     wanted = ALL_KINDS if kinds is None else known_kinds(kinds)
     own = [hit for detector in detectors for hit in detector(text)]
-    found = [one for one in _candidates(text) if not _inside_word(text, one)]
+    view = plain_view(text)
+    found = [one for one in _candidates(view) if not _inside_word(view, one)]
     if not found and not own:
         return []
     outside = [Found(WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]
@@ -72,16 +72,15 @@ def _inside_word(text: str, found: Found) -> bool:
     )
 
 
-def _candidates(text: str) -> Iterator[Found]:
-    view = plain_view(text)
-    if "PRIVATE KEY" in view:
+def _candidates(view: str) -> Iterator[Found]:
+    if "PRIVATE KEY" in view or "AKIA" in view:
         yield from secrets.key_blocks(Page(view, ""))
     spelled = contact.may_spell_email(view)
     at = "@" in view
     if not (spelled or at or has_digits(view)):
         return
     low = view.lower()
-    page = Page(view, low, column_heads(low))
+    page = Page(view, low)
     if at:
         yield from contact.emails(page)
         yield from contact.handles(page)
@@ -109,10 +108,14 @@ def _short(spot: Spot) -> Iterator[Found]:
         yield from money.crypto_addresses(spot)
     elif spot.start - start == 2 and spot.count == 2:
         yield from money.ibans(spot)
-    yield from contact.usernames(spot)
     yield from network.hexadecimal(spot)
-    if any(map(str.isupper, spot.page.text[max(0, start - 3) : end + 3])):
-        yield from place.addresses_by_postcode(spot)
+    if not any(map(str.isupper, spot.page.text[max(0, start - 3) : end + 3])):
+        if spot.page.names_plates:
+            yield from contact.usernames(spot)
+        return
+    yield from place.addresses_by_postcode(spot)
+    if spot.page.names_plates or spot.token_digits >= 4:
+        yield from contact.usernames(spot)
         yield from records.find(spot)
 
 
@@ -128,7 +131,11 @@ def _long(spot: Spot) -> Iterator[Found]:
     """Around four digits or more."""
     text, start, end, count = spot.page.text, spot.start, spot.end, spot.count
     lettered = spot.lettered
-    if count >= 7 and not spot.arithmetic:
+    if spot.arithmetic:
+        if lettered:
+            yield from _identifiers(spot)
+        return
+    if count >= 7:
         yield from phone.find(spot)
         yield from national.find(spot, lettered=False)
         if count >= 12:
@@ -142,11 +149,13 @@ def _long(spot: Spot) -> Iterator[Found]:
         yield from contact.usernames(spot)
     elif count >= 8:
         yield from secrets.keys(spot)
-    near = text[max(0, start - 4) : end + 4]
-    if "." in near:
-        if text.count(".", start, end) >= 3:
+    dots = text.count(".", start, end)
+    if dots:
+        if dots >= 3:
             yield from network.addresses(spot)
         yield from place.coordinates(spot)
-    if lettered or ":" in near:
+    if lettered or ":" in text[max(0, start - 4) : end + 4]:
         yield from network.hexadecimal(spot)
-    yield from records.find(spot)
+    # A bare year is no number of a record, and the most frequent run of four digits.
+    if lettered or count != 4 or end - start > 4 or text[start : start + 2] not in ("19", "20"):
+        yield from records.find(spot)

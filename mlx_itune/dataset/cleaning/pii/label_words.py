@@ -20,7 +20,8 @@ LABELS: dict[str, str] = {
         tel no, contactnumber, facsimile, pager, landline, joindre, localizable, rückruf""",
     "ssn": """ssn, ssns, social security, social security number, social sec, soc sec, itin,
         ss number, socialsecuritynumber, socialsecurity, social, taxpayer identification""",
-    "nid": "national insurance, national insurance number, ni number, ni no, nino",
+    "nid": """national insurance, national insurance number, ni number, ni no, nino, sin,
+        social insurance, social insurance number, assurance sociale""",
     "ein": "ein, fein, employer identification, employer id, employer identification number",
     "tax": """tax id, st id, st nr, idnr, finanzamt, tin, tax number, taxpayer,
         tax identification, taxid, tax file, tax file
@@ -95,7 +96,7 @@ LABELS: dict[str, str] = {
         error code, bug, issue, case, docket, patent, rfc, cve, revision, rev, firmware, id key,
         transaction, transaction id, txn, receipt, quote, shipment, parcel, package, sendungsnummer,
         article, stock, inventory, size, bytes, total, sum, equals, product of, integer, prime,
-        multiply, divided, factor, row, line, bates, confirmation, booking, reservation, coupon,
+        multiply, divided, factor, bates, confirmation, booking, reservation, coupon,
         voucher, promo, gift card, course, log id, request id, requestid, trace, session id,
         build number, changelog, dosage, dose, ndc, group, grp, lotnumber, expiry, exp, kit,
         meter reading,

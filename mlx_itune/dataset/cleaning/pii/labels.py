@@ -94,6 +94,9 @@ def _with_initials(words: list[str]) -> list[str]:
     return joined
 
 
+find_words = _WORD.findall
+
+
 def words_after(low: str, end: int) -> list[str]:
     """The first words after `end` on its line."""
     text = low[end : end + 36]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii import checksums
-from mlx_itune.dataset.cleaning.pii.hits import LABELLED, LABELLED_VERIFIED, SHAPE, VERIFIED, Found
+from mlx_itune.dataset.cleaning.pii.hits import LABELLED, LABELLED_VERIFIED, VERIFIED, Found
 from mlx_itune.dataset.cleaning.pii.spots import Spot
 
 _CARD = re.compile(
@@ -15,6 +15,8 @@ _CARD = re.compile(
     r"|3\d{3}([ .\-])\d{6}\2\d{4,5}|\d{12,19}"
     r"|\d(?:[ \-]?\d){11,18})(?![A-Za-z0-9])(?![\-.][0-9])"
 )
+# How cards are grouped; other groupings are believed beside a label only.
+_GROUPED = re.compile(r"\d+|(?:\d{4}\D{1,3}){3}\d{1,4}(?:\D{1,3}\d{1,3})?|\d{4}\D\d{6}\D\d{4,5}")
 _CARD_WORDS = frozenset(
     """card cards creditcard cardnumber visa mastercard amex maestro discover diners jcb cc
     kreditkarte kreditkartennummer kartennummer karte carte tarjeta carta cartão kaart creditcard
@@ -38,10 +40,10 @@ def cards(spot: Spot) -> Iterator[Found]:
         named = not _CARD_WORDS.isdisjoint(spot.words)
         if not checksums.card(number) and not (named and checksums.luhn(number)):
             continue
-        if number.isdigit() and spot.denied:
+        if not named and (spot.denied or not _GROUPED.fullmatch(number)):
             continue
         rank = LABELLED_VERIFIED if named else VERIFIED - 1
-        yield Found(rank if len(set(number)) > 3 else SHAPE, "card", *match.span(), True)
+        yield Found(rank, "card", *match.span(), True)
 
 
 def ibans(spot: Spot) -> Iterator[Found]:

@@ -75,7 +75,7 @@ NUMERIC = (
             strong=r"...-..-....", checked=False),
     _scheme("tax_id", r"\d{2}-?\d{7}", rules.us_ein,
             "ein fein employer", checked=False),
-    _scheme("national_id", _TRIPLES, rules.ca_sin, "sin nas assurance insurance social canadian"),
+    _scheme("national_id", _TRIPLES, rules.ca_sin, "sin nas nid canadian"),
     _scheme("national_id", r"[1-478] ?\d{2} ?\d{2} ?\d{2} ?\d{3} ?\d{3}(?: |-)?\d{2}",
             rules.fr_nir, "nir sécurité sociale sécu insee ss vitale nss", strong=_ALWAYS),
     _scheme("tax_id", r"\d{2} ?\d{3} ?\d{3} ?\d{3}", rules.de_tax_id,
@@ -120,10 +120,10 @@ NUMERIC = (
 LETTERED = (
     _scheme("national_id",
             r"[A-CEGHJ-PRSTW-Z][A-CEGHJ-NPRSTW-Z]([ \-.]?)\d{2}\1\d{2}\1\d{2}\1[A-D]",
-            rules.uk_nino, "ni nino insurance national", strong=_ALWAYS, checked=False, digits=6),
+            rules.uk_nino, "ni nino nid", strong=_ALWAYS, checked=False, digits=6),
     # Beside its label a number of letters that were never given out is one as well.
     _scheme("national_id", r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z]", lambda number: True,
-            "ni nino insurance", checked=False, digits=6),
+            "ni nino nid", checked=False, digits=6),
     _scheme("national_id", r"\d{2}\.?\d{3}\.?\d{3}[\- ]?[A-Z]|[XYZ][\- ]?\d{7}[\- ]?[A-Z]",
             rules.es_dni, "dni nie nif documento", strong=_ALWAYS),
     _scheme("national_id", r"[A-Z]{3} ?[A-Z]{3} ?[\dL-V]{2}[A-T][\dL-V]{2} ?[A-Z][\dL-V]{3} ?[A-Z]",
@@ -152,7 +152,8 @@ def find(spot: Spot, *, lettered: bool) -> Iterator[Found]:
     if lettered:
         token_start, token_end = spot.token
         lo, hi = max(0, min(token_start, spot.start - 8)), max(hi, token_end)
-    words = spot.words
+    # A label of several words counts as a word of its own.
+    words = spot.words | {spot.label.category}
     generic = not _ANY.isdisjoint(words)
     labelled = "tax_id" if spot.label.category == "tax" else ""
     for scheme in LETTERED if lettered else NUMERIC:

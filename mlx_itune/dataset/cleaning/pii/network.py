@@ -85,7 +85,7 @@ def hexadecimal(spot: Spot) -> Iterator[Found]:
     for match in _MAC.finditer(text, start, hi):
         value = match.group()
         digits = value.replace(":", "").replace("-", "").replace(".", "").lower()
-        plain = digits.isdigit() and ":" not in value
+        plain = digits.isdigit() and ":" not in value and "mac" not in spot.words
         if len(set(digits)) > 1 and not plain and not _part_of_key(text, match.start()):
             yield Found(LABELLED, "mac", *match.span())
     for match in _V6.finditer(text, start, hi):

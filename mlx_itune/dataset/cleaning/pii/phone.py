@@ -73,6 +73,7 @@ _TRUNK_REGIONS = (
 )
 # "call the function f(12345678)": a program calls, not a person.
 _ARGUMENT = re.compile(r"\w\((?:\w+, )*\Z")
+_MORE = re.compile(r"[ \-][0-9]{3}")
 _SHORTER = re.compile(r"[ .\-/()]+\d+\)?\Z")
 
 
@@ -107,6 +108,9 @@ def find(spot: Spot) -> Iterator[Found]:
         for match in _LABELLED.finditer(text, lo, hi):
             number = match.group().lstrip("+(")
             if _DATE.match(number) or _FOUR_PARTS.match(number):
+                continue
+            # A part of more digits than a telephone number has is none.
+            if spot.count > 15 and _MORE.match(text, match.end()):
                 continue
             if number.isdigit() and (number.endswith("00000") or spot.label.distance > 3):
                 continue

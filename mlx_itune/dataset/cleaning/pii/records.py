@@ -69,6 +69,8 @@ _UNIT = re.compile(
 
 def find(spot: Spot) -> Iterator[Found]:
     """The labelled number around a run, if its nearest label is one of these."""
+    if spot.arithmetic:
+        return
     category, distance = spot.label
     after = not category and spot.count >= 5
     if after:
@@ -77,7 +79,7 @@ def find(spot: Spot) -> Iterator[Found]:
              if spot.labelled(name)), ("", 99),
         )  # fmt: skip
     rule = RULES.get(category)
-    if rule is None or distance > rule.distance or spot.arithmetic:
+    if rule is None or distance > rule.distance:
         return
     text = spot.page.text
     start, token_end = spot.token

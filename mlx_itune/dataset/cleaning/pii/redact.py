@@ -42,6 +42,14 @@ class Placeholders:
         return f"[{hit.kind.upper()}_{self._numbers[key]}]"
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def canonical(hit: Hit) -> str:
     """The value without the accidents of its spelling."""
     value = _JOINTS.sub("", hit.text) if hit.kind in _GROUPED else hit.text
@@ -84,8 +92,7 @@ def redact_conversation(
 ) -> tuple[Conversation, list[Hit]]:
     """The conversation with placeholders in contents, tool-call arguments, tool results and names.
 
-    JSON stays JSON: keys and structure are kept, and a number that is personal data becomes a
-    string. A conversation without hits comes back as it is. Positions in hits count from the
+    JSON stays JSON of the same structure; a number that is personal data becomes a string. A conversation without hits comes back as it is. Positions in hits count from the
     start of the string that each was found in.
     """
     cleaner = _Cleaner(
@@ -130,12 +137,10 @@ class _Cleaner:
 
     def _content(self, turn: Turn) -> tuple[str, str | None]:
         text = turn.content
+        if not turn.input and text.lstrip()[:1] in ("{", "["):
+            return self._json_text(text), turn.input
         found = self._find(text)
         self.hits.extend(found)
-        if not found:
-            return text, turn.input
-        if text.lstrip()[:1] in ("{", "["):
-            return self._json_text(text, found), turn.input
         if not turn.input or not text.endswith(turn.input):
             return _replaced(text, found, self.names), turn.input
         # Alpaca's input is the end of the content, and has to stay so.
@@ -150,12 +155,25 @@ class _Cleaner:
         tail = _replaced(text[border:], moved, self.names)
         return head + tail, tail
 
-    def _json_text(self, text: str, found: list[Hit]) -> str:
-        """JSON in a string: a bare number is replaced by a string in quotes."""
+    def _json_text(self, text: str) -> str:
+        """JSON in a string stays JSON, if it was: its spacing too, unless escapes forbid that."""
+        found = self._find(text)
         try:
-            json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):
+            self.hits.extend(found)
             return _replaced(text, found, self.names)
+        if "\\u" not in text:
+            new = self._in_json(text, found)
+            if _is_json(new):
+                self.hits.extend(found)
+                return new
+        # An escape may hide a value or be cut by one, so the strings are read one by one.
+        new_value = self._value("", value)
+        return text if new_value == value else json.dumps(new_value, ensure_ascii=text.isascii())
+
+    def _in_json(self, text: str, found: list[Hit]) -> str:
+        """The placeholders put into JSON; a bare number is replaced by a string in quotes."""
         strings = [match.span() for match in _JSON_STRING.finditer(text)]
         starts = [start for start, _ in strings]
         parts, last = [], 0
@@ -174,16 +192,14 @@ class _Cleaner:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             # Kept as JSON text by a caller that built the turn without the readers.
-            found = self._find(arguments)
-            self.hits.extend(found)
-            new: Any = self._json_text(arguments, found) if found else arguments
+            new: Any = self._json_text(arguments)
         else:
             new = self._value("", arguments)
         return {**call, "function": {**function, "arguments": new}}
 
     def _value(self, key: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: self._value(str(name), inner) for name, inner in value.items()}
+            return {self._text(name): self._value(name, inner) for name, inner in value.items()}
         if isinstance(value, list):
             return [self._value(key, inner) for inner in value]
         if isinstance(value, str):

@@ -49,6 +49,7 @@ _COMPILED = tuple(
     (hint, re.compile(_LEFT + form + _RIGHT)) for hints, form in _FORMS for hint in hints
 )
 
+_AWS = re.compile(_LEFT + r"A[KS]IA[0-9A-Z]{16}" + _RIGHT)
 _SHORTEST = 16
 _KEY_BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
 # What a value that is a key is given to, up to the value itself.
@@ -84,8 +85,10 @@ def keys(spot: Spot) -> Iterator[Found]:
 
 
 def key_blocks(page: Page) -> Iterator[Found]:
-    """Private keys in PEM or PGP armour, cut short or not."""
+    """Private keys in PEM or PGP armour, cut short or not, and AWS ids, digits or none."""
     text = page.text
+    for match in _AWS.finditer(text):
+        yield Found(WHOLE, "secret", *match.span())
     for match in _KEY_BLOCK.finditer(text):
         closing = f"-----END {match['what']}-----"
         end = text.find(closing, match.end())

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from mlx_itune.dataset.cleaning.pii.labels import (
     Label,
+    find_words,
     nearest,
     phrase_category,
     script_label,
@@ -18,18 +18,25 @@ from mlx_itune.dataset.cleaning.pii.labels import (
     words_after,
     words_before,
 )
-from mlx_itune.dataset.cleaning.pii.tables import Head
+from mlx_itune.dataset.cleaning.pii.tables import Head, column_heads
 
 _RUN = re.compile(r"[0-9]+(?:[ \-./():+]{1,3}[0-9]+)*")
 _NO_DIGIT = re.compile(r"[^0-9]+")
 _TOKEN_TAIL = re.compile(r"[A-Za-z0-9_+/=.\-:@%]*")
 _SUM = re.compile(r"[0-9] [/+\-] [1-9]|[0-9]\+[0-9]")
+# Beginnings of the labels of plates and user names.
+_SHORT_LABELS = (
+    "plate", "user", "login", "handle", "screen", "nutzer", "identifiant", "usu", "utente", "gamer",
+    "plaque", "reg", "kenn", "nummernschild", "immatr", "matr", "placa", "targa", "nick", "vrm",
+    "kenteken", "tag", "pseudo", "车牌", "車牌", "ナンバー", "用户", "ユーザー", "微信", "账号",
+)  # fmt: skip
 _KEY_TAIL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{14,}")
 # How words for roads begin that are written small: rue, avenue, boulevard, place...
 _ROADS = frozenset(("ru", "av", "bo", "bd", "pl", "ch", "al", "im", "qu", "ro", "co", "sq", "bi"))
 _DIALLED = re.compile(r"[0-9]{3} - [0-9]{3} - [0-9]{4}")
 _AMOUNT = re.compile(r",[0-9]{3}(?![0-9])| ?[/+\-] ?\$")
 DIGITS = "0123456789"
+_SPARSE = 64  # characters for each run of digits
 OLD_AGES = frozenset(map(str, range(90, 123)))
 _NOT_DIGITS = str.maketrans("", "", " -./():+")
 _TOKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_/.+")
@@ -37,23 +44,38 @@ _LEFT = 48
 _MAX_RUN = 240
 
 
+def _no_head(place: int) -> None:
+    return None
+
+
 class Page:
-    """A text in plain spelling, its lower case, and which column head stands over a place."""
+    """A text in plain spelling, its lower case, and what is worked out about it only once."""
 
-    __slots__ = ("head_at", "houses", "low", "text")
+    __slots__ = ("_head_at", "_names_plates", "houses", "low", "text")
 
-    def __init__(
-        self, text: str, low: str, head_at: Callable[[int], Head | None] | None = None
-    ) -> None:
+    def __init__(self, text: str, low: str) -> None:
         self.text = text
         self.low = low
-        self.head_at = head_at
         # Where a short number stands as the number of a house does.
         self.houses: list[int] = []
+        self._names_plates: bool | None = None
+        self._head_at: Callable[[int], Head | None] | None = None
+
+    def head_at(self, place: int) -> Head | None:
+        """The head of the table column that a place belongs to."""
+        if self._head_at is None:
+            self._head_at = column_heads(self.low) or _no_head
+        return self._head_at(place)
+
+    @property
+    def names_plates(self) -> bool:
+        """Whether the text speaks of number plates or user names, whose values may be short."""
+        if self._names_plates is None:
+            self._names_plates = any(map(self.low.__contains__, _SHORT_LABELS))
+        return self._names_plates
 
     def words_before(self, start: int) -> list[str]:
-        head = self.head_at(start) if self.head_at else None
-        return words_before(self, start, *(head or ()))
+        return words_before(self, start, *(self.head_at(start) or ()))
 
 
 class Spot:
@@ -141,15 +163,26 @@ class Spot:
         if self._label is None:
             words = self.before
             self._label = nearest(words)
-            if self._label.distance == 0 and self.page.text[self.start - 1 : self.start].isalpha():
-                # Letters that belong to the value ("PH55 TNW") give way to a real label.
-                outer = nearest(words[1:])
-                if outer.category and outer.distance <= 3:
-                    self._label = outer
+            first = self.token[0]
+            if first < self.start:
+                self._label = self._label_outside(
+                    words, len(find_words(self.page.low[first : self.start]))
+                )
             script = script_label(self.page.low, self.start)
             if script.category and script.distance <= self._label.distance:
                 self._label = script
         return self._label
+
+    def _label_outside(self, words: list[str], own: int) -> Label:
+        """The label of a value that begins with letters, the nearest `own` words: "MR-230245".
+
+        Those letters are no distance; beyond a hyphen they may be the label themselves ("MRN-77").
+        """
+        inner, outer = nearest(words[:own]), nearest(words[own:])
+        if self.page.text[self.start - 1].isalpha():
+            outside = outer.category and outer.distance <= 3
+            return outer if outside or not inner.category else inner
+        return inner if inner.category and outer.distance > 0 else outer
 
     def labelled(self, category: str, distance: int = 3) -> bool:
         """Whether that label belongs to this run: before it, or right behind it."""
@@ -228,12 +261,15 @@ def _next_run(text: str) -> Callable[[int], re.Match[str] | None]:
 
     Where digits are few, looking for each of the ten is much faster than a pattern is.
     """
-    if sum(map(text.count, DIGITS)) * 48 > len(text):
-        return partial(_RUN.search, text)
     far = len(text)
     places = [place if place >= 0 else far for place in map(text.find, DIGITS)]
+    runs = 0
 
     def following(position: int) -> re.Match[str] | None:
+        nonlocal runs
+        runs += 1
+        if runs > 8 and position < runs * _SPARSE:
+            return _RUN.search(text, position)
         for at, place in enumerate(places):
             if place < position:
                 place = text.find(DIGITS[at], position)

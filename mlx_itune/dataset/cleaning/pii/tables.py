@@ -39,6 +39,9 @@ def column_heads(low: str) -> Callable[[int], Head | None] | None:
     """A function from a position to its cell's head, or None where the text holds no table."""
     if "\n" not in low:
         return None
+    delimiters = [delimiter for delimiter in _DELIMITERS if low.count(delimiter) > 1]
+    if not delimiters:
+        return None
     lines = low.split("\n", _MAX_LINES)
     if len(lines) > _MAX_LINES:
         lines.pop()
@@ -53,10 +56,12 @@ def column_heads(low: str) -> Callable[[int], Head | None] | None:
             rows[number] = current
             continue
         current = None
-        following = lines[number + 1] if number + 1 < len(lines) else ""
-        for delimiter in _DELIMITERS:
+        for delimiter in delimiters:
             count = line.count(delimiter)
-            if count and following.count(delimiter) >= count and len(line) < 400:
+            if not count or len(line) > 400 or number + 1 == len(lines):
+                continue
+            following = lines[number + 1]
+            if following.count(delimiter) >= count:
                 heads = _heads(line, delimiter)
                 if heads is not None and (
                     _RULE.fullmatch(following) or re.search(r"\d", following)

@@ -6,17 +6,20 @@ character stays where it was, so a position found in the view is a position in t
 
 from __future__ import annotations
 
-import unicodedata
 from functools import lru_cache
+
+# The zeros of Arabic, Persian, N'Ko, the scripts of India, Thai, Lao, Tibetan, Burmese, Khmer,
+# Mongolian; ten digits follow each.
+_ZEROS = (
+    0x0660, 0x06F0, 0x07C0, 0x0966, 0x09E6, 0x0A66, 0x0AE6, 0x0B66, 0x0BE6, 0x0C66, 0x0CE6, 0x0D66,
+    0x0DE6, 0x0E50, 0x0ED0, 0x0F20, 0x1040, 0x17E0, 0x1810,
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
 def _table() -> dict[int, str]:
     plain: dict[int, str] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
-    for code in range(0x80, 0x1FBFA):
-        digit = unicodedata.decimal(chr(code), None)
-        if digit is not None:
-            plain[code] = str(digit)
+    plain |= {zero + digit: str(digit) for zero in _ZEROS for digit in range(10)}
     plain |= dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\u00ad"), "-")
     spaces = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000"
     plain |= dict.fromkeys(map(ord, spaces), " ")

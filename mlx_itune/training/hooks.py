@@ -1,0 +1,267 @@
+"""Observers that copy a run's numbers to TensorBoard or to Weights & Biases.
+
+Numbers and settings leave, nothing else: no row, no path of this machine, no console output, no
+code. What goes wrong with them once a run has begun is told in one line and ends no run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.training.settings import TrainSettings
+
+Observe = Callable[[dict[str, Any]], None]
+Say = Callable[[str], None]
+
+_STEP_NAMES = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "gradient_norm": "train/gradient_norm",
+    "supervised_tokens_per_second": "speed/learned_tokens_per_second",
+    "tokens_per_second": "speed/tokens_per_second",
+    "peak_memory_bytes": "memory/peak_bytes",
+    "memory_bytes": "memory/in_use_bytes",
+}
+_VALID_NAMES = {"loss": "valid/loss"}
+# Files are flushed so often, and at every validation, for a board that is open beside the run.
+_FLUSH_S = 30
+_PRIVATE = frozenset({"data", "out", "runs", "tensorboard", "wandb"})
+
+
+class Board(Protocol):
+    """Where numbers go."""
+
+    name: str
+
+    def open(self, run: str, steps: int) -> None:
+        """Begin run `runs/<id>`."""
+
+    def back_to(self, step: int) -> None:
+        """The run goes on after `step`; what was told of later steps does not stand."""
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Finite numbers by name, after `step`."""
+
+    def close(self, result: Mapping[str, float] | None) -> None:
+        """End; `result` is None where the run did not reach its end."""
+
+
+@contextlib.contextmanager
+def attached(
+    settings: TrainSettings,
+    watch: Observe = lambda _: None,
+    *,
+    wandb: str | None = None,
+    tensorboard: Path | None = None,
+    say: Say = lambda _: None,
+) -> Iterator[Observe]:
+    """An observer for `train`: `watch`, and the boards asked for, which are closed with the block.
+
+    wandb: a project. tensorboard: a directory; each run gets a folder of its id in it. `say` is
+    told when a board fails. Raises UsageError at once where a package or a login is missing.
+    """
+    boards: list[_Guarded] = []
+    if tensorboard is not None:
+        boards.append(_Guarded(TensorBoard(tensorboard), say))
+    if wandb is not None:
+        boards.append(_Guarded(WeightsAndBiases(wandb, settings), say))
+
+    def observe(event: dict[str, Any]) -> None:
+        for board in boards:
+            board.observe(event)
+        watch(event)
+
+    try:
+        yield observe
+    finally:
+        for board in boards:
+            board.close()
+
+
+class _Guarded:
+    """A board that is dropped when it fails, and told of an event at a time."""
+
+    def __init__(self, board: Board, say: Say) -> None:
+        self._board: Board | None = board
+        self._say, self._opened = say, False
+        self._result: dict[str, float] | None = None
+
+    def observe(self, event: dict[str, Any]) -> None:
+        """Hand an event on."""
+        kind = event.get("event")
+        if kind == "start":
+            self._try(lambda b: b.open(str(event["run"]), int(event.get("steps") or 0)))
+            self._opened = True
+        elif kind == "resume":
+            self._try(lambda b: b.back_to(int(event.get("step") or 0)))
+        elif kind in ("step", "valid"):
+            names = _STEP_NAMES if kind == "step" else _VALID_NAMES
+            values = {shown: float(event[n]) for n, shown in names.items() if _finite(event.get(n))}
+            self._try(lambda b: b.numbers(int(event["step"]), values) if values else None)
+        elif kind == "end":
+            self._result = {k: float(v) for k, v in event.items() if _finite(v)}
+
+    def close(self) -> None:
+        """Close the board if it was opened."""
+        if self._opened:
+            self._try(lambda b: b.close(self._result))
+        self._board = None
+
+    def _try(self, act: Callable[[Board], None]) -> None:
+        if self._board is None:
+            return
+        try:
+            act(self._board)
+        except Exception as error:
+            name, self._board = self._board.name, None
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            self._say(f"warning: {name} was switched off, training goes on: {reason}")
+
+
+class TensorBoard:
+    """Event files by TensorBoard's own writer."""
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+        where = "tensorboard.summary.writer.event_file_writer"
+        self._writers = _required(where, "tensorboard")
+        self._events = _required("tensorboard.compat.proto.event_pb2", "tensorboard")
+        self._summaries = _required("tensorboard.compat.proto.summary_pb2", "tensorboard")
+        self._writer: Any = None
+
+    def open(self, run: str, steps: int) -> None:
+        """A new event file in `folder/<run id>`."""
+        path = self._folder / Path(run).name
+        self._writer = self._writers.EventFileWriter(str(path), flush_secs=_FLUSH_S)
+
+    def back_to(self, step: int) -> None:
+        """TensorBoard forgets what came after a session's first step."""
+        session = self._events.SessionLog
+        begun = session(status=session.START)
+        self._add(step=step + 1, session_log=begun)
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """One event with a scalar for each name."""
+        summary = self._summaries.Summary
+        scalars = [summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._add(step=step, summary=summary(value=scalars))
+        if "valid/loss" in values:
+            self._writer.flush()
+
+    def close(self, result: Mapping[str, float] | None) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+    def _add(self, **fields: Any) -> None:
+        self._writer.add_event(self._events.Event(wall_time=time.time(), **fields))
+
+
+class WeightsAndBiases:
+    """A run of a project, by the wandb package; kept in the run's folder when offline."""
+
+    name = "Weights & Biases"
+
+    def __init__(self, project: str, settings: TrainSettings) -> None:
+        self._wandb = _required("wandb", "wandb")
+        self._project, self._config = project, shared_settings(settings)
+        self._offline = settings.offline
+        self._run: Any = None
+        quiet = os.environ.get("WANDB_MODE", "online") not in ("online", "run")
+        if not self._offline and not quiet:
+            self._log_in()
+
+    def open(self, run: str, steps: int) -> None:
+        """Begin, or go on with, the run of this id."""
+        folder = Path(run)
+        fields = getattr(self._wandb.Settings, "model_fields", _UNSHARED)
+        unshared = {name: value for name, value in _UNSHARED.items() if name in fields}
+        self._run = self._wandb.init(
+            project=self._project,
+            id=folder.name,
+            name=folder.name,
+            resume="allow",
+            dir=str(folder),
+            config={**self._config, "planned_steps": steps},
+            mode="offline" if self._offline else None,
+            settings=self._wandb.Settings(**unshared),
+        )
+        # Its own counter only goes up; a resumed run goes back first.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def back_to(self, step: int) -> None:
+        """Steps that are made again are logged again, by their number."""
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """One row of the run's history."""
+        self._run.log({"step": step, **values})
+
+    def close(self, result: Mapping[str, float] | None) -> None:
+        """The result as the run's summary; a run without one is marked as failed."""
+        if result is not None:
+            self._run.summary.update(dict(result))
+        self._run.finish(exit_code=0 if result is not None else 1)
+
+    def _log_in(self) -> None:
+        hint = "wandb login, or --offline to keep it here and `wandb sync` later"
+        try:
+            known = self._wandb.login()
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UsageError(f"--wandb: not logged in ({reason})", hint=hint) from error
+        if known is False:
+            raise UsageError("--wandb: not logged in", hint=hint)
+
+
+# What wandb would send besides what it is given.
+_UNSHARED: dict[str, Any] = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "save_code": False,
+    "silent": True,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+
+
+def shared_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings without what says where things are on this machine."""
+    values: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(settings).items():
+        if name in _PRIVATE or value is None or isinstance(value, Path):
+            continue
+        values[name] = list(value) if isinstance(value, tuple) else value
+    # A Hub id is as public as the model; a local directory gives its name alone.
+    if re.match(r"[/~.\\]|[A-Za-z]:", settings.model) or Path(settings.model).exists():
+        values["model"] = Path(settings.model).resolve().name
+    return values
+
+
+def _required(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"--{package} needs the {package} package ({error})",
+            hint=f"pip install 'mlx-itune[{package}]'",
+        ) from error
+
+
+def _finite(value: Any) -> bool:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return numeric and math.isfinite(value)

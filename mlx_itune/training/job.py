@@ -1,0 +1,348 @@
+"""The run while it runs: steps, validations, checkpoints, and every way it can end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_itune.dataset.batching import Batch, batches
+from mlx_itune.kit.errors import DivergedError, StorageError, UsageError
+from mlx_itune.kit.events import EventLog
+from mlx_itune.model import adapter
+from mlx_itune.training import checkpoint, incidents, run
+from mlx_itune.training.macos import resume_line
+from mlx_itune.training.record import WINDOW_STEPS, Record
+from mlx_itune.training.schedule import learning_rate
+from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.setup import Setup
+from mlx_itune.training.step import StepMetrics
+
+Observe = Callable[[dict[str, Any]], None]
+# After a checkpoint that could not be written, the next attempt.
+_RETRY_S = 30.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did; the keys of `train --json`. Losses are per unit of weight, in nats.
+
+    adapter_step: the step whose weights the adapter holds; the last one, or the best one with
+    early stopping or keep_best.
+    """
+
+    run: str
+    adapter: str
+    steps: int
+    epochs: float
+    examples: int
+    supervised_tokens: int
+    train_loss: float | None
+    valid_loss: float | None
+    best_valid_loss: float | None
+    supervised_tokens_per_second: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    wall_s: float
+    adapter_step: int
+    best_step: int | None
+    stopped_early: bool
+    skipped_steps: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When to validate, save and stop. patience: validations without a new best; 0 is no limit."""
+
+    save_every: int
+    save_every_s: float
+    eval_every: int
+    keep: int
+    patience: int
+    keep_best: bool
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> Policy:
+        """As the settings say."""
+        patience = int(getattr(settings, "patience", 0) or 0)
+        if not getattr(settings, "early_stopping", patience > 0):
+            patience = 0
+        return cls(
+            save_every=settings.save_every,
+            save_every_s=float(getattr(settings, "save_every_s", 300.0)),
+            eval_every=settings.eval_every,
+            keep=int(getattr(settings, "keep", 2)),
+            patience=patience,
+            keep_best=bool(getattr(settings, "keep_best", False)) or patience > 0,
+        )
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are made without being asked for by a signal."""
+        return self.save_every > 0 or self.save_every_s > 0 or self.keep_best
+
+
+class Job:
+    """A run in its folder, from where its record stands to its end."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        folder: Path,
+        log: EventLog | None,
+        record: Record,
+        observe: Observe,
+        began: float,
+    ) -> None:
+        s = setup.settings
+        self.setup, self.settings, self.learner = setup, s, setup.learner
+        self.train, self.valid = setup.material.train, setup.material.valid
+        self.folder, self.record, self.policy = folder, record, Policy.of(s)
+        self.plan: list[Batch] = list(
+            batches(
+                len(self.train),
+                s.batch_size,
+                seed=s.seed,
+                epochs=s.planned_epochs,
+                steps=s.steps,
+            )
+        )
+        self._log, self._observe, self._began_s = log, observe, began
+        self._wall_s_before, self._peak_before = record.wall_s, record.peak_memory_bytes
+        self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)
+        self._next_save_s = time.monotonic() + self.policy.save_every_s
+        if self.policy.keep_best and not self.valid:
+            raise UsageError(
+                "keeping the best step needs validation rows", hint="add a valid.jsonl"
+            )
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """One event, to the log and the observer; a log or terminal that is gone ends no run."""
+        if self._log is not None:
+            try:
+                self._log.emit(event, **fields)
+            except StorageError:
+                if event == "end":
+                    raise
+        try:
+            self._observe({"event": event, **fields})
+        except OSError:
+            self._observe = lambda _: None
+
+    def warn(self, message: str) -> None:
+        """Something the user should know and that does not end the run."""
+        self.tell("warning", step=self.record.step, message=message)
+
+    def learn(self, received: Sequence[int]) -> bool:
+        """Every planned step that is not yet made; False if a signal ended it before."""
+        mx.reset_peak_memory()
+        self._validate_if_owed()
+        while self.record.step < len(self.plan) and not self.record.stopped_early:
+            if received:
+                return self._stop(received[0], seal=False)
+            batch = self.plan[self.record.step]
+            self._step(batch)
+            # A long validation waits for the resumed run, which begins with it.
+            best = not received and self._is_due(batch.step) and self._validate()
+            if received:
+                return self._stop(received[0], seal=True)
+            if best or self._save_is_due():
+                self._save()
+        return True
+
+    def finish(self, out: Path, *, overwrite: bool = False) -> TrainResult:
+        """Write the adapter and the result."""
+        step = self._write_adapter(out, overwrite)
+        metrics = self._metrics()
+        result = TrainResult(
+            run=str(self.folder),
+            adapter=str(out),
+            peak_memory_bytes=self.record.peak_memory_bytes,
+            wall_s=self.record.wall_s,
+            adapter_step=step,
+            **metrics,
+        )
+        if run.is_writer():
+            run.write_json(self.folder / run.RESULT, dataclasses.asdict(result))
+        self.tell("end", **dataclasses.asdict(result))
+        return result
+
+    def _step(self, batch: Batch) -> None:
+        s, record, started = self.settings, self.record, time.monotonic()
+        rate = learning_rate(
+            batch.step, len(self.plan), peak=s.learning_rate, warmup=s.warmup, schedule=s.schedule
+        )
+        # A pure function of (seed, step): a resumed run draws the same dropout.
+        key = mx.random.split(mx.random.key(s.seed), batch.step + 1)[-1] if s.dropout else None
+        rows = [self.train[row] for row in batch.rows]
+        try:
+            metrics = self.learner.step(rows, rate, dropout_key=key)
+        except DivergedError:
+            # The learner counts skipped steps too, but not across sessions, and knows no rows.
+            metrics = StepMetrics(float("nan"), 0.0, 0, 0, float("nan"), skipped=True)
+        seconds = time.monotonic() - started
+        record.learned(batch, metrics, seconds)
+        self._timed.append((metrics, seconds))
+        spent_s = sum(seconds for _, seconds in self._timed)
+        self.tell(
+            "step",
+            step=batch.step,
+            steps=len(self.plan),
+            epoch=batch.epoch,
+            loss=metrics.loss,
+            learning_rate=rate,
+            gradient_norm=metrics.gradient_norm,
+            skipped=metrics.skipped,
+            supervised_tokens=metrics.supervised_tokens,
+            tokens=metrics.tokens,
+            tokens_per_second=sum(m.tokens for m, _ in self._timed) / spent_s,
+            supervised_tokens_per_second=sum(m.supervised_tokens for m, _ in self._timed) / spent_s,
+            examples_per_second=len(self._timed) * s.batch_size / spent_s,
+            eta_s=(len(self.plan) - batch.step) * spent_s / len(self._timed),
+            memory_bytes=mx.get_active_memory(),
+            peak_memory_bytes=mx.get_peak_memory(),
+        )
+        if metrics.skipped:
+            self._note_incident(batch, metrics)
+
+    def _note_incident(self, batch: Batch, metrics: StepMetrics) -> None:
+        rows = [self.train[row] for row in batch.rows]
+        incident = incidents.describe(
+            batch.step,
+            batch.epoch,
+            metrics.loss,
+            metrics.gradient_norm,
+            rows,
+            lambda row: self.learner.evaluate([row]),
+        )
+        if run.is_writer():
+            incidents.append(self.folder, incident)
+        self.tell("incident", **incident)
+        if (often := self.record.diverged) is not None:
+            raise DivergedError(
+                f"loss or gradient was not finite {often}, the last one step {batch.step}",
+                where=str(self.folder / incidents.FILE),
+                hint=f"see the rows named there, or lower --learning-rate; {self._last_good()}",
+            )
+
+    def _validate_if_owed(self) -> None:
+        """Before the first step; and where a signal came between a step and its validation."""
+        step = self.record.step
+        if self.record.stopped_early or self.record.valid_step == step or not self._is_due(step):
+            return
+        best = self._validate()
+        if step and (best or self._save_is_due()):
+            self._save()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the run validates after this step."""
+        if not self.valid:
+            return False
+        if step in (0, len(self.plan)):
+            return True
+        if self.policy.eval_every:
+            return step % self.policy.eval_every == 0
+        # Early stopping needs something to go by: without --eval-every, the end of each epoch.
+        return self.policy.keep_best and self.plan[step].epoch != self.plan[step - 1].epoch
+
+    def _validate(self) -> bool:
+        """The loss on all validation rows; whether it is the best so far."""
+        started, record = time.monotonic(), self.record
+        best = record.validated(self.learner.evaluate(self.valid))
+        seconds = time.monotonic() - started
+        self.tell("valid", step=record.step, loss=record.valid_loss, best=best, wall_s=seconds)
+        patience = self.policy.patience
+        if patience and record.step and record.validations_since_best >= patience:
+            record.stopped_early = True
+            self.tell(
+                "early_stop",
+                step=record.step,
+                patience=patience,
+                best_step=record.best_step,
+                best_valid_loss=record.best_valid_loss,
+            )
+        return best and self.policy.saves
+
+    def _save_is_due(self) -> bool:
+        step, every = self.record.step, self.policy.save_every
+        if self.policy.save_every_s and time.monotonic() >= self._next_save_s:
+            return True
+        ended = step == len(self.plan) or self.record.stopped_early
+        return (ended and self.policy.saves) or bool(every and step % every == 0)
+
+    def _save(self, *, must: bool = False) -> None:
+        """A sealed checkpoint; one that cannot be written ends the run only if it `must` be."""
+        self._next_save_s = time.monotonic() + (self.policy.save_every_s or float("inf"))
+        metrics = self._metrics()
+        if not run.is_writer():
+            return
+        try:
+            path = checkpoint.write(
+                self.folder / run.CHECKPOINTS,
+                self.learner,
+                self.setup.config,
+                self._provenance(metrics),
+                {"run": self.folder.name, **self.record.to_state()},
+                keep=self.policy.keep,
+                best_step=self.record.best_step,
+            )
+        except StorageError as error:
+            if must:
+                raise
+            self._next_save_s = time.monotonic() + _RETRY_S
+            self.warn(f"no checkpoint at step {self.record.step}: {error}; training goes on")
+        else:
+            self.tell("checkpoint", step=self.record.step, path=path.name)
+
+    def _stop(self, signal: int, *, seal: bool) -> bool:
+        if seal:
+            self._save(must=True)
+        line = resume_line(str(self.folder))
+        self.tell("stopped", step=self.record.step, signal=signal, resume=line)
+        return False
+
+    def _write_adapter(self, out: Path, overwrite: bool) -> int:
+        """The adapter of the best step where that was asked for, else of the last; that step."""
+        step, best = self.record.step, self.record.best_step
+        if not run.is_writer():
+            return best if self.policy.keep_best and best is not None else step
+        if self.policy.keep_best and best not in (None, step):
+            path = self.folder / run.CHECKPOINTS / checkpoint.name_of(best or 0)
+            try:
+                checkpoint.publish(checkpoint.read(path), out, overwrite=overwrite)
+            except StorageError as error:
+                if Path(out).exists() and not overwrite:
+                    raise
+                self.warn(f"the best step's checkpoint is not there ({error}); the last is used")
+            else:
+                return best or 0
+        checkpoint.require_finite(self.learner.model)
+        origin = self._provenance(self._metrics())
+        adapter.save(out, self.learner.model, self.setup.config, origin, overwrite=overwrite)
+        return step
+
+    def _metrics(self) -> dict[str, Any]:
+        """The numbers so far; the clock is read."""
+        self.record.wall_s = self._wall_s_before + time.monotonic() - self._began_s
+        self.record.peak_memory_bytes = max(self._peak_before, mx.get_peak_memory())
+        return self.record.metrics(len(self.train))
+
+    def _provenance(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        return run.provenance(
+            self.settings,
+            self.setup.loaded,
+            self.setup.material.tokenizer,
+            self.setup.material.rows.sources,
+            metrics,
+            run=self.folder.name,
+        )
+
+    def _last_good(self) -> str:
+        found = checkpoint.complete(self.folder / run.CHECKPOINTS)
+        return f"the last good adapter is {found[-1]}" if found else "no checkpoint was made before"

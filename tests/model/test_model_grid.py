@@ -1,0 +1,289 @@
+"""Adapters of the grid against NumPy in float64 that unpacks the codes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import SwitchLinear
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model import base, compute, grid, lora
+
+Numbers = npt.NDArray[np.float64]
+IDS = mx.array([[3, 7, 20, 9, 250, 11]])
+INPUTS, OUTPUTS, RANK, SCALE, GROUP = 128, 96, 3, 2.0, 32
+# How a layer is computed: by the kernel, from unpacked codes, or unpacking inside the product.
+WAYS = ("quantized", "resident", "inside")
+
+
+def unpack(packed: mx.array, bits: int) -> Numbers:
+    """The codes of rows of 32-bit words, lowest bits first."""
+    words = np.array(packed)
+    flat = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
+    grouped = flat.reshape(*words.shape[:-1], -1, bits).astype(np.float64)
+    return np.asarray((grouped * 2.0 ** np.arange(bits)).sum(-1))
+
+
+def prepared(layer: nn.Module, way: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A quantized layer as a loaded model would hold it."""
+    model = nn.Sequential(layer)
+    if way == "inside":
+        monkeypatch.setattr(compute, "_RESIDENT_SHARE", 0.0)
+    compute.apply(model, "quantized" if way == "quantized" else "dequantized")
+    held: nn.Module = model.layers[0]
+    return held
+
+
+def drawn(layer: nn.Module, seed: int = 0) -> dict[str, mx.array]:
+    keys = mx.random.split(mx.random.key(seed), len(layer.factors))
+    return {
+        name: 0.1 * mx.random.normal(layer[name].shape, key=key)
+        for name, key in zip(layer.factors, keys, strict=True)
+    }
+
+
+def numpy_of(arrays: dict[str, mx.array]) -> dict[str, Numbers]:
+    return {name: np.array(array).astype(np.float64) for name, array in arrays.items()}
+
+
+def furthest(ours: Any, oracle: Numbers) -> float:
+    return float(np.abs(np.array(ours) - oracle).max() / np.abs(oracle).max())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_product_and_gradients_are_the_dense_ones(
+    bits: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = nn.Linear(INPUTS, OUTPUTS, bias=True)
+    quantized = nn.QuantizedLinear.from_linear(source, GROUP, bits)
+    codes, s, b = unpack(quantized.weight, bits), quantized.scales, quantized.biases
+    layer = grid.GridLinear(prepared(quantized, way, monkeypatch), RANK, SCALE, mx.random.key(1))
+    factors = drawn(layer)
+    layer.update(factors)
+    x = mx.random.normal((2, 5, INPUTS), key=mx.random.key(2))
+    cotangent = mx.random.normal((2, 5, OUTPUTS), key=mx.random.key(3))
+
+    f, base_s, base_b = numpy_of(factors), np.array(s, np.float64), np.array(b, np.float64)
+    unit = SCALE * np.sqrt(INPUTS)
+    u, v = unit * (f["scale_a"] @ f["scale_b"]).T, SCALE * (f["bias_a"] @ f["bias_b"]).T
+    flat, c = np.array(x).reshape(-1, INPUTS), np.array(cotangent).reshape(-1, OUTPUTS)
+    each = (base_s[..., None], base_b[..., None], codes.reshape(OUTPUTS, -1, GROUP))
+    before = each[0] * each[2] + each[1]
+    tuned = before * (1 + u)[..., None] + v[..., None]
+    weight = tuned.reshape(OUTPUTS, INPUTS)
+    d_weight = (c.T @ flat).reshape(OUTPUTS, -1, GROUP)
+    d_u, d_v = (d_weight * before).sum(-1) * unit, d_weight.sum(-1) * SCALE
+    oracle = {
+        "scale_a": d_u.T @ f["scale_b"].T,
+        "scale_b": f["scale_a"].T @ d_u.T,
+        "bias_a": d_v.T @ f["bias_b"].T,
+        "bias_b": f["bias_a"].T @ d_v.T,
+    }
+
+    y = flat @ weight.T + np.array(source.bias)
+    assert furthest(layer(x).reshape(-1, OUTPUTS), y) < 2e-6
+
+    def loss(x: mx.array, values: dict[str, mx.array]) -> mx.array:
+        layer.update(values)
+        return (layer(x) * cotangent).sum()
+
+    d_x, gradients = mx.grad(loss, argnums=(0, 1))(x, factors)
+    layer.update(factors)
+    assert furthest(d_x.reshape(-1, INPUTS), c @ weight) < 1e-5
+    for name, expected in oracle.items():
+        assert furthest(gradients[name], expected) < 1e-5, name
+    assert furthest(layer.delta(), weight - before.reshape(OUTPUTS, INPUTS)) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_gradients_made_in_pieces_are_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_layer = prepared(
+        nn.QuantizedLinear(INPUTS, OUTPUTS, False, GROUP, 4), "resident", monkeypatch
+    )
+    layer = grid.GridLinear(base_layer, RANK, SCALE, mx.random.key(1))
+    x, c = mx.random.normal((5, INPUTS)), mx.random.normal((5, OUTPUTS))
+    whole = layer._grid_gradients(x, c)
+    monkeypatch.setattr("mlx_itune.model.lowrank._CHUNK_NUMBERS", rows * INPUTS)
+    for one, other in zip(whole, layer._grid_gradients(x, c), strict=True):
+        assert furthest(other, np.array(one)) < 1e-6
+
+
+def test_the_quantized_path_never_makes_the_dense_weight() -> None:
+    size = 4096
+    held = nn.Sequential(nn.QuantizedLinear(size, size, False, 64, 4))
+    compute.apply(held, "quantized")
+    layer = grid.GridLinear(held.layers[0], 4, SCALE, mx.random.key(0))
+    x = mx.random.normal((2, size))
+    mx.eval(x, layer.parameters())
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    values = [layer[name] for name in layer.factors]
+    arguments = range(1, 5)
+    mx.eval(mx.grad(lambda *a: layer._operation(*a).sum(), argnums=arguments)(x, *values))
+    # A few pieces of 4 MB of the weight's gradient, which as a whole has 67 MB.
+    assert mx.get_peak_memory() - before < 0.75 * 4 * size * size
+    assert all(a.dtype != mx.float32 or a.size <= size * 64 for _, a in tree_flatten(layer))
+
+
+@pytest.mark.parametrize("kind", ["grid", "qalora"])
+@pytest.mark.parametrize("mode", ["dequantized", "quantized"])
+def test_at_step_zero_the_model_is_the_base(kind: str, mode: str, tiny_quantized_dir: Path) -> None:
+    loaded = base.load(str(tiny_quantized_dir), compute=mode)
+    before = np.array(loaded.model(IDS))
+    keys = ["*proj", "model.embed_tokens"]
+    assert len(lora.attach(loaded.model, rank=4, scale=2.0, keys=keys, kind=kind)) == 15
+    assert np.array_equal(np.array(loaded.model(IDS)), before)
+
+
+@pytest.mark.parametrize("way", ["quantized", "resident"])
+@pytest.mark.parametrize("kind", [mx.float16, mx.bfloat16])
+def test_what_is_trained_can_be_stored(
+    kind: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = nn.Linear(INPUTS, OUTPUTS, bias=False)
+    source.weight = source.weight.astype(kind)
+    layer = grid.GridLinear(
+        prepared(nn.QuantizedLinear.from_linear(source, GROUP, 4), way, monkeypatch),
+        RANK,
+        SCALE,
+        mx.random.key(0),
+    )
+    layer.update(drawn(layer))
+    scales, biases = grid.merged_grid(layer)
+    assert scales.dtype == mx.float32
+    shipped = grid.shipped(layer)
+    assert shipped["scales"].dtype == shipped["biases"].dtype == kind
+    assert mx.array_equal(shipped["scales"].astype(mx.float32), scales).item()
+    assert mx.array_equal(shipped["biases"].astype(mx.float32), biases).item()
+    x = mx.random.normal((4, INPUTS))
+    weight = layer.weight
+    codes = np.array(weight).astype(np.float64) if way == "resident" else unpack(weight, 4)
+    grouped = codes.reshape(OUTPUTS, -1, GROUP)
+    weight = grouped * np.array(scales)[..., None] + np.array(biases)[..., None]
+    assert furthest(layer(x), np.array(x) @ weight.reshape(OUTPUTS, INPUTS).T) < 2e-6
+    gradient = mx.grad(
+        lambda b: layer._operation(x, layer.scale_a, b, layer.bias_a, layer.bias_b).sum()
+    )
+    assert float(mx.abs(gradient(layer.scale_b)).max().item()) > 0
+
+
+@pytest.mark.parametrize("way", ["quantized", "resident"])
+def test_experts(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = 3
+    source = SwitchLinear(INPUTS, OUTPUTS, experts, bias=True)
+    quantized = source.to_quantized(GROUP, 4)
+    codes, s, b = unpack(quantized.weight, 4), quantized.scales, quantized.biases
+    held = prepared(quantized, way, monkeypatch)
+    layer = grid.GridSwitchLinear(held, RANK, SCALE, mx.random.key(1))
+    x = mx.random.normal((4, 1, 1, INPUTS))
+    indices = mx.array([[0, 2], [1, 0], [2, 1], [2, 0]])
+    assert mx.array_equal(layer(x, indices), held(x, indices)).item()
+
+    factors = drawn(layer)
+    cotangent = mx.random.normal((4, 2, 1, OUTPUTS))
+
+    def loss(x: mx.array, values: dict[str, mx.array]) -> mx.array:
+        layer.update(values)
+        return (layer(x, indices) * cotangent).sum()
+
+    d_x, gradients = mx.grad(loss, argnums=(0, 1))(x, factors)
+    layer.update(factors)
+    f, base_s, base_b = numpy_of(factors), np.array(s, np.float64), np.array(b, np.float64)
+    unit = SCALE * np.sqrt(INPUTS)
+    swap = (0, 2, 1)
+    u = unit * (f["scale_a"] @ f["scale_b"]).transpose(swap)
+    v = SCALE * (f["bias_a"] @ f["bias_b"]).transpose(swap)
+    grouped = codes.reshape(experts, OUTPUTS, -1, GROUP)
+    before = base_s[..., None] * grouped + base_b[..., None]
+    weight = (before * (1 + u)[..., None] + v[..., None]).reshape(experts, OUTPUTS, INPUTS)
+    d_weight, expected_x = np.zeros_like(weight), np.zeros((4, INPUTS))
+    rows, c = np.array(x)[:, 0, 0], np.array(cotangent)[:, :, 0]
+    for row in range(4):
+        for place, expert in enumerate(np.array(indices)[row]):
+            d_weight[expert] += np.outer(c[row, place], rows[row])
+            expected_x[row] += c[row, place] @ weight[expert]
+    each = d_weight.reshape(experts, OUTPUTS, -1, GROUP)
+    d_u, d_v = (each * before).sum(-1) * unit, each.sum(-1) * SCALE
+    assert furthest(d_x[:, 0, 0], expected_x) < 1e-5
+    assert furthest(gradients["scale_b"], f["scale_a"].transpose(swap) @ d_u.transpose(swap)) < 1e-5
+    assert furthest(gradients["bias_a"], d_v.transpose(swap) @ f["bias_b"].transpose(swap)) < 1e-5
+    assert furthest(layer.delta(), weight - before.reshape(weight.shape)) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["quantized", "dequantized"])
+@pytest.mark.parametrize("kind", ["grid", "qalora"])
+def test_a_token_table(kind: str, mode: str, tiny_quantized_dir: Path) -> None:
+    loaded = base.load(str(tiny_quantized_dir), compute=mode)
+    lora.attach(loaded.model, rank=4, scale=2.0, keys=["model.embed_tokens"], kind=kind)
+    table = loaded.model.model.embed_tokens
+    table.update(drawn(table))
+    ids = mx.array([[5, 9, 5]])
+    stored = base.load(str(tiny_quantized_dir), compute="quantized").model.model.embed_tokens
+    every = mx.arange(stored.weight.shape[0])
+    tuned = np.array(stored(every) + lora.merge_delta(table), np.float64)
+    assert furthest(table(ids), tuned[np.array(ids)]) < 1e-5
+    x = mx.random.normal((1, 3, 64))
+    assert furthest(table.as_linear(x), np.array(x) @ tuned.T) < 1e-5
+
+    def loss(values: dict[str, mx.array]) -> mx.array:
+        table.update(values)
+        return (table(ids) ** 2).sum()
+
+    gradients = mx.grad(loss)({name: table[name] for name in table.factors})
+    assert all(float(mx.abs(g).max().item()) > 0 for g in gradients.values())
+
+
+def test_qalora_is_a_lora_with_a_constant_a_in_each_group(tiny_quantized_dir: Path) -> None:
+    loaded = base.load(str(tiny_quantized_dir))
+    lora.attach(loaded.model, rank=4, scale=2.0, kind="qalora")
+    layer = loaded.model.layers[0].mlp.down_proj
+    layer.update(drawn(layer))
+    a, b = layer.pair()
+    assert a.shape == (128, 4) and np.array_equal(
+        np.array(a)[:64], np.tile(np.array(a)[:1], (64, 1))
+    )
+    stored = base.load(str(tiny_quantized_dir), compute="quantized").model.layers[0].mlp.down_proj
+    scales, biases = grid.merged_grid(layer)
+    assert np.array_equal(np.array(scales), np.array(stored.scales))
+    merged = mx.dequantize(stored.weight, scales, biases, group_size=64, bits=4)
+    x = mx.random.normal((5, 128))
+    assert furthest(layer(x), np.array(x @ merged.T, np.float64)) < 1e-5
+    assert b.shape == (4, 64)
+
+
+def test_only_an_affine_base_will_do(tiny_model_dir: Path, tiny_quantized_dir: Path) -> None:
+    with pytest.raises(ModelError, match=r"needs a quantized model.*mlx_lm\.convert"):
+        lora.attach(base.load(str(tiny_model_dir)).model, rank=4, scale=2.0, kind="grid")
+    loaded = base.load(str(tiny_model_dir))
+    with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj"):
+        lora.attach(loaded.model, rank=4, scale=2.0, kind="grid", keys=["q_proj"])
+    other = base.load(str(tiny_model_dir)).model
+    nn.quantize(other, group_size=32, bits=4, mode="mxfp4")
+    for mode in ("quantized", "dequantized"):
+        compute.apply(other, mode)
+        with pytest.raises(ModelError, match=r"affine mode; 14 are not \(mxfp4\): model.layers.0"):
+            lora.attach(other, rank=4, scale=2.0, kind="qalora")
+    with pytest.raises(ModelError, match="no dropout"):
+        quantized = base.load(str(tiny_quantized_dir)).model
+        lora.attach(quantized, rank=4, scale=2.0, kind="grid", dropout=0.1)
+    with pytest.raises(ModelError, match="does not live on the grid"):
+        grid.merged_grid(nn.Linear(2, 2))
+
+
+def test_other_adapters_let_go_of_the_packed_weights(tiny_quantized_dir: Path) -> None:
+    loaded = base.load(str(tiny_quantized_dir), compute="dequantized")
+    layer = loaded.model.layers[0].mlp.up_proj
+    assert compute.packed(layer) is not None
+    lora.attach(loaded.model, rank=4, scale=2.0)
+    assert compute.packed(layer) is None

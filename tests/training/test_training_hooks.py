@@ -1,0 +1,275 @@
+"""Boards get a run's numbers, nothing private, and never end a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.training.hooks import attached, shared_settings
+from mlx_itune.training.loop import train
+from mlx_itune.training.settings import TrainSettings, settings_from
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def settings(tiny_model_dir: Path, tmp_path: Path) -> TrainSettings:
+    rows = [{"prompt": f"Dose of drug {n}?", "completion": f"{n} mg"} for n in range(12)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return settings_from(
+        {
+            "model": str(tiny_model_dir),
+            "data": data,
+            "out": tmp_path / "adapter",
+            "runs": tmp_path / "runs",
+            "steps": 4,
+            "batch_size": 4,
+            "eval_every": 2,
+            "offline": True,
+        }
+    )
+
+
+@pytest.fixture
+def board(monkeypatch: Patch) -> dict[str, Any]:
+    """TensorBoard's three modules, writing into a dictionary."""
+    written: dict[str, Any] = {"events": [], "folders": [], "closed": 0, "fail": False}
+
+    class Writer:
+        def __init__(self, folder: str, flush_secs: int) -> None:
+            written["folders"].append(folder)
+
+        def add_event(self, event: Any) -> None:
+            if written["fail"]:
+                raise OSError(28, "No space left on device")
+            written["events"].append(event)
+
+        def flush(self) -> None:
+            pass
+
+        def close(self) -> None:
+            written["closed"] += 1
+
+    class Summary(SimpleNamespace):
+        Value = SimpleNamespace
+
+    class SessionLog(SimpleNamespace):
+        START = 1
+
+    for name, content in {
+        "tensorboard.summary.writer.event_file_writer": {"EventFileWriter": Writer},
+        "tensorboard.compat.proto.event_pb2": {"Event": SimpleNamespace, "SessionLog": SessionLog},
+        "tensorboard.compat.proto.summary_pb2": {"Summary": Summary},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return written
+
+
+class FakeWandb(ModuleType):
+    """What of the wandb package is used, kept for a look."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.begun: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.metrics: list[Any] = []
+        self.finished: list[int] = []
+        self.logins = 0
+        self.known = True
+        self.summary: dict[str, Any] = {}
+        self.Settings = SimpleNamespace
+
+    def login(self) -> bool:
+        self.logins += 1
+        return self.known
+
+    def init(self, **how: Any) -> FakeWandb:
+        self.begun.append(how)
+        return self
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def finish(self, exit_code: int) -> None:
+        self.finished.append(exit_code)
+
+
+@pytest.fixture
+def wandb(monkeypatch: Patch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return fake
+
+
+def scalars(board: dict[str, Any], tag: str) -> list[tuple[int, float]]:
+    return [
+        (event.step, value.simple_value)
+        for event in board["events"]
+        if hasattr(event, "summary")
+        for value in event.summary.value
+        if value.tag == tag
+    ]
+
+
+def test_tensorboard_gets_every_number_of_a_run(
+    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
+) -> None:
+    events: list[dict[str, Any]] = []
+    with attached(settings, events.append, tensorboard=tmp_path / "board") as observe:
+        result = train(settings, observe=observe)
+    assert board["folders"] == [str(tmp_path / "board" / Path(result.run).name)]
+    assert board["closed"] == 1
+    steps = [event for event in events if event["event"] == "step"]
+    assert len(steps) == 4
+    for name, tag in (
+        ("loss", "train/loss"),
+        ("learning_rate", "train/learning_rate"),
+        ("gradient_norm", "train/gradient_norm"),
+        ("supervised_tokens_per_second", "speed/learned_tokens_per_second"),
+        ("peak_memory_bytes", "memory/peak_bytes"),
+    ):
+        assert scalars(board, tag) == [(e["step"], e[name]) for e in steps]
+    valid = [(e["step"], e["loss"]) for e in events if e["event"] == "valid"]
+    assert scalars(board, "valid/loss") == valid
+    assert [step for step, _ in valid] == [0, 2, 4]
+
+
+def test_a_resumed_run_takes_back_what_it_makes_again(
+    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
+) -> None:
+    with attached(settings, tensorboard=tmp_path) as observe:
+        observe({"event": "start", "run": "runs/r", "steps": 9})
+        observe({"event": "resume", "step": 6})
+        observe({"event": "step", "step": 7, "loss": 1.0})
+    session, first = board["events"]
+    assert (session.step, session.session_log.status) == (7, 1)
+    assert first.step == 7
+
+
+def test_what_is_not_finite_is_left_out(
+    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
+) -> None:
+    with attached(settings, tensorboard=tmp_path) as observe:
+        observe({"event": "start", "run": "runs/r", "steps": 9})
+        for loss in (math.nan, None, math.inf, True, "1"):
+            observe({"event": "step", "step": 1, "loss": loss, "learning_rate": 0.5})
+    assert scalars(board, "train/loss") == []
+    assert len(scalars(board, "train/learning_rate")) == 5
+
+
+def test_a_board_that_fails_is_dropped_and_told_once(
+    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
+) -> None:
+    board["fail"] = True
+    said: list[str] = []
+    seen: list[str] = []
+    with attached(
+        settings,
+        lambda event: seen.append(event["event"]),
+        tensorboard=tmp_path / "b",
+        say=said.append,
+    ) as observe:
+        result = train(settings, observe=observe)
+    assert result.steps == 4
+    assert seen.count("step") == 4
+    (warning,) = said
+    assert warning.startswith("warning: TensorBoard was switched off, training goes on: ")
+    assert "No space left" in warning
+
+
+def test_wandb_gets_numbers_and_settings_and_nothing_private(
+    settings: TrainSettings, wandb: FakeWandb, tmp_path: Path
+) -> None:
+    with attached(settings, wandb="dosing") as observe:
+        result = train(settings, observe=observe)
+    (how,) = wandb.begun
+    assert (how["project"], how["mode"], how["resume"]) == ("dosing", "offline", "allow")
+    assert how["id"] == how["name"] == Path(result.run).name
+    assert how["dir"] == result.run
+    assert how["config"]["learning_rate"] == settings.learning_rate
+    assert how["config"]["planned_steps"] == 4
+    sent = json.dumps([how["config"], wandb.rows, wandb.summary], default=str)
+    assert str(tmp_path) not in sent
+    assert settings.model not in sent
+    assert how["settings"].console == "off"
+    assert how["settings"].disable_git and how["settings"].disable_code
+    assert wandb.metrics[-1] == ("*", "step")
+    losses = [row["train/loss"] for row in wandb.rows if "train/loss" in row]
+    assert len(losses) == 4
+    assert [row["step"] for row in wandb.rows if "valid/loss" in row] == [0, 2, 4]
+    assert wandb.summary["valid_loss"] == result.valid_loss
+    assert wandb.finished == [0]
+    assert not wandb.logins
+
+
+def test_a_run_that_does_not_end_is_marked(settings: TrainSettings, wandb: FakeWandb) -> None:
+    with pytest.raises(KeyboardInterrupt), attached(settings, wandb="p") as observe:
+        observe({"event": "start", "run": "runs/r", "steps": 9})
+        raise KeyboardInterrupt
+    assert wandb.finished == [1]
+
+
+def test_online_needs_a_login_before_anything_is_computed(
+    settings: TrainSettings, wandb: FakeWandb
+) -> None:
+    online = settings_from({**vars(settings), "offline": False})
+    with attached(online, wandb="p"):
+        assert wandb.logins == 1
+    wandb.known = False
+    with (
+        pytest.raises(UsageError, match="not logged in.*wandb login, or --offline"),
+        attached(online, wandb="p"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "asked"),
+    [
+        ("wandb", "wandb", {"wandb": "p"}),
+        (
+            "tensorboard",
+            "tensorboard.summary.writer.event_file_writer",
+            {"tensorboard": Path("board")},
+        ),
+    ],
+)
+def test_a_missing_package_is_one_line_that_names_the_extra(
+    package: str, module: str, asked: dict[str, Any], settings: TrainSettings, monkeypatch: Patch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError) as raised, attached(settings, **asked):
+        pass
+    assert f"pip install 'mlx-itune[{package}]'" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_without_boards_only_the_watcher_is_told(settings: TrainSettings) -> None:
+    told: list[dict[str, Any]] = []
+    with attached(settings, told.append) as observe:
+        observe({"event": "step", "step": 1})
+    assert told == [{"event": "step", "step": 1}]
+
+
+def test_a_hub_model_keeps_its_name_and_a_directory_gives_only_its_own(
+    settings: TrainSettings,
+) -> None:
+    hub = settings_from({**vars(settings), "model": "mlx-community/Qwen3-0.6B-4bit"})
+    assert shared_settings(hub)["model"] == "mlx-community/Qwen3-0.6B-4bit"
+    assert shared_settings(settings)["model"] == "tiny"

@@ -1,0 +1,225 @@
+"""Optimizers: mlx.optimizers' numbers, AdamW in NumPy, state by name, options."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.training import optimizers
+from mlx_itune.training.optimizers import NAMES, OptimizerSettings, Updater, make, options_from
+
+SHAPES = {
+    "layers.0.q.lora_a": (12, 4),
+    "layers.0.q.lora_b": (4, 6),
+    "layers.0.q.m": (6,),
+    "layers.1.experts.lora_a": (3, 4, 5),
+    "layers.1.experts.lora_b": (3, 7, 4),
+}
+STEPS = 5
+ORACLES: dict[str, Any] = {
+    "adamw": lambda: optim.AdamW(0.0, weight_decay=0.0, bias_correction=True),
+    "adam": lambda: optim.Adam(0.0, bias_correction=True),
+    "adamax": lambda: optim.Adamax(0.0),
+    "lion": lambda: optim.Lion(0.0),
+    "sgd": lambda: optim.SGD(0.0, momentum=0.9),
+    "rmsprop": lambda: optim.RMSprop(0.0),
+    "adagrad": lambda: optim.Adagrad(0.0),
+    "adadelta": lambda: optim.AdaDelta(0.0),
+    "adafactor": lambda: optim.Adafactor(0.0, scale_parameter=False, relative_step=False),
+    "muon": lambda: optim.Muon(0.0, weight_decay=0.0),
+}
+
+
+def network(seed: int = 0) -> nn.Module:
+    model = nn.Module()
+    model.layers = [nn.Module(), nn.Module()]
+    model.layers[0].q, model.layers[1].experts = nn.Module(), nn.Module()
+    model.update(tree_unflatten(list(drawn(seed).items())), strict=False)
+    for path, array in drawn(seed).items():
+        *_, index, module, name = path.split(".")
+        model.layers[int(index)][module][name] = array
+    return model
+
+
+def drawn(seed: int) -> dict[str, mx.array]:
+    keys = mx.random.split(mx.random.key(seed), len(SHAPES))
+    return {
+        name: 0.1 * mx.random.normal(shape, key=key)
+        for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
+    }
+
+
+def gradients(step: int) -> Any:
+    return tree_unflatten(list(drawn(100 + step).items()))
+
+
+def values(model: nn.Module) -> dict[str, Any]:
+    return {name: np.array(array) for name, array in tree_flatten(model.trainable_parameters())}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_mlx_optimizers_to_the_last_bit(name: str) -> None:
+    ours, theirs = network(), network()
+    updater, oracle = make(OptimizerSettings(name), ours.trainable_parameters()), ORACLES[name]()
+    for step in range(STEPS):
+        rate = 1e-2 / (step + 1)
+        updater.apply(ours, updater.gather(gradients(step)), rate)
+        oracle.learning_rate = rate
+        oracle.update(theirs, gradients(step))
+    expected = values(theirs)
+    assert all(np.array_equal(array, expected[n]) for n, array in values(ours).items())
+    assert any(not np.array_equal(a, values(network())[n]) for n, a in expected.items())
+
+
+def test_adamw_is_the_paper_s() -> None:
+    """1711.05101, algorithm 2, in float64; decay leaves DoRA's lengths alone."""
+    model = network()
+    updater = Updater(model.trainable_parameters(), weight_decay=0.1)
+    weights = {n: a.astype(np.float64) for n, a in values(model).items()}
+    first = {n: np.zeros_like(a) for n, a in weights.items()}
+    second = {n: np.zeros_like(a) for n, a in weights.items()}
+    for step in range(1, STEPS + 1):
+        updater.apply(model, updater.gather(gradients(step)), 1e-2)
+        for n, gradient in drawn(100 + step).items():
+            g = np.array(gradient, np.float64)
+            first[n] = 0.9 * first[n] + 0.1 * g
+            second[n] = 0.999 * second[n] + 0.001 * g * g
+            move = first[n] / (1 - 0.9**step)
+            move /= np.sqrt(second[n] / (1 - 0.999**step)) + 1e-8
+            decay = 0.0 if n.endswith(".m") else 0.1
+            weights[n] -= 1e-2 * (move + decay * weights[n])
+    assert all(np.abs(a - weights[n]).max() < 1e-6 for n, a in values(model).items())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_lora_plus_moves_b_by_its_own_rate(name: str) -> None:
+    ours, slow, fast = network(), network(), network()
+    for model, rate, ratio in ((ours, 1e-3, 16.0), (slow, 1e-3, 1.0), (fast, 16e-3, 1.0)):
+        updater = Updater(model.trainable_parameters(), name, lora_plus_ratio=ratio)
+        for step in range(STEPS):
+            updater.apply(model, updater.gather(gradients(step)), rate)
+    for path, array in values(ours).items():
+        expected = fast if path.endswith("lora_b") else slow
+        assert np.array_equal(array, values(expected)[path]), path
+
+
+@pytest.mark.parametrize("ratio", [1.0, 16.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_state_comes_back_by_name(name: str, ratio: float) -> None:
+    def started() -> tuple[nn.Module, Updater]:
+        model = network()
+        return model, Updater(model.trainable_parameters(), name, lora_plus_ratio=ratio)
+
+    model, updater = started()
+    for step in range(3):
+        updater.apply(model, updater.gather(gradients(step)), 1e-2)
+    kept = {n: mx.array(np.array(a)) for n, a in updater.arrays().items()}
+    held = values(model)
+    assert int(kept["step"].item()) == 3
+    for slot in (n for n in kept if n != "step"):
+        assert slot.rpartition(".")[0] in SHAPES
+    for step in range(3, 5):
+        updater.apply(model, updater.gather(gradients(step)), 1e-2)
+
+    again, resumed = started()
+    again.update(tree_unflatten([(n, mx.array(a)) for n, a in held.items()]))
+    resumed.restore(kept)
+    for step in range(3, 5):
+        resumed.apply(again, resumed.gather(gradients(step)), 1e-2)
+    assert all(np.array_equal(a, values(model)[n]) for n, a in values(again).items())
+    assert all(
+        np.array_equal(np.array(a), np.array(resumed.arrays()[n]))
+        for n, a in updater.arrays().items()
+    )
+
+
+def test_a_state_that_is_not_ours_is_refused() -> None:
+    updater = Updater(network().trainable_parameters())
+    whole = updater.arrays()
+    name = "layers.0.q.lora_a.m"
+    for arrays, reason in (
+        ({n: a for n, a in whole.items() if n != name}, f"{name} is missing"),
+        ({n: a for n, a in whole.items() if n != "step"}, "step is missing"),
+        ({**whole, "layers.9.v": mx.zeros(2)}, "belongs to no parameter"),
+        ({**whole, name: mx.zeros((2, 2))}, r"is (2, 2), not (12, 4)"),
+    ):
+        with pytest.raises(StorageError, match=re.escape(reason)):
+            updater.restore(arrays)
+
+
+def test_the_norm_and_the_factor_are_those_of_all_gradients() -> None:
+    model, scaled = network(), network()
+    updater = Updater(model.trainable_parameters(), "sgd", lora_plus_ratio=4.0)
+    other = Updater(scaled.trainable_parameters(), "sgd", lora_plus_ratio=4.0)
+    vectors = updater.gather(gradients(0))
+    everything = np.concatenate([np.array(a, np.float64).ravel() for a in drawn(100).values()])
+    norm = float(np.linalg.norm(everything))
+    assert float(updater.norm(vectors).item()) == pytest.approx(norm, rel=1e-6)
+    updater.apply(model, vectors, 1e-2, factor=0.5)
+    other.apply(scaled, other.gather(tree_map(lambda g: g * 0.5, gradients(0))), 1e-2)
+    assert all(np.array_equal(a, values(scaled)[n]) for n, a in values(model).items())
+
+
+def test_a_model_changed_from_outside_is_what_is_updated() -> None:
+    model, fresh = network(), network(7)
+    updater = Updater(model.trainable_parameters(), "sgd", options=["momentum=0"])
+    updater.apply(model, updater.gather(gradients(0)), 1e-2)
+    model.update(fresh.trainable_parameters())
+    updater.apply(model, updater.gather(gradients(1)), 1e-2)
+    expected = {n: a - 1e-2 * np.array(drawn(101)[n]) for n, a in values(network(7)).items()}
+    assert all(np.abs(a - expected[n]).max() < 1e-7 for n, a in values(model).items())
+
+
+FAULTS: dict[str, tuple[str, list[str], str]] = {
+    "no such optimizer": ("adamww", [], "did you mean adamw"),
+    "no such option": ("adamw", ["beta=0.9,0.95"], "did you mean betas"),
+    "an option of another": ("sgd", ["betas=0.9,0.95"], "sgd has no option 'betas'"),
+    "a flag": ("adamw", ["weight_decay=0.1"], "use --weight-decay"),
+    "the schedule's": ("adafactor", ["relative_step=true"], "has no option"),
+    "no value": ("adamw", ["eps"], "key=value"),
+    "no number": ("adamw", ["eps=tiny"], "must be a number"),
+    "not finite": ("adamw", ["eps=inf"], "must be a number"),
+    "one of two": ("adamw", ["betas=0.9"], "must be 2 numbers"),
+    "out of range": ("adamw", ["betas=0.9,1.5"], "beta2"),
+    "no truth": ("sgd", ["nesterov=yes"], "true or false"),
+    "no whole number": ("muon", ["ns_steps=2.5"], "must be a number"),
+    "twice": ("adamw", ["eps=1e-8", "eps=1e-7"], "given twice"),
+    "do not go together": ("sgd", ["momentum=0", "nesterov=true"], "Nesterov"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_options_are_strict(fault: str) -> None:
+    name, pairs, reason = FAULTS[fault]
+    with pytest.raises(UsageError, match=reason):
+        options_from(name, pairs)
+
+
+def test_options_reach_the_optimizer() -> None:
+    assert options_from("adamw", ["betas=0.9,0.95", "eps=1e-6"]) == {
+        "bias_correction": True,
+        "betas": [0.9, 0.95],
+        "eps": 1e-6,
+    }
+    assert options_from("muon", ["ns_steps=3", "nesterov=false"])["ns_steps"] == 3
+    assert options_from("adafactor", ["beta_1=0.9"])["beta_1"] == 0.9
+    with pytest.raises(UsageError, match="no weight decay"):
+        Updater(network().trainable_parameters(), "adam", weight_decay=0.1)
+    assert [n for n in NAMES if optimizers.has_weight_decay(n)] == [
+        "adamw",
+        "lion",
+        "sgd",
+        "adafactor",
+        "muon",
+    ]
