@@ -30,15 +30,20 @@ from mlx_itune.dataset.reading import read_records
 from mlx_itune.dataset.sources import read_rows
 
 Row = dict[str, Any]
+# On Linux ru_maxrss starts at what the parent had; VmHWM is of the process alone.
 _PEAK = """
-import resource, sys, time
-from pathlib import Path
+import pathlib, resource, sys, time
 from mlx_itune.dataset.sources import read_rows
-unit = 1 if sys.platform == "darwin" else 1024
-began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rows = sum(1 for _ in read_rows(Path(sys.argv[1])))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(rows, before * unit, peak * unit, time.process_time() - began)
+
+def peak():
+    if sys.platform == "linux":
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+began, before = time.process_time(), peak()
+rows = sum(1 for _ in read_rows(pathlib.Path(sys.argv[1])))
+print(rows, before, peak(), time.process_time() - began)
 """
 
 

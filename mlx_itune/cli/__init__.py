@@ -17,6 +17,7 @@ from mlx_itune.cli.lazy import LazyGroup
 COMMANDS = {
     "quickstart": ("quickstart", "The whole job on the embedded starter model, offline."),
     "data": ("data", "Import, check, clean, show and trace data sets."),
+    "plan": ("plan", "Predicted peak memory and time of a run, and what to change."),
     "train": ("train", "Tune a model on a data set; writes a LoRA adapter."),
     "resume": ("resume", "Go on with a run that was stopped or killed, bit for bit."),
     "runs": ("runs", "What was trained: list, show, verify, prune."),

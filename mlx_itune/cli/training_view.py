@@ -34,6 +34,7 @@ class TrainingView:
     skipped: int = 0
     saved: str = ""
     incidents: int = 0
+    _sum: float = 0.0
     _weight: float = 0.0
 
     def add(self, event: dict[str, Any]) -> list[str]:
@@ -54,7 +55,7 @@ class TrainingView:
         facts = []
         if position:
             facts += [f"step {self.step:,} of {self.steps:,}", f"epoch {self.epoch + 1}"]
-            if self.eta_s is not None:
+            if self.eta_s is not None and self.step < self.steps:
                 facts.append(f"{duration(self.eta_s)} left")
         facts.append("loss -" if self.loss is None else f"loss {self.loss:.4f}")
         if not position and self.valid_loss is not None:
@@ -113,11 +114,13 @@ class TrainingView:
         if event.get("skipped") or loss is None or loss != loss:
             self.skipped += 1
             return []
-        # The bias-corrected exponential mean.
+        # The exponential mean, each step as much as it had tokens to learn: comparable to the
+        # validation loss, and to the loss that the run reports at its end.
         keep = 1 - 1 / _SMOOTHED_STEPS
-        self._weight = keep * self._weight + 1 - keep
-        mean = loss if self.loss is None else self.loss
-        self.loss = mean + (loss - mean) * (1 - keep) / self._weight
+        weight = float(event.get("supervised_tokens") or 1)
+        self._sum = keep * self._sum + weight * loss
+        self._weight = keep * self._weight + weight
+        self.loss = self._sum / self._weight
         return []
 
     def _valid(self, event: dict[str, Any]) -> list[str]:

@@ -39,6 +39,7 @@ class Armour:
         self._names = sorted(self.tokens)[:_PLACES]
         self._hide = {n: chr(_IN_CONTENT + i) * len(n) for i, n in enumerate(self._names)}
         self._shadow = {n: chr(_IN_TEMPLATE + i) * len(n) for i, n in enumerate(self._names)}
+        self._first = {name[0] for name in self.special if name}
         self._special = _Finder(self.special)
         self._any = _Finder(self.tokens)
 
@@ -73,6 +74,18 @@ class Armour:
         if isinstance(value, (list, tuple)):
             return [self.put_on(item, in_reply=in_reply) for item in value]
         return value
+
+    def could_join(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a content holds what control strings begin with: a cut could complete one."""
+        return any(self._first & set(str(message.get("content"))) for message in messages)
+
+    def apart(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """`messages` whose contents hold no character that begins a control string."""
+        away = str.maketrans(dict.fromkeys(self._first, chr(_IN_CONTENT + _PLACES - 1)))
+        return [
+            {k: v.translate(away) if k == "content" else v for k, v in message.items()}
+            for message in messages
+        ]
 
     def worn(self, text: str) -> bool:
         """Whether a rendered text holds hidden control strings."""
@@ -138,7 +151,7 @@ class _Finder:
     def __init__(self, names: Iterable[str]) -> None:
         # Longest first, so that a token never hides behind a shorter one it starts with.
         listed = sorted(names, key=len, reverse=True)
-        self._start = _common_start(listed)
+        self._start = common_start(listed)
         self._pattern = re.compile("|".join(map(re.escape, listed)) or "(?!)")
 
     def search(self, text: str) -> bool:
@@ -151,7 +164,8 @@ class _Finder:
         return self._pattern.sub(new, text)
 
 
-def _common_start(names: Sequence[str]) -> str:
+def common_start(names: Sequence[str]) -> str:
+    """What all of `names` start with."""
     first, last = (min(names), max(names)) if names else ("", "")
     same = (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return first[: next(same, min(len(first), len(last)))]

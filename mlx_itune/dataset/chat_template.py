@@ -33,7 +33,10 @@ _DICT_METHODS = frozenset(dir(dict))
 
 
 class ChatTemplate:
-    """Renders messages. Raises DataError at construction for a template that is not Jinja."""
+    """Renders messages. `joins`: the template may take text out of a content.
+
+    Raises DataError at construction for a template that is not Jinja.
+    """
 
     def __init__(self, text: str, special_tokens: Mapping[str, Any]) -> None:
         environment = _Environment(
@@ -53,6 +56,8 @@ class ChatTemplate:
         except Exception as error:
             raise DataError(f"the chat template is broken: {error}") from error
         self.text = text
+        # Whether text could be taken out of a content, so that what stood around it is joined.
+        self.joins = "replace" in text
         self._special = dict(special_tokens)
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] | None = None
         if is_opaque(self._tree):

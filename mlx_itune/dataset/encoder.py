@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +52,29 @@ class Encoder:
         """Token ids of each text."""
         return [encoded.ids.tolist() for encoded in self.encode(texts)]
 
+    def ids_without_border(self, text: str) -> list[int]:
+        """Token ids of a text that goes on where another ended: no border is put before it.
+
+        What follows an added token within it is tokenized as it always is.
+        """
+        worn = self._armour.worn(text)
+        shown = self._armour.for_shadow(text)[0] if worn else text
+        usual, bare = (self._shadow, self._bare_shadow) if worn else (self._backend, self._bare)
+        encoding = usual.encode(shown, add_special_tokens=False)
+        added = usual.get_added_tokens_decoder()
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        cut = next((start for i, (start, _) in pairs if i in added), len(shown))
+        ids = bare.encode(shown[:cut], add_special_tokens=False).ids
+        return [*ids, *usual.encode(shown[cut:], add_special_tokens=False).ids]
+
+    @cached_property
+    def _bare(self) -> Any:
+        return _without_border(self._backend)
+
+    @cached_property
+    def _bare_shadow(self) -> Any:
+        return _without_border(self._shadow)
+
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Tokens of each text. Raises DataError where content cannot be kept from being control."""
         found: list[Encoded | None] = [None] * len(texts)
@@ -82,6 +106,21 @@ class Encoder:
                 hint="remove it, or let `mlx-itune data clean` do so",
             )
         return encoded
+
+
+def _without_border(backend: Any) -> Any:
+    """A copy of a SentencePiece-style tokenizer that puts no word border before a text."""
+    state = json.loads(backend.to_str())
+    normalizer, splitter = state["normalizer"] or {}, state["pre_tokenizer"] or {}
+    steps = normalizer.get("normalizers")
+    if steps:
+        normalizer["normalizers"] = [step for step in steps if step["type"] != "Prepend"]
+    elif normalizer.get("type") == "Prepend":
+        state["normalizer"] = None
+    for step in splitter.get("pretokenizers") or [splitter]:
+        if step.get("type") == "Metaspace":
+            step["prepend_scheme"] = "never"
+    return type(backend).from_str(json.dumps(state))
 
 
 def _encoded(encoding: Any) -> Encoded:

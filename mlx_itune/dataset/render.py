@@ -171,12 +171,17 @@ def _draft(
             continue
         prompt = text_of(messages[:n], prompt=True)
         upto = full if n == last else text_of(messages[: n + 1])
+        opening = ""
         if upto.startswith(prompt):
             tail = upto[len(prompt) :]
         else:
             probe = text_of([*messages[:n], {"role": "assistant", "content": PROBE}])
-            tail = _reply_after_header(upto, prompt, probe, conversation.origin, tokenizer)
-        reply, closed = _learned_part(tail, messages[n], tokenizer)
+            opening = _opening(prompt, text_of(messages[:n]), tokenizer)
+            tail = _reply_after_header(upto, opening, probe, conversation.origin)
+        if "tool_calls" in messages[n]:
+            opening = opening or _opening(prompt, text_of(messages[:n]), tokenizer)
+        reply, closed = _learned_part(tail, opening, messages[n], tokenizer)
+        _check_calls(reply, messages[n], conversation.origin, tokenizer)
         span = _Span(len(prompt), len(prompt) + len(reply), weight)
         if full.startswith(prompt + reply) and (closed or n == last):
             shared.append(span)
@@ -189,43 +194,75 @@ def _draft(
     return alone
 
 
-def _reply_after_header(
-    upto: str, prompt: str, probe: str, origin: str, tokenizer: ChatTokenizer
-) -> str:
+def _reply_after_header(upto: str, opening: str, probe: str, origin: str) -> str:
     """The reply in `upto`, where what comes before it is not what inference would have.
 
-    Templates that open a reasoning block in the generation prompt but drop it from finished turns
-    do this, and those that rewrite what was said before: the header is then what stands before the
-    words of a turn with known words. What it has beyond the generation prompt (a space, often) is
-    for the model to write.
+    Templates that rewrite what was said before do this: the reply begins where the last of the
+    generation prompt's `opening` ends. Others open a reasoning block in the prompt that finished
+    turns do not show: there the reply begins with the words, and what stands before the words of a
+    turn with known words is its header.
     """
     header = probe.partition(PROBE)[0]
+    at = header.rfind(opening) if opening else -1
+    if at >= 0:
+        header = header[: at + len(opening)]
     if not upto.startswith(header):
         raise DataError("the chat template hides where this reply begins", where=origin)
-    own, asked = _after_last_control(header, tokenizer), _after_last_control(prompt, tokenizer)
-    written = len(own) - len(asked) if own.startswith(asked) else 0
-    return upto[len(header) - written :]
+    return upto[len(header) :]
 
 
-def _after_last_control(text: str, tokenizer: ChatTokenizer) -> str:
-    controls = tokenizer.find_controls(text)
-    return text[controls[-1][1] :] if controls else text
+def _opening(prompt: str, before: str, tokenizer: ChatTokenizer) -> str:
+    """What the generation prompt adds to the turns `before`; where it adds nothing, its end from
+    the last control token on."""
+    added = prompt[len(before) :] if prompt.startswith(before) else ""
+    if not added and (controls := tokenizer.find_controls(prompt)):
+        added = prompt[controls[-1][0] :]
+    return added
 
 
 def _learned_part(
-    tail: str, message: Mapping[str, Any], tokenizer: ChatTokenizer
+    tail: str, opening: str, message: Mapping[str, Any], tokenizer: ChatTokenizer
 ) -> tuple[str, bool]:
-    """The reply up to and including its end token, and whether the template gave it one."""
-    words = message["content"].strip()
+    """The reply up to and including its end token, and whether the template gave it one.
+
+    Contents hold no control tokens, so the first end token is the template's. A control token that
+    opens the turn of somebody else ends the reply before it.
+    """
+    controls = tokenizer.find_controls(tail)
+    first = tokenizer.find_controls(opening)[:1]
+    for start, end, token in controls:
+        if token in tokenizer.eos_ids:
+            return tail[:end], True
+        opens = first and token == first[0][2] and start > 0
+        if opens and not tail.startswith(opening[first[0][0] :], start):
+            return tail[:start].rstrip(), False
+    words: str = message["content"].strip()
     at = tail.find(words) if words else -1
+    # Short words also occur within control tokens.
+    while any(start < at + len(words) and at < end for start, end, _ in controls) and at >= 0:
+        at = tail.find(words, at + 1)
     words_end = at + len(words) if at >= 0 else 0
-    after = [control for control in tokenizer.find_controls(tail) if control[0] >= words_end]
-    ends = [end for _, end, token in after if token in tokenizer.eos_ids]
-    if not ends and at >= 0 and "tool_calls" not in message:
-        ends = [end for _, end, _ in after]
-    if ends:
-        return tail[: ends[0]], True
+    after = [end for start, end, _ in controls if start >= words_end]
+    if after and at >= 0 and "tool_calls" not in message:
+        return tail[: after[0]], True
     return tail[: max(words_end, len(tail.rstrip()))], False
+
+
+def _check_calls(
+    reply: str, message: Mapping[str, Any], origin: str, tokenizer: ChatTokenizer
+) -> None:
+    """A template that does not know tool calls would have silence learned in their place."""
+    if "tool_calls" not in message:
+        return
+    for start, end, _ in reversed(tokenizer.find_controls(reply)):
+        reply = reply[:start] + reply[end:]
+    for call in message["tool_calls"]:
+        if call["function"]["name"] not in reply:
+            raise DataError(
+                f"the chat template does not write the tool call {call['function']['name']!r}",
+                where=origin,
+                hint="use a model whose template knows tools, or leave such rows out",
+            )
 
 
 @dataclass(frozen=True)

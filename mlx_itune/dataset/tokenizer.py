@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_itune.dataset.armour import Armour
+from mlx_itune.dataset.armour import Armour, common_start
 from mlx_itune.dataset.chat_template import ChatTemplate
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.encoder import Encoded, Encoder
@@ -69,6 +69,7 @@ class ChatTokenizer:
         if "tool_use" in templates:
             self._tool_template = ChatTemplate(templates["tool_use"], hf.special_tokens_map)
         self._armour = Armour(special_texts, _markup(hf, (self._template, self._tool_template)))
+        self._added = frozenset(hf.added_tokens_decoder)
         self._encoder = Encoder(hf.backend_tokenizer, self._armour, sorted(self.control_ids))
 
         # What the tokenizer itself puts before a plain text, which templates write for themselves.
@@ -76,9 +77,11 @@ class ChatTokenizer:
         self.text_start: str = hf.bos_token if adds_start else ""
 
         after = self._after_a_reply()
-        endings = self._armour.spans(after)
-        self.eos_ids = frozenset(eos | {token for _, _, token in endings[:1]})
-        self.stop_strings = () if endings or not after.strip() else (after.strip(),)
+        ends = [token for _, _, token in self._armour.spans(after)]
+        # The tokenizer's own end, if the template writes it there; else what it writes first.
+        chosen = [token for token in ends if token in eos] or ends[:1]
+        self.eos_ids = frozenset(eos | set(chosen))
+        self.stop_strings = () if ends or not after.strip() else (after.strip(),)
 
     def fingerprint(self) -> str:
         """A hash of everything that tokens depend on: the tokenizer, its templates, its ends."""
@@ -142,9 +145,17 @@ class ChatTokenizer:
         template = self._tool_template if tools else self._template
         # Jinja raises what the template makes it raise: its own errors and those of plain Python.
         try:
-            return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
+            text = template.render(messages, tools, add_generation_prompt=add_generation_prompt)
+            if not template.joins or not self._armour.could_join(messages):
+                return text
+            apart = template.render(
+                self._armour.apart(messages), tools, add_generation_prompt=add_generation_prompt
+            )
         except Exception as error:
             raise DataError(f"the chat template refuses these turns: {error}") from error
+        if len(self._armour.spans(text)) > len(self._armour.spans(apart)):
+            raise DataError("the chat template joins parts of the text to a control token")
+        return text
 
     def prompt_ids(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()
@@ -166,8 +177,11 @@ class ChatTokenizer:
         out. The first way that decodes back to prompt + answer is taken.
         """
         prompt_ids = self.encode_ids(prompt)
+        if prompt_ids and prompt_ids[-1] in self._added:
+            # Special tokens cut a text, and may take up the space that follows them.
+            return self.encode_ids(self.hf.convert_ids_to_tokens(prompt_ids[-1]) + answer)[1:]
         whole = self.decode(self.encode_ids(prompt + answer))
-        plain = self.encode_ids(answer)
+        bare = self._encoder.ids_without_border(answer)
         for anchor in ("", self.hf.convert_ids_to_tokens(self.closing_id), "\n"):
             anchored = self.encode_ids(anchor + answer)
             before = self.encode_ids(anchor)
@@ -176,7 +190,7 @@ class ChatTokenizer:
             candidate = anchored[len(before) :]
             if self.decode([*prompt_ids, *candidate]) == whole:
                 return candidate
-        return plain
+        return bare
 
     def find_controls(self, text: str) -> list[tuple[int, int, int]]:
         """Special tokens spelled out in `text`, as (start, end, id)."""
@@ -187,13 +201,19 @@ class ChatTokenizer:
         return self._armour.found(turn.content, in_reply=turn.role == "assistant")
 
     def _after_a_reply(self) -> str:
-        """What the template writes after an assistant's words at the end of a conversation."""
+        """What the template writes after an assistant's words, wherever in a conversation."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
         text = self.render_text(turns, add_generation_prompt=False)
         _, found, after = text.partition(PROBE)
         if not found:
             raise ModelError("the chat template does not show an assistant turn's text")
-        return after
+        try:
+            text = self.render_text([*turns, turns[0]], add_generation_prompt=False)
+        except DataError:
+            return after
+        # Some templates close the whole text once more, which is no end of a turn.
+        shared = common_start([after, text.partition(PROBE)[2]])
+        return shared if self._armour.spans(shared) else after
 
 
 def _markup(hf: Any, templates: Iterable[ChatTemplate]) -> dict[str, int]:

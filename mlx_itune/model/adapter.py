@@ -26,7 +26,7 @@ import numpy as np
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import staged_directory, storage_errors, write_durably
 from mlx_itune.kit.tensorfile import read_header, write_tensors
-from mlx_itune.model import grid, lora
+from mlx_itune.model import lora
 from mlx_itune.model.base import LoadedModel
 
 CONFIG, TENSORS, PROVENANCE = "adapter_config.json", "adapters.safetensors", "provenance.json"
@@ -122,7 +122,7 @@ def shipped_by(model: nn.Module) -> dict[str, mx.array]:
     return {
         f"{path}.{name}": array
         for path, layer in lora.adapted(model)
-        for name, array in grid.shipped(layer).items()
+        for name, array in layer.shipped().items()
     }
 
 
@@ -216,6 +216,8 @@ def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = Fal
     mx.eval(model.trainable_parameters())
     if adapter.shipped:
         _require_same(adapter.shipped, shipped_by(model), where)
+    for _, layer in lora.adapted(model):
+        layer.settle()
 
 
 def _require_fit(

@@ -8,7 +8,7 @@ width may be any, its type is kept, and the norm does not need the weight, unpac
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,10 +20,24 @@ from mlx_itune.model.lowrank import LowRank, matrix_shape, row_chunks, uniform
 _SMALLEST = 1e-30
 
 
-class DoRALinear(LowRank):
-    """lora_a (in, rank), lora_b (rank, out), m (out,); all float32."""
+class _DoRA(LowRank):
+    """m over the length of each row, which is the same for all inputs."""
 
     factors: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "m")
+
+    def _whole_ratio(self) -> mx.array:
+        kept: mx.array | None = self._settled()
+        return self._ratio() if kept is None else kept
+
+    def _entailed(self) -> Any:
+        return self._ratio()
+
+    def _ratio(self) -> mx.array:
+        raise NotImplementedError
+
+
+class DoRALinear(_DoRA):
+    """lora_a (in, rank), lora_b (rank, out), m (out,); all float32."""
 
     def __init__(
         self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
@@ -38,7 +52,7 @@ class DoRALinear(LowRank):
 
     def __call__(self, x: mx.array) -> mx.array:
         low = ((self._drop(x) @ self.lora_a) @ (self.scale * self.lora_b)).astype(x.dtype)
-        ratio = self._ratio().astype(x.dtype)
+        ratio = self._whole_ratio().astype(x.dtype)
         y: mx.array = self.linear(x)
         if "bias" not in self.linear:
             return ratio * (y + low)
@@ -58,13 +72,11 @@ class DoRALinear(LowRank):
         return self.m / _norm(self._squares, (b * across).sum(0), (b * ((a.T @ a) @ b)).sum(0))
 
 
-class DoRAEmbedding(LowRank):
+class DoRAEmbedding(_DoRA):
     """The same for a token table: lora_a (vocabulary, rank), lora_b (rank, dims), m (vocabulary,).
 
     mlx-lm has it for tables in floats only.
     """
-
-    factors: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "m")
 
     def __init__(
         self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
@@ -89,7 +101,7 @@ class DoRAEmbedding(LowRank):
         """The table as an output head, x (..., dims) to (..., vocabulary)."""
         low = (self._drop(x) @ (self.scale * self.lora_b).T) @ self.lora_a.T
         y: mx.array = self.embedding.as_linear(x)
-        return self._ratio().astype(x.dtype) * (y + low.astype(x.dtype))
+        return self._whole_ratio().astype(x.dtype) * (y + low.astype(x.dtype))
 
     def delta(self) -> mx.array:
         """What is added to the table: (vocabulary, dims) float32."""

@@ -1,10 +1,9 @@
-"""Adapters that live on the quantization grid w = s q + b, and so merge into the same codes q.
+"""An adapter that lives on the quantization grid w = s q + b, and so merges into the same codes q.
 
-grid: low-rank updates of both, s' = s (1 + u), b' = b (1 + u) + v, one u and v per output row and
+Low-rank updates of both, s' = s (1 + u), b' = b (1 + u) + v, one u and one v per output row and
 group: u moves the weights of a group in proportion, v all alike. Kin: PEQA (2305.14152), which
 learns the scales alone, at full rank. s' and b' are rounded to the type the base stores them in,
 in training too (the gradient passes through), so what is trained is what a merge ships.
-qalora (QA-LoRA, 2309.14717, section 3.3): v alone, a LoRA whose A is constant within a group.
 
 u = scale sqrt(in) (A_s B_s)^T and v = scale (A_b B_b)^T. With A drawn as LoRA's and weights of
 about 1 / sqrt(in), a step of B moves the weights as far as one of LoRA's B does: LoRA's learning
@@ -22,19 +21,20 @@ import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.compute import DequantizingLinear, affine, packed, unpacked
-from mlx_itune.model.lowrank import (
-    LoRAEmbedding,
-    LoRALinear,
-    LoRASwitchLinear,
-    LowRank,
-    row_chunks,
-    uniform,
-)
+from mlx_itune.model.lowrank import LowRank, row_chunks, uniform
 
 Arrays = list[mx.array]
 
 
-class _Grid(LowRank):
+class OnGrid:
+    """An adapter layer that moves the base's grid."""
+
+    def moved(self) -> tuple[mx.array, mx.array]:
+        """The tuned (scales, biases), float32 (..., out, groups)."""
+        raise NotImplementedError
+
+
+class _Grid(OnGrid, LowRank):
     """scale_a, bias_a (..., groups, rank) and scale_b, bias_b (..., rank, out); float32."""
 
     factors: ClassVar[tuple[str, ...]] = ("scale_a", "scale_b", "bias_a", "bias_b")
@@ -46,6 +46,7 @@ class _Grid(LowRank):
         self.group_size, self.bits, self.mode = stored.group_size, stored.bits, stored.mode
         # Where the base's weight stood in floats, codes of a byte take its place.
         self._is_unpacked = not hasattr(base, "bits")
+        self._type = base["weight" if self._is_unpacked else "scales"].dtype
         self.weight = stored.codes() if self._is_unpacked else stored.weight
         self.scales, self.biases = stored.scales, stored.biases
         if base.get("bias") is not None:
@@ -69,6 +70,14 @@ class _Grid(LowRank):
             _rounded(scales * (1 + u), self.scales.dtype),
             _rounded(biases * (1 + u) + v, self.biases.dtype),
         )
+
+    def shipped(self) -> dict[str, mx.array]:
+        """The tuned grid in the type of the base's, under the base's names."""
+        scales, biases = self.moved()
+        return {
+            "scales": scales.astype(self.scales.dtype),
+            "biases": biases.astype(self.biases.dtype),
+        }
 
     def delta(self) -> mx.array:
         """What is added to the base's weight: (..., out, in) float32."""
@@ -112,7 +121,11 @@ class GridLinear(_Grid):
         self._operation = _operation(self)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self._operation(x, *(self[name] for name in self.factors))
+        kept: Arrays | None = self._settled()
+        if kept is None:
+            y = self._operation(x, *(self[name] for name in self.factors))
+        else:
+            y = self._dense(x, kept[0]) if self._is_unpacked else self._product(x, *kept)
         return y + self.bias if "bias" in self and not self._adds_bias else y
 
     def _product(self, x: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
@@ -125,9 +138,14 @@ class GridLinear(_Grid):
                 transpose=True,
                 **self._kernel_options(),
             )
-        weight = self._float(scales, biases, x.dtype).T
+        return self._dense(x, self._float(scales, biases, x.dtype))
+
+    def _dense(self, x: mx.array, weight: mx.array) -> mx.array:
         # As nn.Linear does it, to the last bit.
-        return mx.addmm(self.bias, x, weight) if self._adds_bias else x @ weight
+        return mx.addmm(self.bias, x, weight.T) if self._adds_bias else x @ weight.T
+
+    def _entailed(self) -> Any:
+        return [self._float(*self.moved(), self._type)] if self._is_unpacked else self.moved()
 
     def _transposed(self, cotangent: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
         if self._is_dense:
@@ -158,12 +176,8 @@ class GridLinear(_Grid):
 class GridEmbedding(GridLinear):
     """The same for a token table, as a table and as an output head."""
 
-    def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
-        super().__init__(base, rank, scale, key)
-        self._type = base["weight" if self._is_unpacked else "scales"].dtype
-
     def __call__(self, x: mx.array) -> mx.array:
-        scales, biases = (array[x] for array in self.moved())
+        scales, biases = (array[x] for array in self._grid())
         if self._is_unpacked:
             return affine(self.weight[x], scales, biases).astype(self._type)
         return mx.dequantize(
@@ -176,6 +190,10 @@ class GridEmbedding(GridLinear):
     def as_linear(self, x: mx.array) -> mx.array:
         """The table as an output head, x (..., dims) to (..., vocabulary)."""
         return super().__call__(x)
+
+    def _grid(self) -> tuple[mx.array, mx.array]:
+        kept: Arrays | None = self._settled()
+        return self.moved() if kept is None or self._is_unpacked else (kept[0], kept[1])
 
 
 class GridSwitchLinear(_Grid):
@@ -211,91 +229,14 @@ class GridSwitchLinear(_Grid):
         return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
 
 
-class _Constant:
-    """What QA-LoRA's layers share: the base's grid, of which they move the biases."""
-
-    factors: ClassVar[tuple[str, ...]] = ("bias_a", "bias_b")
-
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """A and B of the LoRA that this is, as mlx-lm's layer of this kind has them."""
-        raise NotImplementedError
-
-    def _keep(self, base: nn.Module) -> None:
-        stored = packed(base)
-        assert stored is not None and stored.biases is not None
-        self._scales, self._biases = stored.scales, stored.biases
-        self._group_size = stored.group_size
-
-    def moved(self) -> tuple[mx.array, mx.array]:
-        """The tuned (scales, biases), float32; the scales are the base's."""
-        sums: mx.array = self.delta()[..., :: self._group_size]  # type: ignore[attr-defined]
-        return self._scales.astype(mx.float32), self._biases.astype(mx.float32) + sums
-
-
-class QALinear(_Constant, LoRALinear):
-    """bias_a (groups, rank), bias_b (rank, out); LoRA's A is bias_a, each row repeated."""
-
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """LoRA's A (in, rank) and B (rank, out)."""
-        return mx.repeat(self.bias_a, self._group_size, axis=0), self.bias_b
-
-    def _start(self, rank: int, inputs: int, outputs: int, key: mx.array) -> None:
-        self._keep(self.linear)
-        self.bias_a = uniform((inputs // self._group_size, rank), inputs, key)
-        self.bias_b = mx.zeros((rank, outputs))
-
-
-class QASwitchLinear(_Constant, LoRASwitchLinear):
-    """bias_a (experts, rank, groups), bias_b (experts, out, rank)."""
-
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """LoRA's A (experts, rank, in) and B (experts, out, rank)."""
-        return mx.repeat(self.bias_a, self._group_size, axis=-1), self.bias_b
-
-    def _start(self, rank: int, inputs: int, outputs: int, key: mx.array) -> None:
-        self._keep(self.linear)
-        groups = inputs // self._group_size
-        self.bias_a = uniform((self.num_experts, rank, groups), inputs, key)
-        self.bias_b = mx.zeros((self.num_experts, outputs, rank))
-
-
-class QAEmbedding(_Constant, LoRAEmbedding):
-    """bias_a (vocabulary, rank), bias_b (rank, groups)."""
-
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """LoRA's A (vocabulary, rank) and B (rank, dims)."""
-        return self.bias_a, mx.repeat(self.bias_b, self._group_size, axis=-1)
-
-    def _start(self, rank: int, vocabulary: int, dims: int, key: mx.array) -> None:
-        self._keep(self.embedding)
-        self.bias_a = uniform((vocabulary, rank), vocabulary, key)
-        self.bias_b = mx.zeros((rank, dims // self._group_size))
-
-
 def merged_grid(layer: nn.Module) -> tuple[mx.array, mx.array]:
     """The (scales, biases) that replace the base's, float32 (..., out, groups); codes stay.
 
     A grid layer's are exact in the type of the base's. Raises ModelError for another adapter.
     """
-    if not isinstance(layer, (_Grid, _Constant)):
+    if not isinstance(layer, OnGrid):
         raise ModelError(f"{type(layer).__name__} does not live on the grid")
     return layer.moved()
-
-
-def shipped(layer: nn.Module) -> dict[str, mx.array]:
-    """What mlx-lm gets of an adapter of the grid; empty for another one.
-
-    A grid layer's scales and biases in the type of the base's; a qalora layer's LoRA pair.
-    """
-    if isinstance(layer, _Grid):
-        scales, biases = layer.moved()
-        return {
-            "scales": scales.astype(layer.scales.dtype),
-            "biases": biases.astype(layer.biases.dtype),
-        }
-    if isinstance(layer, _Constant):
-        return dict(zip(("lora_a", "lora_b"), layer.pair(), strict=True))
-    return {}
 
 
 def _rounded(wanted: mx.array, dtype: Any) -> mx.array:

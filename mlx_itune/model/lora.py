@@ -5,7 +5,7 @@ lora     lowrank                W + scale * A B
 rslora   lowrank                the same; its scale is alpha / sqrt(rank) (2312.03732)
 dora     dora                   W + scale * A B, and the length of each of its rows
 grid     grid                   the scales and biases of a quantized W
-qalora   grid                   the biases of a quantized W
+qalora   qalora                 the biases of a quantized W
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import dora, grid
+from mlx_itune.model import dora, grid, qalora
 from mlx_itune.model.compute import packed, release
 from mlx_itune.model.lowrank import (
     EMBEDDING,
@@ -39,7 +39,7 @@ _GRID_LAYERS = (grid.GridLinear, grid.GridSwitchLinear, grid.GridEmbedding)
 _LAYERS = {
     "lora": (LoRALinear, LoRASwitchLinear, LoRAEmbedding),
     "dora": (dora.DoRALinear, None, dora.DoRAEmbedding),
-    "qalora": (grid.QALinear, grid.QASwitchLinear, grid.QAEmbedding),
+    "qalora": (qalora.QALinear, qalora.QASwitchLinear, qalora.QAEmbedding),
 }
 
 

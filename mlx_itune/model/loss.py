@@ -1,55 +1,69 @@
 """The loss, and the one place where targets shift: the logits at t - 1 predict token t.
 
 `weights[t]` says how much token t is learned as a target. Only the hidden states that predict a
-learned token meet the output head (Cut Your Losses, 2411.09009; section 4.1 of the design), in
-chunks, so that logits never stand in memory whole. No architecture is named here: what a model
-does after its stack of blocks is run, unchanged, on the rows that matter.
+learned token meet the output head (Cut Your Losses, 2411.09009; section 4.1 of the design), a chunk
+at a time; a chunk's gradient is made together with its loss, so that logits neither stand in memory
+whole nor are made twice. No architecture is named here: what a model does after its stack of
+blocks is run, unchanged, on the rows that matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import cpu
 
 Array = Any
-# Logits that may stand in memory at once.
-_LOGITS_BYTES = 64 << 20
+# Logits that stand in memory at once; above 32 MB an allocation is no longer reused by the C library.
+_LOGITS_BYTES = 30 << 20
+# A product of fewer rows costs more in reading the head than in computing.
+_FEWEST_ROWS = 128
 
-Nll = Callable[[nn.Module, Array, Array], tuple[mx.array, mx.array]]
+
+class Nll(Protocol):
+    """`weighted_nll` or `plain_nll`."""
+
+    def __call__(
+        self, model: nn.Module, input_ids: Array, weights: Array, *, caches: Any = None
+    ) -> tuple[mx.array, mx.array]: ...
 
 
-def weighted_nll(model: nn.Module, input_ids: Array, weights: Array) -> tuple[mx.array, mx.array]:
+def weighted_nll(
+    model: nn.Module, input_ids: Array, weights: Array, *, caches: Any = None
+) -> tuple[mx.array, mx.array]:
     """Sum of weights[t] * -log p(token t | tokens before t), and the sum of those weights.
 
     input_ids (B, T) int32, weights (B, T) float32, both MLX or NumPy; two float32 scalars. The
-    first token of a row has no context and counts in neither.
+    first token of a row has no context and counts in neither. caches: see training_caches; a
+    sequence's first token has no context either, and its weight must be 0. While a model trains
+    (`model.training`) the gradient is made along; differentiate only then.
     """
     ids, rows, targets, learned = _learned(input_ids, weights)
     if not rows.size:
+        # A pass may still have to record keys and values.
+        _called(model, ids, caches)
         return mx.array(0.0), mx.array(0.0)
-    hidden, head = _split(model, ids)
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    total = mx.array(0.0)
-    for chunk in _chunks(model, rows.size):
-        logits = head(hidden[mx.array(rows[chunk])])
-        total = total + _nll_sum(logits, mx.array(targets[chunk]), mx.array(learned[chunk]))
+    hidden, head = _split(model, ids, caches)
+    picked = _pick(hidden.reshape(-1, hidden.shape[-1]), rows)
+    total = _head_loss(model, head, picked, targets, learned)
     return total, mx.array(float(learned.sum(dtype=np.float64)))
 
 
-def plain_nll(model: nn.Module, input_ids: Array, weights: Array) -> tuple[mx.array, mx.array]:
+def plain_nll(
+    model: nn.Module, input_ids: Array, weights: Array, *, caches: Any = None
+) -> tuple[mx.array, mx.array]:
     """The same sums with full logits in memory: the definition, and what always works."""
     ids, learned = mx.array(input_ids), mx.array(weights)[:, 1:]
-    logits = model(ids[:, :-1]).astype(mx.float32)
+    logits = _called(model, ids[:, :-1], caches).astype(mx.float32)
     nll = nn.losses.cross_entropy(logits, ids[:, 1:], reduction="none")
     return mx.where(learned > 0, nll * learned, 0).sum(), learned.sum()
 
@@ -59,7 +73,7 @@ def learned_logits(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Logits (N, V) float32, targets (N,) and weights (N,) of the N learned tokens, row by row."""
     ids, rows, targets, learned = _learned(input_ids, weights)
-    hidden, head = _split(model, ids)
+    hidden, head = _split(model, ids, None)
     logits = head(hidden.reshape(-1, hidden.shape[-1])[mx.array(rows)])
     return logits.astype(mx.float32), mx.array(targets), mx.array(learned)
 
@@ -99,21 +113,117 @@ def _learned(
     return mx.array(ids[:, :-1]), rows, targets[rows], learned[rows]
 
 
-def _nll_sum(logits: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-    logits = logits.astype(mx.float32)
-    if cpu.is_faster():
-        return cpu.nll_sum(logits, targets, weights)
-    nll = nn.losses.cross_entropy(logits, targets, reduction="none")
-    total: mx.array = (nll * weights).sum()
+def chunk_rows(vocabulary: int) -> int:
+    """How many rows of logits are made at once."""
+    return max(_FEWEST_ROWS, _LOGITS_BYTES // (4 * vocabulary))
+
+
+def _called(model: nn.Module, ids: mx.array, caches: Any) -> mx.array:
+    called: mx.array = model(ids) if caches is None else model(ids, cache=caches)
+    return called
+
+
+def _pick(hidden: mx.array, rows: npt.NDArray[Any]) -> mx.array:
+    """Some rows of (N, D). Its gradient is a look-up too, as MLX's scatter is slow on a CPU."""
+    back = np.full(hidden.shape[0], rows.size, np.int32)
+    back[rows] = np.arange(rows.size, dtype=np.int32)
+
+    def forward(hidden: mx.array) -> mx.array:
+        return mx.take(hidden, mx.array(rows), axis=0)
+
+    def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        nothing = mx.zeros((1, cotangent.shape[1]), cotangent.dtype)
+        return mx.take(mx.concatenate([cotangent, nothing]), mx.array(back), axis=0)
+
+    operation: Any = mx.custom_function(forward)
+    operation.vjp(backward)
+    picked: mx.array = operation(hidden)
+    return picked
+
+
+def _head_loss(
+    model: nn.Module,
+    head: Callable[[mx.array], mx.array],
+    rows: mx.array,
+    targets: npt.NDArray[Any],
+    weights: npt.NDArray[Any],
+) -> mx.array:
+    """The weighted sum over rows (N, D) of hidden states, chunk by chunk."""
+    trained = _trained_in_head(model)
+    names = [name for name, _ in trained]
+    learns = model.training
+
+    def chunk_loss(rows: mx.array, values: Sequence[mx.array], chunk: slice) -> Any:
+        with _updated(model, names, values):
+            logits = head(rows).astype(mx.float32)
+        wanted, factor = mx.array(targets[chunk]), mx.array(weights[chunk])
+        if cpu.is_faster() and not names:
+            nll, totals = cpu.nll(logits, wanted)
+            return (nll * factor).sum(), (factor / totals)[:, None]
+        nll = nn.losses.cross_entropy(logits, wanted, reduction="none")
+        return (nll * factor).sum(), mx.array(1.0)
+
+    def forward(rows: mx.array, *values: mx.array) -> list[mx.array]:
+        total, parts, sums = mx.array(0.0), [], [mx.zeros_like(value) for value in values]
+        for chunk in _chunks(model, rows.shape[0]):
+            # One after the other: MLX would make the logits of all chunks side by side.
+            part = (
+                rows[chunk]
+                if chunk.start == 0
+                else mx.depends([rows[chunk]], [total, *parts[-1:]])[0]
+            )
+            if not learns:
+                total = total + chunk_loss(part, values, chunk)[0]
+                continue
+            (nll, scale), (gradient, more) = mx.value_and_grad(chunk_loss, argnums=(0, 1))(
+                part, list(values), chunk
+            )
+            total = total + nll
+            parts.append(gradient * scale.astype(gradient.dtype))
+            sums = [one + other for one, other in zip(sums, more, strict=True)]
+        return [total, mx.concatenate(parts), *sums] if learns else [total]
+
+    def backward(_: Any, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> Any:
+        return [(cotangents[0] * made).astype(made.dtype) for made in outputs[1:]]
+
+    operation: Any = mx.custom_function(forward)
+    operation.vjp(backward)
+    total: mx.array = operation(rows, *(value for _, value in trained))[0]
     return total
 
 
+def _trained_in_head(model: nn.Module) -> list[tuple[str, mx.array]]:
+    """The trainable arrays outside the blocks: those that a head may use."""
+    inside = {
+        id(a) for block in model.layers for _, a in tree_flatten(block.trainable_parameters())
+    }
+    flat = tree_flatten(model.trainable_parameters())
+    return [(name, array) for name, array in flat if id(array) not in inside]
+
+
+@contextmanager
+def _updated(model: nn.Module, names: Sequence[str], values: Sequence[mx.array]) -> Iterator[None]:
+    """The model with other arrays for a while."""
+    if not names:
+        yield
+        return
+    flat = dict(tree_flatten(model.trainable_parameters()))
+    model.update(tree_unflatten(list(zip(names, values, strict=True))))
+    try:
+        yield
+    finally:
+        model.update(tree_unflatten([(name, flat[name]) for name in names]))
+
+
 def _chunks(model: nn.Module, rows: int) -> list[slice]:
-    size = max(1, _LOGITS_BYTES // (4 * _vocabulary(model)))
-    return [slice(start, start + size) for start in range(0, rows, size)]
+    """Slices of like size, none above `chunk_rows`."""
+    count = -(-rows // chunk_rows(vocabulary(model)))
+    cuts = [rows * part // count for part in range(count + 1)]
+    return [slice(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
 
 
-def _vocabulary(model: nn.Module) -> int:
+def vocabulary(model: nn.Module) -> int:
+    """How many logits a position has, at least as many as the token table has rows."""
     sizes = [
         m.weight.shape[0]
         for _, m in model.named_modules()
@@ -135,7 +245,9 @@ class _StandIn:
         return getattr(self._module, name)
 
 
-def _split(model: nn.Module, ids: mx.array) -> tuple[mx.array, Callable[[mx.array], mx.array]]:
+def _split(
+    model: nn.Module, ids: mx.array, caches: Any
+) -> tuple[mx.array, Callable[[mx.array], mx.array]]:
     """The hidden states (B, T, D) of the stack of blocks, and what the model does after it.
 
     The model is called once with a recorder in the stack's place. What it makes of the one row
@@ -150,7 +262,7 @@ def _split(model: nn.Module, ids: mx.array) -> tuple[mx.array, Callable[[mx.arra
         return recorded[0][:, :1]
 
     with _instead(parent, name, record):
-        model(ids)
+        _called(model, ids, caches)
 
     def head(rows: mx.array) -> mx.array:
         with _instead(parent, name, lambda *_, **__: rows[None]):

@@ -7,7 +7,8 @@ layers of every kind of adapter share.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +24,12 @@ EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 _CHUNK_NUMBERS = 1 << 20
 
 
+@dataclass(frozen=True)
+class _Kept:
+    factors: tuple[mx.array, ...]
+    value: Any
+
+
 class LowRank(nn.Module):  # type: ignore[misc]
     """An adapter on a frozen layer; `factors` names its trainable arrays."""
 
@@ -32,6 +39,27 @@ class LowRank(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.scale, self.dropout = scale, dropout
         self._key: mx.array | None = None
+
+    def shipped(self) -> dict[str, mx.array]:
+        """What mlx-lm gets of this layer, by name, where that is not the factors."""
+        return {}
+
+    def settle(self) -> None:
+        """Make once, for inference, what the factors as they are now entail in every call."""
+        value = self._entailed()
+        mx.eval(value)
+        self._kept = _Kept(tuple(self[name] for name in self.factors), value)
+
+    def _settled(self) -> Any:
+        """What `settle` made, while it holds: not in training, nor with other factors."""
+        kept: _Kept | None = getattr(self, "_kept", None)
+        if kept is None or self.training:
+            return None
+        same = all(self[n] is array for n, array in zip(self.factors, kept.factors, strict=True))
+        return kept.value if same else None
+
+    def _entailed(self) -> Any:
+        return None
 
     def _drop(self, x: mx.array) -> mx.array:
         if self._key is None or not self.training:

@@ -8,6 +8,7 @@ step-000200/  adapter_config.json adapters.safetensors provenance.json   a usabl
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -31,7 +32,7 @@ from mlx_itune.kit.files import (
     write_durably,
 )
 from mlx_itune.model import adapter
-from mlx_itune.training.step import Learner, optimizer_arrays, restore_optimizer
+from mlx_itune.training.step import Learner
 
 MANIFEST, STATE = "manifest.json", "state.json"
 OPTIMIZER, LEARNED = "optimizer.safetensors", "learned.safetensors"
@@ -65,7 +66,7 @@ def write(
     Raises StorageError, with the earlier checkpoints as they were; DivergedError, before anything
     is written, when a weight or a moment is not finite.
     """
-    moments = _moments(learner)
+    moments = learner.optimizer.arrays()
     learned = _not_in_adapter(learner.model)
     require_finite(learner.model, moments)
     out = folder / name_of(state["step"])
@@ -81,7 +82,9 @@ def write(
         }
         manifest = {"v": 1, "step": state["step"], "run": state.get("run"), "files": files}
         write_durably(stage / MANIFEST, _canonical({**manifest, "seal": _seal(manifest)}))
-    rotate(folder, keep=keep, best_step=best_step, newest=state["step"])
+    # What is sealed is sealed; what could not be removed now, the next one removes.
+    with contextlib.suppress(StorageError):
+        rotate(folder, keep=keep, best_step=best_step, newest=state["step"])
     return out
 
 
@@ -106,14 +109,15 @@ def rotate(
 ) -> list[Path]:
     """Remove all checkpoints up to step `newest` but the last `keep` and the best one; the paths.
 
-    A checkpoint is gone as a whole: a crash on the way leaves no part of it.
+    A checkpoint is gone as a whole: a crash on the way leaves no part of it. Raises StorageError.
     """
-    found = [path for path in complete(folder) if step_of(path) <= newest]
-    gone = [path for path in found[: -max(keep, 1)] if step_of(path) != best_step]
-    if not dry_run:
-        for path in gone:
-            remove_directory(path)
-        sweep(folder, every_owner=True)
+    with storage_errors(folder):
+        found = [path for path in complete(folder) if step_of(path) <= newest]
+        gone = [path for path in found[: -max(keep, 1)] if step_of(path) != best_step]
+        if not dry_run:
+            for path in gone:
+                remove_directory(path)
+            sweep(folder, every_owner=True)
     return gone
 
 
@@ -187,12 +191,8 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> None:
         if name not in found or found[name].shape != value.shape:
             raise StorageError(f"does not hold {name} {value.shape}", where=str(checkpoint.path))
     learner.model.load_weights([(name, found[name]) for name in wanted], strict=False)
-    moments, optimizer = _arrays(checkpoint.path / OPTIMIZER), learner.optimizer
-    if hasattr(optimizer, "restore"):
-        optimizer.restore(moments)
-    else:
-        restore_optimizer(optimizer, moments)
-    mx.eval(learner.model.trainable_parameters(), _moments(learner))
+    learner.optimizer.restore(_arrays(checkpoint.path / OPTIMIZER))
+    mx.eval(learner.model.trainable_parameters())
 
 
 def publish(checkpoint: Checkpoint, out: Path, *, overwrite: bool = False) -> None:
@@ -201,14 +201,6 @@ def publish(checkpoint: Checkpoint, out: Path, *, overwrite: bool = False) -> No
         for name in checkpoint.files:
             if name not in _OURS:
                 shutil.copyfile(checkpoint.path / name, stage / name)
-
-
-def _moments(learner: Learner) -> dict[str, Any]:
-    optimizer: Any = learner.optimizer
-    found: dict[str, Any] = (
-        optimizer.arrays() if hasattr(optimizer, "arrays") else optimizer_arrays(optimizer)
-    )
-    return found
 
 
 def _not_in_adapter(model: nn.Module) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
         "compute": setup.loaded.compute,
         "device": machine.device,
         "note": machine.note,
-        "exact_head": setup.exact_head,
+        "paths": setup.learner.paths(),
         "max_length_tokens": setup.material.limit_tokens,
         "tokens_kept": setup.material.rows.kept,
         "report": dataclasses.asdict(setup.material.rows.train.report),

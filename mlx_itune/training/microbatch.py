@@ -1,17 +1,20 @@
-"""How the rows of a step are computed: padded rectangles of rows of like length.
+"""How the rows of a step are computed: rectangles of tokens, and what is shared between them.
 
 This changes speed and memory only. Rows are padded on the right: under a causal mask no token sees
-what follows it, and a pad is never a target, so padding needs no mask of its own.
+what follows it, and a pad is never a target, so padding needs no mask of its own. Nor do tokens
+after a row's last target need to be computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mlx_itune.training.prefixes import shared_starts
 
 # Widths are rounded up to this, which bounds how many shapes an allocator has to serve.
 _WIDTH_TOKENS = 16
@@ -19,6 +22,12 @@ _WIDTH_TOKENS = 16
 _OVERHEAD_TOKENS = 128
 # Ways of cutting that are compared, per lane.
 _CUTS = 24
+# A token that sees so many others costs twice as much as one that sees none.
+_ATTENTION_TOKENS = 1000
+
+# off: a row is one sequence. row: all sequences side by side in one row, without any padding.
+# bins: as many in a row as go into the longest one's width.
+Packing = Literal["off", "row", "bins"]
 
 
 class Example(Protocol):
@@ -31,11 +40,34 @@ class Example(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """input_ids (B, T) int32 and weights (B, T) float32; pads have id 0 and weight 0."""
+class Prefix:
+    """Tokens that rows of one or more micro-batches start with, and that are run once for them.
+
+    input_ids and weights (1, S + 1): the S tokens, and the one they predict last, which each of
+    the rows has again as its first. The weights are the sums of the rows'.
+    """
 
     input_ids: NDArray[np.int32]
     weights: NDArray[np.float32]
+
+    @property
+    def tokens(self) -> int:
+        """S: how many are run."""
+        return self.input_ids.shape[1] - 1
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """input_ids (B, T) int32 and weights (B, T) float32; pads have id 0 and weight 0.
+
+    lengths: of the sequences in each row, one as long as the row if None. prefix: what comes
+    before each sequence; micro-batches may have it in common.
+    """
+
+    input_ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    lengths: tuple[tuple[int, ...], ...] | None = None
+    prefix: Prefix | None = None
 
     @property
     def tokens(self) -> int:
@@ -43,7 +75,44 @@ class MicroBatch:
         return int(self.input_ids.size)
 
 
-def split(examples: Sequence[Example], budget_tokens: int, lanes: int = 1) -> list[MicroBatch]:
+def arrange(
+    examples: Sequence[Example],
+    budget_tokens: int,
+    lanes: int = 1,
+    *,
+    packing: Packing = "off",
+    sharing: bool = False,
+    packed_sharing: bool = True,
+    multiple: int = _WIDTH_TOKENS,
+) -> list[MicroBatch]:
+    """The examples in micro-batches of at most `budget_tokens`, or of one row that is longer.
+
+    sharing: run common first tokens once; packed_sharing: rows behind them may be packed. multiple:
+    of what widths are, where they are padded. Micro-batches of one prefix stand side by side.
+    """
+    rows = [trimmed for example in examples if (trimmed := _trimmed(example)) is not None]
+    groups = [(list(range(len(rows))), 0)]
+    if sharing:
+        groups = shared_starts([row.input_ids for row in rows], 1 if packing == "row" else multiple)
+    made: list[MicroBatch] = []
+    for members, shared in groups:
+        chosen = [rows[index] for index in members]
+        prefix = None
+        if shared:
+            prefix = _prefix(chosen, shared)
+            chosen = [
+                _Row(row.input_ids[shared:], _without_first(row.weights[shared:]))
+                for row in chosen
+                if len(row.input_ids) > shared + 1
+            ]
+        how = packing if not shared or packed_sharing else "off"
+        made += _laid_out(chosen, budget_tokens, lanes, how, prefix, multiple)
+    return made
+
+
+def split(
+    examples: Sequence[Example], budget_tokens: int, lanes: int = 1, multiple: int = _WIDTH_TOKENS
+) -> list[MicroBatch]:
     """The examples as rectangles of at most `budget_tokens`, the longest rows first.
 
     Rows are sorted by length and cut where `lanes` workers side by side are done soonest: few
@@ -51,12 +120,137 @@ def split(examples: Sequence[Example], budget_tokens: int, lanes: int = 1) -> li
     own: no row is left out or cut.
     """
     rows = sorted(examples, key=lambda example: -len(example.input_ids))
-    widths = [_padded(len(row.input_ids)) for row in rows]
+    widths = [_padded(len(row.input_ids), multiple) for row in rows]
     share = sum(widths) / lanes
     limits = {budget_tokens, *(min(budget_tokens, int(4 * share / n)) for n in range(3, _CUTS))}
     ways = [_cut(widths, limit) for limit in sorted(limits, reverse=True)]
     cuts = min(ways, key=lambda way: _makespan(widths, way, lanes))
-    return [_rectangle(rows[start:stop]) for start, stop in cuts]
+    return [_rectangle(rows[start:stop], multiple) for start, stop in cuts]
+
+
+def by_prefix(batches: Sequence[MicroBatch]) -> list[list[MicroBatch]]:
+    """Micro-batches that have a prefix in common together, in the order of their first."""
+    groups: dict[int, list[MicroBatch]] = {}
+    for batch in batches:
+        groups.setdefault(id(batch.prefix), []).append(batch)
+    return list(groups.values())
+
+
+def prefixes_of(batches: Sequence[MicroBatch]) -> list[Prefix]:
+    """The prefixes that micro-batches have, each once."""
+    return [group[0].prefix for group in by_prefix(batches) if group[0].prefix is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    input_ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+def _trimmed(example: Example) -> _Row | None:
+    """A row up to its last target; None without one."""
+    learned = np.flatnonzero(example.weights[1:])
+    if not learned.size:
+        return None
+    stop = int(learned[-1]) + 2
+    return _Row(example.input_ids[:stop], example.weights[:stop])
+
+
+def _without_first(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([np.zeros(1, np.float32), weights[1:]])
+
+
+def _prefix(rows: Sequence[_Row], tokens: int) -> Prefix:
+    weights = np.sum([row.weights[: tokens + 1] for row in rows], axis=0, dtype=np.float64)
+    weights[0] = 0.0
+    return Prefix(rows[0].input_ids[None, : tokens + 1], weights[None].astype(np.float32))
+
+
+def _laid_out(
+    rows: list[_Row],
+    budget_tokens: int,
+    lanes: int,
+    packing: Packing,
+    prefix: Prefix | None,
+    multiple: int,
+) -> list[MicroBatch]:
+    if not rows:
+        # Every row is its prefix, with the token after it: a row like any other.
+        return [MicroBatch(prefix.input_ids, prefix.weights)] if prefix else []
+    shared = prefix.tokens if prefix else 0
+    if packing == "row":
+        parts = [_packed([part], None) for part in _balanced(rows, budget_tokens, lanes, shared)]
+    elif packing == "bins":
+        parts = _binned(rows, budget_tokens, lanes, multiple)
+    else:
+        parts = split(rows, budget_tokens, lanes, multiple)
+    return [MicroBatch(p.input_ids, p.weights, p.lengths, prefix) for p in parts]
+
+
+def _balanced(
+    rows: Sequence[_Row], budget_tokens: int, lanes: int, shared: int
+) -> list[list[_Row]]:
+    """Parts of at most the budget that `lanes` workers are done with at about the same time."""
+    order = sorted(rows, key=lambda row: -len(row.input_ids))
+    sizes = [len(row.input_ids) for row in order]
+    costs = [size * (1 + (shared + size / 2) / _ATTENTION_TOKENS) for size in sizes]
+    least = -(-sum(sizes) // budget_tokens)
+    if least > 1 or sum(costs) * (1 - 1 / lanes) > lanes * _OVERHEAD_TOKENS:
+        least = -(-least // lanes) * lanes
+    for count in range(min(least, len(order)), len(order) + 1):
+        parts: list[list[_Row]] = [[] for _ in range(count)]
+        loads, filled = [0.0] * count, [0] * count
+        # The longest first, each to where least has to be done (Graham, 1969).
+        for row, size, cost in zip(order, sizes, costs, strict=True):
+            part = loads.index(min(loads))
+            parts[part].append(row)
+            loads[part] += cost
+            filled[part] += size
+        if all(f <= budget_tokens or len(p) == 1 for f, p in zip(filled, parts, strict=True)):
+            break
+    heaviest = sorted(range(count), key=lambda part: -loads[part])
+    return [parts[part] for part in heaviest]
+
+
+def _binned(
+    rows: Sequence[_Row], budget_tokens: int, lanes: int, multiple: int
+) -> list[MicroBatch]:
+    """Rectangles whose rows hold one or more sequences: the first row that has room takes one."""
+    order = sorted(rows, key=lambda row: -len(row.input_ids))
+    width = _padded(len(order[0].input_ids) - 1, multiple) + 1
+    bins: list[list[_Row]] = []
+    room: list[int] = []
+    for row in order:
+        size = len(row.input_ids)
+        place = next((i for i, free in enumerate(room) if free >= size), None)
+        if place is None:
+            bins.append([])
+            room.append(width)
+            place = len(bins) - 1
+        bins[place].append(row)
+        room[place] -= size
+    per_part = max(1, min(budget_tokens // width, -(-len(bins) // lanes)))
+    parts = [bins[i : i + per_part] for i in range(0, len(bins), per_part)]
+    padded = split(rows, budget_tokens, lanes, multiple)
+    # Blocks of a mask that hide each other are computed all the same; padding may be cheaper.
+    if sum(p.tokens for p in padded) <= 1.1 * width * len(bins):
+        return padded
+    return [_packed(part, width) for part in parts]
+
+
+def _packed(bins: Sequence[Sequence[_Row]], width: int | None) -> MicroBatch:
+    """A row for each bin, its sequences side by side; each one's first token is no target."""
+    lengths = tuple(tuple(len(row.input_ids) for row in rows) for rows in bins)
+    shape = (len(bins), width or sum(lengths[0]))
+    ids, weights = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+    for place, rows in enumerate(bins):
+        at = 0
+        for row in rows:
+            end = at + len(row.input_ids)
+            ids[place, at:end] = row.input_ids
+            weights[place, at + 1 : end] = row.weights[1:]
+            at = end
+    return MicroBatch(ids, weights, lengths)
 
 
 def _cut(widths: Sequence[int], limit_tokens: int) -> list[tuple[int, int]]:
@@ -77,13 +271,13 @@ def _makespan(widths: Sequence[int], cuts: Sequence[tuple[int, int]], lanes: int
     return max(busy)
 
 
-def _padded(length: int) -> int:
-    return -(-length // _WIDTH_TOKENS) * _WIDTH_TOKENS
+def _padded(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
-def _rectangle(rows: Sequence[Example]) -> MicroBatch:
+def _rectangle(rows: Sequence[Example], multiple: int) -> MicroBatch:
     # One more than the multiple: the last token is a target only, so T - 1 are computed.
-    shape = (len(rows), _padded(len(rows[0].input_ids) - 1) + 1)
+    shape = (len(rows), _padded(len(rows[0].input_ids) - 1, multiple) + 1)
     ids, weights = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
     for index, row in enumerate(rows):
         ids[index, : len(row.input_ids)] = row.input_ids

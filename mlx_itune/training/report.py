@@ -97,7 +97,7 @@ def _headline(story: Story) -> list[tuple[str, str]]:
         facts.append((f"best, at step {best[0]:,}", f"{best[1]:.4g}"))
     train_loss = _finite(end.get("train_loss"))
     if train_loss is None:
-        mean = report_curves.smoothed(report_curves.by_step(story, "loss"))
+        mean = report_curves.smoothed(report_curves.by_step(story, "loss"), story.weights())
         train_loss = float(mean[-1, 1]) if len(mean) else None
     if train_loss is not None:
         facts.append(("training loss at the end", f"{train_loss:.4g}"))
@@ -123,7 +123,7 @@ def _curve_note(story: Story) -> str:
     count = len(story.steps)
     if not count:
         return "No step was made."
-    note = "Losses are per learned token, in nats. Hover over a line for its last value."
+    note = "Losses are per learned token, in nats; the smoothed one weighs a step by its tokens."
     if count > 600:
         note += f" {count:,} steps are drawn by the lowest and highest of each stretch."
     return note
@@ -246,6 +246,8 @@ def _adapter(run: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     kind = {"kind": settings["adapter"]} if "adapter" in settings else {}
     stored = _newest(run, "adapter_config.json")
     inner = stored.pop("lora_parameters", None)
+    # Our own words in it say again what the settings say.
+    stored.pop("mlx_itune", None)
     return kind | (inner if isinstance(inner, dict) else {}) | stored
 
 

@@ -34,9 +34,7 @@ fill-opacity:.4}
 def curves(story: Story) -> Html:
     """Loss, learning rate, gradient norm, throughput and memory over the steps."""
     return grid(
-        _loss(
-            by_step(story, "loss"), list(zip(story.valid_steps, story.valid_losses, strict=True))
-        ),
+        _loss(story),
         _plain(
             {"learning rate": by_step(story, "learning_rate")}, "Learning rate", "learning rate"
         ),
@@ -68,24 +66,29 @@ def by_step(story: Story, name: str, factor: float = 1.0) -> NDArray[np.float64]
     return np.stack([steps, story.curve(name).astype(np.float64) * factor], axis=1)
 
 
-def smoothed(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The exponential mean, bias-corrected, of the finite `points` (N, 2) float64.
+def smoothed(
+    points: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """The exponential mean, bias-corrected and weighted, of the finite `points` (N, 2) float64.
 
     It looks back over some 3 % of the run, and over 10 steps at least. Of more than some thousand
     points, equal stretches are averaged first: the result is shorter then.
     """
-    points = points[np.isfinite(points[:, 1])]
-    if len(points) > 2 * _AVERAGED:
-        parts = np.array_split(points, _AVERAGED)
-        points = np.array([[part[-1, 0], part[:, 1].mean()] for part in parts])
-    keep = 1.0 - 1.0 / max(10.0, 0.03 * len(points))
+    finite = np.isfinite(points[:, 1])
+    weights = np.ones(len(points)) if weights is None or not weights.any() else weights
+    steps, values, weights = points[finite, 0], points[finite, 1], weights[finite]
+    values = values * weights
+    if len(steps) > 2 * _AVERAGED:
+        starts = np.linspace(0, len(steps), _AVERAGED, endpoint=False).astype(np.int64)
+        steps = steps[np.append(starts[1:], len(steps)) - 1]
+        values, weights = np.add.reduceat(values, starts), np.add.reduceat(weights, starts)
+    keep = 1.0 - 1.0 / max(10.0, 0.03 * len(steps))
     total = weight = 0.0
     means = []
-    for value in points[:, 1].tolist():
-        total = keep * total + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        means.append(total / weight)
-    return np.stack([points[:, 0], np.array(means, dtype=np.float64)], axis=1)
+    for value, more in zip(values.tolist(), weights.tolist(), strict=True):
+        total, weight = keep * total + value, keep * weight + more
+        means.append(total / weight if weight else np.nan)
+    return np.stack([steps, np.array(means, dtype=np.float64)], axis=1)
 
 
 def thinned(points: NDArray[np.float64]) -> list[tuple[float, float]]:
@@ -101,9 +104,15 @@ def thinned(points: NDArray[np.float64]) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in finite]
 
 
-def _loss(points: NDArray[np.float64], valid: Points) -> Html:
+def _loss(story: Story) -> Html:
     return _with_smoothed(
-        points, "Loss", "nats per learned token", "each step", valid, zero_below=0.4
+        by_step(story, "loss"),
+        "Loss",
+        "nats per learned token",
+        "each step",
+        valid=list(zip(story.valid_steps, story.valid_losses, strict=True)),
+        weights=story.weights(),
+        zero_below=0.4,
     )
 
 
@@ -113,6 +122,7 @@ def _with_smoothed(
     y_label: str,
     raw_name: str,
     valid: Points = (),
+    weights: NDArray[np.float64] | None = None,
     zero_below: float = 1.0,
 ) -> Html:
     """The raw curve pale, its mean over it, and validation where there is any.
@@ -121,7 +131,7 @@ def _with_smoothed(
     """
     drawn, note = _without_wild(points)
     # Of what is drawn: one wild value would drag the mean up for many steps.
-    mean = smoothed(drawn)
+    mean = smoothed(drawn, weights)
     series: dict[str, Points] = {raw_name: thinned(drawn)}
     if len(points) >= _FEWEST_TO_SMOOTH:
         series["smoothed"] = thinned(mean)

@@ -91,6 +91,10 @@ class Story:
         """`supervised_tokens`, `tokens` or `skipped` (steps), over all steps."""
         return int(np.nansum(np.array(self._counted[name], dtype=np.float64)))
 
+    def weights(self) -> NDArray[np.float64]:
+        """How many tokens each step learned, float64."""
+        return np.array(self._counted["supervised_tokens"], dtype=np.float64)
+
     def best_valid(self) -> tuple[int, float] | None:
         """(step, loss) of the lowest validation loss."""
         pairs = zip(self.valid_losses, self.valid_steps, strict=True)
@@ -174,7 +178,8 @@ class Story:
     def _back_to(self, step: int) -> None:
         """Forget `step` and all after it."""
         at = bisect_left(self.steps, step)
-        for column in (self.steps, *self._curves.values(), *self._counted.values()):
+        columns: list[array[Any]] = [*self._curves.values(), *self._counted.values()]
+        for column in (self.steps, *columns):
             del column[at:]
         self._forget_valid(step)
         for listed in (self.checkpoints, self.incidents):

@@ -16,8 +16,7 @@ from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import adapter, backend, lora
 from mlx_itune.model.base import LoadedModel, load, resolve, vet
-from mlx_itune.model.loss import head_is_exact, plain_nll, weighted_nll
-from mlx_itune.training import identity
+from mlx_itune.training import identity, optimizers
 from mlx_itune.training.run import versions
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.step import Lanes, Learner
@@ -50,11 +49,11 @@ class Setup:
     learner: Learner
     config: adapter.AdapterConfig
     layers: tuple[str, ...]
-    exact_head: bool
 
     def how(self) -> dict[str, Any]:
         """How steps are computed: a resumed run does it the same way, for the same last bits."""
-        return {"lanes": self.learner.lanes.count, "compute": self.loaded.compute}
+        lanes = {"lanes": self.learner.lanes.count, "compute": self.loaded.compute}
+        return {**lanes, **self.learner.paths()}
 
     def facts(self) -> dict[str, Any]:
         """What stands in run.json besides the settings."""
@@ -113,7 +112,7 @@ def keep_rows(folder: Path, material: Material) -> None:
 def ready(
     settings: TrainSettings, material: Material, *, began: Mapping[str, Any] | None = None
 ) -> Setup:
-    """Weights, adapter and learner. began: the `facts` of the run that is resumed, if one is.
+    """Weights, adapter and learner. began: the run.json of the run that is resumed, if one is.
 
     Raises ModelError; ResourceError where it will not fit.
     """
@@ -136,16 +135,26 @@ def ready(
         scale=settings.scale,
         dropout=settings.dropout,
     )
-    exact_head = head_is_exact(loaded.model)
     learner = Learner(
         loaded.model,
-        weight_decay=settings.weight_decay,
+        optimizer=optimizers.make(settings.optimizer_settings, loaded.model.trainable_parameters()),
         clip_norm=settings.clip_norm,
-        micro_batch_tokens=settings.micro_batch_tokens,
+        packing=settings.packing,
+        prefix_sharing=settings.prefix_sharing,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        micro_batch_tokens=_micro_batch_tokens(settings, began),
+        memory_bytes=int(settings.memory_gb * 1e9) if settings.memory_gb else None,
         lanes=_lanes(began),
-        nll=weighted_nll if exact_head else plain_nll,
     )
-    return Setup(settings, material, loaded, learner, config, tuple(paths), exact_head)
+    return Setup(settings, material, loaded, learner, config, tuple(paths))
+
+
+def _micro_batch_tokens(settings: TrainSettings, began: Mapping[str, Any] | None) -> int | None:
+    """What was chosen when the run began, unless this session was told something else."""
+    same = began is not None and began["settings"] == identity.settings_facts(settings)
+    return (
+        int(began["how"]["micro_batch_tokens"]) if began and same else settings.micro_batch_tokens
+    )
 
 
 def _lanes(began: Mapping[str, Any] | None) -> Lanes:

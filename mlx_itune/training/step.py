@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.optimizers import AdamW
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map
 
 from mlx_itune.kit.errors import DivergedError
-from mlx_itune.model import backend, lora
-from mlx_itune.model.loss import Nll, choose_nll
-from mlx_itune.training.microbatch import Example, MicroBatch, split
+from mlx_itune.model import lora
+from mlx_itune.model.loss import Nll
+from mlx_itune.model.probe import probe
+from mlx_itune.training import paths
+from mlx_itune.training.gradients import Work, recorded_prefix
+from mlx_itune.training.lanes import Lanes
+from mlx_itune.training.microbatch import Example, MicroBatch, arrange, by_prefix, prefixes_of
+from mlx_itune.training.optimizers import Updater
+from mlx_itune.training.paths import Choice, Wishes
+
+__all__ = ["Lanes", "Learner", "StepMetrics"]
 
 _SKIPS_ALLOWED = 5
-_MAX_LANES = 8
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,81 +39,57 @@ class StepMetrics:
     skipped: bool
 
 
-class Lanes:
-    """Micro-batches side by side: one CPU core each, or one after the other on a GPU.
-
-    MLX runs a CPU stream's elementwise work on one core; only several streams use several.
-    """
-
-    def __init__(self, count: int | None = None) -> None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        parallel = backend.prepare().blas is not None
-        self.count = count or (min(cpus, _MAX_LANES) if parallel else 1)
-        self._lock = threading.Lock()
-        self._local = threading.local()
-        self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
-        # Once, not around each call: OpenBLAS threads that have had work spin for a while.
-        if self._pool is not None:
-            backend.blas_threads(1)
-
-    def map(self, build: Callable[[MicroBatch], T], batches: Sequence[MicroBatch]) -> list[T]:
-        """`build` a graph for each batch and evaluate it; results in the batches' order.
-
-        Graphs are built one at a time, as building touches the model; they are evaluated at once.
-        """
-        if self._pool is None or len(batches) == 1:
-            return [_evaluated(build(batch)) for batch in batches]
-        return list(self._pool.map(lambda batch: self._run(build, batch), batches))
-
-    def close(self) -> None:
-        """End the threads, and let BLAS use its own again."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            backend.blas_threads(self.count)
-
-    def _run(self, build: Callable[[MicroBatch], T], batch: MicroBatch) -> T:
-        if not hasattr(self._local, "stream"):
-            self._local.stream = mx.new_stream(mx.default_device())
-        with mx.stream(self._local.stream):
-            with self._lock:
-                result = build(batch)
-            return _evaluated(result)
-
-
 class Learner:
-    """An adapted model with its optimizer."""
+    """An adapted model with its optimizer.
+
+    nll overrides how the head is computed, optimizer what updates; the other options say how a
+    step is computed, which changes neither loss nor gradient. Raises UsageError.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         *,
+        optimizer: Updater | None = None,
         weight_decay: float = 0.0,
         clip_norm: float = 1.0,
-        micro_batch_tokens: int = 4096,
         lanes: Lanes | None = None,
         nll: Nll | None = None,
+        packing: Choice = "auto",
+        prefix_sharing: Choice = "auto",
+        gradient_checkpointing: Choice = "auto",
+        micro_batch_tokens: int | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
         self.model = model
-        self.optimizer = AdamW(learning_rate=0.0, weight_decay=weight_decay, bias_correction=True)
-        self.optimizer.init(model.trainable_parameters())
-        self.nll = nll or choose_nll(model)
+        self.optimizer = optimizer or Updater(
+            model.trainable_parameters(), weight_decay=weight_decay
+        )
         self.lanes = lanes or Lanes()
+        wishes = Wishes(
+            packing, prefix_sharing, gradient_checkpointing, micro_batch_tokens, memory_bytes
+        )
+        self._paths = paths.choose(model, probe(model), wishes, self.lanes.count, nll)
         self._clip_norm = clip_norm
-        self._micro_batch_tokens = micro_batch_tokens
         self._skipped_in_a_row = 0
+
+    def paths(self) -> dict[str, str]:
+        """How steps are computed, in words, with the reason where a faster way is not exact."""
+        return dict(self._paths.words)
 
     def step(
         self, examples: Sequence[Example], learning_rate: float, *, dropout_key: Any = None
     ) -> StepMetrics:
         """Learn from all `examples` at once. Raises DivergedError after 5 skipped in a row."""
         self.model.train()
-        batches = self._split(examples)
-        loss, weight, gradients = self.gradients(batches, dropout_key=dropout_key)
-        squares = mx.stack([mx.square(g).sum() for _, g in tree_flatten(gradients)])
-        norm = _number(mx.sqrt(squares.sum()))
+        loss, weight, gradients = self.gradients(self.arranged(examples), dropout_key=dropout_key)
+        vectors = self.optimizer.gather(gradients)
+        norm = _number(self.optimizer.norm(vectors))
         good = bool(np.isfinite(loss) and np.isfinite(norm))
         if good:
-            self._update(gradients, norm, learning_rate)
+            clipped = self._clip_norm and norm > self._clip_norm
+            factor = self._clip_norm / norm if clipped else 1.0
+            self.optimizer.apply(self.model, vectors, learning_rate, factor=factor)
         self._skipped_in_a_row = 0 if good else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == _SKIPS_ALLOWED:
             raise DivergedError(
@@ -126,69 +104,61 @@ class Learner:
         self, batches: Sequence[MicroBatch], *, dropout_key: Any = None
     ) -> tuple[float, float, dict[str, Any]]:
         """Loss, sum of weights and the gradient of the loss over all batches together."""
-        weight = float(sum(batch.weights[:, 1:].sum(dtype=np.float64) for batch in batches))
+        parts = [*batches, *prefixes_of(batches)]
+        weight = float(sum(part.weights[:, 1:].sum(dtype=np.float64) for part in parts))
         parameters = self.model.trainable_parameters()
         keys: dict[int, Any] = {}
         if dropout_key is not None:
-            split_keys = mx.random.split(dropout_key, len(batches))
-            keys = {id(batch): split_keys[index] for index, batch in enumerate(batches)}
-
-        def loss_and_gradient(batch: MicroBatch) -> tuple[Any, Any]:
-            def loss(values: dict[str, Any]) -> Any:
-                self.model.update(values)
-                return self.nll(self.model, batch.input_ids, batch.weights)[0] / weight
-
-            lora.set_dropout_key(self.model, keys.get(id(batch)))
-            return mx.value_and_grad(loss)(parameters)
-
+            split_keys = mx.random.split(dropout_key, len(parts))
+            keys = {id(part): split_keys[index] for index, part in enumerate(parts)}
+        work = Work(self.model, self._paths, self.lanes, parameters, weight, keys)
+        loss, gradient = 0.0, None
         try:
-            results = self.lanes.map(loss_and_gradient, batches)
+            for value, more in work.results(batches):
+                loss += _number(value)
+                gradient = more if gradient is None else tree_map(mx.add, gradient, more)
+                # At once: a lazy sum would keep every part.
+                mx.eval(gradient)
         finally:
             # Differentiating leaves the traced arrays in the model's place of its parameters.
             self.model.update(parameters)
-            lora.set_dropout_key(self.model, None)
-        gradient = results[0][1]
-        for _, more in results[1:]:
-            gradient = tree_map(mx.add, gradient, more)
-        return sum(_number(value) for value, _ in results), weight, gradient
+            if keys:
+                lora.set_dropout_key(self.model, None)
+        if gradient is None:
+            return float("nan"), 0.0, tree_map(mx.zeros_like, parameters)
+        return loss, weight, gradient
 
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The loss on all examples; no dropout, nothing learned."""
         self.model.eval()
-        batches = self._split(examples)
-        sums = self.lanes.map(
-            lambda batch: self.nll(self.model, batch.input_ids, batch.weights), batches
-        )
-        total = sum(_number(nll) for nll, _ in sums)
-        weight = sum(_number(weights) for _, weights in sums)
+        batches = self.arranged(examples)
+        total = weight = 0.0
+        for group in by_prefix(batches):
+            shared = None
+            if (prefix := group[0].prefix) is not None:
+                nll, learned, shared = self.lanes.alone(
+                    lambda p=prefix: recorded_prefix(self.model, self._paths, p)
+                )
+                total, weight = total + nll, weight + learned
+            sums = self.lanes.each(
+                lambda b, kept=shared: self._paths.sums(self.model, b, kept), group
+            )
+            for nll, learned in sums:
+                total, weight = total + _number(nll), weight + _number(learned)
         return total / weight if weight else float("nan")
 
-    def _split(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        return split(examples, self._micro_batch_tokens, self.lanes.count)
-
-    def _update(self, gradients: dict[str, Any], norm: float, learning_rate: float) -> None:
-        if self._clip_norm and norm > self._clip_norm:
-            factor = self._clip_norm / norm
-            gradients = tree_map(lambda gradient: gradient * factor, gradients)
-        self.optimizer.learning_rate = learning_rate
-        self.optimizer.update(self.model, gradients)
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-
-
-def optimizer_arrays(optimizer: AdamW) -> dict[str, Any]:
-    """The optimizer's state by name."""
-    return dict(tree_flatten(optimizer.state))
-
-
-def restore_optimizer(optimizer: AdamW, arrays: dict[str, Any]) -> None:
-    """Put back what `optimizer_arrays` gave."""
-    optimizer.state = tree_unflatten(list(arrays.items()))
+    def arranged(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """The examples as this learner computes them."""
+        how = self._paths
+        return arrange(
+            examples,
+            how.micro_batch_tokens,
+            self.lanes.count,
+            packing=how.packing,
+            sharing=how.sharing,
+            packed_sharing=how.packed_sharing,
+        )
 
 
 def _number(scalar: Any) -> float:
     return float(scalar.item())
-
-
-def _evaluated(result: T) -> T:
-    mx.eval(result)
-    return result

@@ -162,6 +162,13 @@ def test_the_shown_loss_is_smoothed() -> None:
     assert 1.2 < view.loss < 1.6
 
 
+def test_the_shown_loss_weighs_steps_by_their_tokens() -> None:
+    view = TrainingView()
+    view.add(step(1, loss=1.0, supervised_tokens=99))
+    view.add(step(2, loss=5.0, supervised_tokens=1))
+    assert view.loss == pytest.approx((0.95 * 99 * 1.0 + 5.0) / (0.95 * 99 + 1))
+
+
 def test_a_stopped_run_says_how_to_go_on() -> None:
     view = TrainingView()
     view.add({"event": "checkpoint", "step": 7, "path": "step-000007"})

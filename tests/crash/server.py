@@ -72,14 +72,14 @@ class Server:
 
 def serve(log: str) -> None:
     """Read orders, fork, report."""
+    import transformers  # noqa: F401
+
     import mlx_itune.cli.progress
     import mlx_itune.cli.report
     import mlx_itune.cli.resume
     import mlx_itune.cli.train
     import mlx_itune.training.report
     import mlx_itune.training.resume  # noqa: F401
-    import mlx_lm.models.llama  # isort: skip  (after mlx_itune, which loads a fast BLAS)
-    import transformers  # noqa: F401
 
     pid = 0
     for line in sys.stdin:

@@ -18,6 +18,7 @@ CLOCK = frozenset(
 )
 FLAGS = (
     *("--steps", STEPS, "--batch-size", 4, "--rank", 2, "--learning-rate", "5e-3"),
+    *("--keys", "self_attn.q_proj", "--keys", "mlp.down_proj"),
     *("--save-every", 3, "--eval-every", 5, "--early-stopping", 5, "--seed", 7, "--offline"),
 )
 

@@ -9,10 +9,9 @@ import sys
 import orjson
 import pytest
 
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.reading import stream as streams
-from mlx_itune.dataset.reading.json_text import MAX_DEPTH, parse, strict
 from mlx_itune.kit.errors import DataError, StorageError, UsageError
 
 ROW = b'{"question": "q", "answer": "a"}'
@@ -26,88 +25,6 @@ def read(path, data, **options):
 def outline(found):
     """Lines of rows; codes and lines of faults."""
     return [r.line if isinstance(r, Record) else (r.code, r.line) for r in found]
-
-
-# Strict JSON
-
-
-@pytest.mark.parametrize(
-    ("raw", "code", "said"),
-    [
-        (b'{"a": 1, "a": 2}', "duplicate-key", "'a'"),
-        (b'{"a":1,"\\u0061":2}', "duplicate-key", "'a'"),
-        (b'{"a" : 1, "a"\t: 2}', "duplicate-key", "'a'"),
-        (b'{"x": {"a:": 1, "a:": 2}}', "duplicate-key", "'a:'"),
-        (b'{"a\\\\":1,"b":2,"b":3}', "duplicate-key", "'b'"),
-        (b'{"a": 1, "a": "\\u003a\\u003A"}', "duplicate-key", "'a'"),
-        (b'{"a": NaN}', "constant", "NaN"),
-        (b'{"a": -Infinity}', "constant", "-Infinity"),
-        (b'{"a": 1e999}', "json", "too large"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "json", "too many digits"),
-        (b'{"a": "\\u0000"}', "nul", "NUL"),
-        (b'{"a": "\x00"}', "nul", "column 8, byte 108"),
-        (b'{"a": "\\ud800"}', "surrogate", "surrogate"),
-        (b'{"\\udc00": 1}', "surrogate", "surrogate"),
-        (b'{"a": "\xff"}', "utf-8", "byte 8 of the line, byte 108"),
-        (b'{"a": "\xed\xa0\x80"}', "utf-8", "0xed"),
-        (b'{"a": "\tb"}', "json", "column 8, byte 108"),
-        ('{"ä": "é", }'.encode(), "json", "byte 1"),
-        (b"{'a': 1}", "json", "column 2"),
-        (b'{"a": 1}, ', "json", "Extra data"),
-        (b"\xef\xbb\xbf{}", "bom", "byte order mark"),
-        (b"[" * 100_000, "json", "nested too deeply"),
-        (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "json", "nested too deeply"),
-        (b'{"a":' * 3000 + b"1" + b"}" * 3000, "json", "nested too deeply"),
-    ],
-)
-def test_strict_json_refuses_and_says_where(raw, code, said):
-    with pytest.raises(RowFault) as caught:
-        parse(raw, 100)
-    assert caught.value.code == code and said in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b'{"a": ":smile:", "b": " : "}',
-        b'{"a": "{\\"k\\": 1}", "b" : "x"}',
-        b'{"a": 123456789012345678901234567890}',
-        b'{"a": {"b": [123456789012345678901234567890, -1.5e3]}}',
-        b'{"messages": [{"role": "user", "arguments": {"n": 123456789012345678901234567890}}]}',
-        b'{"a": "\\ud83d\\ude00 \\u003a", "a\\u003a": "\\u003A"}',
-        b'{"": {"": {"": ""}}}',
-        b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
-        b' \t\r\n{"a": "\\\\u0000"} ',
-        '{"é à": "\u2028 ü: \U0001f600"}'.encode(),
-    ],
-)
-def test_the_short_cut_gives_what_the_strict_decoder_gives(raw):
-    assert parse(raw) == strict(raw)
-    assert json.dumps(parse(raw)) == json.dumps(strict(raw))
-
-
-def test_the_short_cut_agrees_on_thousands_of_mutations():
-    random_ = random.Random(7)
-    seeds = [
-        b'{"a": "x: y", "b": [1, 2.5, {"c": null}], "a:": "\\u003a\\"\\\\"}',
-        b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}], "n": 12345678901234567890}',
-    ]
-    bits = [b'"a"', b":", b'"a": 1, ', b"\\u003a", b'\\"', b" ", b"\\", b"9" * 20, b"{", b"}", b","]
-    for _ in range(20_000):
-        raw = bytearray(random_.choice(seeds))
-        for _ in range(random_.randint(1, 3)):
-            at = random_.randrange(len(raw))
-            if random_.random() < 0.5:
-                raw[at : at + random_.randint(0, 2)] = random_.choice(bits)
-            else:
-                raw[at] = random_.randrange(256)
-        outcomes = []
-        for way in (parse, strict):
-            try:
-                outcomes.append(json.dumps(way(bytes(raw))))
-            except RowFault as fault:
-                outcomes.append(fault.code)
-        assert outcomes[0] == outcomes[1], bytes(raw)
 
 
 # Lines
@@ -211,8 +128,8 @@ def test_what_is_lost_is_said(tmp_path):
 def test_an_element_that_is_far_too_long_is_one_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "CHUNK_BYTES", 512)
     for module in ("array", "wrapped"):
-        monkeypatch.setattr(f"mlx_itune.dataset.reading.{module}.MAX_ROW_BYTES", 4000)
-    long = b'{"question": "' + b"x" * 20_000 + b'", "answer": "a"}'
+        monkeypatch.setattr(f"mlx_itune.dataset.reading.{module}.MAX_ROW_BYTES", 100_000)
+    long = b'{"question": "' + b"x" * 500_000 + b'", "answer": "a"}'
     for sep in (b",\n", b", "):
         found = read(tmp_path / "a.json", array(ROW, long, ROW, ROW, sep=sep))
         assert [r.code for r in found if isinstance(r, Fault)] == ["row-size"]
@@ -345,6 +262,22 @@ def test_a_text_file_says_itself_what_a_row_is(tmp_path, text, rows):
 
 # Memory
 
+# On Linux ru_maxrss starts at what the parent had; VmHWM is of the process alone.
+PEAK = """
+import pathlib, resource, sys
+from mlx_itune.dataset.sources import read_rows
+
+def peak():
+    if sys.platform == "linux":
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = peak()
+rows = sum(1 for _ in read_rows(pathlib.Path(sys.argv[1])))
+print(rows, peak() - before)
+"""
+
 
 @pytest.mark.parametrize("kind", ["lines", "array"])
 def test_memory_does_not_grow_with_the_file(tmp_path, kind):
@@ -358,18 +291,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
             file.write((b"" if n == 0 else (b",", b"\n")[kind == "lines"]) + block)
         if kind == "array":
             file.write(b"]")
-    code = (
-        "import resource, sys\n"
-        "from pathlib import Path\n"
-        "from mlx_itune.dataset.sources import read_rows\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rows = sum(1 for _ in read_rows(Path(sys.argv[1])))\n"
-        "print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
     )
     rows, grown = map(int, done.stdout.split())
-    unit = 1 if sys.platform == "darwin" else 1024
     assert rows == 20_000 and path.stat().st_size > 200e6
-    assert grown * unit < 40e6, f"{grown * unit / 1e6:.0f} MB"
+    assert grown < 40e6, f"{grown / 1e6:.0f} MB"

@@ -72,6 +72,27 @@ def test_an_adapter_comes_back_and_loads_in_mlx_lm(
     assert (tmp_path / "a" / adapter.GRID).exists() == (kind in ("grid", "qalora"))
 
 
+@pytest.mark.parametrize("mode", ["dequantized", "quantized"])
+@pytest.mark.parametrize("kind", lora.KINDS)
+def test_what_inference_keeps_holds_for_these_factors_only(
+    kind: str, mode: str, tiny_quantized_dir: Path, tmp_path: Path
+) -> None:
+    keys = ["*proj", "model.embed_tokens"]
+    saved(tiny_quantized_dir, tmp_path / "a", kind, keys=keys)
+    loaded = base.load(str(tiny_quantized_dir), compute=mode)
+    adapter.apply(loaded, adapter.load(tmp_path / "a"))
+    model = loaded.model
+    first = []
+    for _ in range(2):
+        model.train()
+        trained = np.array(model(IDS))
+        model.eval()
+        assert np.array_equal(np.array(model(IDS)), trained)
+        first.append(trained)
+        moved(model)
+    assert np.abs(first[0] - first[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("bits", [2, 3, 5, 6, 8])
 @pytest.mark.parametrize("kind", ["dora", "grid", "qalora"])
 def test_every_width(kind: str, bits: int, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_what_is_trained_can_be_stored(
     layer.update(drawn(layer))
     scales, biases = grid.merged_grid(layer)
     assert scales.dtype == mx.float32
-    shipped = grid.shipped(layer)
+    shipped = layer.shipped()
     assert shipped["scales"].dtype == shipped["biases"].dtype == kind
     assert mx.array_equal(shipped["scales"].astype(mx.float32), scales).item()
     assert mx.array_equal(shipped["biases"].astype(mx.float32), biases).item()

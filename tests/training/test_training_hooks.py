@@ -65,11 +65,12 @@ def board(monkeypatch: Patch) -> dict[str, Any]:
     class SessionLog(SimpleNamespace):
         START = 1
 
-    for name, content in {
+    modules: dict[str, dict[str, Any]] = {
         "tensorboard.summary.writer.event_file_writer": {"EventFileWriter": Writer},
         "tensorboard.compat.proto.event_pb2": {"Event": SimpleNamespace, "SessionLog": SessionLog},
         "tensorboard.compat.proto.summary_pb2": {"Summary": Summary},
-    }.items():
+    }
+    for name, content in modules.items():
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
@@ -232,7 +233,7 @@ def test_online_needs_a_login_before_anything_is_computed(
         assert wandb.logins == 1
     wandb.known = False
     with (
-        pytest.raises(UsageError, match="not logged in.*wandb login, or --offline"),
+        pytest.raises(UsageError, match=r"not logged in.*wandb login, or --offline"),
         attached(online, wandb="p"),
     ):
         pass

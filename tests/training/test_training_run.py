@@ -1,68 +1,53 @@
-"""Whole runs: files, checkpoints, signals, provenance."""
+"""Whole runs: files, events, signals, provenance, the best step, what cannot be learned."""
 
 from __future__ import annotations
 
 import json
+import math
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_map
 
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.kit.errors import StorageError
-from mlx_itune.model import adapter, base, lora
-from mlx_itune.training import checkpoint
+from mlx_itune.kit.errors import DivergedError, ResourceError, StorageError, UsageError
+from mlx_itune.model import adapter, base
+from mlx_itune.training import checkpoint, incidents
 from mlx_itune.training.loop import train
-from mlx_itune.training.settings import settings_from
 from mlx_itune.training.step import Learner
 
+Event = dict[str, Any]
 RESULT_KEYS = (
     "run adapter steps epochs examples supervised_tokens train_loss valid_loss best_valid_loss "
-    "supervised_tokens_per_second tokens_per_second peak_memory_bytes wall_s"
+    "supervised_tokens_per_second tokens_per_second peak_memory_bytes wall_s "
+    "adapter_step best_step stopped_early skipped_steps"
 ).split()
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name, count in (("train", 10), ("valid", 3)):
-        lines = [
-            json.dumps(
-                {
-                    "messages": [
-                        {"role": "user", "content": f"Question {name} {i}: metformin?"},
-                        {"role": "assistant", "content": f"Yes, {i} mg twice daily."},
-                    ]
-                }
-            )
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+def the_run(tmp_path: Path) -> Path:
+    (run,) = (tmp_path / "runs").iterdir()
+    return run
 
 
-def settings(model: Path, data: Path, tmp_path: Path, **more: Any) -> Any:
-    values = {
-        "model": str(model),
-        "data": data,
-        "out": tmp_path / "adapter",
-        "runs": tmp_path / "runs",
-        "epochs": 2.0,
-        "batch_size": 4,
-        "learning_rate": 5e-3,
-        "save_every": 2,
-        "offline": True,
-    }
-    return settings_from({**values, **more})
+def kept(run: Path) -> list[str]:
+    return [path.name for path in checkpoint.complete(run / "checkpoints")]
 
 
-def test_a_run_from_rows_to_adapter(tiny_quantized_dir: Path, data: Path, tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
-    result = train(settings(tiny_quantized_dir, data, tmp_path), observe=events.append)
+def losses_of(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
+    """The validation losses of a run, whatever its weights are."""
+    told = iter(losses)
+    monkeypatch.setattr(Learner, "evaluate", lambda self, examples: next(told))
+
+
+def test_a_run_from_rows_to_adapter(
+    tiny_quantized_dir: Path, settings: Any, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    result = train(settings(model=str(tiny_quantized_dir)), observe=events.append)
 
     assert list(vars(result)) == RESULT_KEYS
     # 10 rows by 4: the last batch of an epoch has 2, none is left out.
@@ -70,37 +55,38 @@ def test_a_run_from_rows_to_adapter(tiny_quantized_dir: Path, data: Path, tmp_pa
     assert result.valid_loss is not None and result.valid_loss == result.best_valid_loss
     losses = [event["loss"] for event in events if event["event"] == "valid"]
     assert losses[-1] < losses[0]
+    assert (result.adapter_step, result.stopped_early, result.skipped_steps) == (6, False, 0)
 
     run = Path(result.run)
     assert run.stat().st_mode & 0o777 == 0o700
     logged = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in logged] == [e["event"] for e in events]
     assert 'model = "' in (run / "config.toml").read_text()
-    kept = checkpoint.complete(run / "checkpoints")
-    assert [path.name for path in kept] == ["step-000004", "step-000006"]
+    assert json.loads((run / "result.json").read_text())["steps"] == 6
+    assert kept(run) == ["step-000004", "step-000006"]
+    assert "</html>" in (run / "report.html").read_text()
 
     stored = adapter.load(tmp_path / "adapter")
     loaded = base.load(str(tiny_quantized_dir))
     adapter.apply(loaded, stored)
     assert stored.provenance["base"]["fingerprint"] == loaded.fingerprint
     assert stored.provenance["metrics"]["steps"] == 6
+    assert stored.provenance["run"] == run.name
     assert str(tmp_path) not in json.dumps(stored.provenance)
-    assert stored.config.alpha == 32
+    assert stored.config.alpha == 8
 
 
-def test_an_occupied_out_is_refused_before_any_work(
-    tiny_model_dir: Path, data: Path, tmp_path: Path
-) -> None:
+def test_an_occupied_out_is_refused_before_any_work(settings: Any, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "mine").write_text("x")
     with pytest.raises(StorageError, match="already exists"):
-        train(settings(tiny_model_dir, data, tmp_path))
+        train(settings())
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
-    number: signal.Signals, tiny_model_dir: Path, data: Path, tmp_path: Path
+    number: signal.Signals, settings: Any, tmp_path: Path
 ) -> None:
     class Stop(BaseException):
         pass
@@ -108,41 +94,244 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     def stop(*_: Any) -> None:
         raise Stop
 
-    def interrupt(event: dict[str, Any]) -> None:
+    events: list[Event] = []
+
+    def interrupt(event: Event) -> None:
+        events.append(event)
         if event["event"] == "step" and event["step"] == 3:
             signal.raise_signal(number)
 
     before = signal.signal(number, stop)
     try:
         with pytest.raises(Stop):
-            train(settings(tiny_model_dir, data, tmp_path), observe=interrupt)
+            train(settings(save_every=0), observe=interrupt)
+        assert signal.getsignal(number) is stop
     finally:
         signal.signal(number, before)
-    (run,) = (tmp_path / "runs").iterdir()
-    kept = checkpoint.complete(run / "checkpoints")
-    assert [path.name for path in kept] == ["step-000002", "step-000003"]
+    run = the_run(tmp_path)
+    # No step had asked for a checkpoint; the signal did.
+    assert kept(run) == ["step-000003"]
+    assert not (tmp_path / "adapter").exists()
+    assert events[-1] == {
+        "event": "stopped",
+        "step": 3,
+        "signal": int(number),
+        "resume": f"mlx-itune resume {run}",
+    }
+
+
+def test_a_second_signal_ends_the_run_at_once(settings: Any, tmp_path: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if event["event"] == "step" and event["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), observe=interrupt)
+    assert kept(the_run(tmp_path)) == ["step-000002"]
+
+
+def test_a_terminal_that_went_away_ends_no_run(settings: Any) -> None:
+    def gone(event: Event) -> None:
+        raise BrokenPipeError
+
+    assert train(settings(), observe=gone).steps == 6
+
+
+def test_time_alone_asks_for_checkpoints_too(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ahead = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead)
+    saved: list[int] = []
+
+    def pass_time(event: Event) -> None:
+        nonlocal ahead
+        if event["event"] == "step":
+            # 120 s a step: the 300 s are over after the third and the sixth.
+            ahead += 120
+        if event["event"] == "checkpoint":
+            saved.append(event["step"])
+
+    train(settings(save_every=0, steps=8, epochs=None), observe=pass_time)
+    assert saved == [3, 6, 8]
+    assert kept(the_run(tmp_path)) == ["step-000006", "step-000008"]
+
+
+def test_the_best_checkpoint_is_kept_and_early_stopping_writes_it(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Before training, then after each step: best at 2, and no better one in the three after it.
+    losses_of(monkeypatch, 9.0, 5.0, 4.0, 4.5, math.nan, 4.4)
+    events: list[Event] = []
+    result = train(
+        settings(steps=20, epochs=None, eval_every=1, early_stopping=3, save_every=1, keep=1),
+        observe=events.append,
+    )
+    assert (result.steps, result.stopped_early) == (5, True)
+    assert (result.adapter_step, result.best_step, result.best_valid_loss) == (2, 2, 4.0)
+    assert result.valid_loss == 4.4
+    run = the_run(tmp_path)
+    assert kept(run) == ["step-000002", "step-000005"]
+    sealed = run / "checkpoints" / "step-000002"
+    for name in ("adapters.safetensors", "adapter_config.json", "provenance.json"):
+        assert (tmp_path / "adapter" / name).read_bytes() == (sealed / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapters.safetensors",
+        "provenance.json",
+    ]
+    (stop,) = [event for event in events if event["event"] == "early_stop"]
+    assert (stop["step"], stop["best_step"]) == (5, 2)
+
+
+def test_without_early_stopping_the_last_step_is_written_and_the_best_kept(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_of(monkeypatch, 9.0, 4.0, 5.0, 6.0)
+    result = train(settings(eval_every=2, keep=1))
+    assert (result.adapter_step, result.best_step, result.best_valid_loss) == (6, 2, 4.0)
+    run = the_run(tmp_path)
+    assert kept(run) == ["step-000002", "step-000006"]
+    last = (run / "checkpoints" / "step-000006" / "adapters.safetensors").read_bytes()
+    assert (tmp_path / "adapter" / "adapters.safetensors").read_bytes() == last
+
+
+def test_the_best_step_is_looked_for_after_each_epoch_unless_told_when(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_of(monkeypatch, 9.0, 8.0, 6.0, 7.0)
+    events: list[Event] = []
+    chosen = settings(epochs=3.0)
+    object.__setattr__(chosen, "keep_best", True)
+    assert train(chosen, observe=events.append).adapter_step == 6
+    assert [e["step"] for e in events if e["event"] == "valid"] == [0, 3, 6, 9]
+
+
+def test_early_stopping_without_validation_rows_is_refused(settings: Any, tmp_path: Path) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    with pytest.raises(UsageError, match="validation rows"):
+        train(settings(data=one, early_stopping=2, eval_every=1))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Gradients of these steps (from 1) are infinite."""
+    real, seen = Learner.gradients, 0
+
+    def gradients(self: Learner, *args: Any, **options: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        loss, weight, found = real(self, *args, **options)
+        if seen in steps:
+            found = tree_map(lambda gradient: gradient * math.inf, found)
+        return loss, weight, found
+
+    monkeypatch.setattr(Learner, "gradients", gradients)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(
+    settings: Any, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 2)
+    events: list[Event] = []
+    result = train(settings(), observe=events.append)
+    assert (result.steps, result.skipped_steps) == (6, 1)
+    (incident,) = incidents.read(the_run(tmp_path))
+    assert incident["step"] == 2 and incident["suspects"] == []
+    assert len(incident["rows"]) == 4
+    assert all(row.startswith(f"{data / 'train.jsonl'}:") for row in incident["rows"])
+    assert [e["step"] for e in events if e["event"] == "incident"] == [2]
+    for array in adapter.load(tmp_path / "adapter").tensors.values():
+        assert np.isfinite(np.array(array)).all()
+
+
+def test_the_row_whose_loss_is_not_finite_is_singled_out(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Learner.evaluate
+    poison(monkeypatch, 1)
+
+    def evaluate(self: Learner, examples: Any) -> float:
+        alone = len(examples) == 1 and examples[0].origin.endswith(("train.jsonl:3", ":7"))
+        return math.nan if alone else real(self, examples)
+
+    monkeypatch.setattr(Learner, "evaluate", evaluate)
+    train(settings(batch_size=10))
+    (incident,) = incidents.read(the_run(tmp_path))
+    lines = sorted(row.rpartition(":")[2] for row in incident["suspects"])
+    assert lines == ["3", "7"]
+
+
+def test_five_in_a_row_stop_the_run_and_the_last_checkpoint_is_good(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 2, *range(4, 20))
+    with pytest.raises(DivergedError, match="in 5 steps in a row") as error:
+        train(settings(steps=20, epochs=None))
+    assert error.value.exit_code == 6
+    assert "incidents.jsonl" in str(error.value) and "step-0000" in str(error.value)
+    run = the_run(tmp_path)
+    assert [i["step"] for i in incidents.read(run)] == [2, 4, 5, 6, 7, 8]
+    for path in checkpoint.complete(run / "checkpoints"):
+        checkpoint.read(path)
+        assert all(np.isfinite(np.array(a)).all() for a in adapter.load(path).tensors.values())
+    assert not (tmp_path / "adapter").exists()
+    last = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["exit_code"]) == ("failed", 6)
+
+
+def test_half_of_the_steps_stop_the_run_too(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, *range(1, 100, 2))
+    with pytest.raises(DivergedError, match="in 10 of the last 19 steps"):
+        train(settings(steps=40, epochs=None, save_every=0))
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_checkpoint_restores_weights_and_moments_and_tells_damage(
-    tiny_model_dir: Path, data: Path, tmp_path: Path
+def test_weights_that_are_not_finite_are_never_written(settings: Any, tmp_path: Path) -> None:
+    def ruin(event: Event) -> None:
+        if event["event"] == "step" and event["step"] == 3:
+            weights = learners[0].model.layers[0].self_attn.q_proj
+            weights.lora_b = weights.lora_b + math.inf
+
+    learners: list[Learner] = []
+    real = Learner.__init__
+
+    def remember(self: Learner, *args: Any, **options: Any) -> None:
+        real(self, *args, **options)
+        learners.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "__init__", remember)
+        with pytest.raises(DivergedError, match=r"q_proj\.lora_b holds NaN or infinity"):
+            train(settings(save_every=1), observe=ruin)
+    run = the_run(tmp_path)
+    assert kept(run) == ["step-000001", "step-000002"]
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "[METAL] Command buffer execution failed: Impacting Interactivity "
+            "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+            "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1",
+        ),
+        ("[METAL] Command buffer execution failed: Insufficient Memory", "--micro-batch-tokens"),
+        ("[metal::malloc] Unable to allocate 123 bytes.", "out of memory"),
+    ],
+)
+def test_what_the_gpu_says_becomes_advice_and_a_way_on(
+    said: str, told: str, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = train(settings(tiny_model_dir, data, tmp_path))
-    last = checkpoint.complete(Path(result.run) / "checkpoints")[-1]
-    sealed = checkpoint.read(last)
-    assert sealed.state["step"] == 6
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(said)
 
-    loaded = base.load(str(tiny_model_dir))
-    lora.attach(loaded.model, rank=16, scale=2.0, seed=5)
-    learner = Learner(loaded.model)
-    checkpoint.restore(sealed, learner)
-    stored = adapter.load(tmp_path / "adapter").tensors
-    for name, array in adapter.tensors_of(loaded.model).items():
-        assert np.array_equal(np.array(array), np.array(stored[name]))
-    state = dict(tree_flatten(learner.optimizer.state))
-    assert int(state["step"].item()) == 6
-    assert any(name.endswith(".v") for name in state)
-
-    (last / "adapters.safetensors").write_bytes(b"damaged")
-    with pytest.raises(StorageError, match="manifest"):
-        checkpoint.read(last)
+    monkeypatch.setattr(Learner, "step", fail)
+    with pytest.raises(ResourceError) as error:
+        train(settings())
+    assert told in str(error.value)
+    assert f"mlx-itune resume {the_run(tmp_path)}" in str(error.value)

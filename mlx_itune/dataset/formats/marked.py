@@ -1,7 +1,8 @@
 """Plain text that carries a dialogue in marks (ChatML, Llama, Alpaca, Vicuna...) -> its turns.
 
 What a mark parts is taken exactly: ChatML and Llama 3 to the character, the others without the line
-break or space that belongs to the mark and without end tokens.
+break or space that belongs to the mark and without end tokens. Everything here is linear in the
+length of the text, which may be anybody's.
 """
 
 from __future__ import annotations
@@ -12,20 +13,17 @@ from collections.abc import Callable
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.formats.chat import ROLE_OF
 
-_CHATML = re.compile(r"<\|im_start\|>([^\n<]{1,40})\n(.*?)<\|im_end\|>", re.DOTALL)
-_LLAMA3 = re.compile(
-    r"<\|start_header_id\|>([^<]{1,40})<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>", re.DOTALL
-)
-_LLAMA2 = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=\[INST\]|\Z)", re.DOTALL)
-_LLAMA2_SYSTEM = re.compile(r"\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*(.*)", re.DOTALL)
+_CHATML = "<|im_start|>", "\n", "<|im_end|>"
+_LLAMA3 = "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"
+_LLAMA2_SYSTEM = "<<SYS>>", "<</SYS>>"
 _ALPACA = re.compile(r"^### (Instruction|Input|Response):[ \t]*\n?", re.MULTILINE)
 _SPEAKERS = (
     re.compile(r"### (Human|User|Assistant):[ \t]?"),
     re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT):[ \t]?"),
     re.compile(r"^(Human|User|Assistant):[ \t]?", re.MULTILINE),
 )
-_ENDS = re.compile(r"(?:\s|</s>|<s>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<eos>)+\Z")
-_STARTS = re.compile(r"\A(?:\s|<s>|<\|begin_of_text\|>|<bos>|<\|endoftext\|>)+")
+_ENDS = ("</s>", "<s>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<eos>")
+_STARTS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
 _PREAMBLE = "Below is an instruction that describes a task"
 
 
@@ -41,34 +39,148 @@ def marked_turns(text: str) -> tuple[Turn, ...] | None:
     return None
 
 
-def _blocks(pattern: re.Pattern[str]) -> Callable[[str], tuple[Turn, ...] | None]:
+def _blocks(opens: str, named: str, closes: str) -> Callable[[str], tuple[Turn, ...] | None]:
+    """Texts of blocks: `opens`, the role, `named`, the words, `closes`."""
+
     def parse(text: str) -> tuple[Turn, ...] | None:
-        turns, at = [], 0
-        for match in pattern.finditer(text):
-            role = ROLE_OF.get(match[1].strip().lower())
-            if role is None or _said(text[at : match.start()]):
+        before, *blocks = text.split(opens)
+        if not blocks or _said(before):
+            return None
+        turns = []
+        for block in blocks:
+            name, _, rest = block.partition(named)
+            words, end, after = rest.partition(closes)
+            role = ROLE_OF.get(name.strip().lower())
+            if not end and block is blocks[-1] and role == "assistant" and not _said(rest):
+                # A generation prompt left at the end is no turn.
+                continue
+            if role is None or not end or _said(after):
                 return None
-            turns.append(Turn(role, match[2]))
-            at = match.end()
-        # A generation prompt left at the end is no turn; anything else would be lost.
-        return None if _said(text[at:]) else tuple(turns)
+            turns.append(Turn(role, words))
+        return tuple(turns)
 
     return parse
 
 
 def _llama2(text: str) -> tuple[Turn, ...] | None:
+    before, *rounds = text.split("[INST]")
+    if not rounds or _said(before):
+        return None
     turns: list[Turn] = []
-    at = 0
-    for match in _LLAMA2.finditer(text):
-        if not turns and _said(text[: match.start()]):
+    for round_ in rounds:
+        asked, end, reply = round_.partition("[/INST]")
+        if not end:
             return None
-        asked = match[1]
-        if not turns and (system := _LLAMA2_SYSTEM.fullmatch(asked)):
-            turns.append(Turn("system", system[1]))
-            asked = system[2]
-        turns += [Turn("user", asked.strip()), Turn("assistant", _trimmed(match[2]))]
-        at = match.end()
-    return tuple(turns) if at == len(text) else None
+        opens, closes = _LLAMA2_SYSTEM
+        if not turns and asked.lstrip().startswith(opens) and closes in asked:
+            system, _, asked = asked.partition(closes)
+            turns.append(Turn("system", system.lstrip().removeprefix(opens).strip()))
+        turns += [Turn("user", asked.strip()), Turn("assistant", _trimmed(reply).strip())]
+    return tuple(turns)
+
+
+def _alpaca(text: str) -> tuple[Turn, ...] | None:
+    marks = list(_ALPACA.finditer(text))
+    if not marks or marks[0][1] != "Instruction":
+        return None
+    turns: list[Turn] = []
+    before = _trimmed(text[: marks[0].start()])
+    if before and not before.startswith(_PREAMBLE):
+        turns.append(Turn("system", before))
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    previous = "Response"
+    for mark, end in zip(marks, ends, strict=True):
+        name, said = mark[1], _trimmed(text[mark.end() : end])
+        if name == "Instruction" and previous == "Response":
+            turns.append(Turn("user", said))
+        elif name == "Input" and previous == "Instruction":
+            if said:
+                turns[-1] = Turn("user", f"{turns[-1].content}\n\n{said}", input=said)
+        elif name == "Response" and previous != "Response":
+            turns.append(Turn("assistant", said))
+        else:
+            return None
+        previous = name
+    return tuple(turns)
+
+
+def _spoken(pattern: re.Pattern[str]) -> Callable[[str], tuple[Turn, ...] | None]:
+    def parse(text: str) -> tuple[Turn, ...] | None:
+        marks = list(pattern.finditer(text))
+        if not marks:
+            return None
+        turns: list[Turn] = []
+        before = _trimmed(text[: marks[0].start()])
+        if before:
+            turns.append(Turn("system", before))
+        ends = [mark.start() for mark in marks[1:]] + [len(text)]
+        for mark, end in zip(marks, ends, strict=True):
+            turns.append(Turn(ROLE_OF[mark[1].lower()], _trimmed(text[mark.end() : end])))
+        return tuple(turns)
+
+    return parse
+
+
+def _trimmed(text: str) -> str:
+    """Without white space and end tokens at the end, and start tokens and line breaks before."""
+    text = text.rstrip()
+    while end := next((end for end in _ENDS if text.endswith(end)), ""):
+        text = text.removesuffix(end).rstrip()
+    while start := next((s for s in _STARTS if text.lstrip().startswith(s)), ""):
+        text = text.lstrip().removeprefix(start)
+    return text.lstrip("\r\n")
+
+
+def _said(text: str) -> bool:
+    """Whether text between turns says anything."""
+    return bool(_trimmed(text).strip())
+
+
+_PARSERS:
+        turns = parse(text)
+        if turns and any(turn.role == "assistant" for turn in turns) and len(turns) > 1:
+            return turns
+    return None
+
+
+def _blocks(opens: str, named: str, closes: str) -> Callable[[str], tuple[Turn, ...] | None]:
+    """Texts of blocks: `opens`, the role, `named`, the words, `closes`."""
+
+    def parse(text: str) -> tuple[Turn, ...] | None:
+        before, *blocks = text.split(opens)
+        if not blocks or _said(before):
+            return None
+        turns = []
+        for block in blocks:
+            name, _, rest = block.partition(named)
+            words, end, after = rest.partition(closes)
+            role = ROLE_OF.get(name.strip().lower())
+            if not end and block is blocks[-1] and role == "assistant" and not _said(rest):
+                # A generation prompt left at the end is no turn.
+                continue
+            if role is None or not end or _said(after):
+                return None
+            turns.append(Turn(role, words))
+        return tuple(turns)
+
+    return parse
+
+
+def _llama2(text: str) -> tuple[Turn, ...] | None:
+    before, *rounds = text.split("[INST]")
+    if not rounds or _said(before):
+        return None
+    turns: list[Turn] = []
+    for round_ in rounds:
+        asked, end, reply = round_.partition("[/INST]")
+        if not end:
+            return None
+        opens, closes = _LLAMA2_SYSTEM
+        if not turns and asked.lstrip().startswith(opens) and closes in asked:
+            system, _, asked = asked.partition(closes)
+            turns.append(Turn("system", system.lstrip().removeprefix(opens).strip()))
+        turns += [Turn("user", asked.strip()), Turn("assistant", _trimmed(reply).strip())]
+    return tuple(turns)
 
 
 def _alpaca(text: str) -> tuple[Turn, ...] | None:
@@ -124,8 +236,8 @@ def _said(text: str) -> bool:
 
 
 _PARSERS: tuple[Callable[[str], tuple[Turn, ...] | None], ...] = (
-    _blocks(_CHATML),
-    _blocks(_LLAMA3),
+    _blocks(*_CHATML),
+    _blocks(*_LLAMA3),
     _llama2,
     _alpaca,
     *map(_spoken, _SPEAKERS),

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.reading.batch import lines_of, rows_at
 from mlx_itune.dataset.reading.json_text import is_exact, strict
 from mlx_itune.dataset.reading.record import Record, not_an_object, row_too_long
 from mlx_itune.dataset.reading.stream import MAX_ROW_BYTES
@@ -63,6 +64,14 @@ class _Elements:
                 window.pos += 1
                 after_row = byte != b","
                 continue
+            if byte == b"{" and not after_row:
+                values, starts, end = rows_at(window.data, window.pos)
+                if values:
+                    yield from map(Record, values, lines_of(window.data, starts, window.line))
+                    self._good = window.data[starts[-1] : end]
+                    window.pos = end
+                    after_row = True
+                    continue
             record = self._whole_row() if byte == b"{" else None
             if record is None:
                 line = window.line
@@ -101,7 +110,7 @@ class _Elements:
         """
         window = self._window
         end = self._balanced_end()
-        if end is None:
+        if end is None or end - window.pos > MAX_ROW_BYTES:
             return None
         raw = window.data[window.pos : end]
         try:
@@ -143,6 +152,8 @@ class _Elements:
         if scan.end is not None:
             raw = window.data[window.pos : scan.end]
             try:
+                if len(raw) > MAX_ROW_BYTES:
+                    raise row_too_long()
                 value = strict(raw, window.offset, one_line=False)
                 if not isinstance(value, dict):
                     raise not_an_object()

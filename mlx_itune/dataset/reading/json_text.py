@@ -28,7 +28,6 @@ _HIGH = np.uint64(0xF0F0F0F0F0F0F0F0)
 _THREES = np.uint64(0x3030303030303030)
 _MANY = 10_000
 _LONG = re.compile(rb"[0-9]{19}")
-_SIXES = np.uint64(0x0606060606060606)
 
 _PLAIN_TURNS = {
     ("role", "content"),
@@ -94,22 +93,19 @@ def are_exact(block: bytes, values: list[Any]) -> bool:
     if _has_escape(raw, _COLON) or _has_escape(np.append(out, _PAD), _NUL):
         return False
     # Integers that orjson makes floats of have 19 digits or more, and thus eight in a row that
-    # begin at a multiple of eight.
-    words = raw.view(np.uint64)
-    digits = ((words & _HIGH) == _THREES) & (((words + _SIXES) & _HIGH) == _THREES)
-    hits = np.flatnonzero(digits)
+    # begin at a multiple of eight. Digits share the upper half of their byte with `:;<=>?` only.
+    hits = np.flatnonzero((raw.view(np.uint64) & _HIGH) == _THREES) * 8
     return len(hits) < _MANY and not any(
-        _LONG.search(block, max(0, at - 18), at + 26) for at in (hits * 8).tolist()
+        _LONG.search(block, max(0, at - 18), at + 26) for at in hits.tolist()
     )
 
 
 def _has_escape(text: NDArray[np.uint8], code: tuple[int, int]) -> bool:
     """Whether \\u00 and the two digits of `code`, either case, stand in a padded text."""
-    at = np.flatnonzero(text == 92)
-    if at.size:
-        at = at[text[at + 1] == 117]
-    if not at.size:
+    escapes = (text[:-8] == 92) & (text[1:-7] == 117)
+    if not escapes.any():
         return False
+    at = np.flatnonzero(escapes)
     found = (text[at + 4] == code[0]) & ((text[at + 5] | 32) == (code[1] | 32))
     return bool(found.any())
 

@@ -6,6 +6,8 @@ import re
 
 from mlx_itune.dataset.reading.stream import BLANK, ByteStream
 
+_STEP_BYTES = 1 << 18
+_MAX_STEP_BYTES = 1 << 23
 _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb"[,\]}]")
 _OPENER_OF = {0x7D: 0x7B, 0x5D: 0x5B}
@@ -28,13 +30,17 @@ class Window:
         self._counted = 0
 
     def more(self) -> bool:
-        """Read on; False at the end of the file."""
-        chunk = self._stream.read()
-        if not chunk:
+        """Read on, as much again as is held, within reason; False at the end of the file."""
+        wanted = min(max(_STEP_BYTES, len(self.data) - self.pos), _MAX_STEP_BYTES)
+        chunks: list[bytes] = []
+        while wanted > 0 and (chunk := self._stream.read()):
+            chunks.append(chunk)
+            wanted -= len(chunk)
+        if not chunks:
             self.ended = True
             return False
         self._count_lines()
-        self.data = self.data[self.pos :] + chunk
+        self.data = b"".join((self.data[self.pos :], *chunks))
         self._base += self.pos
         self._counted -= self.pos
         self.pos = 0

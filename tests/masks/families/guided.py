@@ -188,6 +188,8 @@ def _harmony_words(m: Message, *, ends: bool, thinks: bool) -> Pieces:
 
 
 def _harmony_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
+    if len(messages[n].get("tool_calls") or ()) > 1:
+        raise Refused("the template writes the first call only")
     return _harmony_words(messages[n], ends=True, thinks=True)
 
 

@@ -14,6 +14,8 @@ from mlx_itune.dataset.cleaning.pii.label_words import LABELS, LINKS, SCRIPT_LAB
 
 # Letters of lower-cased text; ranges, because the classes of `re` are several times slower.
 _WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u1fff\u3041-\ud7ff]+")
+# What redaction wrote is no label for what follows it.
+_PLACEHOLDER = re.compile(r"\[[a-z_]+(?:_[0-9]+)?\]")
 _REACH = 72
 
 
@@ -71,6 +73,8 @@ def words_before(page: Plain, start: int, cell: int = 0, head: str = "") -> list
     text = low[floor:start]
     if floor and low[floor - 1].isalpha() and text[:1].isalpha():
         text = text[text.find(" ") + 1 :]
+    if "[" in text:
+        text = _PLACEHOLDER.sub(" ", text)
     words = _WORD.findall(f"{head} {text}" if head else text)
     if "." in text:
         words = _with_initials(words)

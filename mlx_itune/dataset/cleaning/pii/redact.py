@@ -92,8 +92,9 @@ def redact_conversation(
 ) -> tuple[Conversation, list[Hit]]:
     """The conversation with placeholders in contents, tool-call arguments, tool results and names.
 
-    JSON stays JSON of the same structure; a number that is personal data becomes a string. A conversation without hits comes back as it is. Positions in hits count from the
-    start of the string that each was found in.
+    JSON stays JSON of the same structure; a number that is personal data becomes a string. A
+    conversation without hits comes back as it is. Positions in hits count from the start of the
+    string that each was found in.
     """
     cleaner = _Cleaner(
         known_kinds(kinds), Placeholders(consistent=consistent), tuple(detectors), []

@@ -1,0 +1,79 @@
+"""``plan``: what a run would take, before any weight is loaded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_itune.cli import options
+from mlx_itune.cli.train import _flags
+from mlx_itune.kit.errors import ResourceError, UsageError
+
+
+@options.command("plan", "mlx-itune plan --model starter --data rows.jsonl --batch-size 16")
+@click.option(
+    "--config",
+    type=options.ANY_PATH,
+    metavar="TOML",
+    help="The settings of the run in a file; flags win over it.",
+)
+@_flags
+def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> None:
+    """Predict peak memory and time of a run of `train` with the same flags; exit 7: will not fit.
+
+    Nothing is trained and no weight is loaded: sizes are read from the headers of the model's
+    files, lengths from the tokenized rows.
+    """
+    from mlx_itune.kit.config import from_toml
+    from mlx_itune.training.plan import make_plan
+    from mlx_itune.training.settings import TrainSettings, settings_from
+    from mlx_itune.training.setup import gather
+
+    values: dict[str, Any] = from_toml(config, TrainSettings) if config else {}
+    values |= {name: value for name, value in flags.items() if value not in (None, ())}
+    if offline:
+        values["offline"] = True
+    missing = [f"--{name}" for name in ("model", "data") if name not in values]
+    if missing:
+        raise UsageError(f"missing {', '.join(missing)}", hint="see mlx-itune plan --help")
+    if values.get("offline"):
+        from mlx_itune.kit.network import go_offline
+
+        go_offline()
+    settings = settings_from({"out": Path("adapter"), **values})
+    material = gather(settings)
+    plan = make_plan(settings, material.path, material.config, material.train)
+    from mlx_itune.cli import report
+
+    if as_json:
+        report.emit(plan)
+    else:
+        _print(plan)
+    if not plan.fits:
+        # The answer is printed; the exit code says the same.
+        sys.exit(ResourceError.exit_code)
+
+
+def _print(plan: Any) -> None:
+    from mlx_itune.cli import report
+
+    verdict = "fits" if plan.fits else "does not fit"
+    report.pairs(
+        [
+            ("peak memory", f"{report.megabytes(plan.peak_memory_bytes)}, {verdict}"),
+            *((f"  {name}", report.megabytes(size)) for name, size in plan.breakdown.items()),
+            ("may take", f"{report.megabytes(plan.limit_bytes)} ({plan.limit_from})"),
+            ("time per epoch", f"about {report.seconds(plan.time_per_epoch_s)}"),
+            ("steps per epoch", f"{plan.steps_per_epoch:,} ({plan.tokens_per_epoch:,} tokens)"),
+            ("longest row", f"{plan.longest_tokens:,} tokens"),
+            ("trains", f"{plan.trainable_parameters:,} parameters"),
+            ("compute", plan.compute),
+            ("checkpointing", "on" if plan.gradient_checkpointing else "off"),
+        ]
+    )
+    for suggestion in plan.suggestions:
+        size, fits = report.megabytes(suggestion.peak_memory_bytes), suggestion.fits
+        print(f"try {suggestion.change}: {size}{', fits' if fits else ', still too much'}")

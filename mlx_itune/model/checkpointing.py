@@ -1,0 +1,113 @@
+"""Gradient checkpointing of a model's blocks: nothing inside a block is kept for the backward pass.
+
+Each block's place is taken, for one pass, by a stand-in that computes it again when its gradient is
+asked for (Chen et al., 1604.06174). No class is touched. What the gradient has to flow through is
+handed over in the open, as MLX asks: the block's input, its trainable arrays, shared keys and
+values, and those that a pass records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.training_caches import TrainingCache
+
+
+@contextmanager
+def checkpointed_blocks(model: nn.Module, active: bool = True) -> Iterator[None]:
+    """Within it, a pass through the model keeps the blocks' inputs only, if active."""
+    if not active:
+        yield
+        return
+    blocks = _list_of_blocks(model)
+    before = list(blocks)
+    # In the list itself: models hold on to it under names of their own.
+    blocks[:] = [_Recomputed(block) for block in before]
+    try:
+        yield
+    finally:
+        blocks[:] = before
+
+
+def _list_of_blocks(model: nn.Module) -> list[Any]:
+    first = model.layers[0]
+    for module in model.modules():
+        for value in module.values():
+            if isinstance(value, list) and value and value[0] is first:
+                return value
+    raise ModelError("no list of blocks was found in this architecture")
+
+
+class _Recomputed:
+    """A block's place taken; everything but the call is still the block."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        block = self._block
+        trained = tree_flatten(block.trainable_parameters())
+        # Boolean masks and positions have no gradient, and a mask is known by its identity.
+        given = {id(leaf): leaf for leaf in _leaves([args, kwargs]) if _is_float(leaf)}
+        caches = [leaf for leaf in _leaves([args, kwargs]) if isinstance(leaf, TrainingCache)]
+        cache = caches[0] if caches else None
+        shared = () if cache is None or cache.shared is None else cache.shared
+        made: list[Any] = []
+
+        def call(arrays: list[mx.array]) -> list[mx.array]:
+            values = arrays[: len(trained)]
+            places = dict(zip(given, arrays[len(trained) :], strict=False))
+            inner = None
+            if cache is not None:
+                inner = cache.again((arrays[-2], arrays[-1]) if shared else None)
+            new = {**places, id(cache): inner} if cache is not None else places
+            block.update(tree_unflatten(_renamed(trained, values)))
+            try:
+                out = block(*_replaced(args, new), **_replaced(kwargs, new))
+            finally:
+                block.update(tree_unflatten(trained))
+            made[:] = [out]
+            return [*_leaves(out), *((inner.recorded or ()) if inner is not None else ())]
+
+        arrays = [*(array for _, array in trained), *given.values(), *shared]
+        results = mx.checkpoint(call)(arrays)
+        leaves = list(_leaves(made[0]))
+        if cache is not None and len(results) > len(leaves):
+            cache.recorded = results[-2], results[-1]
+        return _replaced(made[0], {id(old): new for old, new in zip(leaves, results, strict=False)})
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from _leaves(branch)
+    elif isinstance(tree, dict):
+        yield from _leaves(list(tree.values()))
+    else:
+        yield tree
+
+
+def _replaced(tree: Any, new: dict[int, Any]) -> Any:
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_replaced(branch, new) for branch in tree)
+    if isinstance(tree, dict):
+        return {name: _replaced(branch, new) for name, branch in tree.items()}
+    return new.get(id(tree), tree)
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating)
+
+
+def _renamed(trained: list[tuple[str, Any]], values: list[mx.array]) -> list[tuple[str, Any]]:
+    return [(name, value) for (name, _), value in zip(trained, values, strict=True)]

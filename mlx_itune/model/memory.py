@@ -1,0 +1,186 @@
+"""What memory this machine can give, and limits on what MLX takes of it.
+
+On an Apple GPU that is the recommended working set: beyond it macOS swaps, and wired memory that
+nothing can reclaim has ended in kernel panics. On Linux it is what the kernel calls available, or
+what the control group of the process leaves, if that is less.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+# Where Linux says no limit, the number is of the size of the address space.
+_NO_LIMIT_BYTES = 1 << 60
+# Of what is available: the rest is for Python, the tokenizer, the page cache and a wrong guess.
+_SHARE_OF_WORKING_SET = 0.95
+_SHARE_OF_AVAILABLE = 0.90
+# Of the limit: freed buffers that MLX keeps for the next step rather than give back.
+_CACHE_SHARE = 0.125
+_CACHE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes: `total` memory, what is `available` to us now, and the `limit` that a run may fill.
+
+    `source` says in words where `available` comes from.
+    """
+
+    device: str
+    total_bytes: int
+    available_bytes: int
+    limit_bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes that MLX holds in arrays now, at most since the last reset, and cached for reuse."""
+
+    active_bytes: int
+    peak_bytes: int
+    cache_bytes: int
+
+
+def machine(memory_gb: float | None = None) -> Machine:
+    """What this machine can give; `memory_gb` (of 10**9 bytes) is a limit that the user set."""
+    total = _physical_bytes()
+    device = "gpu" if mx.default_device() == mx.gpu else "cpu"
+    info = dict(mx.device_info())
+    working_set = info.get("max_recommended_working_set_size")
+    memory_size = info.get("memory_size", info.get("total_memory"))
+    if device == "gpu" and isinstance(working_set, int) and working_set > 0:
+        total = memory_size if isinstance(memory_size, int) else total
+        available, share, source = working_set, _SHARE_OF_WORKING_SET, "GPU working set"
+    elif device == "gpu" and isinstance(memory_size, int) and memory_size > 0:
+        free = info.get("free_memory")
+        total = memory_size
+        available = free if isinstance(free, int) and free > 0 else memory_size
+        share, source = _SHARE_OF_AVAILABLE, "GPU memory"
+    else:
+        available, source = _available_bytes(total)
+        share = _SHARE_OF_AVAILABLE
+    limit = int(available * share)
+    if memory_gb is not None:
+        limit, source = int(memory_gb * 1e9), "--memory-gb"
+    return Machine(device, total, available, limit, source)
+
+
+def cache_limit_bytes(limit_bytes: int) -> int:
+    """Freed buffers that MLX may keep for reuse, of a run's limit."""
+    return min(int(limit_bytes * _CACHE_SHARE), _CACHE_BYTES)
+
+
+def usage() -> Usage:
+    """What MLX holds."""
+    return Usage(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory())
+
+
+@contextmanager
+def limits(limit_bytes: int | None = None) -> Iterator[int]:
+    """Bound what MLX takes for the block, and put the bounds back after it; yields the limit.
+
+    limit_bytes: of a `Machine`, by default this one's. Above the memory limit MLX waits for work
+    in flight before it allocates more. Wired memory is bounded by the working set: the default of
+    0 lets macOS page weights out in the middle of a step, the maximum lets nothing else run.
+    """
+    here = machine()
+    limit = here.limit_bytes if limit_bytes is None else limit_bytes
+    before = [
+        (mx.set_memory_limit, mx.set_memory_limit(limit)),
+        (mx.set_cache_limit, mx.set_cache_limit(cache_limit_bytes(limit))),
+    ]
+    try:
+        if mx.metal.is_available():
+            before.append((mx.set_wired_limit, mx.set_wired_limit(min(limit, here.limit_bytes))))
+        yield limit
+    finally:
+        for put, value in reversed(before):
+            put(value)
+        mx.clear_cache()
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _available_bytes(total: int) -> tuple[int, str]:
+    """(bytes, where they are from) on a machine whose device is its CPU."""
+    found = [(total // 2, "half of this machine's memory")]
+    free = _meminfo("MemAvailable")
+    if free is not None:
+        found = [(free, "available memory")]
+    group = _cgroup_left_bytes()
+    if group is not None:
+        found.append((group, "this process's control group"))
+    return min(found)
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        for line in (_PROC / "meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup_left_bytes() -> int | None:
+    """What the tightest of our control groups and of those around it leaves; None without one."""
+    left = []
+    for limit, used, stat in _cgroup_files():
+        bound, now = _number(limit), _number(used)
+        if bound is None or now is None or bound >= _NO_LIMIT_BYTES:
+            continue
+        # Cached file pages are counted as used and go at once when memory is short.
+        left.append(max(0, bound - max(0, now - _inactive_file_bytes(stat))))
+    return min(left, default=None)
+
+
+def _cgroup_files() -> Iterator[tuple[Path, Path, Path]]:
+    """(limit, use, statistics) of every group that holds this process, version 2 or 1."""
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        second = number == "0" and not controllers
+        if not second and "memory" not in controllers.split(","):
+            continue
+        root = _CGROUPS if second else _CGROUPS / "memory"
+        names = (
+            ("memory.max", "memory.current")
+            if second
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        group = root / path.lstrip("/")
+        # In a container the group's own path is often not there, and its root is the group.
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            yield folder / names[0], folder / names[1], folder / "memory.stat"
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _inactive_file_bytes(stat: Path) -> int:
+    try:
+        values = dict(line.split()[:2] for line in stat.read_text("ascii").splitlines())
+        return int(values.get("total_inactive_file", values.get("inactive_file", "0")))
+    except (OSError, ValueError):
+        return 0

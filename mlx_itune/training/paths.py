@@ -1,0 +1,164 @@
+"""Which ways of computing a step are taken, and why: what is exact for the model, what fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.model import backend, cpu
+from mlx_itune.model.activations import bytes_per_token, default_budget_bytes, logits_bytes
+from mlx_itune.model.checkpointing import checkpointed_blocks
+from mlx_itune.model.loss import Nll, plain_nll, weighted_nll
+from mlx_itune.model.probe import Exact
+from mlx_itune.model.training_caches import KeysValues, Rows, caches, recorded
+from mlx_itune.training.microbatch import MicroBatch, Packing, Prefix
+
+Choice = Literal["auto", "on", "off"]
+# Tokens of a micro-batch: on a CPU as many as keep its arrays small, on a GPU as many as keep it
+# busy.
+_CPU_TOKENS, _GPU_TOKENS = 512, 4096
+_FEWEST_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a caller may set; "auto" and None leave it to this file. Raises UsageError."""
+
+    packing: Choice = "auto"
+    prefix_sharing: Choice = "auto"
+    gradient_checkpointing: Choice = "auto"
+    micro_batch_tokens: int | None = None
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("packing", "prefix_sharing", "gradient_checkpointing"):
+            if getattr(self, name) not in ("auto", "on", "off"):
+                raise UsageError(f"{name} must be auto, on or off, not {getattr(self, name)!r}")
+        for name in ("micro_batch_tokens", "memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What a learner does. A micro-batch is checkpointed when its tokens exceed `kept_tokens`."""
+
+    nll: Nll
+    cached: bool
+    cache_count: int
+    packing: Packing
+    sharing: bool
+    packed_sharing: bool
+    micro_batch_tokens: int
+    kept_tokens: float
+    words: dict[str, str]
+
+    def sums(
+        self, model: nn.Module, batch: MicroBatch, shared: KeysValues | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """The weighted loss of a micro-batch and its weight; shared: its prefix's."""
+        before = shared[0][0].shape[2] if shared else 0
+        made = None
+        if self.cached or shared or batch.lengths:
+            rows = Rows(batch.input_ids.shape[1] - 1, batch.lengths, before)
+            made = caches(self.cache_count, rows, shared)
+        with checkpointed_blocks(model, model.training and batch.tokens > self.kept_tokens):
+            return self.nll(model, batch.input_ids, batch.weights, caches=made)
+
+    def prefix_sums(
+        self, model: nn.Module, prefix: Prefix
+    ) -> tuple[mx.array, mx.array, KeysValues]:
+        """The same for a prefix, and its keys and values."""
+        made = caches(self.cache_count, Rows(prefix.tokens), record=True)
+        with checkpointed_blocks(model, model.training and prefix.tokens > self.kept_tokens):
+            nll, weight = self.nll(model, prefix.input_ids, prefix.weights, caches=made)
+        return nll, weight, recorded(made)
+
+
+def choose(
+    model: nn.Module, exact: Exact, wishes: Wishes, lanes: int, nll: Nll | None = None
+) -> Paths:
+    """The paths for a model with its adapter on; nll overrides how the head is computed."""
+    words: dict[str, str] = {}
+    head = exact.head if nll is None else nll is weighted_nll
+    words["head"] = "learned positions, in chunks" if head else "every position"
+    if not exact.head:
+        words["head"] += f" ({exact.reasons.get('head', 'not exact')})"
+    packing = _packing(exact, wishes, words)
+    sharing = _sharing(exact, wishes, words)
+    room = _room(model, wishes, lanes)
+    per_token = bytes_per_token(model)
+    default = _CPU_TOKENS if backend.on_cpu() else _GPU_TOKENS
+    affordable = max(_FEWEST_TOKENS, int(room / per_token))
+    tokens = wishes.micro_batch_tokens or min(default, affordable)
+    words["micro_batch_tokens"] = str(tokens)
+    kept = _kept(exact, wishes, room / per_token, words)
+    return Paths(
+        nll=nll or (weighted_nll if exact.head else plain_nll),
+        cached=exact.caches and cpu.is_faster(),
+        cache_count=exact.cache_count,
+        packing=packing,
+        sharing=sharing,
+        packed_sharing=exact.packing_and_sharing,
+        micro_batch_tokens=tokens,
+        kept_tokens=kept,
+        words=words,
+    )
+
+
+def _packing(exact: Exact, wishes: Wishes, words: dict[str, str]) -> Packing:
+    if wishes.packing == "off":
+        words["packing"] = "off, as asked"
+        return "off"
+    if not exact.packing:
+        words["packing"] = f"off: {exact.reasons.get('packing', 'not exact')}"
+        return "off"
+    if cpu.is_faster():
+        words["packing"] = "rows side by side, no padding"
+        return "row"
+    words["packing"] = "where it saves padding"
+    return "bins"
+
+
+def _sharing(exact: Exact, wishes: Wishes, words: dict[str, str]) -> bool:
+    if wishes.prefix_sharing == "off":
+        words["prefix"] = "off, as asked"
+    elif not exact.sharing:
+        words["prefix"] = f"off: {exact.reasons.get('prefix', 'not exact')}"
+    else:
+        words["prefix"] = "common first tokens once per step"
+        if not exact.packing_and_sharing and exact.packing:
+            words["prefix"] += f", not packed: {exact.reasons.get('packing_and_prefix', '')}"
+        return True
+    return False
+
+
+def _room(model: nn.Module, wishes: Wishes, lanes: int) -> float:
+    """What the activations of one micro-batch may take."""
+    budget = wishes.memory_bytes or default_budget_bytes()
+    parameters = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    trained = sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
+    # Gradients, AdamW's two moments, and room for the update.
+    fixed = parameters + 4 * 5 * trained + lanes * logits_bytes(model)
+    return max(0.0, (budget - fixed) / lanes)
+
+
+def _kept(exact: Exact, wishes: Wishes, affordable: float, words: dict[str, str]) -> float:
+    """Micro-batches of more tokens than this keep their blocks' inputs only."""
+    if wishes.gradient_checkpointing == "off":
+        words["checkpointing"] = "off, as asked"
+    elif not exact.checkpointing:
+        words["checkpointing"] = f"off: {exact.reasons.get('checkpointing', 'not exact')}"
+    elif wishes.gradient_checkpointing == "on":
+        words["checkpointing"] = "every block"
+        return 0.0
+    else:
+        words["checkpointing"] = f"micro-batches above {int(affordable)} tokens"
+        return affordable
+    return float("inf")

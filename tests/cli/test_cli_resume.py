@@ -1,0 +1,111 @@
+"""`resume` as a user types it, and what `train` says when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_itune.cli import main
+from tests.crash.small_run import write_data
+
+Capture = pytest.CaptureFixture[str]
+
+
+def call(capsys: Capture, *argv: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, argv)])
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data")
+
+
+def stopped(model: Path, data: Path, tmp_path: Path, number: int) -> tuple[int, str, str]:
+    """A real process that gets a signal in the middle of its steps."""
+    flags = ["--rank", "2", "--steps", "400", "--batch-size", "4", "--keys", "self_attn.q_proj"]
+    command = [sys.executable, "-m", "mlx_itune", "train", "--model", str(model), "--data"]
+    places = [str(data), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    with subprocess.Popen(
+        [*command, *places, *flags, "--offline", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    ) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            logs = list((tmp_path / "runs").glob("*/events.jsonl"))
+            if logs and '"event": "step"' in logs[0].read_text():
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_prints_the_line_that_continues_it(
+    number: int, code: int, capsys: Capture, tiny_model_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    left, out, err = stopped(tiny_model_dir, data, tmp_path, number)
+    assert left == code, err
+    assert json.loads(out)["error"]["exit_code"] == code
+    (run,) = (tmp_path / "runs").iterdir()
+    assert f"mlx-itune resume {run}" in err
+    assert not (tmp_path / "out").exists()
+
+    code, out, err = call(capsys, "resume", run, "--json", "--offline")
+    assert code == 0, err
+    result: dict[str, Any] = json.loads(out)
+    assert (result["steps"], result["finished_before"], result["rewritten"]) == (400, False, False)
+    assert (tmp_path / "out" / "adapters.safetensors").is_file()
+    assert call(capsys, "resume", run.name[:12], "--runs", run.parent, "--offline")[0] == 0
+
+
+def test_refusals_are_one_line_with_their_exit_code(
+    capsys: Capture, tiny_model_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    code, _, err = call(capsys, "resume", tmp_path / "nowhere")
+    assert code == 2 and "no such run" in err
+    code, _, err = call(capsys, "resume", data)
+    assert code == 2 and "is no run" in err
+    flags = ("--rank", 2, "--steps", 2, "--batch-size", 4, "--keys", "self_attn.q_proj")
+    places = ("--out", tmp_path / "out", "--runs", tmp_path / "runs")
+    model = ("--model", tiny_model_dir, "--data", data)
+    assert call(capsys, "train", *model, *places, *flags, "--offline")[0] == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    (run / "result.json").unlink()
+    (data / "train.jsonl").write_text((data / "train.jsonl").read_text().replace("Yes", "No"))
+    code, _, err = call(capsys, "resume", run, "--offline")
+    assert code == 3 and "data.train.sha256 (train.jsonl) is " in err and err.count("\n") == 1
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("rank = 2", "rank = 4"))
+    code, _, err = call(capsys, "resume", run, "--offline")
+    assert code == 2 and "rank is 4, the run began with 2" in err
+
+
+def test_a_finished_run_says_so(
+    capsys: Capture, tiny_model_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    flags = ("--rank", 2, "--steps", 2, "--batch-size", 4, "--keys", "self_attn.q_proj")
+    places = ("--out", tmp_path / "out", "--runs", tmp_path / "runs")
+    model = ("--model", tiny_model_dir, "--data", data)
+    assert call(capsys, "train", *model, *places, *flags, "--offline")[0] == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    code, out, err = call(capsys, "resume", run, "--offline")
+    assert code == 0 and "nothing to do" in err and "adapter" in out
+    code, out, err = call(capsys, "resume", run, "--offline", "--out", tmp_path / "again")
+    assert code == 0 and "written again" in err
+    again = (tmp_path / "again" / "adapters.safetensors").read_bytes()
+    assert again == (tmp_path / "out" / "adapters.safetensors").read_bytes()

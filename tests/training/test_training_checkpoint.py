@@ -1,0 +1,216 @@
+"""Checkpoints: whole or not there, whatever call fails; and no byte of one changes unnoticed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+from mlx_itune.kit.errors import DivergedError, StorageError
+from mlx_itune.model import adapter, base, lora
+from mlx_itune.training import checkpoint
+from mlx_itune.training.step import Lanes, Learner
+
+import mlx.core as mx  # isort: skip
+
+CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir", "close", "stat")
+FAULTS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EINTR)
+FLIPS = 500
+
+
+@pytest.fixture(scope="module")
+def learner(tiny_model_dir: Path) -> Learner:
+    loaded = base.load(str(tiny_model_dir))
+    lora.attach(loaded.model, rank=2, scale=2.0, keys=["self_attn.q_proj"])
+    return Learner(loaded.model, lanes=Lanes(1))
+
+
+def config(learner: Learner) -> adapter.AdapterConfig:
+    return adapter.config_of(learner.model, kind="lora", rank=2, scale=2.0)
+
+
+def write(folder: Path, learner: Learner, step: int, **options: Any) -> Path:
+    state = {"step": step, "run": "this"}
+    return checkpoint.write(folder, learner, config(learner), {"v": 1}, state, **options)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Fault:
+    """Fails the n-th call (from 0) of os.<name>, with an errno; the others go through."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str, at: int, number: int) -> None:
+        self.real, self.left, self.number, self.fired = getattr(os, name), at, number, False
+        patch.setattr(os, name, self)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.left -= 1
+        if self.left == -1:
+            self.fired = True
+            raise OSError(self.number, os.strerror(self.number))
+        return self.real(*args, **options)
+
+
+@pytest.mark.parametrize("number", FAULTS, ids=lambda n: errno.errorcode[n])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_fault_at_any_call_of_the_writer_leaves_the_previous_checkpoint(
+    call: str, number: int, learner: Learner, tmp_path: Path
+) -> None:
+    """Every call is failed once: the first, then the second, until none is left to fail."""
+    at = 0
+    while True:
+        folder = tmp_path / str(at)
+        write(folder, learner, 1)
+        with pytest.MonkeyPatch.context() as patch:
+            fault = Fault(patch, call, at, number)
+            try:
+                write(folder, learner, 2, keep=1)
+            except StorageError as error:
+                assert os.strerror(number) in str(error)
+        found = [path.name for path in checkpoint.complete(folder)]
+        # The new one is there only as a whole; the old one goes only once it is.
+        assert found in (["step-000001"], ["step-000001", "step-000002"], ["step-000002"])
+        for path in checkpoint.complete(folder):
+            assert checkpoint.read(path).state["step"] == checkpoint.step_of(path)
+        # What is left over is hidden, and gone with the next checkpoint.
+        write(folder, learner, 3, keep=1)
+        assert names(folder) == ["step-000003"]
+        if not fault.fired:
+            break
+        at += 1
+    assert at or call not in ("open", "write", "fsync", "replace", "rename", "mkdir")
+
+
+def test_a_flipped_byte_is_told_every_time(learner: Learner, tmp_path: Path) -> None:
+    path = write(tmp_path / "c", learner, 7)
+    files = sorted(path.iterdir())
+    places, told = random.Random(4), 0
+    for flip in range(FLIPS):
+        # Each file as often as the next, so that the small ones, the manifest too, get their share.
+        file = files[flip % len(files)]
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        data[places.randrange(len(data))] ^= 1 << places.randrange(8)
+        file.write_bytes(data)
+        try:
+            checkpoint.read(path)
+        except StorageError:
+            told += 1
+        file.write_bytes(whole)
+    assert told == FLIPS
+    assert checkpoint.read(path).state["step"] == 7
+
+
+def test_truncated_missing_and_foreign_files_are_told(learner: Learner, tmp_path: Path) -> None:
+    path = write(tmp_path / "c", learner, 7)
+    other = write(tmp_path / "other", learner, 8)
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        for damage in (whole[: len(whole) // 2], whole[:-1], b"", whole + b"\n"):
+            file.write_bytes(damage)
+            with pytest.raises(StorageError, match=file.name):
+                checkpoint.read(path)
+        file.unlink()
+        with pytest.raises(StorageError, match=file.name):
+            checkpoint.read(path)
+        file.write_bytes(whole)
+    with pytest.raises(StorageError, match="is the manifest of step-000008"):
+        checkpoint.read(shutil.copytree(other, tmp_path / "c" / "step-000009"))
+    (path / "manifest.json").write_bytes((other / "manifest.json").read_bytes())
+    with pytest.raises(StorageError, match="manifest"):
+        checkpoint.read(path)
+
+
+def test_a_manifest_written_by_hand_cannot_point_elsewhere(
+    learner: Learner, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "c", learner, 7)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../secret"] = {"bytes": 0, "sha256": ""}
+    manifest.pop("seal")
+    manifest["seal"] = checkpoint._seal(manifest)
+    (path / "manifest.json").write_bytes(checkpoint._canonical(manifest))
+    with pytest.raises(StorageError, match="outside"):
+        checkpoint.read(path)
+
+
+def test_what_a_finder_leaves_in_a_checkpoint_does_no_harm(
+    learner: Learner, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "c", learner, 7)
+    (path / ".DS_Store").write_bytes(b"x")
+    assert ".DS_Store" not in checkpoint.read(path).files
+
+
+def test_the_newest_and_the_best_stay(learner: Learner, tmp_path: Path) -> None:
+    for step in range(1, 8):
+        write(tmp_path, learner, step, keep=2, best_step=3 if step >= 3 else None)
+    assert names(tmp_path) == ["step-000003", "step-000006", "step-000007"]
+    # Nothing that a later session would find newer than what it writes is counted.
+    write(tmp_path, learner, 5, keep=1, best_step=3)
+    assert names(tmp_path) == ["step-000003", "step-000005", "step-000006", "step-000007"]
+
+
+def test_nothing_that_is_not_finite_is_written(learner: Learner, tmp_path: Path) -> None:
+    write(tmp_path, learner, 1)
+    layer = learner.model.layers[0].self_attn.q_proj
+    good = layer.lora_b
+    try:
+        for bad in (mx.nan, mx.inf):
+            layer.lora_b = good.at[0, 0].add(bad)
+            with pytest.raises(DivergedError, match="lora_b holds NaN or infinity"):
+                write(tmp_path, learner, 2)
+    finally:
+        layer.lora_b = good
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_a_checkpoint_restores_weights_and_moments(
+    learner: Learner, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    example = _example()
+    learner.step([example], 1e-2)
+    path = write(tmp_path, learner, 1)
+    loaded = base.load(str(tiny_model_dir))
+    lora.attach(loaded.model, rank=2, scale=2.0, keys=["self_attn.q_proj"], seed=5)
+    again = Learner(loaded.model, lanes=Lanes(1))
+    checkpoint.restore(checkpoint.read(path), again)
+    assert again.step([example], 1e-2) == learner.step([example], 1e-2)
+    ours, theirs = (
+        dict(tree_flatten(one.model.trainable_parameters())) for one in (again, learner)
+    )
+    assert ours.keys() == theirs.keys() and len(ours) == 4
+    for name, array in ours.items():
+        assert np.array_equal(np.array(array), np.array(theirs[name])), name
+
+
+def test_a_checkpoint_of_another_shape_is_refused(
+    learner: Learner, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path, learner, 1)
+    loaded = base.load(str(tiny_model_dir))
+    lora.attach(loaded.model, rank=3, scale=2.0, keys=["self_attn.q_proj"])
+    with pytest.raises(StorageError, match="does not hold"):
+        checkpoint.restore(checkpoint.read(path), Learner(loaded.model, lanes=Lanes(1)))
+
+
+class _Row:
+    """A row of a few tokens."""
+
+    input_ids = np.arange(10, 30, dtype=np.int32)
+    weights = np.ones(20, dtype=np.float32)
+
+
+def _example() -> Any:
+    return _Row()

@@ -1,0 +1,465 @@
+"""A run that is continued is the run that was begun: to the bit, or it is refused by field name."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+from mlx_itune.kit.errors import (
+    DataError,
+    DivergedError,
+    ItuneError,
+    ModelError,
+    StorageError,
+    UsageError,
+)
+from mlx_itune.kit.lock import holder, locked
+from mlx_itune.training import checkpoint, incidents
+from mlx_itune.training.loop import train
+from mlx_itune.training.report_story import read
+from mlx_itune.training.resume import resume
+from mlx_itune.training.step import Learner
+
+Event = dict[str, Any]
+CLOCK = frozenset(
+    "run adapter wall_s tokens_per_second supervised_tokens_per_second peak_memory_bytes".split()
+)
+
+
+class Cut(BaseException):
+    """The end of a session, as sudden as an exception can be."""
+
+
+def cut_after(kind: str, step: int) -> Any:
+    """An observer that ends the session right after an event."""
+
+    def observe(event: Event) -> None:
+        if event["event"] == kind and event.get("step") == step:
+            raise Cut
+
+    return observe
+
+
+def the_run(tmp_path: Path) -> Path:
+    (run,) = (tmp_path / "runs").iterdir()
+    return run
+
+
+def outcome(run: Path, out: Path) -> dict[str, Any]:
+    last = checkpoint.complete(run / "checkpoints")[-1]
+    state = json.loads((last / "state.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    story = read(run)
+    return {
+        "adapter": (out / "adapters.safetensors").read_bytes(),
+        "optimizer": (last / "optimizer.safetensors").read_bytes(),
+        "state": {k: v for k, v in state.items() if k not in ("clock", "run")},
+        "result": {k: v for k, v in result.items() if k not in CLOCK},
+        "losses": (list(story.steps), story.curve("loss").tobytes()),
+        "validations": (list(story.valid_steps), list(story.valid_losses)),
+    }
+
+
+def in_peace(settings: Any, tmp_path: Path, **more: Any) -> dict[str, Any]:
+    place = {"out": tmp_path / "peace", "runs": tmp_path / "peace-runs"}
+    result = train(settings(**place, **more))
+    return outcome(Path(result.run), tmp_path / "peace")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"dropout": 0.1, "eval_every": 2, "early_stopping": 9},
+        {"optimizer": "lion", "adapter": "dora", "schedule": "linear"},
+    ],
+    ids=["plain", "dropout", "lion and dora"],
+)
+def test_a_run_cut_after_every_step_ends_the_same(
+    more: dict[str, Any], settings: Any, tmp_path: Path
+) -> None:
+    expected = in_peace(settings, tmp_path, **more)
+    with pytest.raises(Cut):
+        train(settings(**more), observe=cut_after("step", 1))
+    run = the_run(tmp_path)
+    for step in range(1, 7):
+        with pytest.raises(Cut):
+            resume(run, observe=cut_after("step", step))
+    assert resume(run).result.steps == 6
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_run_stopped_by_a_signal_ends_the_same(step: int, settings: Any, tmp_path: Path) -> None:
+    more = {"eval_every": 1, "early_stopping": 9, "save_every": 0}
+    expected = in_peace(settings, tmp_path, **more)
+
+    def interrupt(event: Event) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(**more), observe=interrupt)
+    run = the_run(tmp_path)
+    events: list[Event] = []
+    resume(run, observe=events.append)
+    (resumed,) = [event for event in events if event["event"] == "resume"]
+    assert (resumed["step"], resumed["changed"]) == (step, [])
+    # The validation that the signal came before is made up for, and made once.
+    assert [e["step"] for e in events if e["event"] == "valid"] == [*range(step, 7)]
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+def test_early_stopping_counts_across_sessions(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([9.0, 4.0, 5.0, 5.0, 5.0, 5.0])
+    monkeypatch.setattr(Learner, "evaluate", lambda self, examples: next(told))
+    more = {"steps": 9, "epochs": None, "eval_every": 1, "early_stopping": 3, "save_every": 1}
+    with pytest.raises(Cut):
+        train(settings(**more), observe=cut_after("checkpoint", 3))
+    run = the_run(tmp_path)
+    result = resume(run).result
+    assert (result.steps, result.adapter_step, result.stopped_early) == (4, 1, True)
+    best = run / "checkpoints" / "step-000001" / "adapters.safetensors"
+    assert (tmp_path / "adapter" / "adapters.safetensors").read_bytes() == best.read_bytes()
+    # What was stopped early is done, whatever is missing of it.
+    (run / "result.json").unlink()
+    assert resume(run).result.steps == 4
+
+
+def test_a_run_without_a_checkpoint_begins_again_in_its_folder(
+    settings: Any, tmp_path: Path
+) -> None:
+    expected = in_peace(settings, tmp_path)
+    with pytest.raises(Cut):
+        train(settings(), observe=cut_after("valid", 0))
+    run = the_run(tmp_path)
+    resume(run)
+    assert the_run(tmp_path) == run
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+def test_a_finished_run_says_so_and_writes_a_missing_adapter_again(
+    settings: Any, tmp_path: Path
+) -> None:
+    result = train(settings())
+    run, out = Path(result.run), tmp_path / "adapter"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    done = resume(run)
+    assert (done.finished_before, done.rewritten) == (True, False)
+    assert done.result == result
+    shutil.rmtree(out)
+    assert resume(run).rewritten
+    again = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert again.keys() == before.keys()
+    assert again["adapters.safetensors"] == before["adapters.safetensors"]
+    assert resume(run, out=tmp_path / "elsewhere").rewritten
+    shutil.rmtree(out)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(StorageError, match="is gone, and so is step-000006"):
+        resume(run)
+
+
+def test_an_adapter_that_was_written_before_the_end_is_replaced(
+    settings: Any, tmp_path: Path
+) -> None:
+    result = train(settings())
+    run = Path(result.run)
+    (run / "result.json").unlink()
+    assert not resume(run).finished_before
+    (run / "result.json").unlink()
+    (tmp_path / "adapter" / "provenance.json").write_text('{"run": "another"}')
+    with pytest.raises(StorageError, match="already exists"):
+        resume(run)
+
+
+def stopped(settings: Any, tmp_path: Path, **more: Any) -> Path:
+    """A run that was cut after its checkpoint of step 4."""
+    with pytest.raises(Cut):
+        train(settings(**more), observe=cut_after("checkpoint", 4))
+    return the_run(tmp_path)
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("learning_rate = 0.005", "learning_rate = 0.001", "learning_rate is 0.001"),
+        ("seed = 0", "seed = 1", "seed is 1, the run began with 0"),
+        ("batch_size = 4", "batch_size = 2", "batch_size is 2"),
+        ("rank = 4", "rank = 8\nalpha = 3.0", "alpha is 3.0, the run began with None"),
+        ('learn = "all"', 'learn = "last"', "learn is 'last'"),
+        ('keys = ["self_attn.q_proj", ', "keys = [", "keys is"),
+        ("micro_batch_tokens = 4096", "micro_batch_tokens = 64", "micro_batch_tokens is 64"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(
+    old: str, new: str, named: str, settings: Any, tmp_path: Path
+) -> None:
+    run = stopped(settings, tmp_path)
+    edit(run / "config.toml", old, new)
+    with pytest.raises(UsageError) as error:
+        resume(run)
+    assert named in str(error.value) and error.value.exit_code == 2
+
+
+def test_settings_that_change_no_number_may_change(settings: Any, tmp_path: Path) -> None:
+    expected = in_peace(settings, tmp_path)
+    run = stopped(settings, tmp_path)
+    edit(run / "config.toml", "save_every = 2", "save_every = 1")
+    edit(run / "config.toml", "keep = 2", "keep = 1")
+    moved = (tmp_path / "data").rename(tmp_path / "moved")
+    edit(run / "config.toml", f'"{tmp_path / "data"}"', f'"{moved}"')
+    resume(run)
+    assert outcome(run, tmp_path / "adapter") == expected
+    assert len(checkpoint.complete(run / "checkpoints")) == 1
+
+
+def test_changed_rows_are_refused_by_name(settings: Any, data: Path, tmp_path: Path) -> None:
+    run = stopped(settings, tmp_path)
+    train_rows = (data / "train.jsonl").read_text()
+    (data / "train.jsonl").write_text(train_rows.replace("metformin", "zolpidem", 1))
+    with pytest.raises(DataError, match=r"data\.train\.sha256 \(train\.jsonl\) is ") as error:
+        resume(run)
+    assert error.value.exit_code == 3
+    (data / "train.jsonl").write_text(train_rows)
+    valid_rows = (data / "valid.jsonl").read_text()
+    (data / "valid.jsonl").unlink()
+    with pytest.raises(DataError, match=r"data\.valid \(valid\.jsonl\) is gone"):
+        resume(run)
+    (data / "valid.jsonl").write_text(valid_rows)
+    # Rows that the run does not read are none of its business.
+    (data / "test.jsonl").write_text(valid_rows)
+    assert resume(run).result.steps == 6
+
+
+def test_another_base_tokenizer_or_template_is_refused_by_name(
+    settings: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    run = stopped(settings, tmp_path, model=str(model))
+
+    def refused(file: str, change: Any, named: str) -> None:
+        whole = (model / file).read_bytes()
+        (model / file).write_bytes(change(whole))
+        with pytest.raises(ModelError, match=named) as error:
+            resume(run)
+        assert error.value.exit_code == 4
+        (model / file).write_bytes(whole)
+
+    refused("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), r"base\.fingerprint is ")
+    refused("chat_template.jinja", lambda b: b.replace(b"}}|>\n", b"}}|>: "), "template_sha256 is ")
+    refused("tokenizer.json", _ignoring_merges, "tokenizer is ")
+    assert resume(run).result.steps == 6
+
+
+def _ignoring_merges(tokenizer: bytes) -> bytes:
+    return tokenizer.replace(b'"ignore_merges": false', b'"ignore_merges": true')
+
+
+def test_one_trainer_per_run(settings: Any, tmp_path: Path) -> None:
+    run = stopped(settings, tmp_path)
+    with locked(run / "lock", "it"), pytest.raises(StorageError) as error:
+        resume(run)
+    assert f"run {run.name} is in use by process {os.getpid()}" in str(error.value)
+    assert error.value.exit_code == 5
+    held: list[bool] = []
+    resume(run, observe=lambda event: held.append(holder(run / "lock") is not None))
+    assert all(held) and holder(run / "lock") is None
+
+
+def test_the_lock_of_a_dead_process_is_free(settings: Any, tmp_path: Path) -> None:
+    run = stopped(settings, tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path; from mlx_itune.kit.lock import locked\n"
+        "with locked(Path(sys.argv[1]), 'it'): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run / "lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with pytest.raises(StorageError, match=f"in use by process {other.pid}"):
+        resume(run)
+    other.kill()
+    other.wait()
+    assert f'"pid": {other.pid}' in (run / "lock").read_text()
+    assert resume(run).result.steps == 6
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
+    settings: Any, tmp_path: Path
+) -> None:
+    expected = in_peace(settings, tmp_path)
+    run = stopped(settings, tmp_path)
+    weights = run / "checkpoints" / "step-000004" / "adapters.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    events: list[Event] = []
+    resume(run, observe=events.append)
+    (resumed,) = [event for event in events if event["event"] == "resume"]
+    assert resumed["checkpoint"] == "step-000002" and resumed["damaged"] == ["step-000004"]
+    assert (run / "checkpoints" / "damaged-step-000004").is_dir()
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+def test_if_every_checkpoint_is_damaged_nothing_is_thrown_away(
+    settings: Any, tmp_path: Path
+) -> None:
+    run = stopped(settings, tmp_path)
+    for path in checkpoint.complete(run / "checkpoints"):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(StorageError, match="no checkpoint is undamaged") as error:
+        resume(run)
+    assert error.value.exit_code == 5
+    assert len(checkpoint.complete(run / "checkpoints")) == 2
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(settings: Any, tmp_path: Path) -> None:
+    train(settings(out=tmp_path / "other", runs=tmp_path / "others", seed=3))
+    (other,) = (tmp_path / "others").iterdir()
+    run = stopped(settings, tmp_path)
+    shutil.copytree(other / "checkpoints" / "step-000006", run / "checkpoints" / "step-000006")
+    events: list[Event] = []
+    resume(run, observe=events.append)
+    (resumed,) = [event for event in events if event["event"] == "resume"]
+    assert resumed["checkpoint"] == "step-000004" and resumed["damaged"] == ["step-000006"]
+
+
+def test_torn_logs_are_repaired_and_nothing_is_told_twice(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Learner.gradients
+    seen = 0
+
+    def gradients(self: Learner, *args: Any, **options: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        loss, weight, found = real(self, *args, **options)
+        # The fifth step of the run: the second session makes it again.
+        return (math.nan if seen in (5, 6) else loss), weight, found
+
+    monkeypatch.setattr(Learner, "gradients", gradients)
+    with pytest.raises(Cut):
+        train(settings(), observe=cut_after("incident", 5))
+    run = the_run(tmp_path)
+    for name in ("events.jsonl", "incidents.jsonl"):
+        with (run / name).open("a") as file:
+            file.write('{"v": 1, "event": "ste')
+    resume(run)
+    for name in ("events.jsonl", "incidents.jsonl"):
+        for line in (run / name).read_text().splitlines():
+            json.loads(line)
+    assert [incident["step"] for incident in incidents.read(run)] == [5]
+    story = read(run)
+    assert list(story.steps) == [1, 2, 3, 4, 5, 6] and list(story.valid_steps) == [0, 6]
+
+
+def test_skipped_steps_in_a_row_are_counted_across_sessions(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Learner.gradients
+    monkeypatch.setattr(
+        Learner, "gradients", lambda self, *a, **k: (math.nan, *real(self, *a, **k)[1:])
+    )
+    with pytest.raises(Cut):
+        train(settings(save_every=1), observe=cut_after("checkpoint", 3))
+    with pytest.raises(DivergedError, match="in 5 steps in a row, the last one step 5"):
+        resume(the_run(tmp_path))
+
+
+def test_a_run_is_resumed_from_another_directory(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = in_peace(settings, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    relative = {"data": Path("data"), "out": Path("adapter"), "runs": Path("runs")}
+    with pytest.raises(Cut):
+        train(settings(**relative), observe=cut_after("checkpoint", 4))
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    run = Path("..") / the_run(tmp_path).relative_to(tmp_path)
+    assert resume(run).result.adapter == str(tmp_path / "adapter")
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+def test_what_did_not_fit_may_go_on_in_smaller_pieces(settings: Any, tmp_path: Path) -> None:
+    run = stopped(settings, tmp_path)
+    events: list[Event] = []
+    resume(run, how={"micro_batch_tokens": 16}, observe=events.append)
+    (resumed,) = [event for event in events if event["event"] == "resume"]
+    assert resumed["changed"] == ["micro_batch_tokens 16 (began with 4096)"]
+    with pytest.raises(UsageError, match="seed cannot change"):
+        resume(run, how={"seed": 3})
+
+
+def test_a_template_with_a_date_goes_on_tomorrow(
+    settings: Any, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import datetime
+
+    from mlx_itune.dataset import chat_template
+
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    template = (model / "chat_template.jinja").read_text()
+    dated = "{{ strftime_now('%d %b %Y') }}\n" + template
+    (model / "chat_template.jinja").write_text(dated)
+    monkeypatch.setenv("MLX_ITUNE_CACHE", "off")
+    expected = in_peace(settings, tmp_path, model=str(model))
+    run = stopped(settings, tmp_path, model=str(model))
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Tomorrow:
+            return cls(2031, 5, 6)
+
+    monkeypatch.setattr(chat_template, "datetime", Tomorrow)
+    resume(run)
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_run(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, broken = os.fsync, True
+
+    def full(descriptor: int) -> None:
+        if broken and "checkpoints" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(28, os.strerror(28))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    events: list[Event] = []
+
+    def observe(event: Event) -> None:
+        nonlocal broken
+        events.append(event)
+        broken = broken and not (event["event"] == "step" and event["step"] >= 3)
+
+    result = train(settings(save_every=1), observe=observe)
+    assert result.steps == 6
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert warnings and "No space left" in warnings[0] and "training goes on" in warnings[0]
+    kept = checkpoint.complete(Path(result.run) / "checkpoints")
+    assert [path.name for path in kept] == ["step-000005", "step-000006"]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ItuneError, match=r"run\.json"):
+        resume(tmp_path)
