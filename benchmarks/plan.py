@@ -1,6 +1,6 @@
 """`plan` against what training measures: peak memory of many shapes, predicted and real.
 
-    python benchmarks/plan.py [--only TEXT] [--steps 3]
+    python benchmarks/plan.py [--only TEXT] [--steps 3] [--table]
 
 Models have random weights and a small byte-level tokenizer, rows are invented; each is planned and
 then trained for a few steps, one after the other. The ratio has to lie within 0.95 and 1.15.
@@ -23,6 +23,9 @@ import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 
+from mlx_itune.model import loss
+from mlx_itune.model.shapes import Matrix, Shapes, chosen
+from mlx_itune.training.footprint import Group, How, Rectangle, parts, step_footprint
 from mlx_itune.training.loop import train
 from mlx_itune.training.plan import make_plan
 from mlx_itune.training.settings import TrainSettings, settings_from
@@ -86,13 +89,11 @@ CASES: list[tuple[str, Shape, tuple[int, int], dict[str, Any]]] = [
 ]
 
 
-def write_model(out: Path, shape: Shape) -> None:
-    """A model directory with random weights."""
-    out.mkdir(parents=True)
-    _write_tokenizer(out)
+def matrices_of(shape: Shape) -> dict[str, tuple[int, int]]:
+    """The matrices of a block, (out, in) by name."""
     head_dim = shape.head_dim or shape.hidden // shape.heads
     query, key = shape.heads * head_dim, shape.kv_heads * head_dim
-    block = {
+    return {
         "self_attn.q_proj": (query, shape.hidden),
         "self_attn.k_proj": (key, shape.hidden),
         "self_attn.v_proj": (key, shape.hidden),
@@ -101,6 +102,82 @@ def write_model(out: Path, shape: Shape) -> None:
         "mlp.up_proj": (shape.mlp, shape.hidden),
         "mlp.down_proj": (shape.hidden, shape.mlp),
     }
+
+
+def sizes(shape: Shape, *, tied: bool) -> Shapes:
+    """The sizes of a 4-bit model (groups of 64, 16-bit scales and biases) that need not exist."""
+
+    def matrix(name: str, block: int | None, size: tuple[int, int]) -> Matrix:
+        numbers = size[0] * size[1]
+        path = name if block is None else f"model.layers.{block}.{name}"
+        grid = numbers // 16
+        return Matrix(path, name, block, *size, 1, 4, 64, numbers // 2 + grid, grid, True)
+
+    head_dim = shape.head_dim or shape.hidden // shape.heads
+    tables = ["model.embed_tokens", *([] if tied else ["lm_head"])]
+    blocks = matrices_of(shape).items()
+    norms = {"input_layernorm": shape.hidden, "post_attention_layernorm": shape.hidden}
+    norms |= {"q_norm": head_dim, "k_norm": head_dim}
+    return Shapes(
+        layers=shape.layers,
+        hidden=shape.hidden,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=head_dim,
+        vocabulary=shape.vocabulary,
+        experts_per_token=1,
+        window=None,
+        context=None,
+        matrices=(
+            *(matrix(name, None, (shape.vocabulary, shape.hidden)) for name in tables),
+            *(matrix(n, layer, size) for layer in range(shape.layers) for n, size in blocks),
+        ),
+        norms=dict.fromkeys(range(shape.layers), norms),
+        other_bytes=2 * shape.layers * sum(norms.values()),
+        other_half_bytes=0,
+    )
+
+
+def print_table() -> None:
+    """Predictions for common 4-bit models on an Apple GPU, in GB; docs/memory.md has them."""
+    kind = {"kind": "qwen3", "vocabulary": 151936, "head_dim": 128, "kv_heads": 8}
+    models = {
+        "Qwen3 0.6B": (Shape(1024, 28, 3072, 16, **kind), True),
+        "Qwen3 1.7B": (Shape(2048, 28, 6144, 16, **kind), True),
+        "Qwen3 4B": (Shape(2560, 36, 9728, 32, **kind), True),
+        "Qwen3 8B": (Shape(4096, 36, 12288, 32, **kind), False),
+    }
+    for name, (shape, tied) in models.items():
+        made = sizes(shape, tied=tied)
+        for checkpointing in (False, True):
+            cells = []
+            for tokens in (512, 1024, 2048, 4096):
+                how = How(
+                    adapter="lora",
+                    rank=16,
+                    optimizer="adamw",
+                    on_cpu=False,
+                    dense=False,
+                    resident=False,
+                    lanes=1,
+                    kept_tokens=0.0 if checkpointing else float("inf"),
+                    chunk_rows=loss.chunk_rows(shape.vocabulary),
+                    micro_batch_tokens=tokens,
+                )
+                group = Group(None, [Rectangle(1, tokens, tokens, float(tokens))])
+                found = step_footprint(made, chosen(made, (), -1), how, [group])
+                cells.append(f"{found.peak_bytes / 1e9:.1f}")
+                if tokens == 2048:
+                    detail = parts(found)
+            print(f"| {name} | {'on' if checkpointing else 'off'} | {' | '.join(cells)} |")
+            print("   ", {part: f"{size / 1e9:.2f}" for part, size in detail.items()})
+
+
+def write_model(out: Path, shape: Shape) -> None:
+    """A model directory with random weights."""
+    out.mkdir(parents=True)
+    _write_tokenizer(out)
+    block, head_dim = matrices_of(shape), shape.head_dim or shape.hidden // shape.heads
     shapes = {"model.embed_tokens": (shape.vocabulary, shape.hidden)}
     weights: dict[str, Any] = {"model.norm.weight": mx.ones((shape.hidden,))}
     for layer in range(shape.layers):
@@ -211,8 +288,7 @@ def compare(folder: Path, case: Any, steps: int) -> tuple[int, int, float, float
     material = gather(settings)
     plan = make_plan(settings, material.path, material.config, material.train)
     gc.collect()
-    step_s: list[float] = []
-    result = train(settings, observe=lambda event: step_s.append(event.get("eta_s", 0.0)))
+    result = train(settings)
     predicted_s = plan.time_per_epoch_s * steps / plan.steps_per_epoch
     return plan.peak_memory_bytes, result.peak_memory_bytes, predicted_s, result.wall_s
 
@@ -222,7 +298,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="predictions for common models")
     arguments = parser.parse_args()
+    if arguments.table:
+        print_table()
+        return 0
     outside = 0
     print(f"{'case':30} {'predicted':>12} {'measured':>12} {'ratio':>6} {'s pred.':>8} {'s':>6}")
     for case in CASES:

@@ -64,7 +64,8 @@ def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation
 
     Raises DataError for broken rows and an empty split, UsageError for a split that is not there.
     """
-    from mlx_itune.dataset.sources import Fault, load_splits, read_rows
+    from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.sources import load_splits, read_rows
 
     if data.is_file():
         if split != "auto":

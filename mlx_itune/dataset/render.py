@@ -197,10 +197,9 @@ def _draft(
 def _reply_after_header(upto: str, opening: str, probe: str, origin: str) -> str:
     """The reply in `upto`, where what comes before it is not what inference would have.
 
-    Templates that rewrite what was said before do this: the reply begins where the last of the
-    generation prompt's `opening` ends. Others open a reasoning block in the prompt that finished
-    turns do not show: there the reply begins with the words, and what stands before the words of a
-    turn with known words is its header.
+    Templates that rewrite earlier turns do this: the reply begins where the generation prompt's
+    `opening` ends. Others open a reasoning block that finished turns do not show: there it begins
+    with the words, and what stands before known words is its header.
     """
     header = probe.partition(PROBE)[0]
     at = header.rfind(opening) if opening else -1
@@ -212,8 +211,7 @@ def _reply_after_header(upto: str, opening: str, probe: str, origin: str) -> str
 
 
 def _opening(prompt: str, before: str, tokenizer: ChatTokenizer) -> str:
-    """What the generation prompt adds to the turns `before`; where it adds nothing, its end from
-    the last control token on."""
+    """What the generation prompt adds to the turns `before`, or its last control token and on."""
     added = prompt[len(before) :] if prompt.startswith(before) else ""
     if not added and (controls := tokenizer.find_controls(prompt)):
         added = prompt[controls[-1][0] :]

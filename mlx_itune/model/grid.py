@@ -21,7 +21,7 @@ import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.compute import DequantizingLinear, affine, packed, unpacked
-from mlx_itune.model.lowrank import LowRank, row_chunks, uniform
+from mlx_itune.model.lowrank import AdapterLayer, row_chunks, uniform
 
 Arrays = list[mx.array]
 
@@ -34,13 +34,13 @@ class OnGrid:
         raise NotImplementedError
 
 
-class _Grid(OnGrid, LowRank):
+class _Grid(OnGrid, AdapterLayer):
     """scale_a, bias_a (..., groups, rank) and scale_b, bias_b (..., rank, out); float32."""
 
     factors: ClassVar[tuple[str, ...]] = ("scale_a", "scale_b", "bias_a", "bias_b")
 
     def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
-        super().__init__(scale, 0.0)
+        super().__init__(scale)
         stored = packed(base)
         assert stored is not None and stored.biases is not None
         self.group_size, self.bits, self.mode = stored.group_size, stored.bits, stored.mode

@@ -24,6 +24,7 @@ from mlx_itune.model.lowrank import (
     EMBEDDING,
     LINEAR,
     SWITCH,
+    AdapterLayer,
     LoRAEmbedding,
     LoRALinear,
     LoRASwitchLinear,
@@ -65,6 +66,8 @@ def attach(
         raise ModelError(f"unknown adapter {kind!r}", hint="one of " + ", ".join(KINDS))
     if kind == "grid" and dropout:
         raise ModelError("a grid adapter has no dropout", hint="set dropout to 0")
+    if adapted(model):
+        raise ModelError("the model already carries an adapter", hint="load it anew")
     chosen = choose(model, keys, num_layers, experts=kind != "dora")
     if kind in ON_THE_GRID:
         chosen = _on_the_grid(chosen, everything=keys is None)
@@ -95,9 +98,9 @@ def linear_keys(model: nn.Module) -> list[str]:
     )
 
 
-def adapted(model: nn.Module) -> list[tuple[str, LowRank]]:
+def adapted(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
     """(path, layer) of every adapter layer, in the model's order."""
-    found = [(path, m) for path, m in model.named_modules() if isinstance(m, LowRank)]
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, AdapterLayer)]
     return sorted(found, key=lambda item: item[0])
 
 
@@ -113,15 +116,16 @@ def adapted_layers(model: nn.Module) -> int:
 
 def merge_delta(layer: nn.Module) -> mx.array:
     """What the adapter adds to the base's weight, in the weight's shape; float32."""
-    if not isinstance(layer, LowRank):
+    if not isinstance(layer, AdapterLayer):
         raise ModelError(f"{type(layer).__name__} has no low-rank update")
-    delta: mx.array = layer.delta()
-    return delta
+    return layer.delta()
 
 
 def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:
     """Draw the next forward pass's dropout from `key`; None turns dropout off."""
     for index, (_, layer) in enumerate(adapted(model)):
+        if not isinstance(layer, LowRank):
+            continue
         if key is None or not layer.dropout:
             layer._key = None
         else:
@@ -132,7 +136,9 @@ def _placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
     return placement(model, [path for path, _ in adapted(model)])
 
 
-def _wrap(target: Target, kind: str, rank: int, scale: float, dropout: float, seed: int) -> LowRank:
+def _wrap(
+    target: Target, kind: str, rank: int, scale: float, dropout: float, seed: int
+) -> AdapterLayer:
     digest = hashlib.sha256(f"{seed}\0{target.path}".encode()).digest()
     key = mx.random.key(int.from_bytes(digest[:8], "little"))
     base = target.module
@@ -142,7 +148,7 @@ def _wrap(target: Target, kind: str, rank: int, scale: float, dropout: float, se
     wrapper = _LAYERS["lora" if kind == "rslora" else kind][at]
     if wrapper is None:
         raise ModelError(f"dora cannot adapt a {type(base).__name__}", where=target.path)
-    layer: LowRank = wrapper(base, rank, scale, dropout, key)
+    layer: AdapterLayer = wrapper(base, rank, scale, dropout, key)
     return layer
 
 

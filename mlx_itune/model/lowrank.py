@@ -1,7 +1,7 @@
 """LoRA layers (Hu et al., 2106.09685, section 4.1): y = base(x) + scale * (dropout(x) A) B.
 
-Layer and parameter names, shapes and the meaning of `scale` are mlx-lm's. `LowRank` is what the
-layers of every kind of adapter share.
+Layer and parameter names, shapes and the meaning of `scale` are mlx-lm's. `AdapterLayer` is what
+the layers of every kind of adapter share.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ class _Kept:
     value: Any
 
 
-class LowRank(nn.Module):  # type: ignore[misc]
-    """An adapter on a frozen layer; `factors` names its trainable arrays."""
+class AdapterLayer(nn.Module):  # type: ignore[misc]
+    """A frozen layer with something to learn; `factors` names its trainable arrays."""
 
     factors: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
 
-    def __init__(self, scale: float, dropout: float) -> None:
+    def __init__(self, scale: float) -> None:
         super().__init__()
-        self.scale, self.dropout = scale, dropout
-        self._key: mx.array | None = None
+        self.scale = scale
+
+    def delta(self) -> mx.array:
+        """What is added to the base's weight, in its shape; float32."""
+        raise NotImplementedError
 
     def shipped(self) -> dict[str, mx.array]:
         """What mlx-lm gets of this layer, by name, where that is not the factors."""
@@ -60,6 +63,15 @@ class LowRank(nn.Module):  # type: ignore[misc]
 
     def _entailed(self) -> Any:
         return None
+
+
+class LowRank(AdapterLayer):
+    """An adapter beside a layer that it holds, with dropout drawn from a key."""
+
+    def __init__(self, scale: float, dropout: float) -> None:
+        super().__init__(scale)
+        self.dropout = dropout
+        self._key: mx.array | None = None
 
     def _drop(self, x: mx.array) -> mx.array:
         if self._key is None or not self.training:
@@ -185,8 +197,8 @@ def adaptable(module: nn.Module) -> bool:
 
 def matrix_shape(base: nn.Module) -> tuple[int, int]:
     """(rows, columns) of a layer's weight, unpacked."""
-    rows, columns = base.weight.shape
-    return rows, columns * 32 // base.bits if hasattr(base, "bits") else columns
+    rows, columns = base.weight.shape[-2:]
+    return rows, base.scales.shape[-1] * base.group_size if "scales" in base else columns
 
 
 def uniform(shape: tuple[int, ...], fan: int, key: mx.array) -> mx.array:

@@ -64,7 +64,7 @@ class Going:
 def line_of(folder: Path) -> RunLine:
     """How a run stands. Raises StorageError where its folder cannot be read."""
     events = tail(folder / EVENTS)
-    state = _state(folder, events)
+    state = "running" if holder(folder / run.LOCK) else _ending(folder, events)
     numbers: dict[str, Any] = {}
     for path in checkpoint.all_of(folder / run.CHECKPOINTS)[-1:]:
         with contextlib.suppress(StorageError):
@@ -153,7 +153,7 @@ def prune(
         with _held(folder) as free:
             if not free:
                 continue
-            finished = _state(folder, tail(folder / EVENTS)) not in UNFINISHED
+            finished = _ending(folder, tail(folder / EVENTS)) not in UNFINISHED
             if folder in old and (finished or unfinished):
                 why = "a whole run" if finished else "a whole run, not finished"
                 going.append(Going(str(folder), size_of(folder), why))
@@ -193,9 +193,8 @@ def _prune_checkpoints(folder: Path, keep: int, really: bool) -> list[Going]:
     return going
 
 
-def _state(folder: Path, events: Sequence[dict[str, Any]]) -> str:
-    if holder(folder / run.LOCK) is not None:
-        return "running"
+def _ending(folder: Path, events: Sequence[dict[str, Any]]) -> str:
+    """How a run stands that nobody trains."""
     if (folder / run.RESULT).is_file():
         return "finished"
     told = (e for e in reversed(events) if e.get("event") not in ("warning", "sample"))

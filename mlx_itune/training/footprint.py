@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from mlx_itune.model.shapes import Matrix, Shapes
 
 # Logits of a chunk, float32, with what their gradient is made of: times they stand there.
-LOGITS_COPIES = 4.0
+LOGITS_COPIES = 4.5
 # Work space of a block's backward, numbers per position: of the MLP's width and of the hidden size;
 # of the queries' width and of that of keys and values.
 MLP_WORK, HIDDEN_WORK, QUERY_WORK, KEY_WORK = 4.0, 12.0, 13.0, 2.0
+# Outputs of its blocks that the CPU's attention keeps besides the one in order.
+ATTENTION_OUTPUTS = 2.0
+# Of the outputs of a DoRA layer, those kept before their lengths are set (measured).
+DORA_OUTPUTS = 0.5
 # Attention weights a causal block of queries computes on the CPU: queries per block.
 ATTENTION_BLOCK = 72
 # Lanes seldom stand at their peaks together: what each more adds, of the first one's.
@@ -173,16 +177,19 @@ def step_flops(shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: R
 
 def kept_per_position(
     shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: Rectangle
-) -> float:
-    """Bytes per position that all blocks together keep for the backward pass."""
+) -> tuple[float, float]:
+    """Bytes per position that blocks keep until their backward pass, and for its duration.
+
+    The second is what a checkpointed block makes again; its logits are gone by then.
+    """
     own = {matrix.path for matrix in adapted}
     blocks = [
         _block_bytes(shapes, block, shapes.norms.get(number, {}), own, how, rectangle.seen)
         for number, block in enumerate(shapes.blocks())
     ]
     if rectangle.positions > how.kept_tokens:
-        return shapes.layers * shapes.hidden * _item_bytes(shapes, how) + max(blocks)
-    return sum(blocks)
+        return float(shapes.layers * shapes.hidden * _item_bytes(shapes, how)), max(blocks)
+    return sum(blocks), 0.0
 
 
 def _group(
@@ -198,7 +205,7 @@ def _group(
         logits += share * chunk
     if group.prefix is not None:
         before = _computing(shapes, adapted, how, group.prefix)
-        held = kept_per_position(shapes, adapted, how, group.prefix) * group.prefix.positions
+        held = kept_per_position(shapes, adapted, how, group.prefix)[0] * group.prefix.positions
         # Its own pass ends in work space and logits too, after those behind it are gone.
         if sum(before) > held + activations + logits:
             return before
@@ -212,7 +219,8 @@ def _computing(
     """Bytes of one micro-batch: (activations, what logits take above the work space)."""
     positions = rectangle.positions
     item = _item_bytes(shapes, how)
-    kept = kept_per_position(shapes, adapted, how, rectangle) * positions
+    held, again = kept_per_position(shapes, adapted, how, rectangle)
+    kept = held * positions
     kept += EMBEDDING_WORK * shapes.hidden * positions * item
     query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
     mlp = max((m.rows * _times(m, shapes) for m in shapes.matrices if _is_mlp_in(m)), default=0)
@@ -229,7 +237,7 @@ def _computing(
             + scores,
         )
     )
-    work += _weight_work(shapes, adapted, how)
+    work += _weight_work(shapes, adapted, how) + again * positions
     # The hidden states that meet the head, and their gradient.
     kept += 2 * item * rectangle.learned * shapes.hidden
     logits = LOGITS_COPIES * 4 * min(rectangle.learned, how.chunk_rows) * shapes.vocabulary
@@ -257,7 +265,7 @@ def _block_bytes(
             inputs[f"{group}{matrix.experts > 1}"] = matrix.columns * times
             casts += matrix.columns * times
             ranks += 0 if how.adapter == "grid" else how.rank * times
-            outputs += matrix.rows * times if how.adapter == "dora" else 0
+            outputs += DORA_OUTPUTS * matrix.rows * times if how.adapter == "dora" else 0
         if last in _ATTENTION_IN or _is_mlp_in(matrix):
             outputs += matrix.rows * times
         attends = attends or last in _ATTENTION_IN
@@ -273,8 +281,7 @@ def _block_bytes(
     item = _item_bytes(shapes, how)
     total = item * (sum(inputs.values()) + outputs) + 4 * ranks
     if attends:
-        # The output, which the CPU's attention keeps before it is brought into order.
-        total += item * (shapes.heads * seen + (query if how.on_cpu else 0))
+        total += item * (shapes.heads * seen + (ATTENTION_OUTPUTS * query if how.on_cpu else 0))
     if item < 4 and how.adapter != "grid":
         # Each low-rank product makes a float32 copy of its input, and keeps it.
         total += 4 * casts

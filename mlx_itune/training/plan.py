@@ -14,31 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-from numpy.typing import NDArray
 
-from mlx_itune.dataset.batching import batches
-from mlx_itune.kit.errors import DataError, ResourceError
-from mlx_itune.model import activations, backend, loss, memory
+from mlx_itune.kit.errors import ResourceError
+from mlx_itune.model import backend, memory
 from mlx_itune.model.base import resolve
-from mlx_itune.model.shapes import Matrix, Shapes, chosen, read_shapes
+from mlx_itune.model.shapes import Shapes, read_shapes
 from mlx_itune.training import footprint
-from mlx_itune.training.footprint import Footprint, Group, How, Rectangle
-from mlx_itune.training.microbatch import Example, MicroBatch, Packing, Prefix, arrange, by_prefix
+from mlx_itune.training.footprint import How
+from mlx_itune.training.microbatch import Example
 from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.workload import Row, Work, shortened
 
-# As model/compute has it: of the memory available, what resident float copies may take.
-RESIDENT_SHARE = 0.4
-# Of the rate of a large product, what a step reaches; and what a block of a graph costs at least.
+# Of the rate of a large product, what a step reaches.
 EFFICIENCY = {"cpu": 0.25, "gpu": 0.35}
-BLOCK_OVERHEAD_S = 2.5e-3
-# Steps that are looked at for the peak: with the longest rows, and with the most tokens.
-_HEAVIEST = 12
-# Rows whose steps are looked at.
-_MOST_ROWS = 200_000
-_MAX_LANES = 8
-# As training/paths has them: tokens of a micro-batch that nobody set.
-CPU_TOKENS, GPU_TOKENS, FEWEST_TOKENS = 512, 4096, 64
 
 
 @dataclass(frozen=True)
@@ -73,14 +61,6 @@ class Plan:
     gradient_checkpointing: bool
     limit_from: str
     suggestions: tuple[Suggestion, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a plan needs to know of an example."""
-
-    input_ids: NDArray[np.int32]
-    weights: NDArray[np.float32]
 
 
 def make_plan(
@@ -118,7 +98,7 @@ def make_plan(
         compute=_compute_name(work.shapes, how),
         gradient_checkpointing=work.checkpoints(rows, how),
         limit_from=work.machine.source,
-        suggestions=() if fits else work.suggestions(rows),
+        suggestions=() if fits else suggest(work, rows),
     )
 
 
@@ -134,7 +114,7 @@ def require_fit(
     rows = [Row(example.input_ids, example.weights) for example in examples]
     found, _ = work.fitting(rows)
     if found.peak_bytes > work.machine.limit_bytes:
-        raise refusal(found.peak_bytes, work.machine, work.suggestions(rows))
+        raise refusal(found.peak_bytes, work.machine, suggest(work, rows))
 
 
 def refusal(
@@ -153,193 +133,92 @@ def refusal(
     )
 
 
-class Work:
-    """A run as settings, sizes and a machine."""
+def suggest(work: Work, rows: Sequence[Example]) -> tuple[Suggestion, ...]:
+    """What would make the run smaller, each with its peak; those that fit come first."""
+    found = []
+    now = work.fitting(rows)[0].peak_bytes
+    for change, settings, cut in _changes(work, rows):
+        peak = work.fitting(cut, settings)[0].peak_bytes
+        if peak < now:
+            found.append(Suggestion(change, peak, peak <= work.machine.limit_bytes))
+    if not work.shapes.quantized:
+        smaller = _quantized_peak(work, rows)
+        if smaller < now:
+            fits = smaller <= work.machine.limit_bytes
+            found.append(Suggestion("a base in 4 bits", smaller, fits))
+    found.sort(key=lambda suggestion: not suggestion.fits)
+    if not any(suggestion.fits for suggestion in found):
+        found.append(_least(work, rows))
+    return tuple(found)
 
-    def __init__(self, settings: TrainSettings, shapes: Shapes, machine: memory.Machine) -> None:
-        self.settings, self.shapes, self.machine = settings, shapes, machine
 
-    def adapted(self, settings: TrainSettings) -> list[Matrix]:
-        """The matrices that get an adapter."""
-        kind = settings.adapter
-        found = chosen(self.shapes, settings.keys, settings.num_layers, experts=kind != "dora")
-        on_the_grid = kind in ("grid", "qalora")
-        return [matrix for matrix in found if matrix.bits or not on_the_grid]
+def _changes(
+    work: Work, rows: Sequence[Example]
+) -> list[tuple[str, TrainSettings, Sequence[Example]]]:
+    s = work.settings
+    longest = max(len(row.input_ids) for row in rows)
+    found: list[tuple[str, TrainSettings, Sequence[Example]]] = []
+    if s.gradient_checkpointing != "on":
+        on = dataclasses.replace(s, gradient_checkpointing="on")
+        found.append(("--gradient-checkpointing on", on, rows))
+    # Less than the longest row is as much as it: a row is never cut for it.
+    now = work.how(s).micro_batch_tokens
+    for tokens in sorted({now // 2, now // 4, min(longest, now)}, reverse=True):
+        if longest <= tokens < now:
+            less = dataclasses.replace(s, micro_batch_tokens=tokens)
+            found.append((f"--micro-batch-tokens {tokens}", less, rows))
+    length = 1 << max(7, (longest - 1).bit_length() - 1)
+    while 128 <= length < longest:
+        less = dataclasses.replace(s, max_length=length, micro_batch_tokens=min(now, length))
+        change = f"--max-length {length} --micro-batch-tokens {less.micro_batch_tokens}"
+        found.append((change, less, shortened(rows, length)))
+        length //= 2
+    for rank in (s.rank // 2, s.rank // 4):
+        if rank >= 1 and s.alpha is None:
+            found.append((f"--rank {rank}", dataclasses.replace(s, rank=rank), rows))
+    if work.how(s).resident and s.compute != "quantized":
+        packed = dataclasses.replace(s, compute="quantized")
+        found.append(("--compute quantized", packed, rows))
+    return found
 
-    def how(self, settings: TrainSettings) -> How:
-        """How a run with these settings computes a step here; as training/paths chooses."""
-        on_cpu = self.machine.device == "cpu"
-        quantized = [matrix for matrix in self.shapes.matrices if matrix.bits]
-        dense = bool(quantized) and (
-            settings.compute == "dequantized" or (settings.compute == "auto" and on_cpu)
+
+def _quantized_peak(work: Work, rows: Sequence[Example]) -> int:
+    """The peak with a base of 4 bits in groups of 64, never as floats."""
+    matrices = tuple(
+        dataclasses.replace(
+            m,
+            bits=4,
+            group_size=64,
+            stored_bytes=m.numbers // 2 + m.numbers // 16,
+            grid_bytes=m.numbers // 16,
         )
-        floats = (4 if on_cpu else 2) * sum(matrix.numbers for matrix in quantized)
-        how = How(
-            adapter=settings.adapter,
-            rank=settings.rank,
-            optimizer=settings.optimizer,
-            on_cpu=on_cpu,
-            dense=dense,
-            resident=dense and floats <= RESIDENT_SHARE * self.machine.available_bytes,
-            lanes=lanes() if on_cpu else 1,
-            kept_tokens=float("inf"),
-            chunk_rows=loss.chunk_rows(self.shapes.vocabulary),
-            micro_batch_tokens=settings.micro_batch_tokens or 1,
-        )
-        room = self._room_tokens(settings, how)
-        kept = {"on": 0.0, "off": float("inf")}.get(settings.gradient_checkpointing, room)
-        default = CPU_TOKENS if on_cpu else GPU_TOKENS
-        tokens = settings.micro_batch_tokens or min(default, max(FEWEST_TOKENS, int(room)))
-        return dataclasses.replace(how, kept_tokens=kept, micro_batch_tokens=tokens)
-
-    def _room_tokens(self, settings: TrainSettings, how: How) -> float:
-        """Positions that may keep all their activations, by training/paths' rough estimate."""
-        limit = settings.memory_gb
-        budget = activations.default_budget_bytes() if limit is None else limit * 1e9
-        adapted = self.adapted(settings)
-        learned = sum(footprint.adapter_parameters(matrix, how) for matrix in adapted)
-        chunk = activations._LOGITS_COPIES * 4 * how.chunk_rows * self.shapes.vocabulary
-        fixed = footprint.weights_bytes(self.shapes, adapted, how) + 4 * 6 * learned
-        numbers = sum(m.rows + m.columns for block in self.shapes.blocks() for m in block)
-        room = max(0.0, (budget - fixed - how.lanes * chunk) / how.lanes)
-        return room / (activations._KEPT * 4 * numbers)
-
-    def fitting(
-        self, rows: Sequence[Example], settings: TrainSettings | None = None
-    ) -> tuple[Footprint, How]:
-        """The peak of the run, or of one with other settings, and how it is computed."""
-        settings = settings or self.settings
-        how = self.how(settings)
-        return self.peak(rows, settings, how), how
-
-    def peak(self, rows: Sequence[Example], settings: TrainSettings, how: How) -> Footprint:
-        """The largest footprint among the heaviest steps."""
-        adapted = self.adapted(settings)
-        candidates = [
-            footprint.step_footprint(self.shapes, adapted, how, groups)
-            for step in _heaviest(rows, settings)
-            if (groups := _cut(step, settings, how, self.shapes.window))
-        ]
-        if not candidates:
-            raise DataError("no row has anything to learn")
-        return max(candidates, key=lambda found: found.peak_bytes)
-
-    def checkpoints(self, rows: Sequence[Example], how: How) -> bool:
-        """Whether any micro-batch of the heaviest steps keeps its blocks' inputs only."""
-        return any(
-            rectangle.positions > how.kept_tokens
-            for step in _heaviest(rows, self.settings)
-            for group in _cut(step, self.settings, how, self.shapes.window)
-            for rectangle in group.rectangles
-        )
-
-    def epoch_seconds(self, rows: Sequence[Example], how: How, flops_per_s: float) -> float:
-        """Of a sample of an epoch's steps, scaled up."""
-        adapted, steps = self.adapted(self.settings), _steps(rows, self.settings)
-        sample = steps[:: max(1, len(steps) // 16)]
-        seconds = tokens = 0.0
-        for step in sample:
-            groups = _cut(step, self.settings, how, self.shapes.window)
-            rectangles = [
-                r for g in groups for r in (*g.rectangles, *([g.prefix] if g.prefix else ()))
-            ]
-            flops = sum(footprint.step_flops(self.shapes, adapted, how, r) for r in rectangles)
-            seconds += flops / flops_per_s
-            seconds += BLOCK_OVERHEAD_S * self.shapes.layers * len(rectangles) / how.lanes
-            tokens += sum(len(row.input_ids) for row in step)
-        return seconds * sum(len(row.input_ids) for row in rows) / max(1.0, tokens)
-
-    def suggestions(self, rows: Sequence[Example]) -> tuple[Suggestion, ...]:
-        """What would make the run smaller, each with its peak; those that fit come first."""
-        found = []
-        now = self.fitting(rows)[0].peak_bytes
-        for change, settings, cut in self._changes(rows):
-            peak = self.fitting(cut, settings)[0].peak_bytes
-            if peak < now:
-                found.append(Suggestion(change, peak, peak <= self.machine.limit_bytes))
-        if not self.shapes.quantized:
-            smaller = self._quantized_peak(rows)
-            if smaller < now:
-                fits = smaller <= self.machine.limit_bytes
-                found.append(Suggestion("a base in 4 bits", smaller, fits))
-        found.sort(key=lambda suggestion: not suggestion.fits)
-        if not any(suggestion.fits for suggestion in found):
-            found.append(self._least(rows))
-        return tuple(found)
-
-    def _changes(
-        self, rows: Sequence[Example]
-    ) -> list[tuple[str, TrainSettings, Sequence[Example]]]:
-        s = self.settings
-        longest = max(len(row.input_ids) for row in rows)
-        found: list[tuple[str, TrainSettings, Sequence[Example]]] = []
-        if s.gradient_checkpointing != "on":
-            on = dataclasses.replace(s, gradient_checkpointing="on")
-            found.append(("--gradient-checkpointing on", on, rows))
-        # Less than the longest row is as much as it: a row is never cut for it.
-        now = self.how(s).micro_batch_tokens
-        for tokens in sorted({now // 2, now // 4, min(longest, now)}, reverse=True):
-            if longest <= tokens < now:
-                less = dataclasses.replace(s, micro_batch_tokens=tokens)
-                found.append((f"--micro-batch-tokens {tokens}", less, rows))
-        length = 1 << max(7, (longest - 1).bit_length() - 1)
-        while 128 <= length < longest:
-            less = dataclasses.replace(s, max_length=length, micro_batch_tokens=min(now, length))
-            change = f"--max-length {length} --micro-batch-tokens {less.micro_batch_tokens}"
-            found.append((change, less, _shortened(rows, length)))
-            length //= 2
-        for rank in (s.rank // 2, s.rank // 4):
-            if rank >= 1 and s.alpha is None:
-                found.append((f"--rank {rank}", dataclasses.replace(s, rank=rank), rows))
-        if self.how(s).resident and s.compute != "quantized":
-            packed = dataclasses.replace(s, compute="quantized")
-            found.append(("--compute quantized", packed, rows))
-        return found
-
-    def _quantized_peak(self, rows: Sequence[Example]) -> int:
-        """The peak with a base of 4 bits in groups of 64, never as floats."""
-        matrices = tuple(
-            dataclasses.replace(
-                m,
-                bits=4,
-                group_size=64,
-                stored_bytes=m.numbers // 2 + m.numbers // 16,
-                grid_bytes=m.numbers // 16,
-            )
-            for m in self.shapes.matrices
-        )
-        small = Work(
-            dataclasses.replace(self.settings, compute="quantized"),
-            dataclasses.replace(self.shapes, matrices=matrices),
-            self.machine,
-        )
-        return small.fitting(rows)[0].peak_bytes
-
-    def _least(self, rows: Sequence[Example]) -> Suggestion:
-        """All changes together; where even that is too much, a smaller model is the answer."""
-        settings = dataclasses.replace(
-            self.settings,
-            gradient_checkpointing="on",
-            micro_batch_tokens=128,
-            max_length=128,
-            compute="quantized" if self.shapes.quantized else self.settings.compute,
-        )
-        peak = self.fitting(_shortened(rows, 128), settings)[0].peak_bytes
-        if peak <= self.machine.limit_bytes:
-            flags = "--max-length 128 --micro-batch-tokens 128 --gradient-checkpointing on"
-            if self.shapes.quantized:
-                flags += " --compute quantized"
-            return Suggestion(flags, peak, True)
-        kind = "a smaller base" if self.shapes.quantized else "a smaller or quantized base"
-        return Suggestion(kind, peak, False)
+        for m in work.shapes.matrices
+    )
+    small = Work(
+        dataclasses.replace(work.settings, compute="quantized"),
+        dataclasses.replace(work.shapes, matrices=matrices),
+        work.machine,
+    )
+    return small.fitting(rows)[0].peak_bytes
 
 
-def lanes() -> int:
-    """Micro-batches that are computed side by side on this CPU (training/step.Lanes)."""
-    from mlx_itune.training.identity import machine_facts
-
-    parallel = backend.prepare().blas is not None
-    return min(int(machine_facts()["cpus"]), _MAX_LANES) if parallel else 1
+def _least(work: Work, rows: Sequence[Example]) -> Suggestion:
+    """All changes together; where even that is too much, a smaller model is the answer."""
+    settings = dataclasses.replace(
+        work.settings,
+        gradient_checkpointing="on",
+        micro_batch_tokens=128,
+        max_length=128,
+        compute="quantized" if work.shapes.quantized else work.settings.compute,
+    )
+    peak = work.fitting(shortened(rows, 128), settings)[0].peak_bytes
+    if peak <= work.machine.limit_bytes:
+        flags = "--max-length 128 --micro-batch-tokens 128 --gradient-checkpointing on"
+        if work.shapes.quantized:
+            flags += " --compute quantized"
+        return Suggestion(flags, peak, True)
+    kind = "a smaller base" if work.shapes.quantized else "a smaller or quantized base"
+    return Suggestion(kind, peak, False)
 
 
 def measured_rate() -> float:
@@ -353,66 +232,6 @@ def measured_rate() -> float:
         mx.eval([(x + n) @ weight for n in range(4)])
         best_s = min(best_s, time.perf_counter() - started)
     return 4 * 2 * 512 * 1024 * 1024 / best_s
-
-
-def _steps(rows: Sequence[Example], settings: TrainSettings) -> list[list[Example]]:
-    """The rows of each step of the run, or of its first epochs where it is very long."""
-    few = max(1, _MOST_ROWS // settings.batch_size)
-    steps = few if settings.steps is None else min(few, settings.steps)
-    found = batches(
-        len(rows),
-        settings.batch_size,
-        seed=settings.seed,
-        epochs=settings.planned_epochs,
-        steps=steps,
-    )
-    return [[rows[index] for index in batch.rows] for batch in found]
-
-
-def _heaviest(rows: Sequence[Example], settings: TrainSettings) -> list[list[Example]]:
-    """Steps that may set the peak."""
-    steps = _steps(rows, settings)
-    by_tokens = sorted(steps, key=lambda step: -sum(len(row.input_ids) for row in step))
-    by_longest = sorted(steps, key=lambda step: -max(len(row.input_ids) for row in step))
-    return [*by_tokens[:_HEAVIEST], *by_longest[:_HEAVIEST]]
-
-
-def _cut(
-    rows: Sequence[Example], settings: TrainSettings, how: How, window: int | None
-) -> list[Group]:
-    """A step's micro-batches, as training/step arranges them where every fast way is exact."""
-    packing: Packing = "off" if settings.packing == "off" else "row" if how.on_cpu else "bins"
-    made = arrange(
-        rows,
-        how.micro_batch_tokens,
-        how.lanes,
-        packing=packing,
-        sharing=settings.prefix_sharing != "off",
-    )
-    groups = []
-    for batches_of_one in by_prefix(made):
-        prefix = batches_of_one[0].prefix
-        shared = prefix.tokens if prefix else 0
-        groups.append(
-            Group(
-                _rectangle(prefix, 0, how, window) if prefix else None,
-                [_rectangle(batch, shared, how, window) for batch in batches_of_one],
-            )
-        )
-    return groups
-
-
-def _rectangle(part: MicroBatch | Prefix, shared: int, how: How, window: int | None) -> Rectangle:
-    count, width = part.input_ids.shape
-    lengths = getattr(part, "lengths", None) or [(width - 1,)]
-    seen = [footprint.seen_keys(row, shared, how.on_cpu, window) for row in lengths]
-    learned = int(np.count_nonzero(part.weights[:, 1:]))
-    return Rectangle(count, width - 1, learned, sum(seen) / len(seen))
-
-
-def _shortened(rows: Sequence[Example], length: int) -> list[Example]:
-    """The rows where none is longer, as --too-long split and truncate make them."""
-    return [Row(row.input_ids[:length], row.weights[:length]) for row in rows]
 
 
 def _compute_name(shapes: Shapes, how: How) -> str:

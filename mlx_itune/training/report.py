@@ -82,7 +82,8 @@ def _state(story: Story) -> str:
     if story.failed:
         return f"ended by an error after step {story.steps[-1]:,}" if story.steps else "failed"
     if story.end:
-        return "finished"
+        early = story.end.get("stopped_early") is True
+        return "finished early, as validation got no better" if early else "finished"
     return "not finished: still running, or interrupted"
 
 
@@ -104,6 +105,8 @@ def _headline(story: Story) -> list[tuple[str, str]]:
     done = story.steps[-1] if story.steps else 0
     of = f" of {story.planned_steps:,}" if story.planned_steps not in (None, done) else ""
     facts.append(("steps", f"{done:,}{of}"))
+    if (kept := _finite(end.get("adapter_step"))) not in (None, done):
+        facts.append(("the adapter is of step", f"{kept:,.0f}"))
     if (epochs := _finite(end.get("epochs"))) is not None:
         facts.append(("epochs", f"{epochs:.3g}"))
     facts.append(("learned tokens", f"{story.total('supervised_tokens'):,}"))

@@ -72,18 +72,18 @@ def resume(
         setup = _same_setup(settings, folder, beginning)
         record, resumed = _restore(setup, folder)
         now = {**setup.facts(), "settings": identity.settings_facts(settings)}
-        changed = [
+        changed = dict.fromkeys(
             line
             for part in ("settings", "how", "versions", "machine")
             for line in identity.differences(beginning[part], now[part])
-        ]
+        )
         result = work(
             setup,
             folder,
             record,
             observe=observe,
             began=began,
-            resumed={**resumed, "changed": changed},
+            resumed={**resumed, "changed": [*changed]},
             overwrite=overwrite,
         )
     return Resumed(result)

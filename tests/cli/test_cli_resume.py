@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_itune.cli import main
+from tests.crash.server import Server
 from tests.crash.small_run import write_data
 
 Capture = pytest.CaptureFixture[str]
@@ -31,46 +30,51 @@ def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data")
 
 
-def stopped(model: Path, data: Path, tmp_path: Path, number: int) -> tuple[int, str, str]:
-    """A real process that gets a signal in the middle of its steps."""
-    flags = ["--rank", "2", "--steps", "400", "--batch-size", "4", "--keys", "self_attn.q_proj"]
-    command = [sys.executable, "-m", "mlx_itune", "train", "--model", str(model), "--data"]
-    places = [str(data), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
-    with subprocess.Popen(
-        [*command, *places, *flags, "--offline", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    ) as process:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            logs = list((tmp_path / "runs").glob("*/events.jsonl"))
-            if logs and '"event": "step"' in logs[0].read_text():
-                break
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server") / "log.txt") as started:
+        yield started
+
+
+def stopped(server: Server, argv: list[object], runs: Path, number: int) -> tuple[int, str]:
+    """A process of its own that gets a signal in the middle of its steps: exit code and output."""
+    server.log.write_text("")
+    trainer = server.start(*argv)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        logs = list(runs.glob("2*/events.jsonl"))
+        if logs and '"event": "step"' in logs[0].read_text():
+            break
+        time.sleep(0.01)
+    trainer.kill(number)
+    return trainer.wait(), server.log.read_text()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_prints_the_line_that_continues_it(
-    number: int, code: int, capsys: Capture, tiny_model_dir: Path, data: Path, tmp_path: Path
+    number: int,
+    code: int,
+    capsys: Capture,
+    server: Server,
+    tiny_model_dir: Path,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
-    left, out, err = stopped(tiny_model_dir, data, tmp_path, number)
-    assert left == code, err
-    assert json.loads(out)["error"]["exit_code"] == code
-    (run,) = (tmp_path / "runs").iterdir()
-    assert f"mlx-itune resume {run}" in err
+    runs = tmp_path / "runs"
+    flags = ("--rank", 2, "--steps", 80, "--batch-size", 4, "--keys", "self_attn.q_proj")
+    places = ("--model", tiny_model_dir, "--data", data, "--out", tmp_path / "out", "--runs", runs)
+    left, said = stopped(server, ["train", *places, *flags, "--offline"], runs, number)
+    assert left == code, said
+    (run,) = runs.iterdir()
+    assert f"mlx-itune resume {run}" in said
     assert not (tmp_path / "out").exists()
 
     code, out, err = call(capsys, "resume", run, "--json", "--offline")
     assert code == 0, err
     result: dict[str, Any] = json.loads(out)
-    assert (result["steps"], result["finished_before"], result["rewritten"]) == (400, False, False)
+    assert (result["steps"], result["finished_before"], result["rewritten"]) == (80, False, False)
     assert (tmp_path / "out" / "adapters.safetensors").is_file()
-    assert call(capsys, "resume", run.name[:12], "--runs", run.parent, "--offline")[0] == 0
+    assert call(capsys, "resume", run.name[:12], "--runs", runs, "--offline")[0] == 0
 
 
 def test_refusals_are_one_line_with_their_exit_code(

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Audit events (sys.addaudithook) of calls that change what is on a disk.
 _CHANGES = frozenset(
     ["os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "os.chmod"]
+)
+# What a trainer imports.
+_NEEDED = (
+    *(f"mlx_itune.cli.{name}" for name in ("train", "resume", "progress", "report")),
+    *("mlx_itune.training.resume", "mlx_itune.training.report"),
+    *("mlx_lm.models.llama", "transformers", "tokenizers", "rich.live"),
 )
 
 
@@ -27,9 +34,9 @@ class Trainer:
     def __init__(self, server: subprocess.Popen[str], pid: int) -> None:
         self._server, self.pid = server, pid
 
-    def kill(self) -> None:
-        """SIGKILL; harmless if it has ended: the server has not reaped it yet, or says so."""
-        os.kill(self.pid, signal.SIGKILL)
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal; harmless if it has ended: the server reaps it only in `wait`."""
+        os.kill(self.pid, number)
 
     def wait(self) -> int:
         """Its exit code; -9 if it was killed."""
@@ -72,15 +79,9 @@ class Server:
 
 def serve(log: str) -> None:
     """Read orders, fork, report."""
-    import transformers  # noqa: F401
-
-    import mlx_itune.cli.progress
-    import mlx_itune.cli.report
-    import mlx_itune.cli.resume
-    import mlx_itune.cli.train
-    import mlx_itune.training.report
-    import mlx_itune.training.resume  # noqa: F401
-
+    # In this order: mlx_itune loads a fast BLAS before mlx.core is.
+    for name in _NEEDED:
+        import_module(name)
     pid = 0
     for line in sys.stdin:
         if line == "wait\n":

@@ -14,14 +14,34 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from conftest import write_tiny_model
 from mlx.utils import tree_map
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import adapter, base, compute, lora
 
+PARTS = ("weight", "scales", "biases")
 IDS = mx.array([[3, 7, 20, 9, 250, 11]])
+
+
+def quantized(source: Path, out: Path, bits: int, factor: float = 1.0) -> Path:
+    """A float model directory times `factor`, in `bits` bits."""
+    shutil.copytree(source, out)
+    tensors: Any = mx.load(str(out / "model.safetensors"))
+    made = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim == 1:
+            made[name] = tensor
+            continue
+        parts = mx.quantize(tensor * factor, group_size=64, bits=bits)
+        stem = name.removesuffix("weight")
+        made |= {f"{stem}{part}": a for part, a in zip(PARTS, parts, strict=True)}
+    mx.eval(made)
+    adapter.write_arrays(out / "model.safetensors", made)
+    config = json.loads((out / "config.json").read_text())
+    config["quantization"] = {"group_size": 64, "bits": bits, "mode": "affine"}
+    (out / "config.json").write_text(json.dumps(config))
+    return out
 
 
 def moved(model: nn.Module) -> None:
@@ -95,8 +115,8 @@ def test_what_inference_keeps_holds_for_these_factors_only(
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 6, 8])
 @pytest.mark.parametrize("kind", ["dora", "grid", "qalora"])
-def test_every_width(kind: str, bits: int, tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "m", bits=bits)
+def test_every_width(kind: str, bits: int, tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = quantized(tiny_model_dir, tmp_path / "m", bits)
     expected = saved(path, tmp_path / "a", kind)
     again = base.load(str(path))
     adapter.apply(again, adapter.load(tmp_path / "a"))
@@ -153,9 +173,11 @@ def test_both_files_of_a_grid_adapter_have_to_agree(
 
 
 @pytest.mark.parametrize("kind", lora.KINDS)
-def test_another_base_is_refused(kind: str, tiny_quantized_dir: Path, tmp_path: Path) -> None:
+def test_another_base_is_refused(
+    kind: str, tiny_model_dir: Path, tiny_quantized_dir: Path, tmp_path: Path
+) -> None:
     saved(tiny_quantized_dir, tmp_path / "a", kind)
-    other = write_tiny_model(tmp_path / "m", bits=4, seed=9)
+    other = quantized(tiny_model_dir, tmp_path / "m", 4, factor=1.1)
     with pytest.raises(ModelError, match="was trained on tiny-4bit"):
         adapter.apply(base.load(str(other)), adapter.load(tmp_path / "a"))
     (tmp_path / "a" / adapter.PROVENANCE).unlink()
@@ -234,6 +256,10 @@ def test_names_that_fit_nothing(tiny_model_dir: Path) -> None:
     ):
         with pytest.raises(ModelError, match=reason):
             lora.attach(model, rank=4, scale=2.0, keys=keys, num_layers=num_layers)
+    twice = base.load(str(tiny_model_dir)).model
+    lora.attach(twice, rank=4, scale=2.0)
+    with pytest.raises(ModelError, match="already carries an adapter"):
+        lora.attach(twice, rank=4, scale=2.0)
     with pytest.raises(ModelError, match="one of lora, rslora"):
         lora.attach(model, rank=4, scale=2.0, kind="loar")
 

@@ -178,6 +178,38 @@ def test_what_is_trained_can_be_stored(
     assert float(mx.abs(gradient(layer.scale_b)).max().item()) > 0
 
 
+@pytest.mark.parametrize("kind", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_half_precision_activations_stay_so(unpacked: bool, kind: Any) -> None:
+    """As on a GPU, where nothing is cast to float32."""
+    source = nn.Linear(INPUTS, OUTPUTS, bias=True)
+    source.update({name: a.astype(kind) for name, a in source.parameters().items()})
+    quantized = nn.QuantizedLinear.from_linear(source, GROUP, 4)
+    quantized.packed = compute.Packed.of(quantized)
+    held: nn.Module = quantized
+    if unpacked:
+        held = source
+        parts = quantized.packed.codes(), quantized.scales, quantized.biases
+        held.weight, held.packed = compute.affine(*parts).astype(kind), quantized.packed
+    layer = grid.GridLinear(held, RANK, SCALE, mx.random.key(1))
+    x = mx.random.normal((3, INPUTS)).astype(kind)
+    assert layer(x).dtype == kind and mx.array_equal(layer(x), held(x)).item()
+    layer.update({name: a / 10 for name, a in drawn(layer).items()})
+    factors = [layer[name] for name in layer.factors]
+    d_x, *gradients = mx.grad(lambda *a: layer._operation(*a).sum(), argnums=range(5))(x, *factors)
+    assert d_x.dtype == kind and {g.dtype for g in gradients} == {mx.float32}
+    exact = grid.GridLinear(held, RANK, SCALE, mx.random.key(1))
+    exact.update(dict(zip(layer.factors, factors, strict=True)))
+    wide = [x.astype(mx.float32), *factors]
+    oracle = mx.grad(lambda *a: exact._operation(*a).sum(), argnums=range(5))(*wide)
+    for ours, theirs in zip([d_x, *gradients], oracle, strict=True):
+        assert furthest(ours.astype(mx.float32), np.array(theirs, np.float64)) < 3e-2
+    layer.eval()
+    before = np.array(layer(x).astype(mx.float32))
+    layer.settle()
+    assert np.array_equal(np.array(layer(x).astype(mx.float32)), before)
+
+
 @pytest.mark.parametrize("way", ["quantized", "resident"])
 def test_experts(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = 3

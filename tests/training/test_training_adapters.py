@@ -1,4 +1,4 @@
-"""Every kind of adapter in the engine: the fast paths are exact, learning works, resume is exact."""
+"""Every kind of adapter in the engine: exact fast paths, a loss that falls, an exact restart."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def learner(path: Path, kind: str, mode: str = "auto", **options: Any) -> Learne
         for name, a in adapter.tensors_of(loaded.model).items()
     ]
     loaded.model.load_weights(start, strict=False)
+    loaded.model.train()
     return Learner(loaded.model, lanes=Lanes(1), **options)
 
 

@@ -15,9 +15,10 @@ import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import ResourceError
 from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model import compute, cpu_attention, lora, memory, shapes, stock
-from mlx_itune.training import footprint, plan
+from mlx_itune.training import footprint, lanes, paths, plan, workload
 from mlx_itune.training.loop import train
 from mlx_itune.training.settings import TrainSettings, settings_from
+from mlx_itune.training.workload import Row
 
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten  # isort: skip
@@ -33,12 +34,14 @@ def settings(model: Path, **more: Any) -> TrainSettings:
     return settings_from({**values, "epochs": 1.0, **more})
 
 
-def rows(lengths: list[int]) -> list[plan.Row]:
+def rows(lengths: list[int]) -> list[Row]:
+    """Rows that begin differently: nothing is shared."""
+    rng = np.random.default_rng(0)
     made = []
     for length in lengths:
         weights = np.zeros(length, np.float32)
         weights[length // 2 :] = 1
-        made.append(plan.Row(np.ones(length, np.int32), weights))
+        made.append(Row(rng.integers(0, 300, length, dtype=np.int32), weights))
     return made
 
 
@@ -86,8 +89,11 @@ def test_base_and_adapter_bytes_are_those_of_the_loaded_model(
 
 
 def test_constants_are_those_of_the_engine() -> None:
-    assert plan.RESIDENT_SHARE == compute._RESIDENT_SHARE
+    assert workload.RESIDENT_SHARE == compute._RESIDENT_SHARE
     assert footprint.ATTENTION_BLOCK == cpu_attention._BLOCK_TOKENS
+    tokens = workload.CPU_TOKENS, workload.GPU_TOKENS, workload.FEWEST_TOKENS
+    assert tokens == (paths._CPU_TOKENS, paths._GPU_TOKENS, paths._FEWEST_TOKENS)
+    assert workload._MAX_LANES == lanes._MAX_LANES
 
 
 def test_the_parts_sum_to_the_peak(model: Path) -> None:

@@ -161,6 +161,8 @@ def test_a_folder_without_events_is_one_clear_error(tmp_path: Path) -> None:
         (line("stopped", step=2, signal=2), "stopped after step 2"),
         (line("failed", step=2, message="x", exit_code=6), "ended by an error after step 2"),
         (line("end", train_loss=1.0), "finished"),
+        (line("end", stopped_early=True, adapter_step=1), "the adapter is of step | 1"),
+        (line("end", stopped_early=True, adapter_step=1), "finished early"),
         ("", "not finished"),
     ],
 )

@@ -23,6 +23,7 @@ from mlx_itune.dataset.reading.window import Scan, Window
 _FIRST_KEY = re.compile(rb'\{[ \t\r\n]*"(?:[^"\\]|\\.){0,200}"')
 _REASON_BYTES = 1 << 20
 _LEAD_BYTES = 256
+_WORTH_WHILE = 8
 
 Rows = Generator[Record | Fault, None, bool]
 
@@ -41,6 +42,9 @@ class _Elements:
         self._good: bytes = b""
         self._passed = True
         self._nowhere = b"", 0
+        self._compared = 0
+        self._singly = 0
+        self._next_pause = 1
 
     def rows(self) -> Rows:
         window = self._window
@@ -64,8 +68,11 @@ class _Elements:
                 window.pos += 1
                 after_row = byte != b","
                 continue
-            if byte == b"{" and not after_row:
+            if self._singly:
+                self._singly -= 1
+            elif byte == b"{" and not after_row:
                 values, starts, end = rows_at(window.data, window.pos)
+                self._pause(len(values))
                 if values:
                     yield from map(Record, values, lines_of(window.data, starts, window.line))
                     self._good = window.data[starts[-1] : end]
@@ -90,6 +97,14 @@ class _Elements:
             else:
                 yield record
             after_row = True
+
+    def _pause(self, found: int) -> None:
+        """Where batches come out short, rows are read singly for a while: longer each time."""
+        if found >= _WORTH_WHILE:
+            self._next_pause = 1
+        else:
+            self._singly = self._next_pause
+            self._next_pause = min(2 * self._next_pause, 256)
 
     def _next_byte(self) -> bytes:
         """The next byte that is no space; what stood before it is kept as the row's lead."""
@@ -208,19 +223,32 @@ class _Elements:
         if self._nowhere[0] == needle:
             at = max(at, self._nowhere[1] - base)
         pattern = re.compile(needle)
-        while match := pattern.search(data, at):
-            if b"\n" in self._lead or self._is_row(match.end()):
-                return match.end()
-            at = match.end()
+        match = pattern.search(data, at)
+        while match is not None:
+            start = match.end()
+            if b"\n" in self._lead:
+                return start
+            match = pattern.search(data, start)
+            if self._is_row(start, len(data) if match is None else match.start()):
+                return start
+            at = start
         # Asked for row after broken row, the same bytes are not searched again.
         self._nowhere = needle, base + max(at, len(data) - _LEAD_BYTES)
         return None
 
-    def _is_row(self, at: int) -> bool:
-        """Whether a whole object begins here, with the keys of the rows before if there are any."""
+    def _is_row(self, at: int, next_at: int) -> bool:
+        """Whether a whole object begins here, with the keys of the rows before if there are any.
+
+        Where the next one might begin is as far as it may go, as long as there are so many broken
+        ones that looking further has taken more than its share.
+        """
         window = self._window
         scan = Scan(at)
-        if not scan.run(window.data, min(len(window.data), at + _REASON_BYTES)) or not scan.end:
+        share = _REASON_BYTES + 4 * window.offset - self._compared
+        stop = min(len(window.data), max(next_at, at + min(share, _REASON_BYTES)))
+        is_found = scan.run(window.data, stop)
+        self._compared += (scan.end or stop) - at
+        if not is_found or not scan.end:
             return False
         try:
             value = orjson.loads(window.data[at : scan.end])
