@@ -210,5 +210,5 @@ def _held(folder: Path) -> Iterator[bool]:
     if holder(folder / run.LOCK) is not None:
         yield False
         return
-    with locked(folder / run.LOCK, f"run {folder.name}"):
+    with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
         yield True

@@ -88,6 +88,16 @@ def write(
     return out
 
 
+def size_bytes(learner: Learner) -> int:
+    """About what one checkpoint takes on the disk."""
+    arrays = [
+        *(value for _, value in tree_flatten(learner.model.trainable_parameters())),
+        *adapter.shipped_by(learner.model).values(),
+        *learner.optimizer.arrays().values(),
+    ]
+    return sum(array.nbytes for array in arrays)
+
+
 def require_finite(model: nn.Module, moments: Mapping[str, Any] | None = None) -> None:
     """Raise DivergedError naming the first tensor that holds NaN or infinity."""
     values = dict(tree_flatten(model.trainable_parameters()))

@@ -14,7 +14,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
 
 from mlx_itune.model import lora
 from mlx_itune.model.training_caches import KeysValues

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import deque
@@ -18,9 +19,9 @@ from mlx_itune.kit.events import EventLog
 from mlx_itune.model import adapter
 from mlx_itune.training import checkpoint, incidents, run
 from mlx_itune.training.macos import resume_line
+from mlx_itune.training.policy import Policy
 from mlx_itune.training.record import WINDOW_STEPS, Record
 from mlx_itune.training.schedule import learning_rate
-from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.setup import Setup
 from mlx_itune.training.step import StepMetrics
 
@@ -56,38 +57,6 @@ class TrainResult:
     skipped_steps: int
 
 
-@dataclass(frozen=True)
-class Policy:
-    """When to validate, save and stop. patience: validations without a new best; 0 is no limit."""
-
-    save_every: int
-    save_every_s: float
-    eval_every: int
-    keep: int
-    patience: int
-    keep_best: bool
-
-    @classmethod
-    def of(cls, settings: TrainSettings) -> Policy:
-        """As the settings say."""
-        patience = int(getattr(settings, "patience", 0) or 0)
-        if not getattr(settings, "early_stopping", patience > 0):
-            patience = 0
-        return cls(
-            save_every=settings.save_every,
-            save_every_s=float(getattr(settings, "save_every_s", 300.0)),
-            eval_every=settings.eval_every,
-            keep=int(getattr(settings, "keep", 2)),
-            patience=patience,
-            keep_best=bool(getattr(settings, "keep_best", False)) or patience > 0,
-        )
-
-    @property
-    def saves(self) -> bool:
-        """Whether checkpoints are made without being asked for by a signal."""
-        return self.save_every > 0 or self.save_every_s > 0 or self.keep_best
-
-
 class Job:
     """A run in its folder, from where its record stands to its end."""
 
@@ -104,6 +73,7 @@ class Job:
         self.setup, self.settings, self.learner = setup, s, setup.learner
         self.train, self.valid = setup.material.train, setup.material.valid
         self.folder, self.record, self.policy = folder, record, Policy.of(s)
+        self.id = run.id_of(folder)
         self.plan: list[Batch] = list(
             batches(
                 len(self.train),
@@ -125,11 +95,8 @@ class Job:
     def tell(self, event: str, **fields: Any) -> None:
         """One event, to the log and the observer; a log or terminal that is gone ends no run."""
         if self._log is not None:
-            try:
+            with contextlib.suppress(StorageError):
                 self._log.emit(event, **fields)
-            except StorageError:
-                if event == "end":
-                    raise
         try:
             self._observe({"event": event, **fields})
         except OSError:
@@ -288,7 +255,7 @@ class Job:
                 self.learner,
                 self.setup.config,
                 self._provenance(metrics),
-                {"run": self.folder.name, **self.record.to_state()},
+                {"run": self.id, **self.record.to_state()},
                 keep=self.policy.keep,
                 best_step=self.record.best_step,
             )
@@ -340,7 +307,7 @@ class Job:
             self.setup.material.tokenizer,
             self.setup.material.rows.sources,
             metrics,
-            run=self.folder.name,
+            run=self.id,
         )
 
     def _last_good(self) -> str:

@@ -46,7 +46,7 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
         **setup.facts(),
     }
     folder = run.create(settings, beginning, fill=lambda stage: keep_rows(stage, material))
-    with locked(folder / run.LOCK, f"run {folder.name}"):
+    with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
         return work(setup, folder, Record(), observe=observe, began=began)
 
 
@@ -67,6 +67,10 @@ def work(
         job.tell("start", **_start(setup, folder, job))
         if resumed is not None:
             job.tell("resume", **resumed)
+            for name in resumed["damaged"]:
+                job.warn(f"{name} is damaged; going back to step {record.step}")
+            if resumed["changed"]:
+                job.warn(f"the last bits may differ: {'; '.join(resumed['changed'])}")
         # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.
         gc.freeze()
         try:

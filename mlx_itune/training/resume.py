@@ -50,24 +50,23 @@ def resume(
 
     The weights, moments and metrics at the end are, bit for bit, those of a run that was never
     interrupted. out: another place for the adapter. how: other values for settings in `HOW`, for a
-    run that did not fit; the same function, but its last bits will differ. Raises what `train` raises; UsageError,
-    DataError or ModelError naming the field that is not what the run began with; StorageError when
-    another process trains it or no checkpoint is undamaged.
+    run that did not fit; the same function, but its last bits will differ.
+    Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not what
+    the run began with; StorageError when another process trains it or no checkpoint is undamaged.
     """
     began = time.monotonic()
     folder = Path(folder)
-    beginning = run.read_json(folder / run.BEGINNING)
-    if beginning is None or beginning.get("v") != 1:
-        raise StorageError("is no run that can be resumed", where=str(folder / run.BEGINNING))
-    with locked(folder / run.LOCK, f"run {folder.name}"):
+    name = run.id_of(folder)
+    beginning = run.read_json(folder / run.BEGINNING) or {}
+    with locked(folder / run.LOCK, f"run {name}"):
         settings = _settings(folder, beginning, out, offline)
         if foreign := how.keys() - HOW:
             raise UsageError(f"{', '.join(sorted(foreign))} cannot change in a run")
         settings = dataclasses.replace(settings, **how)
-        finished = _finished(folder, Path(settings.out))
+        finished = _finished(folder, Path(settings.out), name)
         if finished is not None:
             return finished
-        overwrite = run.require_free_name(Path(settings.out), run=folder.name)
+        overwrite = run.require_free_name(Path(settings.out), run=name)
         identity.require_same_data(beginning["data"], Path(settings.data))
         setup = _same_setup(settings, folder, beginning)
         record, resumed = _restore(setup, folder)
@@ -128,7 +127,7 @@ def _restore(setup: Setup, folder: Path) -> tuple[Record, dict[str, Any]]:
     sweep(folder, every_owner=True)
     sweep(checkpoints, every_owner=True)
     sweep(Path(setup.settings.out).parent, Path(setup.settings.out).name)
-    found, damaged = newest(checkpoints, folder.name)
+    found, damaged = newest(checkpoints, run.id_of(folder))
     record = Record()
     if found is not None:
         checkpoint.restore(found, setup.learner)
@@ -172,7 +171,7 @@ def newest(checkpoints: Path, name: str) -> tuple[Checkpoint | None, list[Path]]
     return None, damaged
 
 
-def _finished(folder: Path, out: Path) -> Resumed | None:
+def _finished(folder: Path, out: Path, name: str) -> Resumed | None:
     """The result of a run that was done already, its adapter written again where it is missing."""
     words = run.read_json(folder / run.RESULT)
     if words is None:
@@ -181,7 +180,7 @@ def _finished(folder: Path, out: Path) -> Resumed | None:
     result = TrainResult(**{name: value for name, value in words.items() if name in names})
     result = dataclasses.replace(result, run=str(folder), adapter=str(out))
     if out.is_dir() and any(out.iterdir()):
-        run.require_free_name(out, run=folder.name)
+        run.require_free_name(out, run=name)
         return Resumed(result, finished_before=True)
     path = folder / run.CHECKPOINTS / checkpoint.name_of(result.adapter_step)
     if not path.is_dir():

@@ -59,9 +59,17 @@ def create(
         with storage_errors(run):
             stage.chmod(0o700)
         write_durably(stage / CONFIG, text.encode())
-        write_json(stage / BEGINNING, beginning)
+        write_json(stage / BEGINNING, {**beginning, "id": run.name})
         fill(stage)
     return run
+
+
+def id_of(folder: Path) -> str:
+    """The id of a run, whatever its folder is called by now. Raises StorageError."""
+    beginning = read_json(folder / BEGINNING)
+    if beginning is None or beginning.get("v") != 1 or not isinstance(beginning.get("id"), str):
+        raise StorageError("is not the beginning of a run", where=str(folder / BEGINNING))
+    return str(beginning["id"])
 
 
 def find(name: str, runs: Path = Path("runs")) -> Path:

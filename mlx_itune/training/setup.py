@@ -14,9 +14,11 @@ from mlx_itune.dataset.cache import Tokenized, tokenized
 from mlx_itune.dataset.render import TokenizedExample
 from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.files import require_free_bytes
 from mlx_itune.model import adapter, backend, lora
 from mlx_itune.model.base import LoadedModel, load, resolve, vet
-from mlx_itune.training import identity, optimizers
+from mlx_itune.training import checkpoint, identity, optimizers
+from mlx_itune.training.policy import Policy
 from mlx_itune.training.run import versions
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.step import Lanes, Learner
@@ -114,7 +116,7 @@ def ready(
 ) -> Setup:
     """Weights, adapter and learner. began: the run.json of the run that is resumed, if one is.
 
-    Raises ModelError; ResourceError where it will not fit.
+    Raises ModelError; ResourceError where it will not fit; StorageError on a disk too full.
     """
     _require_fit(settings, material)
     loaded = load(settings.model, compute=settings.compute, offline=settings.offline)
@@ -146,6 +148,9 @@ def ready(
         memory_bytes=int(settings.memory_gb * 1e9) if settings.memory_gb else None,
         lanes=_lanes(began),
     )
+    # The checkpoints that are kept, one more while it is written, and the adapter.
+    needed = checkpoint.size_bytes(learner) * (Policy.of(settings).keep + 3)
+    require_free_bytes(Path(settings.runs), needed, "saving this run")
     return Setup(settings, material, loaded, learner, config, tuple(paths))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -335,3 +336,12 @@ def test_what_the_gpu_says_becomes_advice_and_a_way_on(
         train(settings())
     assert told in str(error.value)
     assert f"mlx-itune resume {the_run(tmp_path)}" in str(error.value)
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_any_step(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
+    with pytest.raises(StorageError, match="saving this run needs"):
+        train(settings())
+    assert not (tmp_path / "runs").exists()

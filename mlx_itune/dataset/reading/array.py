@@ -24,6 +24,7 @@ _FIRST_KEY = re.compile(rb'\{[ \t\r\n]*"(?:[^"\\]|\\.){0,200}"')
 _REASON_BYTES = 1 << 20
 _LEAD_BYTES = 256
 _WORTH_WHILE = 8
+_FAR_BYTES = 1 << 15
 
 Rows = Generator[Record | Fault, None, bool]
 
@@ -43,6 +44,7 @@ class _Elements:
         self._passed = True
         self._nowhere = b"", 0
         self._compared = 0
+        self._longest = 0
         self._singly = 0
         self._next_pause = 1
 
@@ -137,24 +139,28 @@ class _Elements:
         record = Record(value, window.line)
         window.pos = end
         self._good = raw
+        self._longest = max(self._longest, len(raw))
         return record
 
     def _balanced_end(self) -> int | None:
         window = self._window
         at, depth = window.pos, 0
-        while True:
+        # An odd brace in a text makes this go on for ever: `_scan` finds the end of such rows.
+        limit = max(_FAR_BYTES, 4 * self._longest)
+        while at - window.pos < limit:
             data = window.data
             found = data.find(b"}", at)
             if found < 0:
                 depth += data.count(b"{", at)
                 at = len(data) - window.pos
-                if at > MAX_ROW_BYTES or not window.more():
+                if not window.more():
                     return None
                 continue
             depth += data.count(b"{", at, found) - 1
             at = found + 1
             if depth <= 0:
                 return at
+        return None
 
     def _row_or_reason(self) -> dict[str, Any] | RowFault:
         """The row at the window's place, read with care, or why it is none.
@@ -173,6 +179,7 @@ class _Elements:
                 if not isinstance(value, dict):
                     raise not_an_object()
                 window.pos = scan.end
+                self._longest = max(self._longest, len(raw))
                 return value
             except RowFault as fault:
                 after = window.data[scan.end : scan.end + _LEAD_BYTES].lstrip()[:1]

@@ -1,0 +1,93 @@
+"""Keep-awake and the word after an abort, with a caffeinate that only waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_itune.training.macos import kept_awake, resume_line
+
+# As the real one with -i -w PID: ends when that process does.
+CAFFEINATE = '#!/bin/sh\necho "$@" >> "$LOG"\nwhile kill -0 "$3" 2>/dev/null; do sleep 0.05; done\n'
+TRAINER = """
+import os, sys, time
+sys.platform = "darwin"
+from mlx_itune.training.macos import kept_awake
+with kept_awake("mlx-itune resume runs/x"):
+    time.sleep(0.3)
+    if sys.argv[1] == "abort":
+        os.abort()
+print("orderly", file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    tool = tmp_path / "bin" / "caffeinate"
+    tool.parent.mkdir()
+    tool.write_text(CAFFEINATE)
+    tool.chmod(0o755)
+    path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "LOG": str(tmp_path / "log")}
+
+
+def train(how: str, environment: dict[str, str], tmp_path: Path) -> tuple[int, str]:
+    """Exit code, and what stood on the terminal a little later."""
+    screen = tmp_path / "screen"
+    with screen.open("wb") as stderr:
+        command = [sys.executable, "-c", TRAINER, how]
+        code = subprocess.run(command, stderr=stderr, env=environment).returncode
+    deadline = time.monotonic() + 10
+    while how == "abort" and time.monotonic() < deadline and "resume" not in screen.read_text():
+        time.sleep(0.05)
+    return code, screen.read_text()
+
+
+def test_an_aborted_trainer_leaves_the_line_that_continues_it(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code, said = train("abort", environment, tmp_path)
+    assert code == -signal.SIGABRT
+    assert "continue with: mlx-itune resume runs/x" in said
+    assert "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1" in said
+    assert (tmp_path / "log").read_text().startswith("-i -w ")
+
+
+def test_an_orderly_end_says_nothing_and_leaves_no_process(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code, said = train("finish", environment, tmp_path)
+    assert (code, said) == (0, "orderly\n")
+    words = (tmp_path / "log").read_text().split()
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not [line for line in listed.splitlines() if f"caffeinate -i -w {words[2]}" in line]
+
+
+def test_elsewhere_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def popen(*_: object, **__: object) -> None:
+        pytest.fail("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with kept_awake("x"):
+        pass
+
+
+def test_without_the_tool_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def popen(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with kept_awake("x"):
+        pass
+
+
+def test_a_path_with_blanks_is_quoted() -> None:
+    assert resume_line("my runs/1") == "mlx-itune resume 'my runs/1'"
