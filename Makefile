@@ -1,6 +1,6 @@
 # Every target sets up what it needs (scripts/setup); ARGS="..." is passed on to the command.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check masks parity bench clean
+.PHONY: help demo test check masks parity crash bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,10 @@ check: ## formatting, lint and types
 parity: ## the same numbers as transformers + PEFT on torch, and as mlx-lm (installs torch)
 	@scripts/setup dev parity
 	.venv/bin/python -m pytest -m parity tests/parity $(ARGS)
+
+crash: ## runs killed 200 times and resumed, and every fault of the disk
+	@scripts/setup dev
+	.venv/bin/python -m pytest -m crash tests/crash $(ARGS)
 
 masks: ## every token's label against the oracle, 10,000 conversations a family (ARGS="--count 500")
 	@scripts/setup dev

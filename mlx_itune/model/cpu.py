@@ -133,6 +133,6 @@ def _nll(logits: mx.array, targets: mx.array) -> list[mx.array]:
 
 @_nll.vjp
 def _nll_vjp(primals: list[mx.array], _: list[mx.array], outputs: list[mx.array]) -> list[mx.array]:
-    (logits, targets), (_, powers, total) = primals, outputs
+    (logits, targets), (powers, total) = primals, outputs[1:]
     gradient = powers.at[mx.arange(logits.shape[0]), targets].subtract(total[:, 0])
     return [gradient, mx.zeros_like(targets)]

@@ -8,9 +8,9 @@ reductions; `cpu` has what is fast of either.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -61,7 +61,7 @@ def causal_plan(lengths: Sequence[int], shared: int = 0, window: int | None = No
     for length in lengths:
         parts = -(-length // _BLOCK_TOKENS)
         cuts = [begin + length * part // parts for part in range(parts + 1)]
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             low = begin if window is None else max(begin, start - window + 1)
             queries = mx.arange(start, stop)[:, None]
             keys = mx.arange(low, stop)[None]
@@ -96,7 +96,7 @@ def additive(allowed: mx.array) -> mx.array:
 def attend(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, plan: Plan
 ) -> mx.array:
-    """softmax(scale * Q K^T + bias) V: queries (B, heads, T, D), keys and values (B, kv heads, S, D)."""
+    """softmax(scale * Q K^T + bias) V: queries (B, heads, T, D), the others (B, kv heads, S, D)."""
     out: mx.array = _operation(scale, plan)(queries, keys, values)[0]
     return out
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -23,7 +24,7 @@ from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import cpu
 
 Array = Any
-# Logits that stand in memory at once; above 32 MB an allocation is no longer reused by the C library.
+# Logits that stand in memory at once; the C library reuses no allocation above 32 MB.
 _LOGITS_BYTES = 30 << 20
 # A product of fewer rows costs more in reading the head than in computing.
 _FEWEST_ROWS = 128
@@ -53,7 +54,7 @@ def weighted_nll(
         _called(model, ids, caches)
         return mx.array(0.0), mx.array(0.0)
     hidden, head = _split(model, ids, caches)
-    picked = _pick(hidden.reshape(-1, hidden.shape[-1]), rows)
+    picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(rows)]
     total = _head_loss(model, head, picked, targets, learned)
     return total, mx.array(float(learned.sum(dtype=np.float64)))
 
@@ -123,24 +124,6 @@ def _called(model: nn.Module, ids: mx.array, caches: Any) -> mx.array:
     return called
 
 
-def _pick(hidden: mx.array, rows: npt.NDArray[Any]) -> mx.array:
-    """Some rows of (N, D). Its gradient is a look-up too, as MLX's scatter is slow on a CPU."""
-    back = np.full(hidden.shape[0], rows.size, np.int32)
-    back[rows] = np.arange(rows.size, dtype=np.int32)
-
-    def forward(hidden: mx.array) -> mx.array:
-        return mx.take(hidden, mx.array(rows), axis=0)
-
-    def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        nothing = mx.zeros((1, cotangent.shape[1]), cotangent.dtype)
-        return mx.take(mx.concatenate([cotangent, nothing]), mx.array(back), axis=0)
-
-    operation: Any = mx.custom_function(forward)
-    operation.vjp(backward)
-    picked: mx.array = operation(hidden)
-    return picked
-
-
 def _head_loss(
     model: nn.Module,
     head: Callable[[mx.array], mx.array],
@@ -164,7 +147,8 @@ def _head_loss(
         return (nll * factor).sum(), mx.array(1.0)
 
     def forward(rows: mx.array, *values: mx.array) -> list[mx.array]:
-        total, parts, sums = mx.array(0.0), [], [mx.zeros_like(value) for value in values]
+        total, sums = mx.array(0.0), [mx.zeros_like(value) for value in values]
+        parts: list[mx.array] = []
         for chunk in _chunks(model, rows.shape[0]):
             # One after the other: MLX would make the logits of all chunks side by side.
             part = (
@@ -184,6 +168,8 @@ def _head_loss(
         return [total, mx.concatenate(parts), *sums] if learns else [total]
 
     def backward(_: Any, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> Any:
+        if not learns:
+            raise RuntimeError("in evaluation mode the loss has no gradient; call model.train()")
         return [(cotangents[0] * made).astype(made.dtype) for made in outputs[1:]]
 
     operation: Any = mx.custom_function(forward)
@@ -219,7 +205,7 @@ def _chunks(model: nn.Module, rows: int) -> list[slice]:
     """Slices of like size, none above `chunk_rows`."""
     count = -(-rows // chunk_rows(vocabulary(model)))
     cuts = [rows * part // count for part in range(count + 1)]
-    return [slice(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
 
 
 def vocabulary(model: nn.Module) -> int:

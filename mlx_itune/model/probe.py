@@ -167,8 +167,8 @@ class _Trial:
         if not way.packing:
             for ids, learned in zip(rows, weights, strict=True):
                 layout = training_caches.Rows(len(ids) - 1, None, tokens)
-                made = training_caches.caches(self.count, layout, shared) if way.caches else None
-                total = total + nll(self.model, ids[None], learned[None], caches=made)[0]
+                own = training_caches.caches(self.count, layout, shared) if way.caches else None
+                total = total + nll(self.model, ids[None], learned[None], caches=own)[0]
             return total
         # As they will be: all in one row, or two rows of two, the second with padding at its end.
         bins = [[0, 1, 2, 3]] if cpu.is_faster() else [[0, 1], [2, 3]]
@@ -180,7 +180,8 @@ class _Trial:
         lengths = [[len(rows[i]) for i in chosen] for chosen in bins]
         layout = training_caches.Rows(width - 1, lengths, tokens)
         made = training_caches.caches(self.count, layout, shared)
-        return total + nll(self.model, ids, targets, caches=made)[0]
+        whole: mx.array = total + nll(self.model, ids, targets, caches=made)[0]
+        return whole
 
 
 def _joined(parts: list[Any], width: int) -> Any:

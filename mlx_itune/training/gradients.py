@@ -32,7 +32,8 @@ def recorded_prefix(
     """Its weighted loss, its weight, and its keys and values; nothing to differentiate."""
     nll, weight, kept = paths.prefix_sums(model, prefix)
     mx.eval(nll, weight, kept)
-    return float(nll.item()), float(weight.item()), kept
+    sums: list[Any] = [nll.item(), weight.item()]
+    return float(sums[0]), float(sums[1]), kept
 
 
 @dataclass(frozen=True)

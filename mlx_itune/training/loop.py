@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.kit.errors import ItuneError
+from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.lock import locked
 from mlx_itune.model import adapter, backend
@@ -67,10 +67,6 @@ def work(
         job.tell("start", **_start(setup, folder, job))
         if resumed is not None:
             job.tell("resume", **resumed)
-            for name in resumed["damaged"]:
-                job.warn(f"{name} is damaged; going back to step {record.step}")
-            if resumed["changed"]:
-                job.warn(f"the last bits may differ: {'; '.join(resumed['changed'])}")
         # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.
         gc.freeze()
         try:
@@ -79,7 +75,9 @@ def work(
                     return job.finish(Path(setup.settings.out), overwrite=overwrite)
         except Exception as error:
             code = error.exit_code if isinstance(error, ItuneError) else ItuneError.exit_code
-            job.tell("failed", step=record.step, message=str(error), exit_code=code)
+            job.tell("failed", step=record.step, message=str(error), exit_code=code, resume=line)
+            if isinstance(error, StorageError) and error.hint is None:
+                error.hint = f"nothing that was sealed is lost; then continue with: {line}"
             raise
         finally:
             gc.unfreeze()

@@ -53,7 +53,7 @@ class Prefix:
     @property
     def tokens(self) -> int:
         """S: how many are run."""
-        return self.input_ids.shape[1] - 1
+        return int(self.input_ids.shape[1]) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,8 @@ def _without_first(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _prefix(rows: Sequence[_Row], tokens: int) -> Prefix:
-    weights = np.sum([row.weights[: tokens + 1] for row in rows], axis=0, dtype=np.float64)
+    stacked = np.stack([row.weights[: tokens + 1] for row in rows])
+    weights = stacked.sum(axis=0, dtype=np.float64)
     weights[0] = 0.0
     return Prefix(rows[0].input_ids[None, : tokens + 1], weights[None].astype(np.float32))
 

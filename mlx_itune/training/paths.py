@@ -146,7 +146,7 @@ def _room(model: nn.Module, wishes: Wishes, lanes: int) -> float:
     trained = sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
     # Gradients, AdamW's two moments, and room for the update.
     fixed = parameters + 4 * 5 * trained + lanes * logits_bytes(model)
-    return max(0.0, (budget - fixed) / lanes)
+    return float(max(0.0, (budget - fixed) / lanes))
 
 
 def _kept(exact: Exact, wishes: Wishes, affordable: float, words: dict[str, str]) -> float:

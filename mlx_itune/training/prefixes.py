@@ -8,6 +8,7 @@ all rows below a common start form a group, or those below its branches do, whic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def shared_starts(rows: Sequence[Ids], multiple: int = 1) -> list[tuple[list[int
     the one that the last of these predicts. multiple: of what such a number is, to bound shapes.
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index].astype(">i4").tobytes())
-    common = [_common(rows[one], rows[other]) for one, other in zip(order, order[1:], strict=False)]
+    common = [_common(rows[one], rows[other]) for one, other in pairwise(order)]
     groups: list[tuple[list[int], int]] = []
     alone: list[int] = []
     for start, stop, tokens in _best(common, 0, len(rows), multiple)[1]:

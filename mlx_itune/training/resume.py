@@ -51,8 +51,8 @@ def resume(
     The weights, moments and metrics at the end are, bit for bit, those of a run that was never
     interrupted. out: another place for the adapter. how: other values for settings in `HOW`, for a
     run that did not fit; the same function, but its last bits will differ.
-    Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not what
-    the run began with; StorageError when another process trains it or no checkpoint is undamaged.
+    Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not
+    what the run began with; StorageError when another process trains it, or no checkpoint is whole.
     """
     began = time.monotonic()
     folder = Path(folder)

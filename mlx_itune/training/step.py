@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -104,7 +105,8 @@ class Learner:
         self, batches: Sequence[MicroBatch], *, dropout_key: Any = None
     ) -> tuple[float, float, dict[str, Any]]:
         """Loss, sum of weights and the gradient of the loss over all batches together."""
-        parts = [*batches, *prefixes_of(batches)]
+        self.model.train()
+        parts: list[Any] = [*batches, *prefixes_of(batches)]
         weight = float(sum(part.weights[:, 1:].sum(dtype=np.float64) for part in parts))
         parameters = self.model.trainable_parameters()
         keys: dict[int, Any] = {}
@@ -134,18 +136,18 @@ class Learner:
         batches = self.arranged(examples)
         total = weight = 0.0
         for group in by_prefix(batches):
-            shared = None
+            shared: Any = None
             if (prefix := group[0].prefix) is not None:
-                nll, learned, shared = self.lanes.alone(
-                    lambda p=prefix: recorded_prefix(self.model, self._paths, p)
-                )
+                run = partial(recorded_prefix, self.model, self._paths, prefix)
+                nll, learned, shared = self.lanes.alone(run)
                 total, weight = total + nll, weight + learned
-            sums = self.lanes.each(
-                lambda b, kept=shared: self._paths.sums(self.model, b, kept), group
-            )
-            for nll, learned in sums:
-                total, weight = total + _number(nll), weight + _number(learned)
+            with_prefix = partial(self._sums, kept=shared)
+            for sums in self.lanes.each(with_prefix, group):
+                total, weight = total + _number(sums[0]), weight + _number(sums[1])
         return total / weight if weight else float("nan")
+
+    def _sums(self, batch: MicroBatch, kept: Any) -> Any:
+        return self._paths.sums(self.model, batch, kept)
 
     def arranged(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """The examples as this learner computes them."""

@@ -24,7 +24,7 @@ _FIRST_KEY = re.compile(rb'\{[ \t\r\n]*"(?:[^"\\]|\\.){0,200}"')
 _REASON_BYTES = 1 << 20
 _LEAD_BYTES = 256
 _WORTH_WHILE = 8
-_FAR_BYTES = 1 << 15
+_FAR_BYTES = 1 << 12
 
 Rows = Generator[Record | Fault, None, bool]
 
