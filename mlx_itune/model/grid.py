@@ -6,8 +6,8 @@ learns the scales alone, at full rank. s' and b' are rounded to the type the bas
 in training too (the gradient passes through), so what is trained is what a merge ships.
 
 u = scale sqrt(in) (A_s B_s)^T and v = scale (A_b B_b)^T. With A drawn as LoRA's and weights of
-about 1 / sqrt(in), a step of B moves the weights as far as one of LoRA's B does: LoRA's learning
-rates hold.
+about 1 / sqrt(in), a step of B moves the weights about as far as one of LoRA's B does, so that
+learning rates are of the same size.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.sources import Fault, load_splits, read_rows
+from mlx_itune.dataset.sources import Fault, expand, load_splits, read_rows
 from mlx_itune.kit.errors import DataError, StorageError
 
 SHARED = Path(__file__).parents[3] / "shared/data"
@@ -294,6 +294,35 @@ def test_missing_data_is_named(tmp_path):
         load_splits(tmp_path)
 
 
+def test_raw_files_of_any_kind_and_folders_of_them_are_split(tmp_path):
+    (tmp_path / "a.csv").write_text("frage,antwort\n" + "".join(f"q{n},a\n" for n in range(40)))
+    columns = {"question": "frage", "answer": "antwort"}
+    splits = load_splits(tmp_path / "a.csv", columns=columns)
+    assert len(splits.train) + len(splits.valid) == 40 and splits.valid
+    (tmp_path / "b.tsv").write_text("antwort\tfrage\na\tq41\n")
+    both = load_splits(tmp_path, columns=columns)
+    assert len(both.train) + len(both.valid) == 41
+    assert [source.path for source in both.sources] == ["a.csv", "b.tsv"]
+    (tmp_path / "test.json").write_text('[{"frage": "q", "antwort": "a"}]')
+    with pytest.raises(DataError, match="no train"):
+        load_splits(tmp_path, columns=columns)
+    (tmp_path / "a.csv").rename(tmp_path / "train.csv")
+    assert len(load_splits(tmp_path, columns=columns).test) == 1
+
+
+def test_folders_expand_to_their_files_of_rows(tmp_path):
+    names = (
+        "b.jsonl a.csv.gz dataset.json removed.jsonl ledger.jsonl .hidden.json notes.md c.parquet"
+    )
+    for name in names.split():
+        (tmp_path / name).touch()
+    (tmp_path / "lineage").mkdir()
+    found = expand([tmp_path / "notes.md", tmp_path, tmp_path / "b.jsonl"])
+    assert [path.name for path in found] == ["notes.md", "a.csv.gz", "b.jsonl", "c.parquet"]
+    with pytest.raises(DataError, match="no file of rows; found nothing"):
+        expand([tmp_path / "lineage"])
+
+
 def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         list(read_rows(tmp_path / "none.jsonl"))
@@ -306,7 +335,13 @@ def test_a_conversation_cannot_be_built_wrong():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared real data is not here")
 @pytest.mark.parametrize(
-    ("name", "rows"), [("gsm8k.jsonl", 2500), ("sharegpt_dummy_conversation.json", 500)]
+    ("name", "rows"),
+    [
+        ("gsm8k.jsonl", 2500),
+        ("sharegpt_dummy_conversation.json", 500),
+        ("alpaca_seed_tasks.jsonl", 175),
+        ("flan_cot_strategyqa.tsv", 2061),
+    ],
 )
 def test_real_files_are_read_whole(name, rows):
     assert sum(isinstance(row, Conversation) for row in read_rows(SHARED / name)) == rows

@@ -25,8 +25,24 @@ _SHAPE = {
     "max_position_embeddings": 512,
     "rope_theta": 10000.0,
 }
+# Those whose layers keep keys and values only.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
+    # Mistral's: a window in some layers of a llama.
+    "llama/sliding": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+    },
+    "ministral3": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 9,
+        "rope_parameters": {
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 16,
+        },
+    },
     "qwen2": {"tie_word_embeddings": False},
     "qwen3": {"tie_word_embeddings": True},
     "gemma2": {"query_pre_attn_scalar": 16},
@@ -35,13 +51,66 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 2,
         "query_pre_attn_scalar": 16,
     },
+    "phi3": {"partial_rotary_factor": 0.5},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {
+        "logits_scaling": 3.0,
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": False,
+    },
+}
+# Those with layers that keep something else, which neither packing nor sharing fits.
+STATEFUL: dict[str, dict[str, Any]] = {
+    "mamba2": {
+        "num_heads": 8,
+        "state_size": 8,
+        "intermediate_size": 128,
+        "layer_norm_epsilon": 1e-5,
+        "conv_kernel": 4,
+        "n_groups": 2,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "tie_word_embeddings": True,
+        "time_step_limit": [0.001, 100.0],
+        "time_step_rank": 8,
+    },
+    "granitemoehybrid": {
+        "attention_bias": False,
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 3.0,
+        "residual_multiplier": 0.5,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 96,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_proj_bias": False,
+        "mamba_d_state": 8,
+        "mamba_d_conv": 4,
+        "mamba_n_groups": 2,
+        "mamba_conv_bias": True,
+    },
 }
 
 
 def build(name: str, seed: int = 0) -> Any:
     """A random model with LoRA of rank 4 whose B is not zero any more."""
-    module = importlib.import_module(f"mlx_lm.models.{name}")
-    config = {"model_type": name, **_SHAPE, **ARCHITECTURES[name]}
+    kind = name.partition("/")[0]
+    module = importlib.import_module(f"mlx_lm.models.{kind}")
+    config = {"model_type": kind, **_SHAPE, **(ARCHITECTURES | STATEFUL)[name]}
     model = module.Model(module.ModelArgs.from_dict(config))
     weights = tree_flatten(model.parameters())
     keys = mx.random.split(mx.random.key(seed), len(weights))

@@ -45,6 +45,7 @@ class _Elements:
         self._nowhere = b"", 0
         self._compared = 0
         self._longest = 0
+        self._was_whole = True
         self._singly = 0
         self._next_pause = 1
 
@@ -82,6 +83,7 @@ class _Elements:
                     after_row = True
                     continue
             record = self._whole_row() if byte == b"{" else None
+            self._was_whole = record is not None
             if record is None:
                 line = window.line
                 found = self._row_or_reason()
@@ -146,7 +148,7 @@ class _Elements:
         window = self._window
         at, depth = window.pos, 0
         # An odd brace in a text makes this go on for ever: `_scan` finds the end of such rows.
-        limit = max(_FAR_BYTES, 4 * self._longest)
+        limit = 2 * self._longest + (_FAR_BYTES if self._was_whole else _LEAD_BYTES)
         while at - window.pos < limit:
             data = window.data
             found = data.find(b"}", at)
