@@ -67,11 +67,11 @@ _FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--micro-batch-tokens", int, "Tokens computed at once; speed and memory only (4096)."),
     ("--memory-gb", float, "Memory that the run may take (default: what this machine has)."),
     *(
-        (flag, click.Choice(["auto", "on", "off"]), f"{what}; speed and memory only (auto).")
+        (flag, click.Choice(["auto", "on", "off"]), f"{what}.")
         for flag, what in (
-            ("--packing", "Several rows in one"),
-            ("--prefix-sharing", "Common beginnings computed once"),
-            ("--gradient-checkpointing", "Activations computed twice, not kept"),
+            ("--packing", "Several rows in one (default off: not exact with sliding windows)"),
+            ("--prefix-sharing", "Common beginnings computed once (default off: likewise)"),
+            ("--gradient-checkpointing", "Activations computed twice, not kept (default auto)"),
         )
     ),
 )

@@ -105,8 +105,9 @@ class TrainSettings:
     early_stopping: int = 0
     micro_batch_tokens: int = 4096
     memory_gb: float | None = None
-    packing: Switch = "auto"
-    prefix_sharing: Switch = "auto"
+    # Off until they are exact on every architecture with sliding windows (gemma2, ministral).
+    packing: Switch = "off"
+    prefix_sharing: Switch = "off"
     gradient_checkpointing: Switch = "auto"
     offline: bool = False
 

@@ -96,8 +96,9 @@ def test_losses_and_gradients_over_twenty_steps(tiny_model_dir: Path, tmp_path: 
 
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
+        vectors = ours.optimizer.gather(gradients)
         norm = float(np.sqrt(sum((np.array(g) ** 2).sum() for _, g in tree_flatten(gradients))))
-        ours._update(gradients, norm, RATE)
+        ours.optimizer.apply(ours.model, vectors, RATE, factor=min(1.0, 1.0 / norm))
 
     keys = tuple(lora.adapted_keys(loaded.model))
     config = adapter.AdapterConfig(RANK, ALPHA / RANK, 0.0, keys, 2)
