@@ -12,7 +12,7 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.base import scaled_dot_product_attention
 
 from mlx_itune.model import backend, cpu_attention
-from mlx_itune.model.cpu_math import exp, exp_minus, row_max, row_sum
+from mlx_itune.model.cpu_math import exp, exp_minus, on_one_stream, row_max, row_sum
 from mlx_itune.model.training_caches import TrainingCache
 
 
@@ -97,19 +97,20 @@ def fast_swiglu(gate: mx.array, x: mx.array) -> mx.array:
     return product
 
 
-@mx.custom_function
-def _swiglu(gate: mx.array, x: mx.array) -> list[mx.array]:
+def _swiglu_forward(gate: mx.array, x: mx.array) -> list[mx.array]:
     sigmoid = 1 / (1 + exp_minus(gate))
     return [gate * sigmoid * x, sigmoid]
 
 
-@_swiglu.vjp
-def _swiglu_vjp(
+def _swiglu_backward(
     primals: list[mx.array], cotangents: list[mx.array], outputs: list[mx.array]
 ) -> list[mx.array]:
     (gate, x), sigmoid, cotangent = primals, outputs[1], cotangents[0]
     silu = gate * sigmoid
     return [cotangent * x * (sigmoid + silu * (1 - sigmoid)), cotangent * silu]
+
+
+_swiglu = on_one_stream(_swiglu_forward, _swiglu_backward)
 
 
 def nll(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
@@ -122,8 +123,7 @@ def nll(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     return outputs[0], outputs[2][:, 0]
 
 
-@mx.custom_function
-def _nll(logits: mx.array, targets: mx.array) -> list[mx.array]:
+def _nll_forward(logits: mx.array, targets: mx.array) -> list[mx.array]:
     chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
     peak = row_max(logits)
     powers = exp(logits - peak)
@@ -131,8 +131,12 @@ def _nll(logits: mx.array, targets: mx.array) -> list[mx.array]:
     return [(mx.log(total) + peak - chosen)[:, 0], powers, total]
 
 
-@_nll.vjp
-def _nll_vjp(primals: list[mx.array], _: list[mx.array], outputs: list[mx.array]) -> list[mx.array]:
+def _nll_backward(
+    primals: list[mx.array], _: list[mx.array], outputs: list[mx.array]
+) -> list[mx.array]:
     (logits, targets), (powers, total) = primals, outputs[1:]
     gradient = powers.at[mx.arange(logits.shape[0]), targets].subtract(total[:, 0])
     return [gradient, mx.zeros_like(targets)]
+
+
+_nll = on_one_stream(_nll_forward, _nll_backward)

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import mlx.core as mx
 
-from mlx_itune.model.cpu_math import LOG2_E, exp2, row_max, row_sum
+from mlx_itune.model.cpu_math import LOG2_E, exp2, on_one_stream, row_max, row_sum
 
 # Queries per block of a causal attention: small enough to skip most of the upper half.
 _BLOCK_TOKENS = 72
@@ -164,10 +163,7 @@ def _operation(scale: float, plan: Plan) -> Callable[..., Arrays]:
             d_values.joined(keys.shape[2]),
         ]
 
-    operation: Any = mx.custom_function(forward)
-    operation.vjp(backward)
-    called: Callable[..., Arrays] = operation
-    return called
+    return on_one_stream(forward, backward)
 
 
 class _Rows:

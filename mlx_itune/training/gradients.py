@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_itune.model import lora
 from mlx_itune.model.training_caches import KeysValues
@@ -27,11 +28,11 @@ Result = tuple[mx.array, Tree]
 
 
 def recorded_prefix(
-    model: nn.Module, paths: Paths, prefix: Prefix
+    model: nn.Module, paths: Paths, lanes: Lanes, prefix: Prefix
 ) -> tuple[float, float, KeysValues]:
     """Its weighted loss, its weight, and its keys and values; nothing to differentiate."""
-    nll, weight, kept = paths.prefix_sums(model, prefix)
-    mx.eval(nll, weight, kept)
+    nll, weight, kept = paths.prefix_sums(model, prefix, lanes.streams())
+    mx.eval(kept, nll, weight)
     sums: list[Any] = [nll.item(), weight.item()]
     return float(sums[0]), float(sums[1]), kept
 
@@ -77,7 +78,7 @@ class Work:
 
         def ahead(values: Tree) -> tuple[mx.array, mx.array, KeysValues]:
             self.model.update(values)
-            loss, kept = self._prefix_loss(prefix)
+            loss, kept = self._prefix_loss(prefix, self.lanes.streams())
             arrays = [array for pair in kept for array in pair]
             cotangents[:] = [mx.zeros(array.shape) for array in arrays]
             carried = [
@@ -90,7 +91,7 @@ class Work:
         # whose memory is written to, before anything that reads them is evaluated. So the pass is
         # made once, and of its arrays those stay that the backward pass needs.
         (_, loss, kept), gradient = mx.value_and_grad(ahead)(self.parameters)
-        self.lanes.alone(lambda: mx.eval(loss, kept, cotangents))
+        mx.eval(kept, loss, cotangents)
         total: list[mx.array] | None = None
         for value, (more, pairs) in self.lanes.each(lambda b: self._given(b, kept), batches):
             arrays = [array for pair in pairs for array in pair]
@@ -99,7 +100,8 @@ class Work:
             yield value, more
         for cotangent, array in zip(cotangents, total or [], strict=True):
             np.asarray(cotangent)[...] = np.asarray(array.astype(mx.float32))
-        self.lanes.alone(lambda: mx.eval(gradient))
+        # From the last layer back, so that all parts of the prefix proceed side by side.
+        mx.eval([array for _, array in reversed(tree_flatten(gradient))])
         yield loss, gradient
 
     def _given(self, batch: MicroBatch, kept: KeysValues) -> tuple[mx.array, Any]:
@@ -125,9 +127,11 @@ class Work:
         self._draw(batch)
         return self.paths.sums(self.model, batch, kept)[0] / self.weight
 
-    def _prefix_loss(self, prefix: Prefix) -> tuple[mx.array, KeysValues]:
+    def _prefix_loss(
+        self, prefix: Prefix, streams: Sequence[Any] = ()
+    ) -> tuple[mx.array, KeysValues]:
         self._draw(prefix)
-        nll, _, kept = self.paths.prefix_sums(self.model, prefix)
+        nll, _, kept = self.paths.prefix_sums(self.model, prefix, streams)
         return nll / self.weight, kept
 
     def _draw(self, part: MicroBatch | Prefix) -> None:

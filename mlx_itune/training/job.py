@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_itune.dataset.batching import Batch, batches
-from mlx_itune.kit.errors import DivergedError, StorageError, UsageError
+from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.model import adapter
 from mlx_itune.training import checkpoint, incidents, run
@@ -87,10 +87,6 @@ class Job:
         self._wall_s_before, self._peak_before = record.wall_s, record.peak_memory_bytes
         self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)
         self._next_save_s = time.monotonic() + self.policy.save_every_s
-        if self.policy.keep_best and not self.valid:
-            raise UsageError(
-                "keeping the best step needs validation rows", hint="add a valid.jsonl"
-            )
 
     def tell(self, event: str, **fields: Any) -> None:
         """One event, to the log and the observer; a log or terminal that is gone ends no run."""

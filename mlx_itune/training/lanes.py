@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -29,6 +29,7 @@ class Lanes:
         self.count = count or (min(cpus, _MAX_LANES) if parallel else 1)
         self._lock = threading.Lock()
         self._local = threading.local()
+        self._streams: list[Any] = []
         self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
         if self._pool is not None:
             backend.blas_threads(1)
@@ -40,20 +41,14 @@ class Lanes:
         """
         if self._pool is None:
             yield from (_evaluated(build(item)) for item in items)
-        elif len(items) == 1:
-            yield self.alone(lambda: _evaluated(build(items[0])))
         else:
             yield from self._pool.map(lambda item: self._run(build, item), items)
 
-    def alone(self, work: Callable[[], T]) -> T:
-        """Do `work` with all cores for its products, while no lane is at work."""
-        if self._pool is None:
-            return work()
-        backend.blas_threads(self.count)
-        try:
-            return work()
-        finally:
-            backend.blas_threads(1)
+    def streams(self) -> list[Any]:
+        """A stream for each lane, for work that is evaluated at once but in parts side by side."""
+        if not self._streams:
+            self._streams = [mx.new_stream(mx.default_device()) for _ in range(self.count)]
+        return self._streams
 
     def close(self) -> None:
         """End the threads, and let BLAS use its own again."""

@@ -7,6 +7,7 @@ after a row's last target need to be computed.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,7 +20,7 @@ from mlx_itune.training.prefixes import shared_starts
 # Widths are rounded up to this, which bounds how many shapes an allocator has to serve.
 _WIDTH_TOKENS = 16
 # What a rectangle costs besides its positions, in positions: building its graph takes as long.
-_OVERHEAD_TOKENS = 128
+_OVERHEAD_TOKENS = 32
 # Ways of cutting that are compared, per lane.
 _CUTS = 24
 # A token that sees so many others costs twice as much as one that sees none.
@@ -198,19 +199,20 @@ def _balanced(
     least = -(-sum(sizes) // budget_tokens)
     if least > 1 or sum(costs) * (1 - 1 / lanes) > lanes * _OVERHEAD_TOKENS:
         least = -(-least // lanes) * lanes
-    for count in range(min(least, len(order)), len(order) + 1):
+    count = min(least, len(order))
+    while True:
         parts: list[list[_Row]] = [[] for _ in range(count)]
-        loads, filled = [0.0] * count, [0] * count
+        filled = [0] * count
         # The longest first, each to where least has to be done (Graham, 1969).
+        loads = [(0.0, part) for part in range(count)]
         for row, size, cost in zip(order, sizes, costs, strict=True):
-            part = loads.index(min(loads))
+            load, part = loads[0]
+            heapq.heapreplace(loads, (load + cost, part))
             parts[part].append(row)
-            loads[part] += cost
             filled[part] += size
         if all(f <= budget_tokens or len(p) == 1 for f, p in zip(filled, parts, strict=True)):
-            break
-    heaviest = sorted(range(count), key=lambda part: -loads[part])
-    return [parts[part] for part in heaviest]
+            return [parts[part] for _, part in sorted(loads, reverse=True)]
+        count = min(len(order), max(count + 1, count + count // 16))
 
 
 def _binned(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +26,8 @@ Choice = Literal["auto", "on", "off"]
 # busy.
 _CPU_TOKENS, _GPU_TOKENS = 512, 4096
 _FEWEST_TOKENS = 64
+# A prefix is cut into parts of no fewer tokens.
+_PART_TOKENS = 96
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,36 @@ class Paths:
             return self.nll(model, batch.input_ids, batch.weights, caches=made)
 
     def prefix_sums(
-        self, model: nn.Module, prefix: Prefix
+        self, model: nn.Module, prefix: Prefix, streams: Sequence[Any] = ()
     ) -> tuple[mx.array, mx.array, KeysValues]:
-        """The same for a prefix, and its keys and values."""
-        made = caches(self.cache_count, Rows(prefix.tokens), record=True)
-        with checkpointed_blocks(model, model.training and prefix.tokens > self.kept_tokens):
-            nll, weight = self.nll(model, prefix.input_ids, prefix.weights, caches=made)
-        return nll, weight, recorded(made)
+        """The same for a prefix, and its keys and values.
+
+        streams: on these it runs in as many parts, each behind the ones before it: a later part's
+        first layers beside an earlier one's next.
+        """
+        parts = min(max(1, len(streams)), 1 + prefix.tokens // _PART_TOKENS)
+        cuts = [prefix.tokens * part // parts for part in range(parts + 1)]
+        nll, weight, kept = mx.array(0.0), mx.array(0.0), None
+        for part, (start, stop) in enumerate(pairwise(cuts)):
+            ids = prefix.input_ids[:, start : stop + 1]
+            weights = prefix.weights[:, start : stop + 1]
+            made = caches(self.cache_count, Rows(stop - start, None, start), kept, record=True)
+            recompute = model.training and prefix.tokens > self.kept_tokens
+            with mx.stream(streams[part]) if parts > 1 else nullcontext():
+                with checkpointed_blocks(model, recompute):
+                    more, learned = self.nll(model, ids, weights, caches=made)
+                nll, weight = nll + more, weight + learned
+                kept = _extended(kept, recorded(made))
+        return nll, weight, kept or []
+
+
+def _extended(before: KeysValues | None, behind: KeysValues) -> KeysValues:
+    if before is None:
+        return behind
+    return [
+        (mx.concatenate([k, more_k], axis=2), mx.concatenate([v, more_v], axis=2))
+        for (k, v), (more_k, more_v) in zip(before, behind, strict=True)
+    ]
 
 
 def choose(

@@ -1,8 +1,8 @@
 """Which rows of a step share which first tokens.
 
 Tokens that several rows start with are computed once for all of them. Rows are sorted, so that
-those with a long common start stand side by side, and cut into groups where most is saved: either
-all rows below a common start form a group, or those below its branches do, whichever is more.
+those with a long common start stand side by side; of a common start's branches, those that save
+more among themselves form groups of their own, and the others one that shares this start.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 # A prefix is a pass of its own; what it saves must be worth it. In tokens.
 _WORTH_TOKENS = 128
+# Rows that are looked at together; in an evaluation there may be any number.
+_WINDOW_ROWS = 256
 
 Ids = NDArray[np.int32]
 
@@ -27,13 +29,15 @@ def shared_starts(rows: Sequence[Ids], multiple: int = 1) -> list[tuple[list[int
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index].astype(">i4").tobytes())
     common = [_common(rows[one], rows[other]) for one, other in pairwise(order)]
-    groups: list[tuple[list[int], int]] = []
-    alone: list[int] = []
-    for start, stop, tokens in _best(common, 0, len(rows), multiple)[1]:
-        if tokens:
-            groups.append((order[start:stop], tokens))
-        else:
-            alone += order[start:stop]
+    groups, alone = [], []
+    for start in range(0, len(rows), _WINDOW_ROWS):
+        stop = min(start + _WINDOW_ROWS, len(rows))
+        for places, tokens in _best(common, start, stop, multiple)[1]:
+            members = [order[place] for place in places]
+            if tokens:
+                groups.append((members, tokens))
+            else:
+                alone += members
     return [*groups, (alone, 0)] if alone else groups
 
 
@@ -43,24 +47,38 @@ def _common(one: Ids, other: Ids) -> int:
     return int(differ[0]) if differ.size else shortest
 
 
-Cut = tuple[int, int, int]
+Group = tuple[list[int], int]
 
 
-def _best(common: Sequence[int], start: int, stop: int, multiple: int) -> tuple[int, list[Cut]]:
-    """The most that groups of rows [start, stop) save, in tokens; these groups in sorted order."""
+def _best(common: Sequence[int], start: int, stop: int, multiple: int) -> tuple[int, list[Group]]:
+    """The most that groups of the sorted rows [start, stop) save, in tokens, and these groups.
+
+    common: of each row and the next.
+    """
     if stop - start < 2:
-        return 0, [(start, stop, 0)]
+        return 0, [(list(range(start, stop)), 0)]
     between = common[start : stop - 1]
     least = min(between)
     tokens = max(least - 1, 0) // multiple * multiple
-    together = tokens * (stop - start - 1)
     # Rows that differ from their neighbours at this depth begin branches of their own.
     cuts = [start + 1 + i for i, length in enumerate(between) if length == least]
-    apart, parts = 0, []
-    for first, last in zip([start, *cuts], [*cuts, stop], strict=True):
-        saved, inside = _best(common, first, last, multiple)
-        apart += saved
-        parts += inside
-    if together >= _WORTH_TOKENS and together >= apart:
-        return together, [(start, stop, tokens)]
-    return apart, parts
+    branches = [
+        (list(range(first, last)), *_best(common, first, last, multiple))
+        for first, last in zip([start, *cuts], [*cuts, stop], strict=True)
+    ]
+    # Those that save more among themselves go their own way; the others share what all start with.
+    own = [(saved, groups) for members, saved, groups in branches if saved > tokens * len(members)]
+    together = [
+        place
+        for members, saved, _ in branches
+        if saved <= tokens * len(members)
+        for place in members
+    ]
+    saved_here = tokens * (len(together) - 1)
+    if saved_here < _WORTH_TOKENS:
+        saved = sum(saved for _, saved, _ in branches)
+        return saved, [group for _, _, groups in branches for group in groups]
+    return (
+        saved_here + sum(saved for saved, _ in own),
+        [(together, tokens), *(group for _, groups in own for group in groups)],
+    )

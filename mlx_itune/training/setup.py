@@ -13,7 +13,7 @@ from mlx_itune.dataset import stored
 from mlx_itune.dataset.cache import Tokenized, tokenized
 from mlx_itune.dataset.render import TokenizedExample
 from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes
 from mlx_itune.model import adapter, backend, lora
 from mlx_itune.model.base import LoadedModel, load, resolve, vet
@@ -95,6 +95,8 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
     if kept_rows is not None and (kept_rows / _ROWS / "train").is_dir():
         train = stored.StoredExamples(kept_rows / _ROWS / "train")
         valid = stored.StoredExamples(kept_rows / _ROWS / "valid")
+    if Policy.of(settings).keep_best and not valid:
+        raise UsageError("keeping the best step needs validation rows", hint="add a valid.jsonl")
     _check_vocabulary(path, config, (*train, *valid))
     facts = {
         **identity.tokenizer_facts(tokenizer),

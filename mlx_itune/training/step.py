@@ -111,8 +111,10 @@ class Learner:
         parameters = self.model.trainable_parameters()
         keys: dict[int, Any] = {}
         if dropout_key is not None:
-            split_keys = mx.random.split(dropout_key, len(parts))
-            keys = {id(part): split_keys[index] for index, part in enumerate(parts)}
+            split_keys = [*mx.random.split(dropout_key, len(parts))]
+            # Here and now: a lane's thread cannot evaluate what waits on this one's stream.
+            mx.eval(split_keys)
+            keys = {id(part): key for part, key in zip(parts, split_keys, strict=True)}
         work = Work(self.model, self._paths, self.lanes, parameters, weight, keys)
         loss, gradient = 0.0, None
         try:
@@ -138,8 +140,7 @@ class Learner:
         for group in by_prefix(batches):
             shared: Any = None
             if (prefix := group[0].prefix) is not None:
-                run = partial(recorded_prefix, self.model, self._paths, prefix)
-                nll, learned, shared = self.lanes.alone(run)
+                nll, learned, shared = recorded_prefix(self.model, self._paths, self.lanes, prefix)
                 total, weight = total + nll, weight + learned
             with_prefix = partial(self._sums, kept=shared)
             for sums in self.lanes.each(with_prefix, group):

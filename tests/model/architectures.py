@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "rope_parameters": {
             "rope_theta": 10000.0,
             "llama_4_scaling_beta": 0.1,
-            "original_max_position_embeddings": 16,
+            "original_max_position_embeddings": 512,
         },
     },
     "qwen2": {"tie_word_embeddings": False},
@@ -70,6 +70,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
         "norm_topk_prob": True,
         "tie_word_embeddings": False,
+    },
+}
+# Queries are scaled by their place in the row: a shared prefix fits, packing does not.
+PLACED: dict[str, dict[str, Any]] = {
+    "ministral3/scaled": {
+        **ARCHITECTURES["ministral3"],
+        "rope_parameters": {
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 16,
+        },
     },
 }
 # Those with layers that keep something else, which neither packing nor sharing fits.
@@ -110,7 +121,7 @@ def build(name: str, seed: int = 0) -> Any:
     """A random model with LoRA of rank 4 whose B is not zero any more."""
     kind = name.partition("/")[0]
     module = importlib.import_module(f"mlx_lm.models.{kind}")
-    config = {"model_type": kind, **_SHAPE, **(ARCHITECTURES | STATEFUL)[name]}
+    config = {"model_type": kind, **_SHAPE, **(ARCHITECTURES | PLACED | STATEFUL)[name]}
     model = module.Model(module.ModelArgs.from_dict(config))
     weights = tree_flatten(model.parameters())
     keys = mx.random.split(mx.random.key(seed), len(weights))

@@ -1,0 +1,175 @@
+"""A step's loss and gradient, however it is computed: every way against rows one by one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "model"))
+
+from architectures import ARCHITECTURES, PLACED, STATEFUL, build, furthest
+
+import mlx.core as mx  # isort: skip
+from mlx.utils import tree_flatten
+
+from mlx_itune.model import cpu
+from mlx_itune.model.loss import plain_nll
+from mlx_itune.training.lanes import Lanes
+from mlx_itune.training.microbatch import MicroBatch, arrange, prefixes_of
+from mlx_itune.training.prefixes import shared_starts
+from mlx_itune.training.step import Learner
+
+
+class Row:
+    """An example."""
+
+    def __init__(self, input_ids: Any, weights: Any) -> None:
+        self.input_ids = np.asarray(input_ids, np.int32)
+        self.weights = np.asarray(weights, np.float32)
+
+
+def some_rows(seed: int = 0) -> list[Row]:
+    """Rows with a start in common, one that comes twice, one that learns little, one nothing."""
+    rng = np.random.default_rng(seed)
+    starts = [rng.integers(0, 300, 60), rng.integers(0, 300, 45), []]
+    rows = []
+    for number in range(9):
+        start = starts[number % 3]
+        ids = np.concatenate([start, rng.integers(0, 300, int(rng.integers(3, 40)))])
+        weights = (rng.random(ids.size) < 0.4) * rng.choice([0.25, 1.0, 2.0], ids.size)
+        weights[0] = 5.0  # Has no context, and counts nowhere.
+        rows.append(Row(ids, weights))
+    rows.append(Row(rows[0].input_ids, rows[0].weights))
+    only = np.zeros(30)
+    only[4] = 1.0
+    rows.append(Row(rows[1].input_ids[:30], only))
+    rows.append(Row(rows[2].input_ids[:5], np.zeros(5)))
+    return rows
+
+
+def one_by_one(model: Any, rows: list[Row]) -> tuple[float, dict[str, Any]]:
+    """The definition: full logits of each row alone, one sum of losses over one sum of weights."""
+    parameters = model.trainable_parameters()
+    weight = sum(float(row.weights[1:].sum()) for row in rows)
+
+    def loss(values: Any) -> Any:
+        model.update(values)
+        losses = [plain_nll(model, row.input_ids[None], row.weights[None])[0] for row in rows]
+        return sum(losses, mx.array(0.0)) / weight
+
+    value, gradients = mx.value_and_grad(loss)(parameters)
+    mx.eval(value, gradients)
+    model.update(parameters)
+    return np.asarray(value).item(), dict(tree_flatten(gradients))
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "plain": {"packing": "off", "prefix_sharing": "off", "gradient_checkpointing": "off"},
+    "packing": {"prefix_sharing": "off", "micro_batch_tokens": 100},
+    "sharing": {"packing": "off", "micro_batch_tokens": 90},
+    "checkpointing": {"packing": "off", "prefix_sharing": "off", "gradient_checkpointing": "on"},
+    "all": {"gradient_checkpointing": "on", "micro_batch_tokens": 64},
+    "small": {"micro_batch_tokens": 1},
+    "tight": {"memory_bytes": 1},
+}
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *PLACED, *STATEFUL])
+def test_every_way_gives_the_loss_and_gradient_of_rows_one_by_one(name: str) -> None:
+    rows = some_rows()
+    model = build(name)
+    plain, plain_gradients = one_by_one(model, rows)
+    cpu.specialize(model)
+    for way, options in WAYS.items():
+        for count in (1, 2):
+            lanes = Lanes(count)
+            learner = Learner(model, lanes=lanes, **options)
+            loss, weight, tree = learner.gradients(learner.arranged(rows))
+            ours = learner.evaluate(rows)
+            lanes.close()
+            assert loss == pytest.approx(plain, rel=1e-6), way
+            assert ours == pytest.approx(plain, rel=1e-6), way
+            assert weight == pytest.approx(sum(float(row.weights[1:].sum()) for row in rows))
+            assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5, way
+
+
+def test_a_learner_says_what_it_does_and_why() -> None:
+    llama, hybrid = (Learner(build(name)).paths() for name in ("llama", "granitemoehybrid"))
+    assert llama.keys() == {"head", "packing", "prefix", "checkpointing", "micro_batch_tokens"}
+    assert not any(words.startswith("off") for words in llama.values())
+    for name in ("packing", "prefix"):
+        assert hybrid[name] == "off: its layers keep more than keys and values"
+
+
+@pytest.mark.parametrize("packing", ["off", "row", "bins"])
+@pytest.mark.parametrize("budget", [1, 64, 150, 10**6])
+def test_no_target_is_lost_or_counted_twice(packing: Any, budget: int) -> None:
+    rows = some_rows(1)
+    wanted: dict[tuple[int, ...], float] = {}
+    for row in rows:
+        for t in np.flatnonzero(row.weights[1:]) + 1:
+            key = tuple(row.input_ids[: t + 1].tolist())
+            wanted[key] = wanted.get(key, 0.0) + float(row.weights[t])
+    made = arrange(rows, budget, 2, packing=packing, sharing=True)
+    found: dict[tuple[int, ...], float] = {}
+
+    def count(before: list[int], ids: Any, weights: Any) -> None:
+        assert weights[0] == 0 or not before
+        for t in np.flatnonzero(weights[1:]) + 1:
+            key = (*before, *ids[: t + 1].tolist())
+            found[key] = found.get(key, 0.0) + float(weights[t])
+
+    def sequences(batch: MicroBatch) -> Any:
+        lengths = batch.lengths or ((batch.input_ids.shape[1],),) * len(batch.input_ids)
+        for row, sizes in enumerate(lengths):
+            ends = np.cumsum(sizes)
+            assert ends[-1] <= batch.input_ids.shape[1]
+            assert not batch.weights[row, ends[-1] :].any()
+            for start, end in zip(ends - sizes, ends, strict=True):
+                yield batch.input_ids[row, start:end], batch.weights[row, start:end]
+
+    for prefix in prefixes_of(made):
+        count([], prefix.input_ids[0], prefix.weights[0])
+    for batch in made:
+        before = [] if batch.prefix is None else batch.prefix.input_ids[0, :-1].tolist()
+        several = sum(len(s) for s in batch.lengths) if batch.lengths else len(batch.input_ids)
+        assert batch.tokens <= budget + len(batch.input_ids) or several == 1
+        for ids, weights in sequences(batch):
+            count(before, ids, np.append(0, weights[1:]))
+    assert found.keys() == wanted.keys()
+    assert all(found[key] == pytest.approx(wanted[key]) for key in wanted)
+
+
+def test_groups_of_a_common_start_save_the_most() -> None:
+    rng = np.random.default_rng(0)
+    system, task = rng.integers(0, 50, 200), rng.integers(0, 50, 150)
+    deep = [np.concatenate([system, task, rng.integers(0, 50, 9)]) for _ in range(4)]
+    flat = [np.concatenate([system, rng.integers(50, 99, 9)]) for _ in range(3)]
+    other = [rng.integers(50, 99, 30) for _ in range(3)]
+    groups = shared_starts([*deep, *flat, *other])
+    assert sorted(index for members, _ in groups for index in members) == list(range(10))
+    found = {tuple(sorted(members)): tokens for members, tokens in groups}
+    assert found == {(0, 1, 2, 3): 349, (4, 5, 6): 199, (7, 8, 9): 0}
+    assert all(tokens % 16 == 0 for _, tokens in shared_starts(deep, 16))
+    assert [tokens for _, tokens in shared_starts(other)] == [0]
+
+
+def test_gradients_do_not_depend_on_the_company_a_row_keeps() -> None:
+    """Two halves of a step add up to the step."""
+    model, rows = build("qwen3"), some_rows(2)
+    cpu.specialize(model)
+    learner = Learner(model, lanes=Lanes(1))
+    whole, weight, tree = learner.gradients(learner.arranged(rows))
+    halves = [learner.gradients(learner.arranged(part)) for part in (rows[:5], rows[5:])]
+    assert sum(loss * w for loss, w, _ in halves) == pytest.approx(whole * weight, rel=1e-6)
+    gradients = [dict(tree_flatten(part)) for _, _, part in halves]
+    total = {
+        name: sum(g[name] * (w / weight) for g, (_, w, _) in zip(gradients, halves, strict=True))
+        for name in gradients[0]
+    }
+    assert furthest(dict(tree_flatten(tree)), total) < 2e-5
