@@ -39,7 +39,7 @@ class Armour:
         self._names = sorted(self.tokens)[:_PLACES]
         self._hide = {n: chr(_IN_CONTENT + i) * len(n) for i, n in enumerate(self._names)}
         self._shadow = {n: chr(_IN_TEMPLATE + i) * len(n) for i, n in enumerate(self._names)}
-        self._first = {name[0] for name in self.special if name}
+        self._first = {name[0] for name in self.tokens if name}
         self._special = _Finder(self.special)
         self._any = _Finder(self.tokens)
 
@@ -50,6 +50,10 @@ class Armour:
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """Each special token spelled out in `text` as (start, end, id)."""
         return [(m.start(), m.end(), self.special[m.group()]) for m in self._special.finditer(text)]
+
+    def first(self, text: str) -> str:
+        """The first control string in `text`, or nothing."""
+        return next((m.group() for m in self._any.finditer(text)), "")
 
     def put_on(self, value: Any, *, in_reply: bool = False) -> Any:
         """`value` (text, or JSON of texts) with its control strings hidden.
@@ -79,11 +83,32 @@ class Armour:
         """Whether a content holds what control strings begin with: a cut could complete one."""
         return any(self._first & set(str(message.get("content"))) for message in messages)
 
-    def apart(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def joined(
+        self, text: str, messages: Sequence[Mapping[str, Any]], render: Callable[[Any], str]
+    ) -> bool:
+        """Whether `text`, rendered from `messages`, spells more than what the template writes.
+
+        A reply may write markup, as a whole or in parts that the template joins.
+        """
+        if len(self.spans(text)) > len(self.spans(render(self._apart(messages)))):
+            return True
+        others = [m for m in messages if m["role"] != "assistant"]
+        if not self.could_join(others):
+            return False
+        return self._count(text) > self._count(render(self._apart(messages, replies=False)))
+
+    def _count(self, text: str) -> int:
+        return sum(1 for _ in self._any.finditer(text))
+
+    def _apart(
+        self, messages: Sequence[Mapping[str, Any]], *, replies: bool = True
+    ) -> list[dict[str, Any]]:
         """`messages` whose contents hold no character that begins a control string."""
         away = str.maketrans(dict.fromkeys(self._first, chr(_IN_CONTENT + _PLACES - 1)))
         return [
             {k: v.translate(away) if k == "content" else v for k, v in message.items()}
+            if replies or message["role"] != "assistant"
+            else dict(message)
             for message in messages
         ]
 

@@ -177,11 +177,15 @@ def _draft(
         else:
             probe = text_of([*messages[:n], {"role": "assistant", "content": PROBE}])
             opening = _opening(prompt, text_of(messages[:n]), tokenizer)
-            tail = _reply_after_header(upto, opening, probe, conversation.origin)
+            tail = _reply_after_header(upto, opening, probe, conversation.origin, tokenizer)
         if "tool_calls" in messages[n]:
             opening = opening or _opening(prompt, text_of(messages[:n]), tokenizer)
         reply, closed = _learned_part(tail, opening, messages[n], tokenizer)
-        _check_calls(reply, messages[n], conversation.origin, tokenizer)
+        _check_calls(
+            messages[n],
+            conversation.origin,
+            lambda message, before=messages[:n]: text_of([*before, message]),  # type: ignore[misc]
+        )
         span = _Span(len(prompt), len(prompt) + len(reply), weight)
         if full.startswith(prompt + reply) and (closed or n == last):
             shared.append(span)
@@ -194,7 +198,9 @@ def _draft(
     return alone
 
 
-def _reply_after_header(upto: str, opening: str, probe: str, origin: str) -> str:
+def _reply_after_header(
+    upto: str, opening: str, probe: str, origin: str, tokenizer: ChatTokenizer
+) -> str:
     """The reply in `upto`, where what comes before it is not what inference would have.
 
     Templates that rewrite earlier turns do this: the reply begins where the generation prompt's
@@ -203,7 +209,8 @@ def _reply_after_header(upto: str, opening: str, probe: str, origin: str) -> str
     """
     header = probe.partition(PROBE)[0]
     at = header.rfind(opening) if opening else -1
-    if at >= 0:
+    # An earlier reply may begin with the words of the opening; then another turn opens behind it.
+    if at >= 0 and tokenizer.first_mark(opening) not in header[at + len(opening) :]:
         header = header[: at + len(opening)]
     if not upto.startswith(header):
         raise DataError("the chat template hides where this reply begins", where=origin)
@@ -247,15 +254,20 @@ def _learned_part(
 
 
 def _check_calls(
-    reply: str, message: Mapping[str, Any], origin: str, tokenizer: ChatTokenizer
+    message: Mapping[str, Any], origin: str, written: Callable[[Mapping[str, Any]], str]
 ) -> None:
     """A template that does not know tool calls would have silence learned in their place."""
     if "tool_calls" not in message:
         return
-    for start, end, _ in reversed(tokenizer.find_controls(reply)):
-        reply = reply[:start] + reply[end:]
-    for call in message["tool_calls"]:
-        if call["function"]["name"] not in reply:
+    # Under names that occur nowhere else: a real one may stand in the text by chance.
+    names = [f"{PROBE}{number}." for number in range(len(message["tool_calls"]))]
+    renamed = [
+        {**call, "function": {**call["function"], "name": name}}
+        for call, name in zip(message["tool_calls"], names, strict=True)
+    ]
+    text = written({**message, "tool_calls": renamed})
+    for call, name in zip(message["tool_calls"], names, strict=True):
+        if name not in text:
             raise DataError(
                 f"the chat template does not write the tool call {call['function']['name']!r}",
                 where=origin,

@@ -143,17 +143,19 @@ class ChatTokenizer:
         Raises DataError when the template refuses them ("system role not supported").
         """
         template = self._tool_template if tools else self._template
+
+        def rendered(messages: Sequence[Mapping[str, Any]]) -> str:
+            return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
+
         # Jinja raises what the template makes it raise: its own errors and those of plain Python.
         try:
-            text = template.render(messages, tools, add_generation_prompt=add_generation_prompt)
+            text = rendered(messages)
             if not template.joins or not self._armour.could_join(messages):
                 return text
-            apart = template.render(
-                self._armour.apart(messages), tools, add_generation_prompt=add_generation_prompt
-            )
+            joined = self._armour.joined(text, messages, rendered)
         except Exception as error:
             raise DataError(f"the chat template refuses these turns: {error}") from error
-        if len(self._armour.spans(text)) > len(self._armour.spans(apart)):
+        if joined:
             raise DataError("the chat template joins parts of the text to a control token")
         return text
 
@@ -195,6 +197,10 @@ class ChatTokenizer:
     def find_controls(self, text: str) -> list[tuple[int, int, int]]:
         """Special tokens spelled out in `text`, as (start, end, id)."""
         return self._armour.spans(text)
+
+    def first_mark(self, text: str) -> str:
+        """The first token of the template's language in `text`; its first word if it has none."""
+        return self._armour.first(text) or next(iter(text.split()), text)
 
     def spells_control(self, turn: Turn) -> bool:
         """Whether a turn's text holds a control string (which is read as plain characters)."""

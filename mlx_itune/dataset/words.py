@@ -151,19 +151,30 @@ class WordEncoder:
         ids: list[int] = []
         starts: list[int] = []
         ends: list[int] = []
-        tokens, lengths = [], []
+        tokens: list[int] = []
+        lengths: list[int] = []
         for word in new:
             if word in self._controls:
-                found, ranges, shift = [self._controls[word]], [(0, len(word))], 0
-            else:
-                encoding = next(encodings)
-                shift = int(word[0] == _FIRST)
-                found, ranges = encoding.ids, encoding.offsets
+                ids.append(self._controls[word])
+                starts.append(0)
+                ends.append(len(word))
+                tokens.append(1)
+                lengths.append(len(word))
+                continue
+            encoding = next(encodings)
+            found = encoding.ids
             ids += found
-            starts += [max(0, start - shift) for start, _ in ranges]
-            ends += [max(0, end - shift) for _, end in ranges]
             tokens.append(len(found))
-            lengths.append(len(word) - shift)
+            for start, end in encoding.offsets:
+                starts.append(start)
+                ends.append(end)
+            lengths.append(len(word))
+            if word[0] == _FIRST:
+                # The mark is no character of the text.
+                lengths[-1] -= 1
+                for ranges in (starts, ends):
+                    own = slice(len(ranges) - len(found), None)
+                    ranges[own] = [max(0, at - 1) for at in ranges[own]]
         first = len(self._ids) + np.cumsum(tokens) - tokens
         self._ids = np.append(self._ids, np.array(ids, dtype=np.int32))
         self._starts = np.append(self._starts, np.array(starts, dtype=np.int32))

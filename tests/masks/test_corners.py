@@ -97,3 +97,42 @@ def test_calls_that_a_template_drops_are_refused_not_learned_as_silence(name):
     turns = (Turn("user", "a"), Turn("assistant", "", tool_calls=(CALL,)))
     with pytest.raises(DataError):
         learned(name, *turns)
+
+
+def test_a_reply_that_begins_like_a_prompt_is_not_taken_for_a_later_turns_opening():
+    turns = (
+        Turn("user", "a"),
+        Turn("assistant", "<think>\nfirst, without an end", weight=0.0),
+        Turn("user", "b"),
+        Turn("assistant", "second"),
+    )
+    ((prompt, reply),) = learned("deepseek_r1", *turns)
+    assert prompt.endswith("b<｜Assistant｜><think>\n")
+    assert reply == "second<｜end▁of▁sentence｜>"
+
+
+@pytest.mark.parametrize("cut", ["/think", "/no_think", "/system_override"])
+def test_halves_of_markup_that_a_template_joins_stay_text(cut):
+    tokenizer = chat_tokenizer("gpt2", FAMILIES["smollm3"])
+    thought = tokenizer.hf.convert_tokens_to_ids("</think>")
+
+    def thoughts(system: str) -> int:
+        turns = (Turn("system", system), Turn("user", "a"), Turn("assistant", "b"))
+        (example,) = render(Conversation(turns, "f.jsonl:1"), tokenizer)
+        return example.input_ids.tolist().count(thought)
+
+    plain = thoughts(f"a {cut} system")
+    try:
+        joined = thoughts(f"</th{cut}ink>")
+    except DataError:
+        return
+    assert joined == plain
+
+
+def test_a_dropped_call_is_refused_even_if_its_name_stands_in_the_text():
+    calls = tuple(
+        {**CALL, "id": f"call0000{n}", "function": {"name": name, "arguments": {"x": 1}}}
+        for n, name in enumerate(("f", "final"))
+    )
+    with pytest.raises(DataError):
+        learned("gpt_oss", Turn("user", "a"), Turn("assistant", "final", tool_calls=calls))
