@@ -202,7 +202,7 @@ def hostile_rows() -> list[Conversation]:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama2"])
 def test_hostile_data_is_only_text_on_the_token_page(chat: Chat, kind: str) -> None:
-    tokenizer = chat(kind)
+    tokenizer = chat(kind, QWEN3)
     found = [e for row in hostile_rows() for e in examine(row, tokenizer, max_length_tokens=4096)]
     document = tokens_page(found, tokenizer, data=HOSTILE, model=HOSTILE)
     seen = read(document)
@@ -214,7 +214,7 @@ def test_hostile_data_is_only_text_on_the_token_page(chat: Chat, kind: str) -> N
 
 
 def test_hostile_data_is_only_text_on_the_stats_page(chat: Chat) -> None:
-    tokenizer = chat("gpt2")
+    tokenizer = chat("gpt2", QWEN3)
     stats = gather([(HOSTILE, hostile_rows())], tokenizer=tokenizer, max_length_tokens=20)
     assert stats is not None
     document = stats_page(stats, data=HOSTILE)
