@@ -64,13 +64,13 @@ _FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--warmup", float, "Warm-up: below 1 a share of the run, else steps (default 0.03)."),
     ("--schedule", click.Choice(["cosine", "linear", "constant"]), "(default cosine)."),
     ("--clip-norm", float, "Largest gradient norm; 0 is no clipping (default 1)."),
-    ("--micro-batch-tokens", int, "Tokens computed at once; speed and memory only (4096)."),
+    ("--micro-batch-tokens", int, "Tokens computed at once (default: by device and memory)."),
     ("--memory-gb", float, "Memory that the run may take (default: what this machine has)."),
     *(
         (flag, click.Choice(["auto", "on", "off"]), f"{what}.")
         for flag, what in (
-            ("--packing", "Several rows in one (default off: not exact with sliding windows)"),
-            ("--prefix-sharing", "Common beginnings computed once (default off: likewise)"),
+            ("--packing", "Rows side by side, without padding (default auto)"),
+            ("--prefix-sharing", "Common beginnings computed once (default auto)"),
             ("--gradient-checkpointing", "Activations computed twice, not kept (default auto)"),
         )
     ),

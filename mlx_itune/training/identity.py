@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +119,14 @@ def require_same_model(
         raise ModelError(_listed(changed), where=where, hint="put it back, or start a new run")
 
 
-def differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What else has changed; such a run goes on, but its last bits may differ."""
+def differences(
+    began: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()
+) -> list[str]:
+    """What else has changed, `but` for these; such a run goes on, but its last bits may differ."""
     return [
         f"{name} {now.get(name)} (began with {began.get(name)})"
         for name in dict.fromkeys([*began, *now])
-        if now.get(name) != began.get(name)
+        if name not in but and now.get(name) != began.get(name)
     ]
 
 

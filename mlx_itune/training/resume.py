@@ -71,10 +71,14 @@ def resume(
         setup = _same_setup(settings, folder, beginning)
         record, resumed = _restore(setup, folder)
         now = {**setup.facts(), "settings": identity.settings_facts(settings)}
+        # What a setting left open was decided, and how stands in "how".
+        decided = set(now["how"])
         changed = dict.fromkeys(
             line
             for part in ("settings", "how", "versions", "machine")
-            for line in identity.differences(beginning[part], now[part])
+            for line in identity.differences(
+                beginning[part], now[part], decided if part == "settings" else set()
+            )
         )
         result = work(
             setup,

@@ -103,11 +103,10 @@ class TrainSettings:
     clip_norm: float = 1.0
     eval_every: int = 0
     early_stopping: int = 0
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int | None = None
     memory_gb: float | None = None
-    # Off until they are exact on every architecture with sliding windows (gemma2, ministral).
-    packing: Switch = "off"
-    prefix_sharing: Switch = "off"
+    packing: Switch = "auto"
+    prefix_sharing: Switch = "auto"
     gradient_checkpointing: Switch = "auto"
     offline: bool = False
 
@@ -198,7 +197,8 @@ def _ranges(s: TrainSettings) -> list[str]:
         "weight_decay must be at least 0": finite(s.weight_decay) and s.weight_decay >= 0,
         "warmup must be at least 0": finite(s.warmup) and s.warmup >= 0,
         "clip_norm must be at least 0 (0: no clipping)": finite(s.clip_norm) and s.clip_norm >= 0,
-        "micro_batch_tokens must be at least 1": s.micro_batch_tokens >= 1,
+        "micro_batch_tokens must be at least 1": s.micro_batch_tokens is None
+        or s.micro_batch_tokens >= 1,
         "seed must be at least 0": s.seed >= 0,
         "map must be field=column pairs": all("=" in pair for pair in s.map),
     }

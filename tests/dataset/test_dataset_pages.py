@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
-from chat_templates import QWEN3
+from chat_templates import CHATML, QWEN3
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.examine import examine, pieces, single_tokens
@@ -21,6 +21,8 @@ from mlx_itune.kit.errors import DataError
 
 Chat = Callable[..., ChatTokenizer]
 
+# The calls of a turn behind its words.
+CALLING = CHATML.replace("+ m.content +", "+ m.content + (m.tool_calls or '') | string +")
 KINDS = ("gpt2", "llama3", "merging", "llama2", "llama2_legacy")
 HOSTILE = "</script></style><img src=x onerror=alert(1)>\"'& \u202e \x1b[31m --> ]]> <b>"
 SCRAPS = (
@@ -202,7 +204,7 @@ def hostile_rows() -> list[Conversation]:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama2"])
 def test_hostile_data_is_only_text_on_the_token_page(chat: Chat, kind: str) -> None:
-    tokenizer = chat(kind, QWEN3)
+    tokenizer = chat(kind, CALLING)
     found = [e for row in hostile_rows() for e in examine(row, tokenizer, max_length_tokens=4096)]
     document = tokens_page(found, tokenizer, data=HOSTILE, model=HOSTILE)
     seen = read(document)
@@ -214,7 +216,7 @@ def test_hostile_data_is_only_text_on_the_token_page(chat: Chat, kind: str) -> N
 
 
 def test_hostile_data_is_only_text_on_the_stats_page(chat: Chat) -> None:
-    tokenizer = chat("gpt2", QWEN3)
+    tokenizer = chat("gpt2", CALLING)
     stats = gather([(HOSTILE, hostile_rows())], tokenizer=tokenizer, max_length_tokens=20)
     assert stats is not None
     document = stats_page(stats, data=HOSTILE)

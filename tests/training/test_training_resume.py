@@ -196,7 +196,8 @@ def test_what_did_not_fit_may_go_on_in_smaller_pieces(settings: Any, tmp_path: P
     events: list[Event] = []
     resume(run, how={"micro_batch_tokens": 16}, observe=events.append)
     (resumed,) = [event for event in events if event["event"] == "resume"]
-    assert resumed["changed"] == ["micro_batch_tokens 16 (began with 4096)"]
+    began = json.loads((run / "run.json").read_text())["how"]["micro_batch_tokens"]
+    assert resumed["changed"] == [f"micro_batch_tokens 16 (began with {began})"]
     with pytest.raises(UsageError, match="seed cannot change"):
         resume(run, how={"seed": 3})
 

@@ -41,7 +41,7 @@ def edit(file: Path, old: str, new: str) -> None:
         ("rank = 4", "rank = 8\nalpha = 3.0", "alpha is 3.0, the run began with None"),
         ('learn = "all"', 'learn = "last"', "learn is 'last'"),
         ('keys = ["self_attn.q_proj", ', "keys = [", "keys is"),
-        ("micro_batch_tokens = 4096", "micro_batch_tokens = 64", "micro_batch_tokens is 64"),
+        ("keep = 2", "keep = 2\nmicro_batch_tokens = 64", "micro_batch_tokens is 64"),
     ],
 )
 def test_changed_settings_are_refused_by_name(
