@@ -40,16 +40,22 @@ def command(
     """
     from mlx_itune.cli import report, trained
     from mlx_itune.cli.progress import Progress
+    from mlx_itune.training.ranks import is_writer
     from mlx_itune.training.resume import resume
     from mlx_itune.training.run import find
 
-    folder = find(run, runs)
     how = {"micro_batch_tokens": micro_batch_tokens, "memory_gb": memory_gb}
+    how = {name: value for name, value in how.items() if value is not None}
+    if not is_writer():
+        # Its folder comes from process 0.
+        resume(Path(run), how=how, offline=offline)
+        return
+    folder = find(run, runs)
     with Progress() as progress:
         done = resume(
             folder,
             out=out,
-            how={name: value for name, value in how.items() if value is not None},
+            how=how,
             offline=offline,
             observe=progress.training,
         )

@@ -114,11 +114,31 @@ def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
     help="The same settings in a file; flags win over it.",
 )
 @_flags
-def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> None:
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    default=0,
+    help="Answer so many validation rows before and after, for the report (default 0).",
+)
+@click.option("--tensorboard", type=options.DIRECTORY, help="Event files there, for TensorBoard.")
+@click.option("--wandb", metavar="PROJECT", help="Numbers and settings to Weights & Biases.")
+def command(
+    config: Path | None,
+    samples: int,
+    tensorboard: Path | None,
+    wandb: str | None,
+    as_json: bool,
+    offline: bool,
+    **flags: Any,
+) -> None:
     """Tune a model on a data set by an adapter; only the assistant's words are learned."""
+    from mlx_itune.cli import report, trained
     from mlx_itune.cli.progress import Progress
+    from mlx_itune.cli.samples import add as answered
     from mlx_itune.kit.config import from_toml
+    from mlx_itune.training.hooks import attached
     from mlx_itune.training.loop import train
+    from mlx_itune.training.ranks import is_writer
     from mlx_itune.training.settings import TrainSettings, settings_from
 
     values: dict[str, Any] = from_toml(config, TrainSettings) if config else {}
@@ -132,26 +152,17 @@ def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> 
         from mlx_itune.kit.network import go_offline
 
         go_offline()
+    settings = settings_from(values)
+    if not is_writer():
+        train(settings)
+        return
     with Progress() as progress:
-        result = train(settings_from(values), observe=progress.training)
-    from mlx_itune.cli import report
-
+        with attached(
+            settings, progress.training, wandb=wandb, tensorboard=tensorboard, say=progress.say
+        ) as observe:
+            result = train(settings, observe=observe)
+        answered(settings, Path(result.run), Path(result.adapter), samples, progress)
     if as_json:
         report.emit(result)
-        return
-    report.pairs(
-        [
-            ("adapter", result.adapter),
-            ("run", result.run),
-            ("steps", f"{result.steps:,} ({result.epochs:g} epochs, {result.examples:,} rows)"),
-            ("train loss", report.number(result.train_loss)),
-            ("valid loss", report.number(result.valid_loss)),
-            (
-                "learned",
-                f"{result.supervised_tokens:,} tokens, "
-                f"{result.supervised_tokens_per_second:,.0f} per second",
-            ),
-            ("peak memory", report.megabytes(result.peak_memory_bytes)),
-            ("time", report.seconds(result.wall_s)),
-        ]
-    )
+    else:
+        trained.tell(result)

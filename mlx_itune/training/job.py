@@ -20,6 +20,7 @@ from mlx_itune.model import adapter
 from mlx_itune.training import checkpoint, incidents, run
 from mlx_itune.training.macos import resume_line
 from mlx_itune.training.policy import Policy
+from mlx_itune.training.ranks import LostRankError, is_writer
 from mlx_itune.training.record import WINDOW_STEPS, Record
 from mlx_itune.training.schedule import learning_rate
 from mlx_itune.training.setup import Setup
@@ -105,19 +106,34 @@ class Job:
     def learn(self, received: Sequence[int]) -> bool:
         """Every planned step that is not yet made; False if a signal ended it before."""
         mx.reset_peak_memory()
+        try:
+            return self._learned(received)
+        except LostRankError as error:
+            # The step was not made anywhere; what was learned before it is whole.
+            if self.record.step:
+                self._save(must=True)
+            error.hint = f"start it again everywhere with: {resume_line(str(self.folder))}"
+            raise
+
+    def _learned(self, received: Sequence[int]) -> bool:
         self._validate_if_owed()
         while self.record.step < len(self.plan) and not self.record.stopped_early:
-            if received:
-                return self._stop(received[0], seal=False)
+            if signal := self._signal(received):
+                return self._stop(signal, seal=False)
             batch = self.plan[self.record.step]
             self._step(batch)
             # A long validation waits for the resumed run, which begins with it.
-            best = not received and self._is_due(batch.step) and self._validate()
-            if received:
-                return self._stop(received[0], seal=True)
+            signal = self._signal(received)
+            best = not signal and self._is_due(batch.step) and self._validate()
+            if signal := signal or self._signal(received):
+                return self._stop(signal, seal=True)
             if best or self._save_is_due():
                 self._save()
         return True
+
+    def _signal(self, received: Sequence[int]) -> int:
+        """The signal that ends the run; all processes hear of one that any got."""
+        return self.learner.ranks.any(received[0] if received else 0)
 
     def finish(self, out: Path, *, overwrite: bool = False) -> TrainResult:
         """Write the adapter and the result."""
@@ -131,7 +147,7 @@ class Job:
             adapter_step=step,
             **metrics,
         )
-        if run.is_writer():
+        if is_writer():
             run.write_json(self.folder / run.RESULT, dataclasses.asdict(result))
         self.tell("end", **dataclasses.asdict(result))
         return result
@@ -184,7 +200,7 @@ class Job:
             rows,
             lambda row: self.learner.evaluate([row]),
         )
-        if run.is_writer():
+        if is_writer():
             incidents.append(self.folder, incident)
         self.tell("incident", **incident)
         if (often := self.record.diverged) is not None:
@@ -243,7 +259,7 @@ class Job:
         """A sealed checkpoint; one that cannot be written ends the run only if it `must` be."""
         self._next_save_s = time.monotonic() + (self.policy.save_every_s or float("inf"))
         metrics = self._metrics()
-        if not run.is_writer():
+        if not is_writer():
             return
         try:
             path = checkpoint.write(
@@ -273,7 +289,7 @@ class Job:
     def _write_adapter(self, out: Path, overwrite: bool) -> int:
         """The adapter of the best step where that was asked for, else of the last; that step."""
         step, best = self.record.step, self.record.best_step
-        if not run.is_writer():
+        if not is_writer():
             return best if self.policy.keep_best and best is not None else step
         if self.policy.keep_best and best not in (None, step):
             path = self.folder / run.CHECKPOINTS / checkpoint.name_of(best or 0)

@@ -6,19 +6,18 @@ import dataclasses
 import gc
 import time
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.lock import locked
-from mlx_itune.model import adapter, backend
-from mlx_itune.training import identity, run
+from mlx_itune.model import adapter, backend, memory
+from mlx_itune.training import identity, report, run
 from mlx_itune.training.job import Job, Observe, TrainResult
 from mlx_itune.training.logfile import EVENTS
 from mlx_itune.training.macos import explained_gpu_errors, kept_awake, resume_line
+from mlx_itune.training.ranks import is_writer, own_place
 from mlx_itune.training.record import Record
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.setup import Setup, gather, keep_rows, ready
@@ -35,10 +34,16 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
     after the current step, with a checkpoint from which `resume` goes on; a second one at once.
     Raises UsageError, DataError, ModelError, StorageError, DivergedError, ResourceError.
     """
+    with own_place(settings) as settings:
+        return _train(settings, observe)
+
+
+def _train(settings: TrainSettings, observe: Observe) -> TrainResult:
     began = time.monotonic()
     run.require_free_name(Path(settings.out))
     material = gather(settings)
     setup = ready(settings, material)
+    setup.require_same_everywhere()
     beginning = {
         "v": 1,
         "directory": str(Path.cwd()),
@@ -63,14 +68,19 @@ def work(
     """Run from where `record` stands, under the run's lock. resumed: fields of its event."""
     line = resume_line(str(folder))
     with EventLog(folder / EVENTS) as log:
-        job = Job(setup, folder, log if run.is_writer() else None, record, observe, began)
+        job = Job(setup, folder, log if is_writer() else None, record, observe, began)
         job.tell("start", **_start(setup, folder, job))
         if resumed is not None:
             job.tell("resume", **resumed)
         # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.
         gc.freeze()
         try:
-            with kept_awake(line), explained_gpu_errors(line), deferred_signals() as received:
+            with (
+                memory.limits(memory.machine(setup.settings.memory_gb).limit_bytes),
+                kept_awake(line),
+                explained_gpu_errors(line),
+                deferred_signals() as received,
+            ):
                 if job.learn(received):
                     return job.finish(Path(setup.settings.out), overwrite=overwrite)
         except Exception as error:
@@ -110,9 +120,9 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
 
 def _report(folder: Path, job: Job) -> None:
     """The run's HTML page; a run does not fail for it."""
-    if not run.is_writer() or find_spec("mlx_itune.training.report") is None:
+    if not is_writer():
         return
     try:
-        import_module("mlx_itune.training.report").write(folder)
+        report.write(folder)
     except Exception as error:
         job.warn(f"no report.html: {error}")

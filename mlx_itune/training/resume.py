@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,9 +19,10 @@ from mlx_itune.training.checkpoint import Checkpoint
 from mlx_itune.training.job import Observe, TrainResult
 from mlx_itune.training.logfile import EVENTS, repair
 from mlx_itune.training.loop import work
+from mlx_itune.training.ranks import is_writer, mirrored, own_place
 from mlx_itune.training.record import Record
 from mlx_itune.training.settings import TrainSettings
-from mlx_itune.training.setup import Setup, gather, ready
+from mlx_itune.training.setup import ROWS, Setup, gather, ready
 
 # Settings that decide how steps are computed, not what: a run that did not fit may change them.
 HOW = frozenset({"micro_batch_tokens", "memory_gb"})
@@ -54,18 +56,34 @@ def resume(
     Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not
     what the run began with; StorageError when another process trains it, or no checkpoint is whole.
     """
+    with mirrored(Path(folder), _needed) as place:
+        return _resume(place, out, how, offline, observe)
+
+
+def _needed(folder: Path) -> list[str]:
+    """What the other processes of a run need of its folder."""
+    name = run.id_of(folder)
+    found, _ = newest(folder / run.CHECKPOINTS, name)
+    files = [folder / n for n in (run.CONFIG, run.BEGINNING, run.RESULT) if (folder / n).is_file()]
+    for part in (folder / ROWS, *([found.path] if found else [])):
+        files += (path for path in part.rglob("*") if path.is_file())
+    return [str(path.relative_to(folder)) for path in files]
+
+
+def _resume(
+    folder: Path, out: Path | None, how: Mapping[str, Any], offline: bool, observe: Observe
+) -> Resumed:
     began = time.monotonic()
-    folder = Path(folder)
     name = run.id_of(folder)
     beginning = run.read_json(folder / run.BEGINNING) or {}
-    with locked(folder / run.LOCK, f"run {name}"):
+    with locked(folder / run.LOCK, f"run {name}"), ExitStack() as stack:
         settings = _settings(folder, beginning, out, offline)
         if foreign := how.keys() - HOW:
             raise UsageError(f"{', '.join(sorted(foreign))} cannot change in a run")
-        settings = dataclasses.replace(settings, **how)
         finished = _finished(folder, Path(settings.out), name)
         if finished is not None:
             return finished
+        settings = stack.enter_context(own_place(dataclasses.replace(settings, **how)))
         overwrite = run.require_free_name(Path(settings.out), run=name)
         identity.require_same_data(beginning["data"], Path(settings.data))
         setup = _same_setup(settings, folder, beginning)
@@ -183,6 +201,8 @@ def _finished(folder: Path, out: Path, name: str) -> Resumed | None:
     names = {field.name for field in dataclasses.fields(TrainResult)}
     result = TrainResult(**{name: value for name, value in words.items() if name in names})
     result = dataclasses.replace(result, run=str(folder), adapter=str(out))
+    if not is_writer():
+        return Resumed(result, finished_before=True)
     if out.is_dir() and any(out.iterdir()):
         run.require_free_name(out, run=name)
         return Resumed(result, finished_before=True)

@@ -35,11 +35,6 @@ CHECKPOINTS = "checkpoints"
 _PRIVATE = {"model", "data", "out", "runs"}
 
 
-def is_writer() -> bool:
-    """Whether this process writes the run: the one place that decides it."""
-    return True
-
-
 def create(
     settings: TrainSettings,
     beginning: Mapping[str, Any],

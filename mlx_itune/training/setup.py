@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,14 @@ from mlx_itune.kit.files import require_free_bytes
 from mlx_itune.model import adapter, backend, lora
 from mlx_itune.model.base import LoadedModel, load, resolve, vet
 from mlx_itune.training import checkpoint, identity, optimizers
+from mlx_itune.training.plan import require_fit
 from mlx_itune.training.policy import Policy
+from mlx_itune.training.ranks import ranks
 from mlx_itune.training.run import versions
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.step import Lanes, Learner
 
-_ROWS = "rows"
+ROWS = "rows"
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,23 @@ class Setup:
 
     def how(self) -> dict[str, Any]:
         """How steps are computed: a resumed run does it the same way, for the same last bits."""
-        lanes = {"lanes": self.learner.lanes.count, "compute": self.loaded.compute}
+        lanes = {
+            "processes": self.learner.ranks.size,
+            "lanes": self.learner.lanes.count,
+            "compute": self.loaded.compute,
+        }
         return {**lanes, **self.learner.paths()}
+
+    def require_same_everywhere(self) -> None:
+        """Raise UsageError where another process of the run has other rows, settings or base."""
+        facts = self.facts()
+        self.learner.ranks.require_same(
+            {
+                **identity.settings_facts(self.settings),
+                **facts["model"],
+                "versions": facts["versions"],
+            }
+        )
 
     def facts(self) -> dict[str, Any]:
         """What stands in run.json besides the settings."""
@@ -92,9 +107,9 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
     )
     train: Sequence[TokenizedExample] = rows.train.examples
     valid: Sequence[TokenizedExample] = rows.valid.examples if rows.valid else ()
-    if kept_rows is not None and (kept_rows / _ROWS / "train").is_dir():
-        train = stored.StoredExamples(kept_rows / _ROWS / "train")
-        valid = stored.StoredExamples(kept_rows / _ROWS / "valid")
+    if kept_rows is not None and (kept_rows / ROWS / "train").is_dir():
+        train = stored.StoredExamples(kept_rows / ROWS / "train")
+        valid = stored.StoredExamples(kept_rows / ROWS / "valid")
     if Policy.of(settings).keep_best and not valid:
         raise UsageError("keeping the best step needs validation rows", hint="add a valid.jsonl")
     _check_vocabulary(path, config, (*train, *valid))
@@ -109,8 +124,8 @@ def keep_rows(folder: Path, material: Material) -> None:
     """Keep the tokens of a run whose template writes the date: tomorrow they would be others."""
     if "strftime_now" in material.tokenizer.template_text:
         for name, part in (("train", material.train), ("valid", material.valid)):
-            (folder / _ROWS / name).mkdir(parents=True)
-            stored.write(folder / _ROWS / name, part)
+            (folder / ROWS / name).mkdir(parents=True)
+            stored.write(folder / ROWS / name, part)
 
 
 def ready(
@@ -120,7 +135,7 @@ def ready(
 
     Raises ModelError; ResourceError where it will not fit; StorageError on a disk too full.
     """
-    _require_fit(settings, material)
+    require_fit(settings, material.config, (*material.train, *material.valid))
     loaded = load(settings.model, compute=settings.compute, offline=settings.offline)
     paths = lora.attach(
         loaded.model,
@@ -149,6 +164,7 @@ def ready(
         micro_batch_tokens=_micro_batch_tokens(settings, began),
         memory_bytes=int(settings.memory_gb * 1e9) if settings.memory_gb else None,
         lanes=_lanes(began),
+        ranks=ranks(),
     )
     # The checkpoints that are kept, one more while it is written, and the adapter.
     needed = checkpoint.size_bytes(learner) * (Policy.of(settings).keep + 3)
@@ -172,17 +188,6 @@ def _lanes(began: Mapping[str, Any] | None) -> Lanes:
     if lanes.count == 1:
         backend.blas_threads(int(began["machine"]["cpus"]))
     return lanes
-
-
-def _require_fit(settings: TrainSettings, material: Material) -> None:
-    """Refuse, before weights are loaded, what this machine cannot hold (training/plan.py)."""
-    if find_spec("mlx_itune.training.plan") is None:
-        return
-    require_fit: Callable[..., None] | None = getattr(
-        import_module("mlx_itune.training.plan"), "require_fit", None
-    )
-    if require_fit is not None:
-        require_fit(settings, material.config, (*material.train, *material.valid))
 
 
 def _check_vocabulary(

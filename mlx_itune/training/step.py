@@ -22,6 +22,7 @@ from mlx_itune.training.lanes import Lanes
 from mlx_itune.training.microbatch import Example, MicroBatch, arrange, by_prefix, prefixes_of
 from mlx_itune.training.optimizers import Updater
 from mlx_itune.training.paths import Choice, Wishes
+from mlx_itune.training.ranks import Ranks
 
 __all__ = ["Lanes", "Learner", "StepMetrics"]
 
@@ -44,7 +45,8 @@ class Learner:
     """An adapted model with its optimizer.
 
     nll overrides how the head is computed, optimizer what updates; the other options say how a
-    step is computed, which changes neither loss nor gradient. Raises UsageError.
+    step is computed, which changes neither loss nor gradient. ranks: processes that each compute
+    a part of every step. Raises UsageError.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Learner:
         gradient_checkpointing: Choice = "auto",
         micro_batch_tokens: int | None = None,
         memory_bytes: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
+        self.ranks = ranks or Ranks()
         self.optimizer = optimizer or Updater(
             model.trainable_parameters(), weight_decay=weight_decay
         )
@@ -83,8 +87,14 @@ class Learner:
     ) -> StepMetrics:
         """Learn from all `examples` at once. Raises DivergedError after 5 skipped in a row."""
         self.model.train()
-        loss, weight, gradients = self.gradients(self.arranged(examples), dropout_key=dropout_key)
-        vectors = self.optimizer.gather(gradients)
+        weight = sum(float(example.weights[1:].sum(dtype=np.float64)) for example in examples)
+        if dropout_key is not None and self.ranks.size > 1:
+            dropout_key = mx.random.split(dropout_key, self.ranks.size)[self.ranks.index]
+        loss, _, gradients = self.gradients(
+            self.arranged(self._own(examples)), dropout_key=dropout_key, weight=weight
+        )
+        vectors = self.ranks.total(self.optimizer.gather(gradients))
+        (loss,) = self.ranks.numbers(loss)
         norm = _number(self.optimizer.norm(vectors))
         good = bool(np.isfinite(loss) and np.isfinite(norm))
         if good:
@@ -102,12 +112,20 @@ class Learner:
         return StepMetrics(loss, weight, supervised, tokens, norm, not good)
 
     def gradients(
-        self, batches: Sequence[MicroBatch], *, dropout_key: Any = None
+        self,
+        batches: Sequence[MicroBatch],
+        *,
+        dropout_key: Any = None,
+        weight: float | None = None,
     ) -> tuple[float, float, dict[str, Any]]:
-        """Loss, sum of weights and the gradient of the loss over all batches together."""
+        """Loss, sum of weights and the gradient of the loss over all batches together.
+
+        weight: what to divide by where the batches are not all of a step's.
+        """
         self.model.train()
         parts: list[Any] = [*batches, *prefixes_of(batches)]
-        weight = float(sum(part.weights[:, 1:].sum(dtype=np.float64) for part in parts))
+        if weight is None:
+            weight = float(sum(part.weights[:, 1:].sum(dtype=np.float64) for part in parts))
         parameters = self.model.trainable_parameters()
         keys: dict[int, Any] = {}
         if dropout_key is not None:
@@ -129,13 +147,14 @@ class Learner:
             if keys:
                 lora.set_dropout_key(self.model, None)
         if gradient is None:
-            return float("nan"), 0.0, tree_map(mx.zeros_like, parameters)
+            # Another process may have all there is to learn.
+            return 0.0 if weight else float("nan"), weight, tree_map(mx.zeros_like, parameters)
         return loss, weight, gradient
 
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The loss on all examples; no dropout, nothing learned."""
         self.model.eval()
-        batches = self.arranged(examples)
+        batches = self.arranged(self._own(examples))
         total = weight = 0.0
         for group in by_prefix(batches):
             shared: Any = None
@@ -145,7 +164,11 @@ class Learner:
             with_prefix = partial(self._sums, kept=shared)
             for sums in self.lanes.each(with_prefix, group):
                 total, weight = total + _number(sums[0]), weight + _number(sums[1])
+        total, weight = self.ranks.numbers(total, weight)
         return total / weight if weight else float("nan")
+
+    def _own(self, examples: Sequence[Example]) -> list[Example]:
+        return self.ranks.share(examples, [len(example.input_ids) for example in examples])
 
     def _sums(self, batch: MicroBatch, kept: Any) -> Any:
         return self._paths.sums(self.model, batch, kept)

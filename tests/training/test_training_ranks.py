@@ -1,0 +1,149 @@
+"""Two processes of one run: the numbers of one process, one writer, and a peer that goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+from mlx_itune.training.ranks import Ranks
+from mlx_itune.training.report_story import read
+from tests.crash.small_run import write_data
+
+import mlx.core as mx  # isort: skip
+
+Finished = list[tuple[int, str, str]]
+
+
+def launched(
+    home: Path, first: list[object], second: list[object] | None = None
+) -> list[subprocess.Popen[str]]:
+    """What `mlx.launch -n 2 --backend ring` starts; the second process may get other flags."""
+    with socket.socket() as one, socket.socket() as other:
+        for place in (one, other):
+            place.bind(("127.0.0.1", 0))
+        hosts = [[f"127.0.0.1:{place.getsockname()[1]}"] for place in (one, other)]
+    file = home / "hosts.json"
+    file.write_text(json.dumps(hosts))
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "mlx_itune", *map(str, argv)],
+            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, argv in enumerate((first, second or first))
+    ]
+
+
+def finished(processes: list[subprocess.Popen[str]]) -> Finished:
+    found = [(process, *process.communicate(timeout=240)) for process in processes]
+    return [(process.returncode, out, err) for process, out, err in found]
+
+
+def flags(model: Path, home: Path, name: str, steps: int = 6, batch_size: int = 5) -> list[object]:
+    data = home / "data"
+    if not data.exists():
+        write_data(data)
+    place = ["--out", home / name, "--runs", home / f"{name}-runs", "--offline", "--json"]
+    how = ["--steps", steps, "--batch-size", batch_size, "--rank", 2, "--learning-rate", "5e-3"]
+    return ["train", "--model", model, "--data", data, *place, *how, "--eval-every", 3]
+
+
+def curves(home: Path, name: str) -> tuple[Any, Any]:
+    (run,) = (home / f"{name}-runs").iterdir()
+    story = read(run)
+    return list(story.curve("loss")), list(story.valid_losses)
+
+
+def test_two_processes_learn_what_one_learns(tiny_model_dir: Path, tmp_path: Path) -> None:
+    alone = subprocess.run(
+        [sys.executable, "-m", "mlx_itune", *map(str, flags(tiny_model_dir, tmp_path, "one"))]
+    )
+    assert alone.returncode == 0
+    both = finished(launched(tmp_path, flags(tiny_model_dir, tmp_path, "two")))
+    assert [code for code, _, _ in both] == [0, 0], both
+    result = json.loads(both[0][1])
+    assert both[1][1] == "" and both[1][2] == ""
+    assert result["adapter"] == str(tmp_path / "two") and result["steps"] == 6
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "data", "hosts.json", "one", "one-runs", "two", "two-runs",
+    }  # fmt: skip
+    for ours, theirs in zip(curves(tmp_path, "two"), curves(tmp_path, "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    one, two = (mx.load(str(tmp_path / name / "adapters.safetensors")) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    furthest = max(float(mx.abs(one[name] - two[name]).max()) for name in one)
+    assert furthest < 1e-4 * max(float(mx.abs(array).max()) for array in one.values())
+
+
+def test_a_lost_process_ends_in_a_checkpoint_that_goes_on(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    expected = finished(launched(tmp_path, flags(tiny_model_dir, tmp_path, "whole", 100)))
+    assert [code for code, _, _ in expected] == [0, 0]
+    first, second = launched(tmp_path, flags(tiny_model_dir, tmp_path, "cut", 100))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        logs = list((tmp_path / "cut-runs").glob("2*/events.jsonl"))
+        if logs and logs[0].read_text().count('"event": "step"') > 3:
+            break
+        time.sleep(0.01)
+    second.kill()
+    ((code, out, err), _) = finished([first, second])
+    assert code == 7 and "another process of this run is gone" in err
+    assert "mlx-itune resume" in json.loads(out)["error"]["hint"]
+    (run,) = (tmp_path / "cut-runs").iterdir()
+    assert list((run / "checkpoints").glob("step-*"))
+    again = finished(launched(tmp_path, ["resume", run, "--offline", "--json"]))
+    assert [code for code, _, _ in again] == [0, 0], again
+    assert curves(tmp_path, "cut") == curves(tmp_path, "whole")
+    adapters = [
+        (tmp_path / name / "adapters.safetensors").read_bytes() for name in ("cut", "whole")
+    ]
+    assert adapters[0] == adapters[1]
+
+
+def test_processes_with_other_rows_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The same names everywhere, but one machine's rows are older."""
+    argv = flags(tiny_model_dir, tmp_path, "out")
+    older = tmp_path / "older"
+    shutil.copytree(tmp_path / "data", older)
+    rows = (older / "train.jsonl").read_text()
+    (older / "train.jsonl").write_text(rows.replace("twice", "once"))
+    there = [older if part == tmp_path / "data" else part for part in argv]
+    (code, _, err), (other_code, _, other_err) = finished(launched(tmp_path, argv, there))
+    assert (code, other_code) == (2, 2)
+    assert "tokens here is not what process 0 has" in other_err
+    assert "not what process 0 has" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_are_balanced_and_whole() -> None:
+    class Group:
+        def __init__(self, rank: int) -> None:
+            self.own = rank
+
+        def rank(self) -> int:
+            return self.own
+
+        def size(self) -> int:
+            return 3
+
+    items = list(range(20))
+    costs = [float(1 + item * item % 17) for item in items]
+    shares = [Ranks(Group(rank)).share(items, costs) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == items
+    loads = [sum(costs[item] for item in share) for share in shares]
+    assert max(loads) - min(loads) <= max(costs)
+    assert Ranks().share(items, costs) == items
