@@ -31,9 +31,9 @@ masks: ## every token's label against the oracle, 10,000 conversations a family 
 	@scripts/setup dev
 	.venv/bin/python tests/masks/full.py $(ARGS)
 
-bench: ## tuning throughput on the starter against mlx-lm's trainer
+bench: ## training speed and memory against mlx-lm (needs ../shared/data; ARGS="--quantized" adds the 4-bit model)
 	@scripts/setup
-	.venv/bin/python benchmarks/starter.py $(ARGS)
+	.venv/bin/python benchmarks/engine.py $(ARGS)
 
 clean: ## remove the environment, caches and build output; runs/ and adapters/ stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """The training engine against mlx-lm's trainer: same model, rows, batch, rank, BLAS, machine.
 
-usage: python benchmarks/engine.py [--cases w1,w2,w3,memory] [--quantized] [--rounds 1] [--json]
-       [--unsloth PYTHON SCRIPT] [--shared ../shared/data]
+usage: python benchmarks/engine.py [--shape m40] [--cases w1,w2,w3,memory] [--quantized]
+       [--rounds 1] [--json] [--unsloth PYTHON SCRIPT] [--shared ../shared/data]
 
 Each side is a process of its own, one after the other. Ratios are ours over theirs.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import workloads
+from workloads import matrices
 
 from mlx_itune.model import backend  # isort: skip  (before mlx.core)
 
@@ -85,8 +86,9 @@ def mlx_lm(model: Path, rows: Path, batch_size: int, steps: int) -> Result:
 def unsloth(given: list[str], model: Path, rows: Path, batch_size: int, steps: int) -> Result:
     """Its trainer learns whole rows, so that steps are compared, not tokens."""
     python, script = given
-    blas = backend.prepare().blas
-    environment = {**os.environ, "LD_PRELOAD": blas or ""}
+    # The same BLAS as ours, where ours is not MLX's own.
+    blas = "libopenblas.so.0" if backend.prepare().blas else ""
+    environment = {**os.environ, "LD_PRELOAD": blas}
     found = called(
         *(python, script, str(model), str(rows)),
         *("--steps", str(steps), "--batch", str(batch_size)),
@@ -138,27 +140,26 @@ def sgemm_flops_per_s() -> float:
     return 8 * 2 * 512 * 1024 * 1024 / best
 
 
-def needed_flops(tokens: int, learned: int) -> float:
-    """Products that a step on M40 cannot do without: per token forward and back through every
-    linear layer, per learned token the same through the head; attention and LoRA not counted."""
-    hidden, layers, mlp, heads, key_heads = workloads.M40
-    size = hidden // heads
-    linear = layers * (hidden * size * 2 * (heads + key_heads) + 3 * hidden * mlp)
-    return 4.0 * (tokens * linear + learned * 32_000 * hidden)
+def needed_flops(shape: workloads.Shape, tokens: int, learned: int) -> float:
+    """Products that a step cannot do without: per token forward and back through every linear
+    layer, per learned token the same through the head; attention and LoRA not counted."""
+    linear = shape.layers * sum(rows * columns for rows, columns in matrices(shape).values())
+    return 4.0 * (tokens * linear + learned * shape.vocabulary * shape.hidden)
 
 
-def floor(line: Result, run: Result) -> Result:
+def floor(shape: workloads.Shape, run: Result) -> Result:
     """How near a run comes to the products alone."""
     rate = sgemm_flops_per_s()
     learned = run["supervised_tokens"]
     seconds = learned / run["supervised_tokens_per_second"]
     tokens = int(run["tokens_per_second"] * seconds)
-    floor_s = needed_flops(tokens, learned) / rate
-    return {"case": line["case"], "sgemm_gflops_per_s": rate / 1e9, "share": floor_s / seconds}
+    floor_s = needed_flops(shape, tokens, learned) / rate
+    return {"sgemm_gflops_per_s": rate / 1e9, "share": floor_s / seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", default="m40", choices=[*workloads.SHAPES])
     parser.add_argument("--cases", default="w1,w2,w3,memory")
     parser.add_argument("--quantized", action="store_true", help="the 4-bit model too: an hour")
     parser.add_argument("--rounds", type=int, default=1, help="medians of these are shown")
@@ -178,34 +179,38 @@ def main() -> None:
 def measure(work: Path, args: argparse.Namespace) -> Result:
     chosen = args.cases.split(",")
     workloads.write_rows(args.shared, work)
-    workloads.write_model(args.shared, work / "m40")
-    # Not counted: MLX keeps the CPU kernels that it compiles the first time.
-    ours(work / "m40", work / "w3", 4, 2)
+    shape, model = workloads.SHAPES[args.shape], work / args.shape
+    # The half-precision shapes are of models that people have in 4 bits.
+    bits = None if shape.dtype == "float32" else 4
+    workloads.write_model(args.shared, model, shape, bits)
+    # Not counted: MLX keeps the kernels that it compiles the first time.
+    ours(model, work / "w3", 4, 2)
     report: Result = {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "blas": Path(backend.prepare().blas or "MLX's own").name,
+        "model": f"{args.shape}, {'float32' if bits is None else '4-bit'}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs,"
+        f" MLX on {backend.prepare().device}",
+        "blas": backend.prepare().blas or "MLX's own",
         "versions": {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")},
         "lines": [],
     }
     for case in CASES:
         if case.rows in chosen:
-            report["lines"].append(compared(case, work / "m40", work, args))
+            report["lines"].append(compared(case, model, work, args))
     if args.quantized:
-        workloads.write_model(args.shared, work / "m40-4bit", bits=4)
+        workloads.write_model(args.shared, work / "m40-4bit", workloads.SHAPES["m40"], bits=4)
         for case in QUANTIZED:
             if case.rows in chosen:
                 report["lines"].append(compared(case, work / "m40-4bit", work, args))
     if "memory" in chosen:
-        few, many = (ours(work / "m40", work / "w1", size, 4) for size in (4, MANY_ROWS))
+        few, many = (ours(model, work / "w1", size, 4) for size in (4, MANY_ROWS))
         report["batch_64_over_4_memory"] = many["peak_memory_bytes"] / few["peak_memory_bytes"]
-    if "w1" in chosen:
-        run = ours(work / "m40", work / "w1", 4, 30)
-        report["floor"] = floor(report["lines"][0], run)
+    if "w1" in chosen and backend.on_cpu():
+        report["floor"] = floor(shape, ours(model, work / "w1", 4, 30))
     return report
 
 
 def text_of(report: Result) -> str:
-    out = [f"{key}: {report[key]}" for key in ("machine", "blas", "versions")]
+    out = [f"{key}: {report[key]}" for key in ("model", "machine", "blas", "versions")]
     out += ["", "| work | ours, supervised tok/s | mlx-lm | ratio | ours, peak | mlx-lm | ratio |"]
     out += ["|---|---|---|---|---|---|---|"]
     for line in report["lines"]:

@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,30 @@ TEMPLATE = (
     "{% elif m.role == 'user' %}{{ '### Instruction:\n' + m.content + '\n\n### Response:\n' }}"
     "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
 )
-# Hidden size, layers, MLP, heads, key heads: 40 million parameters with Llama 2's vocabulary.
-M40 = (512, 8, 1408, 8, 4)
 VALID_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model; `kind` is its architecture in mlx-lm."""
+
+    hidden: int
+    layers: int
+    mlp: int
+    heads: int
+    key_heads: int
+    head_size: int
+    vocabulary: int
+    kind: str = "llama"
+    dtype: str = "float32"
+
+
+# 40 million parameters with Llama 2's vocabulary, and two that people tune.
+SHAPES = {
+    "m40": Shape(512, 8, 1408, 8, 4, 64, 32_000),
+    "qwen3-0.6b": Shape(1024, 28, 3072, 16, 8, 128, 151_936, "qwen3", "bfloat16"),
+    "qwen3-4b": Shape(2560, 36, 9728, 32, 8, 128, 151_936, "qwen3", "bfloat16"),
+}
 
 
 def write_rows(shared: Path, out: Path) -> None:
@@ -44,57 +66,69 @@ def write_rows(shared: Path, out: Path) -> None:
     _write(out / "w3", [_messages(*(t["value"] for t in c["conversations"])) for c in chats])
 
 
-def write_model(shared: Path, out: Path, bits: int | None = None) -> None:
-    """A Llama of M40's shape with random weights, float32 or quantized, and Llama 2's tokenizer."""
+def write_model(shared: Path, out: Path, shape: Shape, bits: int | None = None) -> None:
+    """A model of this shape with random weights, and with Llama 2's tokenizer."""
     out.mkdir(parents=True)
-    vocabulary = _write_tokenizer(shared / "tokenizers/llama2.tokenizer.model", out)
-    hidden, layers, mlp, heads, key_heads = M40
-    size = hidden // heads
+    _write_tokenizer(shared / "tokenizers/llama2.tokenizer.model", out)
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "intermediate_size": mlp,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_heads,
-        "head_dim": size,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": vocabulary,
+        "model_type": shape.kind,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": shape.mlp,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_heads,
+        "head_dim": shape.head_size,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "vocab_size": shape.vocabulary,
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    shapes = {
-        "self_attn.q_proj": (heads * size, hidden),
-        "self_attn.k_proj": (key_heads * size, hidden),
-        "self_attn.v_proj": (key_heads * size, hidden),
-        "self_attn.o_proj": (hidden, heads * size),
-        "mlp.gate_proj": (mlp, hidden),
-        "mlp.up_proj": (mlp, hidden),
-        "mlp.down_proj": (hidden, mlp),
-    }
-    mx.random.seed(0)
-    weights = {"model.embed_tokens.weight": mx.random.normal((vocabulary, hidden)) * 0.02}
-    weights["model.norm.weight"] = mx.ones((hidden,))
-    for layer in range(layers):
-        block = f"model.layers.{layer}."
-        for name, (rows, columns) in shapes.items():
-            weights[f"{block}{name}.weight"] = mx.random.normal((rows, columns)) * columns**-0.5
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{block}{name}.weight"] = mx.ones((hidden,))
     if bits is not None:
         config["quantization"] = {"group_size": 64, "bits": bits}
-        for name in [name for name, array in weights.items() if array.ndim == 2]:
-            codes, scales, biases = mx.quantize(weights[name], group_size=64, bits=bits)
-            prefix = name.removesuffix("weight")
-            weights |= {name: codes, f"{prefix}scales": scales, f"{prefix}biases": biases}
-    mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
+    dtype = getattr(mx, shape.dtype)
+    arrays: dict[str, mx.array] = {}
+
+    def add(name: str, rows: int, columns: int, size: float) -> None:
+        weight = (mx.random.normal((rows, columns)) * size).astype(dtype)
+        made = [weight] if bits is None else mx.quantize(weight, group_size=64, bits=bits)
+        parts = zip(("weight", "scales", "biases"), made, strict=False)
+        arrays.update((f"{name}.{part}", array) for part, array in parts)
+        mx.eval(made)
+
+    mx.random.seed(0)
+    add("model.embed_tokens", shape.vocabulary, shape.hidden, 0.02)
+    arrays["model.norm.weight"] = mx.ones((shape.hidden,), dtype)
+    for layer in range(shape.layers):
+        block = f"model.layers.{layer}."
+        for name, (rows, columns) in matrices(shape).items():
+            add(block + name, rows, columns, columns**-0.5)
+        norms = {"input_layernorm": shape.hidden, "post_attention_layernorm": shape.hidden}
+        if shape.kind == "qwen3":
+            norms |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), shape.head_size)
+        for name, size in norms.items():
+            arrays[f"{block}{name}.weight"] = mx.ones((size,), dtype)
+    mx.save_safetensors(str(out / "model.safetensors"), arrays, metadata={"format": "mlx"})
     (out / "config.json").write_text(json.dumps(config, indent=1))
 
 
-def _write_tokenizer(source: Path, out: Path) -> int:
+def matrices(shape: Shape) -> dict[str, tuple[int, int]]:
+    """The linear layers of a block, (out, in) by name."""
+    queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    return {
+        "self_attn.q_proj": (queries, shape.hidden),
+        "self_attn.k_proj": (keys, shape.hidden),
+        "self_attn.v_proj": (keys, shape.hidden),
+        "self_attn.o_proj": (shape.hidden, queries),
+        "mlp.gate_proj": (shape.mlp, shape.hidden),
+        "mlp.up_proj": (shape.mlp, shape.hidden),
+        "mlp.down_proj": (shape.hidden, shape.mlp),
+    }
+
+
+def _write_tokenizer(source: Path, out: Path) -> None:
     from transformers import AutoTokenizer
 
     settings = {
@@ -111,7 +145,6 @@ def _write_tokenizer(source: Path, out: Path) -> int:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.chat_template = TEMPLATE
         tokenizer.save_pretrained(out)
-    return len(tokenizer)
 
 
 def _messages(*texts: str) -> list[dict[str, str]]:

@@ -21,13 +21,13 @@ import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import cpu
+from mlx_itune.model import backend, cpu
 
 Array = Any
-# Logits that stand in memory at once; the C library reuses no allocation above 32 MB.
-_LOGITS_BYTES = 30 << 20
-# A product of fewer rows costs more in reading the head than in computing.
-_FEWEST_ROWS = 128
+# Logits that stand in memory at once, and the fewest rows of them: a product of fewer costs more in
+# reading the head than in computing.
+_CPU_LOGITS_BYTES, _CPU_ROWS = 4 << 20, 32
+_GPU_LOGITS_BYTES, _GPU_ROWS = 64 << 20, 128
 
 
 class Nll(Protocol):
@@ -116,7 +116,9 @@ def _learned(
 
 def chunk_rows(vocabulary: int) -> int:
     """How many rows of logits are made at once."""
-    return max(_FEWEST_ROWS, _LOGITS_BYTES // (4 * vocabulary))
+    if backend.on_cpu():
+        return max(_CPU_ROWS, _CPU_LOGITS_BYTES // (4 * vocabulary))
+    return max(_GPU_ROWS, _GPU_LOGITS_BYTES // (4 * vocabulary))
 
 
 def _called(model: nn.Module, ids: mx.array, caches: Any) -> mx.array:

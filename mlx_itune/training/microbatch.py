@@ -15,12 +15,12 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_itune.training.prefixes import shared_starts
+from mlx_itune.training.prefixes import WORTH_TOKENS, shared_starts
 
 # Widths are rounded up to this, which bounds how many shapes an allocator has to serve.
 _WIDTH_TOKENS = 16
 # What a rectangle costs besides its positions, in positions: building its graph takes as long.
-_OVERHEAD_TOKENS = 32
+OVERHEAD_TOKENS = 32
 # Ways of cutting that are compared, per lane.
 _CUTS = 24
 # A token that sees so many others costs twice as much as one that sees none.
@@ -85,16 +85,23 @@ def arrange(
     sharing: bool = False,
     packed_sharing: bool = True,
     multiple: int = _WIDTH_TOKENS,
+    overhead_tokens: int = OVERHEAD_TOKENS,
 ) -> list[MicroBatch]:
     """The examples in micro-batches of at most `budget_tokens`, or of one row that is longer.
 
     sharing: run common first tokens once; packed_sharing: rows behind them may be packed. multiple:
-    of what widths are, where they are padded. Micro-batches of one prefix stand side by side.
+    of what widths are, where they are padded. overhead_tokens: what a micro-batch costs besides
+    its tokens. Micro-batches of one prefix stand side by side.
     """
     rows = [trimmed for example in examples if (trimmed := _trimmed(example)) is not None]
     groups = [(list(range(len(rows))), 0)]
     if sharing:
-        groups = shared_starts([row.input_ids for row in rows], 1 if packing == "row" else multiple)
+        groups = shared_starts(
+            [row.input_ids for row in rows],
+            1 if packing == "row" else multiple,
+            # A prefix is a pass of its own, and one back through it.
+            max(WORTH_TOKENS, 2 * overhead_tokens),
+        )
     made: list[MicroBatch] = []
     for members, shared in groups:
         chosen = [rows[index] for index in members]
@@ -107,12 +114,16 @@ def arrange(
                 if len(row.input_ids) > shared + 1
             ]
         how = packing if not shared or packed_sharing else "off"
-        made += _laid_out(chosen, budget_tokens, lanes, how, prefix, multiple)
+        made += _laid_out(chosen, budget_tokens, lanes, how, prefix, multiple, overhead_tokens)
     return made
 
 
 def split(
-    examples: Sequence[Example], budget_tokens: int, lanes: int = 1, multiple: int = _WIDTH_TOKENS
+    examples: Sequence[Example],
+    budget_tokens: int,
+    lanes: int = 1,
+    multiple: int = _WIDTH_TOKENS,
+    overhead_tokens: int = OVERHEAD_TOKENS,
 ) -> list[MicroBatch]:
     """The examples as rectangles of at most `budget_tokens`, the longest rows first.
 
@@ -125,7 +136,7 @@ def split(
     share = sum(widths) / lanes
     limits = {budget_tokens, *(min(budget_tokens, int(4 * share / n)) for n in range(3, _CUTS))}
     ways = [_cut(widths, limit) for limit in sorted(limits, reverse=True)]
-    cuts = min(ways, key=lambda way: _makespan(widths, way, lanes))
+    cuts = min(ways, key=lambda way: _makespan(widths, way, lanes, overhead_tokens))
     return [_rectangle(rows[start:stop], multiple) for start, stop in cuts]
 
 
@@ -175,6 +186,7 @@ def _laid_out(
     packing: Packing,
     prefix: Prefix | None,
     multiple: int,
+    overhead_tokens: int,
 ) -> list[MicroBatch]:
     if not rows:
         # Every row is its prefix, with the token after it: a row like any other.
@@ -183,9 +195,9 @@ def _laid_out(
     if packing == "row":
         parts = [_packed([part], None) for part in _balanced(rows, budget_tokens, lanes, shared)]
     elif packing == "bins":
-        parts = _binned(rows, budget_tokens, lanes, multiple)
+        parts = _binned(rows, budget_tokens, lanes, multiple, overhead_tokens)
     else:
-        parts = split(rows, budget_tokens, lanes, multiple)
+        parts = split(rows, budget_tokens, lanes, multiple, overhead_tokens)
     return [MicroBatch(p.input_ids, p.weights, p.lengths, prefix) for p in parts]
 
 
@@ -197,7 +209,7 @@ def _balanced(
     sizes = [len(row.input_ids) for row in order]
     costs = [size * (1 + (shared + size / 2) / _ATTENTION_TOKENS) for size in sizes]
     least = -(-sum(sizes) // budget_tokens)
-    if least > 1 or sum(costs) * (1 - 1 / lanes) > lanes * _OVERHEAD_TOKENS:
+    if least > 1 or sum(costs) * (1 - 1 / lanes) > lanes * OVERHEAD_TOKENS:
         least = -(-least // lanes) * lanes
     count = min(least, len(order))
     while True:
@@ -216,7 +228,7 @@ def _balanced(
 
 
 def _binned(
-    rows: Sequence[_Row], budget_tokens: int, lanes: int, multiple: int
+    rows: Sequence[_Row], budget_tokens: int, lanes: int, multiple: int, overhead_tokens: int
 ) -> list[MicroBatch]:
     """Rectangles whose rows hold one or more sequences: the first row that has room takes one."""
     order = sorted(rows, key=lambda row: -len(row.input_ids))
@@ -234,7 +246,7 @@ def _binned(
         room[place] -= size
     per_part = max(1, min(budget_tokens // width, -(-len(bins) // lanes)))
     parts = [bins[i : i + per_part] for i in range(0, len(bins), per_part)]
-    padded = split(rows, budget_tokens, lanes, multiple)
+    padded = split(rows, budget_tokens, lanes, multiple, overhead_tokens)
     # Blocks of a mask that hide each other are computed all the same; padding may be cheaper.
     if sum(p.tokens for p in padded) <= 1.1 * width * len(bins):
         return padded
@@ -265,12 +277,14 @@ def _cut(widths: Sequence[int], limit_tokens: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(widths)], strict=True))
 
 
-def _makespan(widths: Sequence[int], cuts: Sequence[tuple[int, int]], lanes: int) -> int:
+def _makespan(
+    widths: Sequence[int], cuts: Sequence[tuple[int, int]], lanes: int, overhead_tokens: int
+) -> int:
     """When the last lane is done, each taking the next rectangle as soon as it is free."""
     busy = [0] * lanes
     for start, stop in cuts:
         lane = busy.index(min(busy))
-        busy[lane] += (stop - start) * widths[start] + _OVERHEAD_TOKENS
+        busy[lane] += (stop - start) * widths[start] + overhead_tokens
     return max(busy)
 
 

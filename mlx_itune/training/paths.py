@@ -19,13 +19,15 @@ from mlx_itune.model.checkpointing import checkpointed_blocks
 from mlx_itune.model.loss import Nll, plain_nll, weighted_nll
 from mlx_itune.model.probe import Exact
 from mlx_itune.model.training_caches import KeysValues, Rows, caches, recorded
-from mlx_itune.training.microbatch import MicroBatch, Packing, Prefix
+from mlx_itune.training.microbatch import OVERHEAD_TOKENS, MicroBatch, Packing, Prefix
 
 Choice = Literal["auto", "on", "off"]
 # Tokens of a micro-batch: on a CPU as many as keep its arrays small, on a GPU as many as keep it
 # busy.
-_CPU_TOKENS, _GPU_TOKENS = 512, 4096
+_CPU_TOKENS, _GPU_TOKENS = 256, 4096
 _FEWEST_TOKENS = 64
+# What a micro-batch costs besides its tokens, in tokens: a fast GPU waits for the host.
+_CUDA_OVERHEAD_TOKENS = 2048
 # A prefix is cut into parts of no fewer tokens.
 _PART_TOKENS = 96
 
@@ -62,6 +64,7 @@ class Paths:
     packed_sharing: bool
     micro_batch_tokens: int
     kept_tokens: float
+    overhead_tokens: int
     words: dict[str, str]
 
     def sums(
@@ -136,8 +139,14 @@ def choose(
         packed_sharing=exact.packing_and_sharing,
         micro_batch_tokens=tokens,
         kept_tokens=kept,
+        overhead_tokens=overhead_tokens(),
         words=words,
     )
+
+
+def overhead_tokens() -> int:
+    """What a micro-batch costs on this device besides its tokens."""
+    return OVERHEAD_TOKENS if backend.on_cpu() or mx.metal.is_available() else _CUDA_OVERHEAD_TOKENS
 
 
 def _packing(exact: Exact, wishes: Wishes, words: dict[str, str]) -> Packing:

@@ -14,25 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 # A prefix is a pass of its own; what it saves must be worth it. In tokens.
-_WORTH_TOKENS = 128
+WORTH_TOKENS = 128
 # Rows that are looked at together; in an evaluation there may be any number.
 _WINDOW_ROWS = 256
 
 Ids = NDArray[np.int32]
 
 
-def shared_starts(rows: Sequence[Ids], multiple: int = 1) -> list[tuple[list[int], int]]:
+def shared_starts(
+    rows: Sequence[Ids], multiple: int = 1, worth_tokens: int = WORTH_TOKENS
+) -> list[tuple[list[int], int]]:
     """Groups of rows (by index), and how many first tokens each runs once; every row in one group.
 
     0 tokens where nothing is shared. A group's rows have one token more in common than it runs:
-    the one that the last of these predicts. multiple: of what such a number is, to bound shapes.
+    the one that the last of these predicts. multiple: of what such a number is, to bound shapes;
+    worth_tokens: what a group has to save.
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index].astype(">i4").tobytes())
     common = [_common(rows[one], rows[other]) for one, other in pairwise(order)]
     groups, alone = [], []
     for start in range(0, len(rows), _WINDOW_ROWS):
         stop = min(start + _WINDOW_ROWS, len(rows))
-        for places, tokens in _best(common, start, stop, multiple)[1]:
+        for places, tokens in _best(common, start, stop, multiple, worth_tokens)[1]:
             members = [order[place] for place in places]
             if tokens:
                 groups.append((members, tokens))
@@ -50,7 +53,9 @@ def _common(one: Ids, other: Ids) -> int:
 Group = tuple[list[int], int]
 
 
-def _best(common: Sequence[int], start: int, stop: int, multiple: int) -> tuple[int, list[Group]]:
+def _best(
+    common: Sequence[int], start: int, stop: int, multiple: int, worth_tokens: int
+) -> tuple[int, list[Group]]:
     """The most that groups of the sorted rows [start, stop) save, in tokens, and these groups.
 
     common: of each row and the next.
@@ -63,7 +68,7 @@ def _best(common: Sequence[int], start: int, stop: int, multiple: int) -> tuple[
     # Rows that differ from their neighbours at this depth begin branches of their own.
     cuts = [start + 1 + i for i, length in enumerate(between) if length == least]
     branches = [
-        (list(range(first, last)), *_best(common, first, last, multiple))
+        (list(range(first, last)), *_best(common, first, last, multiple, worth_tokens))
         for first, last in zip([start, *cuts], [*cuts, stop], strict=True)
     ]
     # Those that save more among themselves go their own way; the others share what all start with.
@@ -75,7 +80,7 @@ def _best(common: Sequence[int], start: int, stop: int, multiple: int) -> tuple[
         for place in members
     ]
     saved_here = tokens * (len(together) - 1)
-    if saved_here < _WORTH_TOKENS:
+    if saved_here < worth_tokens:
         saved = sum(saved for _, saved, _ in branches)
         return saved, [group for _, _, groups in branches for group in groups]
     return (

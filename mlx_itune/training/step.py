@@ -183,6 +183,7 @@ class Learner:
             packing=how.packing,
             sharing=how.sharing,
             packed_sharing=how.packed_sharing,
+            overhead_tokens=how.overhead_tokens,
         )
 
 

@@ -17,6 +17,7 @@ from mlx_itune.training import footprint
 from mlx_itune.training.footprint import Footprint, Group, How, Rectangle
 from mlx_itune.training.identity import machine_facts
 from mlx_itune.training.microbatch import Example, MicroBatch, Packing, Prefix, arrange, by_prefix
+from mlx_itune.training.paths import overhead_tokens
 from mlx_itune.training.settings import TrainSettings
 
 # As model/compute has it: of the memory available, what resident float copies may take.
@@ -29,7 +30,7 @@ _HEAVIEST = 12
 _MOST_ROWS = 200_000
 _MAX_LANES = 8
 # As training/paths has them: tokens of a micro-batch that nobody set.
-CPU_TOKENS, GPU_TOKENS, FEWEST_TOKENS = 512, 4096, 64
+CPU_TOKENS, GPU_TOKENS, FEWEST_TOKENS = 256, 4096, 64
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ def _cut(
         how.lanes,
         packing=packing,
         sharing=settings.prefix_sharing != "off",
+        overhead_tokens=overhead_tokens(),
     )
     groups = []
     for batches_of_one in by_prefix(made):
