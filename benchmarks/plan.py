@@ -161,7 +161,7 @@ def print_table() -> None:
                     resident=False,
                     lanes=1,
                     kept_tokens=0.0 if checkpointing else float("inf"),
-                    chunk_rows=loss.chunk_rows(shape.vocabulary),
+                    chunk_rows=loss.chunk_rows(shape.vocabulary, shape.hidden),
                     micro_batch_tokens=tokens,
                 )
                 group = Group(None, [Rectangle(1, tokens, tokens, float(tokens))])

@@ -35,13 +35,18 @@ def bytes_per_token(model: nn.Module) -> int:
 def logits_bytes(model: nn.Module) -> int:
     """What one chunk of logits takes, with what its gradient is made of."""
     size = vocabulary(model)
-    return _LOGITS_COPIES * 4 * chunk_rows(size) * size
+    return _LOGITS_COPIES * 4 * chunk_rows(size, _hidden(model)) * size
 
 
 def default_budget_bytes() -> int:
     """What a run may take of this machine; the same at each start, whatever else is running."""
     here = memory.machine()
     return here.limit_bytes if here.device == "gpu" else int(_SHARE * here.total_bytes)
+
+
+def _hidden(model: nn.Module) -> int:
+    tables = (m for _, m in model.named_modules() if hasattr(m, "as_linear") and "weight" in m)
+    return next((matrix_shape(table)[1] for table in tables), 0)
 
 
 def _itemsize(model: nn.Module) -> int:

@@ -51,10 +51,13 @@ def resolve(model: str, *, offline: bool) -> Path:
     return _from_hub(model, offline)
 
 
-def load(model: str, *, compute: str = "auto", offline: bool = False) -> LoadedModel:
+def load(
+    model: str, *, compute: str = "auto", offline: bool = False, memory_bytes: int | None = None
+) -> LoadedModel:
     """Vet and load a model with weights in memory; no code of the model's is ever run.
 
-    compute: "auto", "dequantized" or "quantized" (see model/compute). Raises ModelError.
+    compute: "auto", "dequantized" or "quantized"; memory_bytes: what may be taken, if that is less
+    than is free (see model/compute). Raises ModelError.
     """
     path = resolve(model, offline=offline)
     vet(path)
@@ -67,7 +70,7 @@ def load(model: str, *, compute: str = "auto", offline: bool = False) -> LoadedM
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"mlx-lm cannot load it: {reason}", where=str(path)) from error
     network.freeze()
-    mode = compute_module.apply(network, compute)
+    mode = compute_module.apply(network, compute, memory_bytes)
     return LoadedModel(network, config, path, _public_id(model, path), fingerprint(path), mode)
 
 

@@ -63,8 +63,14 @@ class _Recomputed:
         cache = caches[0] if caches else None
         shared = () if cache is None or cache.shared is None else cache.shared
         made: list[Any] = []
+        # MLX makes a block again on whatever stream is the default by then.
+        stream = mx.default_stream(mx.default_device())
 
         def call(arrays: list[mx.array]) -> list[mx.array]:
+            with mx.stream(stream):
+                return computed(arrays)
+
+        def computed(arrays: list[mx.array]) -> list[mx.array]:
             values = arrays[: len(trained)]
             places = dict(zip(given, arrays[len(trained) :], strict=False))
             inner = None

@@ -19,6 +19,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.model import backend, cpu
+from mlx_itune.model.cpu_math import on_one_stream
 
 MODES = ("auto", "dequantized", "quantized")
 _HALF = (mx.bfloat16, mx.float16)
@@ -26,10 +27,11 @@ _HALF = (mx.bfloat16, mx.float16)
 _RESIDENT_SHARE = 0.4
 
 
-def apply(model: nn.Module, mode: str = "auto") -> str:
+def apply(model: nn.Module, mode: str = "auto", memory_bytes: int | None = None) -> str:
     """Prepare a loaded model's layers for `mode`, in place; "float", "quantized", "dequantized".
 
-    On a CPU floating-point weights become float32. Raises UsageError for an unknown mode.
+    On a CPU floating-point weights become float32. memory_bytes: float copies of quantized weights
+    stay only as far as this allows, too. Raises UsageError for an unknown mode.
     """
     if mode not in MODES:
         raise UsageError(f"unknown compute {mode!r}", hint="one of " + ", ".join(MODES))
@@ -38,7 +40,8 @@ def apply(model: nn.Module, mode: str = "auto") -> str:
         module.packed = Packed.of(module)
     done = "quantized" if quantized else "float"
     if quantized and (mode == "dequantized" or (mode == "auto" and backend.on_cpu())):
-        _dequantize(model, quantized)
+        free = _free_bytes()
+        _dequantize(model, quantized, free if memory_bytes is None else min(free, memory_bytes))
         done = "dequantized"
     if backend.on_cpu():
         model.apply(lambda a: a.astype(mx.float32) if a.dtype in _HALF else a)
@@ -162,10 +165,7 @@ def _product(layer: nn.Module) -> Callable[[mx.array], mx.array]:
     def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
         return cotangent @ dequantized_weight(layer).astype(cotangent.dtype)
 
-    operation: Any = mx.custom_function(product)
-    operation.vjp(backward)
-    called: Callable[[mx.array], mx.array] = operation
-    return called
+    return on_one_stream(product, backward)
 
 
 def _is_quantized(module: nn.Module) -> bool:
@@ -174,10 +174,12 @@ def _is_quantized(module: nn.Module) -> bool:
     return isinstance(module, kinds) and module.get("global_scale") is None
 
 
-def _dequantize(model: nn.Module, quantized: list[tuple[str, nn.Module]]) -> None:
+def _dequantize(
+    model: nn.Module, quantized: list[tuple[str, nn.Module]], available_bytes: int
+) -> None:
     itemsize_bytes = 4 if backend.on_cpu() else 2
     needed_bytes = sum(itemsize_bytes * m["weight"].size * 32 // m.bits for _, m in quantized)
-    resident = needed_bytes <= _RESIDENT_SHARE * _free_bytes()
+    resident = needed_bytes <= _RESIDENT_SHARE * available_bytes
     # One layer at a time, so that never all of both copies stand in memory.
     for path, module in quantized:
         if not resident and isinstance(module, nn.QuantizedLinear):

@@ -24,10 +24,12 @@ from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import backend, cpu
 
 Array = Any
-# Logits that stand in memory at once, and the fewest rows of them: a product of fewer costs more in
-# reading the head than in computing.
+# Logits that stand in memory at once, and the fewest rows of them.
 _CPU_LOGITS_BYTES, _CPU_ROWS = 4 << 20, 32
 _GPU_LOGITS_BYTES, _GPU_ROWS = 64 << 20, 128
+# On a CPU, chunks of logits as large as this part of the head: of fewer rows, reading the head
+# would cost more than computing.
+_SHARE_OF_HEAD, _CPU_ROWS_AT_MOST = 16, 128
 
 
 class Nll(Protocol):
@@ -114,11 +116,12 @@ def _learned(
     return mx.array(ids[:, :-1]), rows, targets[rows], learned[rows]
 
 
-def chunk_rows(vocabulary: int) -> int:
+def chunk_rows(vocabulary: int, hidden: int) -> int:
     """How many rows of logits are made at once."""
-    if backend.on_cpu():
-        return max(_CPU_ROWS, _CPU_LOGITS_BYTES // (4 * vocabulary))
-    return max(_GPU_ROWS, _GPU_LOGITS_BYTES // (4 * vocabulary))
+    if not backend.on_cpu():
+        return max(_GPU_ROWS, _GPU_LOGITS_BYTES // (4 * vocabulary))
+    fewest = max(_CPU_ROWS, min(hidden // _SHARE_OF_HEAD, _CPU_ROWS_AT_MOST))
+    return max(fewest, _CPU_LOGITS_BYTES // (4 * vocabulary))
 
 
 def _called(model: nn.Module, ids: mx.array, caches: Any) -> mx.array:
@@ -151,7 +154,7 @@ def _head_loss(
     def forward(rows: mx.array, *values: mx.array) -> list[mx.array]:
         total, sums = mx.array(0.0), [mx.zeros_like(value) for value in values]
         parts: list[mx.array] = []
-        for chunk in _chunks(model, rows.shape[0]):
+        for chunk in _chunks(model, *rows.shape):
             # One after the other: MLX would make the logits of all chunks side by side.
             part = (
                 rows[chunk]
@@ -203,9 +206,9 @@ def _updated(model: nn.Module, names: Sequence[str], values: Sequence[mx.array])
         model.update(tree_unflatten([(name, flat[name]) for name in names]))
 
 
-def _chunks(model: nn.Module, rows: int) -> list[slice]:
+def _chunks(model: nn.Module, rows: int, hidden: int) -> list[slice]:
     """Slices of like size, none above `chunk_rows`."""
-    count = -(-rows // chunk_rows(vocabulary(model)))
+    count = -(-rows // chunk_rows(vocabulary(model), hidden))
     cuts = [rows * part // count for part in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(cuts)]
 

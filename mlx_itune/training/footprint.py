@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from mlx_itune.model.shapes import Matrix, Shapes
 
 # Logits of a chunk, float32, with what their gradient is made of: times they stand there.
-LOGITS_COPIES = 4.5
+LOGITS_COPIES = 6.5
 # Work space of a block's backward, numbers per position: of the MLP's width and of the hidden size;
 # of the queries' width and of that of keys and values.
-MLP_WORK, HIDDEN_WORK, QUERY_WORK, KEY_WORK = 4.0, 12.0, 13.0, 2.0
+MLP_WORK, HIDDEN_WORK, QUERY_WORK, KEY_WORK = 5.5, 12.0, 13.0, 2.0
 # Outputs of its blocks that the CPU's attention keeps besides the one in order.
-ATTENTION_OUTPUTS = 2.0
+ATTENTION_OUTPUTS = 2.3
 # Of the outputs of a DoRA layer, those kept before their lengths are set (measured).
-DORA_OUTPUTS = 0.5
+DORA_OUTPUTS = 0.75
 # Attention weights a causal block of queries computes on the CPU: queries per block.
 ATTENTION_BLOCK = 72
 # Lanes seldom stand at their peaks together: what each more adds, of the first one's.
@@ -270,10 +270,7 @@ def _block_bytes(
             outputs += matrix.rows * times
         attends = attends or last in _ATTENTION_IN
         gates = gates or (_is_mlp_in(matrix) and "gate" in last)
-        if _is_mlp_in(matrix) and how.on_cpu and "gate" in last:
-            # The CPU's SwiGLU keeps its sigmoid.
-            outputs += (matrix.rows // 2 if last == "gate_up_proj" else matrix.rows) * times
-        elif not (last in _ATTENTION_IN or _is_mlp_in(matrix) or last in ("o_proj", "down_proj")):
+        if not (last in _ATTENTION_IN or _is_mlp_in(matrix) or last in ("o_proj", "down_proj")):
             # A layer of another kind of block: what follows it is taken to need its output.
             outputs += matrix.rows * times
     for name, size in (norms or {"before": shapes.hidden, "between": shapes.hidden}).items():

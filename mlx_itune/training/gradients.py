@@ -52,7 +52,9 @@ class Work:
         """One for each micro-batch and each prefix, in an order that is always the same."""
         for group in by_prefix(batches):
             prefix = group[0].prefix
-            if prefix is None:
+            if prefix is None and len(group) == 1 and self.paths.divides(group[0]):
+                yield self._in_parts(group[0])
+            elif prefix is None:
                 yield from self.lanes.each(self._alone, group)
             elif len(group) == 1:
                 yield from self.lanes.each(self._together, group)
@@ -61,6 +63,21 @@ class Work:
 
     def _alone(self, batch: MicroBatch) -> Result:
         return self._differentiated(lambda: self._loss(batch))
+
+    def _in_parts(self, batch: MicroBatch) -> Result:
+        """A row that nothing can be computed beside, cut in parts that are."""
+        row = Prefix(batch.input_ids, batch.weights)
+        self._draw(batch)
+
+        def of(values: Tree) -> tuple[mx.array, KeysValues]:
+            self.model.update(values)
+            nll, _, kept = self.paths.prefix_sums(self.model, row, self.lanes.streams())
+            return nll / self.weight, kept
+
+        (value, kept), gradient = mx.value_and_grad(of)(self.parameters)
+        mx.eval(kept, value)
+        _evaluated_backwards(gradient)
+        return value, gradient
 
     def _together(self, batch: MicroBatch) -> Result:
         """A micro-batch and its prefix, in one graph."""
@@ -100,8 +117,7 @@ class Work:
             yield value, more
         for cotangent, array in zip(cotangents, total or [], strict=True):
             np.asarray(cotangent)[...] = np.asarray(array.astype(mx.float32))
-        # From the last layer back, so that all parts of the prefix proceed side by side.
-        mx.eval([array for _, array in reversed(tree_flatten(gradient))])
+        _evaluated_backwards(gradient)
         yield loss, gradient
 
     def _given(self, batch: MicroBatch, kept: KeysValues) -> tuple[mx.array, Any]:
@@ -137,3 +153,8 @@ class Work:
     def _draw(self, part: MicroBatch | Prefix) -> None:
         if self.keys:
             lora.set_dropout_key(self.model, self.keys[id(part)])
+
+
+def _evaluated_backwards(gradient: Tree) -> None:
+    """From the last layer back, so that all parts of a row proceed side by side."""
+    mx.eval([array for _, array in reversed(tree_flatten(gradient))])

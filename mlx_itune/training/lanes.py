@@ -41,6 +41,13 @@ class Lanes:
         """
         if self._pool is None:
             yield from (_evaluated(build(item)) for item in items)
+        elif len(items) == 1:
+            # Nothing beside it: its products get all cores.
+            backend.blas_threads(self.count)
+            try:
+                yield from self._pool.map(lambda item: self._run(build, item), items)
+            finally:
+                backend.blas_threads(1)
         else:
             yield from self._pool.map(lambda item: self._run(build, item), items)
 

@@ -79,6 +79,14 @@ class Paths:
         with checkpointed_blocks(model, model.training and batch.tokens > self.kept_tokens):
             return self.nll(model, batch.input_ids, batch.weights, caches=made)
 
+    def divides(self, batch: MicroBatch) -> bool:
+        """Whether a micro-batch is one sequence, long enough to be computed in parts."""
+        single = len(batch.input_ids) == 1 and (batch.lengths is None or len(batch.lengths[0]) == 1)
+        tokens = batch.input_ids.shape[1] - 1
+        # What is made again for the backward pass would be made for all parts at once.
+        kept = tokens <= self.kept_tokens
+        return single and kept and self.cached and self.sharing and tokens >= 2 * _PART_TOKENS
+
     def prefix_sums(
         self, model: nn.Module, prefix: Prefix, streams: Sequence[Any] = ()
     ) -> tuple[mx.array, mx.array, KeysValues]:

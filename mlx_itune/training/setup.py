@@ -136,7 +136,13 @@ def ready(
     Raises ModelError; ResourceError where it will not fit; StorageError on a disk too full.
     """
     require_fit(settings, material.config, (*material.train, *material.valid))
-    loaded = load(settings.model, compute=settings.compute, offline=settings.offline)
+    memory_bytes = int(settings.memory_gb * 1e9) if settings.memory_gb else None
+    loaded = load(
+        settings.model,
+        compute=settings.compute,
+        offline=settings.offline,
+        memory_bytes=memory_bytes,
+    )
     paths = lora.attach(
         loaded.model,
         rank=settings.rank,
@@ -162,7 +168,7 @@ def ready(
         prefix_sharing=settings.prefix_sharing,
         gradient_checkpointing=settings.gradient_checkpointing,
         micro_batch_tokens=_micro_batch_tokens(settings, began),
-        memory_bytes=int(settings.memory_gb * 1e9) if settings.memory_gb else None,
+        memory_bytes=memory_bytes,
         lanes=_lanes(began),
         ranks=ranks(),
     )

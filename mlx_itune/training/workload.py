@@ -62,16 +62,19 @@ class Work:
             settings.compute == "dequantized" or (settings.compute == "auto" and on_cpu)
         )
         floats = (4 if on_cpu else 2) * sum(matrix.numbers for matrix in quantized)
+        available = self.machine.available_bytes
+        if settings.memory_gb is not None:
+            available = min(available, int(settings.memory_gb * 1e9))
         how = How(
             adapter=settings.adapter,
             rank=settings.rank,
             optimizer=settings.optimizer,
             on_cpu=on_cpu,
             dense=dense,
-            resident=dense and floats <= RESIDENT_SHARE * self.machine.available_bytes,
+            resident=dense and floats <= RESIDENT_SHARE * available,
             lanes=lanes() if on_cpu else 1,
             kept_tokens=float("inf"),
-            chunk_rows=loss.chunk_rows(self.shapes.vocabulary),
+            chunk_rows=loss.chunk_rows(self.shapes.vocabulary, self.shapes.hidden),
             micro_batch_tokens=settings.micro_batch_tokens or 1,
         )
         room = self._room_tokens(settings, how)

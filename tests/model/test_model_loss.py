@@ -25,7 +25,7 @@ def _rows(shape: tuple[int, int] = (3, 130), seed: int = 0) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_fast_path_equals_the_plain_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "chunk_rows", lambda _: 64)
+    monkeypatch.setattr(loss, "chunk_rows", lambda *_: 64)
     model = build(name)
     ids, weights = _rows()
     plain, plain_gradients = loss_and_gradients(model, loss.plain_nll, ids, weights)
