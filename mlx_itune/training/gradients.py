@@ -52,7 +52,7 @@ class Work:
         """One for each micro-batch and each prefix, in an order that is always the same."""
         for group in by_prefix(batches):
             prefix = group[0].prefix
-            if prefix is None and len(group) == 1 and self.paths.divides(group[0]):
+            if prefix is None and len(group) == 1 and self._divides(group[0]):
                 yield self._in_parts(group[0])
             elif prefix is None:
                 yield from self.lanes.each(self._alone, group)
@@ -64,20 +64,25 @@ class Work:
     def _alone(self, batch: MicroBatch) -> Result:
         return self._differentiated(lambda: self._loss(batch))
 
+    def _divides(self, batch: MicroBatch) -> bool:
+        return len(self._streams()) > 1 and self.paths.divides(batch)
+
     def _in_parts(self, batch: MicroBatch) -> Result:
         """A row that nothing can be computed beside, cut in parts that are."""
         row = Prefix(batch.input_ids, batch.weights)
-        self._draw(batch)
 
         def of(values: Tree) -> tuple[mx.array, KeysValues]:
             self.model.update(values)
-            nll, _, kept = self.paths.prefix_sums(self.model, row, self.lanes.streams())
-            return nll / self.weight, kept
+            return self._prefix_loss(row, self._streams())
 
         (value, kept), gradient = mx.value_and_grad(of)(self.parameters)
         mx.eval(kept, value)
         _evaluated_backwards(gradient)
         return value, gradient
+
+    def _streams(self) -> Sequence[Any]:
+        """For parts side by side; none with dropout, which every part would draw alike."""
+        return () if self.keys else self.lanes.streams()
 
     def _together(self, batch: MicroBatch) -> Result:
         """A micro-batch and its prefix, in one graph."""
@@ -95,7 +100,7 @@ class Work:
 
         def ahead(values: Tree) -> tuple[mx.array, mx.array, KeysValues]:
             self.model.update(values)
-            loss, kept = self._prefix_loss(prefix, self.lanes.streams())
+            loss, kept = self._prefix_loss(prefix, self._streams())
             arrays = [array for pair in kept for array in pair]
             cotangents[:] = [mx.zeros(array.shape) for array in arrays]
             carried = [
