@@ -74,18 +74,29 @@ def write_model(
     """Config, weights and tokenizer files into ``stage``. Raises StorageError, ModelError."""
     size_bytes = sum(tensor.nbytes for tensor in tensors.values())
     require_free_bytes(stage, size_bytes + (16 << 20), "the model")
-    config = _read_json(source / "config.json")
+    config = read_json(source / "config.json")
     for key in ("quantization", "quantization_config"):
         config.pop(key, None)
         if quantization is not None:
             config[key] = dict(quantization)
+    write_papers(stage, source, config, tokenizer)
+    with storage_errors(stage):
+        _write_tensors(stage, tensors)
+
+
+def write_papers(
+    stage: Path, source: Path, config: dict[str, Any], tokenizer: ChatTokenizer
+) -> None:
+    """Everything but the weights: ``config``, and tokenizer and template as they were trained.
+
+    Raises StorageError, ModelError.
+    """
     with storage_errors(stage):
         for name in _CARRIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, stage / name)
         _carry_template(stage, config, tokenizer)
-        _write_json(stage / "config.json", config)
-        _write_tensors(stage, tensors)
+        write_json(stage / "config.json", config)
 
 
 def quantization_config(
@@ -108,7 +119,7 @@ def _same(base: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
 def _carry_template(stage: Path, config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
     """A built-in template becomes the model's own, with the tokens that end its turns."""
     settings_file = stage / "tokenizer_config.json"
-    settings = _read_json(settings_file) if settings_file.exists() else {}
+    settings = read_json(settings_file) if settings_file.exists() else {}
     settings.pop("auto_map", None)
     if tokenizer.name != "auto":
         settings.pop("chat_template", None)
@@ -118,11 +129,11 @@ def _carry_template(stage: Path, config: dict[str, Any], tokenizer: ChatTokenize
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         generation_file = stage / "generation_config.json"
         if generation_file.exists():
-            generation = _read_json(generation_file)
+            generation = read_json(generation_file)
             generation["eos_token_id"] = config["eos_token_id"]
-            _write_json(generation_file, generation)
+            write_json(generation_file, generation)
     if settings_file.exists():
-        _write_json(settings_file, settings)
+        write_json(settings_file, settings)
 
 
 def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
@@ -149,10 +160,11 @@ def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
             "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
             "weight_map": {n: f for f, shard in zip(names, shards, strict=True) for n in shard},
         }
-        _write_json(stage / "model.safetensors.index.json", index)
+        write_json(stage / "model.safetensors.index.json", index)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError, StorageError."""
     try:
         with storage_errors(path):
             value = json.loads(path.read_text(encoding="utf-8"))
@@ -163,5 +175,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object into a file of a directory that is being staged."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,31 @@ def write_tensors(
 
     Raises ValueError for a tensor whose bytes do not fit its shape; StorageError.
     """
+    for name, (dtype, shape, data) in tensors.items():
+        if dtype not in _BITS or _size_bytes(dtype, shape) != len(data):
+            raise ValueError(f"{name}: {len(data)} bytes do not make {dtype} {list(shape)}")
+    described = {name: tensors[name][:2] for name in sorted(tensors)}
+    stream_tensors(path, described, lambda name: (tensors[name][2],), metadata)
+
+
+def stream_tensors(
+    path: Path,
+    described: Mapping[str, tuple[str, tuple[int, ...]]],
+    parts: Callable[[str], Iterable[bytes]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors in the order of `described` (dtype, shape), each from the bytes of its parts.
+
+    The parts of one tensor are asked for when the one before it is written, so that memory holds
+    no more than a part. Raises ValueError for bytes that do not fit a shape; StorageError.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name in sorted(tensors):
-        dtype, shape, data = tensors[name]
-        known = dtype in _BITS and name != "__metadata__"
-        if not known or _size_bytes(dtype, shape) != len(data):
-            raise ValueError(f"{name}: {len(data)} bytes do not make {dtype} {list(shape)}")
-        end = offset + len(data)
+    for name, (dtype, shape) in described.items():
+        size_bytes = _size_bytes(dtype, shape) if dtype in _BITS else None
+        if size_bytes is None or name == "__metadata__":
+            raise ValueError(f"{name}: no tensor can be {dtype} {list(shape)}")
+        end = offset + size_bytes
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
@@ -93,8 +110,13 @@ def write_tensors(
 
     def chunks() -> Iterator[bytes]:
         yield len(text).to_bytes(8, "little") + text
-        for name in sorted(tensors):
-            yield tensors[name][2]
+        for name in described:
+            start, end = header[name]["data_offsets"]
+            for part in parts(name):
+                start += len(part)
+                yield part
+            if start != end:
+                raise ValueError(f"{name}: the bytes do not fit {described[name]}")
 
     write_durably(path, chunks())
 

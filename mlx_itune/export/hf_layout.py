@@ -1,0 +1,114 @@
+"""Where a tensor of mlx-lm's lies in a transformers checkpoint: the inverse of its `sanitize`.
+
+mlx-lm keeps transformers' names but for the experts of a mixture, which it stacks. Checkpoints
+keep them one by one; transformers 5 stacks them when it loads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_itune.kit.errors import ModelError
+
+# model_type and the class that config.json names. Where mlx-lm drops or joins tensors on loading,
+# only what is listed here is known to be undone.
+_CLASSES = {
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "helium": "HeliumForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "nemotron": "NemotronForCausalLM",
+    "olmo": "OlmoForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+}
+_STACK = re.compile(r"(.+)\.switch_mlp\.(gate_proj|up_proj|down_proj)\.weight")
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+# What mlx-lm calls its own switches; transformers has no such setting.
+_OURS_ALONE = {"model_type", "rope_traditional"}
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """A tensor of the checkpoint: `source` is mlx-lm's name, of which it is one `expert` or all."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    expert: int | None = None
+
+
+def class_name(model_type: str, where: str) -> str:
+    """The transformers class of a model type. Raises ModelError for one that is not known here."""
+    if model_type not in _CLASSES:
+        raise ModelError(
+            f"model_type {model_type!r} has no export to transformers",
+            where=where,
+            hint="it is known for " + ", ".join(sorted(_CLASSES)),
+        )
+    return _CLASSES[model_type]
+
+
+def placed(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> list[HfTensor]:
+    """The checkpoint's tensors for mlx-lm's parameters, of which `shapes` has the float shapes.
+
+    In the order of mlx-lm's names, so that what is cut from one tensor stands together.
+    """
+    found = []
+    for source in sorted(shapes):
+        shape, stack = shapes[source], _STACK.fullmatch(source)
+        if stack is None:
+            found.append(HfTensor(source, shape, source))
+            continue
+        prefix, name = stack.groups()
+        name = _MIXTRAL[name] if model_type == "mixtral" else name
+        found += [
+            HfTensor(f"{prefix}.experts.{e}.{name}.weight", shape[1:], source, e)
+            for e in range(shape[0])
+        ]
+    return found
+
+
+def cleaned_config(
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    where: str,
+) -> dict[str, Any]:
+    """config.json for transformers: no quantization, its class, and no value left to a default.
+
+    `settings` are mlx-lm's, defaults filled in: theirs are not always those of transformers.
+    """
+    model_type = str(config["model_type"])
+    left_out = {"quantization", "quantization_config", "auto_map", "_name_or_path"}
+    cleaned = {key: value for key, value in config.items() if key not in left_out}
+    for key, value in settings.items():
+        if key not in _OURS_ALONE and value is not None and cleaned.get(key) is None:
+            cleaned[key] = value
+    cleaned["architectures"] = [class_name(model_type, where)]
+    cleaned["tie_word_embeddings"] = not any(name.startswith("lm_head.") for name in shapes)
+    cleaned["vocab_size"] = shapes["model.embed_tokens.weight"][0]
+    # The older key and, since transformers 4.56, the newer one.
+    cleaned["torch_dtype"] = cleaned["dtype"] = dtype
+    return cleaned
