@@ -41,6 +41,7 @@ def command(
     from mlx_itune.cli.opening import open_model
     from mlx_itune.dataset.conversation import Turn
     from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.sampling import Sampling
 
     loaded, tokenizer = open_model(
         model, adapter, template=template, compute=compute, offline=offline
@@ -62,9 +63,7 @@ def command(
         for piece in generator.stream(
             tokenizer.prompt_ids(turns),
             max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed + len(turns),
+            sampling=Sampling(temperature, top_p, seed=seed + len(turns)),
         ):
             pieces.append(piece)
             if not as_json:

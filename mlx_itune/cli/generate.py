@@ -46,6 +46,7 @@ def command(
     from mlx_itune.cli.opening import open_model
     from mlx_itune.dataset.conversation import Turn
     from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.sampling import Sampling
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
@@ -64,7 +65,7 @@ def command(
     began = time.monotonic()
     pieces = []
     for piece in Generator(loaded, tokenizer).stream(
-        prompt_ids, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+        prompt_ids, max_tokens=max_tokens, sampling=Sampling(temperature, top_p, seed=seed)
     ):
         pieces.append(piece)
         if not as_json:

@@ -1,4 +1,4 @@
-"""Greedy answers for many prompts at once, and one sampled answer as a stream.
+"""Answers: greedy ones for many prompts at once, and one, greedy or sampled, as a stream.
 
 The batch is exact: each row sees its own prompt at its own positions, padding is masked out of
 every attention, so the text is the one the row would get alone.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
 from mlx_itune.dataset.tokenizer import ChatTokenizer
-from mlx_itune.inference.sampling import next_token
-from mlx_itune.kit.errors import DataError
+from mlx_itune.inference.sampling import Sampling, next_token, penalized
+from mlx_itune.inference.text_stream import TextStream
+from mlx_itune.kit.errors import DataError, ModelError
 from mlx_itune.model.base import LoadedModel
-from mlx_itune.model.caches import batch_cache, single_cache
+from mlx_itune.model.caches import batch_cache
+from mlx_itune.model.prefix_cache import PrefixCache
 
 # Attention over a prompt is quadratic; where exp() is slow (CPU) short chunks skip most of the
 # masked half. A GPU prefers long ones.
@@ -25,6 +27,18 @@ _CPU_CHUNK_TOKENS, _GPU_CHUNK_TOKENS = 64, 2048
 _CPU_LANES = 2
 # Copying a cache to drop rows pays only once this share of the rows is done.
 _DROP_SHARE = 0.25
+GREEDY = Sampling()
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer; `completion_tokens` counts its tokens, the one that ends it not among them."""
+
+    text: str
+    completion_tokens: int
+    finish_reason: Finish
 
 
 @dataclass
@@ -36,15 +50,37 @@ class _Rows:
     live: list[int]
     tokens: Any
     answers: dict[int, list[int]] = field(default_factory=dict)
-    done: set[int] = field(default_factory=set)
+    done: dict[int, Finish] = field(default_factory=dict)
+
+
+class AnswerStream(Iterator[str]):
+    """The pieces of one answer as they come; the counts are whole once it has ended.
+
+    `cached_tokens`: how many of the prompt's tokens were in the cache already.
+    """
+
+    def __init__(self, run: Callable[[AnswerStream], Iterator[str]]) -> None:
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.finish_reason: Finish = "length"
+        self._pieces = run(self)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
 
 
 class Generator:
-    """Text generation with one loaded model and its tokenizer."""
+    """Text generation with one loaded model and its tokenizer.
 
-    def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer) -> None:
+    stops: texts that end an answer, besides the tokenizer's own ends.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, tokenizer: ChatTokenizer, stops: Sequence[str] = ()
+    ) -> None:
         self.model = loaded.model
         self.tokenizer = tokenizer
+        self.stops = (*tokenizer.stop_strings, *stops)
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
         self._chunk_tokens = _CPU_CHUNK_TOKENS if self._on_cpu else _GPU_CHUNK_TOKENS
 
@@ -53,38 +89,68 @@ class Generator:
         prompt_ids: Sequence[int],
         *,
         max_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """Yield the answer piece by piece; ``temperature`` 0 is greedy.
+        sampling: Sampling = GREEDY,
+        memory: PrefixCache | None = None,
+    ) -> AnswerStream:
+        """The answer piece by piece; a function of the prompt, ``sampling`` and its seed.
 
-        Raises DataError for an empty prompt.
+        memory: a cache whose tokens are not computed again, and which then holds this answer too.
+        Raises DataError for an empty prompt, at the first piece.
         """
-        _require_tokens([prompt_ids])
-        cache = single_cache(self.model)
-        self._prefill(mx.array([list(prompt_ids[:-1])], dtype=mx.int32), cache)
-        key = mx.random.key(seed)
-        token, ids, shown = int(prompt_ids[-1]), list[int](), ""
-        for _ in range(max_tokens):
-            logits = self.model(mx.array([[token]]), cache=cache)[0, -1]
-            key, now = mx.random.split(key)
-            token = int(next_token(logits, temperature, top_p, now).item())
+        memory = memory or PrefixCache(self.model)
+        ids = list(prompt_ids)
+
+        def run(answer: AnswerStream) -> Iterator[str]:
+            return self._pieces(ids, max_tokens, sampling, memory, answer)
+
+        return AnswerStream(run)
+
+    def _pieces(
+        self,
+        ids: list[int],
+        max_tokens: int,
+        sampling: Sampling,
+        memory: PrefixCache,
+        answer: AnswerStream,
+    ) -> Iterator[str]:
+        _require_tokens([ids])
+        cache, answer.cached_tokens = memory.take(ids)
+        self._prefill(mx.array([ids[answer.cached_tokens : -1]], dtype=mx.int32), cache)
+        text, held = TextStream(self.tokenizer.decode, self.stops), list(ids)
+        for token, is_fed in self._tokens(ids, cache, max_tokens, sampling):
+            if is_fed:
+                held.append(token)
             if token in self.tokenizer.eos_ids:
+                answer.finish_reason = "stop"
                 break
-            ids.append(token)
-            text, ended = self._cut(self.tokenizer.decode(ids))
-            # A trailing replacement character is a multi-byte character still on its way, and
-            # the start of a stop string may yet become one.
-            ready = text if ended else text[: len(text) - self._held_back(text)]
-            if len(ready) > len(shown):
-                yield ready[len(shown) :]
-                shown = ready
-            if ended:
-                return
-        text, _ = self._cut(self.tokenizer.decode(ids))
-        if len(text) > len(shown):
-            yield text[len(shown) :]
+            answer.completion_tokens += 1
+            if piece := text.push(token):
+                yield piece
+            if text.ended:
+                answer.finish_reason = "stop"
+                break
+        memory.keep(cache, held)
+        if piece := text.finish():
+            yield piece
+
+    def _tokens(
+        self, ids: list[int], cache: list[Any], max_tokens: int, sampling: Sampling
+    ) -> Iterator[tuple[int, bool]]:
+        """(token, whether it is in the cache); each is launched before the one before is read."""
+        key = mx.random.key(sampling.seed)
+        recent = mx.array(ids[-sampling.repetition_context :], dtype=mx.int32)
+        token = mx.array(ids[-1:], dtype=mx.int32)
+        for number in range(max_tokens + 1):
+            before = token
+            if number < max_tokens:
+                logits = self.model(before[None], cache=cache)[0, -1]
+                logits = penalized(logits, recent, sampling.repetition_penalty)
+                key, now = mx.random.split(key)
+                token = next_token(logits, sampling, now)[None].astype(mx.int32)
+                recent = mx.concatenate([recent, token])[-sampling.repetition_context :]
+                mx.async_eval(token)  # type: ignore[no-untyped-call]
+            if number:
+                yield int(before.item()), number < max_tokens
 
     def batch(
         self,
@@ -93,18 +159,31 @@ class Generator:
         batch_size: int = 32,
         observe: Callable[[int], None] | None = None,
     ) -> list[str]:
+        """The text of the greedy answer to each prompt, in the order given; see `answers`."""
+        return [a.text for a in self.answers(prompts, max_tokens, batch_size, observe)]
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int = 512,
+        batch_size: int = 32,
+        observe: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
         """The greedy answer to each prompt, in the order given.
 
-        ``observe`` is told the number of finished prompts. Raises DataError for an empty prompt.
+        ``observe`` is told the number of finished prompts. An architecture whose cache mlx-lm
+        cannot batch answers one by one. Raises DataError for an empty prompt.
         """
         _require_tokens(prompts)
+        if not _batches(self.model):
+            return self._one_by_one(prompts, max_tokens, observe)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         waiting = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][::-1]
         device = mx.default_device()
         streams = [mx.default_stream(device)]
         if self._on_cpu:
             streams += [mx.new_stream(device) for _ in range(_CPU_LANES - 1)]
-        answers: dict[int, list[int]] = {}
+        answers: dict[int, Answer] = {}
         running: list[_Rows] = []
         while waiting or running:
             while waiting and streams:
@@ -113,10 +192,26 @@ class Generator:
                 if self._advance(rows, max_tokens):
                     running.remove(rows)
                     streams.append(rows.stream)
-                    answers |= rows.answers
+                    for row, ids in rows.answers.items():
+                        answers[row] = Answer(self._cut(ids)[0], len(ids), rows.done[row])
                     if observe:
                         observe(len(answers))
-        return [self._cut(self.tokenizer.decode(answers[i]))[0] for i in range(len(prompts))]
+        return [answers[i] for i in range(len(prompts))]
+
+    def _one_by_one(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        observe: Callable[[int], None] | None,
+    ) -> list[Answer]:
+        answers = []
+        for ids in prompts:
+            stream = self.stream(ids, max_tokens=max_tokens)
+            text = "".join(stream)
+            answers.append(Answer(text, stream.completion_tokens, stream.finish_reason))
+            if observe:
+                observe(len(answers))
+        return answers
 
     def _start(self, prompts: Sequence[Sequence[int]], rows: list[int], stream: Any) -> _Rows:
         """Prefill all but the last token of each prompt; the first step is under way on return."""
@@ -157,8 +252,10 @@ class Generator:
             answer = rows.answers[row]
             if token not in self.tokenizer.eos_ids:
                 answer.append(token)
-            if token in self.tokenizer.eos_ids or len(answer) >= max_tokens or self._ended(answer):
-                rows.done.add(row)
+            if token in self.tokenizer.eos_ids or (self.stops and self._cut(answer)[1]):
+                rows.done[row] = "stop"
+            elif len(answer) >= max_tokens:
+                rows.done[row] = "length"
         keep = [k for k, row in enumerate(rows.live) if row not in rows.done]
         if not keep:
             return True
@@ -172,24 +269,19 @@ class Generator:
             self._launch(rows)
         return False
 
-    def _ended(self, answer: list[int]) -> bool:
-        return bool(self.tokenizer.stop_strings) and self._cut(self.tokenizer.decode(answer))[1]
-
-    def _cut(self, text: str) -> tuple[str, bool]:
+    def _cut(self, ids: list[int]) -> tuple[str, bool]:
         """The text before the first stop string, and whether there was one."""
-        at = [text.find(stop) for stop in self.tokenizer.stop_strings if stop in text]
+        text = self.tokenizer.decode(ids)
+        at = [found for stop in self.stops if (found := text.find(stop)) >= 0]
         return (text[: min(at)], True) if at else (text, False)
 
-    def _held_back(self, text: str) -> int:
-        """How many trailing characters of ``text`` may still change or be cut."""
-        if text.endswith("�"):
-            return 1
-        stops = self.tokenizer.stop_strings
-        longest = max((len(stop) for stop in stops), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in stops):
-                return length
-        return 0
+
+def _batches(model: Any) -> bool:
+    try:
+        batch_cache(model, 1)
+    except ModelError:
+        return False
+    return True
 
 
 def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:

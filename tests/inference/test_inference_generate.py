@@ -15,7 +15,7 @@ import mlx.core as mx  # isort: skip
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.generate import Generator
-from mlx_itune.inference.sampling import next_token
+from mlx_itune.inference.sampling import Sampling, next_token
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.base import LoadedModel, load
 
@@ -92,7 +92,8 @@ def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatToken
     ids = prompts(opened[1])[0]
 
     def sampled(seed: int) -> str:
-        return "".join(generator.stream(ids, max_tokens=12, temperature=1.5, top_p=0.95, seed=seed))
+        drawn = Sampling(temperature=1.5, top_p=0.95, seed=seed)
+        return "".join(generator.stream(ids, max_tokens=12, sampling=drawn))
 
     assert sampled(1) == sampled(1)
     assert len({sampled(seed) for seed in range(5)}) > 1
@@ -101,12 +102,12 @@ def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatToken
 def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
     logits = mx.log(mx.array([0.1, 0.6, 0.3]))
     drawn = {
-        int(next_token(logits, 1.0, 0.7, key).item())
+        int(next_token(logits, Sampling(1.0, top_p=0.7), key).item())
         for key in mx.random.split(mx.random.key(0), 99)
     }
     assert drawn == {1, 2}
     only = {
-        int(next_token(logits, 1.0, 0.01, key).item())
+        int(next_token(logits, Sampling(1.0, top_p=0.01), key).item())
         for key in mx.random.split(mx.random.key(0), 9)
     }
     assert only == {1}

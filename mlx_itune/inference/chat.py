@@ -1,0 +1,72 @@
+"""A conversation whose past is not computed again at every turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from mlx_itune.dataset.conversation import Turn
+from mlx_itune.inference.generate import GREEDY, AnswerStream, Generator
+from mlx_itune.inference.prompts import room_tokens
+from mlx_itune.inference.sampling import Sampling
+from mlx_itune.kit.errors import DataError
+from mlx_itune.model.base import LoadedModel
+from mlx_itune.model.prefix_cache import PrefixCache
+
+
+class ChatSession:
+    """Turns with one model. What a turn shares with the last one comes from the cache.
+
+    Every turn renders the whole conversation through the template, so that a template that drops
+    or rewrites earlier turns is followed; only what is the same, token by token, is kept.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        generator: Generator,
+        *,
+        system: str | None = None,
+        max_tokens: int = 512,
+        sampling: Sampling = GREEDY,
+    ) -> None:
+        self._loaded, self._generator = loaded, generator
+        self._max_tokens, self._sampling = max_tokens, sampling
+        self._memory = PrefixCache(loaded.model)
+        self.system = system
+        self.turns: list[Turn] = []
+        self.last: AnswerStream | None = None
+        self.reset()
+
+    def reset(self, system: str | None = None) -> None:
+        """Begin again, with another system prompt if one is given."""
+        self.system = system if system is not None else self.system
+        self.turns = [Turn("system", self.system)] if self.system else []
+
+    def say(self, text: str) -> Iterator[str]:
+        """The pieces of the answer to `text`; both become turns once something was answered.
+
+        An answer that is broken off (close the iterator, or raise into it) stays as far as it got.
+        Raises DataError, with the conversation as it was, when it no longer fits the model.
+        """
+        asked = [*self.turns, Turn("user", text)]
+        tokenizer = self._generator.tokenizer
+        prompt = tokenizer.prompt_ids(asked)
+        try:
+            room = room_tokens(len(prompt), self._loaded.config, self._max_tokens)
+        except DataError as error:
+            raise DataError(error.message, hint="/reset starts a new conversation") from error
+        # Another seed for each turn, or the same question would get the same dice.
+        sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + len(asked))
+        self.last = self._generator.stream(
+            prompt, max_tokens=room, sampling=sampling, memory=self._memory
+        )
+        pieces = []
+        try:
+            for piece in self.last:
+                pieces.append(piece)
+                yield piece
+        finally:
+            answer = "".join(pieces)
+            if answer.strip():
+                self.turns = [*asked, Turn("assistant", answer)]

@@ -1,0 +1,151 @@
+"""Prompts: token ids of what a user says or a file holds, and whether the model can read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.formats.chat import turns_of
+from mlx_itune.dataset.formats.tools import tools_of
+from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.files import storage_errors
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one answer is asked for: turns with the tools they may call, or plain text.
+
+    origin: "file:line"; id: the row's own, if it has one.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    text: str | None = None
+    origin: str = ""
+    id: Any = None
+
+    def ids(self, tokenizer: ChatTokenizer) -> list[int]:
+        """Token ids as the model reads them. Raises DataError where the template refuses."""
+        if self.text is not None:
+            return text_ids(tokenizer, self.text)
+        return tokenizer.prompt_ids(self.turns, self.tools)
+
+
+def text_ids(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """Token ids of plain text to go on with, after whatever the tokenizer begins a text with."""
+    start = tokenizer.text_start
+    return tokenizer.encode_ids(text if text.startswith(start) else start + text)
+
+
+def context_tokens(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model reads and writes in all, by its config.json; None if it says none."""
+    inner = config.get("text_config")
+    for place in (config, inner if isinstance(inner, dict) else {}):
+        value = place.get("max_position_embeddings")
+        if type(value) is int and value > 0:
+            return value
+    return None
+
+
+def room_tokens(prompt_tokens: int, config: Mapping[str, Any], max_tokens: int) -> int:
+    """How long an answer may get after a prompt, at most `max_tokens`.
+
+    Raises DataError for a prompt that leaves no room at all.
+    """
+    context = context_tokens(config)
+    if context is None:
+        return max_tokens
+    if prompt_tokens >= context:
+        raise DataError(
+            f"the prompt is {prompt_tokens:,} tokens, and the model's context is {context:,}"
+        )
+    return min(max_tokens, context - prompt_tokens)
+
+
+def turns_and_tools(
+    row: Mapping[str, Any],
+) -> tuple[tuple[Turn, ...], tuple[dict[str, Any], ...]]:
+    """The turns of `messages` and the tools of a row or request, read as training reads them.
+
+    Raises DataError.
+    """
+    try:
+        return turns_of(row, "messages", "role", "content"), tools_of(row)
+    except RowFault as fault:
+        raise DataError(fault.message) from fault
+
+
+def read_prompts(path: Path, *, raw: bool = False, system: str | None = None) -> list[Prompt]:
+    """The prompts of a file: of .jsonl one row each, of anything else one line each.
+
+    A row has `prompt` (text) or `messages` (and `tools`); a last assistant turn is the answer that
+    is known, and is left out. raw: a text is continued as it is, without the chat template.
+    Raises DataError naming the first broken line, UsageError, StorageError.
+    """
+    with storage_errors(path):
+        data = path.read_bytes()
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError("is not UTF-8 text", where=str(path)) from error
+    of_line = _of_row if path.suffix.lower() in (".jsonl", ".ndjson") else _of_text
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            prompts.append(of_line(line, where, raw, system))
+        except DataError as error:
+            raise DataError(error.message, where=where, hint=error.hint) from error
+    if not prompts:
+        raise DataError("holds no prompts", where=str(path))
+    return prompts
+
+
+def said(text: str, *, raw: bool = False, system: str | None = None, origin: str = "") -> Prompt:
+    """The prompt of a user's words. Raises UsageError for an empty one."""
+    if not text.strip():
+        raise UsageError("the prompt is empty", hint="give --prompt some words")
+    if raw:
+        return Prompt(text=text, origin=origin)
+    return Prompt((*_system(system), Turn("user", text)), origin=origin)
+
+
+def _of_text(line: str, where: str, raw: bool, system: str | None) -> Prompt:
+    return said(line, raw=raw, system=system, origin=where)
+
+
+def _of_row(line: str, where: str, raw: bool, system: str | None) -> Prompt:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError("is not a JSON object")
+    text = row.get("prompt")
+    if isinstance(text, str) and text.strip():
+        prompt = said(text, raw=raw, system=system, origin=where)
+        return Prompt(prompt.turns, (), prompt.text, where, row.get("id"))
+    if "messages" not in row:
+        raise DataError("has neither a 'prompt' with words nor 'messages'")
+    if raw:
+        raise DataError("has messages, which --raw cannot continue", hint="leave out --raw")
+    turns, tools = turns_and_tools(row)
+    if turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
+    if not turns:
+        raise DataError("asks nothing")
+    if turns[0].role != "system":
+        turns = (*_system(system), *turns)
+    return Prompt(turns, tools, None, where, row.get("id"))
+
+
+def _system(system: str | None) -> Sequence[Turn]:
+    return [Turn("system", system)] if system else []
