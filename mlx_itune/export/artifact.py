@@ -91,12 +91,23 @@ def write_papers(
 
     Raises StorageError, ModelError.
     """
+    carry_tokenizer(stage, source, config, tokenizer)
+    with storage_errors(stage):
+        write_json(stage / "config.json", config)
+
+
+def carry_tokenizer(
+    stage: Path, source: Path, config: dict[str, Any], tokenizer: ChatTokenizer
+) -> None:
+    """The files of the tokenizer, with the template trained; ``config`` gets its end of turn.
+
+    Raises StorageError, ModelError.
+    """
     with storage_errors(stage):
         for name in _CARRIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, stage / name)
         _carry_template(stage, config, tokenizer)
-        write_json(stage / "config.json", config)
 
 
 def quantization_config(

@@ -79,11 +79,20 @@ def export_hf(
         require_free_bytes(stage, size_bytes + (16 << 20), "the model")
         own = read_json(source_dir / "config.json")
         config = cleaned_config(own, source.settings, source.shapes, kind, where)
+        _name_tokens(config, tokenizer)
         write_papers(stage, source_dir, config, tokenizer)
         _write_shards(stage, source, tensors, kind, shard_bytes)
         checked = verify_hf(stage, opened(), tensors)
         _write_card(stage, source_dir, base_id or source_dir.resolve().name, kind, checked)
     return HfExport((describe(out, "hf"),), kind, checked)
+
+
+def _name_tokens(config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
+    """Special tokens that config.json leaves out; transformers would take another model's."""
+    ends = sorted(tokenizer.eos_ids)
+    config.setdefault("bos_token_id", tokenizer.hf.bos_token_id)
+    config.setdefault("pad_token_id", tokenizer.hf.pad_token_id)
+    config.setdefault("eos_token_id", ends[0] if len(ends) == 1 else ends)
 
 
 def _deltas(source_dir: Path, adapter_dir: Path | None) -> Mapping[str, Any]:
