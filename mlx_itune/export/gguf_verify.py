@@ -1,0 +1,246 @@
+"""A GGUF file read back by llama.cpp's Python reader, each tensor against the model it came from.
+
+Nothing here is shared with the writer: names come from the gguf package's own table, numbers from
+its own dequantization, and rows of q and k are put back in order from the file's side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gguf
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from numpy.typing import NDArray
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.files import storage_errors
+from mlx_itune.model import stock
+
+Float32 = NDArray[np.float32]
+
+_CHUNK_NUMBERS = 1 << 22
+# llama.cpp rotates neighbouring values in these, and the two halves of a head in all others.
+_NEIGHBOURS = ("llama", "granite", "smollm3")
+_RE_PACKED = ("Q4_1", "Q5_1", "MXFP4")
+# A K-quant's error, relative to the weights: a few percent at 4 bits; of other weights, over 1.
+_MAX_ERROR = 0.25
+
+
+@dataclass(frozen=True)
+class GgufVerification:
+    """What reading the file back showed.
+
+    ``types``: tensors by type. ``exact_tensors``: those with just the source's numbers;
+    ``rounded_weights``: how many numbers of the others differ, by ``largest_difference`` at most.
+    """
+
+    reader: str
+    tensors: int
+    types: Mapping[str, int]
+    exact_tensors: int
+    rounded_weights: int
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A source tensor as (rows, columns), and how a few of its rows become numbers."""
+
+    shape: tuple[int, ...]
+    rows: Callable[[slice], Float32]
+    # The same with scales and biases rounded to halves, which is all that a block can hold.
+    halves: Callable[[slice], Float32] | None = None
+    # How far apart two ways to compute the numbers may be, relative to them.
+    slack: float = 0.0
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row; a vector stands upright."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+
+def verify_gguf(
+    file: Path, source_dir: Path, *, requantized: bool = False
+) -> GgufVerification:
+    """Compare every tensor of ``file`` with the model directory that it was made from.
+
+    ``requantized``: llama.cpp's quantizer made it, whose blocks are only held to be near. Raises ModelError for a tensor that is missing, extra, or not the source's as its type can
+    hold it (K-quants: beyond the type's usual error), or a file that cannot be read.
+    """
+    try:
+        with storage_errors(file):
+            reader = gguf.GGUFReader(file)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(f"is no readable GGUF file ({error})", where=str(file)) from error
+    model, _ = stock.read(source_dir)
+    inner = getattr(model, "language_model", model)
+    field = reader.get_field("general.architecture")
+    architecture = str(field.contents()) if field is not None else ""
+    expected = dict(_expected(inner, architecture))
+    types: Counter[str] = Counter()
+    exact = rounded = 0
+    furthest = 0.0
+    for tensor in reader.tensors:
+        if tensor.name not in expected:
+            raise ModelError(f"{tensor.name} is twice there, or not the model's", where=str(file))
+        heads = _heads(tensor.name, inner, architecture)
+        found = _compare(tensor, expected.pop(tensor.name), heads, requantized)
+        if found is None:
+            raise ModelError(f"{tensor.name} is not what the model holds", where=str(file))
+        types[tensor.tensor_type.name] += 1
+        exact += found[0] == 0
+        rounded += found[0]
+        furthest = max(furthest, found[1])
+        mx.clear_cache()
+    if expected:
+        raise ModelError(f"{min(expected)} is missing", where=str(file))
+    return GgufVerification(
+        f"gguf {version('gguf')}", sum(types.values()), dict(types), exact, rounded, furthest
+    )
+
+
+def _compare(
+    tensor: Any, weight: _Weight, heads: int | None, requantized: bool
+) -> tuple[int, float] | None:
+    """(numbers that differ, by how much at most); None where the type does not account for it."""
+    if tuple(reversed([int(n) for n in tensor.shape])) != weight.shape:
+        return None
+    kind = tensor.tensor_type.name
+    near = requantized and kind != "F32"
+    data = tensor.data.reshape(-1, tensor.data.shape[-1] if len(weight.shape) > 1 else 1)
+    if heads is not None:
+        pairs = data.reshape(heads, -1, 2, data.shape[-1])
+        data = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(data.shape)
+    step = max(1, _CHUNK_NUMBERS // weight.columns)
+    differ, furthest, error, power = 0, 0.0, 0.0, 0.0
+    for start in range(0, len(data), step):
+        rows = slice(start, start + step)
+        want = weight.rows(rows)
+        part = np.ascontiguousarray(data[rows])
+        got = gguf.quants.dequantize(part, tensor.tensor_type).reshape(want.shape)
+        gap = np.abs(got - want)
+        held = None if near else _held(kind, part, want, weight, rows)
+        if held is not None and not (np.abs(got - held) <= weight.slack * np.abs(held)).all():
+            return None
+        differ += int(np.count_nonzero(gap))
+        furthest = max(furthest, float(gap.max()))
+        if held is None:
+            error += float(np.square(gap, dtype=np.float64).sum())
+            power += float(np.square(want, dtype=np.float64).sum())
+    # A NaN fails here, too.
+    return (differ, furthest) if error <= _MAX_ERROR**2 * power else None
+
+
+def _held(
+    kind: str, data: NDArray[Any], want: Float32, weight: _Weight, rows: slice
+) -> Float32 | None:
+    """What a tensor of this type holds of ``want``, to the last bit; None for a K-quant."""
+    if kind == "F32":
+        return want
+    if kind == "F16":
+        with np.errstate(over="ignore"):
+            return want.astype(np.float16).astype(np.float32)
+    if kind == "BF16":
+        bits = want.view(np.uint32)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return nearest.astype(np.uint32).view(np.float32)
+    if kind in _RE_PACKED and weight.halves is not None:
+        return weight.halves(rows)
+    if kind in ("Q8_0", "Q4_0"):
+        number = gguf.GGMLQuantizationType[kind]
+        again = gguf.quants.quantize(want, number)
+        if not np.array_equal(again, data):
+            return want * np.nan
+        return gguf.quants.dequantize(again, number)
+    return None
+
+
+def _expected(inner: nn.Module, architecture: str) -> Iterator[tuple[str, _Weight]]:
+    """Every tensor that the file must have, by GGUF's name."""
+    known = {number: name for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    numbers = [number for number, name in known.items() if name == architecture]
+    if not numbers:
+        raise ModelError(f"has the unknown architecture {architecture!r}")
+    names = gguf.get_tensor_name_map(numbers[0], len(inner.layers))
+    parameters = dict(tree_flatten(inner.parameters()))
+    modules = dict(inner.named_modules())
+    table = None
+    for path, array in parameters.items():
+        layer, _, part = path.rpartition(".")
+        if part in ("scales", "biases"):
+            continue
+        # As Hugging Face's layout calls the experts.
+        theirs = re.sub(r"(mlp|block_sparse_moe)\.switch_mlp", "mlp.experts", path)
+        name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise ModelError(f"{path} has no name in GGUF")
+        above_one = architecture.startswith("gemma") and name.endswith("norm.weight")
+        weight = _weight(array, modules[layer], part, 1.0 if above_one else 0.0)
+        if path == "model.embed_tokens.weight":
+            table = weight
+        yield name, weight
+    if architecture == "olmo2" and "lm_head" not in inner and table is not None:
+        yield "output.weight", table
+    yield from _rotary(inner)
+
+
+def _weight(array: mx.array, module: nn.Module, part: str, add: float) -> _Weight:
+    quantized = part == "weight" and hasattr(module, "bits")
+    if not quantized:
+        matrix = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
+
+        def plain(rows: slice) -> Float32:
+            return np.array(matrix[rows].astype(mx.float32)) + np.float32(add)
+
+        return _Weight(tuple(array.shape), plain)
+    scales, biases = module["scales"], module.get("biases")
+    shape = (*array.shape[:-1], scales.shape[-1] * module.group_size)
+    parts = [p if p is None else p.reshape(-1, p.shape[-1]) for p in (array, scales, biases)]
+
+    def dequantized(rows: slice, through: Any = None) -> Float32:
+        codes, s, b = (None if p is None else p[rows] for p in parts)
+        if module.mode == "affine":
+            s, b = (p.astype(through or p.dtype).astype(mx.float32) for p in (s, b))
+        numbers = mx.dequantize(
+            codes, s, b, group_size=module.group_size, bits=module.bits, mode=module.mode
+        )
+        return np.array(numbers.astype(mx.float32))
+
+    return _Weight(shape, dequantized, lambda rows: dequantized(rows, mx.float16))
+
+
+def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
+    """Factors of the frequencies, from the very numbers that mlx-lm's module rotates by."""
+    rope = next((layer.self_attn.rope for layer in inner.layers), None)
+    if type(rope).__name__ not in ("Llama3RoPE", "SuScaledRoPE"):
+        return
+    periods = np.array(rope._freqs, dtype=np.float64)
+    base = float(inner.args.rope_theta)
+    factors = periods / base ** (np.arange(len(periods)) / len(periods))
+    column = factors.astype(np.float32)[:, None]
+    # mlx-lm's numbers are made in float32.
+    weight = _Weight((len(periods),), lambda rows: column[rows], slack=1e-5)
+    if type(rope).__name__ == "Llama3RoPE":
+        yield "rope_freqs.weight", weight
+    else:
+        yield "rope_factors_long.weight", weight
+        yield "rope_factors_short.weight", weight
+
+
+def _heads(name: str, inner: nn.Module, architecture: str) -> int | None:
+    """Heads whose rows lie in pairs in the file, or None."""
+    found = re.fullmatch(r"blk\.(\d+)\.attn_([qk])\.(weight|bias)", name)
+    swapped = architecture in _NEIGHBOURS and not getattr(inner.args, "rope_traditional", False)
+    if found is None or not swapped:
+        return None
+    heads = inner.args.num_attention_heads
+    return int(heads if found[2] == "q" else inner.args.num_key_value_heads or heads)
