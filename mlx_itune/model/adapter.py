@@ -171,13 +171,13 @@ def load(path: Path) -> Adapter:
             f"is no adapter directory ({CONFIG} and {TENSORS} make one)", where=str(path)
         )
     config = _config(path / CONFIG)
-    provenance = _read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
-    tensors = _read_arrays(path / TENSORS)
+    provenance = read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
+    tensors = read_arrays(path / TENSORS)
     if config.kind not in lora.ON_THE_GRID:
         return Adapter(config, tensors, provenance, path)
     if not (path / GRID).is_file():
         raise ModelError(f"a {config.kind} adapter has a {GRID}; it is missing", where=str(path))
-    return Adapter(config, _read_arrays(path / GRID), provenance, path, tensors)
+    return Adapter(config, read_arrays(path / GRID), provenance, path, tensors)
 
 
 def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = False) -> None:
@@ -252,7 +252,8 @@ def _require_same(
             )
 
 
-def _read_arrays(file: Path) -> dict[str, mx.array]:
+def read_arrays(file: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, finite floats all of them. Raises ModelError."""
     read_header(file)
     with storage_errors(file):
         tensors: Any = mx.load(str(file))
@@ -265,7 +266,7 @@ def _read_arrays(file: Path) -> dict[str, mx.array]:
 
 
 def _config(file: Path) -> AdapterConfig:
-    raw = _read_json(file)
+    raw = read_json(file)
     kind = _kind(raw, file)
     parameters = raw.get("lora_parameters")
     if not isinstance(parameters, dict):
@@ -312,7 +313,8 @@ def _json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError, StorageError."""
     try:
         with storage_errors(file):
             value = json.loads(file.read_bytes())
