@@ -14,6 +14,11 @@ from mlx_itune.dataset.render import TokenizedExample
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loss import learned_logits
 
+# Log-probabilities of the reference that are kept between comparisons; further rows are run again.
+_KEPT_BYTES = 1 << 29
+# A comparison that cannot come within the limit any more goes on to so many tokens.
+_ENOUGH_TOKENS = 1024
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -25,6 +30,65 @@ class Fidelity:
     tokens: int
 
 
+class Reference:
+    """A model that others are compared with, at every learned position of ``examples``.
+
+    Raises DataError when there is no learned token.
+    """
+
+    def __init__(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> None:
+        self._model = model
+        self._rows = [
+            (example.input_ids[None], example.weights[None])
+            for example in examples
+            if example.weights[1:].any()
+        ]
+        self.tokens = sum(int(np.count_nonzero(weights[:, 1:])) for _, weights in self._rows)
+        if not self.tokens:
+            raise DataError(
+                "no learned token to measure fidelity on", hint="give --data with answers"
+            )
+        self._kept: dict[int, Any] = {}
+        self._kept_bytes = 0
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are to measure on."""
+        return len(self._rows)
+
+    def compare(self, other: nn.Module, *, limit: float | None = None) -> Fidelity:
+        """``other``'s distance. It is measured on all rows or, once no rest of them could bring
+        the mean within ``limit`` (no divergence is negative), on enough to say how far it is."""
+        divergences: list[Any] = []
+        agreed: list[Any] = []
+        total, tokens = 0.0, 0
+        for number, row in enumerate(self._rows):
+            p, q = self._own(number), _log_probabilities(other, row)
+            kl = np.array(_divergence(p, q), dtype=np.float64)
+            divergences.append(kl)
+            agreed.append(np.array(mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)))
+            total, tokens = total + float(kl.sum()), tokens + kl.size
+            if limit is not None and tokens >= _ENOUGH_TOKENS and total > limit * self.tokens:
+                break
+        per_token = np.concatenate(divergences)
+        return Fidelity(
+            kl_mean=float(per_token.mean()),
+            kl_p99=float(np.quantile(per_token, 0.99)),
+            top1_agreement=float(np.concatenate(agreed).mean()),
+            tokens=int(per_token.size),
+        )
+
+    def _own(self, number: int) -> Any:
+        if number in self._kept:
+            return self._kept[number]
+        p = _log_probabilities(self._model, self._rows[number])
+        if self._kept_bytes + p.nbytes <= _KEPT_BYTES:
+            mx.eval(p)
+            self._kept[number] = p
+            self._kept_bytes += p.nbytes
+        return p
+
+
 def fidelity(
     reference: nn.Module, other: nn.Module, examples: Sequence[TokenizedExample]
 ) -> Fidelity:
@@ -32,27 +96,7 @@ def fidelity(
 
     Raises DataError when there is no learned token.
     """
-    divergences: list[Any] = []
-    agreed: list[Any] = []
-    for example in examples:
-        if not example.weights[1:].any():
-            continue
-        row = (example.input_ids[None], example.weights[None])
-        p = _log_probabilities(reference, row)
-        q = _log_probabilities(other, row)
-        kl = _divergence(p, q)
-        same = mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)
-        divergences.append(np.array(kl))
-        agreed.append(np.array(same))
-    if not divergences:
-        raise DataError("no learned token to measure fidelity on", hint="give --data with answers")
-    per_token = np.concatenate(divergences).astype(np.float64)
-    return Fidelity(
-        kl_mean=float(per_token.mean()),
-        kl_p99=float(np.quantile(per_token, 0.99)),
-        top1_agreement=float(np.concatenate(agreed).mean()),
-        tokens=int(per_token.size),
-    )
+    return Reference(reference, examples).compare(other)
 
 
 def _divergence(p: Any, q: Any) -> Any:

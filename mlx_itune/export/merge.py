@@ -1,149 +1,150 @@
-"""Ways to put a low-rank update into a base's weights, from the smallest result to the largest."""
+"""Put an adapter into a base's weights, one way or another; layer by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_itune.export.calibrate import Calibration
+from mlx_itune.export.compensate import compensated
+from mlx_itune.export.ways import Way
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.model import lora
 from mlx_itune.model.compute import dequantized_weight
+from mlx_itune.model.grid import merged_grid
 
-_GROUP_SIZE = 64
+# mlx-lm's own choice, and what narrow layers get.
+_GROUP_SIZES = (64, 32)
 _HALF = {mx.float16, mx.bfloat16}
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to merge: ``requantized`` (the base's own grid), ``touched`` layers at ``bits``,
-    ``quantized`` (every layer at ``bits``), ``dequantized``, or ``merged`` (a float base).
-    """
-
-    kind: Literal["requantized", "touched", "quantized", "dequantized", "merged"]
-    bits: int
-
-    @property
-    def name(self) -> str:
-        """How users see it."""
-        return {
-            "requantized": f"requantized at the base's {self.bits} bits",
-            "touched": f"adapted layers at {self.bits} bits, the rest as they were",
-            "quantized": f"every layer at {self.bits} bits",
-            "dequantized": f"dequantized to {self.bits}-bit floats",
-            "merged": f"merged in the base's {self.bits}-bit floats",
-        }[self.kind]
-
-
-def ways(model: nn.Module, bits: int | None) -> list[Way]:
-    """The ways to try for a base as mlx-lm reads it, smallest first; one where ``bits`` forces it.
-
-    Raises ModelError for bits the base cannot have.
-    """
-    own = _own_bits(model)
-    if own is None:
-        size = 8 * _float_type(model).size
-        if bits is None or bits == size:
-            return [Way("merged", size)]
-        return [Way("dequantized", 16) if bits == 16 else Way("quantized", bits)]
-    if bits is None:
-        wider = [Way("touched", 8)] if own < 8 else []
-        return [Way("requantized", own), *wider, Way("dequantized", 16)]
-    if bits == 16:
-        return [Way("dequantized", 16)]
-    if bits == own:
-        return [Way("requantized", own)]
-    return [Way("touched" if bits > own else "quantized", bits)]
+Grid = dict[str, Any]
 
 
 def merge(
-    model: nn.Module, deltas: Mapping[str, Any], way: Way
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]] | None]:
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    way: Way,
+    calibration: Calibration | None = None,
+) -> tuple[dict[str, Any], dict[str, Grid] | None]:
     """Tensors by name, and per-layer quantization settings (None: nothing is quantized).
 
-    ``deltas[path]`` (the weight's shape, float32) is added to the layer at ``path``.
-    Raises ModelError where a delta has no layer.
+    ``layers[path]`` is the adapter's layer for that of the base (as mlx-lm reads it) at ``path``;
+    ``calibration`` has what a compensated way needs. Raises ModelError where the base lacks one.
     """
     tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
     modules = dict(model.named_modules())
-    lost = sorted(set(deltas) - set(modules))
+    lost = sorted(set(layers) - set(modules))
     if lost:
         raise ModelError(f"the base has no layer {lost[0]}")
-    settings: dict[str, dict[str, Any]] = {}
+    rounded = _compensated(modules, layers, way, calibration) if way.compensated else {}
+    settings: dict[str, Grid] = {}
     for path, module in modules.items():
         quantizable = hasattr(module, "bits") or hasattr(module, "to_quantized")
-        if "weight" in module and (path in deltas or quantizable):
-            grid = _target(module, path in deltas, way)
-            _change(tensors, settings, path, module, deltas.get(path), grid, way)
+        if "weight" not in module or not (path in layers or quantizable):
+            continue
+        layer = layers.get(path)
+        grid = _target(module, layer is not None, way)
+        if grid:
+            settings[path] = grid
+        changed = rounded.get(path) or _changed(module, layer, grid, way)
+        if changed:
+            mx.eval(changed)
+            for name in ("scales", "biases"):
+                tensors.pop(f"{path}.{name}", None)
+            tensors.update({f"{path}.{name}": tensor for name, tensor in changed.items()})
+    if way.dtype is not None:
+        tensors = {
+            name: t.astype(way.dtype) if t.dtype in _HALF else t for name, t in tensors.items()
+        }
     return tensors, settings or None
 
 
-def _change(
-    tensors: dict[str, Any],
-    settings: dict[str, dict[str, Any]],
-    path: str,
-    module: nn.Module,
-    delta: Any | None,
-    grid: dict[str, Any] | None,
-    way: Way,
-) -> None:
-    """Replace one layer's tensors, unless they stay exactly what they are."""
-    quantized = hasattr(module, "bits")
-    now = _grid(module) if quantized else None
-    if grid:
-        settings[path] = grid
-    if delta is None and grid == now and way.kind != "dequantized":
-        return
+def _changed(
+    module: nn.Module, layer: nn.Module | None, grid: Grid | None, way: Way
+) -> dict[str, Any]:
+    """One layer's new tensors by name; nothing where they stay exactly what they are."""
+    now = _grid(module) if hasattr(module, "bits") else None
+    if layer is None and grid == now and way.kind != "dequantized":
+        return {}
+    if way.kind == "exact" and layer is not None:
+        dtype = way.dtype or module["scales"].dtype
+        pair = (array.astype(dtype) for array in merged_grid(layer))
+        return {"weight": module["weight"], **dict(zip(("scales", "biases"), pair, strict=True))}
     dtype = _layer_type(module)
-    weight = dequantized_weight(module) if quantized else module["weight"].astype(mx.float32)
-    if delta is not None:
-        weight = weight + delta
-    for name in ("scales", "biases"):
-        tensors.pop(f"{path}.{name}", None)
+    weight = _weight(module, layer)
     if grid is None:
-        if way.kind == "dequantized" and dtype not in _HALF:
-            dtype = mx.float16
-        tensors[f"{path}.weight"] = weight.astype(dtype)
-        return
+        if way.kind == "dequantized":
+            dtype = mx.float32 if way.bits == 32 else dtype if dtype in _HALF else mx.float16
+        return {"weight": weight.astype(dtype)}
     # MLX keeps the scales in the type of what it quantizes; the base's type keeps activations so.
     parts = mx.quantize(weight.astype(dtype), **grid)
-    for name, part in zip(("weight", "scales", "biases"), parts, strict=False):
-        tensors[f"{path}.{name}"] = part
+    return dict(zip(("weight", "scales", "biases"), parts, strict=False))
 
 
-def _target(module: nn.Module, touched: bool, way: Way) -> dict[str, Any] | None:
+def _compensated(
+    modules: Mapping[str, nn.Module],
+    layers: Mapping[str, nn.Module],
+    way: Way,
+    calibration: Calibration | None,
+) -> dict[str, dict[str, Any]]:
+    """Tensors of the adapted layers whose inputs are known; the others are rounded plainly."""
+    assert calibration is not None
+    done: dict[str, dict[str, Any]] = {}
+    for path, moments in calibration.moments():
+        module = modules[path]
+        grid = _target(module, True, way)
+        if grid is None or grid["mode"] != "affine":
+            continue
+        weight, dtype = _weight(module, layers[path]), _layer_type(module)
+        options = {"group_size": grid["group_size"], "bits": grid["bits"], "dtype": dtype}
+        if weight.ndim == 2:
+            done[path] = compensated(weight, moments.of_expert(0)[0], **options).tensors()
+            continue
+        # An expert that saw nothing has no moments; its damped ones round it plainly.
+        experts = [
+            compensated(weight[e], moments.of_expert(e)[0], **options).tensors()
+            for e in range(weight.shape[0])
+        ]
+        done[path] = {n: mx.stack([expert[n] for expert in experts]) for n in experts[0]}
+    return done
+
+
+def _weight(module: nn.Module, layer: nn.Module | None) -> Any:
+    """The layer's weight, merged where it is adapted; float32."""
+    quantized = hasattr(module, "bits")
+    weight = dequantized_weight(module) if quantized else module["weight"]
+    weight = weight.astype(mx.float32)
+    return weight if layer is None else weight + lora.merge_delta(layer)
+
+
+def _target(module: nn.Module, touched: bool, way: Way) -> Grid | None:
     """The grid a layer shall have; None for floats."""
     own = _grid(module) if hasattr(module, "bits") else None
     if way.kind in ("dequantized", "merged"):
         return None
-    affine = {"group_size": _GROUP_SIZE, "bits": way.bits, "mode": "affine"}
     if own is None:
-        fits = "weight" in module and module["weight"].shape[-1] % _GROUP_SIZE == 0
-        return affine if way.kind == "quantized" and fits else None
-    if way.kind == "requantized" or (way.kind == "touched" and not touched):
+        sizes = [size for size in _GROUP_SIZES if module["weight"].shape[-1] % size == 0]
+        return _affine(sizes[0], way.bits) if way.kind == "quantized" and sizes else None
+    keeps = way.kind in ("exact", "requantized") or (way.kind == "touched" and not touched)
+    # A layer that has more bits already keeps them.
+    if keeps or own["bits"] == way.bits or (way.kind == "touched" and own["bits"] > way.bits):
         return own
     if own["mode"] == "affine":
-        affine["group_size"] = own["group_size"]
-    return affine if own["bits"] != way.bits else own
+        return _affine(own["group_size"], way.bits)
+    inputs = module["scales"].shape[-1] * own["group_size"]
+    sizes = [size for size in _GROUP_SIZES if inputs % size == 0]
+    return _affine(sizes[0], way.bits) if sizes else own
 
 
-def _grid(module: nn.Module) -> dict[str, Any]:
+def _affine(group_size: int, bits: int) -> Grid:
+    return {"group_size": group_size, "bits": bits, "mode": "affine"}
+
+
+def _grid(module: nn.Module) -> Grid:
     return {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
-
-
-def _own_bits(model: nn.Module) -> int | None:
-    bits = [m.bits for _, m in model.named_modules() if hasattr(m, "bits")]
-    return max(set(bits), key=bits.count) if bits else None
-
-
-def _float_type(model: nn.Module) -> Any:
-    sizes: dict[Any, int] = {}
-    for _, array in tree_flatten(model.parameters()):
-        sizes[array.dtype] = sizes.get(array.dtype, 0) + array.size
-    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _layer_type(module: nn.Module) -> Any:

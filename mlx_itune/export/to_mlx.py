@@ -18,9 +18,10 @@ from mlx_itune.export.artifact import (
     write_model,
 )
 from mlx_itune.export.card import model_card
-from mlx_itune.export.fuse import DEFAULT_MAX_KL, FuseResult, Observe, fuse
-from mlx_itune.export.merge import Way, merge
+from mlx_itune.export.fuse import DEFAULT_MAX_KL, FuseResult, Observe, Score, fuse
+from mlx_itune.export.merge import merge
 from mlx_itune.export.verify import Verification, verify
+from mlx_itune.export.ways import Way
 from mlx_itune.kit.files import staged_directory, storage_errors
 from mlx_itune.model import adapter as adapters
 from mlx_itune.model import base, stock
@@ -45,6 +46,9 @@ def export_mlx(
     *,
     data: Sequence[TokenizedExample],
     tokenizer: ChatTokenizer,
+    calibration: Sequence[TokenizedExample] | None = None,
+    score: Score | None = None,
+    way: str = "auto",
     bits: int | None = None,
     max_kl: float = DEFAULT_MAX_KL,
     allow_lossy: bool = False,
@@ -65,6 +69,9 @@ def export_mlx(
             out,
             data=data,
             tokenizer=tokenizer,
+            calibration=calibration,
+            score=score,
+            way=way,
             bits=bits,
             max_kl=max_kl,
             allow_lossy=allow_lossy,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_itune.dataset.render import TokenizedExample
@@ -73,6 +74,17 @@ def verify(
         measured.top1_agreement,
         answer,
     )
+
+
+def require_same_codes(out: Path, raw: nn.Module, layers: Mapping[str, Any]) -> None:
+    """Raise ModelError unless ``out`` has the tensors of its base ``raw`` bit for bit, but for the
+    scales and biases of the adapted ``layers``."""
+    moved = {f"{path}.{name}" for path in layers for name in ("scales", "biases")}
+    before, after = (
+        {n: t for n, t in tree_flatten(model.parameters()) if n not in moved}
+        for model in (raw, stock.read(out)[0])
+    )
+    _require_equal(after, before, out)
 
 
 def _require_equal(tensors: Mapping[str, Any], expected: Mapping[str, Any], out: Path) -> None:

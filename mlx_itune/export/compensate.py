@@ -1,0 +1,118 @@
+"""Rounding a weight to its grid so that the layer's output changes least, not the weight.
+
+GPTQ (Frantar et al., 2210.17323, section 3.3) rounds one input column after the other and lets the
+columns still to come make up for each error, as the inputs' second moments H say they can. The
+grid is MLX's own, w = s q + b, with each group's s and b chosen when its columns' turn comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float32]
+
+# Added to H's diagonal, as a share of its mean: directions that few inputs have stay free.
+DAMPING = 0.01
+_PACKED_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight on the grid, as MLX stores it: weight (out, words) uint32, scales and biases."""
+
+    weight: Any
+    scales: Any
+    biases: Any
+
+    def tensors(self) -> dict[str, Any]:
+        """By the names that a quantized layer gives them."""
+        return {"weight": self.weight, "scales": self.scales, "biases": self.biases}
+
+
+def compensated(
+    weight: Any, hessian: Numbers, *, group_size: int, bits: int, dtype: Any
+) -> Rounded:
+    """Round ``weight`` (out, in) float32 for inputs with second moments ``hessian`` (in, in).
+
+    ``dtype`` is that of scales and biases; what is minimized is the error with them so rounded.
+    """
+    columns: Numbers = np.array(weight, dtype=np.float32).T.copy()
+    codes, scales, biases = _gptq(columns, damped(hessian), _Grid(group_size, bits, dtype))
+    return Rounded(
+        pack(codes.T, bits),
+        mx.array(scales.T).astype(dtype),
+        mx.array(biases.T).astype(dtype),
+    )
+
+
+def damped(hessian: Numbers) -> Numbers:
+    """H with something on its diagonal, so that it has an inverse; an input that is never there
+    costs nothing, and gets the mean, so that it is rounded plainly."""
+    diagonal = np.diag(hessian)
+    mean = float(diagonal.mean()) or 1.0
+    extra = np.where(diagonal > 0, DAMPING * mean, mean).astype(np.float32)
+    return np.asarray(hessian + np.diag(extra), dtype=np.float32)
+
+
+def pack(codes: NDArray[Any], bits: int) -> Any:
+    """Codes (out, in) packed as MLX does: little-endian strings of bits, (out, words) uint32."""
+    parts = []
+    for start in range(0, len(codes), _PACKED_ROWS):
+        rows = np.ascontiguousarray(codes[start : start + _PACKED_ROWS], dtype=np.uint8)
+        strings = np.unpackbits(rows[..., None], axis=-1, bitorder="little")[..., :bits]
+        packed = np.packbits(strings.reshape(len(rows), -1), axis=-1, bitorder="little")
+        parts.append(packed.view(np.uint32))
+    return mx.array(np.concatenate(parts))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The numbers a layer can hold."""
+
+    group_size: int
+    bits: int
+    dtype: Any
+
+    def fit(self, columns: Numbers) -> tuple[Numbers, Numbers]:
+        """MLX's scale and bias (out,) for a group of columns (group size, out)."""
+        rows = mx.array(np.ascontiguousarray(columns.T))
+        _, scales, biases = mx.quantize(rows, self.group_size, self.bits)
+        return self.say(np.array(scales)[:, 0]), self.say(np.array(biases)[:, 0])
+
+    def say(self, numbers: Numbers) -> Numbers:
+        """The nearest numbers that scales and biases can be."""
+        return np.array(mx.array(numbers).astype(self.dtype).astype(mx.float32))
+
+    def code(self, column: Numbers, scales: Numbers, biases: Numbers) -> Numbers:
+        """The nearest codes (out,) to a column."""
+        divisor = np.where(scales == 0, np.float32(1), scales)
+        return np.clip(np.rint((column - biases) / divisor), 0, 2**self.bits - 1)
+
+
+def _gptq(left: Numbers, moments: Numbers, grid: _Grid) -> tuple[Numbers, Numbers, Numbers]:
+    """Codes (in, out), scales and biases (groups, out) for columns ``left`` (in, out), which are
+    used up; all float32."""
+    inputs, outputs = left.shape
+    size = grid.group_size
+    # H^-1 = U^T U with U upper triangular: row j says how column j's error is made up for.
+    upper = np.linalg.cholesky(np.linalg.inv(moments.astype(np.float64))).T.astype(np.float32)
+    codes = np.empty_like(left)
+    scales, biases = (np.empty((inputs // size, outputs), np.float32) for _ in range(2))
+    for g in range(inputs // size):
+        start, stop = g * size, (g + 1) * size
+        group = left[start:stop]
+        s, b = grid.fit(group)
+        scales[g], biases[g] = s, b
+        errors = np.empty_like(group)
+        for k in range(size):
+            j = start + k
+            codes[j] = grid.code(group[k], s, b)
+            errors[k] = (group[k] - (s * codes[j] + b)) / upper[j, j]
+            group[k + 1 :] -= upper[j, j + 1 : stop, None] * errors[k]
+        left[stop:] -= upper[start:stop, stop:].T @ errors
+    return codes, scales, biases
