@@ -15,60 +15,64 @@ def targets(model: nn.Module, paths: Iterable[str], model_type: str, tied: bool)
     """target_modules, and layers_to_transform where only some blocks carry the adapter.
 
     PEFT takes every module whose path is a target or ends with "." and a target. Names are used
-    where they match the adapted layers and nothing else, full paths otherwise. "experts" is set
-    where there are some: they go by name, and match those of every block. Raises ModelError.
+    where they match the adapted layers and nothing else, full paths otherwise. Raises ModelError.
     """
-    adapted = set(paths)
-    stacked = {path for path in adapted if ".switch_mlp." in path}
-    plain = sorted(adapted - stacked)
-    modules = [path for path, _ in model.named_modules() if path]
-    found: dict[str, Any] = {}
-    names, layers = _names(plain, modules)
-    if tied and any(path.endswith("embed_tokens") for path in plain):
+    experts = {p: m.num_experts for p, m in model.named_modules() if hasattr(m, "num_experts")}
+    experts = {path: count for path, count in experts.items() if ".switch_mlp." in path}
+
+    def as_modules(path: str) -> list[str]:
+        count = experts.get(path, 0)
+        return peft_format.expert_modules(path, count, model_type) if count else [path]
+
+    adapted = list(paths)
+    if experts:
+        _require_expressible(adapted, experts)
+    modules = [module for path, _ in model.named_modules() if path for module in as_modules(path)]
+    names, layers = _names(sorted(m for path in adapted for m in as_modules(path)), modules)
+    if tied and any(path.endswith("embed_tokens") for path in adapted):
         names = [*names, "lm_head"]
-    if stacked:
-        names, layers = [*plain, *_experts(stacked, modules, model_type)], None
-        found["experts"] = True
-    found["target_modules"] = sorted(set(names))
+    found: dict[str, Any] = {"target_modules": sorted(set(names))}
     if layers is not None:
         found |= {"layers_to_transform": layers, "layers_pattern": "layers"}
     return found
 
 
 def _names(paths: list[str], modules: list[str]) -> tuple[list[str], list[int] | None]:
-    """Names for some layers, and the blocks they are meant in, None for all."""
-    blocks = {path: int(path.split(".")[2]) for path in paths if path.startswith("model.layers.")}
-    outside = [path for path in paths if path not in blocks]
-    layers = sorted(set(blocks.values()))
-    count = len({m for m in modules if m.startswith("model.layers.") and m.count(".") == 2})
+    """Names for some modules, and the blocks they are meant in, None for all."""
+    blocks = {path: _block(path) for path in paths}
+    outside = [path for path in paths if blocks[path] is None]
+    inside = {path for path in paths if blocks[path] is not None}
+    layers = sorted({block for block in blocks.values() if block is not None})
+    every = {_block(module) for module in modules} - {None}
     for parts in (1, 2):
-        names = {".".join(path.split(".")[-parts:]) for path in blocks}
+        names = {".".join(path.split(".")[-parts:]) for path in inside}
         matched = {
-            m
-            for m in modules
-            if any(m == name or m.endswith(f".{name}") for name in names)
-            and (not m.startswith("model.layers.") or int(m.split(".")[2]) in layers)
+            module
+            for module in modules
+            if ".".join(module.split(".")[-parts:]) in names
+            and (_block(module) is None or _block(module) in layers)
         }
-        if blocks and matched == set(blocks):
-            return [*sorted(names), *outside], None if len(layers) == count else layers
+        if inside and matched == inside:
+            return [*sorted(names), *outside], None if set(layers) == every else layers
     return paths, None
 
 
-def _experts(stacked: set[str], modules: list[str], model_type: str) -> list[str]:
-    """The names that PEFT knows experts by; it joins gate and up, so that all three must be there.
+def _block(module: str) -> int | None:
+    parts = module.split(".")
+    return int(parts[2]) if parts[:2] == ["model", "layers"] and len(parts) > 3 else None
 
-    Raises ModelError where a name would match other layers too.
+
+def _require_expressible(adapted: list[str], experts: dict[str, int]) -> None:
+    """What PEFT does to experts under transformers 5, where gate and up of all are one tensor.
+
+    It takes every target that is called as they are for theirs. Raises ModelError.
     """
     hint = "export base + adapter as one model instead: --to hf"
-    blocks = {path.rpartition(".")[0] for path in stacked}
-    kinds = {path.rpartition(".")[2] for path in stacked}
-    whole = {f"{block}.{kind}" for block in blocks for kind in kinds}
-    if whole != stacked or ("gate_proj" in kinds) != ("up_proj" in kinds):
-        raise ModelError("PEFT adapts gate_proj and up_proj of experts together", hint=hint)
-    clash = [m for m in modules if m.rpartition(".")[2] in kinds and ".switch_mlp." not in m]
-    if clash:
-        raise ModelError(f"PEFT cannot tell the experts from {clash[0]}", hint=hint)
-    names = {
-        peft_format.expert_modules(path, 1, model_type)[0].rpartition(".")[2] for path in stacked
-    }
-    return sorted(names)
+    names = {path.rpartition(".")[2] for path in experts}
+    for path in adapted:
+        block, _, name = path.rpartition(".")
+        if path not in experts and name in names:
+            raise ModelError(f"PEFT cannot tell {path} from the experts", hint=hint)
+        twin = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(name)
+        if path in experts and twin and f"{block}.{twin}" not in adapted:
+            raise ModelError("PEFT adapts gate_proj and up_proj of experts together", hint=hint)

@@ -126,6 +126,7 @@ def _config(
     adapter: adapters.Adapter, loaded: base.LoadedModel, where: Mapping[str, Any]
 ) -> dict[str, Any]:
     own = adapter.config
+    experts = any(".switch_mlp." in name for name in adapter.tensors)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -135,7 +136,8 @@ def _config(
         # The scale is written as it is; PEFT's rsLoRA would derive another one from alpha.
         "use_rslora": False,
         "use_dora": own.kind == "dora",
-        "lora_dropout": 0.0 if "experts" in where else own.dropout,
+        # PEFT has no dropout on experts.
+        "lora_dropout": 0.0 if experts else own.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -143,7 +145,7 @@ def _config(
         "modules_to_save": None,
         "rank_pattern": {},
         "alpha_pattern": {},
-        **{key: value for key, value in where.items() if key != "experts"},
+        **where,
     }
 
 
@@ -156,7 +158,9 @@ def _notes(layers: Mapping[str, Any], tied: bool, *, quantized: bool) -> tuple[s
     if tied and any("embedding" in layer for layer in layers.values()):
         notes.append("the token table is tied to the head: do not merge it with merge_and_unload")
     if any("switch_mlp" in path for path in layers):
-        notes.append("experts were checked with PEFT 0.21 under transformers 5; older ones may not know them")
+        notes.append(
+            "experts were checked with PEFT 0.21 under transformers 5; older ones may not know them"
+        )
     return tuple(notes)
 
 

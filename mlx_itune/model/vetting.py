@@ -59,10 +59,13 @@ def _refuse_pickles(path: Path) -> None:
         if not file.is_file():
             continue
         with storage_errors(file), file.open("rb") as stream:
-            start = stream.read(4)
+            start = stream.read(9)
         # A pickle of protocol 2 to 5, or the zip archive that torch.save and numpy write.
         magic = start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
-        if file.suffix.lower() in _PICKLES or magic or start == b"PK\x03\x04":
+        # A safetensors file starts with the length of its header, which may look the same.
+        if file.suffix == ".safetensors" and start[4:] == b"\0\0\0\0{":
+            magic = False
+        if file.suffix.lower() in _PICKLES or magic or start[:4] == b"PK\x03\x04":
             raise ModelError("pickled weights may run code when read", where=str(file), hint=hint)
 
 

@@ -73,6 +73,59 @@ SHIPPED: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": None},
 }
+# Beyond those that every export has to know.
+ALSO_HF: dict[str, dict[str, Any]] = {
+    "cohere": {"logit_scale": 0.3, "head_dim": None, "layer_norm_eps": 1e-5},
+    "cohere2": {
+        "logit_scale": 0.3,
+        "sliding_window": 16,
+        "sliding_window_pattern": 2,
+        "layer_norm_eps": 1e-5,
+    },
+    "glm4": {
+        "attention_bias": False,
+        "partial_rotary_factor": 0.5,
+        "tie_word_embeddings": False,
+    },
+    "nemotron": {
+        "hidden_act": "relu2",
+        "partial_rotary_factor": 0.5,
+        "norm_eps": 1e-5,
+        "head_dim": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+    },
+    "olmoe": {
+        "head_dim": None,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": False,
+    },
+    "phi": {
+        "num_key_value_heads": 4,
+        "partial_rotary_factor": 0.5,
+        "layer_norm_eps": 1e-5,
+        "head_dim": None,
+    },
+    "qwen2_moe": {
+        "head_dim": None,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+        "decoder_sparse_step": 1,
+        "tie_word_embeddings": False,
+    },
+    "stablelm": {
+        "head_dim": None,
+        "layer_norm_eps": 1e-5,
+        "use_qkv_bias": True,
+        "partial_rotary_factor": 0.5,
+        "tie_word_embeddings": False,
+    },
+}
 
 
 def write_model(
@@ -83,7 +136,7 @@ def write_model(
 
     out.mkdir(parents=True)
     vocabulary = write_tiny_tokenizer(out)
-    config = {"model_type": name, "vocab_size": vocabulary, **_SHAPE, **SHIPPED[name]}
+    config = {"model_type": name, "vocab_size": vocabulary, **_SHAPE, **(SHIPPED | ALSO_HF)[name]}
     config = {key: value for key, value in config.items() if value is not None}
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
@@ -138,5 +191,3 @@ def mlx_logits(model_dir: Path, adapter_dir: Path | None, ids: list[list[int]]) 
 def _tied(model: Any) -> Any:
     model.sanitize({})
     return model
-
-
