@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_itune.dataset.tokenizer import ChatTokenizer
-from mlx_itune.export.gguf_tokenizer_pre import pre_tokenizer_name
-from mlx_itune.export.gguf_tokenizer_spm import merge_pairs, scores, space_prefix
+from mlx_itune.export.gguf_tokenizer_added import control_by_name, stripping_name
+from mlx_itune.export.gguf_tokenizer_pre import approximations, pre_tokenizer_name
+from mlx_itune.export.gguf_tokenizer_spm import merge_pairs, scores, space_limit, space_prefix
 from mlx_itune.kit.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def add_tokenizer(
     """Add every `tokenizer.*` key to ``writer``: what llama.cpp needs to tokenize as trained.
 
     ``folder`` is named in errors; ``config`` is the model's config.json, whose ``vocab_size`` says
-    how many rows the embedding has. Raises ModelError where llama.cpp would tokenize otherwise.
+    how many rows the embedding has. Set `general.name` before, if at all. Raises ModelError where llama.cpp would tokenize otherwise.
     """
     try:
         _add(writer, tokenizer, config)
@@ -48,9 +49,24 @@ def add_tokenizer(
         raise ModelError(error.message, where=error.where or str(folder), hint=error.hint) from None
 
 
+def tokenizer_limits(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    """What llama.cpp will tokenize otherwise whatever the file says, one sentence each."""
+    state = _state(tokenizer)
+    if _kind(state) == "llama":
+        return space_limit(state, probe_prompts(tokenizer))
+    found = approximations(pre_tokenizer_name(state))
+    if state["normalizer"]:
+        found += (
+            "llama.cpp does not compose characters (Unicode NFC) as this tokenizer does: "
+            "give it composed text",
+        )
+    return found
+
+
 def _add(writer: gguf.GGUFWriter, tokenizer: ChatTokenizer, config: Mapping[str, Any]) -> None:
-    state: dict[str, Any] = json.loads(tokenizer.hf.backend_tokenizer.to_str())
+    state = _state(tokenizer)
     kind = _kind(state)
+    prompts = probe_prompts(tokenizer)
     vocabulary = read_vocabulary(state, _rows(config))
     if kind == "gpt2":
         writer.add_tokenizer_model("gpt2")
@@ -60,11 +76,28 @@ def _add(writer: gguf.GGUFWriter, tokenizer: ChatTokenizer, config: Mapping[str,
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(scores(state, len(vocabulary.tokens)))
-        writer.add_add_space_prefix(space_prefix(state, probe_prompts(tokenizer)))
+        writer.add_add_space_prefix(space_prefix(state, prompts))
     writer.add_token_list(list(vocabulary.tokens))
     writer.add_token_types(list(vocabulary.types))
     _add_special(writer, tokenizer)
     writer.add_chat_template(chat_template(tokenizer))
+    _name_for(writer, stripping_name(state, prompts))
+
+
+def _name_for(writer: gguf.GGUFWriter, needed: str | None) -> None:
+    """Have `general.name` contain what llama.cpp looks for in it, if anything."""
+    held = next((kv["general.name"] for kv in writer.kv_data if "general.name" in kv), None)
+    if needed is None or (held is not None and needed in str(held.value).lower()):
+        return
+    if held is None:
+        writer.add_name(needed)
+    else:
+        held.value = f"{held.value} ({needed})"
+
+
+def _state(tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """tokenizer.json as it is in use."""
+    return dict(json.loads(tokenizer.hf.backend_tokenizer.to_str()))
 
 
 def read_vocabulary(state: Mapping[str, Any], rows: int | None) -> Vocabulary:
@@ -85,6 +118,8 @@ def read_vocabulary(state: Mapping[str, Any], rows: int | None) -> Vocabulary:
             kinds[number] = _UNKNOWN
         if token["single_word"]:
             raise ModelError(f"the token {text!r} is found as a whole word only, not in llama.cpp")
+    for number in control_by_name(state):
+        by_id[number], kinds[number] = f"[UNUSED{number}]", _UNUSED
     size = max(by_id) + 1 if rows is None else rows
     beyond = max(by_id)
     if beyond >= size:
@@ -118,10 +153,14 @@ def probe_prompts(tokenizer: ChatTokenizer) -> list[str]:
     return found
 
 
-def starts_with_bos(tokenizer: ChatTokenizer) -> bool:
-    """Whether the chat template itself writes the BOS token first."""
-    bos = tokenizer.hf.bos_token
-    return bool(bos) and all(text.startswith(bos) for text in probe_prompts(tokenizer))
+def adds_bos(tokenizer: ChatTokenizer) -> bool:
+    """``tokenizer.ggml.add_bos_token``: as for plain text, unless the template goes without.
+
+    Prompts are trained as their template writes them, and llama.cpp does not add a second BOS to a
+    rendered prompt that has one.
+    """
+    start = tokenizer.text_start
+    return bool(start) and all(text.startswith(start) for text in probe_prompts(tokenizer))
 
 
 def turn_end_id(tokenizer: ChatTokenizer) -> int:
@@ -168,8 +207,7 @@ def _add_special(writer: gguf.GGUFWriter, tokenizer: ChatTokenizer) -> None:
     more = sorted(tokenizer.eos_ids - {tokenizer.closing_id, turn_end_id(tokenizer)})
     if more:
         writer.add_eom_token_id(more[0])
-    # A prompt is trained as its template writes it: BOS only where the template has it.
-    writer.add_add_bos_token(bool(tokenizer.text_start) and starts_with_bos(tokenizer))
+    writer.add_add_bos_token(adds_bos(tokenizer))
     writer.add_add_eos_token(False)
 
 

@@ -63,6 +63,7 @@ def space_prefix(state: Mapping[str, Any], prompts: Sequence[str]) -> bool:
         value: [a == b for a, b in zip(_encoded(state, name, prompts), wanted, strict=True)]
         for value, name in ((True, "always"), (False, "never"))
     }
+    # The single question first, then as many conversations as possible, then plain text.
     best = max(right, key=lambda value: (right[value][:1], sum(right[value]), value))
     if prompts and not right[best][0]:
         raise ModelError(
@@ -71,6 +72,18 @@ def space_prefix(state: Mapping[str, Any], prompts: Sequence[str]) -> bool:
             hint="export it with --to mlx",
         )
     return best
+
+
+def space_limit(state: Mapping[str, Any], prompts: Sequence[str]) -> tuple[str, ...]:
+    """What llama.cpp does otherwise about the space before a text, in a sentence."""
+    if _scheme(state) != "first":
+        return ()
+    if space_prefix(state, prompts):
+        return ("llama.cpp puts a space before text that follows a special token as well",)
+    return (
+        "llama.cpp puts no space before a text that does not begin with a special token: chat "
+        "prompts are as trained, other text has to bring that space",
+    )
 
 
 def _scheme(state: Mapping[str, Any]) -> str:
@@ -136,7 +149,7 @@ def _encoded(state: Mapping[str, Any], scheme: str, prompts: Sequence[str]) -> l
     return [e.ids for e in encode(list(prompts), add_special_tokens=False)]
 
 
-def _flat(part: Mapping[str, Any] | None, key: str) -> list[dict[str, Any]]:
+def _flat(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     if part is None:
         return []
-    return list(part[key]) if part["type"] == "Sequence" else [dict(part)]
+    return list(part[key]) if part["type"] == "Sequence" else [part]
