@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": ("evaluate", "Exact loss, exact match and token-F1 on all rows, base against tuned."),
     "generate": ("generate", "One answer, streamed."),
     "chat": ("chat", "A conversation in the terminal."),
+    "serve": ("serve", "An OpenAI-compatible server: a base and its adapters, by name."),
     "fuse": ("fuse", "Merge an adapter into one model directory; measures what the merge lost."),
     "export": ("export", "Write a model for another runtime, read it back and verify it."),
     "doctor": ("doctor", "What this machine can do, and what is missing."),

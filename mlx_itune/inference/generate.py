@@ -150,7 +150,8 @@ class Generator:
                 recent = mx.concatenate([recent, token])[-sampling.repetition_context :]
                 mx.async_eval(token)  # type: ignore[no-untyped-call]
             if number:
-                yield int(before.item()), number < max_tokens
+                read: Any = before.item()
+                yield int(read), number < max_tokens
 
     def batch(
         self,

@@ -1,0 +1,258 @@
+"""The server gives, by name and under load, the answers of `generate`; it refuses the rest."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_itune.cli import main
+from tests.conftest import write_tiny_model
+from tests.inference.served import QUESTIONS, Client, expected, serving, write_adapter
+
+TOKENS = 16
+KINDS = ("lora", "grid", "dora", "qalora")
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    made = {
+        kind: write_adapter("starter", folder / kind, kind, seed=n)
+        for n, kind in enumerate(KINDS, 1)
+    }
+    made["chatml"] = write_adapter("starter", folder / "c", "lora", seed=9, template="chatml")
+    return made
+
+
+@pytest.fixture(scope="module")
+def answers(adapters: dict[str, Path]) -> dict[str, list[str]]:
+    """By name, what `generate` says to each question."""
+    named: dict[str, Path | None] = {"mlx-itune/starter": None, **adapters}
+    found = {name: expected("starter", path, QUESTIONS, TOKENS) for name, path in named.items()}
+    for n in range(len(QUESTIONS)):
+        assert len({texts[n] for texts in found.values()}) == len(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def client(adapters: dict[str, Path]) -> Iterator[Client]:
+    flags = [f"--adapter={name}={path}" for name, path in adapters.items()]
+    with serving("--model", "starter", *flags) as client:
+        yield client
+
+
+def test_models_and_health(client: Client) -> None:
+    assert client.get("/health") == (200, {"status": "ok"})
+    status, listed = client.get("/v1/models")
+    names = [model["id"] for model in listed["data"]]
+    assert (status, names) == (200, [*KINDS, "chatml", "mlx-itune/starter"])
+    for path in ("/v1/models/grid", "/v1/models/mlx-itune%2Fstarter"):
+        assert client.get(path)[0] == 200
+    status, body = client.get("/v1/models/other")
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+    assert client.get("/")[0] == 404
+
+
+def test_every_name_answers_as_generate_does(client: Client, answers: dict[str, list[str]]) -> None:
+    for name, texts in answers.items():
+        got = [client.text(q, model=name, max_tokens=TOKENS) for q in QUESTIONS]
+        assert got == texts, name
+    first = client.text(QUESTIONS[0], max_tokens=TOKENS)
+    assert first == client.text(QUESTIONS[0], max_tokens=TOKENS, model="default_model")
+    assert first == answers["lora"][0]
+    by_field = client.text(QUESTIONS[0], model="starter", adapters="grid", max_tokens=TOKENS)
+    assert by_field == answers["grid"][0]
+    assert (
+        client.text(QUESTIONS[0], model="starter", max_tokens=TOKENS)
+        == answers["mlx-itune/starter"][0]
+    )
+
+
+def test_interleaved_requests_never_get_another_adapter(
+    client: Client, answers: dict[str, list[str]]
+) -> None:
+    asked = [(name, n) for n in range(len(QUESTIONS)) for name in answers] * 2
+
+    def ask(which: tuple[str, int]) -> str:
+        name, n = which
+        if n % 2:
+            return client.text(QUESTIONS[n], model=name, max_tokens=TOKENS)
+        chunks = client.events(QUESTIONS[n], model=name, max_tokens=TOKENS)
+        return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+
+    with ThreadPoolExecutor(12) as pool:
+        got = list(pool.map(ask, asked))
+    assert got == [answers[name][n] for name, n in asked]
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: Client) -> None:
+    status, whole = client.chat(QUESTIONS[1], max_tokens=TOKENS)
+    chunks = client.events(QUESTIONS[1], max_tokens=TOKENS, stream_options={"include_usage": True})
+    usage = chunks.pop()
+    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+    assert (status, text) == (200, whole["choices"][0]["message"]["content"])
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert usage["usage"][key] == whole["usage"][key]
+    assert usage["usage"]["completion_tokens"] == TOKENS
+    assert {c["object"] for c in [*chunks, usage]} == {"chat.completion.chunk"}
+
+
+def test_stop_strings_end_the_answer_wherever_they_fall(client: Client) -> None:
+    text = client.text(QUESTIONS[0], max_tokens=TOKENS)
+    for start in range(1, len(text) - 3):
+        stop = text[start : start + 3]
+        cut = text[: text.index(stop)]
+        status, body = client.chat(QUESTIONS[0], max_tokens=TOKENS, stop=[stop, "never"])
+        choice = body["choices"][0]
+        assert (status, choice["message"]["content"] or "") == (200, cut), stop
+        assert choice["finish_reason"] == "stop"
+        assert body["usage"]["completion_tokens"] <= TOKENS
+    # The start of a stop string that does not go on is text like any other.
+    assert client.text(QUESTIONS[0], max_tokens=TOKENS, stop=text[-2:] + "zzz") == text
+
+
+def test_seeds_and_penalties(client: Client) -> None:
+    def drawn(seed: int | None) -> str:
+        return client.text(QUESTIONS[2], max_tokens=TOKENS, temperature=1.2, top_p=0.9, seed=seed)
+
+    assert drawn(5) == drawn(5)
+    assert len({drawn(seed) for seed in range(4)}) > 1
+    assert drawn(-7) == drawn(-7)
+    plain = client.text(QUESTIONS[2], max_tokens=TOKENS)
+    assert client.text(QUESTIONS[2], max_tokens=TOKENS, repetition_penalty=5.0) != plain
+    assert client.text(QUESTIONS[2], max_tokens=TOKENS, top_k=10**6, temperature=0) == plain
+
+
+def test_completions_continue_plain_text(client: Client) -> None:
+    asked: dict[str, Any] = {"model": "starter", "prompt": "The patient", "max_tokens": 8}
+    status, body = client.post("/v1/completions", **asked)
+    first = body["choices"][0]["text"]
+    assert (status, bool(first)) == (200, True)
+    # A prompt that ends just where a cached one does: one token at least is computed again.
+    status, body = client.post("/v1/completions", **{**asked, "prompt": "The patient" + first})
+    assert (status, body["usage"]["prompt_tokens"]) == (200, 8 + 2)
+    longer = client.post("/v1/completions", **{**asked, "max_tokens": 16})[1]
+    assert first + body["choices"][0]["text"] == longer["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("status", "param", "fields"),
+    [
+        (404, "model", {"model": "gpt-4"}),
+        (404, "model", {"model": "mlx-community/Qwen3-0.6B-4bit"}),
+        (404, "model", {"model": "../../etc"}),
+        (404, "adapters", {"adapters": "/etc"}),
+        (400, "messages", {"messages": []}),
+        (400, "messages", {"messages": "hi"}),
+        (400, "messages", {"messages": [{"role": "king", "content": "hi"}]}),
+        (400, "messages", {"messages": [{"role": "user", "content": 7}]}),
+        (
+            400,
+            "messages",
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": "http://203.0.113.1/a"}}
+                        ],
+                    }
+                ]
+            },
+        ),
+        (400, "messages", {"messages": [{"role": "user", "content": "word " * 3000}]}),
+        (400, None, {"max_tokens": 0}),
+        (400, None, {"temperature": "hot"}),
+        (400, "top_k", {"top_k": 1.5}),
+        (400, "n", {"n": 2}),
+        (400, "response_format", {"response_format": {"type": "json_object"}}),
+        (400, "stop", {"stop": 7}),
+        (400, "seed", {"seed": "x"}),
+        (400, "logit_bias", {"logit_bias": {"99999999": 1}}),
+        (400, "xtc_threshold", {"xtc_threshold": 0.9, "xtc_probability": 1}),
+        (400, "stream_options", {"stream_options": 3}),
+    ],
+)
+def test_refusals_are_openai_errors_and_hurt_nobody(
+    client: Client, status: int, param: str | None, fields: dict[str, Any]
+) -> None:
+    got, body = client.chat("Hi", **fields)
+    assert (got, body["error"]["param"]) == (status, param), body
+    assert body["error"]["type"] == "invalid_request_error"
+    assert client.get("/health")[0] == 200
+
+
+def test_requests_that_are_no_requests(client: Client) -> None:
+    path = "/v1/chat/completions"
+    for body in (b"{", b"[]", b"\xff\xfe", b'{"temperature": NaN}', b"[" * 5000):
+        status, answer = client.request("POST", path, body)
+        assert (status, "error" in json.loads(answer)) == (400, True)
+    assert client.request("POST", "/v1/embeddings", b"{}")[0] == 404
+    assert client.request("POST", path, None, {"Content-Length": "-5"})[0] == 400
+    assert client.request("POST", path, None, {"Content-Length": str(1 << 40)})[0] == 413
+    assert client.request("GET", "/v1/models", None, {"Host": "evil.example"})[0] == 403
+    assert client.request("OPTIONS", path, None, {"Origin": "http://evil.example"})[0] == 204
+    assert client.get("/health") == (200, {"status": "ok"})
+
+
+def test_a_client_that_goes_away_does_not_stop_the_others(client: Client) -> None:
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "max_tokens": 1500}
+    ).encode()
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", client.port)) as gone:
+            head = f"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+            gone.sendall(head.encode() + body)
+            gone.recv(64)
+    assert client.text("Hi", model="starter", max_tokens=4)
+    assert client.get("/health")[0] == 200
+
+
+def test_sigterm_lets_answers_end(adapters: dict[str, Path]) -> None:
+    with serving("--model", "starter", "--concurrency", "1") as client:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(client.text, QUESTIONS[0], max_tokens=300)
+            while not asked.running():
+                pass
+            time.sleep(0.5)
+            client.process.send_signal(signal.SIGTERM)
+            assert len(asked.result()) > 20
+        assert client.process.wait(20) == 143
+        assert client.process.stderr is not None
+        assert "Traceback" not in client.process.stderr.read()
+
+
+def failed(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["serve", "--offline", *argv])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return int(left.value.code or 0), err
+
+
+def test_what_cannot_be_served_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, adapters: dict[str, Path]
+) -> None:
+    other = str(write_tiny_model(tmp_path / "tiny", bits=4))
+    lora = str(adapters["lora"])
+    code, err = failed(capsys, "--model", other, "--port", "0", "--adapter", lora)
+    assert code == 4 and "was trained on" in err
+    code, err = failed(capsys, "--model", "starter", "--adapter", lora, "--adapter", lora)
+    assert code == 2 and "'lora' is taken" in err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, err = failed(capsys, "--model", "starter", "--port", port)
+        assert code == 2 and "cannot listen on" in err
+    code, err = failed(capsys, "--model", "no/such", "--port", "0")
+    assert code == 4

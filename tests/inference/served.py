@@ -1,0 +1,130 @@
+"""A server in a process of its own, adapters for it, and what its answers have to be."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+
+from mlx_itune.dataset.conversation import Turn
+from mlx_itune.inference.generate import Generator
+from mlx_itune.model import adapter as adapters
+from mlx_itune.model import base, lora
+
+QUESTIONS = (
+    "Hello, who are you?",
+    "List the medications: metformin 500 mg twice daily, zolpidem 5 mg at night.",
+    "What is the triage level of this note? Triage: urgent.",
+    "Give the patient's name and age.",
+)
+
+
+def write_adapter(model: str, out: Path, kind: str, *, seed: int, template: str = "auto") -> Path:
+    """An adapter of a kind with random factors, strong enough to change every answer."""
+    loaded = base.load(model)
+    lora.attach(loaded.model, rank=4, scale=2.0, seed=seed, kind=kind)
+    for number, (_, layer) in enumerate(lora.adapted(loaded.model)):
+        for name in layer.factors:
+            if name.endswith("_b"):
+                draw = mx.random.normal(layer[name].shape, key=mx.random.key(100 * seed + number))
+                layer[name] = 0.18 * draw
+    config = adapters.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
+    provenance = {
+        "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
+        "tokenizer": {"template": template},
+    }
+    adapters.save(out, loaded.model, config, provenance)
+    return out
+
+
+def expected(
+    model: str, adapter: Path | None, questions: Sequence[str], max_tokens: int
+) -> list[str]:
+    """What `generate` answers, each question on its own."""
+    from mlx_itune.cli.opening import open_model
+
+    loaded, tokenizer = open_model(model, adapter, offline=True)
+    generator = Generator(loaded, tokenizer)
+    prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in questions]
+    return ["".join(generator.stream(ids, max_tokens=max_tokens)) for ids in prompts]
+
+
+class Client:
+    """The few requests that the tests make, with the standard library."""
+
+    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
+        self.url, self.process = url, process
+        self.port = int(url.rsplit(":", 1)[1].split("/")[0])
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        status, body = self.request("GET", path)
+        return status, json.loads(body)
+
+    def post(self, path: str, **fields: Any) -> tuple[int, Any]:
+        status, body = self.request("POST", path, json.dumps(fields).encode())
+        return status, json.loads(body)
+
+    def chat(self, text: str, **fields: Any) -> tuple[int, Any]:
+        fields.setdefault("messages", [{"role": "user", "content": text}])
+        return self.post("/v1/chat/completions", **fields)
+
+    def text(self, text: str, **fields: Any) -> str:
+        status, body = self.chat(text, **fields)
+        assert status == 200, body
+        return body["choices"][0]["message"]["content"] or ""
+
+    def events(self, text: str, **fields: Any) -> list[Any]:
+        """The chunks of a stream, without its keep-alives and its end, which has to be there."""
+        message = {"messages": [{"role": "user", "content": text}], "stream": True, **fields}
+        status, raw = self.request("POST", "/v1/chat/completions", json.dumps(message).encode())
+        assert status == 200, raw
+        lines = [part for part in raw.decode().split("\n\n") if part.startswith("data: ")]
+        assert lines.pop() == "data: [DONE]"
+        return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[Client]:
+    """`mlx-itune serve FLAGS` on a free port, stopped with SIGTERM at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_itune", "serve", "--port", "0", "--offline", "--json", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        yield Client(json.loads(line)["url"], process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
