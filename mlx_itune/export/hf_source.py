@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import stock
 
 # A piece of a matrix in float32; MLX holds two or three of them at once.
-_PIECE_BYTES = 32 << 20
+_PIECE_BYTES = 8 << 20
 
 
 class FloatSource:
@@ -54,14 +55,15 @@ class FloatSource:
         return max(sizes, key=lambda kind: sizes[kind]) if sizes else "bfloat16"
 
     def pieces(self, name: str, expert: int | None = None) -> Iterator[Any]:
-        """A parameter, or one expert of it, in float32, some of its rows at a time.
+        """A parameter, or one expert of it, as float32 NumPy arrays, some rows at a time.
 
         Raises ModelError for NaN or infinity.
         """
         shape = self.shapes[name] if expert is None else self.shapes[name][1:]
         for rows in _rows(shape):
-            piece = self._float(name, expert, rows)
-            if not mx.all(mx.isfinite(piece)).item():
+            piece = np.asarray(self._float(name, expert, rows))
+            # NumPy's is some thirty times as fast as MLX's on a CPU.
+            if not np.isfinite(piece).all():
                 raise ModelError(f"{name} holds NaN or infinity", where=str(self.path))
             yield piece
 

@@ -17,6 +17,8 @@ from mlx_itune.kit.tensorfile import TensorInfo, read_header
 from mlx_itune.model import stock
 from mlx_itune.model.fingerprint import weight_files
 
+_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
 
 @dataclass(frozen=True)
 class HfVerification:
@@ -51,14 +53,13 @@ def verify_hf(out: Path, source: FloatSource, tensors: Sequence[HfTensor]) -> Hf
             raise ModelError(f"tensor {tensor.name} has the shape {info.shape}", where=where)
         start = info.start
         for piece in source.pieces(tensor.source, tensor.expert):
-            wanted = np.array(piece)
-            got, start = _numbers(file, info, start, wanted.shape)
-            gap = float(np.abs(got - wanted).max()) if wanted.size else 0.0
-            if not np.array_equal(got, _rounded(wanted, info.dtype)):
+            stored, start = _read(file, info, start, piece.shape)
+            gap = float(np.abs(_widened(stored, info.dtype) - piece).max(initial=0))
+            if not np.array_equal(stored, _rounded(piece, info.dtype)):
                 raise ModelError(
                     f"tensor {tensor.name} differs by {gap:.3g} from its source", where=where
                 )
-            largest, numbers = max(largest, gap), numbers + wanted.size
+            largest, numbers = max(largest, gap), numbers + piece.size
         if at + 1 == len(tensors) or tensors[at + 1].source != tensor.source:
             source.release(tensor.source)
     return HfVerification(len(tensors), numbers, largest, f"mlx-lm {stock.mlx_lm_version()}")
@@ -72,28 +73,27 @@ def _require_same_model(out: Path, source: FloatSource) -> None:
         raise ModelError(f"mlx-lm reads another {min(differ)} from it", where=str(out))
 
 
-def _numbers(file: Path, info: TensorInfo, start: int, shape: tuple[int, ...]) -> tuple[Any, int]:
-    """float32 numbers of `shape` from byte `start` of a file, and the byte after them."""
-    stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[info.dtype]
+def _read(file: Path, info: TensorInfo, start: int, shape: tuple[int, ...]) -> tuple[Any, int]:
+    """Stored numbers of `shape` from byte `start` of a file, and the byte after them."""
     count = int(np.prod(shape, dtype=np.int64))
     with storage_errors(file), file.open("rb") as stream:
         stream.seek(start)
-        raw = np.fromfile(stream, dtype=stored, count=count)
+        raw = np.fromfile(stream, dtype=_STORED[info.dtype], count=count)
     if raw.size != count:
         raise ModelError("ends too early", where=str(file))
-    if info.dtype == "BF16":
-        wide = (raw.astype(np.uint32) << 16).view(np.float32)
-    else:
-        wide = raw.astype(np.float32)
-    return wide.reshape(shape), start + raw.nbytes
+    return raw.reshape(shape), start + raw.nbytes
+
+
+def _widened(stored: Any, dtype: str) -> Any:
+    """Stored numbers in float32; NumPy has no bfloat16, whose bits are float32's upper half."""
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
 
 
 def _rounded(wide: Any, dtype: str) -> Any:
-    """float32 numbers as the file's type can say them, ties to even."""
-    if dtype == "F16":
-        return wide.astype(np.float16).astype(np.float32)
+    """float32 numbers as the file's type stores them, ties to even."""
     if dtype == "BF16":
         bits = wide.view(np.uint32)
-        bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return (bits & np.uint32(0xFFFF0000)).view(np.float32)
-    return wide
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return wide.astype(_STORED[dtype])

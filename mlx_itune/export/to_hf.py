@@ -29,6 +29,7 @@ from mlx_itune.model import adapter as adapters
 from mlx_itune.model import base, lora
 
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _SHARD_BYTES = 4 << 30
 
 
@@ -143,13 +144,17 @@ def _write_shards(
 
 
 def _stored(piece: Any, kind: str, name: str) -> bytes:
-    """The bytes of a float32 piece in the file's type."""
-    rounded = piece.astype(getattr(mx, kind))
-    if not mx.all(mx.isfinite(rounded)).item():
+    """The bytes of a float32 piece in the file's type, ties to even."""
+    if kind == "float32":
+        return bytes(piece.tobytes())
+    rounded = np.asarray(mx.array(piece).astype(getattr(mx, kind)).view(mx.uint16))
+    # All bits of the exponent: infinity, of a number that was none.
+    exponent = np.uint16(_EXPONENTS[kind])
+    if piece.size and ((rounded & exponent) == exponent).any():
         raise ModelError(
             f"{name} has numbers beyond what {kind} can hold", hint="use bfloat16 or float32"
         )
-    return np.array(rounded.view(mx.uint16) if kind == "bfloat16" else rounded).tobytes()
+    return bytes(rounded.tobytes())
 
 
 def _size_bytes(tensor: HfTensor, kind: str) -> int:
