@@ -41,7 +41,8 @@ def add_tokenizer(
     """Add every `tokenizer.*` key to ``writer``: what llama.cpp needs to tokenize as trained.
 
     ``folder`` is named in errors; ``config`` is the model's config.json, whose ``vocab_size`` says
-    how many rows the embedding has. Set `general.name` before, if at all. Raises ModelError where llama.cpp would tokenize otherwise.
+    how many rows the embedding has. Set `general.name` before, if at all: llama.cpp looks for some
+    models' names in it. Raises ModelError where llama.cpp would tokenize otherwise.
     """
     try:
         _add(writer, tokenizer, config)

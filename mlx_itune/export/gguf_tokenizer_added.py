@@ -16,7 +16,8 @@ from mlx_itune.kit.errors import ModelError
 _CONTROL_TEXTS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT] "
     "[EOS] </s> <eos> <|eom_id|> <|return|> <|call|> <|calls|> <|flush|> <end_of_utterance> "
-    "<turn|> <|tool_response> [e~[ <｜end▁of▁sentence｜> <|fim_prefix|> <fim-prefix> <fim_prefix> <PRE> "
+    "<turn|> <|tool_response> [e~[ <｜end▁of▁sentence｜> <|fim_prefix|> <fim-prefix> "
+    "<fim_prefix> <PRE> "
     "▁<PRE> <｜fim▁begin｜> <|code_prefix|> <|prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> "
     "<SUF> ▁<SUF> <｜fim▁hole｜> <|code_suffix|> <|suffix|> <|fim_middle|> <fim-middle> "
     "<fim_middle> <MID> ▁<MID> <｜fim▁end｜> <|code_middle|> <|middle|> <|fim_pad|> <fim-pad> "
