@@ -15,20 +15,6 @@ if TYPE_CHECKING:
     from mlx_itune.model.adapter import Adapter
     from mlx_itune.model.base import LoadedModel
 
-# Rows that a fuse is measured on, and what it is measured with when nobody gives any.
-FIDELITY_ROWS = 64
-_FIDELITY_TOKENS = 64
-_FIDELITY_PROMPTS = (
-    "Hello, who are you?",
-    "Explain in two sentences why the sky is blue.",
-    "List three things to pack for a weekend trip.",
-    "Translate to French: Where is the train station?",
-    'Return JSON with the keys "name" and "age" for: Anna is 34 years old.',
-    "What is 17 plus 25? Answer with the number only.",
-    "Write one sentence that thanks a colleague for their help.",
-    "Summarize: The meeting moved from Monday to Wednesday because the room was taken.",
-)
-
 
 def open_tokenizer(path: Path, adapter: Adapter | None, template: str | None) -> ChatTokenizer:
     """The tokenizer with the template asked for, else the adapter's, else the model's own."""
@@ -101,24 +87,7 @@ def fidelity_examples(
     compute: str,
     offline: bool,
 ) -> Sequence[TokenizedExample]:
-    """Held-out rows of ``data``; without it the (tuned) model's answers to built-in prompts."""
-    import numpy as np
+    """Rows to measure a merge on: see held_out."""
+    from mlx_itune.cli.held_out import held_out
 
-    from mlx_itune.dataset.conversation import Turn
-    from mlx_itune.dataset.prepare import prepare
-    from mlx_itune.dataset.render import TokenizedExample
-    from mlx_itune.inference.generate import Generator
-
-    if data is not None:
-        rows = rows_of(data)[1][:FIDELITY_ROWS]
-        return prepare(rows, tokenizer).examples
-    loaded, _ = open_model(model, adapter_dir, compute=compute, offline=offline)
-    prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _FIDELITY_PROMPTS]
-    answers = Generator(loaded, tokenizer).batch(prompts, _FIDELITY_TOKENS)
-    examples = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = [*prompt, *tokenizer.encode(answer).ids.tolist(), tokenizer.closing_id]
-        weights = np.zeros(len(ids), dtype=np.float32)
-        weights[len(prompt) :] = 1
-        examples.append(TokenizedExample(np.array(ids, dtype=np.int32), weights, "built-in"))
-    return examples
+    return held_out(model, adapter_dir, tokenizer, data, compute=compute, offline=offline).measured

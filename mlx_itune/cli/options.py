@@ -74,8 +74,8 @@ def fidelity(function: F) -> F:
             "--data",
             type=ANY_PATH,
             metavar="FILE|DIR",
-            help="Held-out rows to measure on; without it, the tuned model's own answers to "
-            "built-in prompts.",
+            help="Held-out rows to measure on; without it, the run's validation rows where the run "
+            "is at hand, else the tuned model's own answers to built-in prompts.",
         ),
         click.option("--allow-lossy", is_flag=True, help="Write the result even beyond --max-kl."),
         click.option(
@@ -85,7 +85,7 @@ def fidelity(function: F) -> F:
         ),
         click.option(
             "--bits",
-            type=click.Choice(["4", "8", "16"]),
+            type=click.Choice(["2", "3", "4", "5", "6", "8", "16"]),
             help="Force one width; without it the smallest that passes --max-kl.",
         ),
     ):

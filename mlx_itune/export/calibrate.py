@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.render import TokenizedExample
+from mlx_itune.export.compensate import factor
 from mlx_itune.model.lowrank import matrix_shape
 
 Numbers = NDArray[np.float32]
 
 # What the moments of all layers of one pass may take; more layers, more passes.
 BUDGET_BYTES = 2 << 30
+# Rows are taken until they hold so many tokens.
+ENOUGH_TOKENS = 1 << 14
 
 
 @dataclass
@@ -30,11 +33,17 @@ class Moments:
 
     total: Any
     count: Any
+    _factor: Numbers | None = None
 
-    def of_expert(self, expert: int) -> tuple[Numbers, int]:
-        """(in, in) float32 and the number of inputs; a linear layer is one expert."""
-        total = self.total if self.total.ndim == 2 else self.total[expert]
-        return np.array(total), int(self.count[expert])
+    def factor(self, expert: int = 0) -> Numbers:
+        """What :func:`mlx_itune.export.compensate.compensated` rounds by: (in, in) float32."""
+        if self.total.ndim == 3:
+            return factor(self.total[expert])
+        if self._factor is None:
+            self._factor = factor(np.array(self.total))
+            # The sum itself is not needed again.
+            self.total = mx.zeros((1, 1))
+        return self._factor
 
 
 @dataclass
@@ -93,10 +102,17 @@ class Calibration:
         *,
         budget_bytes: int = BUDGET_BYTES,
     ) -> None:
-        self._model, self._rows = model, rows
+        self._model = model
+        ends = np.cumsum([len(row.input_ids) for row in rows])
+        self._rows = rows[: int(np.searchsorted(ends, ENOUGH_TOKENS)) + 1]
         self._layers = {p: layer for p, layer in layers.items() if not hasattr(layer, "as_linear")}
         self._batches = _batches(self._layers, budget_bytes)
         self._kept: list[tuple[str, Moments]] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the moments are those of."""
+        return len(self._rows)
 
     def moments(self) -> Iterator[tuple[str, Moments]]:
         """Takes as many passes over the rows as memory asks for; one pass is made only once."""

@@ -34,15 +34,13 @@ class Rounded:
         return {"weight": self.weight, "scales": self.scales, "biases": self.biases}
 
 
-def compensated(
-    weight: Any, hessian: Numbers, *, group_size: int, bits: int, dtype: Any
-) -> Rounded:
-    """Round ``weight`` (out, in) float32 for inputs with second moments ``hessian`` (in, in).
+def compensated(weight: Any, factor: Numbers, *, group_size: int, bits: int, dtype: Any) -> Rounded:
+    """Round ``weight`` (out, in) float32 for inputs whose moments have this :func:`factor`.
 
-    ``dtype`` is that of scales and biases; what is minimized is the error with them so rounded.
+    ``dtype`` is that of scales and biases; errors are those with them so rounded.
     """
     columns: Numbers = np.array(weight, dtype=np.float32).T.copy()
-    codes, scales, biases = _gptq(columns, damped(hessian), _Grid(group_size, bits, dtype))
+    codes, scales, biases = _gptq(columns, factor, _Grid(group_size, bits, dtype))
     return Rounded(
         pack(codes.T, bits),
         mx.array(scales.T).astype(dtype),
@@ -50,13 +48,18 @@ def compensated(
     )
 
 
-def damped(hessian: Numbers) -> Numbers:
-    """H with something on its diagonal, so that it has an inverse; an input that is never there
-    costs nothing, and gets the mean, so that it is rounded plainly."""
-    diagonal = np.diag(hessian)
+def factor(moments: Numbers) -> Numbers:
+    """U, upper triangular, of H^-1 = U^T U: row j says how column j's error is made up for.
+
+    H is ``moments`` (in, in), the sum of x x^T over inputs x, with something on its diagonal so
+    that it has an inverse. An input that never was gets the mean, and is rounded by itself.
+    """
+    diagonal = np.diag(moments)
     mean = float(diagonal.mean()) or 1.0
-    extra = np.where(diagonal > 0, DAMPING * mean, mean).astype(np.float32)
-    return np.asarray(hessian + np.diag(extra), dtype=np.float32)
+    damped = moments.astype(np.float64)
+    damped[np.diag_indices_from(damped)] += np.where(diagonal > 0, DAMPING * mean, mean)
+    lower = np.linalg.cholesky(np.linalg.inv(damped))
+    return np.asarray(lower.T, dtype=np.float32)
 
 
 def pack(codes: NDArray[Any], bits: int) -> Any:
@@ -94,13 +97,11 @@ class _Grid:
         return np.clip(np.rint((column - biases) / divisor), 0, 2**self.bits - 1)
 
 
-def _gptq(left: Numbers, moments: Numbers, grid: _Grid) -> tuple[Numbers, Numbers, Numbers]:
+def _gptq(left: Numbers, upper: Numbers, grid: _Grid) -> tuple[Numbers, Numbers, Numbers]:
     """Codes (in, out), scales and biases (groups, out) for columns ``left`` (in, out), which are
     used up; all float32."""
     inputs, outputs = left.shape
     size = grid.group_size
-    # H^-1 = U^T U with U upper triangular: row j says how column j's error is made up for.
-    upper = np.linalg.cholesky(np.linalg.inv(moments.astype(np.float64))).T.astype(np.float32)
     codes = np.empty_like(left)
     scales, biases = (np.empty((inputs // size, outputs), np.float32) for _ in range(2))
     for g in range(inputs // size):

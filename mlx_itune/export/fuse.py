@@ -130,7 +130,6 @@ def fuse(
         reference=reference,
         held_out=Reference(reference.model, data),
         calibration=Calibration(reference.model, layers, compensating),
-        calibration_rows=len(compensating) if any(one.compensated for one in plan) else 0,
         provenance=adapter.provenance,
         source=source,
         raw=raw,
@@ -148,7 +147,7 @@ def fuse(
     tried: list[Tried] = []
     if every:
         for one in plan:
-            job.attempt(one, tried, accept=lambda _: False, limit=None)
+            job.attempt(one, tried, limit=None, keep=False)
         within = [n for n, t in enumerate(tried) if t.kl_mean <= max_kl]
         if not within and not allow_lossy:
             raise _refusal(out, tried, max_kl, forced=way != "auto" or bits is not None)
@@ -157,13 +156,7 @@ def fuse(
         plan, tried = [plan[chosen]], tried[:chosen] + tried[chosen + 1 :]
     for one in plan:
         lossy = allow_lossy and one == plan[-1]
-        result = job.attempt(
-            one,
-            tried,
-            # A divergence that is no number is not within any limit.
-            accept=lambda t, lossy=lossy: lossy or t.kl_mean <= max_kl,
-            limit=None if lossy else max_kl,
-        )
+        result = job.attempt(one, tried, limit=None if lossy else max_kl, keep=True)
         if result is not None:
             return result
     raise _refusal(out, tried, max_kl, forced=way != "auto" or bits is not None)
@@ -180,7 +173,6 @@ class _Job:
     reference: LoadedModel
     held_out: Reference
     calibration: Calibration
-    calibration_rows: int
     provenance: Mapping[str, Any]
     source: Path
     raw: nn.Module
@@ -196,14 +188,9 @@ class _Job:
     observe: Observe
 
     def attempt(
-        self,
-        way: Way,
-        tried: list[Tried],
-        *,
-        accept: Callable[[Tried], bool],
-        limit: float | None,
+        self, way: Way, tried: list[Tried], *, limit: float | None, keep: bool
     ) -> FuseResult | None:
-        """Write one way, measure it, and keep it if ``accept`` says so; None when it is gone."""
+        """Write one way and measure it; it stays if ``keep`` and its KL is within ``limit``."""
         self.observe(way.name)
         tensors, layers = merge(self.raw, self.layers, way, self.calibration)
         quantization = quantization_config(self.config.get("quantization"), layers)
@@ -215,6 +202,7 @@ class _Job:
                 # Measured on the very files that ship, read back.
                 fused = base.load(str(stage), compute=self.compute)
                 measured = self.held_out.compare(fused.model, limit=limit)
+                # A divergence that is no number is within no limit.
                 passed = limit is None or measured.kl_mean <= limit
                 found = Tried(
                     method=way.name,
@@ -228,7 +216,7 @@ class _Job:
                     score=self.score(fused) if self.score and passed else None,
                 )
                 tried.append(found)
-                if not accept(found):
+                if not (keep and passed):
                     raise _TooFar
                 result = self._result(found, tried)
                 _write_papers(stage, self.reference.id, self.provenance, result)
@@ -250,7 +238,9 @@ class _Job:
             max_kl=self.max_kl,
             tokens=taken.tokens,
             rows=self.held_out.rows,
-            calibration_rows=self.calibration_rows,
+            calibration_rows=self.calibration.rows
+            if any(t.way == "compensated" for t in tried)
+            else 0,
             score_reference=self.score_reference,
             score_fused=taken.score,
             tried=tuple(sorted(tried, key=lambda t: t.bytes)),

@@ -39,14 +39,14 @@ class Way:
     def name(self) -> str:
         """How users see it."""
         stem = {
-            "exact": f"the same {self.bits}-bit codes, new scales and biases",
-            "requantized": f"requantized at the base's {self.bits} bits",
-            "touched": f"adapted layers at {self.bits} bits, the rest as they were",
+            "exact": f"same {self.bits}-bit codes, new scales",
+            "requantized": f"requantized at {self.bits} bits",
+            "touched": f"adapted layers at {self.bits} bits",
             "quantized": f"every layer at {self.bits} bits",
             "dequantized": f"dequantized to {self.bits}-bit floats",
-            "merged": f"merged in the base's {self.bits}-bit floats",
+            "merged": f"merged in {self.bits}-bit floats",
         }[self.kind]
-        stem += ", error-compensated" if self.compensated else ""
+        stem += ", compensated" if self.compensated else ""
         return stem + (", in float16" if self.dtype is not None else "")
 
     @property

@@ -1,0 +1,196 @@
+"""The rows that a merge is measured, scored and calibrated on; none of them for two purposes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_itune.cli.opening import open_model, rows_of
+
+if TYPE_CHECKING:
+    from mlx_itune.dataset.conversation import Conversation
+    from mlx_itune.dataset.render import TokenizedExample
+    from mlx_itune.dataset.tokenizer import ChatTokenizer
+    from mlx_itune.model.adapter import Adapter
+    from mlx_itune.model.base import LoadedModel
+
+# Rows to measure on, and rows to compensate errors on.
+MEASURED_ROWS = 64
+CALIBRATION_ROWS = 128
+# A built-in prompt's answer; the most that an answer to be scored may have over its reference.
+_ANSWER_TOKENS = 64
+_LONGER, _SPARE_TOKENS = 1.5, 8
+_PROMPTS = (
+    "Hello, who are you?",
+    "Explain in two sentences why the sky is blue.",
+    "List three things to pack for a weekend trip.",
+    "Translate to French: Where is the train station?",
+    'Return JSON with the keys "name" and "age" for: Anna is 34 years old.',
+    "What is 17 plus 25? Answer with the number only.",
+    "Write one sentence that thanks a colleague for their help.",
+    "Summarize: The meeting moved from Monday to Wednesday because the room was taken.",
+)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured on; ``calibration`` None leaves it to the merge to set rows aside.
+
+    ``questions``: the rows behind ``measured``; ``source``: where they are from, for people.
+    """
+
+    measured: Sequence[TokenizedExample]
+    calibration: Sequence[TokenizedExample] | None
+    questions: Sequence[Conversation]
+    source: str
+
+
+def held_out(
+    model: str,
+    adapter_dir: Path | None,
+    tokenizer: ChatTokenizer,
+    data: Path | None,
+    *,
+    runs: Path = Path("runs"),
+    compute: str = "auto",
+    offline: bool = False,
+) -> HeldOut:
+    """Rows of ``data``; without it the validation rows of the run that made the adapter, where it
+    is in ``runs`` and its data is as it was; else the (tuned) model's answers to built-in prompts.
+
+    Raises DataError, UsageError.
+    """
+    from mlx_itune.model import adapter as adapters
+
+    if data is not None:
+        return _of_data(data, tokenizer)
+    adapter = adapters.load(adapter_dir) if adapter_dir else None
+    found = _of_run(adapter, tokenizer, runs) if adapter else None
+    if found is not None:
+        return found
+    measured = _of_prompts(model, adapter_dir, tokenizer, compute=compute, offline=offline)
+    return HeldOut(measured, None, (), "the tuned model's own answers to built-in prompts")
+
+
+def scorer(held: HeldOut, tokenizer: ChatTokenizer) -> Callable[[LoadedModel], float | None] | None:
+    """A model's share of greedy answers that are exactly the row's; None where rows have none."""
+    from statistics import fmean
+
+    from mlx_itune.inference.evaluate import question
+    from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.metrics import exact_match
+
+    asked = [pair for row in held.questions if (pair := question(row, tokenizer)) is not None]
+    if not asked:
+        return None
+    prompts = [prompt for prompt, _ in asked]
+    longest = max(len(tokenizer.encode(reference).ids) for _, reference in asked)
+    limit = int(_LONGER * longest) + _SPARE_TOKENS
+
+    def score(loaded: LoadedModel) -> float:
+        answers = Generator(loaded, tokenizer).batch(prompts, limit)
+        return fmean(
+            float(exact_match(answer, reference))
+            for answer, (_, reference) in zip(answers, asked, strict=True)
+        )
+
+    return score
+
+
+def _of_data(data: Path, tokenizer: ChatTokenizer) -> HeldOut:
+    from mlx_itune.dataset.prepare import prepare
+    from mlx_itune.dataset.sources import load_splits
+
+    split, rows = rows_of(data)
+    measured, spare = rows[:MEASURED_ROWS], rows[MEASURED_ROWS:]
+    if data.is_dir() and split != "train":
+        spare = load_splits(data).train
+    elif len(spare) < MEASURED_ROWS // 2 and len(rows) > 1:
+        measured, spare = _parted(rows[: MEASURED_ROWS + len(spare)])
+    calibration = prepare(spare[:CALIBRATION_ROWS], tokenizer).examples if spare else None
+    name = f"{data.name} ({split})" if data.is_dir() else data.name
+    return HeldOut(prepare(measured, tokenizer).examples, calibration, measured, name)
+
+
+def _parted(
+    rows: Sequence[Conversation],
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
+    """Few rows: two thirds to measure on, one to calibrate on."""
+    return [row for n, row in enumerate(rows) if n % 3 != 1], rows[1::3]
+
+
+def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut | None:
+    from mlx_itune.dataset.prepare import prepare
+    from mlx_itune.dataset.sources import load_splits
+    from mlx_itune.kit.config import from_toml
+    from mlx_itune.kit.errors import ItuneError
+    from mlx_itune.training.settings import TrainSettings, settings_from
+
+    folder = _run_of(adapter, runs)
+    if folder is None:
+        return None
+    try:
+        settings = settings_from(from_toml(folder / "config.toml", TrainSettings))
+        # Where it was trained from is, most often, where its runs are.
+        near, far = Path(settings.data), folder.parent.parent / settings.data
+        splits = load_splits(
+            near if near.exists() else far,
+            seed=settings.seed,
+            format=settings.format,
+            columns=settings.columns,
+        )
+    except ItuneError:
+        return None
+    told = {source["sha256"] for source in adapter.provenance.get("data", ())}
+    # Other rows than those of the run may be what it was trained on.
+    if {source.sha256 for source in splits.sources} != told or not splits.valid:
+        return None
+    options: dict[str, Any] = {
+        "max_length_tokens": settings.max_length,
+        "learn": settings.learn,
+        "too_long": settings.too_long,
+    }
+    rows = splits.valid[:MEASURED_ROWS]
+    return HeldOut(
+        prepare(rows, tokenizer, **options).examples,
+        prepare(splits.train[:CALIBRATION_ROWS], tokenizer, **options).examples,
+        rows,
+        "the run's validation rows",
+    )
+
+
+def _run_of(adapter: Adapter, runs: Path) -> Path | None:
+    """The folder of the run that made an adapter, where it is still there."""
+    name = adapter.provenance.get("run")
+    if not isinstance(name, str) or Path(name).name != name:
+        return None
+    places = [runs, *([adapter.path.parent / "runs"] if adapter.path else [])]
+    return next((p / name for p in places if (p / name / "config.toml").is_file()), None)
+
+
+def _of_prompts(
+    model: str,
+    adapter_dir: Path | None,
+    tokenizer: ChatTokenizer,
+    *,
+    compute: str,
+    offline: bool,
+) -> Sequence[TokenizedExample]:
+    import numpy as np
+
+    from mlx_itune.dataset.conversation import Turn
+    from mlx_itune.dataset.render import TokenizedExample
+    from mlx_itune.inference.generate import Generator
+
+    loaded, _ = open_model(model, adapter_dir, compute=compute, offline=offline)
+    prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]
+    answers = Generator(loaded, tokenizer).batch(prompts, _ANSWER_TOKENS)
+    examples = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = [*prompt, *tokenizer.encode(answer).ids.tolist(), tokenizer.closing_id]
+        weights = np.zeros(len(ids), dtype=np.float32)
+        weights[len(prompt) :] = 1
+        examples.append(TokenizedExample(np.array(ids, dtype=np.int32), weights, "built-in"))
+    return examples
