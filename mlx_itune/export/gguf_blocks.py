@@ -7,8 +7,8 @@ same in both (OCP Microscaling Formats 1.0). Blocks: llama.cpp, ggml/src/ggml-co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import gguf
 import mlx.core as mx
@@ -78,16 +78,9 @@ class Stored:
             mode=self.mode,
         )
 
-    def _each(self, change: Any) -> Stored:
-        parts = {
-            name: None if array is None else change(array)
-            for name, array in (
-                ("weight", self.weight),
-                ("scales", self.scales),
-                ("biases", self.biases),
-            )
-        }
-        return replace(self, **parts)
+    def _each(self, change: Callable[[mx.array], mx.array]) -> Stored:
+        scales, biases = (None if a is None else change(a) for a in (self.scales, self.biases))
+        return replace(self, weight=change(self.weight), scales=scales, biases=biases)
 
 
 class Overflow(Exception):
@@ -157,11 +150,11 @@ def _repacked(stored: Stored, kind: Type) -> Bytes:
     if stored.bits == 4:
         parts.append(_nibbles(stored, rows, blocks))
     else:
-        codes = stored.codes().reshape(rows, blocks, BLOCK)
+        codes: Bytes = stored.codes().reshape(rows, blocks, BLOCK)
         if kind == Type.Q5_1:
             parts.append(np.packbits(codes >> 4, axis=-1, bitorder="little"))
             codes &= 15
-        parts.append(codes[..., :16] | (codes[..., 16:] << 4))
+        parts.append(codes[..., :16] | (codes[..., 16:] << np.uint8(4)))
     return np.concatenate(parts, axis=-1).reshape(rows, -1)
 
 

@@ -41,7 +41,7 @@ _EXPERTS = {
     "gate": "ffn_gate_inp",
 }
 _QKV = frozenset({"attn_q", "attn_k", "attn_v"})
-# Layers of Gemma 2 and 3 at which llama.cpp takes a model for the 27B one, which it scales otherwise.
+# Layers at which llama.cpp takes a Gemma for the one of 27B, which it scales otherwise.
 _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 
 
@@ -258,7 +258,9 @@ def _phi3(facts: Facts) -> Keys:
 def _smollm3(facts: Facts) -> Keys:
     given = [bool(x) for x in facts.args.no_rope_layers]
     if given != [(i + 1) % 4 != 0 for i in range(len(given))]:
-        raise ModelError("rotates other layers than llama.cpp's smollm3, which leaves out every 4th")
+        raise ModelError(
+            "rotates other layers than llama.cpp's smollm3, which leaves out every 4th"
+        )
     return {}
 
 

@@ -83,7 +83,7 @@ def plan(source: Path, kind: str, wide: frozenset[str] = frozenset()) -> Plan:
     tensors = []
     for path, stored in stored_tensors(model).items():
         name = tensor_name(architecture, path)
-        heads = _rotated_heads(name, facts) if permuted else None
+        heads = rotated_heads(name, facts) if permuted else None
         tensors.append(
             Planned(
                 name,
@@ -113,13 +113,18 @@ def stored_tensors(model: nn.Module) -> dict[str, Stored]:
     found = {}
     for path, module in inner.named_modules():
         if "weight" in module:
-            parts = [module["weight"]]
+            weight = Stored(f"{path}.weight", module["weight"])
             if hasattr(module, "bits"):
-                parts += [module["scales"], module.get("biases")]
-                grid = (module.group_size, module.bits, module.mode)
-                found[f"{path}.weight"] = Stored(f"{path}.weight", *parts, *grid)
-            else:
-                found[f"{path}.weight"] = Stored(f"{path}.weight", *parts)
+                weight = Stored(
+                    weight.name,
+                    weight.weight,
+                    module["scales"],
+                    module.get("biases"),
+                    module.group_size,
+                    module.bits,
+                    module.mode,
+                )
+            found[weight.name] = weight
             left -= {f"{path}.{name}" for name in ("weight", "scales", "biases")}
         if module.get("bias") is not None:
             found[f"{path}.bias"] = Stored(f"{path}.bias", module["bias"])
@@ -144,10 +149,11 @@ def tensor_name(architecture: Architecture, path: str) -> str:
 def interleaved(rows: int, heads: int) -> NDArray[np.int32]:
     """The order of q or k rows in which the two halves that are rotated together alternate."""
     halves = np.arange(rows, dtype=np.int32).reshape(heads, 2, rows // heads // 2)
-    return halves.swapaxes(1, 2).reshape(-1)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(-1)
 
 
-def _rotated_heads(name: str, facts: Facts) -> int | None:
+def rotated_heads(name: str, facts: Facts) -> int | None:
+    """The heads of a tensor whose rows are rotated; None for any other."""
     layer = name.split(".")[-2]
     return {"attn_q": facts.heads, "attn_k": facts.kv_heads}.get(layer)
 
@@ -176,10 +182,9 @@ def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[
     homeless: dict[str, int] = {}
     for tensor in tensors:
         stored = tensor.stored
-        if kind == "lossless" and stored.scales is not None and tensor.name not in wide:
-            if tensor.type not in (Type.Q4_1, Type.Q5_1, Type.MXFP4):
-                what = f"{stored.bits}-bit {stored.mode} tensors as {tensor.type.name}"
-                homeless[what] = homeless.get(what, 0) + 1
+        if kind == "lossless" and stored.scales is not None and same_codes(stored) is None:
+            what = f"{stored.bits}-bit {stored.mode} tensors as {tensor.type.name}"
+            homeless[what] = homeless.get(what, 0) + 1
     notes += [f"{n} {what}: GGUF has no blocks for their codes" for what, n in homeless.items()]
     return notes
 

@@ -29,7 +29,7 @@ Float32 = NDArray[np.float32]
 
 _CHUNK_NUMBERS = 1 << 22
 # llama.cpp rotates neighbouring values in these, and the two halves of a head in all others.
-_NEIGHBOURS = ("llama", "granite", "smollm3")
+NEIGHBOURS = ("llama", "granite", "smollm3")
 _RE_PACKED = ("Q4_1", "Q5_1", "MXFP4")
 # A K-quant's error, relative to the weights: a few percent at 4 bits; of other weights, over 1.
 _MAX_ERROR = 0.25
@@ -68,13 +68,12 @@ class _Weight:
         return self.shape[-1] if len(self.shape) > 1 else 1
 
 
-def verify_gguf(
-    file: Path, source_dir: Path, *, requantized: bool = False
-) -> GgufVerification:
+def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> GgufVerification:
     """Compare every tensor of ``file`` with the model directory that it was made from.
 
-    ``requantized``: llama.cpp's quantizer made it, whose blocks are only held to be near. Raises ModelError for a tensor that is missing, extra, or not the source's as its type can
-    hold it (K-quants: beyond the type's usual error), or a file that cannot be read.
+    ``requantized``: llama.cpp's quantizer made it, whose blocks are only held to be near. Raises
+    ModelError for a tensor that is missing, extra, or not the source's as its type can hold it, or
+    a file that cannot be read.
     """
     try:
         with storage_errors(file):
@@ -166,8 +165,7 @@ def _held(
 
 def _expected(inner: nn.Module, architecture: str) -> Iterator[tuple[str, _Weight]]:
     """Every tensor that the file must have, by GGUF's name."""
-    known = {number: name for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    numbers = [number for number, name in known.items() if name == architecture]
+    numbers = [n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
     if not numbers:
         raise ModelError(f"has the unknown architecture {architecture!r}")
     names = gguf.get_tensor_name_map(numbers[0], len(inner.layers))
@@ -199,28 +197,28 @@ def _weight(array: mx.array, module: nn.Module, part: str, add: float) -> _Weigh
         matrix = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
 
         def plain(rows: slice) -> Float32:
-            return np.array(matrix[rows].astype(mx.float32)) + np.float32(add)
+            return np.asarray(np.array(matrix[rows].astype(mx.float32)) + np.float32(add))
 
         return _Weight(tuple(array.shape), plain)
     scales, biases = module["scales"], module.get("biases")
     shape = (*array.shape[:-1], scales.shape[-1] * module.group_size)
-    parts = [p if p is None else p.reshape(-1, p.shape[-1]) for p in (array, scales, biases)]
+    codes, scales = (a.reshape(-1, a.shape[-1]) for a in (array, scales))
+    grid = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
 
     def dequantized(rows: slice, through: Any = None) -> Float32:
-        codes, s, b = (None if p is None else p[rows] for p in parts)
-        if module.mode == "affine":
-            s, b = (p.astype(through or p.dtype).astype(mx.float32) for p in (s, b))
-        numbers = mx.dequantize(
-            codes, s, b, group_size=module.group_size, bits=module.bits, mode=module.mode
-        )
-        return np.array(numbers.astype(mx.float32))
+        if module.mode != "affine":
+            numbers = mx.dequantize(codes[rows], scales[rows], **grid)
+            return np.array(numbers.astype(mx.float32))
+        flat = biases.reshape(-1, biases.shape[-1])
+        s, b = (a[rows].astype(through or a.dtype).astype(mx.float32) for a in (scales, flat))
+        return np.array(mx.dequantize(codes[rows], s, b, **grid))
 
     return _Weight(shape, dequantized, lambda rows: dequantized(rows, mx.float16))
 
 
 def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
     """Factors of the frequencies, from the very numbers that mlx-lm's module rotates by."""
-    rope = next((layer.self_attn.rope for layer in inner.layers), None)
+    rope: Any = inner.layers[0].self_attn.rope
     if type(rope).__name__ not in ("Llama3RoPE", "SuScaledRoPE"):
         return
     periods = np.array(rope._freqs, dtype=np.float64)
@@ -239,7 +237,7 @@ def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
 def _heads(name: str, inner: nn.Module, architecture: str) -> int | None:
     """Heads whose rows lie in pairs in the file, or None."""
     found = re.fullmatch(r"blk\.(\d+)\.attn_([qk])\.(weight|bias)", name)
-    swapped = architecture in _NEIGHBOURS and not getattr(inner.args, "rope_traditional", False)
+    swapped = architecture in NEIGHBOURS and not getattr(inner.args, "rope_traditional", False)
     if found is None or not swapped:
         return None
     heads = inner.args.num_attention_heads

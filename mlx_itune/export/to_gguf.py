@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def export_gguf(
     overwrite: bool = False,
     observe: Observe | None = None,
 ) -> GgufExport:
-    """Write a model directory, as mlx-lm reads it, to one GGUF file, and compare it tensor by tensor.
+    """Write a model directory, as mlx-lm reads it, to one GGUF file; compare every tensor.
 
     ``kind``: "f32", "f16", "bf16", "q8_0", "q4_0"; "lossless" for the very codes of MLX's 2- to
     5-bit and mxfp4 layers; "q4_k_m", "q5_k_m", "q6_k" through llama.cpp's quantizer. ``name``: the
@@ -81,14 +82,10 @@ def export_gguf(
             quantize(first, stage, kind)
             checked = verify_gguf(stage, source_dir, requantized=True)
         size_bytes = stage.stat().st_size
-    return GgufExport(
-        str(out_file), kind, done.architecture.name, size_bytes, done.notes, checked
-    )
+    return GgufExport(str(out_file), kind, done.architecture.name, size_bytes, done.notes, checked)
 
 
-def _write_whole(
-    source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str
-) -> Plan:
+def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str) -> Plan:
     """Write; start again with a tensor in F32 where a half turns out to be too small for it."""
     wide: frozenset[str] = frozenset()
     while True:
@@ -104,13 +101,12 @@ def _write_whole(
             raise ModelError(error.message, where=str(source), hint=error.hint) from None
 
 
-def _described(
-    planned: Plan, source: Path, tokenizer: ChatTokenizer, name: str
-) -> gguf.GGUFWriter:
+def _described(planned: Plan, source: Path, tokenizer: ChatTokenizer, name: str) -> gguf.GGUFWriter:
     """A writer that knows all keys."""
     writer = gguf.GGUFWriter(None, planned.architecture.name)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name)
+    # Named so, llama.cpp tokenizes as Phi 3 does; add_tokenizer adds it where that is right.
+    writer.add_name(re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE))
     writer.add_file_type(_file_type(planned.tensors))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_keys(writer, planned.keys)
