@@ -101,13 +101,38 @@ def carry_tokenizer(
 ) -> None:
     """The files of the tokenizer, with the template trained; ``config`` gets its end of turn.
 
-    Raises StorageError, ModelError.
+    Raises StorageError; ModelError for a tokenizer that has more tokens than the model.
     """
+    _require_room(source, config, tokenizer)
     with storage_errors(stage):
         for name in _CARRIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, stage / name)
         _carry_template(stage, config, tokenizer)
+
+
+def require_template(tokenizer: ChatTokenizer, provenance: Mapping[str, Any]) -> None:
+    """Raise ModelError where a template of the trained one's name is not the trained one."""
+    trained = provenance.get("tokenizer")
+    trained = trained if isinstance(trained, dict) else {}
+    digest = trained.get("template_sha256")
+    if not digest or trained.get("template") != tokenizer.name:
+        return
+    if digest != tokenizer.template_sha256:
+        raise ModelError(
+            f"the chat template ({tokenizer.name}) is not the one the adapter was trained with",
+            hint="put back the model's chat_template.jinja, or name another with --template",
+        )
+
+
+def _require_room(source: Path, config: Mapping[str, Any], tokenizer: ChatTokenizer) -> None:
+    rows, last = config.get("vocab_size"), max(tokenizer.hf.get_vocab().values())
+    if isinstance(rows, int) and last >= rows:
+        raise ModelError(
+            f"the tokenizer has ids up to {last}, the model {rows} rows for them",
+            where=str(source),
+            hint="the tokenizer is another model's",
+        )
 
 
 def quantization_config(

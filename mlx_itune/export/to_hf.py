@@ -16,6 +16,7 @@ from mlx_itune.export.artifact import (
     describe,
     read_json,
     refuse_same,
+    require_template,
     write_json,
     write_papers,
 )
@@ -66,6 +67,7 @@ def export_hf(
         raise UsageError(f"unknown dtype {dtype!r}", hint="one of " + ", ".join(_STORED))
     if adapter_dir is not None:
         refuse_same(adapter_dir, out)
+        require_template(tokenizer, adapters.load(adapter_dir).provenance)
 
     def opened() -> FloatSource:
         return FloatSource(source_dir, _deltas(source_dir, adapter_dir))

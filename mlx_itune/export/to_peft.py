@@ -16,6 +16,7 @@ from mlx_itune.export.artifact import (
     carry_tokenizer,
     describe,
     refuse_same,
+    require_template,
     write_json,
 )
 from mlx_itune.export.peft_targets import targets
@@ -58,6 +59,8 @@ def export_peft(
     refuse_same(source, out)
     refuse_same(adapter_dir, out)
     adapter = adapters.load(adapter_dir)
+    if tokenizer is not None:
+        require_template(tokenizer, adapter.provenance)
     if adapter.config.kind == "grid":
         raise ModelError(
             "PEFT has no adapter that moves scales and biases",
@@ -88,7 +91,7 @@ def export_peft(
         with storage_errors(stage):
             write_json(stage / peft_format.CONFIG, config)
         if tokenizer is not None:
-            carry_tokenizer(stage, source, {}, tokenizer)
+            carry_tokenizer(stage, source, dict(loaded.config), tokenizer)
         checked = verify_peft(stage, loaded.model, layers, model_type)
         _write_card(stage, adapter, loaded.id, checked, notes)
     return PeftExport((describe(out, "peft"),), checked, notes)

@@ -24,7 +24,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import staged_directory, storage_errors, write_durably
+from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
 from mlx_itune.kit.tensorfile import read_header, write_tensors
 from mlx_itune.model import lora
 from mlx_itune.model.base import LoadedModel
@@ -183,8 +183,8 @@ def load(path: Path) -> Adapter:
 def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = False) -> None:
     """Put an adapter on its base model, in place.
 
-    Raises ModelError when it was trained on other weights, a name or shape does not fit, or the
-    two files of an adapter of the grid do not say the same.
+    Raises ModelError when it was trained on other weights or with another tokenizer, a name or
+    shape does not fit, or the two files of an adapter of the grid do not say the same.
     """
     where = str(adapter.path) if adapter.path else None
     base = adapter.provenance.get("base", {})
@@ -196,6 +196,8 @@ def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = Fal
             where=where,
             hint="use the base model it was trained on",
         )
+    if not allow_other_base:
+        _require_tokenizer(loaded, adapter, where)
     config, model = adapter.config, loaded.model
     # To mlx-lm, no number of layers, or one beyond the model's, is all of them.
     some = 0 < config.num_layers <= len(model.layers)
@@ -218,6 +220,19 @@ def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = Fal
         _require_same(adapter.shipped, shipped_by(model), where)
     for _, layer in lora.adapted(model):
         layer.settle()
+
+
+def _require_tokenizer(loaded: LoadedModel, adapter: Adapter, where: str | None) -> None:
+    """The same ids for the same text, as far as the file tells."""
+    trained = adapter.provenance.get("tokenizer", {})
+    digest = trained.get("sha256") if isinstance(trained, dict) else None
+    file = loaded.path / "tokenizer.json"
+    if digest and file.is_file() and sha256_file(file) != digest:
+        raise ModelError(
+            f"was trained with another tokenizer than {loaded.id} has now",
+            where=where,
+            hint="put back the tokenizer.json it was trained with",
+        )
 
 
 def _require_fit(
