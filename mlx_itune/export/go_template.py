@@ -80,10 +80,12 @@ def go_template(tokenizer: ChatTokenizer) -> str:
     Raises ModelError where the chat template cannot be translated.
     """
     texts = dict(between(tokenizer).texts)
-    if adds_bos(tokenizer):
-        bos = tokenizer.text_start
-        texts |= {key: text.removeprefix(bos) for key, text in texts.items() if key[0] == START}
-    return _written(texts)
+    bos = tokenizer.hf.bos_token or ""
+    starts = {key: text for key, text in texts.items() if key[0] == START}
+    if not bos or not all(text.startswith(bos) for text in starts.values()):
+        return _written(texts)
+    written = _written(texts | {key: text.removeprefix(bos) for key, text in starts.items()})
+    return written if adds_bos(tokenizer) else f"{_literal(bos)}\n{written}"
 
 
 def _conversation(turns: int, *, system: bool, words: str = "q\u0001{}z") -> list[dict[str, str]]:
