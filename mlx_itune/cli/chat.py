@@ -4,80 +4,113 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_itune.cli import options
+from mlx_itune.cli import options, sampling
+from mlx_itune.kit.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from mlx_itune.inference.chat import ChatSession
+
+_ENDS = ("/exit", "/quit")
+_HELP = (
+    "/reset starts again, /system TEXT starts again with that system prompt, /exit or Ctrl-D ends; "
+    "Ctrl-C stops an answer"
+)
 
 
 @options.command("chat", "mlx-itune chat --model starter --adapter adapter")
 @options.model
 @options.adapter
 @click.option("--system", help="A system prompt.")
-@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0)
-@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="Text that ends an answer.")
+@sampling.options
 @options.template
 @options.compute
 def command(
     model: str,
     adapter: Path | None,
     system: str | None,
+    stops: tuple[str, ...],
     max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     template: str | None,
     compute: str,
     as_json: bool,
     offline: bool,
+    **drawing: Any,
 ) -> None:
-    """Talk to a model: one line per turn; /reset starts again, /quit or Ctrl-D ends.
+    """Talk to a model, one line per turn.
 
-    With --json the conversation is printed as one object when it ends.
+    /reset starts again, /system TEXT too, with that system prompt; /exit or Ctrl-D ends; Ctrl-C
+    stops an answer. With --json the conversation is printed as one object when it ends.
     """
     from mlx_itune.cli import report
     from mlx_itune.cli.opening import open_model
-    from mlx_itune.dataset.conversation import Turn
+    from mlx_itune.inference.chat import ChatSession
     from mlx_itune.inference.generate import Generator
-    from mlx_itune.inference.sampling import Sampling
 
     loaded, tokenizer = open_model(
         model, adapter, template=template, compute=compute, offline=offline
     )
-    generator = Generator(loaded, tokenizer)
-    start = [Turn("system", system)] if system else []
-    turns = list(start)
-    while True:
-        said = _ask()
-        if said is None or said == "/quit":
-            break
+    session = ChatSession(
+        loaded,
+        Generator(loaded, tokenizer, stops),
+        system=system,
+        max_tokens=max_tokens,
+        sampling=sampling.of(drawing),
+    )
+    if sys.stdin.isatty():
+        _note(_HELP)
+    while (said := _ask()) is not None and said not in _ENDS:
         if said == "/reset":
-            turns = list(start)
-            continue
-        if not said:
-            continue
-        turns.append(Turn("user", said))
-        pieces = []
-        for piece in generator.stream(
-            tokenizer.prompt_ids(turns),
-            max_tokens=max_tokens,
-            sampling=Sampling(temperature, top_p, seed=seed + len(turns)),
-        ):
-            pieces.append(piece)
-            if not as_json:
-                print(piece, end="", flush=True)
-        if not as_json:
-            print()
-        turns.append(Turn("assistant", "".join(pieces)))
+            session.reset()
+        elif said == "/system" or said.startswith("/system "):
+            session.reset(said.removeprefix("/system").strip())
+        elif said.startswith("/"):
+            _note(f"no such command; {_HELP}")
+        elif said:
+            _answer(session, said, as_json)
     if as_json:
-        report.emit({"messages": [turn.message() for turn in turns]})
+        report.emit({"messages": [turn.message() for turn in session.turns]})
+
+
+def _answer(session: ChatSession, said: str, as_json: bool) -> None:
+    """Print one answer; Ctrl-C ends it and keeps what there is."""
+    from contextlib import closing
+
+    try:
+        with closing(session.say(said)) as pieces:
+            for piece in pieces:
+                if not as_json:
+                    print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        _note(" (stopped)")
+    except DataError as error:
+        _note(str(error))
+        return
+    if not as_json:
+        print()
 
 
 def _ask() -> str | None:
     """The next line of the user, None at the end of input; the prompt sign goes to stderr."""
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+    while True:
+        try:
+            if sys.stdin.isatty() and sys.stdout.isatty():
+                import readline  # noqa: F401  (history and editing keys)
+
+                return input("> ").strip()
+            line = sys.stdin.readline()
+            return line.strip() if line else None
+        except EOFError:
+            return None
+        except UnicodeDecodeError as error:
+            raise UsageError("what stdin holds is not UTF-8 text") from error
+        except KeyboardInterrupt:
+            _note(_HELP)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

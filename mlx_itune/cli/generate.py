@@ -1,14 +1,16 @@
-"""``generate``: one prompt, one answer, streamed."""
+"""``generate``: one prompt answered as a stream, or a file of prompts."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mlx_itune.cli import options
+from mlx_itune.cli import options, sampling
 from mlx_itune.kit.errors import UsageError
 
 
@@ -17,62 +19,128 @@ from mlx_itune.kit.errors import UsageError
 )
 @options.model
 @options.adapter
-@click.option("--prompt", required=True, help="The user's words; '-' reads them from stdin.")
+@click.option("--prompt", help="The user's words; '-', or no prompt at all, reads them from stdin.")
+@click.option(
+    "--file",
+    type=options.ANY_PATH,
+    metavar="FILE",
+    help="Many prompts: .jsonl with 'prompt' or 'messages', else one a line. Answers are JSONL.",
+)
+@click.option(
+    "--out", type=options.ANY_PATH, metavar="FILE", help="Where the answers to --file go."
+)
 @click.option("--system", help="A system prompt.")
 @click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is.")
-@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0)
-@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="Text that ends an answer.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Prompts of --file at once; the answers do not depend on it.",
+)
+@sampling.options
 @options.template
 @options.compute
 def command(
     model: str,
     adapter: Path | None,
-    prompt: str,
+    prompt: str | None,
+    file: Path | None,
+    out: Path | None,
     system: str | None,
     raw: bool,
+    stops: tuple[str, ...],
+    batch_size: int,
     max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     template: str | None,
     compute: str,
     as_json: bool,
     offline: bool,
+    **drawing: Any,
 ) -> None:
-    """One answer of a base, adapted or fused model."""
-    from mlx_itune.cli import report
+    """Answers of a base, adapted or fused model."""
     from mlx_itune.cli.opening import open_model
-    from mlx_itune.dataset.conversation import Turn
-    from mlx_itune.inference.generate import Generator
-    from mlx_itune.inference.sampling import Sampling
+    from mlx_itune.inference.prompts import read_prompts, said
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise UsageError("the prompt is empty", hint="give --prompt some words")
     if raw and system:
         raise UsageError("--raw takes no --system", hint="put it into the prompt")
-    loaded, tokenizer = open_model(
-        model, adapter, template=template, compute=compute, offline=offline
-    )
-    turns = [Turn("system", system)] if system else []
-    prompt_ids = (
-        tokenizer.encode(text).ids.tolist()
-        if raw
-        else tokenizer.prompt_ids([*turns, Turn("user", text)])
-    )
-    began = time.monotonic()
-    pieces = []
-    for piece in Generator(loaded, tokenizer).stream(
-        prompt_ids, max_tokens=max_tokens, sampling=Sampling(temperature, top_p, seed=seed)
-    ):
-        pieces.append(piece)
-        if not as_json:
-            print(piece, end="", flush=True)
-    if as_json:
-        answer = "".join(pieces)
-        elapsed_s = time.monotonic() - began
-        report.emit({"text": answer, "prompt_tokens": len(prompt_ids), "wall_s": elapsed_s})
+    if file and prompt is not None:
+        raise UsageError("--prompt and --file exclude each other")
+    if out and not file:
+        raise UsageError("--out takes the answers to --file")
+    if file:
+        prompts = read_prompts(file, raw=raw, system=system)
     else:
+        prompts = [said(_words(prompt), raw=raw, system=system)]
+    opened = open_model(model, adapter, template=template, compute=compute, offline=offline)
+    how = {"max_tokens": max_tokens, "sampling": sampling.of(drawing), "stops": stops}
+    if file:
+        _answer_file(opened, prompts, {**how, "batch_size": batch_size}, out, as_json)
+    else:
+        _stream(opened, prompts[0], how, as_json)
+
+
+def _words(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("there is no prompt", hint="give --prompt, --file, or words on stdin")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("what stdin holds is not UTF-8 text") from error
+
+
+def _stream(opened: Any, prompt: Any, how: dict[str, Any], as_json: bool) -> None:
+    from mlx_itune.cli import report
+    from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.prompts import room_tokens
+
+    loaded, tokenizer = opened
+    ids = prompt.ids(tokenizer)
+    room = room_tokens(len(ids), loaded.config, how["max_tokens"])
+    began = time.monotonic()
+    answer = Generator(loaded, tokenizer, how["stops"]).stream(
+        ids, max_tokens=room, sampling=how["sampling"]
+    )
+    if not as_json:
+        for piece in answer:
+            print(piece, end="", flush=True)
         print()
+        return
+    whole = answer.answer()
+    report.emit(
+        {
+            **report.plain(whole),
+            "prompt_tokens": len(ids),
+            "wall_s": time.monotonic() - began,
+        }
+    )
+
+
+def _answer_file(
+    opened: Any, prompts: Any, how: dict[str, Any], out: Path | None, as_json: bool
+) -> None:
+    from mlx_itune.cli import report
+    from mlx_itune.inference.answering import answer_all
+    from mlx_itune.kit.files import write_durably
+
+    def observe(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"answered {done} of {len(prompts)}", file=sys.stderr)
+
+    loaded, tokenizer = opened
+    began = time.monotonic()
+    found = answer_all(loaded, tokenizer, prompts, observe=observe, **how)
+    answers = [report.plain(answer) for answer in found]
+    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    if out:
+        write_durably(out, lines.encode())
+    summary = {"rows": len(answers), "out": out, "wall_s": time.monotonic() - began}
+    if as_json:
+        report.emit(summary if out else {**summary, "answers": answers})
+    elif out:
+        print(f"{out}: {len(answers):,} answers")
+    else:
+        print(lines, end="")

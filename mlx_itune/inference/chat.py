@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator as GeneratorOf
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import GREEDY, AnswerStream, Generator
-from mlx_itune.inference.prompts import room_tokens
+from mlx_itune.inference.prompts import chat_ids, room_tokens
 from mlx_itune.inference.sampling import Sampling
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.base import LoadedModel
@@ -43,7 +43,7 @@ class ChatSession:
         self.system = system if system is not None else self.system
         self.turns = [Turn("system", self.system)] if self.system else []
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> GeneratorOf[str, None, None]:
         """The pieces of the answer to `text`; both become turns once something was answered.
 
         An answer that is broken off (close the iterator, or raise into it) stays as far as it got.
@@ -51,7 +51,7 @@ class ChatSession:
         """
         asked = [*self.turns, Turn("user", text)]
         tokenizer = self._generator.tokenizer
-        prompt = tokenizer.prompt_ids(asked)
+        prompt = chat_ids(tokenizer, asked)
         try:
             room = room_tokens(len(prompt), self._loaded.config, self._max_tokens)
         except DataError as error:

@@ -68,6 +68,11 @@ class AnswerStream(Iterator[str]):
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def answer(self) -> Answer:
+        """The whole of it."""
+        text = "".join(self)
+        return Answer(text, self.completion_tokens, self.finish_reason)
+
 
 class Generator:
     """Text generation with one loaded model and its tokenizer.
@@ -207,9 +212,7 @@ class Generator:
     ) -> list[Answer]:
         answers = []
         for ids in prompts:
-            stream = self.stream(ids, max_tokens=max_tokens)
-            text = "".join(stream)
-            answers.append(Answer(text, stream.completion_tokens, stream.finish_reason))
+            answers.append(self.stream(ids, max_tokens=max_tokens).answer())
             if observe:
                 observe(len(answers))
         return answers

@@ -34,11 +34,23 @@ class Prompt:
         """Token ids as the model reads them. Raises DataError where the template refuses."""
         if self.text is not None:
             return text_ids(tokenizer, self.text)
-        return tokenizer.prompt_ids(self.turns, self.tools)
+        return chat_ids(tokenizer, self.turns, self.tools)
+
+
+def chat_ids(
+    tokenizer: ChatTokenizer, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
+    """Token ids of turns, up to where the answer begins. Raises DataError."""
+    _require_text([[turn.message() for turn in turns], list(tools)])
+    return tokenizer.prompt_ids(turns, tools)
 
 
 def text_ids(tokenizer: ChatTokenizer, text: str) -> list[int]:
-    """Token ids of plain text to go on with, after whatever the tokenizer begins a text with."""
+    """Token ids of plain text to go on with, after whatever the tokenizer begins a text with.
+
+    Raises DataError.
+    """
+    _require_text(text)
     start = tokenizer.text_start
     return tokenizer.encode_ids(text if text.startswith(start) else start + text)
 
@@ -145,6 +157,14 @@ def _of_row(line: str, where: str, raw: bool, system: str | None) -> Prompt:
     if turns[0].role != "system":
         turns = (*_system(system), *turns)
     return Prompt(turns, tools, None, where, row.get("id"))
+
+
+def _require_text(value: Any) -> None:
+    """Half a surrogate pair, or bytes that are not UTF-8, are no text to any tokenizer."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError("the prompt holds characters that are not Unicode text") from error
 
 
 def _system(system: str | None) -> Sequence[Turn]:

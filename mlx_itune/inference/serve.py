@@ -10,7 +10,13 @@ from typing import Any
 
 from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference import openai_request
-from mlx_itune.inference.prompts import context_tokens, room_tokens, text_ids, turns_and_tools
+from mlx_itune.inference.prompts import (
+    chat_ids,
+    context_tokens,
+    room_tokens,
+    text_ids,
+    turns_and_tools,
+)
 from mlx_itune.inference.text_stream import TextStream
 from mlx_itune.kit.errors import DataError, ModelError, UsageError
 from mlx_itune.model import adapter as adapter_files
@@ -81,7 +87,7 @@ class FrontDesk:
         try:
             with self._lock:
                 if _is_chat(path):
-                    prompt = tokenizer.prompt_ids(*turns_and_tools(body))
+                    prompt = chat_ids(tokenizer, *turns_and_tools(body))
                 else:
                     prompt = text_ids(tokenizer, body["prompt"])
         except DataError as error:

@@ -22,6 +22,7 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.server import CompletionRequest, ModelDescription, ModelProvider, ResponseGenerator
 from mlx_lm.tokenizer_utils import load as load_tokenizer
+from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapter_set import AdapterSet
@@ -213,6 +214,8 @@ class Engine(ResponseGenerator):  # type: ignore[misc]
 
 def engine(provider: Provider) -> Engine:
     """Start the thread that generates."""
+    # As mlx-lm's server does: on an Apple GPU the weights then stay resident.
+    maybe_set_recommended_wired_limit()
     return Engine(provider, PromptCache(provider.cli_args.prompt_cache_size))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import ipaddress
 import json
+import math
 import socket
 import sys
 import threading
@@ -137,7 +138,12 @@ class Handler(APIHandler):  # type: ignore[misc]
         if int(length) > _BODY_BYTES:
             raise Refusal(413, f"the request is larger than {_BODY_BYTES >> 20} MB")
         try:
-            body = json.loads(self.rfile.read(int(length)), parse_constant=_refuse_constant)
+            body = json.loads(
+                self.rfile.read(int(length)),
+                parse_constant=_refuse_constant,
+                parse_float=_float,
+                parse_int=_int,
+            )
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"the request is not JSON: {error}") from error
         if not isinstance(body, dict):
@@ -244,3 +250,14 @@ def _is_address(host: str) -> bool:
 
 def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text)
+
+
+def _int(text: str) -> int:
+    # Larger ones are no float either, and would end the thread that draws with them.
+    value = int(text)
+    return value if abs(value) < 1 << 64 else _refuse_constant(text[:20])

@@ -170,6 +170,7 @@ def test_completions_continue_plain_text(client: Client) -> None:
             },
         ),
         (400, "messages", {"messages": [{"role": "user", "content": "word " * 3000}]}),
+        (400, "messages", {"messages": [{"role": "user", "content": "\ud800"}]}),
         (400, None, {"max_tokens": 0}),
         (400, None, {"temperature": "hot"}),
         (400, "top_k", {"top_k": 1.5}),
@@ -193,7 +194,15 @@ def test_refusals_are_openai_errors_and_hurt_nobody(
 
 def test_requests_that_are_no_requests(client: Client) -> None:
     path = "/v1/chat/completions"
-    for body in (b"{", b"[]", b"\xff\xfe", b'{"temperature": NaN}', b"[" * 5000):
+    for body in (
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"temperature": NaN}',
+        b'{"top_p": 1e999}',
+        b'{"n": %d}' % 10**400,
+        b"[" * 5000,
+    ):
         status, answer = client.request("POST", path, body)
         assert (status, "error" in json.loads(answer)) == (400, True)
     assert client.request("POST", "/v1/embeddings", b"{}")[0] == 404

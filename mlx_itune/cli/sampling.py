@@ -1,0 +1,56 @@
+"""The options of drawing tokens, for the commands that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mlx_itune.inference.sampling import Sampling
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def options(function: F) -> F:
+    """--max-tokens, --temperature and the others, which arrive as keywords."""
+    for option in (
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, help="What sampling starts from."
+        ),
+        click.option(
+            "--repetition-penalty",
+            type=click.FloatRange(min=0, min_open=True),
+            default=1.0,
+            help="Above 1: tokens among the last 20 become less likely.",
+        ),
+        click.option(
+            "--min-p",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            help="Only tokens at least so likely, relative to the likeliest.",
+        ),
+        click.option(
+            "--top-k", type=click.IntRange(0), default=0, help="Only the likeliest so many; 0: all."
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(0, 1, min_open=True),
+            default=1.0,
+            help="Only the likeliest tokens that together are so likely.",
+        ),
+        click.option(
+            "--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy."
+        ),
+        click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True),
+    ):
+        function = option(function)
+    return function
+
+
+def of(given: dict[str, Any]) -> Sampling:
+    """What the options say, but for --max-tokens."""
+    from mlx_itune.inference.sampling import Sampling
+
+    return Sampling(**{name: value for name, value in given.items() if name != "max_tokens"})

@@ -1,0 +1,177 @@
+"""generate and chat as a user meets them: stdin, files, JSON, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_itune.cli import main
+
+
+def run(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *argv: str,
+    stdin: bytes = b"",
+) -> tuple[int, str, str]:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+    with pytest.raises(SystemExit) as left:
+        main([*argv, "--offline"])
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path
+) -> Any:
+    def call(command: str, *argv: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        argv = (command, "--model", str(tiny_model_dir), "--max-tokens", "8", *argv)
+        return run(capsys, monkeypatch, *argv, stdin=stdin)
+
+    return call
+
+
+def test_a_prompt_from_the_flag_and_from_stdin(cli: Any) -> None:
+    code, out, _ = cli("generate", "--prompt", "Hi there", "--json")
+    whole = json.loads(out)
+    assert code == 0
+    assert set(whole) == {
+        "text", "prompt_tokens", "completion_tokens", "finish_reason", "wall_s"
+    }  # fmt: skip
+    assert (whole["completion_tokens"], whole["finish_reason"]) == (8, "length")
+    assert cli("generate", "--prompt", "Hi there")[1] == whole["text"] + "\n"
+    assert cli("generate", stdin=b"Hi there")[1] == whole["text"] + "\n"
+    stop = whole["text"][3:5]
+    cut = json.loads(cli("generate", "--prompt", "Hi there", "--stop", stop, "--json")[1])
+    assert cut["text"] == whole["text"][: whole["text"].index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_a_file_is_answered_as_each_prompt_alone(cli: Any, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Hi there", "id": "a"},
+        {"messages": [{"role": "user", "content": "yes?"}]},
+        {
+            "messages": [
+                {"role": "system", "content": "Short."},
+                {"role": "user", "content": "The patient takes metformin."},
+                {"role": "assistant", "content": "known"},
+            ]
+        },
+    ]
+    file, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    file.write_text("\n\n".join(json.dumps(row) for row in rows))
+    code, printed, _ = cli("generate", "--file", str(file))
+    answers = [json.loads(line) for line in printed.splitlines()]
+    assert (code, [a["index"] for a in answers], answers[0]["id"]) == (0, [0, 1, 2], "a")
+    alone = [
+        json.loads(cli("generate", "--prompt", text, *more, "--json")[1])["text"]
+        for text, more in (
+            ("Hi there", ()),
+            ("yes?", ()),
+            ("The patient takes metformin.", ("--system", "Short.")),
+        )
+    ]
+    assert [a["text"] for a in answers] == alone
+    for extra in (("--batch-size", "1"), ("--batch-size", "2")):
+        assert cli("generate", "--file", str(file), *extra)[1] == printed
+    code, said, _ = cli("generate", "--file", str(file), "--out", str(out), "--json")
+    assert (code, json.loads(said)["rows"], out.read_text()) == (0, 3, printed)
+    drawn = ("--temperature", "1", "--seed", "4", "--top-k", "9", "--min-p", "0.01")
+    assert cli("generate", "--file", str(file), *drawn) == cli(
+        "generate", "--file", str(file), *drawn
+    )
+    lines = tmp_path / "p.txt"
+    lines.write_text("Hi there\n\nyes?\n")
+    texts = [
+        json.loads(line)["text"] for line in cli("generate", "--file", str(lines))[1].splitlines()
+    ]
+    assert texts == alone[:2]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "told"),
+    [
+        (b'{"prompt": "a"}\n{"prompt": ""}', 3, ":2: has neither"),
+        (b'{"prompt": "a"}\n{', 3, ":2: is not JSON"),
+        (b"[1]", 3, ":1: is not a JSON object"),
+        (b'{"messages": [{"role": "king", "content": "a"}]}', 3, ":1: messages[1]: unknown role"),
+        (b'{"messages": []}', 3, ":1: asks nothing"),
+        (b'{"prompt": "\\ud800"}', 3, ":1: the prompt holds characters"),
+        (b'{"prompt": "' + b"word " * 3000 + b'"}', 3, "context is 2,048"),
+        (b"\xff", 3, "is not UTF-8"),
+        (b"\n", 3, "holds no prompts"),
+    ],
+)
+def test_broken_files_are_one_line_and_write_nothing(
+    cli: Any, tmp_path: Path, content: bytes, code: int, told: str
+) -> None:
+    file, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(content)
+    got, printed, err = cli("generate", "--file", str(file), "--out", str(out))
+    assert (got, printed, err.count("\n")) == (code, "", 1), err
+    assert told in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "stdin", "code", "told"),
+    [
+        (("--prompt", "a", "--file", "x"), b"", 2, "exclude each other"),
+        (("--prompt", "a", "--out", "x"), b"", 2, "--out takes"),
+        (("--prompt", "a", "--raw", "--system", "x"), b"", 2, "--raw takes no --system"),
+        (("--file", "none.txt"), b"", 5, "none.txt"),
+        ((), b"", 2, "the prompt is empty"),
+        ((), b"\xff", 2, "not UTF-8"),
+        (("--prompt", "a\udcff"), b"", 3, "not Unicode text"),
+        (("--prompt", "word " * 3000), b"", 3, "context is 2,048"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(
+    cli: Any, argv: tuple[str, ...], stdin: bytes, code: int, told: str
+) -> None:
+    got, printed, err = cli("generate", *argv, stdin=stdin)
+    assert (got, printed, err.count("\n")) == (code, "", 1), err
+    assert told in err
+
+
+def test_chat_commands_and_history(cli: Any) -> None:
+    said = b"Hi\nyes?\n/what\n/system Short.\nHi\n\n/exit\nnever\n"
+    code, out, err = cli("chat", "--json", stdin=said)
+    roles = [message["role"] for message in json.loads(out)["messages"]]
+    assert (code, roles) == (0, ["system", "user", "assistant"])
+    assert "no such command" in err
+    code, out, _ = cli("chat", "--json", stdin=b"Hi\nyes?\n")
+    assert [m["role"] for m in json.loads(out)["messages"]] == ["user", "assistant"] * 2
+    code, out, err = cli("chat", stdin=b"Hi\n" + b"word " * 3000 + b"\nyes?\n")
+    assert (code, out.count("\n") >= 2, "/reset starts a new" in err) == (0, True, True)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(tiny_model_dir: Path) -> None:
+    flags = ["--max-tokens", "1900", "--temperature", "1", "--offline"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlx_itune", "chat", "--model", str(tiny_model_dir), *flags],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"Hi\n")
+        process.stdin.flush()
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        _, err = process.communicate(b"/reset\n", timeout=60)
+    assert (process.returncode, b"(stopped)" in err, b"Traceback" in err) == (0, True, False)
