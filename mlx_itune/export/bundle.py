@@ -18,7 +18,13 @@ from typing import Any
 from mlx_itune import __version__
 from mlx_itune.export.bundle_card import bundle_card
 from mlx_itune.export.bundle_scripts import install_scripts
-from mlx_itune.kit.errors import DataError, ModelError, StorageError, UsageError
+from mlx_itune.kit.errors import (
+    DataError,
+    ModelError,
+    StorageError,
+    UsageError,
+    one_line,
+)
 from mlx_itune.kit.files import (
     require_free_bytes,
     sha256_file,
@@ -158,7 +164,8 @@ def check_bundle(folder: Path) -> Bundle:
             raise ModelError("changed since the bundle was made (SHA-256)", where=str(path))
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
-        if not path.is_dir() and relative != MANIFEST and relative not in named:
+        folder_only = path.is_dir() and not path.is_symlink()
+        if not folder_only and relative != MANIFEST and relative not in named:
             raise ModelError("is not in the manifest", where=str(path))
     return bundle
 
@@ -186,13 +193,20 @@ def _require_parts(parts: Sequence[Part]) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a finished artefact; links are not followed out of it."""
+    """Copy a finished artefact; links are not followed out of it.
+
+    Names have to be fit for a line of a list of hashes.
+    """
     with storage_errors(source):
-        files = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
+        found = [source] if source.is_file() else sorted(source.rglob("*"))
+        for path in found:
+            if path.is_symlink():
+                raise ModelError("is a link; a bundle holds files", where=str(path))
+            if one_line(path.name) != path.name or "\\" in path.name:
+                raise ModelError("has a name with odd characters", where=str(path))
+        files = [path for path in found if path.is_file()]
         require_free_bytes(target, sum(f.stat().st_size for f in files), source.name)
         for file in files:
-            if file.is_symlink():
-                raise ModelError("is a link; a bundle holds files", where=str(file))
             to = target if source.is_file() else target / file.relative_to(source)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, to)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_itune.export.bundle_scripts import model_name
 from mlx_itune.kit.errors import one_line
 
 _PYTHON = """\
@@ -20,11 +21,14 @@ print(generate(model, tokenizer, prompt))
 """
 _SWIFT = """\
 ```swift
+import HuggingFace
+import MLXHuggingFace
 import MLXLLM
 import MLXLMCommon
+import Tokenizers
 
 let folder = Bundle.main.url(forResource: "{path}", withExtension: nil)!
-let model = try await loadModelContainer(directory: folder)
+let model = try await loadModelContainer(from: folder, using: #huggingFaceTokenizerLoader())
 let session = ChatSession(model)
 print(try await session.respond(to: "Hello"))
 ```
@@ -79,8 +83,12 @@ mlx_lm.generate --model BASE --adapter-path {path} --prompt 'Hello'
 """
 # Format -> (heading, snippet).
 _SNIPPETS: dict[str, tuple[tuple[str, str], ...]] = {
-    "mlx": (("Python (mlx-lm)", _PYTHON), ("Swift (mlx-swift-lm)", _SWIFT)),
-    "gguf": (("llama.cpp", _LLAMA_CPP), ("Ollama", _OLLAMA)),
+    "mlx": (
+        ("Python (mlx-lm)", _PYTHON),
+        ("Swift (mlx-swift-lm 3)", _SWIFT),
+        ("LM Studio", _LMSTUDIO),
+    ),
+    "gguf": (("llama.cpp", _LLAMA_CPP), ("LM Studio", _LMSTUDIO)),
     "gguf-lora": (("llama.cpp, base and adapter", _LLAMA_CPP_LORA),),
     "hf": (("transformers", _TRANSFORMERS),),
     "peft": (("PEFT", _PEFT),),
@@ -103,9 +111,10 @@ def bundle_card(head: Mapping[str, Any]) -> str:
     for of, licence in head["licences"].items():
         lines.append(f"| {_cell(of)} | {_cell(licence)} |")
     lines += ["", "## How to run it", ""]
+    model = model_name(head["name"])
     for part in head["parts"]:
         for title, snippet in _SNIPPETS[part["format"]]:
-            lines += [f"### {title}", "", snippet.format(path=part["path"], name=head["name"])]
+            lines += [f"### {title}", "", snippet.format(path=part["path"], name=model)]
     lines += [
         "## How to check it",
         "",
@@ -120,8 +129,9 @@ def _fidelity(measured: Mapping[str, Any] | None) -> list[str]:
         return ["Not measured: no adapter was merged into these files."]
     return [
         f"Merged: {measured['method']}. On {measured['tokens']:,} learned tokens of held-out rows,",
-        f"against base + adapter: mean KL {measured['kl_mean']:.3g} nats per token, 99th percentile",
-        f"{measured['kl_p99']:.3g}, same first choice on {measured['top1_agreement']:.2%}.",
+        f"against base + adapter: mean KL {measured['kl_mean']:.3g} nats per token,",
+        f"99th percentile {measured['kl_p99']:.3g}, same first choice on "
+        f"{measured['top1_agreement']:.2%}.",
     ]
 
 

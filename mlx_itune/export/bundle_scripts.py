@@ -36,7 +36,7 @@ if [ -e "$target" ]; then
     exit 1
 fi
 mkdir -p "$target"
-cp -R {source} "$target"/
+cp -R -- {source} "$target"/
 echo {done}
 """
 _MODEL_NAME = re.compile(r"[^a-z0-9._-]+")
