@@ -22,6 +22,10 @@ COMMANDS = {
     "resume": ("resume", "Go on with a run that was stopped or killed, bit for bit."),
     "runs": ("runs", "What was trained: list, show, verify, prune."),
     "eval": ("evaluate", "Exact loss, exact match and token-F1 on all rows, base against tuned."),
+    "compare": (
+        "compare",
+        "Base, tuned, fused and exported models side by side: loss, scores, KL.",
+    ),
     "generate": ("generate", "One answer, streamed, or the answers to a file of prompts."),
     "chat": ("chat", "A conversation in the terminal."),
     "serve": ("serve", "An OpenAI-compatible server: a base and its adapters, by name."),
