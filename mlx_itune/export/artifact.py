@@ -126,8 +126,18 @@ def require_template(tokenizer: ChatTokenizer, provenance: Mapping[str, Any]) ->
 
 
 def _require_room(source: Path, config: Mapping[str, Any], tokenizer: ChatTokenizer) -> None:
-    rows, last = config.get("vocab_size"), max(tokenizer.hf.get_vocab().values())
-    if isinstance(rows, int) and last >= rows:
+    """Every token of the file has a row, but for one that only fills rows up."""
+    rows, backend = config.get("vocab_size"), tokenizer.hf.backend_tokenizer
+    if not isinstance(rows, int):
+        return
+    saved = json.loads(backend.to_str())["added_tokens"]
+    file = source / "tokenizer.json"
+    if file.is_file():
+        # Where a token is not in the file, transformers may add one of its own.
+        saved = read_json(file).get("added_tokens") or []
+    ids = [token["id"] for token in saved if token["content"] != tokenizer.hf.pad_token]
+    last = max([*backend.get_vocab(with_added_tokens=False).values(), *ids, *tokenizer.eos_ids])
+    if last >= rows:
         raise ModelError(
             f"the tokenizer has ids up to {last}, the model {rows} rows for them",
             where=str(source),

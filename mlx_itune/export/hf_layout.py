@@ -92,15 +92,17 @@ def cleaned_config(
     dtype: str,
     where: str,
 ) -> dict[str, Any]:
-    """config.json for transformers: no quantization, its class, and no value left to a default.
+    """config.json for transformers: no quantization, its class, and no number left to a default.
 
-    `settings` are mlx-lm's, defaults filled in: theirs are not always those of transformers.
+    `settings` are mlx-lm's, defaults filled in: theirs are not always those of transformers. Lists
+    stay out: by `layer_types` transformers tells Ministral from Mistral.
     """
     model_type = str(config["model_type"])
     left_out = {"quantization", "quantization_config", "auto_map", "_name_or_path"}
     cleaned = {key: value for key, value in config.items() if key not in left_out}
     for key, value in settings.items():
-        if key not in _OURS_ALONE and value is not None and cleaned.get(key) is None:
+        plain = isinstance(value, (bool, int, float, str)) and key not in _OURS_ALONE
+        if plain and cleaned.get(key) is None:
             cleaned[key] = value
     cleaned["architectures"] = [class_name(model_type, where)]
     cleaned["tie_word_embeddings"] = not any(name.startswith("lm_head.") for name in shapes)

@@ -14,7 +14,6 @@ from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
     Artifact,
     describe,
-    read_json,
     refuse_same,
     require_template,
     write_json,
@@ -72,15 +71,14 @@ def export_hf(
     def opened() -> FloatSource:
         return FloatSource(source_dir, _deltas(source_dir, adapter_dir))
 
+    own, where = base.vet(source_dir), str(source_dir / "config.json")
+    class_name(str(own["model_type"]), where)
     source = opened()
     kind = dtype or source.dtype
-    where = str(source_dir / "config.json")
-    class_name(str(source.config.get("model_type")), where)
-    tensors = placed(source.shapes, str(source.config["model_type"]))
+    tensors = placed(source.shapes, str(own["model_type"]))
     with staged_directory(out, overwrite=overwrite) as stage:
         size_bytes = sum(_size_bytes(t, kind) for t in tensors)
         require_free_bytes(stage, size_bytes + (16 << 20), "the model")
-        own = read_json(source_dir / "config.json")
         config = cleaned_config(own, source.settings, source.shapes, kind, where)
         _name_tokens(config, tokenizer)
         write_papers(stage, source_dir, config, tokenizer)

@@ -1,0 +1,173 @@
+"""The transformers directory: names, numbers, config and files, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+import numpy as np
+import pytest
+
+from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.export.hf_layout import placed
+from mlx_itune.export.hf_source import FloatSource
+from mlx_itune.export.hf_verify import verify_hf
+from mlx_itune.export.to_hf import HfExport, export_hf
+from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.kit.tensorfile import read_header
+from mlx_itune.model import adapter as adapters
+from mlx_itune.model import base, lora
+from tests.conftest import write_tiny_model
+from tests.export.shipped_models import SHIPPED, write_adapter, write_model
+
+
+def export(model: Path, out: Path, **options: Any) -> HfExport:
+    return export_hf(model, out, tokenizer=load_tokenizer(model), **options)
+
+
+def test_weights_are_the_dequantized_ones(tiny_quantized_dir: Path, tmp_path: Path) -> None:
+    done = export(tiny_quantized_dir, tmp_path / "hf", dtype="float32")
+    assert done.verify.largest_difference == 0
+    stored = mx.load(str(tiny_quantized_dir / "model.safetensors"))
+    shipped = mx.load(str(tmp_path / "hf" / "model.safetensors"))
+    for name, weight in shipped.items():
+        layer = name.removesuffix(".weight")
+        if f"{layer}.scales" not in stored:
+            assert mx.array_equal(weight, stored[name]).item()
+            continue
+        # Unpacked by hand: eight codes to a word, the lowest bits first.
+        words = np.array(stored[name])
+        codes = np.stack([(words >> (4 * n)) & 15 for n in range(8)], axis=-1)
+        grouped = codes.reshape(len(words), -1, 64).astype(np.float32)
+        scales, biases = (np.array(stored[f"{layer}.{p}"])[..., None] for p in ("scales", "biases"))
+        assert np.allclose(np.array(weight), (grouped * scales + biases).reshape(weight.shape))
+    assert {name.rpartition(".")[2] for name in shipped} == {"weight"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_architecture_is_read_back(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    model = write_model(tmp_path / "m", name, bits=4)
+    done = export(model, tmp_path / "hf", dtype="float16", shard_bytes=60_000)
+    # Half a unit in the last place of weights below 8.
+    assert 0 < done.verify.largest_difference < 2e-3
+    source = FloatSource(model)
+    assert done.verify.numbers == sum(int(np.prod(s)) for s in source.shapes.values())
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert not any("quant" in key for key in config)
+    assert config["torch_dtype"] == config["dtype"] == "float16"
+    (architecture,) = config["architectures"]
+    assert architecture.endswith("ForCausalLM")
+    index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
+    shards = {f.name: read_header(f) for f in (tmp_path / "hf").glob("*.safetensors")}
+    assert len(shards) > 1
+    assert index["weight_map"] == {n: f for f, tensors in shards.items() for n in tensors}
+    assert {info.dtype for tensors in shards.values() for info in tensors.values()} == {"F16"}
+    opened = AutoConfig.from_pretrained(tmp_path / "hf")
+    assert (opened.model_type, opened.num_hidden_layers) == (name, 2)
+    text = "Take metformin 500 mg."
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs(text)["input_ids"] == load_tokenizer(model).hf(text)["input_ids"]
+
+
+def test_experts_are_cut_apart() -> None:
+    shapes = {
+        "model.layers.0.block_sparse_moe.switch_mlp.up_proj.weight": (2, 8, 4),
+        "model.norm.weight": (4,),
+    }
+    cut = placed(shapes, "mixtral")
+    assert [(t.name, t.shape, t.expert) for t in cut] == [
+        ("model.layers.0.block_sparse_moe.experts.0.w3.weight", (8, 4), 0),
+        ("model.layers.0.block_sparse_moe.experts.1.w3.weight", (8, 4), 1),
+        ("model.norm.weight", (4,), None),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "grid", "qalora"])
+def test_an_adapter_is_added_before_the_one_rounding(kind: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", "llama", bits=4)
+    adapter = write_adapter(tmp_path / "a", model, kind=kind)
+    export(model, tmp_path / "hf", adapter_dir=adapter, dtype="bfloat16")
+    loaded = base.load(str(model), compute="dequantized")
+    plain = {p: m["weight"] for p, m in loaded.model.named_modules() if "weight" in m}
+    adapters.apply(loaded, adapters.load(adapter))
+    shipped = mx.load(str(tmp_path / "hf" / "model.safetensors"))
+    for path, layer in lora.adapted(loaded.model):
+        wanted = (plain[path] + lora.merge_delta(layer)).astype(mx.bfloat16)
+        assert mx.array_equal(shipped[f"{path}.weight"], wanted).item()
+
+
+def test_the_type_is_the_base_s_unless_asked(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", "llama")
+    assert export(model, tmp_path / "hf").dtype == "float32"
+    with pytest.raises(UsageError, match="unknown dtype"):
+        export(model, tmp_path / "other", dtype="int8")
+
+
+def test_numbers_beyond_float16_are_refused(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", "llama")
+    weights = dict(mx.load(str(model / "model.safetensors")))
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1e6
+    mx.save_safetensors(str(model / "model.safetensors"), weights)
+    with pytest.raises(ModelError, match="beyond what float16 can hold"):
+        export(model, tmp_path / "hf", dtype="float16")
+    assert {p.name for p in tmp_path.iterdir()} == {"m"}
+    assert export(model, tmp_path / "hf", dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_a_layout_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", "llama")
+    config = json.loads((model / "config.json").read_text()) | {"model_type": "helium"}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="no export to transformers"):
+        export(model, tmp_path / "hf")
+
+
+def test_only_known_files_travel(tiny_quantized_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    model = shutil.copytree(tiny_quantized_dir, tmp_path / "m")
+    (model / "notes.private").write_text("secret")
+    tokenizer = load_tokenizer(model, template="alpaca")
+    export_hf(model, tmp_path / "hf", tokenizer=tokenizer, base_id="org/base")
+    assert {p.name for p in (tmp_path / "hf").iterdir()} == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert load_tokenizer(tmp_path / "hf").template_text == tokenizer.template_text
+    assert "base_model: org/base" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_reading_back_sees_one_wrong_bit(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m", bits=4)
+    export(model, tmp_path / "hf")
+    tensors = placed(FloatSource(model).shapes, "llama")
+    verify_hf(tmp_path / "hf", FloatSource(model), tensors)
+    file = tmp_path / "hf" / "model.safetensors"
+    bytes_ = bytearray(file.read_bytes())
+    bytes_[-1000] ^= 1
+    file.write_bytes(bytes_)
+    with pytest.raises(ModelError, match="from its source"):
+        verify_hf(tmp_path / "hf", FloatSource(model), tensors)
+
+
+def test_a_header_that_starts_like_a_pickle_is_none(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m")
+    file = model / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    # The file then starts with the bytes of a pickle of protocol 3.
+    padded = 0x10380
+    header = data[8 : 8 + length].ljust(padded)
+    file.write_bytes(padded.to_bytes(8, "little") + header + data[8 + length :])
+    assert file.read_bytes()[:2] == b"\x80\x03"
+    assert export(model, tmp_path / "hf").verify.largest_difference == 0

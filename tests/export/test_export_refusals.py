@@ -1,0 +1,403 @@
+"""Bad input to fuse and export: the right exit code, one line with the reason, nothing left."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+
+from mlx_itune.cli import main
+from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.export.to_hf import export_hf
+from mlx_itune.export.to_peft import export_peft
+from mlx_itune.kit.errors import ItuneError
+from mlx_itune.kit.files import sha256_file
+from tests.conftest import write_tiny_model
+from tests.export.shipped_models import write_adapter
+
+ROW = {
+    "messages": [
+        {"role": "user", "content": "Extract the medications."},
+        {"role": "assistant", "content": "metformin 500 mg; zolpidem 5 mg"},
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case works: copies that it may break, and the destination."""
+
+    root: Path
+    model: Path
+    adapter: Path
+    data: Path
+    out: Path
+
+    def listing(self) -> list[str]:
+        """Everything there is, by path and size."""
+        return sorted(
+            f"{p.relative_to(self.root)} {p.lstat().st_size if not p.is_dir() else ''}"
+            for p in self.root.rglob("*")
+        )
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 4-bit model, a LoRA and a grid adapter trained on it, and rows to measure on."""
+    root = tmp_path_factory.mktemp("originals")
+    model = write_tiny_model(root / "model", bits=4)
+    tokenizer = load_tokenizer(model)
+    for kind in ("lora", "grid"):
+        folder = write_adapter(root / kind, model, kind=kind)
+        papers = json.loads((folder / "provenance.json").read_text())
+        papers["tokenizer"] = {
+            "sha256": sha256_file(model / "tokenizer.json"),
+            "template": "auto",
+            "template_sha256": tokenizer.template_sha256,
+        }
+        (folder / "provenance.json").write_text(json.dumps(papers))
+    (root / "data.jsonl").write_text((json.dumps(ROW) + "\n") * 3)
+    return root
+
+
+@pytest.fixture
+def place(originals: Path, tmp_path: Path) -> Place:
+    root = tmp_path / "here"
+    shutil.copytree(originals, root)
+    shutil.move(root / "lora", root / "adapter")
+    return Place(root, root / "model", root / "adapter", root / "data.jsonl", root / "out")
+
+
+def fuse(place: Place) -> tuple[str, ...]:
+    return ("fuse", "--model", str(place.model), *_rest(place))
+
+
+def to_mlx(place: Place) -> tuple[str, ...]:
+    return ("export", "--model", str(place.model), "--to", "mlx", *_rest(place))
+
+
+def _rest(place: Place) -> tuple[str, ...]:
+    return (
+        *("--adapter", str(place.adapter), "--data", str(place.data)),
+        *("--out", str(place.out), "--max-kl", "10", "--offline"),
+    )
+
+
+def to_hf(place: Place) -> None:
+    tokenizer = load_tokenizer(place.model)
+    export_hf(place.model, place.out, tokenizer=tokenizer, adapter_dir=place.adapter)
+
+
+def to_peft(place: Place) -> None:
+    tokenizer = load_tokenizer(place.model)
+    export_peft(place.adapter, str(place.model), place.out, tokenizer=tokenizer)
+
+
+def outcome(
+    way: Callable[[Place], Any], place: Place, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """(exit code, the line that says why) of one way to ship."""
+    if way in (fuse, to_mlx):
+        with pytest.raises(SystemExit) as left:
+            main(list(way(place)))
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        return int(left.value.code or 0), "\n".join(lines)
+    with pytest.raises(ItuneError) as caught:
+        way(place)
+    return caught.value.exit_code, f"error: {caught.value}"
+
+
+def arrays(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    tensors = dict(mx.load(str(file)))
+    mx.eval(tensors)
+    change(tensors)
+    mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})
+
+
+def settings(file: Path, **changes: Any) -> None:
+    value = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def spoil(file: Path, name: str, value: float) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        flat = tensors[name].reshape(-1)
+        spoiled = mx.concatenate([mx.array([value], dtype=flat.dtype), flat[1:]])
+        tensors[name] = spoiled.reshape(tensors[name].shape)
+
+    arrays(file, change)
+
+
+A_FACTOR = "model.layers.0.self_attn.q_proj.lora_a"
+A_SCALE = "model.layers.1.mlp.up_proj.scales"
+A_NORM = "model.norm.weight"
+
+
+def another_base(place: Place) -> None:
+    shutil.rmtree(place.model)
+    write_tiny_model(place.model, bits=4, seed=5)
+
+
+def wrong_rank(place: Place) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[A_FACTOR] = tensors[A_FACTOR][:, :2]
+
+    arrays(place.adapter / "adapters.safetensors", change)
+
+
+def other_layers(place: Place) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("layers.1.", "layers.7.")] = tensors.pop(name)
+
+    arrays(place.adapter / "adapters.safetensors", change)
+
+
+def grid_without_factors(place: Place) -> None:
+    shutil.rmtree(place.adapter)
+    shutil.copytree(place.root / "grid", place.adapter)
+    (place.adapter / "grid.safetensors").unlink()
+
+
+def larger_tokenizer(place: Place) -> None:
+    _add_token(place)
+    papers = place.adapter / "provenance.json"
+    settings(papers, tokenizer={"template": "auto"})
+
+
+def other_tokenizer(place: Place) -> None:
+    file = place.model / "tokenizer.json"
+    file.write_text(file.read_text().replace("metformin", "zolpidemx") + "\n")
+
+
+def _add_token(place: Place) -> None:
+    file = place.model / "tokenizer.json"
+    value = json.loads(file.read_text())
+    token = {"id": 5000, "content": "<|new|>", "special": True, "single_word": False}
+    token |= {"lstrip": False, "rstrip": False, "normalized": False}
+    value["added_tokens"].append(token)
+    value["model"]["vocab"]["<|new|>"] = 5000
+    file.write_text(json.dumps(value))
+
+
+def looped(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(path)
+
+
+def occupied(place: Place) -> None:
+    place.out.mkdir()
+    (place.out / "kept").write_text("kept")
+
+
+BROKEN: dict[str, tuple[Callable[[Place], Any], int, str]] = {
+    "another base": (another_base, 4, "was trained on"),
+    "truncated adapter": (
+        lambda p: cut(p.adapter / "adapters.safetensors"),
+        4,
+        "not a valid safetensors file",
+    ),
+    "empty adapter file": (
+        lambda p: (p.adapter / "adapters.safetensors").write_bytes(b""),
+        4,
+        "not a valid safetensors file",
+    ),
+    "truncated model": (
+        lambda p: cut(p.model / "model.safetensors"),
+        4,
+        "not a valid safetensors file",
+    ),
+    "NaN in adapter": (
+        lambda p: spoil(p.adapter / "adapters.safetensors", A_FACTOR, float("nan")),
+        4,
+        "NaN",
+    ),
+    "infinity in adapter": (
+        lambda p: spoil(p.adapter / "adapters.safetensors", A_FACTOR, float("inf")),
+        4,
+        "infinity",
+    ),
+    "wrong rank": (wrong_rank, 4, "does not fit the model"),
+    "other layers": (other_layers, 4, "does not fit the model"),
+    "unknown fine_tune_type": (
+        lambda p: settings(p.adapter / "adapter_config.json", fine_tune_type="ia3"),
+        4,
+        "not supported",
+    ),
+    "adapter config no JSON": (
+        lambda p: (p.adapter / "adapter_config.json").write_text("{"),
+        4,
+        "JSON",
+    ),
+    "grid without factors": (grid_without_factors, 4, "is missing"),
+    "no adapter": (lambda p: shutil.rmtree(p.adapter), 4, "no adapter directory"),
+    "adapter in a loop": (
+        lambda p: looped(p.adapter / "adapters.safetensors"),
+        4,
+        "no adapter directory",
+    ),
+    "other tokenizer": (other_tokenizer, 4, "another tokenizer"),
+    "tokenizer larger than the model": (larger_tokenizer, 4, "rows for them"),
+    "no tokenizer": (lambda p: (p.model / "tokenizer.json").unlink(), 4, "tokenizer"),
+    "no config": (lambda p: (p.model / "config.json").unlink(), 4, "config"),
+    "config no JSON": (lambda p: (p.model / "config.json").write_text("{"), 4, "JSON"),
+    "custom code": (
+        lambda p: settings(p.model / "config.json", auto_map={"AutoModel": "modeling.M"}),
+        4,
+        "custom code",
+    ),
+    "Python file": (lambda p: (p.model / "modeling.py").write_text("1"), 4, "Python file"),
+    "pickled weights": (
+        lambda p: (p.model / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00."),
+        4,
+        "pickled",
+    ),
+    "unknown architecture": (
+        lambda p: settings(p.model / "config.json", model_type="llamma"),
+        4,
+        "not supported",
+    ),
+    "no weights": (lambda p: (p.model / "model.safetensors").unlink(), 4, "no model*.safetensors"),
+    "a shard that is not there": (
+        lambda p: (p.model / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {A_NORM: "model-00002-of-00002.safetensors"}})
+        ),
+        4,
+        "is missing",
+    ),
+    "model in a loop": (lambda p: looped(p.model), 4, ""),
+    "out is not empty": (occupied, 5, "not empty"),
+    "out is a file": (lambda p: p.out.write_text("kept"), 2, "file"),
+}
+
+
+@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf, to_peft])
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_refused(
+    case: str, way: Any, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaking, code, words = BROKEN[case]
+    breaking(place)
+    before = place.listing()
+    got, line = outcome(way, place, capsys)
+    # Click looks at a path before the library does.
+    assert got == (5 if case == "out is a file" and way in (to_hf, to_peft) else code), line
+    assert line.count("\n") == 0
+    assert line.startswith("error: ")
+    assert words in line
+    assert "a bug in" not in line
+    assert place.listing() == before
+
+
+@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf])
+@pytest.mark.parametrize(("name", "value"), [(A_NORM, "nan"), (A_SCALE, "inf")])
+def test_a_base_with_numbers_that_are_none(
+    way: Any, name: str, value: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(place.model / "model.safetensors", name, float(value))
+    _trained_on_this(place)
+    before = place.listing()
+    code, line = outcome(way, place, capsys)
+    assert (code, line.count("\n")) == (4, 0)
+    assert place.listing() == before
+
+
+def _trained_on_this(place: Place) -> None:
+    from mlx_itune.model.fingerprint import fingerprint
+
+    papers = place.adapter / "provenance.json"
+    base = {"id": "model", "fingerprint": fingerprint(place.model)}
+    settings(papers, base=base)
+
+
+@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf, to_peft])
+@pytest.mark.parametrize("where", ["model", "model/inside", "adapter", "adapter/inside", "."])
+def test_a_destination_that_is_or_holds_the_source(
+    way: Any, where: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = Place(place.root, place.model, place.adapter, place.data, place.root / where)
+    before = place.listing()
+    code, line = outcome(way, there, capsys)
+    assert (code, line.count("\n")) == (2, 0), line
+    assert place.listing() == before
+
+
+@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf, to_peft])
+def test_a_full_disk_is_seen_ahead(
+    way: Any, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = place.listing()
+    usage = shutil.disk_usage(place.root)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    code, line = outcome(way, place, capsys)
+    assert (code, line.count("\n")) == (5, 0)
+    assert "free" in line
+    assert place.listing() == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("way", [to_hf, to_peft])
+def test_a_disk_that_fails_while_it_is_written(
+    way: Any,
+    number: int,
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = place.listing()
+    monkeypatch.setattr(os, "write", _failing(number))
+    code, line = outcome(way, place, capsys)
+    assert (code, line.count("\n")) == (5, 0)
+    assert os.strerror(number) in line
+    assert place.listing() == before
+
+
+@pytest.mark.parametrize("way", [fuse, to_mlx])
+def test_a_disk_that_fails_mlx(
+    way: Any, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: str, *_: Any, **__: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("[save_safetensors] Failed to write 100 bytes: No space left on device")
+
+    before = place.listing()
+    monkeypatch.setattr(mx, "save_safetensors", fails)
+    code, line = outcome(way, place, capsys)
+    assert (code, line.count("\n")) == (5, 0)
+    assert "No space left" in line
+    assert place.listing() == before
+
+
+def _failing(number: int) -> Callable[..., int]:
+    def write(descriptor: int, data: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return write
+
+
+def test_an_interrupted_export_leaves_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    before = place.listing()
+    monkeypatch.setattr(os, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        to_hf(place)
+    assert place.listing() == before
