@@ -47,7 +47,9 @@ class Judge:
         spare = rows_of(data, "train")[1][:CALIBRATION_ROWS]
         self.calibration = prepare(spare, self.tokenizer).examples
         self.distance = Reference(self.reference.model, self.measured)
-        self.score: Any = scorer(HeldOut(self.measured, None, held, "test"), self.tokenizer)
+        score = scorer(HeldOut(self.measured, None, held, "test"), self.tokenizer)
+        assert score is not None
+        self.score = score
         asked = [question(row, self.tokenizer) for row in held]
         self.prompts = [pair[0] for pair in asked if pair]
         self.answers = self._answers(self.reference)
@@ -75,7 +77,6 @@ class Judge:
 def fused_by_mlx_lm(adapter: Path, out: Path, *flags: str) -> None:
     """The stock program, as its users call it."""
     source = base.resolve(MODEL, offline=True)
-    # The module is called by its path, as the script may be elsewhere.
     paths = ["--model", str(source), "--adapter-path", str(adapter), "--save-path", str(out)]
     command = [sys.executable, "-m", "mlx_lm", "fuse", *paths, *flags]
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -92,12 +93,10 @@ def measure(kind: str, adapter: Path, data: Path, rows: int) -> list[dict[str, A
         tell(lines[-1])
 
     with tempfile.TemporaryDirectory() as made:
-        # The adapters of the grid are another kind to mlx-lm, which cannot merge it.
         for name, flags in (("mlx_lm.fuse", ()), ("mlx_lm.fuse --dequantize", ("--dequantize",))):
-            if kind not in ("grid",):
-                began = time.monotonic()
-                fused_by_mlx_lm(adapter, Path(made) / name, *flags)
-                add(name, None, Path(made) / name, time.monotonic() - began)
+            began = time.monotonic()
+            fused_by_mlx_lm(adapter, Path(made) / name, *flags)
+            add(name, None, Path(made) / name, time.monotonic() - began)
         grid = kind in ("grid", "qalora")
         for way, bits in ON_THE_GRID if grid else [*ROUNDED, ("float", 16)]:
             out = Path(made) / f"{way}-{bits}"
@@ -141,8 +140,7 @@ def trained(kinds: Sequence[str], folder: Path, steps: int) -> tuple[dict[str, P
     from mlx_itune.training.loop import train
     from mlx_itune.training.settings import settings_from
 
-    sizes = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
-    data = write_dataset(folder / "data", seed=0, **sizes)
+    data = write_dataset(folder / "data", seed=0, train=8000, valid=400, test=1000, unseen=400)
     for kind in kinds:
         values = {"model": MODEL, "data": data, "out": folder / kind, "runs": folder / "runs"}
         recipe = {"steps": steps, "batch_size": 4, "learning_rate": 2e-3, "rank": 16}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -28,8 +28,21 @@ def model_card(base_id: str, fused: Mapping[str, Any] | None) -> str:
             f"{fused['tokens']:,} learned tokens of held-out rows:",
             f"  mean KL {fused['kl_mean']:.3g} nats per token, 99th percentile "
             f"{fused['kl_p99']:.3g}, same first choice on {fused['top1_agreement']:.2%}",
+            *_table(fused["tried"]),
             "- `provenance.json` says what it was trained on, and how",
             "",
         ]
     lines += ["```bash", "mlx_lm.generate --model . --prompt 'Hello'", "```", ""]
     return "\n".join(lines)
+
+
+def _table(tried: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Size against fidelity of the ways that were tried, where there was more than one."""
+    if len(tried) < 2:
+        return []
+    rows = [
+        f"  | {t['method']} | {t['bytes'] / 1e6:,.1f} | {t['kl_mean']:.2g} | "
+        f"{t['top1_agreement']:.2%} |"
+        for t in tried
+    ]
+    return ["", "  | way | MB | mean KL | same first choice |", "  |---|---|---|---|", *rows, ""]

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_itune.dataset.render import TokenizedExample
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.loss import learned_logits
+from mlx_itune.model.loss import head_is_exact, learned_logits
 
 # Log-probabilities of the reference that are kept between comparisons; further rows are run again.
 _KEPT_BYTES = 1 << 29
@@ -48,6 +48,8 @@ class Reference:
             raise DataError(
                 "no learned token to measure fidelity on", hint="give --data with answers"
             )
+        # Where the head cannot be told from the rest, all positions are computed.
+        self._logits = learned_logits if head_is_exact(model) else _all_logits
         self._kept: dict[int, Any] = {}
         self._kept_bytes = 0
 
@@ -63,7 +65,7 @@ class Reference:
         agreed: list[Any] = []
         total, tokens = 0.0, 0
         for number, row in enumerate(self._rows):
-            p, q = self._own(number), _log_probabilities(other, row)
+            p, q = self._own(number), self._log_probabilities(other, row)
             kl = np.array(_divergence(p, q), dtype=np.float64)
             divergences.append(kl)
             agreed.append(np.array(mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)))
@@ -81,12 +83,17 @@ class Reference:
     def _own(self, number: int) -> Any:
         if number in self._kept:
             return self._kept[number]
-        p = _log_probabilities(self._model, self._rows[number])
+        p = self._log_probabilities(self._model, self._rows[number])
         if self._kept_bytes + p.nbytes <= _KEPT_BYTES:
             mx.eval(p)
             self._kept[number] = p
             self._kept_bytes += p.nbytes
         return p
+
+    def _log_probabilities(self, model: nn.Module, row: tuple[Any, Any]) -> Any:
+        """Log-probabilities (N, V) float32 at the N learned positions of one row."""
+        logits = self._logits(model, *row)[0]
+        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def fidelity(
@@ -112,7 +119,9 @@ def _divergence(p: Any, q: Any) -> Any:
     return mx.where(near, close, far).sum(axis=-1)
 
 
-def _log_probabilities(model: nn.Module, row: tuple[Any, Any]) -> Any:
-    """Log-probabilities (N, V) float32 at the N learned positions of one row."""
-    logits = learned_logits(model, *row)[0]
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+def _all_logits(model: nn.Module, input_ids: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """What ``learned_logits`` gives, by way of full logits."""
+    learned = np.flatnonzero(weights[:, 1:].reshape(-1))
+    logits = model(mx.array(input_ids[:, :-1])).astype(mx.float32)
+    picked = logits.reshape(-1, logits.shape[-1])[mx.array(learned)]
+    return picked, input_ids[:, 1:].reshape(-1)[learned], weights[:, 1:].reshape(-1)[learned]

@@ -60,6 +60,8 @@ def strong(tiny_quantized_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def run(base: Path, adapter: Path, out: Path, examples: Any, **options: Any) -> FuseResult:
     tokenizer = load_tokenizer(base)
+    # Tests have few rows, and it is those that the models are compared on here.
+    options = {"calibration": examples, **options}
     return fuse(str(base), adapter, out, data=examples, tokenizer=tokenizer, **options)
 
 
@@ -73,15 +75,21 @@ def test_the_smallest_way_within_the_limit_is_written(
     tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
 ) -> None:
     every = run(tiny_quantized_dir, strong, tmp_path / "all", examples, max_kl=0, allow_lossy=True)
-    distances = [t.kl_mean for t in every.tried]
-    assert distances[0] > 20 * distances[1] > 400 * distances[2] > 0
-    results = [
-        run(tiny_quantized_dir, strong, tmp_path / str(limit), examples, max_kl=1.1 * limit)
-        for limit in distances
+    assert [(t.way, t.bits) for t in every.tried] == [
+        *(("compensated", bits) for bits in (4, 5, 6, 8)),
+        ("float", 16),
     ]
-    assert [r.bits for r in results] == [4, 8, 16]
-    assert [len(r.tried) for r in results] == [1, 2, 3]
-    for result in results:
+    sizes = [t.bytes for t in every.tried]
+    assert sizes == sorted(set(sizes))
+    distances = [t.kl_mean for t in every.tried]
+    assert distances[0] > 20 * distances[3] > 400 * distances[4] > 0
+    for place in (0, 2, 3, 4):
+        limit = 1.1 * distances[place]
+        result = run(tiny_quantized_dir, strong, tmp_path / str(place), examples, max_kl=limit)
+        within = next(n for n, distance in enumerate(distances) if distance <= limit)
+        assert result.tried == every.tried[: within + 1]
+        assert (result.bytes, result.kl_mean) == (sizes[within], distances[within])
+        assert result.bytes == (Path(result.out) / "model.safetensors").stat().st_size
         reference = adapted(tiny_quantized_dir, strong)
         measured = fidelity(reference.model, load(result.out).model, examples)
         assert measured.kl_mean == pytest.approx(result.kl_mean, rel=1e-3, abs=1e-9)
@@ -89,6 +97,51 @@ def test_the_smallest_way_within_the_limit_is_written(
         # And as mlx-lm itself reads it.
         opened = stock.reopen(Path(result.out))[0]
         assert fidelity(reference.model, opened, examples).kl_mean <= result.kl_mean + 1e-4
+
+
+def test_the_table_has_every_way_and_the_smallest_that_passes_is_written(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    scores = {16: 0.75, 4: 0.5}
+    asked: list[LoadedModel] = []
+
+    def score(loaded: LoadedModel) -> float:
+        asked.append(loaded)
+        return scores.get(getattr(loaded.model.layers[0].mlp.up_proj, "bits", 16), 0.25)
+
+    options: dict[str, Any] = {"every": True, "score": score, "max_kl": 1e-3}
+    result = run(tiny_quantized_dir, strong, tmp_path / "out", examples, **options)
+    assert len(result.tried) == 9
+    assert {(t.way, t.bits) for t in result.tried} == {
+        *((way, bits) for way in ("plain", "compensated") for bits in (4, 5, 6, 8)),
+        ("float", 16),
+    }
+    assert all(t.score is not None for t in result.tried)
+    # Base + adapter, each way, and once more what was written.
+    assert len(asked) == 11
+    assert result.bytes == min(t.bytes for t in result.tried if t.kl_mean <= 1e-3)
+    assert {t.tokens for t in result.tried} == {result.tokens}
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())["fuse"]
+    assert len(record["tried"]) == 9
+    assert record["score_fused"] == result.score_fused
+    assert "| way |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_rows_that_calibrate_are_not_measured_on(
+    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_quantized_dir)
+    many = [examples[n % 2] for n in range(9)]
+    options: dict[str, Any] = {"tokenizer": tokenizer, "max_kl": 1e9}
+    split = fuse(str(tiny_quantized_dir), strong, tmp_path / "a", data=many, **options)
+    assert (split.rows, split.calibration_rows) == (6, 3)
+    # A way that rounds nothing leaves all rows to measure on.
+    whole = fuse(str(tiny_quantized_dir), strong, tmp_path / "b", data=many, bits=16, **options)
+    assert (whole.rows, whole.calibration_rows) == (9, 0)
+    given = fuse(
+        str(tiny_quantized_dir), strong, tmp_path / "c", data=many, calibration=examples, **options
+    )
+    assert (given.rows, given.calibration_rows) == (9, 2)
 
 
 def test_merged_weights_are_base_plus_delta(

@@ -1,0 +1,245 @@
+"""Every kind of adapter on every kind of layer: merged right, in the base's type, at its size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+
+from mlx_itune.dataset.render import TokenizedExample
+from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.export.fidelity import fidelity
+from mlx_itune.export.fuse import FuseResult, fuse
+from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.model import adapter as adapters
+from mlx_itune.model import base, stock
+from tests.export.shipped_models import write_adapter, write_model
+
+HALF = {"float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+def in_type(folder: Path, dtype: str) -> Path:
+    """The same model with its floats in another type."""
+    file = folder / "model.safetensors"
+    wanted = HALF[dtype]
+    tensors: Any = mx.load(str(file))
+    cast = {n: t.astype(wanted) if t.dtype == mx.float32 else t for n, t in tensors.items()}
+    mx.eval(cast)
+    mx.save_safetensors(str(file), cast, metadata={"format": "mlx"})
+    return folder
+
+
+def rows(count: int = 6, first: int = 0) -> list[TokenizedExample]:
+    made = []
+    for n in range(first, first + count):
+        ids = np.random.default_rng(n).integers(6, 300, 24).astype(np.int32)
+        weights = np.ones(24, np.float32)
+        weights[:8] = 0
+        made.append(TokenizedExample(ids, weights, f"row {n}"))
+    return made
+
+
+def merged(folder: Path, adapter: Path, out: Path, **options: Any) -> FuseResult:
+    tokenizer = load_tokenizer(folder)
+    options = {"calibration": rows(16, first=100), **options}
+    return fuse(str(folder), adapter, out, data=rows(), tokenizer=tokenizer, **options)
+
+
+def tensors_of(folder: Path) -> dict[str, Any]:
+    return dict(mx.load(str(folder / "model.safetensors")))
+
+
+def bits_equal(one: Any, other: Any) -> bool:
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and bool(mx.array_equal(one.view(mx.uint8), other.view(mx.uint8)).item())
+
+
+EMBEDDED = {"keys": ["embed_tokens", "self_attn.q_proj", "mlp.down_proj"]}
+EXACT = [
+    ("llama", "grid", "float16", {}),
+    ("llama", "grid", "bfloat16", {}),
+    ("llama", "qalora", "float16", {}),
+    ("qwen3", "grid", "float16", EMBEDDED),
+    ("qwen3", "qalora", "float16", EMBEDDED),
+    ("qwen3_moe", "grid", "float16", {}),
+    ("qwen3_moe", "qalora", "float16", {}),
+    ("gemma3_text", "grid", "bfloat16", {"num_layers": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "dtype", "where"), EXACT)
+def test_an_adapter_of_the_grid_keeps_the_codes(
+    name: str, kind: str, dtype: str, where: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = in_type(write_model(tmp_path / "base", name, bits=4), dtype)
+    adapter = write_adapter(tmp_path / "adapter", folder, kind=kind, **where)
+    result = merged(folder, adapter, tmp_path / "out")
+    assert (result.way, result.bits, len(result.tried)) == ("exact", 4, 1)
+    assert result.calibration_rows == 0
+    # A grid adapter was trained with scales that its base's type can say; a qalora's are rounded.
+    assert result.kl_mean <= (1e-9 if kind == "grid" else 1e-5)
+    assert result.top1_agreement == 1
+    assert abs(result.bytes / result.base_bytes - 1) < 0.02
+    before, after = tensors_of(folder), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    moved = {n for n in before if not bits_equal(before[n], after[n])}
+    assert moved
+    assert {n.rpartition(".")[2] for n in moved} <= {"scales", "biases"}
+    assert {t.dtype for t in after.values()} == {t.dtype for t in before.values()}
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    assert settings == {"group_size": 32, "bits": 4, "mode": "affine"}
+    # mlx-lm's own reader and kernels.
+    reference = base.load(str(folder))
+    adapters.apply(reference, adapters.load(adapter))
+    reference.model.eval()
+    opened = stock.reopen(tmp_path / "out")[0]
+    assert opened(mx.array([[7, 8, 9]])).dtype == HALF[dtype]
+    opened.set_dtype(mx.float32)
+    assert fidelity(reference.model, opened, rows()).kl_mean <= 1e-5
+
+
+def test_a_coarse_base_takes_a_qalora_in_float16_where_its_own_type_is_too_coarse(
+    tmp_path: Path,
+) -> None:
+    folder = in_type(write_model(tmp_path / "base", "llama", bits=4), "bfloat16")
+    adapter = write_adapter(tmp_path / "adapter", folder, kind="qalora")
+    own = merged(folder, adapter, tmp_path / "own", max_kl=1.0)
+    assert {t.dtype for t in tensors_of(tmp_path / "own").values()} == {mx.bfloat16, mx.uint32}
+    half = merged(folder, adapter, tmp_path / "half", max_kl=own.kl_mean / 2)
+    assert half.method.endswith("in float16")
+    assert [t.way for t in half.tried] == ["exact", "exact"]
+    assert half.kl_mean < min(1e-5, own.kl_mean / 10)
+    # The header spells the type with a letter less.
+    assert abs(half.bytes - own.bytes) < 100
+    opened = stock.reopen(tmp_path / "half")[0]
+    assert opened(mx.array([[7, 8, 9]])).dtype == mx.float16
+
+
+ANY = [
+    ("llama", "lora", "float16", {}),
+    ("qwen3", "rslora", "bfloat16", EMBEDDED),
+    ("qwen3", "dora", "float16", EMBEDDED),
+    ("qwen3_moe", "lora", "float16", {}),
+    ("qwen3", "grid", "float16", {}),
+    ("stablelm", "dora", "bfloat16", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "dtype", "where"), ANY)
+def test_floats_and_wider_grids_hold_every_kind(
+    name: str, kind: str, dtype: str, where: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = in_type(write_model(tmp_path / "base", name, bits=4), dtype)
+    adapter = write_adapter(tmp_path / "adapter", folder, kind=kind, **where)
+    found = {}
+    for way, bits in (("float", 16), ("compensated", 8), ("plain", 8), ("plain", 4)):
+        out = tmp_path / f"{way}-{bits}"
+        result = merged(folder, adapter, out, way=way, bits=bits, allow_lossy=True)
+        found[way, bits] = result.kl_mean
+        after = tensors_of(out)
+        assert {t.dtype for t in after.values()} <= {HALF[dtype], mx.uint32}
+        # What no adapter touched, a layer's own bias too, is as it was; floats unpack all.
+        for tensor, value in tensors_of(folder).items():
+            if tensor.endswith(("norm.weight", "proj.bias")):
+                assert bits_equal(value, after[tensor]), tensor
+        if bits != 16:
+            model = stock.read(out)[0]
+            wide = {p for p, m in model.named_modules() if getattr(m, "bits", None) == 8}
+            touched = {n.rpartition(".")[0] for n in adapters.load(adapter).tensors}
+            assert wide == (touched if bits == 8 else set())
+    # Rounding to a half of 11 or 8 bits; then to 8 bits; then to 4.
+    assert found["float", 16] < (2e-5 if dtype == "float16" else 1e-3)
+    assert found["compensated", 8] < 3e-3
+    assert found["plain", 8] < found["plain", 4] / 20
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_float_base_keeps_its_type(kind: str, dtype: str, tmp_path: Path) -> None:
+    folder = in_type(write_model(tmp_path / "base", "stablelm"), dtype)
+    adapter = write_adapter(tmp_path / "adapter", folder, kind=kind)
+    result = merged(folder, adapter, tmp_path / "out", allow_lossy=True)
+    assert (result.way, result.bits) == ("float", 16)
+    assert {t.dtype for t in tensors_of(tmp_path / "out").values()} == {HALF[dtype]}
+    assert abs(result.bytes / result.base_bytes - 1) < 0.02
+    assert result.kl_mean < (1e-5 if dtype == "float16" else 1e-3)
+
+
+def test_another_grid_is_replaced_where_it_is_touched(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "base", "llama", bits=4, mode="mxfp4")
+    adapter = write_adapter(tmp_path / "adapter", folder, keys=["mlp.down_proj"])
+    result = merged(folder, adapter, tmp_path / "out", way="compensated", bits=6, max_kl=1.0)
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    assert settings["model.layers.0.mlp.down_proj"] == {
+        "group_size": 64,
+        "bits": 6,
+        "mode": "affine",
+    }
+    assert settings["mode"] == "mxfp4"
+    assert result.bits == 6
+
+
+def test_a_wider_layer_of_a_mixed_base_stays_wide(tmp_path: Path) -> None:
+    import mlx.nn as nn
+
+    folder = write_model(tmp_path / "base", "llama")
+    model, config = stock.read(folder)
+    wide = "model.layers.0.mlp.down_proj"
+    nn.quantize(
+        model,
+        group_size=32,
+        bits=4,
+        class_predicate=lambda p, m: (
+            {"group_size": 32, "bits": 8} if p == wide else hasattr(m, "to_quantized")
+        ),
+    )
+    from mlx.utils import tree_flatten
+
+    tensors = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "mlx"})
+    grid = {"group_size": 32, "bits": 4, "mode": "affine"}
+    config["quantization"] = grid | {wide: {"group_size": 32, "bits": 8}}
+    (folder / "config.json").write_text(json.dumps(config))
+    adapter = write_adapter(tmp_path / "adapter", folder)
+    merged(folder, adapter, tmp_path / "out", bits=6, allow_lossy=True)
+    fused = dict(stock.read(tmp_path / "out")[0].named_modules())
+    assert (fused[wide].bits, fused["model.layers.1.mlp.down_proj"].bits) == (8, 6)
+    assert fused["model.embed_tokens"].bits == 4
+
+
+def test_ways_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "base", "llama", bits=4)
+    adapter = write_adapter(tmp_path / "adapter", folder)
+    refused = [
+        ({"way": "exact"}, ModelError, "adapter of the grid"),
+        ({"way": "exactly"}, UsageError, "no way"),
+        ({"bits": 7}, UsageError, "no grid has 7 bits"),
+        ({"way": "float", "bits": 4}, UsageError, "do not go together"),
+        ({"way": "compensated", "calibration": []}, UsageError, "rows to calibrate on"),
+    ]
+    for options, kind, words in refused:
+        with pytest.raises(kind, match=words):
+            merged(folder, adapter, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    folder = in_type(write_model(tmp_path / "base", "llama"), "float16")
+    adapter = write_adapter(tmp_path / "adapter", folder)
+    huge = shutil.copytree(adapter, tmp_path / "huge")
+    tensors: Any = mx.load(str(huge / "adapters.safetensors"))
+    # What it adds is a number, but none of a half.
+    big = {n: t * (1e6 if n.endswith("lora_b") else 1) for n, t in tensors.items()}
+    mx.eval(big)
+    mx.save_safetensors(str(huge / "adapters.safetensors"), big, metadata={"format": "mlx"})
+    with pytest.raises(ModelError, match="not written"):
+        merged(folder, huge, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
