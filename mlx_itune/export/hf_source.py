@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ _PIECE_BYTES = 8 << 20
 class FloatSource:
     """The parameters of a model directory, dequantized and merged as they are read.
 
-    shapes: of each parameter by mlx-lm's name, unpacked. `deltas[path]`, (..., out, in) float32, is
-    added to the weight of the layer at `path`. What `release` was told of is out of memory again.
+    shapes: of each parameter by mlx-lm's name, unpacked. What `deltas[path]` makes, (..., out, in)
+    float32, is added to the weight of the layer at `path`; it is made when that is read. What
+    `release` was told of is out of memory again.
     """
 
-    def __init__(self, path: Path, deltas: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, deltas: Mapping[str, Callable[[], Any]] | None = None) -> None:
         model, self.config = stock.read(path)
         self.path = path
         self.settings: dict[str, Any] = dict(vars(model.args))
@@ -35,6 +36,7 @@ class FloatSource:
             if hasattr(m, "bits")
         }
         self._deltas = {f"{name}.weight": delta for name, delta in (deltas or {}).items()}
+        self._delta: tuple[str, Any] = ("", None)
         if any(name.endswith(".global_scale") for name in self._tensors):
             raise ModelError("weights with a global scale cannot be exported", where=str(path))
         parts = {f"{name}.{part}" for name in self._grids for part in ("scales", "biases")}
@@ -73,6 +75,7 @@ class FloatSource:
         for part in (name, f"{layer}.scales", f"{layer}.biases"):
             self._tensors.pop(part, None)
         self._deltas.pop(name, None)
+        self._delta = ("", None)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         layer, shape = name.removesuffix(".weight"), tuple(self._tensors[name].shape)
@@ -98,8 +101,11 @@ class FloatSource:
             ).astype(mx.float32)
         else:
             piece = part(self._tensors[name]).astype(mx.float32)
-        delta = self._deltas.get(name)
-        return piece if delta is None else piece + part(delta)
+        if name not in self._deltas:
+            return piece
+        if self._delta[0] != name:
+            self._delta = (name, self._deltas[name]())
+        return piece + part(self._delta[1])
 
 
 def _rows(shape: tuple[int, ...]) -> list[slice]:

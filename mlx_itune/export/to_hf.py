@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,10 @@ def export_hf(
         refuse_same(adapter_dir, out)
         require_template(tokenizer, adapters.load(adapter_dir).provenance)
 
-    def opened() -> FloatSource:
-        return FloatSource(source_dir, _deltas(source_dir, adapter_dir))
-
     own, where = base.vet(source_dir), str(source_dir / "config.json")
     class_name(str(own["model_type"]), where)
-    source = opened()
+    deltas = _deltas(source_dir, adapter_dir)
+    source = FloatSource(source_dir, deltas)
     kind = dtype or source.dtype
     tensors = placed(source.shapes, str(own["model_type"]))
     with staged_directory(out, overwrite=overwrite) as stage:
@@ -83,7 +82,7 @@ def export_hf(
         _name_tokens(config, tokenizer)
         write_papers(stage, source_dir, config, tokenizer)
         _write_shards(stage, source, tensors, kind, shard_bytes)
-        checked = verify_hf(stage, opened(), tensors)
+        checked = verify_hf(stage, FloatSource(source_dir, deltas), tensors)
         _write_card(stage, source_dir, base_id or source_dir.resolve().name, kind, checked)
     return HfExport((describe(out, "hf"),), kind, checked)
 
@@ -96,12 +95,16 @@ def _name_tokens(config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
     config.setdefault("eos_token_id", ends[0] if len(ends) == 1 else ends)
 
 
-def _deltas(source_dir: Path, adapter_dir: Path | None) -> Mapping[str, Any]:
+def _deltas(source_dir: Path, adapter_dir: Path | None) -> dict[str, Callable[[], Any]]:
+    """What makes each adapted layer's update; none stays in memory."""
     if adapter_dir is None:
         return {}
-    loaded = base.load(str(source_dir), compute="dequantized")
-    adapters.apply(loaded, adapters.load(adapter_dir))
-    return {path: lora.merge_delta(layer) for path, layer in lora.adapted(loaded.model)}
+    adapter = adapters.load(adapter_dir)
+    # Of these kinds only DoRA's update is made of the weights.
+    compute = "dequantized" if adapter.config.kind == "dora" else "quantized"
+    loaded = base.load(str(source_dir), compute=compute)
+    adapters.apply(loaded, adapter)
+    return {path: partial(lora.merge_delta, layer) for path, layer in lora.adapted(loaded.model)}
 
 
 def _write_shards(

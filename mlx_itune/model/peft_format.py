@@ -47,12 +47,17 @@ def stacked_path(module: str) -> tuple[str, int] | None:
 
 
 def alpha_for(scale: float, rank: int) -> float | int:
-    """The lora_alpha that PEFT, dividing it by the rank, reads as exactly this scale."""
+    """The lora_alpha that PEFT, dividing it by the rank, reads as this scale.
+
+    Exactly so wherever a float is: for every scale that once was some alpha / rank, and for ranks
+    that are powers of two; otherwise to the last bit of a double.
+    """
     alpha = scale * rank
     for candidate in (alpha, math.nextafter(alpha, 0), math.nextafter(alpha, 2 * alpha)):
         if candidate / rank == scale:
-            return int(candidate) if candidate == int(candidate) else candidate
-    return alpha
+            alpha = candidate
+            break
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def pattern_value(patterns: dict[str, Any], module: str, default: Any) -> Any:

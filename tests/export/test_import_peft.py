@@ -1,0 +1,228 @@
+"""PEFT adapters in: exact round trips, unequal ranks, ways to name targets, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mlx_itune.export.to_peft import export_peft
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model import adapter as adapters
+from mlx_itune.model import base, lora
+from mlx_itune.model.from_peft import PeftImport, import_peft
+from tests.export.shipped_models import write_adapter, write_model
+
+PREFIX = "base_model.model."
+Q, UP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.up_proj"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "llama", "llama", bits=4)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "qwen3", "qwen3", bits=4)
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "mixtral", "mixtral", bits=4)
+
+
+def ship(model: Path, root: Path, kind: str = "lora", **where: Any) -> None:
+    adapter = write_adapter(root / "a", model, kind=kind, **where)
+    export_peft(adapter, str(model), root / "peft")
+
+
+def write_peft(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
+    folder.mkdir()
+    save_file({PREFIX + n: t for n, t in tensors.items()}, folder / "adapter_model.safetensors")
+    whole = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    whole |= {"base_model_name_or_path": "/home/someone/base", "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(whole | config))
+    return folder
+
+
+def random(*shape: int) -> Any:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32) * 0.1
+
+
+def pair(module: str, outputs: int, inputs: int, rank: int = 4) -> dict[str, Any]:
+    return {
+        f"{module}.lora_A.weight": random(rank, inputs),
+        f"{module}.lora_B.weight": random(outputs, rank),
+    }
+
+
+def attention(rank: int = 4) -> dict[str, Any]:
+    return pair(Q.format(0), 64, 64, rank) | pair(Q.format(1), 64, 64, rank)
+
+
+def updates(model: Path, adapter: Path) -> dict[str, Any]:
+    loaded = base.load(str(model), compute="dequantized")
+    adapters.apply(loaded, adapters.load(adapter))
+    return {p: np.array(lora.merge_delta(layer)) for p, layer in lora.adapted(loaded.model)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("lora", {}),
+        ("dora", {}),
+        ("lora", {"num_layers": 1}),
+        ("lora", {"keys": ["q_proj", "model.embed_tokens", "lm_head"]}),
+    ],
+)
+def test_a_round_trip_is_exact(
+    kind: str, where: dict[str, Any], llama: Path, tmp_path: Path
+) -> None:
+    ship(llama, tmp_path, kind, **where)
+    done = import_peft(tmp_path / "peft", str(llama), tmp_path / "back")
+    ours, back = adapters.load(tmp_path / "a"), adapters.load(tmp_path / "back")
+    assert ours.config == back.config
+    assert ours.tensors.keys() == back.tensors.keys()
+    assert all(mx.array_equal(t, back.tensors[n]).item() for n, t in ours.tensors.items())
+    assert (done.padded, done.folded, done.kind) == (0, 0, kind)
+    imported = back.provenance.pop("imported")  # type: ignore[attr-defined]
+    assert imported["from"] == "peft"
+    assert back.provenance["base"] == ours.provenance["base"]
+
+
+def test_a_round_trip_of_a_mixture(moe: Path, tmp_path: Path) -> None:
+    ship(moe, tmp_path)
+    import_peft(tmp_path / "peft", str(moe), tmp_path / "back")
+    ours, back = adapters.load(tmp_path / "a"), adapters.load(tmp_path / "back")
+    assert all(mx.array_equal(t, back.tensors[n]).item() for n, t in ours.tensors.items())
+
+
+def test_unequal_ranks_and_scales_become_one(llama: Path, tmp_path: Path) -> None:
+    tensors = pair(Q.format(0), 64, 64, 2) | pair(Q.format(1), 64, 64, 4)
+    tensors |= pair(UP.format(0), 128, 64, 4) | pair(UP.format(1), 128, 64, 4)
+    peft = write_peft(
+        tmp_path / "peft",
+        tensors,
+        target_modules=["q_proj", "up_proj"],
+        rank_pattern={r"layers\.0\.self_attn\.q_proj": 2},
+        alpha_pattern={"up_proj": 3},
+        use_rslora=True,
+    )
+    done = import_peft(peft, str(llama), tmp_path / "a")
+    assert (done.rank, done.padded, done.folded) == (4, 1, 3 if done.scale == 4 else 2)
+    for path, update in updates(llama, tmp_path / "a").items():
+        a, b = (tensors[f"{path}.lora_{part}.weight"] for part in "AB")
+        alpha = 3 if "up_proj" in path else 8
+        assert np.allclose(alpha / np.sqrt(a.shape[0]) * b @ a, update, atol=1e-6)
+    provenance = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    assert provenance["imported"]["base_model"] == "base"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": r"model\.layers\.\d\.self_attn\.q_proj"},
+        {"target_modules": ["self_attn.q_proj"]},
+        {"target_modules": [Q.format(0), Q.format(1)]},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["up_proj"]},
+        {"layers_to_transform": [0, 1], "layers_pattern": "layers"},
+    ],
+)
+def test_ways_to_name_targets(options: dict[str, Any], llama: Path, tmp_path: Path) -> None:
+    peft = write_peft(tmp_path / "peft", attention(), **options)
+    assert import_peft(peft, str(llama), tmp_path / "a").layers == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"bias": "all"}, "bias 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"target_parameters": ["mlp.w"]}, "target_parameters"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"r": 0}, "make no sense"),
+        ({"lora_alpha": "x"}, "make no sense"),
+        ({"target_modules": "("}, "make no sense"),
+        ({"rank_pattern": {"q_proj": 3}}, "the rank is 3"),
+        ({"use_dora": True}, "use_dora is set"),
+        ({"target_modules": ["k_proj"]}, "leaves out"),
+        ({"target_modules": ["q_proj", "k_proj"]}, "lacks the tensors"),
+        ({"layers_to_transform": [0]}, "leaves out"),
+    ],
+)
+def test_configs_that_cannot_be_imported(
+    config: dict[str, Any], words: str, llama: Path, tmp_path: Path
+) -> None:
+    refused(write_peft(tmp_path / "peft", attention(), **config), llama, words)
+
+
+def refused(peft: Path, model: Path, words: str) -> None:
+    out = peft.parent / "out"
+    before = sorted(peft.parent.iterdir())
+    with pytest.raises(ModelError, match=words) as caught:
+        import_peft(peft, str(model), out)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    assert sorted(peft.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"model.layers.9.self_attn.q_proj": (64, 64)}, "no layer"),
+        ({Q.format(1): (64, 32)}, "does not fit"),
+        ({"lm_head.bias": None}, "none of a LoRA"),
+        ({f"{Q.format(1)}.lora_A.default.weight": None}, "two of lora_A"),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    tensors: dict[str, Any], words: str, llama: Path, tmp_path: Path
+) -> None:
+    whole = attention()
+    for name, shape in tensors.items():
+        whole |= {name: random(4, 64)} if shape is None else pair(name, *shape)
+    refused(write_peft(tmp_path / "peft", whole), llama, words)
+
+
+def test_broken_directories(llama: Path, tied: Path, tmp_path: Path) -> None:
+    whole = attention()
+    lacking = {n: t for n, t in whole.items() if "lora_B" not in n}
+    refused(write_peft(tmp_path / "one", lacking), llama, "has no lora_B")
+    whole[f"{Q.format(0)}.lora_A.weight"][0, 0] = np.nan
+    refused(write_peft(tmp_path / "two", whole), llama, "NaN")
+    table = {f"{'model.embed_tokens'}.lora_embedding_A": random(4, 384)}
+    table["model.embed_tokens.lora_embedding_B"] = random(64, 4)
+    one = write_peft(tmp_path / "three", table, target_modules=["embed_tokens"])
+    refused(one, tied, "one of token table and output head")
+    pickled = write_peft(tmp_path / "four", attention())
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    refused(pickled, llama, "pickle")
+    (pickled / "adapter_config.json").unlink()
+    refused(pickled, llama, "no PEFT adapter")
+    cut = write_peft(tmp_path / "five", attention())
+    file = cut / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    refused(cut, llama, "not a valid safetensors")
+
+
+def test_an_export_comes_back_to_its_own_base_alone(
+    llama: Path, tied: Path, tmp_path: Path
+) -> None:
+    ship(llama, tmp_path)
+    other = write_model(tmp_path / "other", "llama", bits=4, seed=9)
+    with pytest.raises(ModelError, match="was trained on"):
+        import_peft(tmp_path / "peft", str(other), tmp_path / "back")
+    assert isinstance(import_peft(tmp_path / "peft", str(llama), tmp_path / "back"), PeftImport)
