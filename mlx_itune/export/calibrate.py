@@ -38,9 +38,9 @@ class Moments:
     def factor(self, expert: int = 0) -> Numbers:
         """What :func:`mlx_itune.export.compensate.compensated` rounds by: (in, in) float32."""
         if self.total.ndim == 3:
-            return factor(self.total[expert])
+            return factor(self.total[expert], int(self.count[expert]))
         if self._factor is None:
-            self._factor = factor(np.array(self.total))
+            self._factor = factor(np.array(self.total), int(self.count[0]))
             # The sum itself is not needed again.
             self.total = mx.zeros((1, 1))
         return self._factor

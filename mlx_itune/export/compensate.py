@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float32]
 
-# Added to H's diagonal, as a share of its mean: directions that few inputs have stay free.
-DAMPING = 0.01
+# Added to H's diagonal, as a share of its mean: directions that hardly an input has stay free. The
+# fewer the inputs for a matrix of that width, the less is concluded from them.
+_DAMPING, _DAMPING_PER_WIDTH = 0.01, 0.1
 _PACKED_ROWS = 512
 
 
@@ -48,16 +49,18 @@ def compensated(weight: Any, factor: Numbers, *, group_size: int, bits: int, dty
     )
 
 
-def factor(moments: Numbers) -> Numbers:
+def factor(moments: Numbers, count: int) -> Numbers:
     """U, upper triangular, of H^-1 = U^T U: row j says how column j's error is made up for.
 
-    H is ``moments`` (in, in), the sum of x x^T over inputs x, with something on its diagonal so
-    that it has an inverse. An input that never was gets the mean, and is rounded by itself.
+    H is ``moments`` (in, in), the sum of x x^T over ``count`` inputs x, with something on its
+    diagonal so that it has an inverse. Where a column never had an input it gets the mean, and is
+    rounded by itself.
     """
     diagonal = np.diag(moments)
     mean = float(diagonal.mean()) or 1.0
+    share = max(_DAMPING, _DAMPING_PER_WIDTH * len(moments) / max(count, 1))
     damped = moments.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += np.where(diagonal > 0, DAMPING * mean, mean)
+    damped[np.diag_indices_from(damped)] += mean * np.where(diagonal > 0, share, 1)
     lower = np.linalg.cholesky(np.linalg.inv(damped))
     return np.asarray(lower.T, dtype=np.float32)
 

@@ -52,7 +52,7 @@ def test_the_output_changes_less_than_by_rounding(bits: int, dtype: Any) -> None
     draw = np.random.default_rng(bits)
     weight = (draw.normal(size=(OUTPUTS, INPUTS)) / np.sqrt(INPUTS)).astype(np.float32)
     x, other = inputs(seed=1), inputs(seed=1)[::-1] * 0.9
-    made = compensated(weight, factor(x.T @ x), group_size=GROUP, bits=bits, dtype=dtype)
+    made = compensated(weight, factor(x.T @ x, len(x)), group_size=GROUP, bits=bits, dtype=dtype)
     assert (made.scales.dtype, made.biases.dtype) == (dtype, dtype)
     parts = mx.quantize(mx.array(weight).astype(dtype), GROUP, bits)
     plain = rebuilt(dict(zip(("weight", "scales", "biases"), parts, strict=True)), bits)
@@ -65,7 +65,7 @@ def test_the_output_changes_less_than_by_rounding(bits: int, dtype: Any) -> None
 
 def test_without_inputs_it_is_plain_rounding() -> None:
     weight = mx.random.normal((OUTPUTS, INPUTS), key=mx.random.key(0))
-    nothing = factor(np.zeros((INPUTS, INPUTS), np.float32))
+    nothing = factor(np.zeros((INPUTS, INPUTS), np.float32), 0)
     made = compensated(weight, nothing, group_size=GROUP, bits=4, dtype=mx.float32)
     _, scales, biases = mx.quantize(weight, GROUP, 4)
     assert mx.array_equal(made.scales, scales).item()
@@ -75,12 +75,26 @@ def test_without_inputs_it_is_plain_rounding() -> None:
     )
 
 
+def test_few_inputs_are_not_believed_too_much() -> None:
+    draw = np.random.default_rng(5)
+    weight = (draw.normal(size=(OUTPUTS, INPUTS)) / np.sqrt(INPUTS)).astype(np.float32)
+    few, many = inputs(rows=24, seed=2), inputs(rows=4000, seed=2)
+    made = compensated(
+        weight, factor(few.T @ few, len(few)), group_size=GROUP, bits=4, dtype=mx.float16
+    )
+    parts = mx.quantize(mx.array(weight).astype(mx.float16), GROUP, 4)
+    plain = rebuilt(dict(zip(("weight", "scales", "biases"), parts, strict=True)), 4)
+    ours = rebuilt(made.tensors(), 4)
+    assert output_error(weight, ours, few) < 0.8 * output_error(weight, plain, few)
+    assert output_error(weight, ours, many) < 1.05 * output_error(weight, plain, many)
+
+
 def test_inputs_that_never_were_and_constant_groups_do_no_harm() -> None:
     x = inputs()
     x[:, 5] = 0
     weight = np.ones((OUTPUTS, INPUTS), np.float32)
     weight[:, GROUP:] = 0
-    made = compensated(weight, factor(x.T @ x), group_size=GROUP, bits=4, dtype=mx.float16)
+    made = compensated(weight, factor(x.T @ x, len(x)), group_size=GROUP, bits=4, dtype=mx.float16)
     assert np.abs(rebuilt(made.tensors(), 4) - weight).max() < 2e-3
 
 
