@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.cli.held_out import HeldOut, scorer
 from mlx_itune.cli.opening import open_model, rows_of
 from mlx_itune.dataset.prepare import prepare
 from mlx_itune.export.fidelity import Reference
 from mlx_itune.export.fuse import fuse
 from mlx_itune.inference.evaluate import question
 from mlx_itune.inference.generate import Generator
+from mlx_itune.inference.metrics import exact_match
 from mlx_itune.model import base
 from mlx_itune.model.fingerprint import weight_files
 
@@ -47,19 +47,18 @@ class Judge:
         spare = rows_of(data, "train")[1][:CALIBRATION_ROWS]
         self.calibration = prepare(spare, self.tokenizer).examples
         self.distance = Reference(self.reference.model, self.measured)
-        score = scorer(HeldOut(self.measured, None, held, "test"), self.tokenizer)
-        assert score is not None
-        self.score = score
-        asked = [question(row, self.tokenizer) for row in held]
-        self.prompts = [pair[0] for pair in asked if pair]
+        asked = [pair for row in held if (pair := question(row, self.tokenizer))]
+        self.prompts = [prompt for prompt, _ in asked]
+        self.right = [reference for _, reference in asked]
         self.answers = self._answers(self.reference)
-        self.reference_score = self.score(self.reference)
+        self.reference_score = self._score(self.answers)
 
     def of(self, folder: Path) -> dict[str, Any]:
         """Size, fidelity, texts and score of a model directory."""
         loaded = base.load(str(folder), offline=True)
         found = self.distance.compare(loaded.model)
-        same = [a == b for a, b in zip(self.answers, self._answers(loaded), strict=True)]
+        answers = self._answers(loaded)
+        same = [a == b for a, b in zip(self.answers, answers, strict=True)]
         return {
             "bytes": sum(file.stat().st_size for file in weight_files(folder)),
             "kl_mean": found.kl_mean,
@@ -67,8 +66,12 @@ class Judge:
             "top1_agreement": found.top1_agreement,
             "tokens": found.tokens,
             "same_text": sum(same) / len(same),
-            "score": self.score(loaded),
+            "score": self._score(answers),
         }
+
+    def _score(self, answers: Sequence[str]) -> float:
+        pairs = zip(answers, self.right, strict=True)
+        return sum(exact_match(*pair) for pair in pairs) / len(answers)
 
     def _answers(self, loaded: base.LoadedModel) -> list[str]:
         return Generator(loaded, self.tokenizer).batch(self.prompts, ANSWER_TOKENS)
