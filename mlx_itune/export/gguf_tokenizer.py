@@ -132,6 +132,8 @@ def read_vocabulary(state: Mapping[str, Any], rows: int | None) -> Vocabulary:
         if number not in by_id:
             by_id[number], kinds[number] = f"[PAD{number}]", _UNUSED
     tokens = tuple(by_id[number] for number in range(size))
+    if any("\0" in token for token in tokens):
+        raise ModelError("a token holds a NUL character, where llama.cpp ends its text")
     if len(set(tokens)) != size:
         twice = next(t for n, t in enumerate(tokens) if t in tokens[:n])
         raise ModelError(f"two tokens have the same text {twice!r}, which llama.cpp cannot load")
