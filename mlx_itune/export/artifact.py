@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import ModelError, UsageError
@@ -32,6 +33,7 @@ _CARRIED = (
     "LICENSE",
 )
 _SHARD_BYTES = 4 << 30
+_EXPONENTS = {mx.float16: 0x7C00, mx.bfloat16: 0x7F80, mx.float32: 0x7F800000}
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,24 @@ def _carry_template(stage: Path, config: dict[str, Any], tokenizer: ChatTokenize
         write_json(settings_file, settings)
 
 
+def _require_finite(name: str, tensor: Any) -> None:
+    """Raise ModelError for NaN and infinity, whose exponents are all ones.
+
+    As integers in NumPy: MLX's own isfinite takes thirty times as long on a CPU.
+    """
+    if tensor.dtype not in _EXPONENTS or not tensor.size:
+        return
+    exponent = _EXPONENTS[tensor.dtype]
+    kind = mx.uint32 if exponent > 0xFFFF else mx.uint16
+    bits = np.asarray(tensor.reshape(-1).view(kind))
+    for start in range(0, bits.size, 1 << 22):
+        if ((bits[start : start + (1 << 22)] & exponent) == exponent).any():
+            raise ModelError(
+                f"{name} holds NaN or infinity",
+                hint="the base is broken, or a merged weight is too large for its type",
+            )
+
+
 def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
     shards: list[dict[str, Any]] = [{}]
     filled_bytes = 0
@@ -197,6 +217,8 @@ def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
             f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, 1 + len(shards))
         ]
     for name, shard in zip(names, shards, strict=True):
+        for tensor_name, tensor in shard.items():
+            _require_finite(tensor_name, tensor)
         try:
             mx.save_safetensors(str(stage / name), shard, metadata={"format": "mlx"})
         except RuntimeError as error:

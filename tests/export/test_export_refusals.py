@@ -128,6 +128,25 @@ def test_a_base_with_numbers_that_are_none(
     before = place.listing()
     code, line = outcome(way, place, capsys)
     assert (code, line.count("\n")) == (4, 0)
+    assert "holds NaN or infinity" in line
+    assert place.listing() == before
+
+
+@pytest.mark.parametrize("lossy", [True, False])
+def test_a_broken_base_is_refused_even_where_loss_is_allowed(
+    lossy: bool, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(place.model / "model.safetensors", A_NORM, float("nan"))
+    _trained_on_this(place)
+    before = place.listing()
+    argv = [*fuse(place), "--allow-lossy"] if lossy else [*to_mlx(place)]
+    if not lossy:
+        at = argv.index("--adapter")
+        del argv[at : at + 2]
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    assert left.value.code == 4
+    assert "holds NaN or infinity" in capsys.readouterr().err
     assert place.listing() == before
 
 
