@@ -44,5 +44,6 @@ def _table(tried: Sequence[Mapping[str, Any]]) -> list[str]:
         f"  | {t['method']} | {t['bytes'] / 1e6:,.1f} | {t['kl_mean']:.2g} | "
         f"{t['top1_agreement']:.2%} |"
         for t in tried
+        if t["kl_mean"] is not None
     ]
     return ["", "  | way | MB | mean KL | same first choice |", "  |---|---|---|---|", *rows, ""]

@@ -7,6 +7,7 @@ from base + adapter is within the limit is the one written.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from mlx_itune.export.card import model_card
 from mlx_itune.export.fidelity import Reference
 from mlx_itune.export.merge import merge
 from mlx_itune.export.verify import require_same_codes
-from mlx_itune.export.ways import Way, ways
+from mlx_itune.export.ways import Way, on_the_grid, ways
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import staged_directory, storage_errors
 from mlx_itune.model import adapter as adapters
@@ -121,7 +122,9 @@ def fuse(
     reference.model.eval()
     layers: dict[str, nn.Module] = dict(lora.adapted(reference.model))
     raw, config = stock.read(source)
-    calibrated = bool(calibration) if calibration is not None else len(data) > 1
+    # Where an exact merge comes first, all rows are there to measure it on.
+    splits = len(data) > 1 and (not on_the_grid(layers) or way == "compensated" or every)
+    calibrated = splits if calibration is None else bool(calibration)
     plan = ways(raw, layers, choice=way, bits=bits, calibrated=calibrated, every=every)
     if calibration is None and any(one.compensated for one in plan):
         data, calibration = _set_aside(data)
@@ -151,12 +154,12 @@ def fuse(
         within = [n for n, t in enumerate(tried) if t.kl_mean <= max_kl]
         if not within and not allow_lossy:
             raise _refusal(out, tried, max_kl, forced=way != "auto" or bits is not None)
-        chosen = min(within, key=lambda n: tried[n].bytes) if within else len(plan) - 1
+        chosen = min(within or [len(plan) - 1], key=lambda n: tried[n].bytes)
         # Written again, and what is written is measured again.
         plan, tried = [plan[chosen]], tried[:chosen] + tried[chosen + 1 :]
     for one in plan:
         lossy = allow_lossy and one == plan[-1]
-        result = job.attempt(one, tried, limit=None if lossy else max_kl, keep=True)
+        result = job.attempt(one, tried, limit=math.inf if lossy else max_kl, keep=True)
         if result is not None:
             return result
     raise _refusal(out, tried, max_kl, forced=way != "auto" or bits is not None)
@@ -275,7 +278,8 @@ def _write_papers(
     stage: Path, base_id: str, provenance: Mapping[str, Any], result: FuseResult
 ) -> None:
     """The model card and provenance.json: where it comes from, what the merge lost."""
-    record = asdict(result)
+    # JSON knows no NaN, which a way that was tried may have given.
+    record = json.loads(json.dumps(asdict(result)), parse_constant=lambda _: None)
     del record["out"]
     papers = {
         **provenance,

@@ -122,10 +122,15 @@ def _all(
 
 def _exact(layers: Mapping[str, nn.Module], own: int) -> list[Way]:
     """Where the adapter lives on the grid; a grid in bfloat16 holds a qalora's biases roughly."""
-    if not layers or not all(isinstance(layer, OnGrid) for layer in layers.values()):
+    if not on_the_grid(layers):
         return []
     rough = any("scale_a" not in layer and _is_brain(layer) for layer in layers.values())
     return [Way("exact", own), *([Way("exact", own, dtype=mx.float16)] if rough else [])]
+
+
+def on_the_grid(layers: Mapping[str, nn.Module]) -> bool:
+    """Whether an adapter moves nothing but its base's scales and biases."""
+    return bool(layers) and all(isinstance(layer, OnGrid) for layer in layers.values())
 
 
 def _is_brain(layer: nn.Module) -> bool:

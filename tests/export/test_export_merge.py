@@ -86,7 +86,8 @@ def test_an_adapter_of_the_grid_keeps_the_codes(
     assert result.calibration_rows == 0
     # A grid adapter was trained with scales that its base's type can say; a qalora's are rounded.
     assert result.kl_mean <= (1e-9 if kind == "grid" else 1e-5)
-    assert result.top1_agreement == 1
+    # The first two choices of random weights may be as near as that.
+    assert result.top1_agreement >= (1 if kind == "grid" else 0.98)
     assert abs(result.bytes / result.base_bytes - 1) < 0.02
     before, after = tensors_of(folder), tensors_of(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -240,6 +241,7 @@ def test_a_merge_that_is_no_number_is_refused(tmp_path: Path) -> None:
     big = {n: t * (1e6 if n.endswith("lora_b") else 1) for n, t in tensors.items()}
     mx.eval(big)
     mx.save_safetensors(str(huge / "adapters.safetensors"), big, metadata={"format": "mlx"})
-    with pytest.raises(ModelError, match="not written"):
-        merged(folder, huge, tmp_path / "out")
+    for lossy in (False, True):
+        with pytest.raises(ModelError, match="too large for its type"):
+            merged(folder, huge, tmp_path / "out", allow_lossy=lossy)
     assert not (tmp_path / "out").exists()
