@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workloads import block_matrices
+
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
@@ -93,15 +95,7 @@ def matrices_of(shape: Shape) -> dict[str, tuple[int, int]]:
     """The matrices of a block, (out, in) by name."""
     head_dim = shape.head_dim or shape.hidden // shape.heads
     query, key = shape.heads * head_dim, shape.kv_heads * head_dim
-    return {
-        "self_attn.q_proj": (query, shape.hidden),
-        "self_attn.k_proj": (key, shape.hidden),
-        "self_attn.v_proj": (key, shape.hidden),
-        "self_attn.o_proj": (shape.hidden, query),
-        "mlp.gate_proj": (shape.mlp, shape.hidden),
-        "mlp.up_proj": (shape.mlp, shape.hidden),
-        "mlp.down_proj": (shape.hidden, shape.mlp),
-    }
+    return block_matrices(shape.hidden, shape.mlp, query, key)
 
 
 def sizes(shape: Shape, *, tied: bool) -> Shapes:

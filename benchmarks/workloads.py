@@ -117,14 +117,19 @@ def write_model(shared: Path, out: Path, shape: Shape, bits: int | None = None) 
 def matrices(shape: Shape) -> dict[str, tuple[int, int]]:
     """The linear layers of a block, (out, in) by name."""
     queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    return block_matrices(shape.hidden, shape.mlp, queries, keys)
+
+
+def block_matrices(hidden: int, mlp: int, queries: int, keys: int) -> dict[str, tuple[int, int]]:
+    """The same, by the widths of a block."""
     return {
-        "self_attn.q_proj": (queries, shape.hidden),
-        "self_attn.k_proj": (keys, shape.hidden),
-        "self_attn.v_proj": (keys, shape.hidden),
-        "self_attn.o_proj": (shape.hidden, queries),
-        "mlp.gate_proj": (shape.mlp, shape.hidden),
-        "mlp.up_proj": (shape.mlp, shape.hidden),
-        "mlp.down_proj": (shape.hidden, shape.mlp),
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
     }
 
 

@@ -8,7 +8,7 @@ values, and those that a pass records.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,15 +21,19 @@ from mlx_itune.model.training_caches import TrainingCache
 
 
 @contextmanager
-def checkpointed_blocks(model: nn.Module, active: bool = True) -> Iterator[None]:
-    """Within it, a pass through the model keeps the blocks' inputs only, if active."""
-    if not active:
+def checkpointed_blocks(model: nn.Module, count: int | None = None) -> Iterator[None]:
+    """Within it, a pass through the model keeps only the inputs of its first `count` blocks.
+
+    None is all of them. The first ones: when they are made again, what the last ones kept is gone.
+    """
+    if count == 0:
         yield
         return
     blocks = _list_of_blocks(model)
     before = list(blocks)
+    count = len(before) if count is None else count
     # In the list itself: models hold on to it under names of their own.
-    blocks[:] = [_Recomputed(block) for block in before]
+    blocks[:] = [*(_Recomputed(block) for block in before[:count]), *before[count:]]
     try:
         yield
     finally:
@@ -86,11 +90,29 @@ class _Recomputed:
             return [*_leaves(out), *((inner.recorded or ()) if inner is not None else ())]
 
         arrays = [*(array for _, array in trained), *given.values(), *shared]
-        results = mx.checkpoint(call)(arrays)
+        results = _recomputing(call, len(trained))(arrays)
         leaves = list(_leaves(made[0]))
         if cache is not None and len(results) > len(leaves):
             cache.recorded = results[-2], results[-1]
         return _replaced(made[0], {id(old): new for old, new in zip(leaves, results, strict=False)})
+
+
+def _recomputing(call: Callable[[list[mx.array]], list[mx.array]], trained: int) -> Any:
+    """As `mx.checkpoint`, in an order that holds one block at a time; trained: the first arrays.
+
+    A block is made again only once the gradient of its outputs has come, and that of its inputs
+    goes on only once those of its trained arrays are there; MLX would leave these for the end.
+    """
+    operation: Any = mx.custom_function(call)
+
+    def backward(primals: list[mx.array], cotangents: list[mx.array], _: Any) -> list[mx.array]:
+        given = mx.depends(primals, cotangents)
+        gradients = mx.vjp(lambda *arrays: call(list(arrays)), given, cotangents)[1]
+        own, passed_on = gradients[:trained], gradients[trained:]
+        return [*own, *(mx.depends(passed_on, own) if own else passed_on)]
+
+    operation.vjp(backward)
+    return operation
 
 
 def _leaves(tree: Any) -> Iterator[Any]:

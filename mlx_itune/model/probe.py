@@ -140,7 +140,7 @@ class _Trial:
 
         def loss(values: Any) -> mx.array:
             self.model.update(values)
-            with checkpointed_blocks(self.model, way.checkpointing):
+            with checkpointed_blocks(self.model, None if way.checkpointing else 0):
                 return self._loss(way)
 
         try:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlx_itune.model.shapes import Matrix, Shapes
+from mlx_itune.training.paths import recomputed_blocks
 
 # Logits of a chunk, float32, with what their gradient is made of: times they stand there.
 LOGITS_COPIES = 6.5
@@ -54,8 +55,8 @@ class How:
     """What decides how a step is computed.
 
     resident: whether quantized weights stand in memory as floats; dense: whether they are computed
-    as floats at all. on_cpu: activations and norms are float32 there. kept_tokens: micro-batches of
-    more positions keep the inputs of blocks only (checkpointing).
+    as floats at all. on_cpu: activations and norms are float32 there. kept_tokens: of micro-batches
+    of more positions some blocks keep their inputs only (checkpointing).
     """
 
     adapter: str
@@ -167,8 +168,7 @@ def step_flops(shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: R
         for matrix in block:
             active = matrix.numbers / matrix.experts * _times(matrix, shapes)
             total += 4 * active * positions
-    if positions > how.kept_tokens:
-        total *= 1.5
+    total *= 1 + 0.5 * recomputed_blocks(shapes.layers, positions, how.kept_tokens) / shapes.layers
     total += 6.0 * positions * sum(adapter_parameters(m, how) / m.experts for m in adapted)
     width = shapes.layers * shapes.heads * shapes.head_dim
     total += 12.0 * width * rectangle.seen * positions
@@ -180,16 +180,19 @@ def kept_per_position(
 ) -> tuple[float, float]:
     """Bytes per position that blocks keep until their backward pass, and for its duration.
 
-    The second is what a checkpointed block makes again; its logits are gone by then.
+    The second is what a checkpointed block makes again, above what the last ones, gone by then,
+    kept besides; the logits are gone, too.
     """
     own = {matrix.path for matrix in adapted}
     blocks = [
         _block_bytes(shapes, block, shapes.norms.get(number, {}), own, how, rectangle.seen)
         for number, block in enumerate(shapes.blocks())
     ]
-    if rectangle.positions > how.kept_tokens:
-        return float(shapes.layers * shapes.hidden * _item_bytes(shapes, how)), max(blocks)
-    return sum(blocks), 0.0
+    count = recomputed_blocks(len(blocks), rectangle.positions, how.kept_tokens)
+    if not count:
+        return sum(blocks), 0.0
+    inputs, kept = count * shapes.hidden * _item_bytes(shapes, how), sum(blocks[count:])
+    return float(inputs + kept), max(0.0, max(blocks[:count]) - kept)
 
 
 def _group(

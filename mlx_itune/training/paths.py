@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ from mlx_itune.training.microbatch import OVERHEAD_TOKENS, MicroBatch, Packing, 
 Choice = Literal["auto", "on", "off"]
 # Tokens of a micro-batch: on a CPU as many as keep its arrays small, on a GPU as many as keep it
 # busy.
-_CPU_TOKENS, _GPU_TOKENS = 256, 4096
-_FEWEST_TOKENS = 64
+CPU_TOKENS, GPU_TOKENS = 256, 4096
+FEWEST_TOKENS = 64
+# Of a longer row, a CPU keeps the activations of as many blocks as keep memory at this: so it
+# depends little on the longest row, and on a CPU memory that is touched anew costs time as well.
+CPU_KEPT_TOKENS = 384
 # What a micro-batch costs besides its tokens, in tokens: a fast GPU waits for the host.
 _CUDA_OVERHEAD_TOKENS = 2048
 # A prefix is cut into parts of no fewer tokens.
@@ -54,11 +58,12 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Paths:
-    """What a learner does. A micro-batch is checkpointed when its tokens exceed `kept_tokens`."""
+    """What a learner does. kept_tokens: how many may keep what all blocks make of them."""
 
     nll: Nll
     cached: bool
     cache_count: int
+    blocks: int
     packing: Packing
     sharing: bool
     packed_sharing: bool
@@ -76,16 +81,14 @@ class Paths:
         if self.cached or shared or batch.lengths:
             rows = Rows(batch.input_ids.shape[1] - 1, batch.lengths, before)
             made = caches(self.cache_count, rows, shared)
-        with checkpointed_blocks(model, model.training and batch.tokens > self.kept_tokens):
+        with checkpointed_blocks(model, self._recomputed(model, batch.tokens)):
             return self.nll(model, batch.input_ids, batch.weights, caches=made)
 
     def divides(self, batch: MicroBatch) -> bool:
         """Whether a micro-batch is one sequence, long enough to be computed in parts."""
         single = len(batch.input_ids) == 1 and (batch.lengths is None or len(batch.lengths[0]) == 1)
         tokens = batch.input_ids.shape[1] - 1
-        # What is made again for the backward pass would be made for all parts at once.
-        kept = tokens <= self.kept_tokens
-        return single and kept and self.cached and self.sharing and tokens >= 2 * _PART_TOKENS
+        return single and self.cached and self.sharing and tokens >= 2 * _PART_TOKENS
 
     def prefix_sums(
         self, model: nn.Module, prefix: Prefix, streams: Sequence[Any] = ()
@@ -102,13 +105,26 @@ class Paths:
             ids = prefix.input_ids[:, start : stop + 1]
             weights = prefix.weights[:, start : stop + 1]
             made = caches(self.cache_count, Rows(stop - start, None, start), kept, record=True)
-            recompute = model.training and prefix.tokens > self.kept_tokens
+            recomputed = self._recomputed(model, prefix.tokens)
             with mx.stream(streams[part]) if parts > 1 else nullcontext():
-                with checkpointed_blocks(model, recompute):
+                with checkpointed_blocks(model, recomputed):
                     more, learned = self.nll(model, ids, weights, caches=made)
                 nll, weight = nll + more, weight + learned
                 kept = _extended(kept, recorded(made))
         return nll, weight, kept or []
+
+    def _recomputed(self, model: nn.Module, tokens: int) -> int:
+        return recomputed_blocks(self.blocks, tokens, self.kept_tokens) if model.training else 0
+
+
+def recomputed_blocks(blocks: int, tokens: int, kept_tokens: float) -> int:
+    """How many blocks are made again for the backward pass, so that memory is that of fewer tokens.
+
+    One more than that, for the one that is being made again.
+    """
+    if tokens <= kept_tokens:
+        return 0
+    return min(blocks, 1 + math.ceil(blocks * (1 - kept_tokens / tokens)))
 
 
 def _extended(before: KeysValues | None, behind: KeysValues) -> KeysValues:
@@ -133,8 +149,8 @@ def choose(
     sharing = _sharing(exact, wishes, words)
     room = _room(model, wishes, lanes)
     per_token = bytes_per_token(model)
-    default = _CPU_TOKENS if backend.on_cpu() else _GPU_TOKENS
-    affordable = max(_FEWEST_TOKENS, int(room / per_token))
+    default = CPU_TOKENS if backend.on_cpu() else GPU_TOKENS
+    affordable = max(FEWEST_TOKENS, int(room / per_token))
     tokens = wishes.micro_batch_tokens or min(default, affordable)
     words["micro_batch_tokens"] = str(tokens)
     kept = _kept(exact, wishes, room / per_token, words)
@@ -142,6 +158,7 @@ def choose(
         nll=nll or (weighted_nll if exact.head else plain_nll),
         cached=exact.caches and cpu.is_faster(),
         cache_count=exact.cache_count,
+        blocks=len(model.layers),
         packing=packing,
         sharing=sharing,
         packed_sharing=exact.packing_and_sharing,
@@ -204,6 +221,7 @@ def _kept(exact: Exact, wishes: Wishes, affordable: float, words: dict[str, str]
         words["checkpointing"] = "every block"
         return 0.0
     else:
-        words["checkpointing"] = f"micro-batches above {int(affordable)} tokens"
-        return affordable
+        kept = min(affordable, CPU_KEPT_TOKENS) if backend.on_cpu() else affordable
+        words["checkpointing"] = f"above {int(kept)} tokens, as many blocks as it takes"
+        return kept
     return float("inf")

@@ -17,7 +17,13 @@ from mlx_itune.training import footprint
 from mlx_itune.training.footprint import Footprint, Group, How, Rectangle
 from mlx_itune.training.identity import machine_facts
 from mlx_itune.training.microbatch import Example, MicroBatch, Packing, Prefix, arrange, by_prefix
-from mlx_itune.training.paths import overhead_tokens
+from mlx_itune.training.paths import (
+    CPU_KEPT_TOKENS,
+    CPU_TOKENS,
+    FEWEST_TOKENS,
+    GPU_TOKENS,
+    overhead_tokens,
+)
 from mlx_itune.training.settings import TrainSettings
 
 # As model/compute has it: of the memory available, what resident float copies may take.
@@ -29,8 +35,6 @@ _HEAVIEST = 12
 # Rows whose steps are looked at.
 _MOST_ROWS = 200_000
 _MAX_LANES = 8
-# As training/paths has them: tokens of a micro-batch that nobody set.
-CPU_TOKENS, GPU_TOKENS, FEWEST_TOKENS = 256, 4096, 64
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Work:
             micro_batch_tokens=settings.micro_batch_tokens or 1,
         )
         room = self._room_tokens(settings, how)
-        kept = {"on": 0.0, "off": float("inf")}.get(settings.gradient_checkpointing, room)
+        auto = min(room, CPU_KEPT_TOKENS) if on_cpu else room
+        kept = {"on": 0.0, "off": float("inf")}.get(settings.gradient_checkpointing, auto)
         default = CPU_TOKENS if on_cpu else GPU_TOKENS
         tokens = settings.micro_batch_tokens or min(default, max(FEWEST_TOKENS, int(room)))
         return dataclasses.replace(how, kept_tokens=kept, micro_batch_tokens=tokens)
@@ -116,7 +121,7 @@ class Work:
         return max(candidates, key=lambda found: found.peak_bytes)
 
     def checkpoints(self, rows: Sequence[Example], how: How) -> bool:
-        """Whether any micro-batch of the heaviest steps keeps its blocks' inputs only."""
+        """Whether any micro-batch of the heaviest steps has blocks that keep their inputs only."""
         return any(
             rectangle.positions > how.kept_tokens
             for step in _heaviest(rows, self.settings)

@@ -150,7 +150,7 @@ def test_everything_at_once_equals_rows_one_by_one(
 
     def at_once(nll: Any, recompute: bool) -> Any:
         ahead = caches(count, Rows(10), record=True)
-        with checkpointed_blocks(model, recompute):
+        with checkpointed_blocks(model, None if recompute else 0):
             total = nll(model, start[None], common[None], caches=ahead)[0]
             made = caches(count, Rows(width - 1, lengths, 10), recorded(ahead))
             return total + nll(model, ids, learned, caches=made)[0]

@@ -15,7 +15,7 @@ import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import ResourceError
 from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model import compute, cpu_attention, lora, memory, shapes, stock
-from mlx_itune.training import footprint, lanes, paths, plan, workload
+from mlx_itune.training import footprint, lanes, plan, workload
 from mlx_itune.training.loop import train
 from mlx_itune.training.settings import TrainSettings, settings_from
 from mlx_itune.training.workload import Row
@@ -91,8 +91,6 @@ def test_base_and_adapter_bytes_are_those_of_the_loaded_model(
 def test_constants_are_those_of_the_engine() -> None:
     assert workload.RESIDENT_SHARE == compute._RESIDENT_SHARE
     assert footprint.ATTENTION_BLOCK == cpu_attention._BLOCK_TOKENS
-    tokens = workload.CPU_TOKENS, workload.GPU_TOKENS, workload.FEWEST_TOKENS
-    assert tokens == (paths._CPU_TOKENS, paths._GPU_TOKENS, paths._FEWEST_TOKENS)
     assert workload._MAX_LANES == lanes._MAX_LANES
 
 
