@@ -84,7 +84,7 @@ def sentencepiece(scheme: str) -> Tokenizer:
     """
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
-    trainer = trainers.BpeTrainer(vocab_size=900, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=900, limit_alphabet=150, show_progress=False)
     # A SentencePiece model never holds a NUL.
     trained.train_from_iterator((t.replace("\0", "") for t in texts(1500, seed=8)), trainer)
     pieces = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)

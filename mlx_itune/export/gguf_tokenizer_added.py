@@ -13,7 +13,7 @@ from typing import Any
 from mlx_itune.kit.errors import ModelError
 
 # Texts that become control tokens, most of them ends of a reply, whatever type the file gives.
-_CONTROL_TEXTS = frozenset(
+CONTROL_TEXTS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT] "
     "[EOS] </s> <eos> <|eom_id|> <|return|> <|call|> <|calls|> <|flush|> <end_of_utterance> "
     "<turn|> <|tool_response> [e~[ <｜end▁of▁sentence｜> <|fim_prefix|> <fim-prefix> "
@@ -38,7 +38,7 @@ def control_by_name(state: Mapping[str, Any]) -> list[int]:
 
     added = {token["content"] for token in state["added_tokens"]}
     vocabulary: dict[str, int] = state["model"]["vocab"]
-    names = sorted(_CONTROL_TEXTS & vocabulary.keys() - added)
+    names = sorted(CONTROL_TEXTS & vocabulary.keys() - added)
     if not names:
         return []
     encode = Tokenizer.from_str(json.dumps(state)).encode

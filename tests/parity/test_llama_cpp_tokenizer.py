@@ -115,7 +115,7 @@ def test_sentencepiece(pair: Any, scheme: str, special: bool) -> None:
 def test_a_space_before_the_first_word_only(pair: Any) -> None:
     """Prompts as the template writes them are equal; plain text has to bring its space."""
     both = pair(vocabularies.sentencepiece("first"), template=vocabularies.INST)
-    said = [t for t in torture(()) if not any(m in t for m in MARKS)]
+    said = [t for t in torture(()) if not any(m in t for m in ("<unk>", *MARKS))]
     prompts = [f"<s>[INST] {t} [/INST] {t}</s>[INST] {t} [/INST]" for t in said]
     assert both.differing(prompts, special=True) == []
     assert both.differing(probe_prompts(both.chat), special=True) == []
@@ -133,7 +133,7 @@ def test_the_starter(tmp_path: Path, special: bool) -> None:
     assert both.differing(torture(marks), special=special) == []
 
 
-@pytest.mark.parametrize("kind", ["smollm", "dbrx", "qwen2", "sentencepiece"])
+@pytest.mark.parametrize("kind", ["dbrx", "sentencepiece"])
 def test_every_character_of_every_plane(pair: Any, kind: str) -> None:
     tokenizer = (
         vocabularies.sentencepiece("prepend")
