@@ -84,12 +84,13 @@ def ways(
         found = [way for way in found if way.choice == choice]
     if found:
         return found
-    if choice == "exact":
+    if choice == "exact" and not on_the_grid(layers):
         raise ModelError(
             "an exact merge needs an adapter of the grid on a quantized base",
             hint="train with --adapter grid or qalora, or leave --way out",
         )
-    raise UsageError(f"--way {choice} and --bits {bits} do not go together on this base")
+    asked = f"--way {choice}" + (f" and --bits {bits}" if bits else "")
+    raise UsageError(f"{asked}: this base and adapter have no such way", hint="leave one out")
 
 
 def _all(
@@ -109,7 +110,9 @@ def _all(
         if bits in (16, 32):
             return [Way("dequantized", bits)]
         return [Way("quantized", bits, c) for c in rounded]
-    same = [*_exact(layers, own), *(Way("requantized", own, c) for c in rounded)]
+    # Only MLX's affine grid is rounded to with compensation.
+    here = rounded if _is_affine(model) else [False]
+    same = [*_exact(layers, own), *(Way("requantized", own, c) for c in here)]
     if bits is None:
         wider = [Way("touched", wide, c) for wide in _WIDER if wide > own for c in rounded]
         return [*same, *wider, Way("dequantized", 16)]
@@ -135,6 +138,11 @@ def on_the_grid(layers: Mapping[str, nn.Module]) -> bool:
 
 def _is_brain(layer: nn.Module) -> bool:
     return bool(layer._biases.dtype == mx.bfloat16)
+
+
+def _is_affine(model: nn.Module) -> bool:
+    modes = [m.mode for _, m in model.named_modules() if hasattr(m, "bits")]
+    return bool(max(set(modes), key=modes.count) == "affine")
 
 
 def own_bits(model: nn.Module) -> int | None:

@@ -186,6 +186,9 @@ def test_another_grid_is_replaced_where_it_is_touched(tmp_path: Path) -> None:
     }
     assert settings["mode"] == "mxfp4"
     assert result.bits == 6
+    # Its own grid is not one that errors are compensated on, and nothing says they were.
+    own = merged(folder, adapter, tmp_path / "own", bits=4, max_kl=1.0)
+    assert (own.way, own.calibration_rows) == ("plain", 0)
 
 
 def test_a_wider_layer_of_a_mixed_base_stays_wide(tmp_path: Path) -> None:
@@ -223,7 +226,7 @@ def test_ways_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ({"way": "exact"}, ModelError, "adapter of the grid"),
         ({"way": "exactly"}, UsageError, "no way"),
         ({"bits": 7}, UsageError, "no grid has 7 bits"),
-        ({"way": "float", "bits": 4}, UsageError, "do not go together"),
+        ({"way": "float", "bits": 4}, UsageError, "no such way"),
         ({"way": "compensated", "calibration": []}, UsageError, "rows to calibrate on"),
     ]
     for options, kind, words in refused:
