@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
     Artifact,
     describe,
+    read_json,
     refuse_same,
     require_template,
     write_json,
@@ -83,7 +84,8 @@ def export_hf(
         write_papers(stage, source_dir, config, tokenizer)
         _write_shards(stage, source, tensors, kind, shard_bytes)
         checked = verify_hf(stage, FloatSource(source_dir, deltas), tensors)
-        _write_card(stage, source_dir, base_id or source_dir.resolve().name, kind, checked)
+        papers = _papers(source_dir, adapter_dir)
+        _write_card(stage, base_id or source_dir.resolve().name, kind, checked, papers)
     return HfExport((describe(out, "hf"),), kind, checked)
 
 
@@ -105,6 +107,12 @@ def _deltas(source_dir: Path, adapter_dir: Path | None) -> dict[str, Callable[[]
     loaded = base.load(str(source_dir), compute=compute)
     adapters.apply(loaded, adapter)
     return {path: partial(lora.merge_delta, layer) for path, layer in lora.adapted(loaded.model)}
+
+
+def _papers(source_dir: Path, adapter_dir: Path | None) -> dict[str, Any]:
+    """Where the adapter, or else the fused source, came from."""
+    file = (adapter_dir or source_dir) / adapters.PROVENANCE
+    return read_json(file) if file.is_file() else {}
 
 
 def _write_shards(
@@ -165,9 +173,10 @@ def _size_bytes(tensor: HfTensor, kind: str) -> int:
 
 
 def _write_card(
-    stage: Path, source_dir: Path, base_id: str, kind: str, checked: HfVerification
+    stage: Path, base_id: str, kind: str, checked: HfVerification, papers: Mapping[str, Any]
 ) -> None:
-    """README.md, and provenance.json where the source has one."""
+    """README.md, and provenance.json where there is something to tell."""
+    tuned = ", tuned" if papers else ""
     lines = [
         "---",
         "library_name: transformers",
@@ -175,7 +184,7 @@ def _write_card(
         f"base_model: {base_id}",
         "---",
         "",
-        f"# {base_id}, for transformers",
+        f"# {base_id}{tuned}, for transformers",
         "",
         f"Weights in {kind}, exported by mlx-itune and read back: {checked.numbers:,} numbers in "
         f"{checked.tensors:,} tensors,",
@@ -191,6 +200,5 @@ def _write_card(
     ]
     with storage_errors(stage):
         (stage / "README.md").write_text("\n".join(lines), encoding="utf-8")
-        papers = source_dir / "provenance.json"
-        if papers.is_file():
-            (stage / "provenance.json").write_bytes(papers.read_bytes())
+        if papers:
+            write_json(stage / adapters.PROVENANCE, papers)

@@ -22,7 +22,7 @@ from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model import adapter as adapters
 from mlx_itune.model import base, lora
 from tests.conftest import write_tiny_model
-from tests.export.shipped_models import SHIPPED, write_adapter, write_model
+from tests.export.shipped_models import SHIPPED, mlx_logits, write_adapter, write_model
 
 
 def export(model: Path, out: Path, **options: Any) -> HfExport:
@@ -100,6 +100,29 @@ def test_an_adapter_is_added_before_the_one_rounding(kind: str, tmp_path: Path) 
     for path, layer in lora.adapted(loaded.model):
         wanted = (plain[path] + lora.merge_delta(layer)).astype(mx.bfloat16)
         assert mx.array_equal(shipped[f"{path}.weight"], wanted).item()
+
+
+def test_a_tied_table_may_be_tuned(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", "qwen3", bits=4)
+    adapter = write_adapter(tmp_path / "a", model, keys=["model.embed_tokens"])
+    export(model, tmp_path / "hf", adapter_dir=adapter, dtype="float32")
+    ids = [[7, 8, 9, 10]]
+    got = mlx_logits(tmp_path / "hf", None, ids)
+    assert mx.allclose(got, mlx_logits(model, adapter, ids), atol=1e-4).item()
+    assert not mx.allclose(got, mlx_logits(model, None, ids), atol=1e-2).item()
+    papers = json.loads((tmp_path / "hf" / "provenance.json").read_text())
+    assert papers == json.loads((adapter / "provenance.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3_moe", "gemma3_text"])
+def test_an_export_exports_to_itself(name: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", name, bits=4)
+    first = export(model, tmp_path / "one", dtype="bfloat16")
+    second = export(tmp_path / "one", tmp_path / "two")
+    assert (second.dtype, second.verify.largest_difference) == ("bfloat16", 0)
+    assert first.verify.numbers == second.verify.numbers
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two"))
+    assert one == two
 
 
 def test_the_type_is_the_base_s_unless_asked(tmp_path: Path) -> None:
