@@ -63,10 +63,12 @@ def held_out(
     Raises DataError, UsageError.
     """
     from mlx_itune.model import adapter as adapters
+    from mlx_itune.model.lora import ON_THE_GRID
 
-    if data is not None:
-        return _of_data(data, tokenizer)
     adapter = adapters.load(adapter_dir) if adapter_dir else None
+    if data is not None:
+        # An exact merge has no errors to compensate.
+        return _of_data(data, tokenizer, part=not adapter or adapter.config.kind not in ON_THE_GRID)
     found = _of_run(adapter, tokenizer, runs) if adapter else None
     if found is not None:
         return found
@@ -99,30 +101,38 @@ def scorer(held: HeldOut, tokenizer: ChatTokenizer) -> Callable[[LoadedModel], f
     return score
 
 
-def _of_data(data: Path, tokenizer: ChatTokenizer) -> HeldOut:
-    from mlx_itune.dataset.prepare import prepare
+def _of_data(data: Path, tokenizer: ChatTokenizer, *, part: bool) -> HeldOut:
     from mlx_itune.dataset.sources import load_splits
 
     split, rows = rows_of(data)
     measured, spare = rows[:MEASURED_ROWS], rows[MEASURED_ROWS:]
     if data.is_dir() and split != "train":
         spare = load_splits(data).train
-    elif len(spare) < MEASURED_ROWS // 2 and len(rows) > 1:
-        measured, spare = _parted(rows[: MEASURED_ROWS + len(spare)])
-    calibration = prepare(spare[:CALIBRATION_ROWS], tokenizer).examples if spare else None
+    elif part and len(spare) < MEASURED_ROWS // 2 and len(rows) > 1:
+        # Few rows: two thirds to measure on, one to calibrate on.
+        measured, spare = [row for n, row in enumerate(rows) if n % 3 != 1], rows[1::3]
     name = f"{data.name} ({split})" if data.is_dir() else data.name
-    return HeldOut(prepare(measured, tokenizer).examples, calibration, measured, name)
+    return _held(measured, spare, tokenizer, name)
 
 
-def _parted(
-    rows: Sequence[Conversation],
-) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
-    """Few rows: two thirds to measure on, one to calibrate on."""
-    return [row for n, row in enumerate(rows) if n % 3 != 1], rows[1::3]
+def _held(
+    measured: Sequence[Conversation],
+    spare: Sequence[Conversation],
+    tokenizer: ChatTokenizer,
+    source: str,
+    **options: Any,
+) -> HeldOut:
+    """The rows as tokens; a row to calibrate on that is one of those measured on is left out."""
+    from mlx_itune.dataset.prepare import prepare
+
+    examples = prepare(measured, tokenizer, **options).examples
+    taken = {example.input_ids.tobytes() for example in examples}
+    others = prepare(spare[:CALIBRATION_ROWS], tokenizer, **options).examples if spare else ()
+    calibration = [other for other in others if other.input_ids.tobytes() not in taken]
+    return HeldOut(examples, calibration or None, measured, source)
 
 
 def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut | None:
-    from mlx_itune.dataset.prepare import prepare
     from mlx_itune.dataset.sources import load_splits
     from mlx_itune.kit.config import from_toml
     from mlx_itune.kit.errors import ItuneError
@@ -147,17 +157,14 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
     # Other rows than those of the run may be what it was trained on.
     if {source.sha256 for source in splits.sources} != told or not splits.valid:
         return None
-    options: dict[str, Any] = {
-        "max_length_tokens": settings.max_length,
-        "learn": settings.learn,
-        "too_long": settings.too_long,
-    }
-    rows = splits.valid[:MEASURED_ROWS]
-    return HeldOut(
-        prepare(rows, tokenizer, **options).examples,
-        prepare(splits.train[:CALIBRATION_ROWS], tokenizer, **options).examples,
-        rows,
+    return _held(
+        splits.valid[:MEASURED_ROWS],
+        splits.train,
+        tokenizer,
         "the run's validation rows",
+        max_length_tokens=settings.max_length,
+        learn=settings.learn,
+        too_long=settings.too_long,
     )
 
 

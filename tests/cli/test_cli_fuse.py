@@ -81,7 +81,10 @@ def test_rows_that_are_given_are_measured_on(tuned: tuple[str, ...], capsys: Cap
     way = ("--way", "compensated", "--bits", 8, "--max-kl", 1e9, "--json")
     folder = run(capsys, *tuned, "--out", "a", "--data", "data", *way)
     assert (folder["rows"], folder["calibration_rows"]) == (9, 24)
-    # A file by itself: a third of it is set aside.
+    # An exact merge has no errors to compensate: all rows of a file are measured on.
+    whole = run(capsys, *tuned, "--out", "c", "--data", "data/test.jsonl", "--json")
+    assert (whole["way"], whole["rows"]) == ("exact", 9)
+    # Otherwise a third of a file by itself is set aside.
     file = run(capsys, *tuned, "--out", "b", "--data", "data/test.jsonl", "--no-score", *way)
     assert (file["rows"], file["calibration_rows"]) == (6, 3)
     assert file["score_reference"] is None
