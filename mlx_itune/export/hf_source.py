@@ -90,7 +90,7 @@ class FloatSource:
 
         layer = name.removesuffix(".weight")
         if layer != name and layer in self._grids:
-            scales, biases = (self._tensors.get(f"{layer}.{p}") for p in ("scales", "biases"))
+            scales, biases = self._tensors[f"{layer}.scales"], self._tensors.get(f"{layer}.biases")
             if mx.issubdtype(scales.dtype, mx.floating):
                 scales = part(scales).astype(mx.float32)
                 biases = None if biases is None else part(biases).astype(mx.float32)

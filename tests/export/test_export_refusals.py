@@ -109,8 +109,8 @@ def test_broken_input_is_refused(
     breaking(place)
     before = place.listing()
     got, line = outcome(way, place, capsys)
-    # Click looks at a path before the library does.
-    assert got == (5 if case == "out is a file" and way in (to_hf, to_peft) else code), line
+    # Where a command wants a directory, Click looks before the library does.
+    assert got in ((2, 5) if case == "out is a file" else (code,)), line
     assert line.count("\n") == 0
     assert line.startswith("error: ")
     assert words in line
