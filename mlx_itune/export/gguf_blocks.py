@@ -20,7 +20,7 @@ from mlx_itune.kit.errors import ModelError
 
 Bytes = NDArray[np.uint8]
 BLOCK = 32
-_HALF_EXPONENT = 0x7C00
+_HALF_INFINITY = 0x7C00
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,7 @@ def _nibbles(stored: Stored, rows: int, blocks: int) -> Bytes:
 
 
 def _require_finite(halves: NDArray[np.float16], numbers: mx.array, name: str) -> None:
-    bits = halves.view(np.uint16)
-    if ((bits & _HALF_EXPONENT) == _HALF_EXPONENT).any():
+    if (halves.view(np.uint16) & 0x7FFF).max() >= _HALF_INFINITY:
         _require_numbers(numbers, name)
         raise Overflow(name)
 

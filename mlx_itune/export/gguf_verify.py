@@ -6,13 +6,14 @@ its own dequantization, and rows of q and k are put back in order from the file'
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gguf
 import mlx.core as mx
@@ -27,7 +28,8 @@ from mlx_itune.model import stock
 
 Float32 = NDArray[np.float32]
 
-_CHUNK_NUMBERS = 1 << 22
+# Numbers that are compared at once; a megabyte stays in the processor's cache.
+_CHUNK_NUMBERS = 1 << 18
 # llama.cpp rotates neighbouring values in these, and the two halves of a head in all others.
 NEIGHBOURS = ("llama", "granite", "smollm3")
 _RE_PACKED = ("Q4_1", "Q5_1", "MXFP4")
@@ -57,8 +59,11 @@ class _Weight:
 
     shape: tuple[int, ...]
     rows: Callable[[slice], Float32]
-    # The same with scales and biases rounded to halves, which is all that a block can hold.
+    # The same with scales and biases rounded to halves, all that a block can hold, if they are not.
     halves: Callable[[slice], Float32] | None = None
+    # Of floats that are taken as they are: GGUF's name of their type, and their bytes.
+    kind: str = ""
+    raw: Callable[[slice], NDArray[Any]] | None = None
     # How far apart two ways to compute the numbers may be, relative to them.
     slack: float = 0.0
 
@@ -80,26 +85,30 @@ def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> G
             reader = gguf.GGUFReader(file)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ModelError(f"is no readable GGUF file ({error})", where=str(file)) from error
-    model, _ = stock.read(source_dir)
-    inner = getattr(model, "language_model", model)
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field is not None else ""
-    expected = dict(_expected(inner, architecture))
+    expected, args = _source(source_dir, architecture)
     types: Counter[str] = Counter()
     exact = rounded = 0
     furthest = 0.0
-    for tensor in reader.tensors:
-        if tensor.name not in expected:
-            raise ModelError(f"{tensor.name} is twice there, or not the model's", where=str(file))
-        heads = _heads(tensor.name, inner, architecture)
-        found = _compare(tensor, expected.pop(tensor.name), heads, requantized)
-        if found is None:
-            raise ModelError(f"{tensor.name} is not what the model holds", where=str(file))
-        types[tensor.tensor_type.name] += 1
-        exact += found[0] == 0
-        rounded += found[0]
-        furthest = max(furthest, found[1])
-        mx.clear_cache()
+    with storage_errors(file), file.open("rb") as data:
+        for tensor in reader.tensors:
+            weight = expected.pop(tensor.name, None)
+            if weight is None:
+                raise ModelError(
+                    f"{tensor.name} is twice there, or not the model's", where=str(file)
+                )
+            heads = _heads(tensor.name, args, architecture)
+            found = _compare(tensor, data, weight, heads, requantized)
+            if found is None:
+                raise ModelError(f"{tensor.name} is not what the model holds", where=str(file))
+            types[tensor.tensor_type.name] += 1
+            exact += found[0] == 0
+            rounded += found[0]
+            furthest = max(furthest, found[1])
+            # Weights leave memory when they have been compared.
+            del weight
+            mx.clear_cache()
     if expected:
         raise ModelError(f"{min(expected)} is missing", where=str(file))
     return GgufVerification(
@@ -108,28 +117,37 @@ def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> G
 
 
 def _compare(
-    tensor: Any, weight: _Weight, heads: int | None, requantized: bool
+    tensor: Any, file: BinaryIO, weight: _Weight, heads: int | None, requantized: bool
 ) -> tuple[int, float] | None:
     """(numbers that differ, by how much at most); None where the type does not account for it."""
     if tuple(reversed([int(n) for n in tensor.shape])) != weight.shape:
         return None
     kind = tensor.tensor_type.name
     near = requantized and kind != "F32"
-    data = tensor.data.reshape(-1, tensor.data.shape[-1] if len(weight.shape) > 1 else 1)
-    if heads is not None:
-        pairs = data.reshape(heads, -1, 2, data.shape[-1])
-        data = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(data.shape)
-    step = max(1, _CHUNK_NUMBERS // weight.columns)
+    total = math.prod(weight.shape) // weight.columns
+    head = total // heads if heads else 1
+    step = max(1, _CHUNK_NUMBERS // weight.columns // head) * head
     differ, furthest, error, power = 0, 0.0, 0.0, 0.0
-    for start in range(0, len(data), step):
-        rows = slice(start, start + step)
+    # Read, not mapped: mapped pages would count as memory of this process.
+    file.seek(int(tensor.data_offset))
+    for start in range(0, total, step):
+        rows = slice(start, min(start + step, total))
+        part = _read(file, tensor, rows.stop - start, total)
+        if heads:
+            pairs = part.reshape(-1, head // 2, 2, part.shape[-1])
+            part = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(part.shape)
+        if kind == weight.kind and weight.raw is not None:
+            if not np.array_equal(part.view(np.uint8), weight.raw(rows).view(np.uint8)):
+                return None
+            continue
         want = weight.rows(rows)
-        part = np.ascontiguousarray(data[rows])
         got = gguf.quants.dequantize(part, tensor.tensor_type).reshape(want.shape)
-        gap = np.abs(got - want)
+        if not near and np.array_equal(got, want):
+            continue
         held = None if near else _held(kind, part, want, weight, rows)
-        if held is not None and not (np.abs(got - held) <= weight.slack * np.abs(held)).all():
+        if held is not None and not _equal(got, held, weight.slack):
             return None
+        gap = np.abs(got - want)
         differ += int(np.count_nonzero(gap))
         furthest = max(furthest, float(gap.max()))
         if held is None:
@@ -137,6 +155,21 @@ def _compare(
             power += float(np.square(want, dtype=np.float64).sum())
     # A NaN fails here, too.
     return (differ, furthest) if error <= _MAX_ERROR**2 * power else None
+
+
+def _equal(got: Float32, held: Float32, slack: float) -> bool:
+    if slack:
+        return bool((np.abs(got - held) <= slack * np.abs(held)).all())
+    return np.array_equal(got, held)
+
+
+def _read(file: BinaryIO, tensor: Any, rows: int, total: int) -> NDArray[Any]:
+    """The next rows of a tensor's data, (rows, items or bytes)."""
+    size_bytes = int(tensor.n_bytes) // total * rows
+    read = np.frombuffer(file.read(size_bytes), dtype=np.uint8)
+    if len(read) != size_bytes:
+        raise ModelError(f"ends within {tensor.name}", where=file.name)
+    return np.asarray(read.view(tensor.data.dtype).reshape(rows, -1))
 
 
 def _held(
@@ -152,8 +185,8 @@ def _held(
         bits = want.view(np.uint32)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         return nearest.astype(np.uint32).view(np.float32)
-    if kind in _RE_PACKED and weight.halves is not None:
-        return weight.halves(rows)
+    if kind in _RE_PACKED:
+        return want if weight.halves is None else weight.halves(rows)
     if kind in ("Q8_0", "Q4_0"):
         number = gguf.GGMLQuantizationType[kind]
         again = gguf.quants.quantize(want, number)
@@ -163,12 +196,20 @@ def _held(
     return None
 
 
-def _expected(inner: nn.Module, architecture: str) -> Iterator[tuple[str, _Weight]]:
-    """Every tensor that the file must have, by GGUF's name."""
+def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
+    """Every tensor that the file must have, by GGUF's name, and the arguments of mlx-lm's model."""
     numbers = [n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
     if not numbers:
         raise ModelError(f"has the unknown architecture {architecture!r}")
-    names = gguf.get_tensor_name_map(numbers[0], len(inner.layers))
+    model, _ = stock.read(folder)
+    inner = getattr(model, "language_model", model)
+    return dict(_expected(inner, architecture, numbers[0])), inner.args
+
+
+def _expected(
+    inner: nn.Module, architecture: str, number: gguf.MODEL_ARCH
+) -> Iterator[tuple[str, _Weight]]:
+    names = gguf.get_tensor_name_map(number, len(inner.layers))
     parameters = dict(tree_flatten(inner.parameters()))
     modules = dict(inner.named_modules())
     table = None
@@ -197,22 +238,34 @@ def _weight(array: mx.array, module: nn.Module, part: str, add: float) -> _Weigh
         matrix = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
 
         def plain(rows: slice) -> Float32:
-            return np.asarray(np.array(matrix[rows].astype(mx.float32)) + np.float32(add))
+            numbers: Float32 = np.array(matrix[rows].astype(mx.float32))
+            return numbers + np.float32(add) if add else numbers
 
-        return _Weight(tuple(array.shape), plain)
+        if add:
+            return _Weight(tuple(array.shape), plain)
+        kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}[array.dtype]
+        word = mx.uint32 if kind == "F32" else mx.uint16
+
+        def raw(rows: slice) -> NDArray[Any]:
+            return np.array(matrix[rows].view(word))
+
+        return _Weight(tuple(array.shape), plain, kind=kind, raw=raw)
     scales, biases = module["scales"], module.get("biases")
     shape = (*array.shape[:-1], scales.shape[-1] * module.group_size)
     codes, scales = (a.reshape(-1, a.shape[-1]) for a in (array, scales))
     grid = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+    affine = module.mode == "affine"
 
     def dequantized(rows: slice, through: Any = None) -> Float32:
-        if module.mode != "affine":
+        if not affine:
             numbers = mx.dequantize(codes[rows], scales[rows], **grid)
             return np.array(numbers.astype(mx.float32))
         flat = biases.reshape(-1, biases.shape[-1])
         s, b = (a[rows].astype(through or a.dtype).astype(mx.float32) for a in (scales, flat))
         return np.array(mx.dequantize(codes[rows], s, b, **grid))
 
+    if not affine or scales.dtype == mx.float16:
+        return _Weight(shape, dequantized)
     return _Weight(shape, dequantized, lambda rows: dequantized(rows, mx.float16))
 
 
@@ -234,11 +287,11 @@ def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
         yield "rope_factors_short.weight", weight
 
 
-def _heads(name: str, inner: nn.Module, architecture: str) -> int | None:
+def _heads(name: str, args: Any, architecture: str) -> int | None:
     """Heads whose rows lie in pairs in the file, or None."""
     found = re.fullmatch(r"blk\.(\d+)\.attn_([qk])\.(weight|bias)", name)
-    swapped = architecture in NEIGHBOURS and not getattr(inner.args, "rope_traditional", False)
+    swapped = architecture in NEIGHBOURS and not getattr(args, "rope_traditional", False)
     if found is None or not swapped:
         return None
-    heads = inner.args.num_attention_heads
-    return int(heads if found[2] == "q" else inner.args.num_key_value_heads or heads)
+    heads = args.num_attention_heads
+    return int(heads if found[2] == "q" else args.num_key_value_heads or heads)

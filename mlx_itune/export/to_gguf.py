@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,12 +37,16 @@ Observe = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GgufExport:
-    """The file written, what could not be as asked, and what reading it back showed."""
+    """The file written, what could not be as asked, and what reading it back showed.
+
+    ``write_s``: seconds until the file, of halves where a K-quant is made, was safe on disk.
+    """
 
     path: str
     kind: str
     architecture: str
     bytes: int
+    write_s: float
     notes: tuple[str, ...]
     verify: GgufVerification
 
@@ -73,8 +78,10 @@ def export_gguf(
     with staged_file(out_file, overwrite=overwrite) as stage:
         # The quantizer reads halves, and writes beside them.
         first = stage.with_suffix(".f16") if kind in K_QUANTS else stage
+        started = time.monotonic()
         say(f"writing {kind if first == stage else 'f16'}")
         done = _write_whole(source_dir, first, kind, tokenizer, name or source_dir.resolve().name)
+        write_s = time.monotonic() - started
         say("reading it back")
         checked = verify_gguf(first, source_dir)
         if first != stage:
@@ -82,7 +89,9 @@ def export_gguf(
             quantize(first, stage, kind)
             checked = verify_gguf(stage, source_dir, requantized=True)
         size_bytes = stage.stat().st_size
-    return GgufExport(str(out_file), kind, done.architecture.name, size_bytes, done.notes, checked)
+    return GgufExport(
+        str(out_file), kind, done.architecture.name, size_bytes, write_s, done.notes, checked
+    )
 
 
 def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str) -> Plan:

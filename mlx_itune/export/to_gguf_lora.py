@@ -70,13 +70,15 @@ def export_gguf_lora(
         raise ModelError("has scale 0, which llama.cpp takes for 1", where=str(adapter_dir))
     # The weights stay packed: none of them is computed with.
     loaded = base.load(model, compute="quantized", offline=offline)
-    adapters.apply(loaded, adapter, allow_other_base=allow_other_base)
     try:
         architecture, facts = architecture_of(loaded.model, loaded.config)
         metadata(architecture, facts)
+        adapters.apply(loaded, adapter, allow_other_base=allow_other_base)
         tensors = list(_tensors(loaded, architecture, facts))
     except ModelError as error:
-        raise ModelError(error.message, where=str(adapter_dir), hint=error.hint) from None
+        raise ModelError(
+            error.message, where=error.where or str(adapter_dir), hint=error.hint
+        ) from None
     writer = gguf.GGUFWriter(None, architecture.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(f"{loaded.id}, adapter")

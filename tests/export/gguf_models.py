@@ -11,8 +11,9 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
+from mlx_itune.model import adapter, base, lora
 from tests.conftest import SPECIAL_TOKENS, write_tiny_tokenizer
 
 _SHAPE: dict[str, Any] = {
@@ -144,3 +145,22 @@ def _random(path: str, like: mx.array, kind: str, key: mx.array) -> mx.array:
     if like.ndim == 1:
         return 0.1 * noise
     return noise * like.shape[-1] ** -0.5
+
+
+def write_adapter(
+    out: Path, base_dir: Path, kind: str = "lora", *, keys: list[str] | None = None
+) -> Path:
+    """Write an adapter of rank 4 and scale 2 whose B is not zero; `keys` as for `lora.attach`."""
+    loaded = base.load(str(base_dir))
+    lora.attach(loaded.model, rank=4, scale=2.0, kind=kind, keys=keys)
+    key = mx.random.key(7)
+    loaded.model.update(
+        tree_map(
+            lambda a: a + 0.1 * mx.random.normal(a.shape, key=key),
+            loaded.model.trainable_parameters(),
+        )
+    )
+    config = adapter.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
+    papers = {"base": {"id": loaded.id, "fingerprint": loaded.fingerprint}}
+    adapter.save(out, loaded.model, config, papers)
+    return out

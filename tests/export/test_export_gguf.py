@@ -1,0 +1,281 @@
+"""GGUF files hold the model that they were made from, and nothing is left where they cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from tests.export.gguf_models import MODELS, write_model
+
+import mlx.core as mx  # isort: skip
+
+from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.export import gguf_plan
+from mlx_itune.export.gguf_verify import verify_gguf
+from mlx_itune.export.to_gguf import GgufExport, export_gguf
+from mlx_itune.kit.errors import ModelError, StorageError, UsageError
+from mlx_itune.kit.tensorfile import read_header
+
+FOUR_BITS = {"group_size": 64, "bits": 4}
+
+
+def export(source: Path, kind: str = "f16", **options: Any) -> GgufExport:
+    out = source.with_name(f"{source.name}-{kind}.gguf")
+    return export_gguf(source, out, kind=kind, tokenizer=load_tokenizer(source), **options)
+
+
+def keys(path: str) -> dict[str, Any]:
+    return {name: f.contents() for name, f in gguf.GGUFReader(path).fields.items()}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("gguf") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def llama_4bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gguf") / "llama-4bit"
+    return write_model(folder, "llama", quantization=FOUR_BITS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_reads_back(name: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "float", name)
+    done = export(source)
+    assert done.bytes == Path(done.path).stat().st_size
+    # Halves stay what they are; the rest is float32.
+    assert set(done.verify.types) == {"F16", "F32"}
+    assert done.verify.largest_difference < 1e-5
+    packed = write_model(tmp_path / "packed", name, quantization={"group_size": 32, "bits": 4})
+    lossless = export(packed, "lossless")
+    assert lossless.verify.types["Q4_1"] >= done.verify.types["F16"]
+    assert lossless.verify.largest_difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kind"),
+    [
+        ({"group_size": 32, "bits": 2}, "Q4_1"),
+        ({"group_size": 64, "bits": 3}, "Q4_1"),
+        ({"group_size": 32, "bits": 4}, "Q4_1"),
+        ({"group_size": 64, "bits": 4}, "Q4_1"),
+        ({"group_size": 64, "bits": 5}, "Q5_1"),
+        ({"group_size": 32, "bits": 5}, "Q5_1"),
+        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MXFP4"),
+        ({"group_size": 16, "bits": 4, "mode": "nvfp4"}, "F16"),
+        ({"group_size": 32, "bits": 8, "mode": "mxfp8"}, "BF16"),
+        ({"group_size": 64, "bits": 6}, "F32"),
+        ({"group_size": 64, "bits": 8}, "F32"),
+    ],
+)
+def test_lossless_is_every_bit_of_it(
+    quantization: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    source = write_model(tmp_path / "m", "llama", quantization=quantization)
+    done = export(source, "lossless")
+    assert done.verify.types[kind] == (21 if kind == "F32" else 16)
+    assert (done.verify.rounded_weights, done.verify.largest_difference) == (0, 0.0)
+    assert done.verify.exact_tensors == done.verify.tensors
+    twin = kind in ("Q4_1", "Q5_1", "MXFP4")
+    assert bool(done.notes) != twin
+    if twin:
+        codes = sum(t.end - t.start for t in read_header(source / "model.safetensors").values())
+        # d and m for 32 codes where MLX has s and b for a group, or 4-bit codes for fewer bits.
+        assert Path(done.path).stat().st_size < 2.5 * codes
+
+
+def test_lossless_with_groups_of_128(tmp_path: Path) -> None:
+    source = write_model(
+        tmp_path / "m", "llama", quantization={"group_size": 128, "bits": 4}, intermediate_size=256
+    )
+    assert export(source, "lossless").verify.rounded_weights == 0
+
+
+def test_scales_that_no_half_can_say_are_rounded_and_counted(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m", "llama", quantization=FOUR_BITS, dtype=mx.float32)
+    checked = export(source, "lossless").verify
+    assert checked.rounded_weights > 0
+    # Half a unit in the last place of a half, of scales below 1 and codes to 15.
+    assert 0 < checked.largest_difference < 2**-11 * 2
+
+
+def test_bfloat16_scales_are_halves_already(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m", "llama", quantization=FOUR_BITS, dtype=mx.bfloat16)
+    assert export(source, "lossless").verify.rounded_weights == 0
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_every_type_from_quantized_weights(llama_4bit: Path, kind: str) -> None:
+    done = export(llama_4bit, kind, overwrite=True)
+    named = kind.upper()
+    assert done.verify.types[named] >= 15
+    assert done.kind == kind
+    if kind == "q4_0":
+        assert done.verify.types["Q8_0"] == 1
+
+
+def test_metadata_says_what_mlx_lm_computes(tmp_path: Path) -> None:
+    done = export(write_model(tmp_path / "gemma", "gemma3_text/pattern"))
+    found = keys(done.path)
+    assert found["general.architecture"] == "gemma3"
+    assert found["general.name"] == "gemma"
+    assert found["gemma3.attention.sliding_window"] == 16
+    assert found["gemma3.attention.sliding_window_pattern"] == 2
+    assert found["gemma3.rope.freq_base_swa"] == 5000.0
+    assert found["gemma3.rope.scaling.factor"] == 8.0
+    assert len(found["tokenizer.ggml.tokens"]) == found["gemma3.vocab_size"]
+
+
+def test_a_window_bounds_the_context_of_a_llama(tmp_path: Path) -> None:
+    types = ["sliding_attention", "full_attention"]
+    source = write_model(tmp_path / "m", "mistral", sliding_window=64, layer_types=types)
+    done = export(source)
+    assert keys(done.path)["llama.context_length"] == 64
+    assert "sliding window" in done.notes[0]
+
+
+def test_pieces_of_tensors_make_the_same_file(
+    llama_4bit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(export(llama_4bit, "lossless", overwrite=True).path).read_bytes()
+    monkeypatch.setattr(gguf_plan, "_CHUNK_NUMBERS", 1000)
+    assert Path(export(llama_4bit, "lossless", overwrite=True).path).read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["f16", "lossless", "q8_0"])
+def test_a_flipped_bit_is_found_wherever_it_is(llama_4bit: Path, kind: str) -> None:
+    path = Path(export(llama_4bit, kind, overwrite=True).path)
+    good = path.read_bytes()
+    for tensor in gguf.GGUFReader(path).tensors[::3]:
+        for place in (0, int(tensor.n_bytes) // 2, int(tensor.n_bytes) - 1):
+            bad = bytearray(good)
+            bad[int(tensor.data_offset) + place] ^= 0x10
+            path.write_bytes(bad)
+            with pytest.raises(ModelError, match="is not what the model holds"):
+                verify_gguf(path, llama_4bit)
+
+
+def test_swapped_tensors_and_rows_out_of_order_are_found(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(export(llama, overwrite=True).path)
+    data = bytearray(path.read_bytes())
+    names = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    gate, up = names["blk.0.ffn_gate.weight"], names["blk.0.ffn_up.weight"]
+    a, b = int(gate.data_offset), int(up.data_offset)
+    size = int(gate.n_bytes)
+    data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="ffn_gate"):
+        verify_gguf(path, llama)
+    monkeypatch.setattr(gguf_plan, "rotated_heads", lambda name, facts: None)
+    with pytest.raises(ModelError, match=r"blk\.0\.attn_k\.weight"):
+        export(llama, overwrite=True)
+
+
+def test_another_model_is_not_taken_for_this_one(llama: Path, tmp_path: Path) -> None:
+    path = Path(export(llama, overwrite=True).path)
+    with pytest.raises(ModelError, match="is not what the model holds"):
+        verify_gguf(path, write_model(tmp_path / "other", "llama", seed=1))
+    tied = tmp_path / "tied"
+    shutil.copytree(llama, tied)
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(ModelError, match=r"output\.weight is twice there, or not the model"):
+        verify_gguf(path, tied)
+    with pytest.raises(ModelError, match=r"output\.weight is missing"):
+        verify_gguf(Path(export(tied).path), llama)
+
+
+def test_a_file_cut_short_is_refused(llama: Path) -> None:
+    path = Path(export(llama, overwrite=True).path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ModelError, match=r"readable|ends within"):
+        verify_gguf(path, llama)
+    path.write_bytes(b"GGUF but not really")
+    with pytest.raises(ModelError, match="no readable GGUF"):
+        verify_gguf(path, llama)
+
+
+def _change(source: Path, name: str, value: float) -> None:
+    weights = dict(mx.load(str(source / "model.safetensors")))
+    weights[name][0, 0] = value
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused_and_nothing_stays(tmp_path: Path, value: float) -> None:
+    source = write_model(tmp_path / "m", "llama")
+    _change(source, "model.layers.1.mlp.down_proj.weight", value)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj\.weight holds NaN"):
+        export(source)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_is_beyond_a_half_stays_float32(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m", "llama", dtype=mx.float32)
+    _change(source, "model.layers.0.mlp.up_proj.weight", 1e5)
+    done = export(source)
+    assert done.verify.types == {"F16": 15, "F32": 6}
+    assert "beyond a half" in done.notes[0]
+
+
+def test_rows_that_fill_no_block_stay_halves(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m", "llama", intermediate_size=176)
+    done = export(source, "q8_0")
+    assert done.verify.types == {"Q8_0": 14, "F16": 2, "F32": 5}
+    assert "no multiple of 32" in done.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 30}, "query_pre_attn_scalar is 30"),
+        ("smollm3", {"no_rope_layer_interval": 2}, "leaves out every 4th"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "no rotary scaling"),
+        ("qwen2", {"rope_traditional": True}, "rope_traditional"),
+        ("smollm3", {"mlp_bias": True}, r"has no model\.layers\.\d\.mlp\.\w+\.bias"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
+        ("olmo2", {"head_dim": 64}, "do not make 128"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    name: str, changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        export(write_model(tmp_path / "m", name, **changes))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_unknown_architecture_is_refused_with_those_known(llama: Path, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m", "llama")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "xverse"}))
+    with pytest.raises(ModelError, match=r"'xverse' cannot be exported.*gemma2, gemma3_text"):
+        export(source)
+
+
+def test_nothing_is_overwritten_unasked(llama: Path) -> None:
+    path = Path(export(llama, overwrite=True).path)
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match="already exists"):
+        export(llama)
+    with pytest.raises(UsageError, match="did you mean q4_k_m"):
+        export(llama, "q4_km")
+    assert path.read_bytes() == before
+
+
+def test_k_quants_without_llama_cpp_say_what_to_install(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(UsageError, match="pip install"):
+        export(llama, "q4_k_m")
