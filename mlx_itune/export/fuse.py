@@ -200,6 +200,8 @@ class _Job:
         try:
             with staged_directory(self.out, overwrite=self.overwrite) as stage:
                 write_model(stage, self.source, tensors, quantization, self.tokenizer)
+                # On disk now; another model is about to be loaded.
+                del tensors
                 if way.kind == "exact" and way.dtype is None:
                     require_same_codes(stage, self.raw, self.layers)
                 # Measured on the very files that ship, read back.
