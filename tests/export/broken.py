@@ -168,7 +168,7 @@ BROKEN: dict[str, tuple[Callable[[Place], Any], int, str]] = {
         "no adapter directory",
     ),
     "other tokenizer": (other_tokenizer, 4, "another tokenizer"),
-    "tokenizer larger than the model": (larger_tokenizer, 4, "rows for them"),
+    "tokenizer larger than the model": (larger_tokenizer, 4, "rows"),
     "no tokenizer": (lambda p: (p.model / "tokenizer.json").unlink(), 4, "tokenizer"),
     "no config": (lambda p: (p.model / "config.json").unlink(), 4, "config"),
     "config no JSON": (lambda p: (p.model / "config.json").write_text("{"), 4, "JSON"),

@@ -18,6 +18,8 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.cli import main
 from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.export.to_gguf import export_gguf
+from mlx_itune.export.to_gguf_lora import export_gguf_lora
 from mlx_itune.export.to_hf import export_hf
 from mlx_itune.export.to_peft import export_peft
 from mlx_itune.kit.errors import ItuneError
@@ -86,6 +88,15 @@ def to_peft(place: Place) -> None:
     export_peft(place.adapter, str(place.model), place.out, tokenizer=tokenizer)
 
 
+def to_gguf(place: Place) -> None:
+    tokenizer = load_tokenizer(place.model)
+    export_gguf(place.model, place.out, kind="f16", tokenizer=tokenizer)
+
+
+def to_gguf_lora(place: Place) -> None:
+    export_gguf_lora(place.adapter, str(place.model), place.out)
+
+
 def outcome(
     way: Callable[[Place], Any], place: Place, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
@@ -118,7 +129,39 @@ def test_broken_input_is_refused(
     assert place.listing() == before
 
 
-@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf])
+# What one of the two GGUF exports does not look at.
+ADAPTERS = frozenset(case for case in BROKEN if "adapter" in case) | {
+    "another base",
+    "wrong rank",
+    "other layers",
+    "unknown fine_tune_type",
+    "grid without factors",
+    "other tokenizer",
+}
+NOT_LORA = frozenset({"no tokenizer", "tokenizer larger than the model"})
+
+
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [
+        *((case, to_gguf) for case in BROKEN if case not in ADAPTERS),
+        *((case, to_gguf_lora) for case in BROKEN if case not in NOT_LORA),
+    ],
+)
+def test_broken_input_to_gguf_is_refused(
+    case: str, way: Any, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaking, code, words = BROKEN[case]
+    breaking(place)
+    before = place.listing()
+    got, line = outcome(way, place, capsys)
+    assert got == (5 if case.startswith("out is") else code), line
+    assert line.count("\n") == 0
+    assert words in line or case.startswith("out is")
+    assert place.listing() == before
+
+
+@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf, to_gguf])
 @pytest.mark.parametrize(("name", "value"), [(A_NORM, "nan"), (A_SCALE, "inf")])
 def test_a_base_with_numbers_that_are_none(
     way: Any, name: str, value: str, place: Place, capsys: pytest.CaptureFixture[str]
@@ -170,7 +213,7 @@ def test_a_destination_that_is_or_holds_the_source(
     assert place.listing() == before
 
 
-@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf, to_peft])
+@pytest.mark.parametrize("way", [fuse, to_mlx, to_hf, to_peft, to_gguf])
 def test_a_full_disk_is_seen_ahead(
     way: Any, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +227,7 @@ def test_a_full_disk_is_seen_ahead(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("way", [to_hf, to_peft])
+@pytest.mark.parametrize("way", [to_hf, to_peft, to_gguf, to_gguf_lora])
 def test_a_disk_that_fails_while_it_is_written(
     way: Any,
     number: int,
