@@ -101,7 +101,7 @@ def check_tokenizer(
         compared = [unicodedata.normalize("NFC", text) for text in compared]
     count = 0
     for text in compared:
-        wanted = tokenizer.encode_ids(text)
+        wanted = tokenizer.hf.backend_tokenizer.encode(text, add_special_tokens=False).ids
         if read.encode(text) != wanted:
             raise ModelError(f"llama.cpp would read {text[:40]!r} otherwise", where=str(file))
         count += len(wanted)
