@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,9 @@ def command(
     With --json the address is printed as one object once requests are answered.
     """
     from mlx_itune.inference.serve import serve
+
+    # A shell that starts it in the background has it ignore Ctrl-C's signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def announce(listening: Listening) -> None:
         _announce(listening, as_json)

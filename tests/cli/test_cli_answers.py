@@ -160,8 +160,11 @@ def test_chat_commands_and_history(cli: Any) -> None:
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(tiny_model_dir: Path) -> None:
     flags = ["--max-tokens", "1900", "--temperature", "1", "--offline"]
+    # Tests that run in a shell's background would hand on that this signal is ignored.
+    heeds = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"import signal, sys; from mlx_itune.cli import main; {heeds}; main(sys.argv[1:])"
     with subprocess.Popen(
-        [sys.executable, "-m", "mlx_itune", "chat", "--model", str(tiny_model_dir), *flags],
+        [sys.executable, "-c", script, "chat", "--model", str(tiny_model_dir), *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -226,16 +226,17 @@ def test_a_client_that_goes_away_does_not_stop_the_others(client: Client) -> Non
     assert client.get("/health")[0] == 200
 
 
-def test_sigterm_lets_answers_end(adapters: dict[str, Path]) -> None:
-    with serving("--model", "starter", "--concurrency", "1") as client:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_answers_end(tiny_model_dir: Path, sent: int, code: int) -> None:
+    with serving("--model", str(tiny_model_dir), "--concurrency", "1") as client:
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(client.text, QUESTIONS[0], max_tokens=300)
             while not asked.running():
                 pass
             time.sleep(0.5)
-            client.process.send_signal(signal.SIGTERM)
+            client.process.send_signal(sent)
             assert len(asked.result()) > 20
-        assert client.process.wait(20) == 143
+        assert client.process.wait(20) == code
         assert client.process.stderr is not None
         assert "Traceback" not in client.process.stderr.read()
 
