@@ -1,20 +1,53 @@
-"""``export``: a model for another runtime, read back and verified."""
+"""``export``: a model or an adapter for another runtime, read back and verified."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_itune.cli import options
 
+if TYPE_CHECKING:
+    from mlx_itune.export.formats import Exported
 
-@options.command("export", "mlx-itune export --model fused --to mlx --out shipped")
+
+@options.command(
+    "export", "mlx-itune export --model starter --adapter adapter --to gguf --out tuned.gguf"
+)
 @options.model
 @options.adapter
-@click.option("--to", "kind", type=click.Choice(["mlx"]), required=True, help="The format.")
-@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(["mlx", "gguf", "gguf-lora", "hf", "peft", "ollama", "lmstudio"]),
+    required=True,
+    help="gguf-lora and peft take the adapter alone; the others a whole model, merged if need be.",
+)
+@click.option("--out", type=options.ANY_PATH, required=True, metavar="PATH")
+@click.option(
+    "--type",
+    "tensors",
+    metavar="TYPE",
+    help="Of the tensors. gguf, ollama: lossless (MLX's own codes; the default of a quantized "
+    "model), f32, f16, bf16, q8_0, q4_0, q4_k_m, q5_k_m, q6_k. hf: f32, f16, bf16. lmstudio: mlx "
+    "(default) or a type of gguf.",
+)
+@click.option("--name", help="The model's name; for LM Studio PUBLISHER/MODEL.")
+@click.option(
+    "--separate", is_flag=True, help="Ollama: the adapter beside its base, instead of merged."
+)
+@click.option(
+    "--bundle", is_flag=True, help="Add manifest, model card, licences, scripts and snippets."
+)
+@click.option(
+    "--way",
+    type=click.Choice(["auto", "exact", "compensated", "plain", "float"]),
+    help="How --adapter is merged (see fuse); by default what the type makes best.",
+)
+@options.runs
 @options.fidelity
 @options.template
 @options.compute
@@ -23,6 +56,12 @@ def command(
     adapter: Path | None,
     kind: str,
     out: Path,
+    tensors: str | None,
+    name: str | None,
+    separate: bool,
+    bundle: bool,
+    way: str | None,
+    runs: Path,
     bits: str | None,
     max_kl: float | None,
     allow_lossy: bool,
@@ -32,44 +71,83 @@ def command(
     as_json: bool,
     offline: bool,
 ) -> None:
-    """Write a model directory for mlx-lm, mlx-swift-lm and LM Studio, and read it back.
+    """Write a model for mlx-lm, llama.cpp, Ollama, LM Studio, transformers or PEFT; read it back.
 
-    With --adapter it is merged first, as `fuse` does.
+    With --adapter it is merged first, as `fuse` does, and what that lost is measured.
     """
     from mlx_itune.cli import report
-    from mlx_itune.cli.opening import fidelity_examples, open_tokenizer
-    from mlx_itune.export.fuse import DEFAULT_MAX_KL
-    from mlx_itune.export.to_mlx import export_mlx
+    from mlx_itune.cli.held_out import held_out
+    from mlx_itune.cli.opening import open_tokenizer
+    from mlx_itune.export.formats import Request, export
     from mlx_itune.kit.errors import UsageError
     from mlx_itune.model import adapter as adapters
     from mlx_itune.model.base import resolve
 
-    if adapter is None and bits:
-        raise UsageError("--bits takes effect only with --adapter", hint="leave it out")
+    if adapter is None and (bits or way):
+        raise UsageError("--bits and --way take effect only with --adapter", hint="leave them out")
     source = resolve(model, offline=offline)
     tokenizer = open_tokenizer(source, adapters.load(adapter) if adapter else None, template)
-    result = export_mlx(
-        model,
-        adapter,
-        out,
-        data=fidelity_examples(model, adapter, tokenizer, data, compute=compute, offline=offline),
+    merge: dict[str, Any] = {"allow_lossy": allow_lossy}
+    merge |= {"way": way} if way else {}
+    merge |= {"bits": int(bits)} if bits else {}
+    merge |= {} if max_kl is None else {"max_kl": max_kl}
+    turns: list[Any] = []
+    measured = kind == "mlx" or (adapter is not None and kind not in ("gguf-lora", "peft", "hf"))
+    if measured or (kind == "lmstudio" and tensors in (None, "mlx")):
+        rows = held_out(
+            model, adapter, tokenizer, data, runs=runs, compute=compute, offline=offline
+        )
+        merge |= {"data": rows.measured, "calibration": rows.calibration}
+        turns = [row.turns for row in rows.questions]
+    elif data is not None:
+        raise UsageError("--data takes effect only where something is measured on it")
+    request = Request(
+        model=model,
+        adapter=adapter,
+        format=kind,
+        out=out,
         tokenizer=tokenizer,
-        bits=int(bits) if bits else None,
-        max_kl=DEFAULT_MAX_KL if max_kl is None else max_kl,
-        allow_lossy=allow_lossy,
+        type=tensors,
+        name=name,
+        separate=separate,
+        bundle=bundle,
+        merge=merge,
+        conversations=turns,
         compute=compute,
         offline=offline,
-        observe=lambda what: print(what, file=sys.stderr),
     )
+    result = export(request, lambda what: print(what, file=sys.stderr))
     if as_json:
         report.emit(result)
-        return
+    else:
+        _tell(result)
+
+
+def _tell(result: Exported) -> None:
+    from mlx_itune.cli import report
+
     for artifact in result.artifacts:
         print(f"{artifact.path}  {artifact.format}  {report.megabytes(artifact.bytes)}")
         print(f"sha256 {artifact.sha256}")
-    checked = result.verify
-    equal = f"all {checked.tensors} tensors equal, " if checked.tensors_equal else ""
-    print(
-        f"read back by {checked.reader}: {equal}mean KL {report.number(checked.kl_mean, 2)}, "
-        f"same first choice {report.percent(checked.top1_agreement)}"
-    )
+    if result.fuse is not None:
+        fused = result.fuse
+        print(
+            f"merged: {fused.method}; mean KL {report.number(fused.kl_mean, 2)} from base + "
+            f"adapter, same first choice {report.percent(fused.top1_agreement)}"
+        )
+    checks = result.verify if isinstance(result.verify, dict) else {"": result.verify}
+    for part, checked in checks.items():
+        found = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in _facts(checked))
+        print(f"read back{' (' + part + ')' if part else ''}: {found}")
+    for note in result.notes:
+        print(f"note: {note}")
+
+
+def _facts(checked: Any) -> list[tuple[str, Any]]:
+    from mlx_itune.cli import report
+
+    return [
+        (key, report.number(value, 2) if isinstance(value, float) else value)
+        for key, value in vars(checked).items()
+        if isinstance(value, (str, int, float))
+    ]

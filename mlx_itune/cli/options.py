@@ -59,6 +59,13 @@ template = click.option(
     type=click.Choice(["auto", "alpaca", "chatml", "vicuna"]),
     help="Chat template; the adapter's, or else the model's own, unless given.",
 )
+runs = click.option(
+    "--runs",
+    type=DIRECTORY,
+    default=Path("runs"),
+    metavar="DIR",
+    help="Where the adapter's run is (default: runs).",
+)
 compute = click.option(
     "--compute",
     type=click.Choice(["auto", "dequantized", "quantized"]),

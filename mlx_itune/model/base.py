@@ -71,10 +71,10 @@ def load(
         raise ModelError(f"mlx-lm cannot load it: {reason}", where=str(path)) from error
     network.freeze()
     mode = compute_module.apply(network, compute, memory_bytes)
-    return LoadedModel(network, config, path, _public_id(model, path), fingerprint(path), mode)
+    return LoadedModel(network, config, path, public_id(model, path), fingerprint(path), mode)
 
 
-def _public_id(model: str, path: Path) -> str:
+def public_id(model: str, path: Path) -> str:
     """A name that may travel with an artefact: never a path of this machine."""
     if model == STARTER:
         return "mlx-itune/starter"
