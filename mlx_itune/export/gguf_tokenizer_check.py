@@ -7,19 +7,19 @@ llama.cpp's (src/llama-vocab.cpp), written for shortness and not for speed.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import gguf
 import regex
 
 from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.export.gguf_keys import read_keys
 from mlx_itune.export.gguf_tokenizer import probe_prompts
+from mlx_itune.export.gguf_tokenizer_added import CONTROL_TEXTS
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import storage_errors
 
 _CONTRACTIONS = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _LAST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -87,8 +87,7 @@ def check_tokenizer(
     Left out are texts that llama.cpp is known to read otherwise (docs/shipping.md). Raises
     ModelError for one that differs, or a chat template that is not the trained one.
     """
-    with storage_errors(file):
-        read = _Vocabulary(gguf.GGUFReader(file))
+    read = _Vocabulary(read_keys(file))
     if not read.template.endswith(tokenizer.template_text) and not read.named_templates:
         raise ModelError("holds another chat template than the trained one", where=str(file))
     prompts = probe_prompts(tokenizer)
@@ -111,10 +110,9 @@ def check_tokenizer(
 class _Vocabulary:
     """The `tokenizer.*` keys of a file, and llama.cpp's way to use them."""
 
-    def __init__(self, reader: gguf.GGUFReader) -> None:
+    def __init__(self, keys: Mapping[str, Any]) -> None:
         def value(key: str, default: Any = None) -> Any:
-            field = reader.get_field(f"tokenizer.{key}")
-            return default if field is None else field.contents()
+            return keys.get(f"tokenizer.{key}", default)
 
         self.kind: str = value("ggml.model")
         self._name: str = value("ggml.pre", "default")
@@ -137,8 +135,6 @@ class _Vocabulary:
 
     def ends_by_name(self) -> set[int]:
         """Tokens that llama.cpp takes for ends of a reply by their text alone."""
-        from mlx_itune.export.gguf_tokenizer_added import CONTROL_TEXTS
-
         return {self._ids[text] for text in CONTROL_TEXTS & self._ids.keys()}
 
     def takes(self, text: str, tokenizer: ChatTokenizer) -> bool:

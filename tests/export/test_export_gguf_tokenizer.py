@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers as pre
 from torture import texts
 
 from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.export.gguf_keys import read_keys
 from mlx_itune.export.gguf_tokenizer import add_tokenizer, adds_bos, tokenizer_limits
 from mlx_itune.export.gguf_tokenizer_check import check_tokenizer
 from mlx_itune.kit.errors import ModelError
@@ -222,3 +223,19 @@ def test_the_check_finds_what_is_wrong(tmp_path: Path) -> None:
         folder = vocabularies.write(tokenizer, tmp_path / "other", template=template)
         with pytest.raises(ModelError):
             check_tokenizer(tmp_path / "v.gguf", load_tokenizer(folder))
+
+
+def test_keys_as_the_gguf_package_reads_them_and_broken_files(tmp_path: Path) -> None:
+    file = tmp_path / "v.gguf"
+    wanted = write(STARTER, file)
+    read = read_keys(file)
+    assert read == {k: v for k, v in wanted.items() if not k.startswith("GGUF.")}
+    raw = file.read_bytes()
+    for number, cut in enumerate((b"", b"GGU", raw[:20], raw[:200], raw[: len(raw) // 2])):
+        broken = tmp_path / f"{number}.gguf"
+        broken.write_bytes(cut)
+        with pytest.raises(ModelError, match="GGUF file"):
+            read_keys(broken)
+    (tmp_path / "huge.gguf").write_bytes(raw[:24] + b"\xff" * 16 + raw[40:])
+    with pytest.raises(ModelError, match="broken"):
+        read_keys(tmp_path / "huge.gguf")

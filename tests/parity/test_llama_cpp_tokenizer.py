@@ -134,6 +134,23 @@ def test_the_starter(tmp_path: Path, special: bool) -> None:
     assert both.differing(torture(marks), special=special) == []
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_tokens_that_swallow_spaces_as_phi_3s_do(pair: Any, special: bool) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = vocabularies.sentencepiece("prepend")
+    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+    both = pair(Tokenizer.from_str(json.dumps(state)))
+    marks = (*MARKS, *(f"{mark}\n" for mark in MARKS))
+    # llama.cpp strips ASCII white space, transformers all of it.
+    said = [t for t in torture(marks) if t.isascii()]
+    assert both.differing(said, special=special) == []
+    assert both.differing(probe_prompts(both.chat), special=True) == []
+
+
 @pytest.mark.parametrize("kind", ["dbrx", "sentencepiece"])
 def test_every_character_of_every_plane(pair: Any, kind: str) -> None:
     tokenizer = (
