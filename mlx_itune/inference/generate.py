@@ -85,7 +85,7 @@ class Generator:
     ) -> None:
         self.model = loaded.model
         self.tokenizer = tokenizer
-        self.stops = (*tokenizer.stop_strings, *stops)
+        self.stops = tuple(stop for stop in (*tokenizer.stop_strings, *stops) if stop)
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
         self._chunk_tokens = _CPU_CHUNK_TOKENS if self._on_cpu else _GPU_CHUNK_TOKENS
 

@@ -101,16 +101,16 @@ class FrontDesk:
 
     def _name(self, body: Mapping[str, Any]) -> str:
         """The served name that `model`, or mlx-lm's `adapters`, asks for."""
-        asked, adapter = body.get("model", DEFAULT), body.get("adapters")
-        if adapter is not None and asked in self._names:
-            asked, param = adapter, "adapters"
-        else:
-            param = "model"
-        if not isinstance(asked, str):
-            raise Refusal(400, f"{param} is not a name", param=param)
-        if asked not in self._names:
-            raise unknown_model(asked, param)
-        return self._names[asked]
+        found = self._names[DEFAULT]
+        # An adapter that is asked for by mlx-lm's field comes on top of the model.
+        for field in ("model", "adapters"):
+            asked = body.get(field, found)
+            if not isinstance(asked, str):
+                raise Refusal(400, f"{field} is not a name", param=field)
+            if asked not in self._names:
+                raise unknown_model(asked, field)
+            found = self._names[asked]
+        return found
 
 
 def serve(

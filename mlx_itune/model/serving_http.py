@@ -89,11 +89,19 @@ class Handler(APIHandler):  # type: ignore[misc]
             self._require_own_host()
             respond()
         except Refusal as refusal:
-            # Headers of an answer that did not come about.
-            self._headers_buffer: list[bytes] = []
-            self._send(refusal.status, refusal.body)
-        except (BrokenPipeError, ConnectionResetError):
+            self._refuse(refusal)
+        except OSError:
+            # The client went away, or sends nothing more.
             self.close_connection = True
+        except Exception as error:
+            self.log_error("%s: %s", type(error).__name__, error)
+            self._refuse(Refusal(500, f"{type(error).__name__}: {error}"))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        # Headers of an answer that did not come about.
+        self._headers_buffer: list[bytes] = []
+        with contextlib.suppress(OSError):
+            self._send(refusal.status, refusal.body)
 
     def _get(self) -> None:
         path = urlsplit(self.path).path.rstrip("/")

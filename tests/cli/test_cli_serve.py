@@ -151,6 +151,8 @@ def test_completions_continue_plain_text(client: Client) -> None:
         (404, "model", {"model": "mlx-community/Qwen3-0.6B-4bit"}),
         (404, "model", {"model": "../../etc"}),
         (404, "adapters", {"adapters": "/etc"}),
+        (400, "model", {"model": ["a"], "adapters": "lora"}),
+        (400, "adapters", {"adapters": {"a": 1}}),
         (400, "messages", {"messages": []}),
         (400, "messages", {"messages": "hi"}),
         (400, "messages", {"messages": [{"role": "king", "content": "hi"}]}),

@@ -1,0 +1,37 @@
+"""Caches that are not plain keys and values: windows that roll, states that cannot go back."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlx_itune.inference.generate import Generator
+from mlx_itune.model.prefix_cache import PrefixCache
+from tests.model.architectures import ARCHITECTURES, build
+
+
+def generator(model: Any) -> Generator:
+    """Tokens as text: each is a character."""
+    tokenizer: Any = SimpleNamespace(
+        eos_ids=frozenset(), stop_strings=(), decode=lambda ids: "".join(map(chr, ids))
+    )
+    loaded: Any = SimpleNamespace(model=model)
+    return Generator(loaded, tokenizer)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba2", "granitemoehybrid"])
+def test_a_kept_cache_gives_the_answers_of_a_fresh_one(name: str) -> None:
+    model = build(name)
+    model.eval()
+    answers, memory = generator(model), PrefixCache(model)
+    text = [7 + (31 * n) % 290 for n in range(40)]
+    for _ in range(3):
+        stream = answers.stream(text, max_tokens=9, memory=memory)
+        answer = "".join(stream)
+        assert answer == "".join(answers.stream(text, max_tokens=9)), name
+        # One token of the answer changes, as when a template rewrites it.
+        text = [*text, *map(ord, answer[:-2]), 5, 6, 11]
+    [whole] = answers.batch([text], 9)
+    assert whole == "".join(answers.stream(text, max_tokens=9, memory=memory))
