@@ -31,6 +31,8 @@ COMMANDS = {
     "serve": ("serve", "An OpenAI-compatible server: a base and its adapters, by name."),
     "fuse": ("fuse", "Merge an adapter into one model directory; measures what the merge lost."),
     "export": ("export", "Write a model for another runtime, read it back and verify it."),
+    "verify": ("verify", "Whether a bundle's files are those that were made."),
+    "import": ("import_adapter", "A PEFT adapter as one of ours."),
     "doctor": ("doctor", "What this machine can do, and what is missing."),
 }
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 def open_tokenizer(path: Path, adapter: Adapter | None, template: str | None) -> ChatTokenizer:
     """The tokenizer with the template asked for, else the adapter's, else the model's own."""
     from mlx_itune.dataset.tokenizer import load_tokenizer
+    from mlx_itune.model.vetting import vet
 
+    # Whatever is wrong with the model's files is told in its own words.
+    vet(path)
     trained = (adapter.provenance.get("tokenizer") or {}).get("template") if adapter else None
     return load_tokenizer(path, template=template or trained or "auto")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,13 +189,14 @@ def _ollama(request: Request, source: Path, say: Observe) -> Exported:
             format="gguf",
             out=folder / "model.gguf",
             adapter=None if request.separate else request.adapter,
+            separate=False,
             name=name,
         )
         made = _gguf(model, source, say)
         verify, beside = made.verify, None
         if request.separate:
             beside = folder / "adapter.gguf"
-            inner = replace(request, format="gguf-lora", out=beside)
+            inner = replace(request, format="gguf-lora", type=None, separate=False, out=beside)
             verify = {"model": verify, "adapter": _gguf_lora(inner, source, say).verify}
         done = export_ollama(
             folder / "model.gguf",
@@ -246,6 +247,7 @@ def _bundled(request: Request, source: Path, say: Observe) -> Exported:
         made = _WRITERS[request.format](replace(request, out=inner, bundle=False), source, say)
         papers = source if request.adapter is None else request.adapter
         record = read_json(papers / "provenance.json") if _has(papers) else {}
+        record.setdefault("base", _base_of(request, source))
         if made.fuse is not None:
             record["fuse"] = vars(made.fuse)
         write_bundle(
@@ -261,11 +263,18 @@ def _bundled(request: Request, source: Path, say: Observe) -> Exported:
     return replace(made, artifacts=(artifact, whole), notes=notes)
 
 
+def _base_of(request: Request, source: Path) -> dict[str, str]:
+    return {
+        "id": base.public_id(request.model, source),
+        "fingerprint": base.fingerprint(source),
+    }
+
+
 def _has(folder: Path) -> bool:
     return (folder / "provenance.json").is_file()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _merged(
     request: Request, source: Path, say: Observe
 ) -> Iterator[tuple[Path, FuseResult | None]]:
@@ -293,10 +302,11 @@ def _merged(
         yield folder / "merged", replace(made, out=str(request.out))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
     """A folder on the disk of ``out`` that goes when the block ends."""
     parent = out.absolute().parent
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
     with storage_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".work", dir=parent))
@@ -304,6 +314,9 @@ def _workshop(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for empty in made:
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
 def _kind(request: Request, folder: Path) -> str:
