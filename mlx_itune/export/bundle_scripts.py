@@ -11,7 +11,7 @@ _HEAD = """\
 # {what}
 # Checks the SHA-256 of what it installs first; opens no network connection of its own.
 set -eu
-cd "$(dirname "$0")"
+cd -- "$(dirname -- "$0")"
 
 if command -v sha256sum >/dev/null 2>&1; then
     check() {{ sha256sum -c -; }}
@@ -56,7 +56,7 @@ def install_scripts(
         if part["format"] == "ollama":
             model = model_name(name)
             body = _OLLAMA.format(
-                folder=shlex.quote(path),
+                folder=shlex.quote(f"./{path}"),
                 name=shlex.quote(model),
                 done=shlex.quote(f"try: ollama run {model}"),
             )

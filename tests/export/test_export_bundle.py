@@ -43,7 +43,7 @@ def bundle(tiny_model_dir: Path, tmp_path: Path) -> Path:
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"GGUF weights")
-    ollama = tmp_path / "it's for ollama"
+    ollama = tmp_path / "-it's for ollama"
     ollama.mkdir()
     (ollama / "Modelfile").write_text("FROM ./m.gguf\n")
     (ollama / "m.gguf").write_bytes(b"GGUF weights")
@@ -138,7 +138,7 @@ def test_the_scripts_install_and_refuse_changed_files(bundle: Path, tmp_path: Pa
     (tools / "ollama").write_text(f'#!/bin/sh\necho "$PWD" "$@" > {said}\n')
     (tools / "ollama").chmod(0o755)
     assert run(bundle, "install-ollama.sh", tools).returncode == 0
-    assert said.read_text() == f"{bundle}/it's for ollama create my-notes-1b -f Modelfile\n"
+    assert said.read_text() == f"{bundle}/-it's for ollama create my-notes-1b -f Modelfile\n"
     done = run(bundle, "install-lmstudio.sh", tools)
     assert done.returncode == 0, done.stderr
     installed = tools / ".lmstudio/models/local/my-notes-1b"
@@ -147,7 +147,7 @@ def test_the_scripts_install_and_refuse_changed_files(bundle: Path, tmp_path: Pa
     assert again.returncode != 0 and "exists already" in again.stderr
 
     said.unlink()
-    (bundle / "it's for ollama/m.gguf").write_bytes(b"GGUF Weights")
+    (bundle / "-it's for ollama/m.gguf").write_bytes(b"GGUF Weights")
     refused = run(bundle, "install-ollama.sh", tools)
     assert refused.returncode != 0 and "changed" in refused.stderr and not said.exists()
 
