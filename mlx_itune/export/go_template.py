@@ -69,7 +69,11 @@ def between(tokenizer: ChatTokenizer) -> Between:
             _read(rendered, messages, texts)
     found = Between(texts)
     for messages in _checks(found.system):
-        if found.render(messages) != tokenizer.render_text(messages, add_generation_prompt=True):
+        try:
+            wanted = tokenizer.render_text(messages, add_generation_prompt=True)
+        except DataError as error:
+            raise ModelError(f"the chat template refuses a conversation: {error}") from None
+        if found.render(messages) != wanted:
             raise ModelError("what the chat template writes depends on what the turns say")
     return found
 
@@ -104,7 +108,9 @@ def _checks(system: bool) -> Iterable[list[dict[str, str]]]:
     )
     for turns in (1, 2, 3):
         for said in words:
-            yield _conversation(turns, system=system, words=said.strip())
+            yield _conversation(turns, system=False, words=said.strip())
+            if system:
+                yield _conversation(turns, system=True, words=said.strip())
 
 
 def _read(
