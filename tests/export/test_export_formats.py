@@ -1,0 +1,195 @@
+"""`export --to ...`, `import` and `verify` as a user meets them: what is written, told and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
+from mlx_itune.cli import main
+from tests.conftest import write_tiny_model
+from tests.export.shipped_models import write_adapter
+
+Run = Callable[..., dict[str, Any]]
+ROW = {
+    "messages": [
+        {"role": "system", "content": "Answer in one line."},
+        {"role": "user", "content": "Extract the medications."},
+        {"role": "assistant", "content": "metformin 500 mg; zolpidem 5 mg"},
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 4-bit model, an adapter of each kind, rows."""
+    root = tmp_path_factory.mktemp("made")
+    model = write_tiny_model(root / "model", bits=4)
+    for kind in ("lora", "grid", "dora"):
+        write_adapter(root / kind, model, kind=kind)
+    (root / "rows.jsonl").write_text((json.dumps(ROW) + "\n") * 3)
+    return root
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The object that a command prints, or with `code` the one line it fails with."""
+
+    def command(*argv: object, code: int = 0) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as left:
+            main([*map(str, argv), "--json", "--offline"])
+        out, err = capsys.readouterr()
+        assert (left.value.code or 0) == code, err
+        if code:
+            assert "Traceback" not in err
+            return {"error": err.strip().splitlines()[-1]}
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    return command
+
+
+def export(made: Path, run: Run, out: Path, *argv: object, **more: Any) -> dict[str, Any]:
+    given = ["--model", made / "model", "--out", out, *argv]
+    merges = "--adapter" in argv and not {"gguf-lora", "peft", "hf"} & set(map(str, argv))
+    if merges and "--separate" not in argv:
+        given += ["--data", made / "rows.jsonl", "--max-kl", "10"]
+    return run("export", *given, **more)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+CASES = [
+    ("mlx", "mlx", None),
+    ("gguf", "m.gguf", None),
+    ("gguf", "m.gguf", "lora"),
+    ("gguf", "m.gguf", "grid"),
+    ("gguf-lora", "l.gguf", "lora"),
+    ("hf", "hf", "dora"),
+    ("peft", "peft", "dora"),
+    ("ollama", "folder", "lora"),
+    ("lmstudio", "models", "lora"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "adapter"), CASES)
+def test_every_format_is_written_and_read_back(
+    made: Path, run: Run, tmp_path: Path, kind: str, name: str, adapter: str | None
+) -> None:
+    more = ["--adapter", made / adapter] if adapter else []
+    found = export(made, run, tmp_path / name, "--to", kind, *more)
+    (artifact,) = found["artifacts"]
+    assert artifact["format"] == kind
+    path = Path(artifact["path"])
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    assert artifact["bytes"] == sum(file.stat().st_size for file in files) > 0
+    assert len(artifact["sha256"]) == 64
+    assert found["verify"]
+    merged = adapter is not None and kind not in ("gguf-lora", "hf", "peft")
+    assert (found["fuse"] is not None) == merged
+    # Nothing of the making is left.
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("type_", "expected"), [("f16", "F16"), ("q8_0", "Q8_0"), ("lossless", "Q4_1")]
+)
+def test_a_type_of_gguf(made: Path, run: Run, tmp_path: Path, type_: str, expected: str) -> None:
+    found = export(made, run, tmp_path / "m.gguf", "--to", "gguf", "--type", type_)
+    assert expected in found["verify"]["types"]
+
+
+def test_a_merge_for_floats_is_not_rounded_to_a_grid_first(
+    made: Path, run: Run, tmp_path: Path
+) -> None:
+    given = ("--to", "gguf", "--adapter", made / "lora")
+    coarse = export(made, run, tmp_path / "a.gguf", *given)["fuse"]
+    for kind in ("f16", "f32", "q8_0"):
+        found = export(made, run, tmp_path / f"{kind}.gguf", *given, "--type", kind)["fuse"]
+        assert found["way"] == "float" and found["kl_mean"] <= coarse["kl_mean"]
+
+
+def test_a_grid_adapter_keeps_its_codes(made: Path, run: Run, tmp_path: Path) -> None:
+    found = export(made, run, tmp_path / "m.gguf", "--to", "gguf", "--adapter", made / "grid")
+    assert found["fuse"]["way"] == "exact"
+    assert found["verify"]["types"].get("Q4_1")
+
+
+def test_ollama_gets_the_system_prompt_of_all_rows(made: Path, run: Run, tmp_path: Path) -> None:
+    export(made, run, tmp_path / "o", "--to", "ollama", "--adapter", made / "lora")
+    text = (tmp_path / "o" / "Modelfile").read_text()
+    assert text.startswith("FROM ./model.gguf\n")
+    assert 'SYSTEM "Answer in one line."' in text
+
+
+def test_ollama_with_the_adapter_beside_its_base(made: Path, run: Run, tmp_path: Path) -> None:
+    given = ("--to", "ollama", "--adapter", made / "lora", "--separate")
+    found = export(made, run, tmp_path / "o", *given)
+    assert names(tmp_path / "o") == ["Modelfile", "adapter.gguf", "model.gguf"]
+    assert "ADAPTER ./adapter.gguf" in (tmp_path / "o" / "Modelfile").read_text()
+    assert found["verify"]["adapter"]["pairs"] > 0
+
+
+def test_a_bundle_is_whole_and_is_checked(made: Path, run: Run, tmp_path: Path) -> None:
+    given = ("--to", "gguf", "--adapter", made / "lora", "--bundle", "--name", "acme/Notes")
+    found = export(made, run, tmp_path / "b", *given)
+    artifact, whole = found["artifacts"]
+    assert Path(artifact["path"]) == tmp_path / "b" / "notes.gguf"
+    assert whole["format"] == "bundle" and whole["bytes"] > artifact["bytes"]
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["fidelity"]["kl_mean"] == found["fuse"]["kl_mean"]
+    assert manifest["base"]["id"] == "model" and manifest["base"]["fingerprint"]
+    assert len(run("verify", tmp_path / "b")["files"]) == len(names(tmp_path / "b")) - 1
+    with (tmp_path / "b" / "notes.gguf").open("r+b") as file:
+        file.seek(artifact["bytes"] // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    assert "changed since" in run("verify", tmp_path / "b", code=4)["error"]
+
+
+def test_what_went_out_to_peft_comes_back_the_same(made: Path, run: Run, tmp_path: Path) -> None:
+    export(made, run, tmp_path / "p", "--to", "peft", "--adapter", made / "lora")
+    given = ("--model", made / "model", "--out", tmp_path / "back")
+    found = run("import", tmp_path / "p", *given)
+    assert found["largest_difference"] == 0
+    before, after = ((f / "adapters.safetensors") for f in (made / "lora", tmp_path / "back"))
+    assert before.read_bytes() == after.read_bytes()
+
+
+REFUSED = [
+    (("--to", "gguf"), "m", 2, ".gguf"),
+    (("--to", "gguf", "--type", "q4_o"), "m.gguf", 2, "did you mean q4_0?"),
+    (("--to", "mlx", "--type", "f16"), "m", 2, "leave --type out"),
+    (("--to", "peft"), "m", 2, "--adapter"),
+    (("--to", "gguf", "--separate", "--adapter", "lora"), "m.gguf", 2, "--separate"),
+    (("--to", "gguf-lora", "--adapter", "grid"), "m.gguf", 4, "fuse it"),
+    (("--to", "peft", "--adapter", "grid"), "m", 4, "--to hf"),
+    (("--to", "lmstudio", "--name", "a b/c"), "m", 2, "no name of a folder"),
+    (("--to", "gguf", "--bits", "8"), "m.gguf", 2, "--adapter"),
+    (("--to", "gguf", "--way", "exact", "--adapter", "lora"), "m.gguf", 4, "exact merge"),
+]
+
+
+@pytest.mark.parametrize(("argv", "name", "code", "told"), REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(
+    made: Path, run: Run, tmp_path: Path, argv: tuple[str, ...], name: str, code: int, told: str
+) -> None:
+    given = [made / word if word in ("lora", "grid", "dora") else word for word in argv]
+    out = tmp_path / "new" / name
+    assert told in export(made, run, out, *given, code=code)["error"]
+    assert not names(tmp_path)
+
+
+def test_an_earlier_export_stays(made: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"mine")
+    export(made, run, tmp_path / "m.gguf", "--to", "gguf", code=5)
+    assert (tmp_path / "m.gguf").read_bytes() == b"mine"
+    assert names(tmp_path) == ["m.gguf"]
