@@ -12,7 +12,7 @@ from mlx_itune.cli import options
 @options.command("verify", "mlx-itune verify shipped")
 @click.argument("bundle", type=options.DIRECTORY, metavar="BUNDLE")
 def command(bundle: Path, as_json: bool, offline: bool) -> None:
-    """Compare every file of a bundle (`export --bundle`) with its manifest; exit 4 if one differs."""
+    """Compare a bundle (`export --bundle`) with its manifest; exit code 4 if a file differs."""
     from mlx_itune.cli import report
     from mlx_itune.export.bundle import check_bundle
 

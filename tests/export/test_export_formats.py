@@ -1,4 +1,4 @@
-"""`export --to ...`, `import` and `verify` as a user meets them: what is written, told and refused."""
+"""`export`, `import` and `verify` as a user meets them: what is written, told and refused."""
 
 from __future__ import annotations
 
