@@ -108,7 +108,8 @@ def measure(kind: str, adapter: Path, data: Path, rows: int) -> list[dict[str, A
                 MODEL,
                 adapter,
                 out,
-                data=judge.measured,
+                # What it is like is measured below, as of mlx-lm's.
+                data=judge.measured[:4],
                 calibration=judge.calibration,
                 tokenizer=judge.tokenizer,
                 way=way,
