@@ -14,8 +14,9 @@ from gguf import GGMLQuantizationType as Type
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
+from mlx_itune.export.gguf_architectures import architecture_of
 from mlx_itune.export.gguf_blocks import BLOCK, Stored, encode, float_twin, same_codes
-from mlx_itune.export.gguf_layout import Architecture, Facts, architecture_of, metadata
+from mlx_itune.export.gguf_layout import Architecture, Facts, metadata
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import stock
 

@@ -10,9 +10,10 @@ import gguf
 import mlx.core as mx
 from gguf import GGMLQuantizationType as Type
 
+from mlx_itune.export.gguf_architectures import architecture_of
 from mlx_itune.export.gguf_blocks import Stored
 from mlx_itune.export.gguf_file import header, write
-from mlx_itune.export.gguf_layout import Architecture, Facts, architecture_of, metadata
+from mlx_itune.export.gguf_layout import Architecture, Facts, metadata
 from mlx_itune.export.gguf_lora_verify import GgufLoraVerification, verify_gguf_lora
 from mlx_itune.export.gguf_plan import Planned, interleaved, rotated_heads, tensor_name
 from mlx_itune.kit.errors import ModelError

@@ -279,3 +279,13 @@ def test_k_quants_without_llama_cpp_say_what_to_install(
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(UsageError, match="pip install"):
         export(llama, "q4_k_m")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_model(tmp_path / "m", "llama")
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 100)
+    )
+    with pytest.raises(StorageError, match="the GGUF file needs"):
+        export(source)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
