@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,12 +143,12 @@ def serve(
         if loaded.id in named:
             raise UsageError(f"an adapter cannot have the base's name, {loaded.id}")
         switch = AdapterSet(loaded, named)
+        theirs = {
+            chat: serving.server_tokenizer(path, chat.template_text, sorted(chat.eos_ids))
+            for chat in set(tokenizers.values())
+        }
         served = [
-            serving.Served(
-                name or loaded.id,
-                name,
-                serving.server_tokenizer(path, chat.template_text, sorted(chat.eos_ids)),
-            )
+            serving.Served(name or loaded.id, name, theirs[chat])
             for name, chat in tokenizers.items()
         ]
         desk = FrontDesk(
@@ -204,14 +205,16 @@ def _tokenizers(
 ) -> dict[str | None, ChatTokenizer]:
     """A tokenizer for each adapter, with the template that it was trained with, and for the base.
 
-    A base without a chat template is not served beside adapters that bring one.
+    Those with one template share it. A base without a chat template is not served beside adapters
+    that bring one.
     """
+    opened = functools.cache(lambda chosen: load_tokenizer(path, template=chosen))
     found: dict[str | None, ChatTokenizer] = {}
     for name, adapter in adapters.items():
         trained = (adapter.provenance.get("tokenizer") or {}).get("template")
-        found[name] = load_tokenizer(path, template=template or trained or "auto")
+        found[name] = opened(template or trained or "auto")
     try:
-        found[None] = load_tokenizer(path, template=template or "auto")
+        found[None] = opened(template or "auto")
     except ModelError:
         if not adapters:
             raise
