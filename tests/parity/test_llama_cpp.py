@@ -26,7 +26,7 @@ pytestmark = pytest.mark.parity
 
 PROMPTS, TOKENS = 8, 64
 # Mean |difference| of log-probabilities over the whole vocabulary, in nats. Halves, measured: 3e-4
-# to 1.3e-3. Blocks: llama.cpp rounds activations to 8 bits; measured up to 0.018.
+# to 1.3e-3. Blocks: llama.cpp rounds activations to 8 bits; measured up to 0.018 (Q4_1).
 HALF, BLOCKS = 0.005, 0.02
 # The first two candidates are this far apart where the choice between them is compared.
 APART = 0.05
