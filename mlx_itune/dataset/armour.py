@@ -62,10 +62,7 @@ class Armour:
         """
         if isinstance(value, str):
             if not value.isascii() and _RESERVED.search(value):
-                raise DataError(
-                    "the text uses private characters of plane 16 (U+100000 and up)",
-                    hint="remove them; no font or language gives them a meaning",
-                )
+                raise _reserved()
             if not self.found(value, in_reply=in_reply):
                 return value
             finder = self._special if in_reply else self._any
@@ -117,12 +114,15 @@ class Armour:
         return not text.isascii() and _HIDDEN.search(text) is not None
 
     def take_off(self, text: str) -> str:
-        """`text` with the content's control strings back in place."""
+        """`text` with the content's control strings back in place. Raises DataError."""
 
         def restore(match: re.Match[str]) -> str:
             out, run, at = [], match.group(), 0
             while at < len(run):
-                name = self._names[ord(run[at]) - _IN_CONTENT]
+                index = ord(run[at]) - _IN_CONTENT
+                if index >= len(self._names):
+                    raise _reserved()
+                name = self._names[index]
                 out.append(name)
                 at += len(name)
             return "".join(out)
@@ -214,3 +214,10 @@ def _rename_in_processor(value: Any, names: Mapping[str, str]) -> None:
                 item[0] = names[item[0]]
             else:
                 _rename_in_processor(item, names)
+
+
+def _reserved() -> DataError:
+    return DataError(
+        "the text uses private characters of plane 16 (U+100000 and up)",
+        hint="remove them; no font or language gives them a meaning",
+    )
