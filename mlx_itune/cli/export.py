@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     "--type",
     "tensors",
     metavar="TYPE",
-    help="Of the tensors. gguf, ollama: lossless (MLX's own codes; the default of a quantized "
-    "model), f32, f16, bf16, q8_0, q4_0, q4_k_m, q5_k_m, q6_k. hf: f32, f16, bf16. lmstudio: mlx "
-    "(default) or a type of gguf.",
+    help="Of the tensors. gguf, ollama: native (MLX's own codes, or q8_0 where GGUF has no such "
+    "blocks; the default of a quantized model), lossless, f32, f16 (of others), bf16, q8_0, q4_0, "
+    "q4_k_m, q5_k_m, q6_k. hf: f32, f16, bf16. lmstudio: mlx (default) or a type of gguf.",
 )
 @click.option("--name", help="The model's name; for LM Studio PUBLISHER/MODEL.")
 @click.option(
@@ -139,6 +139,9 @@ def _tell(result: Exported) -> None:
     for part, checked in checks.items():
         found = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in _facts(checked))
         print(f"read back{' (' + part + ')' if part else ''}: {found}")
+    if result.tokenizer is not None:
+        told = ", ".join(f"{key} {value}" for key, value in _facts(result.tokenizer))
+        print(f"tokenizer: {told}, all equal")
     for note in result.notes:
         print(f"note: {note}")
 

@@ -34,13 +34,7 @@ if TYPE_CHECKING:
     "--every-way", is_flag=True, help="Measure and score all ways, for the table; takes longer."
 )
 @click.option("--score/--no-score", default=True, help="Answer the held-out rows, too.")
-@click.option(
-    "--runs",
-    type=options.DIRECTORY,
-    default=Path("runs"),
-    metavar="DIR",
-    help="Where the adapter's run is (default: runs).",
-)
+@options.runs
 @options.fidelity
 @options.template
 @options.compute

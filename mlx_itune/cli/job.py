@@ -35,6 +35,7 @@ RECIPE: dict[str, Any] = {
 }
 ANSWER_TOKENS = 96
 FIDELITY_ROWS = 64
+CALIBRATION_ROWS = 64
 SHOWN = 2
 
 
@@ -110,8 +111,8 @@ def run_job(
     from mlx_itune.dataset.prepare import prepare
     from mlx_itune.dataset.sources import load_splits
     from mlx_itune.dataset.tokenizer import load_tokenizer
+    from mlx_itune.export.formats import Request, export
     from mlx_itune.export.fuse import fuse
-    from mlx_itune.export.to_mlx import export_mlx
     from mlx_itune.model import adapter as adapters
     from mlx_itune.model.base import load
     from mlx_itune.training.loop import train
@@ -129,7 +130,8 @@ def run_job(
             test=SIZES["test"],
             unseen=SIZES["unseen"],
         )
-        test = load_splits(data).test
+        splits = load_splits(data)
+        test = splits.test
         asked_anew = rows_of(data / "unseen.jsonl")[1]
     with clock.step("train", f"{kind}, loss on the answers only"):
         recipe = RECIPE | ({"steps": steps} if steps else {})
@@ -170,21 +172,26 @@ def run_job(
             home / "adapter",
             home / "fused",
             data=held_out,
+            calibration=prepare(splits.valid[:CALIBRATION_ROWS], tokenizer).examples,
             tokenizer=tokenizer,
             offline=True,
         )
-    with clock.step("export", "MLX directory, read back by mlx-lm"):
-        exported = export_mlx(
-            str(home / "fused"),
-            None,
-            home / "mlx",
-            data=held_out,
-            tokenizer=tokenizer,
-            offline=True,
+    with clock.step("export", "for MLX and for llama.cpp, each read back"):
+        shipped: dict[str, Any] = {
+            "model": str(home / "fused"),
+            "adapter": None,
+            "tokenizer": tokenizer,
+            "offline": True,
+        }
+        exports = (
+            *export(
+                Request(format="mlx", out=home / "mlx", merge={"data": held_out}, **shipped)
+            ).artifacts,
+            *export(Request(format="gguf", out=home / "tuned.gguf", **shipped)).artifacts,
         )
     with clock.step("answer", "one question to the exported model"):
-        shipped = load(str(home / "mlx"), offline=True)
-        fused_answer = _answers(shipped, load_tokenizer(shipped.path), shown[:1])[0]
+        opened = load(str(home / "mlx"), offline=True)
+        fused_answer = _answers(opened, load_tokenizer(opened.path), shown[:1])[0]
 
     return Outcome(
         base_exact_match=before.exact_match,
@@ -210,7 +217,7 @@ def run_job(
         run=trained.run,
         data=str(data),
         fused=fused,
-        exports=exported.artifacts,
+        exports=exports,
         answers=tuple(
             Shown(row.tags.get("task", "all"), _instruction(row), row.turns[-1].content, old, new)
             for row, old, new in zip(shown, base_answers, tuned_answers, strict=True)

@@ -16,7 +16,7 @@ from mlx_itune.cli import options
 @click.option(
     "--adapter",
     "kind",
-    type=click.Choice(["lora", "rslora"]),
+    type=click.Choice(["lora", "rslora", "dora", "grid", "qalora"]),
     default="lora",
     show_default=True,
     help="Kind of adapter to train.",

@@ -17,6 +17,7 @@ from mlx_itune.export.artifact import Artifact, describe, read_json, refuse_same
 from mlx_itune.export.bundle import Part, write_bundle
 from mlx_itune.export.fuse import FuseResult, Observe, fuse
 from mlx_itune.export.gguf_plan import KINDS
+from mlx_itune.export.gguf_tokenizer_check import TokenizerCheck
 from mlx_itune.export.to_gguf import export_gguf
 from mlx_itune.export.to_gguf_lora import export_gguf_lora
 from mlx_itune.export.to_hf import export_hf
@@ -31,7 +32,7 @@ from mlx_itune.model import base, lora
 
 FORMATS = ("mlx", "gguf", "gguf-lora", "hf", "peft", "ollama", "lmstudio")
 _FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-# Which types each format has; the first is what it gets unless asked.
+# Which types each format has.
 TYPES: dict[str, tuple[str, ...]] = {
     "mlx": (),
     "gguf": KINDS,
@@ -44,7 +45,7 @@ TYPES: dict[str, tuple[str, ...]] = {
 _FILES = ("gguf", "gguf-lora")
 _ADAPTERS = ("gguf-lora", "peft")
 # Types that keep the codes of a quantized model; for others the merge need not find a grid.
-_CODES = ("lossless", "mlx")
+_CODES = ("native", "lossless", "mlx")
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, what reading it back showed, the merge, and what users should know."""
+    """What was written, what reading it back showed, the merge, and what users should know.
+
+    tokenizer: of a GGUF file, what reading texts with its tokenizer showed.
+    """
 
     artifacts: tuple[Artifact, ...]
     verify: Any
     fuse: FuseResult | None = None
+    tokenizer: TokenizerCheck | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -143,7 +148,8 @@ def _gguf(request: Request, source: Path, say: Observe) -> Exported:
             name=request.name or _name(request, source),
             observe=say,
         )
-    return Exported((describe(request.out, "gguf"),), made.verify, fused, made.notes)
+    artifact = describe(request.out, "gguf")
+    return Exported((artifact,), made.verify, fused, made.tokenizer, made.notes)
 
 
 def _gguf_lora(request: Request, source: Path, say: Observe) -> Exported:
@@ -151,7 +157,7 @@ def _gguf_lora(request: Request, source: Path, say: Observe) -> Exported:
     made = export_gguf_lora(
         request.adapter, request.model, request.out, offline=request.offline, observe=say
     )
-    note = "it belongs on the base it was trained on: export that with --to gguf --type lossless"
+    note = "it belongs on the base it was trained on: export that with --to gguf"
     return Exported((describe(request.out, "gguf-lora"),), made.verify, notes=(note,))
 
 
@@ -209,7 +215,8 @@ def _ollama(request: Request, source: Path, say: Observe) -> Exported:
             move=True,
         )
     start = f"ollama create {_tag(name)} -f {request.out / 'Modelfile'}"
-    return Exported((done.artifact,), verify, made.fuse, (*made.notes, *done.notes, start))
+    notes = (*dict.fromkeys((*made.notes, *done.notes)), start)
+    return Exported((done.artifact,), verify, made.fuse, made.tokenizer, notes)
 
 
 def _lmstudio(request: Request, source: Path, say: Observe) -> Exported:
@@ -225,7 +232,8 @@ def _lmstudio(request: Request, source: Path, say: Observe) -> Exported:
         done = export_lmstudio(
             inner.out, request.out, publisher=publisher or "mlx-itune", model=model
         )
-    return Exported((done.artifact,), made.verify, made.fuse, (*made.notes, *done.notes))
+    notes = (*made.notes, *done.notes)
+    return Exported((done.artifact,), made.verify, made.fuse, made.tokenizer, notes)
 
 
 _WRITERS: dict[str, Callable[[Request, Path, Observe], Exported]] = {
@@ -283,7 +291,7 @@ def _merged(
         yield source, None
         return
     merge = dict(request.merge)
-    kind = request.type or ("lossless" if _has_codes(source) else "f16")
+    kind = request.type or ("native" if _has_codes(source) else "f16")
     on_the_grid = adapters.load(request.adapter).config.kind in lora.ON_THE_GRID
     if kind not in _CODES and not on_the_grid and merge.get("bits") is None:
         # Rounded once, by the type that was asked for.
@@ -321,7 +329,7 @@ def _workshop(out: Path) -> Iterator[Path]:
 
 def _kind(request: Request, folder: Path) -> str:
     """The type asked for; else the model's own codes, or halves where it has none."""
-    return request.type or ("lossless" if _has_codes(folder) else "f16")
+    return request.type or ("native" if _has_codes(folder) else "f16")
 
 
 def _has_codes(folder: Path) -> bool:

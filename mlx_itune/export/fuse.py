@@ -18,7 +18,12 @@ import mlx.nn as nn
 from mlx_itune import __version__
 from mlx_itune.dataset.render import TokenizedExample
 from mlx_itune.dataset.tokenizer import ChatTokenizer
-from mlx_itune.export.artifact import quantization_config, refuse_same, write_model
+from mlx_itune.export.artifact import (
+    quantization_config,
+    refuse_same,
+    require_template,
+    write_model,
+)
 from mlx_itune.export.calibrate import Calibration
 from mlx_itune.export.card import model_card
 from mlx_itune.export.fidelity import Reference
@@ -118,6 +123,7 @@ def fuse(
     refuse_same(adapter_dir, out)
     reference = base.load(model, compute=compute, offline=offline)
     adapter = adapters.load(adapter_dir)
+    require_template(tokenizer, adapter.provenance)
     adapters.apply(reference, adapter)
     reference.model.eval()
     layers: dict[str, nn.Module] = dict(lora.adapted(reference.model))

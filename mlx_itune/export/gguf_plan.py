@@ -24,7 +24,9 @@ from mlx_itune.model import stock
 K_QUANTS = ("q4_k_m", "q5_k_m", "q6_k")
 _FLOATS = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
 _BLOCKS = {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
-KINDS = (*_FLOATS, *_BLOCKS, "lossless", *K_QUANTS)
+# MLX's own codes; where GGUF has no blocks for them, floats or (native) 8-bit blocks.
+_CODES = ("native", "lossless")
+KINDS = (*_CODES, *_FLOATS, *_BLOCKS, *K_QUANTS)
 # Numbers that are converted at once; two megabytes stay in the processor's cache.
 _CHUNK_NUMBERS = 1 << 19
 
@@ -169,8 +171,8 @@ def rotated_heads(name: str, facts: Facts) -> int | None:
 def _type_of(name: str, stored: Stored, kind: str, facts: Facts) -> Type:
     if len(stored.shape) == 1 or name.endswith("ffn_gate_inp.weight"):
         return Type.F32
-    if kind == "lossless":
-        return same_codes(stored) or float_twin(stored)
+    if kind in _CODES:
+        return same_codes(stored) or _homeless(stored, kind)
     if kind not in _BLOCKS:
         return _FLOATS.get(kind, Type.F16)
     if stored.shape[-1] % BLOCK:
@@ -178,6 +180,12 @@ def _type_of(name: str, stored: Stored, kind: str, facts: Facts) -> Type:
     head = "token_embd.weight" if facts.tied else "output.weight"
     # What decides between tokens gets 8 bits, as in llama.cpp's own mixes.
     return Type.Q8_0 if name == head else _BLOCKS[kind]
+
+
+def _homeless(stored: Stored, kind: str) -> Type:
+    """The type of floats, and of codes that GGUF has no blocks for."""
+    fits = stored.scales is not None and stored.mode == "affine" and not stored.shape[-1] % BLOCK
+    return Type.Q8_0 if kind == "native" and fits else float_twin(stored)
 
 
 def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[str]:
@@ -190,12 +198,12 @@ def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[
     homeless: dict[str, int] = {}
     for tensor in tensors:
         stored = tensor.stored
-        if kind == "lossless" and stored.scales is not None and same_codes(stored) is None:
+        if kind in _CODES and stored.scales is not None and same_codes(stored) is None:
             what = f"{stored.bits}-bit {stored.mode} tensors as {tensor.type.name}"
             homeless[what] = homeless.get(what, 0) + 1
+    smaller = " (native, q8_0 or f16 are smaller, not exact)" if kind == "lossless" else ""
     notes += [
-        f"{n} {what}: GGUF has no blocks for their codes (f16 or q8_0 are smaller, not exact)"
-        for what, n in homeless.items()
+        f"{n} {what}: GGUF has no blocks for their codes{smaller}" for what, n in homeless.items()
     ]
     return notes
 

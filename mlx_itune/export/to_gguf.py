@@ -16,7 +16,8 @@ from mlx_itune.export.gguf_blocks import Overflow
 from mlx_itune.export.gguf_file import add_keys, header, write
 from mlx_itune.export.gguf_kquants import quantize, require_quantizer
 from mlx_itune.export.gguf_plan import K_QUANTS, KINDS, Plan, Planned, plan
-from mlx_itune.export.gguf_tokenizer import add_tokenizer
+from mlx_itune.export.gguf_tokenizer import add_tokenizer, tokenizer_limits
+from mlx_itune.export.gguf_tokenizer_check import TokenizerCheck, check_tokenizer
 from mlx_itune.export.gguf_verify import GgufVerification, verify_gguf
 from mlx_itune.kit.errors import ModelError, UsageError, closest
 from mlx_itune.kit.stagedfile import staged_file
@@ -49,6 +50,7 @@ class GgufExport:
     write_s: float
     notes: tuple[str, ...]
     verify: GgufVerification
+    tokenizer: TokenizerCheck
 
 
 def export_gguf(
@@ -64,8 +66,9 @@ def export_gguf(
     """Write a model directory, as mlx-lm reads it, to one GGUF file; compare every tensor.
 
     ``kind``: "f32", "f16", "bf16", "q8_0", "q4_0"; "lossless" for the very codes of MLX's 2- to
-    5-bit and mxfp4 layers; "q4_k_m", "q5_k_m", "q6_k" through llama.cpp's quantizer. ``name``: the
-    model's name, by default the directory's. Raises UsageError for another kind, ModelError for
+    5-bit and mxfp4 layers, floats elsewhere; "native" likewise, wider codes as "q8_0"; "q4_k_m",
+    "q5_k_m", "q6_k" through llama.cpp's quantizer. ``name``: the model's name, by default the
+    directory's. Raises UsageError for another kind, ModelError for
     what llama.cpp cannot run or a file that does not read back as its source, StorageError.
     """
     if kind not in KINDS:
@@ -88,9 +91,17 @@ def export_gguf(
             say(f"quantizing to {kind}")
             quantize(first, stage, kind)
             checked = verify_gguf(stage, source_dir, requantized=True)
+        read = check_tokenizer(stage, tokenizer)
         size_bytes = stage.stat().st_size
     return GgufExport(
-        str(out_file), kind, done.architecture.name, size_bytes, write_s, done.notes, checked
+        path=str(out_file),
+        kind=kind,
+        architecture=done.architecture.name,
+        bytes=size_bytes,
+        write_s=write_s,
+        notes=(*done.notes, *tokenizer_limits(tokenizer)),
+        verify=checked,
+        tokenizer=read,
     )
 
 
