@@ -12,13 +12,13 @@ import gguf_vocabularies as vocabularies
 import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers import pre_tokenizers as pre
-from torture import texts
 
 from mlx_itune.dataset.tokenizer import load_tokenizer
 from mlx_itune.export.gguf_keys import read_keys
 from mlx_itune.export.gguf_tokenizer import add_tokenizer, adds_bos, tokenizer_limits
 from mlx_itune.export.gguf_tokenizer_check import check_tokenizer
 from mlx_itune.kit.errors import ModelError
+from tests.torture import texts
 
 STARTER = Path(__file__).parents[2] / "mlx_itune/model/starter"
 PLAIN = [t for t in texts(120, seed=3, marks=vocabularies.MARKUP) if t]

@@ -15,10 +15,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import gguf_vocabularies as vocabularies
-from torture import characters, texts
 
 from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.export.gguf_tokenizer import add_tokenizer, probe_prompts, tokenizer_limits
+from tests.torture import characters, texts
 
 pytestmark = pytest.mark.parity
 llama_cpp = pytest.importorskip("llama_cpp")
