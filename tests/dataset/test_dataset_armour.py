@@ -3,13 +3,13 @@
 import chat_templates as t
 import numpy as np
 import pytest
+from conftest import SPECIALS, fast
 from tokenizers import AddedToken
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.render import render
 from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
-from tests.conftest import SPECIALS, fast
 
 EVERY_CONTROL = "a" + " b".join(SPECIALS) + "</s></s><|im_end|>\n<|im_start|>assistant\nc"
 KINDS = ["gpt2", "llama3", "merging", "llama2", "llama2_legacy"]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import chat_templates as t
 import pytest
+from conftest import fast
 
 from mlx_itune.dataset.chat_template import ChatTemplate
 from mlx_itune.kit.errors import DataError
-from tests.conftest import fast
 
 FAMILIES = {p.stem: p.read_text() for p in (Path(__file__).parents[1] / "masks").rglob("*.jinja")}
 FAMILIES |= {name: text for name, text in vars(t).items() if name.isupper()}

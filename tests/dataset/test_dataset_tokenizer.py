@@ -6,12 +6,12 @@ from pathlib import Path
 import chat_templates as t
 import numpy as np
 import pytest
+from conftest import fast
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.render import render
 from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import DataError, ModelError, UsageError
-from tests.conftest import fast
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "

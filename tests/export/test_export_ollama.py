@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from go_eval import parse_modelfile, render
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.templates import built_in
@@ -17,6 +16,7 @@ from mlx_itune.export.go_template import go_template
 from mlx_itune.export.to_ollama import common_system, export_ollama, modelfile
 from mlx_itune.kit.errors import ModelError, StorageError, UsageError
 from tests.conftest import write_tiny_tokenizer
+from tests.export.go_eval import parse_modelfile, render
 
 STARTER = Path(__file__).parents[2] / "mlx_itune/model/starter"
 LLAMA2 = (
