@@ -18,6 +18,7 @@ from typing import Any
 from mlx_itune import __version__
 from mlx_itune.export.bundle_card import bundle_card
 from mlx_itune.export.bundle_scripts import install_scripts
+from mlx_itune.export.card import card_licence
 from mlx_itune.kit.errors import (
     DataError,
     ModelError,
@@ -244,7 +245,7 @@ def _licences(
     base_folder: Path | None, dataset: Mapping[str, Any] | None, record: Mapping[str, Any]
 ) -> dict[str, str]:
     """Licence of the base and of every source of the data, by name."""
-    found = {"base model": _card_licence(base_folder) or UNKNOWN_LICENCE}
+    found = {"base model": _licence_of(base_folder) or UNKNOWN_LICENCE}
     sources = (dataset or {}).get("sources") or record.get("data") or []
     if not isinstance(sources, Sequence):
         raise DataError("dataset.json has no list of sources")
@@ -254,17 +255,9 @@ def _licences(
     return found
 
 
-def _card_licence(folder: Path | None) -> str | None:
-    """The `license:` line of a model card, or that a licence file is there."""
+def _licence_of(folder: Path | None) -> str | None:
+    """What the card says, or that a licence file is there."""
     if folder is None:
         return None
-    card = folder / "README.md"
-    if card.is_file():
-        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-        if lines[:1] == ["---"]:
-            for line in lines[1 : lines.index("---", 1) if "---" in lines[1:] else 1]:
-                key, _, value = line.partition(":")
-                if key.strip() == "license" and value.strip():
-                    return value.strip().strip("\"'")
     licence = any((folder / n).is_file() for n in ("LICENSE", "LICENSE.txt", "LICENSE.md"))
-    return "see LICENSE.base" if licence else None
+    return card_licence(folder) or ("see LICENSE.base" if licence else None)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def model_card(base_id: str, fused: Mapping[str, Any] | None) -> str:
+def model_card(base_id: str, fused: Mapping[str, Any] | None, licence: str | None = None) -> str:
     """README.md text: base, method, fidelity, how to open it; ``fused`` as in provenance.json."""
     tuned = fused is not None
     lines = [
         "---",
+        *([f"license: {licence}"] if licence else []),
         "library_name: mlx",
         "pipeline_tag: text-generation",
         f"base_model: {base_id}",
@@ -34,6 +36,21 @@ def model_card(base_id: str, fused: Mapping[str, Any] | None) -> str:
         ]
     lines += ["```bash", "mlx_lm.generate --model . --prompt 'Hello'", "```", ""]
     return "\n".join(lines)
+
+
+def card_licence(folder: Path) -> str | None:
+    """The `license:` line of a model directory's card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if lines[:1] != ["---"] or "---" not in lines[1:]:
+        return None
+    for line in lines[1 : lines.index("---", 1)]:
+        key, _, value = line.partition(":")
+        if key.strip() == "license" and value.strip():
+            return value.strip().strip("\"'")
+    return None
 
 
 def _table(tried: Sequence[Mapping[str, Any]]) -> list[str]:

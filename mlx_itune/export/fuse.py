@@ -25,7 +25,7 @@ from mlx_itune.export.artifact import (
     write_model,
 )
 from mlx_itune.export.calibrate import Calibration
-from mlx_itune.export.card import model_card
+from mlx_itune.export.card import card_licence, model_card
 from mlx_itune.export.fidelity import Reference
 from mlx_itune.export.merge import merge
 from mlx_itune.export.verify import require_same_codes
@@ -230,7 +230,7 @@ class _Job:
                 if not (keep and passed):
                     raise _TooFar
                 result = self._result(found, tried)
-                _write_papers(stage, self.reference.id, self.provenance, result)
+                _write_papers(stage, self, result)
             return result
         except _TooFar:
             return None
@@ -282,18 +282,17 @@ def _refusal(out: Path, tried: Sequence[Tried], max_kl: float, *, forced: bool) 
     )
 
 
-def _write_papers(
-    stage: Path, base_id: str, provenance: Mapping[str, Any], result: FuseResult
-) -> None:
+def _write_papers(stage: Path, job: _Job, result: FuseResult) -> None:
     """The model card and provenance.json: where it comes from, what the merge lost."""
     # JSON knows no NaN, which a way that was tried may have given.
     record = json.loads(json.dumps(asdict(result)), parse_constant=lambda _: None)
     del record["out"]
     papers = {
-        **provenance,
+        **job.provenance,
         "fuse": {**record, "mlx_itune": __version__, "mlx_lm": stock.mlx_lm_version()},
     }
     text = json.dumps(papers, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    card = model_card(job.reference.id, record, card_licence(job.source))
     with storage_errors(stage):
         (stage / "provenance.json").write_text(text, encoding="utf-8")
-        (stage / "README.md").write_text(model_card(base_id, record), encoding="utf-8")
+        (stage / "README.md").write_text(card, encoding="utf-8")
