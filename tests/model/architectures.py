@@ -117,11 +117,11 @@ STATEFUL: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, seed: int = 0) -> Any:
+def build(name: str, seed: int = 0, **more: Any) -> Any:
     """A random model with LoRA of rank 4 whose B is not zero any more."""
     kind = name.partition("/")[0]
     module = importlib.import_module(f"mlx_lm.models.{kind}")
-    config = {"model_type": kind, **_SHAPE, **(ARCHITECTURES | PLACED | STATEFUL)[name]}
+    config = {"model_type": kind, **_SHAPE, **(ARCHITECTURES | PLACED | STATEFUL)[name], **more}
     model = module.Model(module.ModelArgs.from_dict(config))
     weights = tree_flatten(model.parameters())
     keys = mx.random.split(mx.random.key(seed), len(weights))

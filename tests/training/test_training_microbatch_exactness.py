@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 
 from mlx_itune.model import cpu
 from mlx_itune.model.loss import plain_nll
+from mlx_itune.training import paths
 from mlx_itune.training.lanes import Lanes
 from mlx_itune.training.microbatch import MicroBatch, arrange, prefixes_of
 from mlx_itune.training.prefixes import shared_starts
@@ -96,6 +97,37 @@ def test_every_way_gives_the_loss_and_gradient_of_rows_one_by_one(name: str) -> 
             assert ours == pytest.approx(plain, rel=1e-6), way
             assert weight == pytest.approx(sum(float(row.weights[1:].sum()) for row in rows))
             assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5, way
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi3", "qwen3_moe"])
+def test_some_blocks_made_again_and_rows_in_parts_change_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    long = Row(rng.integers(0, 300, 420), rng.random(420) < 0.5)
+    model = build(name, num_hidden_layers=5)
+    cpu.specialize(model)
+    for rows in ([long], [long, *some_rows()]):
+        plain, plain_gradients = one_by_one(model, rows)
+        # Of so many tokens' activations none, one or three of the five blocks' may stay.
+        for kept in (100, 200, 400):
+            monkeypatch.setattr(paths, "CPU_KEPT_TOKENS", kept)
+            for count in (1, 2):
+                lanes = Lanes(count)
+                learner = Learner(model, lanes=lanes)
+                loss, _, tree = learner.gradients(learner.arranged(rows))
+                lanes.close()
+                assert loss == pytest.approx(plain, rel=1e-6)
+                assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5
+
+
+def test_blocks_made_again_are_as_many_as_memory_asks_for() -> None:
+    assert paths.recomputed_blocks(28, 384, 384) == 0
+    assert paths.recomputed_blocks(28, 400, 384) == 3
+    assert paths.recomputed_blocks(28, 2048, 384) == 24
+    assert paths.recomputed_blocks(28, 10**6, 384) == 28
+    assert paths.recomputed_blocks(4, 100, 0) == 4
+    assert paths.recomputed_blocks(4, 100, float("inf")) == 0
 
 
 def test_a_learner_says_what_it_does_and_why() -> None:
