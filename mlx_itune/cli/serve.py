@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_itune.cli import options
+from mlx_itune.cli.boundary import Terminated
 
 if TYPE_CHECKING:
     from mlx_itune.inference.serve import Listening
@@ -77,22 +78,33 @@ def command(
     # A shell that starts it in the background has it ignore Ctrl-C's signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def announce(listening: Listening) -> None:
-        _announce(listening, as_json)
+    announced = False
 
-    serve(
-        model,
-        adapters,
-        announce=announce,
-        host=host,
-        port=port,
-        template=template,
-        compute=compute,
-        concurrency=concurrency,
-        cached_prompts=cached_prompts,
-        origins=origins,
-        offline=offline,
-    )
+    def announce(listening: Listening) -> None:
+        nonlocal announced
+        _announce(listening, as_json)
+        announced = True
+
+    try:
+        serve(
+            model,
+            adapters,
+            announce=announce,
+            host=host,
+            port=port,
+            template=template,
+            compute=compute,
+            concurrency=concurrency,
+            cached_prompts=cached_prompts,
+            origins=origins,
+            offline=offline,
+        )
+    except (KeyboardInterrupt, Terminated) as stopped:
+        if not (announced and as_json):
+            raise
+        # The one object of --json is out.
+        code = 143 if isinstance(stopped, Terminated) else 130
+        raise click.exceptions.Exit(code) from None
 
 
 def _announce(listening: Listening, as_json: bool) -> None:

@@ -25,6 +25,20 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 _SEEDS = 1 << 63
 _XTC_THRESHOLD = 0.5
+# Beyond float32 the log-probabilities of the answer are infinite, which is no JSON.
+_MOST_BIAS = 1e9
+# MLX's indices have 32 bits; no text is so long.
+_MOST_TOKENS = (1 << 31) - 1
+_WINDOWS = ("repetition_context_size", "presence_context_size", "frequency_context_size")
+_INTEGERS = ("top_k", "max_tokens", "max_completion_tokens", "top_logprobs", *_WINDOWS)
+_NUMBERS = (
+    "temperature",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "xtc_probability",
+    "xtc_threshold",
+)
 
 
 def checked(body: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
@@ -78,12 +92,15 @@ def _seed(kept: dict[str, Any]) -> None:
 
 def _sampling(kept: dict[str, Any], vocabulary: int) -> None:
     """What would stop mlx-lm's generation thread, and everybody's requests with it."""
-    for name in ("top_k", "max_tokens", "max_completion_tokens"):
+    for name in _INTEGERS:
         if name in kept and type(kept[name]) is not int:
             raise Refusal(400, f"{name} is not an integer", param=name)
+    for name in _WINDOWS:
+        kept.update({name: min(kept[name], _MOST_TOKENS)} if name in kept else {})
     if kept.get("top_k", 0) >= vocabulary:
         kept["top_k"] = 0
-    for name in ("xtc_probability", "xtc_threshold"):
+    # MLX takes no integer beyond 64 bits, and mlx-lm no integer for some of these.
+    for name in _NUMBERS:
         if type(kept.get(name)) is int:
             kept[name] = float(kept[name])
     threshold = kept.get("xtc_threshold", 0.0)
@@ -95,5 +112,8 @@ def _sampling(kept: dict[str, Any], vocabulary: int) -> None:
 
 
 def _is_bias(token: str, value: Any, vocabulary: int) -> bool:
-    is_token = token.isascii() and token.isdigit() and int(token) < vocabulary
-    return is_token and isinstance(value, (int, float)) and not isinstance(value, bool)
+    # int() refuses thousands of digits.
+    is_short = token.isascii() and token.isdigit() and len(token) <= len(str(vocabulary))
+    is_token = is_short and int(token) < vocabulary
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_token and is_number and abs(value) <= _MOST_BIAS

@@ -21,7 +21,7 @@ from mlx_lm.server import APIHandler
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.model.serving import Desk, Engine, Ordered, Refusal
 
-_BODY_BYTES = 32 << 20
+_BODY_BYTES, _LENGTH_DIGITS = 32 << 20, 20
 _POSTS = ("/v1/completions", "/v1/chat/completions", "/chat/completions")
 _OWN_NAMES = (".localhost", ".local", ".internal")
 
@@ -143,7 +143,8 @@ class Handler(APIHandler):  # type: ignore[misc]
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             raise Refusal(411 if not length else 400, "a Content-Length header is required")
-        if int(length) > _BODY_BYTES:
+        # int() refuses thousands of digits.
+        if len(length) > _LENGTH_DIGITS or int(length) > _BODY_BYTES:
             raise Refusal(413, f"the request is larger than {_BODY_BYTES >> 20} MB")
         try:
             body = json.loads(
@@ -169,7 +170,11 @@ class Handler(APIHandler):  # type: ignore[misc]
         """A page that points its own name at this machine (DNS rebinding) gets nothing."""
         if not self.server.is_local:
             return
-        host = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
+        named = self.headers.get("Host", "localhost")
+        try:
+            host = urlsplit(f"//{named}").hostname or ""
+        except ValueError:
+            host = named
         if host != "localhost" and not host.endswith(_OWN_NAMES) and not _is_address(host):
             raise Refusal(403, f"this server answers to localhost, not to {host!r}")
 

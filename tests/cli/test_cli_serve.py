@@ -181,6 +181,9 @@ def test_completions_continue_plain_text(client: Client) -> None:
         (400, "stop", {"stop": 7}),
         (400, "seed", {"seed": "x"}),
         (400, "logit_bias", {"logit_bias": {"99999999": 1}}),
+        (400, "logit_bias", {"logit_bias": {"9" * 5000: 1}}),
+        (400, "logit_bias", {"logit_bias": {"1": 1e308}}),
+        (400, "top_logprobs", {"top_logprobs": True, "logprobs": True}),
         (400, "xtc_threshold", {"xtc_threshold": 0.9, "xtc_probability": 1}),
         (400, "stream_options", {"stream_options": 3}),
     ],
@@ -191,6 +194,24 @@ def test_refusals_are_openai_errors_and_hurt_nobody(
     got, body = client.chat("Hi", **fields)
     assert (got, body["error"]["param"]) == (status, param), body
     assert body["error"]["type"] == "invalid_request_error"
+    assert client.get("/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {name: number}
+        for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        for number in (10**19, 1e308, 1e-320)
+    ]
+    + [
+        {f"{kind}_context_size": size, f"{kind}_penalty": 1.5}
+        for kind in ("repetition", "presence", "frequency")
+        for size in (0, 10**18, 10**19)
+    ],
+)
+def test_numbers_out_of_all_proportion_stop_nobody(client: Client, fields: dict[str, Any]) -> None:
+    assert client.chat("Hi", max_tokens=2, **fields)[0] == 200
     assert client.get("/health")[0] == 200
 
 
@@ -210,7 +231,9 @@ def test_requests_that_are_no_requests(client: Client) -> None:
     assert client.request("POST", "/v1/embeddings", b"{}")[0] == 404
     assert client.request("POST", path, None, {"Content-Length": "-5"})[0] == 400
     assert client.request("POST", path, None, {"Content-Length": str(1 << 40)})[0] == 413
-    assert client.request("GET", "/v1/models", None, {"Host": "evil.example"})[0] == 403
+    assert client.request("POST", path, None, {"Content-Length": "9" * 5000})[0] == 413
+    for host in ("evil.example", "[::1"):
+        assert client.request("GET", "/v1/models", None, {"Host": host})[0] == 403
     assert client.request("OPTIONS", path, None, {"Origin": "http://evil.example"})[0] == 204
     assert client.get("/health") == (200, {"status": "ok"})
 
@@ -239,7 +262,9 @@ def test_a_signal_lets_answers_end(tiny_model_dir: Path, sent: int, code: int) -
             client.process.send_signal(sent)
             assert len(asked.result()) > 20
         assert client.process.wait(20) == code
-        assert client.process.stderr is not None
+        assert client.process.stderr is not None and client.process.stdout is not None
+        # What it said once it answered was the one object of --json.
+        assert client.process.stdout.read() == ""
         assert "Traceback" not in client.process.stderr.read()
 
 
