@@ -62,6 +62,7 @@ def command(
     """Answers of a base, adapted or fused model."""
     from mlx_itune.cli.opening import open_model
     from mlx_itune.inference.prompts import read_prompts, said
+    from mlx_itune.kit.files import require_place
 
     if raw and system:
         raise UsageError("--raw takes no --system", hint="put it into the prompt")
@@ -69,6 +70,10 @@ def command(
         raise UsageError("--prompt and --file exclude each other")
     if out and not file:
         raise UsageError("--out takes the answers to --file")
+    if file and out:
+        if out.resolve() == file.resolve():
+            raise UsageError("--out would replace --file", hint="choose another --out")
+        require_place(out)
     if file:
         prompts = read_prompts(file, raw=raw, system=system)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def read_prompts(path: Path, *, raw: bool = False, system: str | None = None) ->
     with storage_errors(path):
         data = path.read_bytes()
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        # Not splitlines: it breaks rows at characters that JSON allows inside a text.
+        lines = list(io.StringIO(data.decode("utf-8-sig"), newline=None))
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=str(path)) from error
     of_line = _of_row if path.suffix.lower() in (".jsonl", ".ndjson") else _of_text
@@ -131,7 +133,7 @@ def said(text: str, *, raw: bool = False, system: str | None = None, origin: str
 
 
 def _of_text(line: str, where: str, raw: bool, system: str | None) -> Prompt:
-    return said(line, raw=raw, system=system, origin=where)
+    return said(line.removesuffix("\n"), raw=raw, system=system, origin=where)
 
 
 def _of_row(line: str, where: str, raw: bool, system: str | None) -> Prompt:
@@ -141,6 +143,7 @@ def _of_row(line: str, where: str, raw: bool, system: str | None) -> Prompt:
         raise DataError(f"is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError("is not a JSON object")
+    _require_text(row.get("id"), "the id")
     text = row.get("prompt")
     if isinstance(text, str) and text.strip():
         prompt = said(text, raw=raw, system=system, origin=where)
@@ -159,12 +162,12 @@ def _of_row(line: str, where: str, raw: bool, system: str | None) -> Prompt:
     return Prompt(turns, tools, None, where, row.get("id"))
 
 
-def _require_text(value: Any) -> None:
+def _require_text(value: Any, what: str = "the prompt") -> None:
     """Half a surrogate pair, or bytes that are not UTF-8, are no text to any tokenizer."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise DataError("the prompt holds characters that are not Unicode text") from error
+        raise DataError(f"{what} holds characters that are not Unicode text") from error
 
 
 def _system(system: str | None) -> Sequence[Turn]:

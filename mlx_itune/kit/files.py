@@ -103,6 +103,17 @@ def sweep(folder: Path, name: str = "*", *, every_owner: bool = False) -> int:
     return swept
 
 
+def require_place(path: Path) -> None:
+    """Raise StorageError where no file can be written at `path`: before the work, not after it."""
+    folder = path.parent
+    if path.is_dir():
+        raise StorageError("is a directory", where=str(path), hint="name a file in it")
+    if not folder.is_dir():
+        raise StorageError("does not exist", where=str(folder), hint="make the directory first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError("cannot be written to", where=str(folder))
+
+
 def process_lives(pid: int) -> bool:
     """Whether this machine has a process of that number."""
     try:
@@ -145,7 +156,9 @@ def storage_errors(where: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise StorageError(reason, where=str(error.filename or where)) from error
+        # A temporary name says nothing to whoever asked for the file.
+        hidden = str(error.filename or _PARTIAL).endswith(_PARTIAL)
+        raise StorageError(reason, where=str(where if hidden else error.filename)) from error
 
 
 def _beside(path: Path) -> Path:

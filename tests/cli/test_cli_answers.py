@@ -98,6 +98,28 @@ def test_a_file_is_answered_as_each_prompt_alone(cli: Any, tmp_path: Path) -> No
         json.loads(line)["text"] for line in cli("generate", "--file", str(lines))[1].splitlines()
     ]
     assert texts == alone[:2]
+    # U+2028 and its kin end no row.
+    odd = json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False)
+    file.write_text(f"{odd}\r\n{odd}\n")
+    assert cli("generate", "--file", str(file))[1].count("\n") == 2
+
+
+def test_where_no_answers_can_be_written_none_are_computed(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("Hi there\n")
+    (tmp_path / "link").symlink_to(file)
+    monkeypatch.setattr("mlx_itune.cli.opening.open_model", None)
+    for out, code, told in (
+        (file, 2, "would replace"),
+        (tmp_path / "link", 2, "would replace"),
+        (tmp_path, 5, "is a directory"),
+        (tmp_path / "no" / "a.jsonl", 5, "does not exist"),
+    ):
+        got, _, err = cli("generate", "--file", str(file), "--out", str(out))
+        assert (got, err.count("\n")) == (code, 1) and told in err
+    assert file.read_text() == "Hi there\n"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +131,7 @@ def test_a_file_is_answered_as_each_prompt_alone(cli: Any, tmp_path: Path) -> No
         (b'{"messages": [{"role": "king", "content": "a"}]}', 3, ":1: messages[1]: unknown role"),
         (b'{"messages": []}', 3, ":1: asks nothing"),
         (b'{"prompt": "\\ud800"}', 3, ":1: the prompt holds characters"),
+        (b'{"prompt": "a", "id": "\\ud800"}', 3, ":1: the id holds characters"),
         (b'{"prompt": "' + b"word " * 3000 + b'"}', 3, "context is 2,048"),
         (b"\xff", 3, "is not UTF-8"),
         (b"\n", 3, "holds no prompts"),
