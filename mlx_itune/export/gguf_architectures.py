@@ -11,7 +11,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_itune.export.gguf_layout import QKV, Architecture, Facts, Keys
-from mlx_itune.export.gguf_rotary import longrope, plain, with_local_base
+from mlx_itune.export.gguf_rotary import longrope, plain, with_local_base, without_factors
 from mlx_itune.kit.errors import ModelError
 
 _ATTENTION = {
@@ -176,8 +176,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         extra=_mixture,
         interleaved=True,
     ),
-    "qwen2": Architecture("qwen2", _DENSE, square=True),
-    "qwen3": Architecture("qwen3", {**_DENSE, **_QK_NORMS}),
+    "qwen2": Architecture("qwen2", _DENSE, rotary=without_factors, square=True),
+    "qwen3": Architecture("qwen3", {**_DENSE, **_QK_NORMS}, rotary=without_factors),
     "qwen3_moe": Architecture(
         "qwen3moe",
         {**_ATTENTION, **_NORMS, **_QK_NORMS, **{f"mlp.{k}": v for k, v in _EXPERTS.items()}},
@@ -208,7 +208,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         extra=_phi3,
         square=True,
     ),
-    "smollm3": Architecture("smollm3", _DENSE, extra=_smollm3, interleaved=True),
+    "smollm3": Architecture(
+        "smollm3", _DENSE, rotary=without_factors, extra=_smollm3, interleaved=True
+    ),
     "granite": Architecture("granite", _DENSE, extra=_granite, interleaved=True, biases=_BIASED),
     "olmo2": Architecture(
         "olmo2",
@@ -219,6 +221,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "post_attention_layernorm": "post_attention_norm",
             "post_feedforward_layernorm": "post_ffw_norm",
         },
+        rotary=without_factors,
         square=True,
         needs_output=True,
     ),

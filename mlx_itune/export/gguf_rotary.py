@@ -64,11 +64,17 @@ def scaled(source: Source) -> Rotary:
     raise ModelError(f"llama.cpp has no rotary scaling {kind!r} as mlx-lm computes it")
 
 
-def with_local_base(source: Source) -> Rotary:
-    """Gemma 3: another base, and no scaling, in the layers with a window."""
+def without_factors(source: Source) -> Rotary:
+    """The same where llama.cpp's loader refuses a tensor of factors. Raises ModelError for one."""
     found = scaled(source)
     if found.tensors:
-        raise ModelError("llama.cpp's gemma3 takes no rotary factors")
+        raise ModelError("llama.cpp takes llama3's rotary factors with llama and granite alone")
+    return found
+
+
+def with_local_base(source: Source) -> Rotary:
+    """Gemma 3: another base, and no scaling, in the layers with a window."""
+    found = without_factors(source)
     local = float(source.get("rope_local_base_freq", 10000.0))
     # Versions of llama.cpp before there was this key take 10,000.
     keys = dict(found.keys) | ({} if local == 10000.0 else {"rope.freq_base_swa": local})
@@ -112,16 +118,18 @@ def _yarn(scaling: Mapping[str, Any]) -> dict[str, Any]:
     """Peng et al., 2309.00071, section 3.4."""
     if scaling.get("mscale", 1) != 1 or scaling.get("mscale_all_dim", 0) != 0:
         raise ModelError("llama.cpp has no mscale of its own in yarn scaling")
+    for name, theirs in (("beta_fast", 32), ("beta_slow", 1)):
+        # There are keys for them, which llama.cpp reads for other architectures only.
+        if scaling.get(name, theirs) != theirs:
+            raise ModelError(
+                f"yarn scaling with {name} {scaling[name]}, and llama.cpp takes {theirs}"
+            )
     original = int(scaling.get("original_max_position_embeddings", 4096))
-    keys = {
+    return {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": float(scaling["factor"]),
         "rope.scaling.original_context_length": original,
     }
-    for name in ("beta_fast", "beta_slow"):
-        if name in scaling:
-            keys[f"rope.scaling.yarn_{name}"] = float(scaling[name])
-    return keys
 
 
 def _llama3_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Float32:

@@ -42,6 +42,16 @@ _STACK = re.compile(r"(.+)\.switch_mlp\.(gate_proj|up_proj|down_proj)\.weight")
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 # What mlx-lm calls its own switches; transformers has no such setting.
 _OURS_ALONE = {"model_type", "rope_traditional"}
+# Those of the above whose heads transformers, too, rotates by neighbouring values.
+_NEIGHBOURS = {"glm4"}
+# Biases that mlx-lm's module may have, and transformers' would drop when it loads.
+_DROPPED = {
+    "mistral": r".*_proj\.bias",
+    "olmo2": r".*\.mlp\..*\.bias",
+    "olmoe": r".*\.mlp\..*\.bias",
+    "cohere": r".*norm\.bias",
+    "cohere2": r".*norm\.bias",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,19 @@ def class_name(model_type: str, where: str) -> str:
             hint="it is known for " + ", ".join(sorted(_CLASSES)),
         )
     return _CLASSES[model_type]
+
+
+def require_same_function(
+    model_type: str, settings: Mapping[str, Any], shapes: Mapping[str, Any], where: str
+) -> None:
+    """Raises ModelError for what transformers' class of this type would compute otherwise."""
+    if settings.get("rope_traditional") not in (None, model_type in _NEIGHBOURS):
+        raise ModelError(
+            f"rope_traditional is not what transformers' {model_type} computes", where=where
+        )
+    lost = [name for name in shapes if re.fullmatch(_DROPPED.get(model_type, ""), name)]
+    if lost:
+        raise ModelError(f"transformers' {model_type} has no {min(lost)}", where=where)
 
 
 def placed(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> list[HfTensor]:
@@ -91,9 +114,12 @@ def cleaned_config(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: str,
     where: str,
+    *,
+    scaled: bool,
 ) -> dict[str, Any]:
     """config.json for transformers: no quantization, its class, and no number left to a default.
 
+    Rotary positions are as mlx-lm computes them: ``scaled`` says whether it scales any.
     `settings` are mlx-lm's, defaults filled in: theirs are not always those of transformers. Lists
     stay out: by `layer_types` transformers tells Ministral from Mistral.
     """
@@ -104,6 +130,18 @@ def cleaned_config(
         plain = isinstance(value, (bool, int, float, str)) and key not in _OURS_ALONE
         if plain and cleaned.get(key) is None:
             cleaned[key] = value
+    if "rope_parameters" not in settings:
+        cleaned.pop("rope_parameters", None)
+    scaling = cleaned.get("rope_scaling")
+    if not scaled:
+        for key in ("rope_scaling", "rope_parameters"):
+            cleaned.pop(key, None)
+    elif isinstance(scaling, dict) and "long_factor" in scaling:
+        # transformers takes the short factors in short texts; mlx-lm takes the long ones always.
+        cleaned["rope_scaling"] = {**scaling, "short_factor": scaling["long_factor"]}
+    if model_type == "qwen2_moe":
+        # mlx-lm's module has no such step.
+        cleaned["norm_topk_prob"] = False
     cleaned["architectures"] = [class_name(model_type, where)]
     cleaned["tie_word_embeddings"] = not any(name.startswith("lm_head.") for name in shapes)
     cleaned["vocab_size"] = shapes["model.embed_tokens.weight"][0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -20,15 +21,17 @@ _PIECE_BYTES = 8 << 20
 class FloatSource:
     """The parameters of a model directory, dequantized and merged as they are read.
 
-    shapes: of each parameter by mlx-lm's name, unpacked. What `deltas[path]` makes, (..., out, in)
-    float32, is added to the weight of the layer at `path`; it is made when that is read. What
-    `release` was told of is out of memory again.
+    shapes: of each parameter by mlx-lm's name, unpacked. scaled: whether any layer scales its
+    rotary positions, as some modules of mlx-lm ignore what config.json says. What `deltas[path]`
+    makes, (..., out, in) float32, is added to the weight of the layer at `path`; it is made when
+    that is read. What `release` was told of is out of memory again.
     """
 
     def __init__(self, path: Path, deltas: Mapping[str, Callable[[], Any]] | None = None) -> None:
         model, self.config = stock.read(path)
         self.path = path
         self.settings: dict[str, Any] = dict(vars(model.args))
+        self.scaled = _scaled(model)
         self._tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
         self._grids = {
             name: {"group_size": m.group_size, "bits": m.bits, "mode": m.mode}
@@ -106,6 +109,11 @@ class FloatSource:
         if self._delta[0] != name:
             self._delta = (name, self._deltas[name]())
         return piece + part(self._delta[1])
+
+
+def _scaled(model: nn.Module) -> bool:
+    rotary = [m for _, m in model.named_modules() if "rope" in type(m).__name__.lower()]
+    return any(type(m) is not nn.RoPE or m.scale != 1 for m in rotary)
 
 
 def _rows(shape: tuple[int, ...]) -> list[slice]:

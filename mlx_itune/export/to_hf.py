@@ -21,7 +21,13 @@ from mlx_itune.export.artifact import (
     write_json,
     write_papers,
 )
-from mlx_itune.export.hf_layout import HfTensor, class_name, cleaned_config, placed
+from mlx_itune.export.hf_layout import (
+    HfTensor,
+    class_name,
+    cleaned_config,
+    placed,
+    require_same_function,
+)
 from mlx_itune.export.hf_source import FloatSource
 from mlx_itune.export.hf_verify import HfVerification, verify_hf
 from mlx_itune.kit.errors import ModelError, UsageError
@@ -75,11 +81,14 @@ def export_hf(
     deltas = _deltas(source_dir, adapter_dir)
     source = FloatSource(source_dir, deltas)
     kind = dtype or source.dtype
+    require_same_function(str(own["model_type"]), source.settings, source.shapes, where)
     tensors = placed(source.shapes, str(own["model_type"]))
     with staged_directory(out, overwrite=overwrite) as stage:
         size_bytes = sum(_size_bytes(t, kind) for t in tensors)
         require_free_bytes(stage, size_bytes + (16 << 20), "the model")
-        config = cleaned_config(own, source.settings, source.shapes, kind, where)
+        config = cleaned_config(
+            own, source.settings, source.shapes, kind, where, scaled=source.scaled
+        )
         _name_tokens(config, tokenizer)
         write_papers(stage, source_dir, config, tokenizer)
         _write_shards(stage, source, tensors, kind, shard_bytes)

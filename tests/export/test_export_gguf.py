@@ -233,6 +233,18 @@ def test_rows_that_fill_no_block_stay_halves(tmp_path: Path) -> None:
     assert "no multiple of 32" in done.notes[0]
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+# Their loaders refuse a file with rope_freqs.weight.
+NO_FACTORS = ("qwen2", "qwen3", "smollm3", "olmo2", "gemma3_text")
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
@@ -240,6 +252,9 @@ def test_rows_that_fill_no_block_stay_halves(tmp_path: Path) -> None:
         ("smollm3", {"no_rope_layer_interval": 2}, "leaves out every 4th"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "no rotary scaling"),
         ("qwen2", {"rope_traditional": True}, "rope_traditional"),
+        *((name, {"rope_scaling": LLAMA3}, "rotary factors") for name in NO_FACTORS),
+        ("llama", {"rope_scaling": YARN | {"beta_slow": 2}}, "beta_slow 2, and llama.cpp takes 1"),
+        ("qwen3", {"rope_scaling": YARN | {"beta_fast": 20}}, "beta_fast 20"),
         ("smollm3", {"mlp_bias": True}, r"has no model\.layers\.\d\.mlp\.\w+\.bias"),
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
         ("olmo2", {"head_dim": 64}, "do not make 128"),

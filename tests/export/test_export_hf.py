@@ -151,6 +151,71 @@ def test_a_layout_that_is_not_known_is_refused(tmp_path: Path) -> None:
         export(model, tmp_path / "hf")
 
 
+def reconfigured(model: Path, **changes: object) -> Path:
+    config = json.loads((model / "config.json").read_text()) | changes
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("mixtral", "rope_scaling"),
+        ("qwen3_moe", "rope_scaling"),
+        ("gemma2", "rope_scaling"),
+        ("llama", "rope_parameters"),
+    ],
+)
+def test_rotary_scaling_that_mlx_lm_ignores_is_left_out(
+    name: str, key: str, tmp_path: Path
+) -> None:
+    model = reconfigured(write_model(tmp_path / "m", name), **{key: YARN | {"rope_theta": 5e5}})
+    export(model, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert key not in config
+    assert config["rope_theta"] == 10000.0
+
+
+def test_short_rotary_factors_are_the_long_ones_as_mlx_lm_takes_them_always(tmp_path: Path) -> None:
+    long, short = [1.0 + 0.3 * i for i in range(8)], [1.0] * 8
+    scaling = {"type": "longrope", "long_factor": long, "short_factor": short}
+    model = reconfigured(
+        write_model(tmp_path / "m", "phi3"),
+        rope_scaling=scaling,
+        original_max_position_embeddings=128,
+    )
+    export(model, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["rope_scaling"] == scaling | {"short_factor": long}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("llama", {"rope_traditional": True}, "rope_traditional is not what"),
+        ("glm4", {"rope_traditional": False}, "rope_traditional is not what"),
+        ("mistral", {"attention_bias": True}, r"no model\.layers\.0\.self_attn\.k_proj\.bias"),
+        ("olmo2", {"mlp_bias": True}, r"no model\.layers\.0\.mlp\.down_proj\.bias"),
+    ],
+)
+def test_what_transformers_would_compute_otherwise_is_refused(
+    name: str, changes: dict[str, bool], reason: str, tmp_path: Path
+) -> None:
+    model = reconfigured(write_model(tmp_path / "m", name), **changes)
+    weights = dict(mx.load(str(model / "model.safetensors")))
+    for path, weight in list(weights.items()):
+        within = {"attention_bias": "self_attn", "mlp_bias": ".mlp."}.get(next(iter(changes)), "-")
+        if within in path and weight.ndim == 2:
+            weights[f"{path.removesuffix('weight')}bias"] = mx.zeros((weight.shape[0],))
+    mx.save_safetensors(str(model / "model.safetensors"), weights)
+    with pytest.raises(ModelError, match=reason):
+        export(model, tmp_path / "hf")
+    assert {p.name for p in tmp_path.iterdir()} == {"m"}
+
+
 def test_only_known_files_travel(tiny_quantized_dir: Path, tmp_path: Path) -> None:
     import shutil
 
