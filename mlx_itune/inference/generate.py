@@ -15,9 +15,9 @@ import mlx.core as mx
 from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.inference.sampling import Sampling, next_token, penalized
 from mlx_itune.inference.text_stream import TextStream
-from mlx_itune.kit.errors import DataError, ModelError
+from mlx_itune.kit.errors import DataError
 from mlx_itune.model.base import LoadedModel
-from mlx_itune.model.caches import batch_cache
+from mlx_itune.model.caches import batch_cache, can_batch
 from mlx_itune.model.prefix_cache import PrefixCache
 
 # Attention over a prompt is quadratic; where exp() is slow (CPU) short chunks skip most of the
@@ -177,11 +177,11 @@ class Generator:
     ) -> list[Answer]:
         """The greedy answer to each prompt, in the order given.
 
-        ``observe`` is told the number of finished prompts. An architecture whose cache mlx-lm
+        ``observe`` is told the number of finished prompts. An architecture that mlx-lm
         cannot batch answers one by one. Raises DataError for an empty prompt.
         """
         _require_tokens(prompts)
-        if not _batches(self.model):
+        if not can_batch(self.model):
             return self._one_by_one(prompts, max_tokens, observe)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         waiting = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][::-1]
@@ -278,14 +278,6 @@ class Generator:
         text = self.tokenizer.decode(ids)
         at = [found for stop in self.stops if (found := text.find(stop)) >= 0]
         return (text[: min(at)], True) if at else (text, False)
-
-
-def _batches(model: Any) -> bool:
-    try:
-        batch_cache(model, 1)
-    except ModelError:
-        return False
-    return True
 
 
 def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from mlx_lm.models.cache import (
     LRUPromptCache,
     can_trim_prompt_cache,
-    make_prompt_cache,
     trim_prompt_cache,
 )
 from mlx_lm.server import CompletionRequest, ModelDescription, ModelProvider, ResponseGenerator
@@ -26,6 +25,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapter_set import AdapterSet
+from mlx_itune.model.caches import can_batch
 
 
 class Refusal(Exception):
@@ -152,9 +152,7 @@ class Provider(ModelProvider):  # type: ignore[misc]
         self._adapters.use(each.adapter)
         self.model_key = (each.name, None, None)
         self.model, self.tokenizer = self._adapters.loaded.model, each.tokenizer
-        self.is_batchable = self.cli_args.decode_concurrency > 1 and all(
-            hasattr(layer, "merge") for layer in make_prompt_cache(self.model)
-        )
+        self.is_batchable = self.cli_args.decode_concurrency > 1 and can_batch(self.model)
         return self.model, self.tokenizer
 
 

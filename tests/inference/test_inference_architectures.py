@@ -35,3 +35,13 @@ def test_a_kept_cache_gives_the_answers_of_a_fresh_one(name: str) -> None:
         text = [*text, *map(ord, answer[:-2]), 5, 6, 11]
     [whole] = answers.batch([text], 9)
     assert whole == "".join(answers.stream(text, max_tokens=9, memory=memory))
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba2", "granitemoehybrid"])
+def test_rows_of_different_lengths_give_the_answers_of_each_alone(name: str) -> None:
+    model = build(name)
+    model.eval()
+    answers = generator(model)
+    texts = [[7 + (31 * n * k) % 290 for n in range(12 * k)] for k in (1, 2, 3)]
+    alone = ["".join(answers.stream(text, max_tokens=9)) for text in texts]
+    assert answers.batch(texts, 9) == alone
