@@ -83,8 +83,13 @@ def command(
     from mlx_itune.model import adapter as adapters
     from mlx_itune.model.base import resolve
 
-    if adapter is None and (bits or way):
-        raise UsageError("--bits and --way take effect only with --adapter", hint="leave them out")
+    merged = adapter is not None and kind not in ("gguf-lora", "peft", "hf") and not separate
+    if not merged and (bits or way or max_kl is not None or allow_lossy):
+        raise UsageError(
+            "--bits, --way, --max-kl and --allow-lossy take effect only where --adapter is merged "
+            "and measured",
+            hint="leave them out" if adapter else "give --adapter",
+        )
     source = resolve(model, offline=offline)
     tokenizer = open_tokenizer(source, adapters.load(adapter) if adapter else None, template)
     merge: dict[str, Any] = {"allow_lossy": allow_lossy}

@@ -64,9 +64,14 @@ class HfTensor:
     expert: int | None = None
 
 
+def compared(model_type: str) -> bool:
+    """Whether transformers' class of a model type was compared with mlx-lm's module."""
+    return model_type in _CLASSES
+
+
 def class_name(model_type: str, where: str) -> str:
     """The transformers class of a model type. Raises ModelError for one that is not known here."""
-    if model_type not in _CLASSES:
+    if not compared(model_type):
         raise ModelError(
             f"model_type {model_type!r} has no export to transformers",
             where=where,

@@ -19,6 +19,7 @@ from mlx_itune.export.artifact import (
     require_template,
     write_json,
 )
+from mlx_itune.export.hf_layout import compared
 from mlx_itune.export.peft_targets import targets
 from mlx_itune.export.peft_verify import PeftVerification, verify_peft
 from mlx_itune.kit.errors import ModelError
@@ -73,11 +74,19 @@ def export_peft(
     tied = not any(path == "lm_head" for path, _ in loaded.model.named_modules())
     model_type = str(loaded.config.get("model_type"))
     layers = dict(lora.adapted(loaded.model))
+    if any(path.startswith("language_model.") for path in layers):
+        # transformers has such models' layers elsewhere, and PEFT passes over what it cannot find.
+        raise ModelError(
+            f"model_type {model_type!r} wraps its language model, and transformers' names for its "
+            "layers are not known",
+            where=str(source / "config.json"),
+        )
     tensors: dict[str, Any] = {}
     for path, layer in layers.items():
         for module, factors in _modules(path, layer, model_type, tied).items():
             tensors |= {f"{peft_format.PREFIX}{module}.{n}": t for n, t in factors.items()}
-    notes = _notes(layers, tied, quantized=loaded.config.get("quantization") is not None)
+    quantized = loaded.config.get("quantization") is not None
+    notes = _notes(layers, tied, model_type, quantized=quantized)
     with staged_directory(out, overwrite=overwrite) as stage:
         require_free_bytes(
             stage, sum(t.nbytes for t in tensors.values()) + (16 << 20), "the adapter"
@@ -152,8 +161,15 @@ def _config(
     }
 
 
-def _notes(layers: Mapping[str, Any], tied: bool, *, quantized: bool) -> tuple[str, ...]:
+def _notes(
+    layers: Mapping[str, Any], tied: bool, model_type: str, *, quantized: bool
+) -> tuple[str, ...]:
     notes = []
+    if not compared(model_type):
+        notes.append(
+            f"model_type {model_type!r} was never compared with transformers: see that PEFT finds "
+            "every key when it loads the adapter"
+        )
     if quantized:
         notes.append(
             "the base is quantized by MLX: put the adapter on what --to hf makes of that base"

@@ -174,6 +174,9 @@ REFUSED = [
     (("--to", "peft", "--adapter", "grid"), "m", 4, "--to hf"),
     (("--to", "lmstudio", "--name", "a b/c"), "m", 2, "no name of a folder"),
     (("--to", "gguf", "--bits", "8"), "m.gguf", 2, "--adapter"),
+    (("--to", "gguf", "--allow-lossy"), "m.gguf", 2, "give --adapter"),
+    (("--to", "hf", "--bits", "8", "--adapter", "lora"), "m", 2, "merged and measured"),
+    (("--to", "gguf-lora", "--max-kl", "1", "--adapter", "lora"), "m.gguf", 2, "leave them out"),
     (("--to", "gguf", "--way", "exact", "--adapter", "lora"), "m.gguf", 4, "exact merge"),
 ]
 

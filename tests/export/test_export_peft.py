@@ -150,6 +150,17 @@ def test_what_peft_has_no_form_of(
     assert {p.name for p in tmp_path.iterdir()} == {"a"}
 
 
+def test_a_wrapped_language_model_is_refused(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", "gemma3_text")
+    file, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
+    save_file({f"language_model.{n}": t for n, t in load_file(file).items()}, file)
+    text = {"model_type": "gemma3", "text_config": config, "vocab_size": config["vocab_size"]}
+    (model / "config.json").write_text(json.dumps(text))
+    with pytest.raises(ModelError, match="'gemma3' wraps its language model"):
+        ship(model, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"m", "a"}
+
+
 def test_half_of_a_pair_of_experts(moe: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a", moe, keys=["re:.*switch_mlp.up_proj"])
     with pytest.raises(ModelError, match="together"):
