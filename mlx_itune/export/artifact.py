@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import ModelError, UsageError
-from mlx_itune.kit.files import require_free_bytes, sha256_file, storage_errors
+from mlx_itune.kit.files import beside, require_free_bytes, sha256_file, storage_errors, sweep
 
 # Data only; a model's Python files are never copied.
 _CARRIED = (
@@ -64,6 +65,25 @@ def refuse_same(source: Path, out: Path) -> None:
     a, b = source.resolve(), out.resolve()
     if a == b or a in b.parents or b in a.parents:
         raise UsageError("is the model itself", where=str(out), hint="choose another --out")
+
+
+@contextlib.contextmanager
+def workshop(out: Path) -> Iterator[Path]:
+    """A folder on the disk of ``out`` that goes when the block ends."""
+    parent = out.absolute().parent
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep(parent, out.name)
+        folder = beside(parent / out.name)
+        folder.mkdir(0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for empty in made:
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
 def write_model(

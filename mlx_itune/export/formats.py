@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
-import tempfile
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokenizer import ChatTokenizer
-from mlx_itune.export.artifact import Artifact, describe, read_json, refuse_same
+from mlx_itune.export.artifact import Artifact, describe, read_json, refuse_same, workshop
 from mlx_itune.export.bundle import Part, write_bundle
 from mlx_itune.export.fuse import FuseResult, Observe, fuse
 from mlx_itune.export.gguf_plan import KINDS
@@ -26,7 +25,8 @@ from mlx_itune.export.to_mlx import export_mlx
 from mlx_itune.export.to_ollama import common_system, export_ollama, read_generation
 from mlx_itune.export.to_peft import export_peft
 from mlx_itune.kit.errors import UsageError, closest
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.files import refuse_occupied
+from mlx_itune.kit.stagedfile import refuse_taken
 from mlx_itune.model import adapter as adapters
 from mlx_itune.model import base, lora
 
@@ -116,9 +116,7 @@ def export(request: Request, observe: Observe | None = None) -> Exported:
     """
     say = observe or (lambda _: None)
     source = base.resolve(request.model, offline=request.offline)
-    refuse_same(source, request.out)
-    if request.adapter is not None:
-        refuse_same(request.adapter, request.out)
+    _refuse_place(request, source)
     if request.bundle:
         return _bundled(request, source, say)
     return _WRITERS[request.format](request, source, say)
@@ -189,7 +187,7 @@ def _peft(request: Request, source: Path, say: Observe) -> Exported:
 
 def _ollama(request: Request, source: Path, say: Observe) -> Exported:
     name = request.name or _name(request, source)
-    with _workshop(request.out) as folder:
+    with workshop(request.out) as folder:
         model = replace(
             request,
             format="gguf",
@@ -214,24 +212,22 @@ def _ollama(request: Request, source: Path, say: Observe) -> Exported:
             system=common_system(request.conversations) if request.conversations else None,
             move=True,
         )
-    start = f"ollama create {_tag(name)} -f {request.out / 'Modelfile'}"
+    start = f"ollama create {_tag(name)} -f {shlex.quote(str(request.out / 'Modelfile'))}"
     notes = (*dict.fromkeys((*made.notes, *done.notes)), start)
     return Exported((done.artifact,), verify, made.fuse, made.tokenizer, notes)
 
 
 def _lmstudio(request: Request, source: Path, say: Observe) -> Exported:
-    publisher, _, model = (request.name or _name(request, source)).rpartition("/")
+    publisher, model = _listed(request, source)
     kind = request.type or "mlx"
-    with _workshop(request.out) as folder:
+    with workshop(request.out) as folder:
         if kind == "mlx":
             inner = replace(request, format="mlx", type=None, out=folder / "mlx")
             made = _mlx(inner, source, say)
         else:
             inner = replace(request, format="gguf", out=folder / "model.gguf")
             made = _gguf(inner, source, say)
-        done = export_lmstudio(
-            inner.out, request.out, publisher=publisher or "mlx-itune", model=model
-        )
+        done = export_lmstudio(inner.out, request.out, publisher=publisher, model=model)
     notes = (*made.notes, *done.notes)
     return Exported((done.artifact,), made.verify, made.fuse, made.tokenizer, notes)
 
@@ -250,7 +246,7 @@ _WRITERS: dict[str, Callable[[Request, Path, Observe], Exported]] = {
 def _bundled(request: Request, source: Path, say: Observe) -> Exported:
     """The artefact in a folder with all that its users need."""
     name = _tag(request.name or _name(request, source))
-    with _workshop(request.out) as folder:
+    with workshop(request.out) as folder:
         inner = folder / (f"{name}.gguf" if request.format in _FILES else name)
         made = _WRITERS[request.format](replace(request, out=inner, bundle=False), source, say)
         papers = source if request.adapter is None else request.adapter
@@ -269,6 +265,24 @@ def _bundled(request: Request, source: Path, say: Observe) -> Exported:
     whole = describe(request.out, "bundle")
     notes = tuple(note.replace(str(inner), str(request.out / inner.name)) for note in made.notes)
     return replace(made, artifacts=(artifact, whole), notes=notes)
+
+
+def _refuse_place(request: Request, source: Path) -> None:
+    """Raise before the work where its result has no place."""
+    place, is_file = request.out, request.format in _FILES and not request.bundle
+    if request.format == "lmstudio" and not request.bundle:
+        # Other models in that folder, the source for one, are left alone.
+        place = Path(place, *_listed(request, source))
+    for taken in (source, request.adapter):
+        if taken is not None:
+            refuse_same(taken, place)
+    (refuse_taken if is_file else refuse_occupied)(place)
+
+
+def _listed(request: Request, source: Path) -> tuple[str, str]:
+    """Publisher and model, as LM Studio lists it."""
+    publisher, _, model = (request.name or _name(request, source)).rpartition("/")
+    return publisher or "mlx-itune", model
 
 
 def _base_of(request: Request, source: Path) -> dict[str, str]:
@@ -296,7 +310,7 @@ def _merged(
     if kind not in _CODES and not on_the_grid and merge.get("bits") is None:
         # Rounded once, by the type that was asked for.
         merge |= {"way": merge.get("way", "float")} if kind != "f32" else {"bits": 32}
-    with _workshop(request.out) as folder:
+    with workshop(request.out) as folder:
         made = fuse(
             request.model,
             request.adapter,
@@ -308,23 +322,6 @@ def _merged(
             **merge,
         )
         yield folder / "merged", replace(made, out=str(request.out))
-
-
-@contextlib.contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
-    """A folder on the disk of ``out`` that goes when the block ends."""
-    parent = out.absolute().parent
-    made = [p for p in (parent, *parent.parents) if not p.exists()]
-    with storage_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".work", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for empty in made:
-            with contextlib.suppress(OSError):
-                empty.rmdir()
 
 
 def _kind(request: Request, folder: Path) -> str:

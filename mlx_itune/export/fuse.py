@@ -31,7 +31,7 @@ from mlx_itune.export.merge import merge
 from mlx_itune.export.verify import require_same_codes
 from mlx_itune.export.ways import Way, on_the_grid, ways
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import staged_directory, storage_errors
+from mlx_itune.kit.files import refuse_occupied, staged_directory, storage_errors
 from mlx_itune.model import adapter as adapters
 from mlx_itune.model import base, lora, stock
 from mlx_itune.model.base import LoadedModel
@@ -121,6 +121,7 @@ def fuse(
     source = base.resolve(model, offline=offline)
     refuse_same(source, out)
     refuse_same(adapter_dir, out)
+    refuse_occupied(out, overwrite)
     reference = base.load(model, compute=compute, offline=offline)
     adapter = adapters.load(adapter_dir)
     require_template(tokenizer, adapter.provenance)

@@ -22,7 +22,7 @@ from mlx_itune.export.fuse import DEFAULT_MAX_KL, FuseResult, Observe, Score, fu
 from mlx_itune.export.merge import merge
 from mlx_itune.export.verify import Verification, verify
 from mlx_itune.export.ways import Way
-from mlx_itune.kit.files import staged_directory, storage_errors
+from mlx_itune.kit.files import remove_directory, staged_directory, storage_errors
 from mlx_itune.model import adapter as adapters
 from mlx_itune.model import base, stock
 
@@ -80,11 +80,16 @@ def export_mlx(
             overwrite=overwrite,
             observe=observe,
         )
-        reference = base.load(model, compute=compute, offline=offline)
-        adapters.apply(reference, adapters.load(adapter_dir))
-        reference.model.eval()
-        limit = max(_READ_BACK_MAX_KL, 10 * fused.kl_mean)
-        checked = verify(out, reference, data, max_kl=limit)
+        try:
+            reference = base.load(model, compute=compute, offline=offline)
+            adapters.apply(reference, adapters.load(adapter_dir))
+            reference.model.eval()
+            limit = max(_READ_BACK_MAX_KL, 10 * fused.kl_mean)
+            checked = verify(out, reference, data, max_kl=limit)
+        except BaseException:
+            # What was not found good is not left there as if it were.
+            remove_directory(out.resolve())
+            raise
         return ExportResult((describe(out, "mlx"),), checked, fused)
     source = base.resolve(model, offline=offline)
     refuse_same(source, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -29,7 +30,7 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
     """
     path = Path(path)
     staged = path.parent in _stages
-    temporary = _beside(path)
+    temporary = beside(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     try:
         with storage_errors(path):
@@ -60,16 +61,17 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     # A link keeps pointing where it points: the directory behind it is what is replaced.
     out = Path(os.path.realpath(out))
     with storage_errors(out):
-        _refuse_occupied(out, overwrite)
+        refuse_occupied(out, overwrite)
         _make_durably(out.parent)
-        stage = _beside(out)
+        sweep(out.parent, out.name)
+        stage = beside(out)
         stage.mkdir()
     try:
         with storage_errors(out):
             _stages.add(stage)
             yield stage
             _sync_tree(stage)
-            _refuse_occupied(out, overwrite)
+            refuse_occupied(out, overwrite)
             _swap_in(stage, out)
             _sync_path(out.parent)
     except BaseException:
@@ -81,19 +83,20 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def remove_directory(path: Path) -> None:
     """Remove a directory; a crash leaves it whole, or gone but for a hidden leftover."""
-    gone = _beside(path)
+    gone = beside(path)
     with storage_errors(path):
         path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def sweep(folder: Path, name: str = "*", *, every_owner: bool = False) -> int:
-    """Remove what killed writers left in `folder` for the entry `name`; how many there were.
+def sweep(folder: Path, name: str | None = None, *, every_owner: bool = False) -> int:
+    """Remove what killed writers left in `folder` for the entry `name`, or for every one; how many.
 
     Leftovers of processes that live stay, unless `every_owner`: for a folder under one's own lock.
     """
     swept = 0
-    for path in [*folder.glob(f".{name}.*{_PARTIAL}")] if folder.is_dir() else []:
+    pattern = "*" if name is None else glob.escape(name)
+    for path in [*folder.glob(f".{pattern}.*{_PARTIAL}")] if folder.is_dir() else []:
         owner = _LEFTOVER.search(path.name)
         if owner is None or not (every_owner or not process_lives(int(owner.group(1)))):
             continue
@@ -101,6 +104,21 @@ def sweep(folder: Path, name: str = "*", *, every_owner: bool = False) -> int:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             swept += 1
     return swept
+
+
+def refuse_occupied(out: Path, overwrite: bool = False) -> None:
+    """Raise StorageError where a directory cannot appear at `out`."""
+    out = Path(os.path.realpath(out))
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise StorageError("is a file, not a directory", where=str(out), hint="choose another name")
+    if not overwrite and any(out.iterdir()):
+        raise StorageError(
+            "already exists and is not empty",
+            where=str(out),
+            hint="choose another name or remove it first",
+        )
 
 
 def require_place(path: Path) -> None:
@@ -161,7 +179,8 @@ def storage_errors(where: Path | str) -> Iterator[None]:
         raise StorageError(reason, where=str(where if hidden else error.filename)) from error
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """A hidden name of this process next to `path`, which `sweep` knows."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
 
 
@@ -197,25 +216,12 @@ def _make_durably(folder: Path) -> None:
         _sync_path(path.parent)
 
 
-def _refuse_occupied(out: Path, overwrite: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if not out.is_dir():
-        raise StorageError("is a file, not a directory", where=str(out), hint="choose another name")
-    if not overwrite and any(out.iterdir()):
-        raise StorageError(
-            "already exists and is not empty",
-            where=str(out),
-            hint="choose another name or remove it first",
-        )
-
-
 def _swap_in(stage: Path, out: Path) -> None:
     # POSIX renames over an empty directory atomically; a full one has to step aside first.
     if not out.exists() or not any(out.iterdir()):
         stage.rename(out)
         return
-    old = _beside(out)
+    old = beside(out)
     out.rename(old)
     try:
         stage.rename(out)

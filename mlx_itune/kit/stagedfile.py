@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_itune.kit.errors import StorageError
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.files import beside, storage_errors, sweep
 
 
 @contextlib.contextmanager
@@ -22,16 +21,11 @@ def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     `out` is a directory or, unless `overwrite`, exists.
     """
     out = Path(os.path.realpath(out))
-    if out.is_dir():
-        raise StorageError("is a directory", where=str(out), hint="name a file")
-    if out.exists() and not overwrite:
-        raise StorageError(
-            "already exists", where=str(out), hint="choose another name or remove it first"
-        )
-    # The name that `files.sweep` knows for what a killed writer leaves.
-    folder = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    refuse_taken(out, overwrite)
+    folder = beside(out)
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent, out.name)
         folder.mkdir()
     try:
         yield folder / out.name
@@ -44,3 +38,13 @@ def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 os.close(descriptor)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_taken(out: Path, overwrite: bool = False) -> None:
+    """Raise StorageError where a file cannot appear at `out`."""
+    if out.is_dir():
+        raise StorageError("is a directory", where=str(out), hint="name a file")
+    if out.exists() and not overwrite:
+        raise StorageError(
+            "already exists", where=str(out), hint="choose another name or remove it first"
+        )

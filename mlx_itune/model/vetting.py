@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 import re
@@ -29,6 +30,9 @@ def vet(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         reason = "is not a directory" if path.exists() else "does not exist"
         raise ModelError(reason, where=str(path), hint="give the model's directory")
+    if glob.escape(str(path)) != str(path):
+        # mlx-lm takes the path for a pattern, and may find another model's weights by it.
+        raise ModelError("mlx-lm opens no path with *, ? or [", where=str(path), hint="rename it")
     config = _read_json(path / "config.json", "no config.json: is this a model directory?")
     _refuse_code(path, config)
     _refuse_pickles(path)

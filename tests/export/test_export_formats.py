@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,62 @@ def test_an_earlier_export_stays(made: Path, run: Run, tmp_path: Path) -> None:
     export(made, run, tmp_path / "m.gguf", "--to", "gguf", code=5)
     assert (tmp_path / "m.gguf").read_bytes() == b"mine"
     assert names(tmp_path) == ["m.gguf"]
+
+
+def test_a_taken_place_is_refused_before_any_work(
+    made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_itune.export.fuse.base.load", None)
+    (tmp_path / "m.gguf").write_text("mine")
+    for kind, out in (("gguf", tmp_path / "m.gguf"), ("ollama", tmp_path), ("hf", tmp_path)):
+        told = export(made, run, out, "--to", kind, "--adapter", made / "lora", code=5)
+        assert "already exists" in told["error"]
+    assert names(tmp_path) == ["m.gguf"]
+
+
+def test_lm_studio_s_folder_may_hold_the_source(made: Path, run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "models" / "someone" / "model"
+    shutil.copytree(made / "model", source)
+    at = ["--model", source, "--to", "lmstudio", "--out", tmp_path / "models"]
+    run("export", *at, "--name", "me/tuned")
+    assert (tmp_path / "models" / "me" / "tuned" / "model.safetensors").is_file()
+    assert "is the model itself" in run("export", *at, "--name", "someone/model", code=2)["error"]
+
+
+def test_what_is_not_found_good_does_not_stay(
+    made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_itune.export.to_mlx.verify", stopped)
+    export(made, run, tmp_path / "mlx", "--to", "mlx", "--adapter", made / "grid", code=130)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [("mlx", "a b"), ("gguf", "a.gguf"), ("peft", "a [1]*")])
+def test_what_a_killed_run_left_goes_with_the_next(
+    made: Path, run: Run, tmp_path: Path, kind: str, name: str
+) -> None:
+    # No process has so high a number.
+    dead = tmp_path / f".{name}.99999999-0123abcd.partial"
+    mine = tmp_path / f".{name}.{os.getpid()}-0123abcd.partial"
+    other = tmp_path / ".other.99999999-0123abcd.partial"
+    for folder in (dead, mine, other):
+        folder.mkdir()
+    argv = ("--adapter", made / "lora") if kind == "peft" else ()
+    export(made, run, tmp_path / name, "--to", kind, *argv)
+    assert sorted(names(tmp_path)) == sorted([mine.name, other.name, name])
+
+
+def test_the_command_that_is_shown_can_be_pasted(made: Path, run: Run, tmp_path: Path) -> None:
+    told = export(made, run, tmp_path / "a b", "--to", "ollama")
+    assert shlex.split(told["notes"][-1])[-1] == str(tmp_path / "a b" / "Modelfile")
+
+
+def test_a_path_is_no_pattern(made: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(made / "model", tmp_path / "m1")
+    shutil.copytree(made / "model", tmp_path / "m[1]")
+    (tmp_path / "m[1]" / "model.safetensors").write_bytes(b"other weights")
+    told = run("generate", "--model", tmp_path / "m[1]", "--prompt", "a", code=4)
+    assert "opens no path with" in told["error"]
