@@ -44,6 +44,9 @@ _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _OURS_ALONE = {"model_type", "rope_traditional"}
 # Those of the above whose heads transformers, too, rotates by neighbouring values.
 _NEIGHBOURS = {"glm4"}
+# Sliding windows that mlx-lm's modules leave out; those of llama and mistral only with layer_types.
+_WINDOW = {"mistral", "mixtral", "phi3"}
+_SWITCHED_WINDOW = {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
 # Biases that mlx-lm's module may have, and transformers' would drop when it loads.
 _DROPPED = {
     "mistral": r".*_proj\.bias",
@@ -88,6 +91,11 @@ def require_same_function(
         raise ModelError(
             f"rope_traditional is not what transformers' {model_type} computes", where=where
         )
+    if model_type in ("llama", "mistral") and "sliding_attention" in settings["layer_types"]:
+        raise ModelError(
+            f"has a sliding window in some layers, which transformers' {model_type} has not",
+            where=where,
+        )
     lost = [name for name in shapes if re.fullmatch(_DROPPED.get(model_type, ""), name)]
     if lost:
         raise ModelError(f"transformers' {model_type} has no {min(lost)}", where=where)
@@ -124,7 +132,7 @@ def cleaned_config(
 ) -> dict[str, Any]:
     """config.json for transformers: no quantization, its class, and no number left to a default.
 
-    Rotary positions are as mlx-lm computes them: ``scaled`` says whether it scales any.
+    Rotary positions and windows are as mlx-lm computes them: ``scaled`` says whether it scales any.
     `settings` are mlx-lm's, defaults filled in: theirs are not always those of transformers. Lists
     stay out: by `layer_types` transformers tells Ministral from Mistral.
     """
@@ -144,6 +152,7 @@ def cleaned_config(
     elif isinstance(scaling, dict) and "long_factor" in scaling:
         # transformers takes the short factors in short texts; mlx-lm takes the long ones always.
         cleaned["rope_scaling"] = {**scaling, "short_factor": scaling["long_factor"]}
+    _drop_window(cleaned, model_type)
     if model_type == "qwen2_moe":
         # mlx-lm's module has no such step.
         cleaned["norm_topk_prob"] = False
@@ -153,3 +162,16 @@ def cleaned_config(
     # The older key and, since transformers 4.56, the newer one.
     cleaned["torch_dtype"] = cleaned["dtype"] = dtype
     return cleaned
+
+
+def _drop_window(config: dict[str, Any], model_type: str) -> None:
+    """No sliding window where mlx-lm computes none; Gemma 2's, which must be, hides nothing."""
+    if model_type in _WINDOW:
+        config["sliding_window"] = None
+    elif model_type in _SWITCHED_WINDOW:
+        config["use_sliding_window"] = False
+    elif model_type == "gemma2":
+        context = config.get("max_position_embeddings") or 8192
+        config["sliding_window"] = max(context, config.get("sliding_window") or 4096)
+    if model_type in _WINDOW | _SWITCHED_WINDOW and "layer_types" in config:
+        config["layer_types"] = ["full_attention"] * len(config["layer_types"])

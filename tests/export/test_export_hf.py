@@ -157,6 +157,7 @@ def reconfigured(model: Path, **changes: object) -> Path:
     return model
 
 
+SOME_WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 
 
@@ -179,6 +180,25 @@ def test_rotary_scaling_that_mlx_lm_ignores_is_left_out(
     assert config["rope_theta"] == 10000.0
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "expected"),
+    [
+        ("mistral", "sliding_window", None),
+        ("phi3", "sliding_window", None),
+        ("gemma2", "sliding_window", 512),
+        ("qwen3", "use_sliding_window", False),
+        ("gemma3_text", "sliding_window", 16),
+    ],
+)
+def test_windows_are_those_that_mlx_lm_computes(
+    name: str, key: str, expected: object, tmp_path: Path
+) -> None:
+    given = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
+    model = reconfigured(write_model(tmp_path / "m", name), **given)
+    export(model, tmp_path / "hf")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())[key] == expected
+
+
 def test_short_rotary_factors_are_the_long_ones_as_mlx_lm_takes_them_always(tmp_path: Path) -> None:
     long, short = [1.0 + 0.3 * i for i in range(8)], [1.0] * 8
     scaling = {"type": "longrope", "long_factor": long, "short_factor": short}
@@ -197,12 +217,14 @@ def test_short_rotary_factors_are_the_long_ones_as_mlx_lm_takes_them_always(tmp_
     [
         ("llama", {"rope_traditional": True}, "rope_traditional is not what"),
         ("glm4", {"rope_traditional": False}, "rope_traditional is not what"),
+        ("llama", SOME_WINDOWS, "a sliding window in some layers"),
+        ("mistral", SOME_WINDOWS, "a sliding window in some layers"),
         ("mistral", {"attention_bias": True}, r"no model\.layers\.0\.self_attn\.k_proj\.bias"),
         ("olmo2", {"mlp_bias": True}, r"no model\.layers\.0\.mlp\.down_proj\.bias"),
     ],
 )
 def test_what_transformers_would_compute_otherwise_is_refused(
-    name: str, changes: dict[str, bool], reason: str, tmp_path: Path
+    name: str, changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     model = reconfigured(write_model(tmp_path / "m", name), **changes)
     weights = dict(mx.load(str(model / "model.safetensors")))

@@ -82,6 +82,31 @@ def test_transformers_computes_the_exported_model(
     assert furthest(got, base) > APART
 
 
+WINDOW = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LONG = {"type": "longrope", "long_factor": [1.0 + i for i in range(8)], "short_factor": [1.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, WINDOW) for name in ("mistral", "gemma2", "phi3", "qwen2", "qwen3", "smollm3")),
+        *((name, {"rope_scaling": YARN}) for name in ("mixtral", "qwen3_moe", "gemma2", "qwen3")),
+        ("llama", {"rope_parameters": YARN | {"rope_theta": 5e5}}),
+        ("phi3", {"rope_scaling": LONG, "original_max_position_embeddings": 128}),
+        ("qwen2_moe", {"norm_topk_prob": True}),
+    ],
+)
+def test_what_mlx_lm_ignores_is_left_out(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "m", name)
+    config = json.loads((model / "config.json").read_text()) | changes
+    (model / "config.json").write_text(json.dumps(config))
+    got = torch_logits(torch_model(hf_of(model, tmp_path / "hf")))
+    assert furthest(got, mlx(model)) < TOLERANCE
+
+
 @pytest.mark.parametrize("mode", ["mxfp4", "mxfp8"])
 def test_other_quantizations(mode: str, tmp_path: Path) -> None:
     bits = 4 if mode == "mxfp4" else 8
