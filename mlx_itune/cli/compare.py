@@ -52,9 +52,13 @@ def command(
     from mlx_itune.cli.opening import open_model, rows_of
     from mlx_itune.dataset.prepare import prepare
     from mlx_itune.export.fidelity import Reference
+    from mlx_itune.model.base import resolve, vet
 
     opened = partial(open_model, compute=compute, offline=offline)
     split, rows = rows_of(data)
+    for other in others:
+        # A mistyped name is told before the hours that the others take.
+        vet(resolve(other, offline=offline))
     reference, tokenizer = opened(model, adapter, template=template)
     tuned = Reference(reference.model, prepare(rows, tokenizer).examples)
     measured = partial(

@@ -138,7 +138,7 @@ def read_manifest(folder: Path) -> Bundle:
         if not (folder / MANIFEST).exists():
             raise ModelError("is not a bundle: no manifest.json", where=str(folder)) from error
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"the manifest is broken: {error!r}", where=str(folder / MANIFEST)
         ) from error
@@ -153,9 +153,9 @@ def check_bundle(folder: Path) -> Bundle:
     named = {file.path for file in bundle.files}
     for file in bundle.files:
         path = folder / _inside(file.path, folder)
-        if path.is_symlink() or not path.is_file():
-            raise ModelError("is missing, and the manifest names it", where=str(path))
         with storage_errors(path):
+            if path.is_symlink() or not path.is_file():
+                raise ModelError("is missing, and the manifest names it", where=str(path))
             size_bytes = path.stat().st_size
         if size_bytes != file.bytes:
             raise ModelError(
@@ -171,8 +171,8 @@ def check_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def _inside(name: str, folder: Path) -> PurePosixPath:
-    path = PurePosixPath(name)
+def _inside(name: Any, folder: Path) -> PurePosixPath:
+    path = PurePosixPath(name if isinstance(name, str) else "")
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise ModelError(
             f"the manifest names {name!r}, outside the bundle", where=str(folder / MANIFEST)

@@ -61,3 +61,15 @@ def test_another_vocabulary_is_refused(
         capsys, "compare", "--model", tiny, "--data", data, "--no-generate", "starter"
     )
     assert (code, err.splitlines()[-1].startswith("error: starter: has another")) == (4, True)
+
+
+def test_a_mistyped_model_is_told_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_quantized_dir: Path,
+    data: str,
+) -> None:
+    monkeypatch.setattr("mlx_itune.cli.opening.open_model", pytest.fail)
+    model = ("--model", str(tiny_quantized_dir), "--data", data)
+    code, out, err = run(capsys, "compare", *model, "nowhere")
+    assert (code, out, err.count("\n")) == (4, "", 1) and "nowhere: no such model" in err

@@ -104,6 +104,13 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a bundle"),
     "broken": (lambda f: (f / "manifest.json").write_text("{}"), "manifest is broken"),
     "newer": (lambda f: (f / "manifest.json").write_text('{"v": 9}'), "has version 9"),
+    "nested": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest is broken"),
+    "no name": (
+        lambda f: (f / "manifest.json").write_text(
+            (f / "manifest.json").read_text().replace('"m.gguf",\n      "b', '5,\n      "b')
+        ),
+        "names 5, outside the bundle",
+    ),
     "outside": (
         lambda f: (f / "manifest.json").write_text(
             (f / "manifest.json")
