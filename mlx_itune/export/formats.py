@@ -17,7 +17,7 @@ from mlx_itune.export.bundle import Part, write_bundle
 from mlx_itune.export.fuse import FuseResult, Observe, fuse
 from mlx_itune.export.gguf_plan import KINDS
 from mlx_itune.export.gguf_tokenizer_check import TokenizerCheck
-from mlx_itune.export.to_gguf import export_gguf
+from mlx_itune.export.to_gguf import export_gguf, require_exportable
 from mlx_itune.export.to_gguf_lora import export_gguf_lora
 from mlx_itune.export.to_hf import export_hf
 from mlx_itune.export.to_lmstudio import export_lmstudio
@@ -137,6 +137,9 @@ def _mlx(request: Request, source: Path, say: Observe) -> Exported:
 
 
 def _gguf(request: Request, source: Path, say: Observe) -> Exported:
+    if request.adapter is not None:
+        # Before the merge, which takes its time; and by the name of the base.
+        require_exportable(source, request.type, request.tokenizer)
     with _merged(request, source, say) as (folder, fused):
         made = export_gguf(
             folder,

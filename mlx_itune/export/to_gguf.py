@@ -105,6 +105,13 @@ def export_gguf(
     )
 
 
+def require_exportable(source_dir: Path, kind: str | None, tokenizer: ChatTokenizer) -> None:
+    """Raises ModelError, UsageError for what `export_gguf` refuses before it writes a weight."""
+    if kind in K_QUANTS:
+        require_quantizer()
+    _described(plan(source_dir, "f32"), source_dir, tokenizer, source_dir.name)
+
+
 def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str) -> Plan:
     """Write; start again with a tensor in F32 where a half turns out to be too small for it."""
     wide: frozenset[str] = frozenset()

@@ -193,6 +193,21 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert not names(tmp_path)
 
 
+def test_what_gguf_cannot_say_is_refused_before_the_merge(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    (model / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
+    adapter = write_adapter(tmp_path / "adapter", model)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW))
+    monkeypatch.setattr("mlx_itune.export.formats.fuse", None)
+    given = ["--model", model, "--adapter", adapter, "--data", tmp_path / "rows.jsonl"]
+    said = run("export", *given, "--to", "gguf", "--out", tmp_path / "m.gguf", code=4)["error"]
+    assert said.startswith(f"error: {model}: llama.cpp has no rotary scaling 'dynamic'")
+
+
 def test_an_earlier_export_stays(made: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"mine")
     export(made, run, tmp_path / "m.gguf", "--to", "gguf", code=5)
