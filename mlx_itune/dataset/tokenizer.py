@@ -255,7 +255,7 @@ def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
             str(path), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"cannot load the tokenizer: {reason}", where=str(path)) from error
 
     try:

@@ -167,6 +167,15 @@ def test_missing_broken_and_hostile_tokenizers_are_refused_in_one_line(folder, t
         load_tokenizer(path)
 
 
+def test_a_config_that_transformers_refuses_is_told_with_the_reason(folder):
+    path = folder()
+    heads = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 3}
+    (path / "config.json").write_text(json.dumps(heads))
+    with pytest.raises(ModelError, match=r"tokenizer: .* is not a multiple") as told:
+        load_tokenizer(path)
+    assert len(str(told.value).splitlines()) == 1
+
+
 def test_python_of_a_model_directory_is_never_run(folder):
     path = folder()
     settings = json.loads((path / "tokenizer_config.json").read_text())
