@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_itune import __version__
 from mlx_itune.dataset.render import TokenizedExample
@@ -21,6 +22,7 @@ from mlx_itune.dataset.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
     quantization_config,
     refuse_same,
+    require_finite,
     require_template,
     write_model,
 )
@@ -129,6 +131,8 @@ def fuse(
     reference.model.eval()
     layers: dict[str, nn.Module] = dict(lora.adapted(reference.model))
     raw, config = stock.read(source)
+    for name, tensor in tree_flatten(raw.parameters()):
+        require_finite(name, tensor)
     # Where an exact merge comes first, all rows are there to measure it on.
     splits = len(data) > 1 and (not on_the_grid(layers) or way == "compensated" or every)
     calibrated = splits if calibration is None else bool(calibration)

@@ -184,8 +184,9 @@ def test_a_broken_base_is_refused_even_where_loss_is_allowed(
     before = place.listing()
     argv = [*fuse(place), "--allow-lossy"] if lossy else [*to_mlx(place)]
     if not lossy:
-        at = argv.index("--adapter")
-        del argv[at : at + 2]
+        for option in ("--adapter", "--max-kl"):
+            at = argv.index(option)
+            del argv[at : at + 2]
     with pytest.raises(SystemExit) as left:
         main(argv)
     assert left.value.code == 4
