@@ -86,6 +86,8 @@ class Request:
         needs_adapter = self.format in _ADAPTERS or self.separate
         if needs_adapter and self.adapter is None:
             raise UsageError("there is no adapter to export", hint="give --adapter")
+        if self.name and self.format in _ADAPTERS and not self.bundle:
+            raise UsageError(f"--name has no effect with --to {self.format}", hint="leave it out")
         if self.separate and self.format != "ollama":
             raise UsageError("--separate takes effect only with --to ollama")
         if self.format in _FILES and not self.bundle and self.out.suffix != ".gguf":

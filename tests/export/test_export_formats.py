@@ -171,6 +171,7 @@ REFUSED = [
     (("--to", "gguf", "--type", "q4_o"), "m.gguf", 2, "did you mean q4_0?"),
     (("--to", "mlx", "--type", "f16"), "m", 2, "leave --type out"),
     (("--to", "peft"), "m", 2, "--adapter"),
+    (("--to", "peft", "--name", "x", "--adapter", "lora"), "m", 2, "no effect"),
     (("--to", "gguf", "--separate", "--adapter", "lora"), "m.gguf", 2, "--separate"),
     (("--to", "gguf-lora", "--adapter", "grid"), "m.gguf", 4, "fuse it"),
     (("--to", "peft", "--adapter", "grid"), "m", 4, "--to hf"),
