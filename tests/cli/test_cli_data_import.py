@@ -4,62 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mlx_itune.cli import main
-
-Capture = pytest.CaptureFixture[str]
-Row = dict[str, Any]
-
-
-def result(capsys: Capture, *argv: object, code: int = 0) -> dict[str, Any]:
-    """The one JSON object a command prints."""
-    with pytest.raises(SystemExit) as left:
-        main([*map(str, argv), "--json", "--offline"])
-    out = capsys.readouterr().out
-    assert (left.value.code or 0) == code, out
-    assert out.count("\n") == 1
-    value: dict[str, Any] = json.loads(out)
-    return value
-
-
-def text(capsys: Capture, *argv: object, code: int = 0) -> str:
-    with pytest.raises(SystemExit) as left:
-        main([*map(str, argv), "--offline"])
-    assert (left.value.code or 0) == code
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return captured.out + captured.err
-
-
-def asked(numbers: Iterable[int], **tags: str) -> list[Row]:
-    return [{"question": f"What is {n}?", "answer": f"It is {n}.", **tags} for n in numbers]
-
-
-def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def rows_in(folder: Path, split: str) -> list[Row]:
-    path = folder / f"{split}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def said(row: Row) -> str:
-    return "|".join(message["content"] for message in row["messages"])
-
-
-def sides(folder: Path) -> dict[str, str]:
-    """The split of every row, by what it says."""
-    return {
-        said(row): split for split in ("train", "valid", "test") for row in rows_in(folder, split)
-    }
+from tests.dataset.import_command import (
+    Capture,
+    asked,
+    result,
+    rows_in,
+    said,
+    text,
+    write,
+)
 
 
 def test_an_import_is_a_data_folder(capsys: Capture, tmp_path: Path) -> None:
