@@ -19,7 +19,7 @@ check: ## formatting, lint and types
 	.venv/bin/ruff check .
 	.venv/bin/mypy --strict
 
-parity: ## the same numbers as transformers + PEFT on torch, and as mlx-lm (installs torch)
+parity: ## the same numbers as torch (transformers, PEFT), llama.cpp, mlx-lm and the openai client (installs them)
 	@scripts/setup dev parity
 	.venv/bin/python -m pytest -m parity tests/parity $(ARGS)
 
