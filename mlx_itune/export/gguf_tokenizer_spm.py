@@ -79,7 +79,10 @@ def space_limit(state: Mapping[str, Any], prompts: Sequence[str]) -> tuple[str, 
     if _scheme(state) != "first":
         return ()
     if space_prefix(state, prompts):
-        return ("llama.cpp puts a space before text that follows a special token as well",)
+        return (
+            "llama.cpp puts a space before text that follows a special token as well: a single "
+            "question is read as trained, later turns of a conversation may not be",
+        )
     return (
         "llama.cpp puts no space before a text that does not begin with a special token: chat "
         "prompts are as trained, other text has to bring that space",

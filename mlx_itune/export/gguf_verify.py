@@ -82,7 +82,7 @@ def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> G
     """
     try:
         with storage_errors(file):
-            reader = gguf.GGUFReader(file)
+            reader = _Reader(file)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ModelError(f"is no readable GGUF file ({error})", where=str(file)) from error
     field = reader.get_field("general.architecture")
@@ -114,6 +114,15 @@ def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> G
     return GgufVerification(
         f"gguf {version('gguf')}", sum(types.values()), dict(types), exact, rounded, furthest
     )
+
+
+class _Reader(gguf.GGUFReader):
+    """The gguf package's reader, over a plain array: a memmap costs seconds for a vocabulary."""
+
+    def _get(self, *given: Any, **named: Any) -> Any:
+        if isinstance(self.data, np.memmap):
+            self.data = self.data.view(np.ndarray)  # type: ignore[assignment]
+        return super()._get(*given, **named)
 
 
 def _compare(

@@ -91,7 +91,10 @@ def export_gguf(
             say(f"quantizing to {kind}")
             quantize(first, stage, kind)
             checked = verify_gguf(stage, source_dir, requantized=True)
-        read = check_tokenizer(stage, tokenizer)
+        try:
+            read = check_tokenizer(stage, tokenizer)
+        except ModelError as error:
+            raise ModelError(error.message, where=str(source_dir), hint=error.hint) from None
         size_bytes = stage.stat().st_size
     return GgufExport(
         path=str(out_file),
