@@ -68,6 +68,23 @@ def test_sentencepiece(scheme: str, tmp_path: Path) -> None:
     check_tokenizer(tmp_path / "v.gguf", load_tokenizer(folder), PLAIN)
 
 
+def test_a_space_before_the_first_word_only_is_told_where_later_turns_need_none(
+    tmp_path: Path,
+) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content + eos_token }}"
+        "{% else %}{{ m.content + '\\n\\n### Response:\\n' }}{% endif %}{% endfor %}"
+    )
+    tokenizer = vocabularies.sentencepiece("first")
+    folder = vocabularies.write(tokenizer, tmp_path / "model", template=template)
+    assert write(folder, tmp_path / "v.gguf")["tokenizer.ggml.add_space_prefix"]
+    loaded = load_tokenizer(folder)
+    (limit,) = tokenizer_limits(loaded)
+    assert "later turns" in limit
+    # One question with and without a system turn is read as trained; what follows </s> is not.
+    assert check_tokenizer(tmp_path / "v.gguf", loaded, PLAIN).prompts == 2
+
+
 def test_the_starter(tmp_path: Path) -> None:
     keys = write(STARTER, tmp_path / "v.gguf")
     tokenizer = load_tokenizer(STARTER)
