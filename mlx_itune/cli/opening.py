@@ -10,7 +10,6 @@ from mlx_itune.kit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.render import TokenizedExample
     from mlx_itune.dataset.tokenizer import ChatTokenizer
     from mlx_itune.model.adapter import Adapter
     from mlx_itune.model.base import LoadedModel
@@ -79,18 +78,3 @@ def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation
     if not chosen:
         raise UsageError(f"there is no {split} split", where=str(data))
     return split, chosen
-
-
-def fidelity_examples(
-    model: str,
-    adapter_dir: Path | None,
-    tokenizer: ChatTokenizer,
-    data: Path | None,
-    *,
-    compute: str,
-    offline: bool,
-) -> Sequence[TokenizedExample]:
-    """Rows to measure a merge on: see held_out."""
-    from mlx_itune.cli.held_out import held_out
-
-    return held_out(model, adapter_dir, tokenizer, data, compute=compute, offline=offline).measured

@@ -310,7 +310,7 @@ def _merged(
         yield source, None
         return
     merge = dict(request.merge)
-    kind = request.type or ("native" if _has_codes(source) else "f16")
+    kind = _kind(request, source)
     on_the_grid = adapters.load(request.adapter).config.kind in lora.ON_THE_GRID
     if kind not in _CODES and not on_the_grid and merge.get("bits") is None:
         # Rounded once, by the type that was asked for.
