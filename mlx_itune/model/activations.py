@@ -35,7 +35,7 @@ def bytes_per_token(model: nn.Module) -> int:
 def logits_bytes(model: nn.Module) -> int:
     """What one chunk of logits takes, with what its gradient is made of."""
     size = vocabulary(model)
-    return _LOGITS_COPIES * 4 * chunk_rows(size, _hidden(model)) * size
+    return _LOGITS_COPIES * 4 * chunk_rows(size, hidden_size(model)) * size
 
 
 def default_budget_bytes() -> int:
@@ -44,7 +44,8 @@ def default_budget_bytes() -> int:
     return here.limit_bytes if here.device == "gpu" else int(_SHARE * here.total_bytes)
 
 
-def _hidden(model: nn.Module) -> int:
+def hidden_size(model: nn.Module) -> int:
+    """The width of a model's blocks; 0 where no token table tells."""
     tables = (m for _, m in model.named_modules() if hasattr(m, "as_linear") and "weight" in m)
     return next((matrix_shape(table)[1] for table in tables), 0)
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
+import os
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
 _OPENBLAS = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
 
@@ -28,6 +34,8 @@ def prepare() -> Backend:
     whose symbols are loaded first is the one MLX binds to.
     """
     too_late = "mlx.core" in sys.modules
+    # Threads of OpenBLAS that wait for work spin, on cores that others could use: not for long.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
     library = _openblas() if sys.platform == "linux" else None
 
     import mlx.core as mx
@@ -60,6 +68,60 @@ def blas_threads(count: int) -> None:
     """Let each product use `count` threads; no effect without OpenBLAS."""
     if prepare().blas is not None and (library := _openblas()) is not None:
         library.openblas_set_num_threads(count)
+
+
+def product(
+    a: Floats, b: Floats, scale: float = 1.0, *, out: Floats | None = None, add: bool = False
+) -> Floats:
+    """scale * a @ b of two float32 matrices, or transposes of such, into `out` or added to it.
+
+    By the same BLAS as MLX's products, with no lock of Python's held.
+    """
+    library = _openblas()
+    if out is None:
+        out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    if library is None:
+        result = scale * (a @ b)
+        np.add(out, result, out=out) if add else np.copyto(out, result)
+        return out
+    a, b = _placed(a), _placed(b)
+    (left, turned_a, step_a), (right, turned_b, step_b) = _laid(a), _laid(b)
+    library.cblas_sgemm(
+        _ROW_MAJOR,
+        turned_a,
+        turned_b,
+        ctypes.c_int(a.shape[0]),
+        ctypes.c_int(b.shape[1]),
+        ctypes.c_int(a.shape[1]),
+        ctypes.c_float(scale),
+        left,
+        step_a,
+        right,
+        step_b,
+        ctypes.c_float(float(add)),
+        ctypes.c_void_p(out.ctypes.data),
+        ctypes.c_int(out.strides[0] // 4),
+    )
+    return out
+
+
+def _placed(matrix: Floats) -> Floats:
+    """A matrix whose rows or whose columns lie in a row each: itself, or a copy."""
+    rows, columns = matrix.shape
+    down, along = matrix.strides
+    plain = along == 4 and down >= 4 * columns
+    return matrix if plain or (down == 4 and along >= 4 * rows) else np.ascontiguousarray(matrix)
+
+
+def _laid(matrix: Floats) -> tuple[ctypes.c_void_p, ctypes.c_int, ctypes.c_int]:
+    """A matrix as BLAS takes it: where it is, whether it is transposed, from row to row."""
+    down, along = matrix.strides
+    turned = along != 4 or down < 4 * matrix.shape[1]
+    return (
+        ctypes.c_void_p(matrix.ctypes.data),
+        ctypes.c_int(_TRANSPOSED if turned else _PLAIN),
+        ctypes.c_int((along if turned else down) // 4),
+    )
 
 
 @functools.cache

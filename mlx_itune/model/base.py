@@ -52,12 +52,18 @@ def resolve(model: str, *, offline: bool) -> Path:
 
 
 def load(
-    model: str, *, compute: str = "auto", offline: bool = False, memory_bytes: int | None = None
+    model: str,
+    *,
+    compute: str = "auto",
+    offline: bool = False,
+    memory_bytes: int | None = None,
+    float_copies: bool = True,
 ) -> LoadedModel:
     """Vet and load a model with weights in memory; no code of the model's is ever run.
 
     compute: "auto", "dequantized" or "quantized"; memory_bytes: what may be taken, if that is less
-    than is free (see model/compute). Raises ModelError.
+    than is free; float_copies: whether quantized weights may stand there as floats (see
+    model/compute). Raises ModelError.
     """
     path = resolve(model, offline=offline)
     vet(path)
@@ -70,7 +76,7 @@ def load(
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"mlx-lm cannot load it: {reason}", where=str(path)) from error
     network.freeze()
-    mode = compute_module.apply(network, compute, memory_bytes)
+    mode = compute_module.apply(network, compute, memory_bytes if float_copies else 0)
     return LoadedModel(network, config, path, public_id(model, path), fingerprint(path), mode)
 
 

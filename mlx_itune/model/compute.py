@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.model import backend, cpu
+from mlx_itune.model import backend, cpu, host, host_layers
 from mlx_itune.model.cpu_math import on_one_stream
 
 MODES = ("auto", "dequantized", "quantized")
@@ -101,6 +101,30 @@ def affine(codes: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
     return weight.reshape(shape)
 
 
+def at_once(
+    module: nn.Module, x: mx.array, low_rank: list[mx.array] | None = None, scale: float = 1.0
+) -> mx.array | None:
+    """A linear layer of a row that is computed at once; None where it is not, or not a float's."""
+    if not host.active() or x.dtype != mx.float32:
+        return None
+    if isinstance(module, DequantizingLinear):
+
+        def weight() -> host.Floats:
+            return host.by_rows(lambda rows: dequantized_weight(module, rows), outputs)
+
+        outputs = module.weight.shape[0]
+    elif type(module) is nn.Linear and module["weight"].dtype == mx.float32:
+
+        def weight() -> host.Floats:
+            return host.seen(module["weight"])
+
+        outputs = module.weight.shape[0]
+    else:
+        return None
+    y = host_layers.linear(x, weight, outputs, low_rank, scale)
+    return y + module["bias"] if "bias" in module else y
+
+
 def product(module: nn.Module, x: mx.array) -> mx.array:
     """x @ weight.T of a linear layer of any kind here, without its bias."""
     if isinstance(module, DequantizingLinear):
@@ -154,7 +178,10 @@ class DequantizingLinear(nn.Module):  # type: ignore[misc]
         self._product = _product(self)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y: mx.array = self._product(x)
+        y = at_once(self, x)
+        if y is not None:
+            return y
+        y = self._product(x)
         return y + self["bias"] if "bias" in self else y
 
 

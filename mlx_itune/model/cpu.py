@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models.activations import swiglu
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from mlx_itune.model import backend, cpu_attention
+from mlx_itune.model import backend, cpu_attention, host, host_attention, host_layers
 from mlx_itune.model.cpu_math import exp, exp_minus, on_one_stream, row_max, row_sum
 from mlx_itune.model.training_caches import TrainingCache
 
@@ -31,7 +31,7 @@ def specialize(model: nn.Module) -> None:
         "scaled_dot_product_attention": (scaled_dot_product_attention, attention),
         "swiglu": (swiglu, fast_swiglu),
     }
-    subclasses: dict[type, type | None] = {}
+    subclasses: dict[type, type | None] = {nn.RMSNorm: host_layers.Norm}
     for _, module in model.named_modules():
         kind = type(module)
         if kind not in subclasses:
@@ -73,13 +73,14 @@ def attention(
 ) -> mx.array:
     """softmax(scale * Q K^T + mask) V over (B, heads, tokens, dim); as mlx-lm's function."""
     tokens, seen = queries.shape[2], keys.shape[2]
-    plan = cache.plan(mask) if isinstance(cache, TrainingCache) else None
+    block = host_attention.BLOCK_TOKENS if host.active() else cpu_attention.BLOCK_TOKENS
+    plan = cache.plan(mask, block) if isinstance(cache, TrainingCache) else None
     if plan is None:
         known = mask is None or isinstance(mask, mx.array) or mask == "causal"
         if not known or hasattr(cache, "bits") or tokens == 1:
             plan = None
         elif isinstance(mask, str):
-            plan = cpu_attention.causal_plan([tokens], seen - tokens)
+            plan = cpu_attention.causal_plan([tokens], seen - tokens, None, block)
         else:
             plan = cpu_attention.dense_plan(tokens, seen, mask)
     if plan is None or sinks is not None or queries.dtype != mx.float32:
@@ -87,11 +88,15 @@ def attention(
             queries, keys, values, cache, scale, mask, sinks
         )
         return whole
+    if host.active() and host_attention.fits(plan):
+        return host_attention.attend(queries, keys, values, scale, plan)
     return cpu_attention.attend(queries, keys, values, scale, plan)
 
 
 def fast_swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, elementwise."""
+    if gate.dtype == mx.float32 and host.active():
+        return host_layers.swiglu(gate, x)
     y: mx.array = _swiglu(gate, x) if gate.dtype == mx.float32 else swiglu(gate, x)
     return y
 
@@ -117,6 +122,8 @@ def nll(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     Mind the gradient: a row's is divided by nothing and multiplied by no cotangent. Who asks for
     it scales it by cotangent / sum further down, where rows are short.
     """
+    if host.active():
+        return host_layers.nll(logits, targets)
     outputs: Any = _nll(logits, targets)
     return outputs[0], outputs[2][:, 0]
 

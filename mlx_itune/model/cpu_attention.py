@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx_itune.model.cpu_math import LOG2_E, exp2, on_one_stream, row_max, row_sum
 
 # Queries per block of a causal attention: small enough to skip most of the upper half.
-_BLOCK_TOKENS = 72
+BLOCK_TOKENS = 72
 # Added to a score that the mask hides: exp2 of it is exactly 0, and nothing overflows.
 HIDDEN = -1e30
 
@@ -50,7 +50,12 @@ class Plan:
     shared_bias: mx.array | None = None
 
 
-def causal_plan(lengths: Sequence[int], shared: int = 0, window: int | None = None) -> Plan:
+def causal_plan(
+    lengths: Sequence[int],
+    shared: int = 0,
+    window: int | None = None,
+    block_tokens: int = BLOCK_TOKENS,
+) -> Plan:
     """Sequences of `lengths` side by side, each after the same `shared` keys.
 
     window: how many keys, itself included, a query sees at most; None is no limit.
@@ -58,7 +63,7 @@ def causal_plan(lengths: Sequence[int], shared: int = 0, window: int | None = No
     blocks: list[Block] = []
     begin = 0
     for length in lengths:
-        parts = -(-length // _BLOCK_TOKENS)
+        parts = -(-length // block_tokens)
         cuts = [begin + length * part // parts for part in range(parts + 1)]
         for start, stop in pairwise(cuts):
             low = begin if window is None else max(begin, start - window + 1)

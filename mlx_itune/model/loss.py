@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import backend, cpu
+from mlx_itune.model import backend, cpu, host
 
 Array = Any
 # Logits that stand in memory at once, and the fewest rows of them.
@@ -151,9 +151,12 @@ def _head_loss(
         nll = nn.losses.cross_entropy(logits, wanted, reduction="none")
         return (nll * factor).sum(), mx.array(1.0)
 
-    def forward(rows: mx.array, *values: mx.array) -> list[mx.array]:
+    def forward(rows: mx.array, *given: mx.array) -> list[mx.array]:
+        values = list(given)
         total, sums = mx.array(0.0), [mx.zeros_like(value) for value in values]
         parts: list[mx.array] = []
+        if host.active():
+            rows, *values = host.untraced([rows, *values])
         for chunk in _chunks(model, *rows.shape):
             # One after the other: MLX would make the logits of all chunks side by side.
             part = (
@@ -170,6 +173,8 @@ def _head_loss(
             total = total + nll
             parts.append(gradient * scale.astype(gradient.dtype))
             sums = [one + other for one, other in zip(sums, more, strict=True)]
+            if host.active():
+                total, parts[-1], *sums = host.untraced([total, parts[-1], *sums])
         return [total, mx.concatenate(parts), *sums] if learns else [total]
 
     def backward(_: Any, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> Any:

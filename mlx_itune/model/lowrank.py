@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlx_itune.model.compute import DequantizingLinear
+from mlx_itune.model.compute import DequantizingLinear, at_once
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, DequantizingLinear)
 SWITCH = (SwitchLinear, QuantizedSwitchLinear)
@@ -93,6 +93,8 @@ class LoRALinear(LowRank):
 
     def __call__(self, x: mx.array) -> mx.array:
         a, b = self.pair()
+        if not self.dropout and (whole := at_once(self.linear, x, [a, b], self.scale)) is not None:
+            return whole
         # The factor goes to the small matrix, not to the activations.
         low = (self._drop(x) @ a) @ (self.scale * b)
         y: mx.array = self.linear(x)

@@ -8,6 +8,7 @@ expect (a state besides keys and values, absolute positions, ...) shows in the l
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_itune.model import cpu, rotary, training_caches
+from mlx_itune.model import cpu, host, rotary, training_caches
 from mlx_itune.model.checkpointing import checkpointed_blocks
 from mlx_itune.model.loss import plain_nll, weighted_nll
 
@@ -35,6 +36,7 @@ class Exact:
     sharing: bool = True
     packing_and_sharing: bool = True
     checkpointing: bool = True
+    at_once: bool = True
     cache_count: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -46,6 +48,7 @@ class _Way:
     packing: bool = False
     sharing: bool = False
     checkpointing: bool = False
+    at_once: bool = False
 
 
 def probe(model: nn.Module) -> Exact:
@@ -71,8 +74,6 @@ def _probe(trial: _Trial, count: int | None, why: str) -> Exact:
             found, caches=False, packing=False, sharing=False, packing_and_sharing=False
         )
         reasons = {"packing": why, "prefix": why}
-    if trial.disagreement(everything) is None:
-        return replace(found, reasons=reasons)
 
     def tried(name: str, way: _Way, reason: str) -> bool:
         fault = trial.disagreement(way)
@@ -80,10 +81,20 @@ def _probe(trial: _Trial, count: int | None, why: str) -> Exact:
             reasons[reason] = fault
         return fault is None
 
+    if cpu.is_faster():
+        # As one row, or else row by row: a large model takes its time.
+        row = _Way(True, cached, cached, False, True, True)
+        exact = tried("at_once", row, "at_once") or tried(
+            "at_once", replace(row, packing=False), "at_once"
+        )
+        found = replace(found, at_once=exact)
+    if trial.disagreement(everything) is None:
+        return replace(found, reasons=reasons)
     head = tried("head", _Way(head=True), "head")
     checkpointing = tried("checkpointing", _Way(checkpointing=True), "checkpointing")
     if not cached:
         return replace(found, head=head, checkpointing=checkpointing, reasons=reasons)
+    at_once = found.at_once
     caches = tried("caches", _Way(caches=True), "packing")
     packing = caches and tried("packing", _Way(caches=True, packing=True), "packing")
     sharing = tried("sharing", _Way(caches=True, sharing=True), "prefix")
@@ -91,7 +102,7 @@ def _probe(trial: _Trial, count: int | None, why: str) -> Exact:
     both = both and tried(
         "both", _Way(caches=True, packing=True, sharing=True), "packing_and_prefix"
     )
-    return Exact(head, caches, packing, sharing, both, checkpointing, count or 0, reasons)
+    return Exact(head, caches, packing, sharing, both, checkpointing, at_once, count or 0, reasons)
 
 
 def _caches(model: nn.Module) -> tuple[int | None, str]:
@@ -140,7 +151,9 @@ class _Trial:
 
         def loss(values: Any) -> mx.array:
             self.model.update(values)
-            with checkpointed_blocks(self.model, None if way.checkpointing else 0):
+            blocks = None if way.checkpointing else 0
+            at_once = host.at_once() if way.at_once else nullcontext()
+            with at_once, checkpointed_blocks(self.model, blocks, at_once=way.at_once):
                 return self._loss(way)
 
         try:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_itune.model import backend
+from mlx_itune.model import backend, host, host_layers
 from mlx_itune.model.cpu_math import on_one_stream
 
 # Two layers whose tables agree at both places are taken to be alike.
@@ -135,6 +135,8 @@ class _Table:
 
     def turn(self, x: mx.array) -> mx.array:
         """x (..., tokens, width), rotated."""
+        if host.active():
+            return host_layers.turn(x, self.cosines, self.sines, self.half)
         turned: mx.array = _operation(self.half)(x, self.cosines, self.sines)
         return turned
 

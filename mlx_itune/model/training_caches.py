@@ -38,7 +38,7 @@ class Rows:
         filled = [(tokens,)] if lengths is None else [_filled(row, tokens) for row in lengths]
         self.positions = Positions(filled, shared)
         self._masks: dict[int, tuple[Any, int | None]] = {}
-        self._plans: dict[int | None, cpu_attention.Plan] = {}
+        self._plans: dict[tuple[int | None, int], cpu_attention.Plan] = {}
 
     def mask(self, return_array: bool, window: int | None) -> mx.array | str | None:
         """As mlx-lm's caches make it: an array, "causal", or None where all is seen."""
@@ -52,8 +52,8 @@ class Rows:
         self._masks[id(mask)] = mask, window
         return mask
 
-    def plan(self, mask: Any) -> cpu_attention.Plan | None:
-        """The blocks of a mask that is one of this pass's; None for any other."""
+    def plan(self, mask: Any, block_tokens: int) -> cpu_attention.Plan | None:
+        """A mask that is one of this pass's, in blocks of so many queries; None for any other."""
         if not self.positions.alike:
             return None
         if mask is None or isinstance(mask, str):
@@ -64,10 +64,11 @@ class Rows:
             window = self._masks[id(mask)][1]
         else:
             return None
-        if window not in self._plans:
+        key = window, block_tokens
+        if key not in self._plans:
             lengths = self.positions.lengths[0]
-            self._plans[window] = cpu_attention.causal_plan(lengths, self.shared, window)
-        return self._plans[window]
+            self._plans[key] = cpu_attention.causal_plan(lengths, self.shared, window, block_tokens)
+        return self._plans[key]
 
     def _array(self, window: int | None) -> mx.array:
         """(T, S + T) boolean, or (rows, 1, T, S + T) where rows differ."""
@@ -127,9 +128,9 @@ class TrainingCache:
             mx.concatenate([before[1], values], axis=2),
         )
 
-    def plan(self, mask: Any) -> cpu_attention.Plan | None:
+    def plan(self, mask: Any, block_tokens: int) -> cpu_attention.Plan | None:
         """See `Rows.plan`."""
-        return self.rows.plan(mask)
+        return self.rows.plan(mask, block_tokens)
 
     def again(self, shared: tuple[mx.array, mx.array] | None) -> TrainingCache:
         """This cache, unused, with other arrays for its shared keys and values."""

@@ -39,6 +39,11 @@ WEIGHT_COPIES = 3.0
 # Of a backend's lazy evaluation, arrays outside of blocks: numbers per position and hidden size.
 EMBEDDING_WORK = 2.0
 
+# Of a row that is computed alone, numbers per position in a block's backward pass: times the MLP's
+# width, the hidden size, the width of queries and keys; of arrays outside of blocks; and times the
+# logits of a chunk.
+AT_ONCE_MLP, AT_ONCE_HIDDEN, AT_ONCE_HEADS, AT_ONCE_ENDS, AT_ONCE_LOGITS = 6.0, 8.0, 6.0, 2.0, 3.0
+
 # Float vectors of the adapter's size that an optimizer keeps.
 MOMENTS = {
     **dict.fromkeys(("adamw", "adam", "adamax", "adadelta"), 2.0),
@@ -56,7 +61,8 @@ class How:
 
     resident: whether quantized weights stand in memory as floats; dense: whether they are computed
     as floats at all. on_cpu: activations and norms are float32 there. kept_tokens: of micro-batches
-    of more positions some blocks keep their inputs only (checkpointing).
+    of more positions some blocks keep their inputs only (checkpointing). at_once_tokens: one of
+    more positions is computed alone, block by block.
     """
 
     adapter: str
@@ -67,6 +73,7 @@ class How:
     resident: bool
     lanes: int
     kept_tokens: float
+    at_once_tokens: float
     chunk_rows: int
     micro_batch_tokens: int
 
@@ -168,7 +175,8 @@ def step_flops(shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: R
         for matrix in block:
             active = matrix.numbers / matrix.experts * _times(matrix, shapes)
             total += 4 * active * positions
-    total *= 1 + 0.5 * recomputed_blocks(shapes.layers, positions, how.kept_tokens) / shapes.layers
+    again = recomputed_blocks(shapes.layers, positions, how.kept_tokens) / shapes.layers
+    total *= 1 + 0.5 * (1.0 if positions > how.at_once_tokens else again)
     total += 6.0 * positions * sum(adapter_parameters(m, how) / m.experts for m in adapted)
     width = shapes.layers * shapes.heads * shapes.head_dim
     total += 12.0 * width * rectangle.seen * positions
@@ -199,13 +207,19 @@ def _group(
     shapes: Shapes, adapted: Sequence[Matrix], how: How, group: Group
 ) -> tuple[float, float]:
     """(activations, logits) of the micro-batches that stand in memory together."""
-    parts = [_computing(shapes, adapted, how, r) for r in group.rectangles]
+    rectangles = group.rectangles
+    alone = [r for r in rectangles if group.prefix is None and r.positions > how.at_once_tokens]
+    parts = [_computing(shapes, adapted, how, r) for r in rectangles if r not in alone]
     parts.sort(key=sum, reverse=True)
     activations = logits = 0.0
     for lane, (kept, chunk) in enumerate(parts[: how.lanes]):
         share = 1.0 if lane == 0 else LANE_SHARE
         activations += share * kept
         logits += share * chunk
+    for rectangle in alone:
+        kept, chunk = _at_once(shapes, adapted, how, rectangle)
+        if kept + chunk > activations + logits:
+            activations, logits = kept, chunk
     if group.prefix is not None:
         before = _computing(shapes, adapted, how, group.prefix)
         held = kept_per_position(shapes, adapted, how, group.prefix)[0] * group.prefix.positions
@@ -244,6 +258,23 @@ def _computing(
     # The hidden states that meet the head, and their gradient.
     kept += 2 * item * rectangle.learned * shapes.hidden
     logits = LOGITS_COPIES * 4 * min(rectangle.learned, how.chunk_rows) * shapes.vocabulary
+    return kept + work, max(0.0, logits - work)
+
+
+def _at_once(
+    shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: Rectangle
+) -> tuple[float, float]:
+    """`_computing` of a row that is computed alone, a block at a time."""
+    positions = rectangle.positions
+    query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
+    # Every block's input, and what its attention made.
+    kept = 4.0 * positions * shapes.layers * (shapes.hidden + query + shapes.heads)
+    kept += AT_ONCE_ENDS * 4 * positions * shapes.hidden
+    mlp = max((m.rows * _times(m, shapes) for m in shapes.matrices if _is_mlp_in(m)), default=0)
+    block = AT_ONCE_MLP * mlp + AT_ONCE_HIDDEN * shapes.hidden + AT_ONCE_HEADS * (query + key)
+    work = 4.0 * positions * block
+    kept += 8.0 * rectangle.learned * shapes.hidden
+    logits = AT_ONCE_LOGITS * 4 * min(rectangle.learned, how.chunk_rows) * shapes.vocabulary
     return kept + work, max(0.0, logits - work)
 
 

@@ -55,7 +55,8 @@ class Work:
             if prefix is None and len(group) == 1 and self._divides(group[0]):
                 yield self._in_parts(group[0])
             elif prefix is None:
-                yield from self.lanes.each(self._alone, group)
+                for batches_of_one_round in self.paths.rounds(group):
+                    yield from self.lanes.each(self._alone, batches_of_one_round)
             elif len(group) == 1:
                 yield from self.lanes.each(self._together, group)
             else:

@@ -14,8 +14,13 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.model import backend, cpu
-from mlx_itune.model.activations import bytes_per_token, default_budget_bytes, logits_bytes
+from mlx_itune.model import backend, cpu, host
+from mlx_itune.model.activations import (
+    bytes_per_token,
+    default_budget_bytes,
+    hidden_size,
+    logits_bytes,
+)
 from mlx_itune.model.checkpointing import checkpointed_blocks
 from mlx_itune.model.loss import Nll, plain_nll, weighted_nll
 from mlx_itune.model.probe import Exact
@@ -30,6 +35,9 @@ FEWEST_TOKENS = 64
 # Of a longer row, a CPU keeps the activations of as many blocks as keep memory at this: so it
 # depends little on the longest row, and on a CPU memory that is touched anew costs time as well.
 CPU_KEPT_TOKENS = 384
+# A row of so many tokens times hidden size is computed alone on a Linux CPU, block by block, with
+# NumPy's help (model/host): a narrow model's blocks are too little work for that.
+_AT_ONCE_NUMBERS, _AT_ONCE_TOKENS = 768 * 512, 384
 # What a micro-batch costs besides its tokens, in tokens: a fast GPU waits for the host.
 _CUDA_OVERHEAD_TOKENS = 2048
 # A prefix is cut into parts of no fewer tokens.
@@ -58,7 +66,11 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Paths:
-    """What a learner does. kept_tokens: how many may keep what all blocks make of them."""
+    """What a learner does.
+
+    kept_tokens: how many may keep what all blocks make of them; at_once_tokens: above so many a
+    micro-batch is computed alone, block by block.
+    """
 
     nll: Nll
     cached: bool
@@ -69,6 +81,7 @@ class Paths:
     packed_sharing: bool
     micro_batch_tokens: int
     kept_tokens: float
+    at_once_tokens: float
     overhead_tokens: int
     words: dict[str, str]
 
@@ -81,14 +94,28 @@ class Paths:
         if self.cached or shared or batch.lengths:
             rows = Rows(batch.input_ids.shape[1] - 1, batch.lengths, before)
             made = caches(self.cache_count, rows, shared)
+        if self.at_once(batch) and not shared:
+            with host.at_once(), checkpointed_blocks(model, at_once=True):
+                return self.nll(model, batch.input_ids, batch.weights, caches=made)
         with checkpointed_blocks(model, self._recomputed(model, batch.tokens)):
             return self.nll(model, batch.input_ids, batch.weights, caches=made)
+
+    def at_once(self, batch: MicroBatch) -> bool:
+        """Whether a micro-batch is computed alone, block by block, on all cores."""
+        return batch.prefix is None and batch.tokens > self.at_once_tokens
+
+    def rounds(self, group: Sequence[MicroBatch]) -> list[list[MicroBatch]]:
+        """What may be computed side by side, and then each that is computed alone."""
+        alone = [[batch] for batch in group if self.at_once(batch)]
+        beside = [batch for batch in group if not self.at_once(batch)]
+        return [beside, *alone] if beside else alone
 
     def divides(self, batch: MicroBatch) -> bool:
         """Whether a micro-batch is one sequence, long enough to be computed in parts."""
         single = len(batch.input_ids) == 1 and (batch.lengths is None or len(batch.lengths[0]) == 1)
         tokens = batch.input_ids.shape[1] - 1
-        return single and self.cached and self.sharing and tokens >= 2 * _PART_TOKENS
+        fair = self.cached and self.sharing and not self.at_once(batch)
+        return single and fair and tokens >= 2 * _PART_TOKENS
 
     def prefix_sums(
         self, model: nn.Module, prefix: Prefix, streams: Sequence[Any] = ()
@@ -125,6 +152,26 @@ def recomputed_blocks(blocks: int, tokens: int, kept_tokens: float) -> int:
     if tokens <= kept_tokens:
         return 0
     return min(blocks, 1 + math.ceil(blocks * (1 - kept_tokens / tokens)))
+
+
+def at_once_tokens(hidden: int) -> float:
+    """Above so many tokens a row is computed alone, block by block, on this device."""
+    if not cpu.is_faster():
+        return float("inf")
+    return float(max(_AT_ONCE_TOKENS, _AT_ONCE_NUMBERS // max(1, hidden)))
+
+
+def _at_once(
+    model: nn.Module, exact: Exact, wishes: Wishes, nll: Nll | None, words: dict[str, str]
+) -> float:
+    tokens = at_once_tokens(hidden_size(model))
+    if tokens == float("inf") or nll is not None or wishes.gradient_checkpointing != "auto":
+        return float("inf")
+    if not exact.at_once:
+        words["long_rows"] = f"as others: {exact.reasons.get('at_once', 'not exact')}"
+        return float("inf")
+    words["long_rows"] = f"above {int(tokens)} tokens block by block, on all cores"
+    return tokens
 
 
 def _extended(before: KeysValues | None, behind: KeysValues) -> KeysValues:
@@ -164,6 +211,7 @@ def choose(
         packed_sharing=exact.packing_and_sharing,
         micro_batch_tokens=tokens,
         kept_tokens=kept,
+        at_once_tokens=_at_once(model, exact, wishes, nll, words),
         overhead_tokens=overhead_tokens(),
         words=words,
     )

@@ -162,7 +162,7 @@ def _changes(
         on = dataclasses.replace(s, gradient_checkpointing="on")
         found.append(("--gradient-checkpointing on", on, rows))
     # Less than the longest row is as much as it: a row is never cut for it.
-    now = work.how(s).micro_batch_tokens
+    now = work.how(s, rows).micro_batch_tokens
     for tokens in sorted({now // 2, now // 4, min(longest, now)}, reverse=True):
         if longest <= tokens < now:
             less = dataclasses.replace(s, micro_batch_tokens=tokens)
@@ -176,7 +176,7 @@ def _changes(
     for rank in (s.rank // 2, s.rank // 4):
         if rank >= 1 and s.alpha is None:
             found.append((f"--rank {rank}", dataclasses.replace(s, rank=rank), rows))
-    if work.how(s).resident and s.compute != "quantized":
+    if work.how(s, rows).resident and s.compute != "quantized":
         packed = dataclasses.replace(s, compute="quantized")
         found.append(("--compute quantized", packed, rows))
     return found

@@ -15,6 +15,7 @@ from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes
 from mlx_itune.model import adapter, backend, lora
 from mlx_itune.model.base import LoadedModel, load, resolve, vet
+from mlx_itune.model.shapes import read_shapes
 from mlx_itune.training import checkpoint, identity, optimizers
 from mlx_itune.training.plan import require_fit
 from mlx_itune.training.policy import Policy
@@ -22,6 +23,7 @@ from mlx_itune.training.ranks import ranks
 from mlx_itune.training.run import versions
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.step import Lanes, Learner
+from mlx_itune.training.workload import mostly_long
 
 ROWS = "rows"
 
@@ -142,6 +144,7 @@ def ready(
         compute=settings.compute,
         offline=settings.offline,
         memory_bytes=memory_bytes,
+        float_copies=not mostly_long(material.train, _hidden(material)),
     )
     paths = lora.attach(
         loaded.model,
@@ -176,6 +179,10 @@ def ready(
     needed = checkpoint.size_bytes(learner) * (Policy.of(settings).keep + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")
     return Setup(settings, material, loaded, learner, config, tuple(paths))
+
+
+def _hidden(material: Material) -> int:
+    return read_shapes(material.path, material.config).hidden
 
 
 def _micro_batch_tokens(settings: TrainSettings, began: Mapping[str, Any] | None) -> int | None:

@@ -162,8 +162,9 @@ class Learner:
                 nll, learned, shared = recorded_prefix(self.model, self._paths, self.lanes, prefix)
                 total, weight = total + nll, weight + learned
             with_prefix = partial(self._sums, kept=shared)
-            for sums in self.lanes.each(with_prefix, group):
-                total, weight = total + _number(sums[0]), weight + _number(sums[1])
+            for together in self._paths.rounds(group):
+                for sums in self.lanes.each(with_prefix, together):
+                    total, weight = total + _number(sums[0]), weight + _number(sums[1])
         total, weight = self.ranks.numbers(total, weight)
         return total / weight if weight else float("nan")
 

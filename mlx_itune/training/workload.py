@@ -22,6 +22,7 @@ from mlx_itune.training.paths import (
     CPU_TOKENS,
     FEWEST_TOKENS,
     GPU_TOKENS,
+    at_once_tokens,
     overhead_tokens,
 )
 from mlx_itune.training.settings import TrainSettings
@@ -58,7 +59,7 @@ class Work:
         on_the_grid = kind in ("grid", "qalora")
         return [matrix for matrix in found if matrix.bits or not on_the_grid]
 
-    def how(self, settings: TrainSettings) -> How:
+    def how(self, settings: TrainSettings, rows: Sequence[Example]) -> How:
         """How a run with these settings computes a step here; as training/paths chooses."""
         on_cpu = self.machine.device == "cpu"
         quantized = [matrix for matrix in self.shapes.matrices if matrix.bits]
@@ -75,9 +76,14 @@ class Work:
             optimizer=settings.optimizer,
             on_cpu=on_cpu,
             dense=dense,
-            resident=dense and floats <= RESIDENT_SHARE * available,
+            resident=dense
+            and floats <= RESIDENT_SHARE * available
+            and not mostly_long(rows, self.shapes.hidden),
             lanes=lanes() if on_cpu else 1,
             kept_tokens=float("inf"),
+            at_once_tokens=at_once_tokens(self.shapes.hidden)
+            if on_cpu and settings.gradient_checkpointing == "auto"
+            else float("inf"),
             chunk_rows=loss.chunk_rows(self.shapes.vocabulary, self.shapes.hidden),
             micro_batch_tokens=settings.micro_batch_tokens or 1,
         )
@@ -105,7 +111,7 @@ class Work:
     ) -> tuple[Footprint, How]:
         """The peak of the run, or of one with other settings, and how it is computed."""
         settings = settings or self.settings
-        how = self.how(settings)
+        how = self.how(settings, rows)
         return self.peak(rows, settings, how), how
 
     def peak(self, rows: Sequence[Example], settings: TrainSettings, how: How) -> Footprint:
@@ -123,7 +129,7 @@ class Work:
     def checkpoints(self, rows: Sequence[Example], how: How) -> bool:
         """Whether any micro-batch of the heaviest steps has blocks that keep their inputs only."""
         return any(
-            rectangle.positions > how.kept_tokens
+            rectangle.positions > min(how.kept_tokens, how.at_once_tokens)
             for step in _heaviest(rows, self.settings)
             for group in _cut(step, self.settings, how, self.shapes.window)
             for rectangle in group.rectangles
@@ -144,6 +150,13 @@ class Work:
             seconds += BLOCK_OVERHEAD_S * self.shapes.layers * len(rectangles) / how.lanes
             tokens += sum(len(row.input_ids) for row in step)
         return seconds * sum(len(row.input_ids) for row in rows) / max(1.0, tokens)
+
+
+def mostly_long(rows: Sequence[Example], hidden: int) -> bool:
+    """Whether most tokens are in rows that are computed alone: float copies gain little there."""
+    lengths = [len(row.input_ids) for row in rows]
+    limit = at_once_tokens(hidden)
+    return 2 * sum(n for n in lengths if n > limit) > sum(lengths)
 
 
 def lanes() -> int:
