@@ -27,11 +27,12 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.model import loss
 from mlx_itune.model.shapes import Matrix, Shapes, chosen
-from mlx_itune.training.footprint import Group, How, Rectangle, parts, step_footprint
+from mlx_itune.training.footprint import parts, step_footprint
 from mlx_itune.training.loop import train
 from mlx_itune.training.plan import make_plan
 from mlx_itune.training.settings import TrainSettings, settings_from
 from mlx_itune.training.setup import gather
+from mlx_itune.training.step_shape import Group, How, Rectangle
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.content }}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.render import TokenizedExample
 from mlx_itune.export.compensate import factor
+from mlx_itune.model.grid_norm import GridNorm
 from mlx_itune.model.lowrank import matrix_shape
 
 Numbers = NDArray[np.float32]
@@ -105,7 +106,11 @@ class Calibration:
         self._model = model
         ends = np.cumsum([len(row.input_ids) for row in rows])
         self._rows = rows[: int(np.searchsorted(ends, ENOUGH_TOKENS)) + 1]
-        self._layers = {p: layer for p, layer in layers.items() if not hasattr(layer, "as_linear")}
+        self._layers = {
+            p: layer
+            for p, layer in layers.items()
+            if not (hasattr(layer, "as_linear") or isinstance(layer, GridNorm))
+        }
         self._batches = _batches(self._layers, budget_bytes)
         self._kept: list[tuple[str, Moments]] | None = None
 

@@ -16,6 +16,7 @@ from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import lora
 from mlx_itune.model.compute import dequantized_weight
 from mlx_itune.model.grid import merged_grid
+from mlx_itune.model.grid_norm import GridNorm
 
 # mlx-lm's own choice, and what narrow layers get.
 _GROUP_SIZES = (64, 32)
@@ -46,6 +47,9 @@ def merge(
         if "weight" not in module or not (path in layers or quantizable):
             continue
         layer = layers.get(path)
+        if isinstance(layer, GridNorm):
+            tensors[f"{path}.weight"] = layer.moved().astype(module["weight"].dtype)
+            continue
         grid = _target(module, layer is not None, way)
         if grid:
             settings[path] = grid

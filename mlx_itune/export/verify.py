@@ -16,6 +16,7 @@ from mlx_itune.export.fidelity import fidelity
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import compute, stock
 from mlx_itune.model.base import LoadedModel
+from mlx_itune.model.grid_norm import GridNorm
 
 # A few rows show a wrong file as well as many.
 _ROWS = 8
@@ -78,8 +79,9 @@ def verify(
 
 def require_same_codes(out: Path, raw: nn.Module, layers: Mapping[str, Any]) -> None:
     """Raise ModelError unless ``out`` has the tensors of its base ``raw`` bit for bit, but for the
-    scales and biases of the adapted ``layers``."""
+    scales and biases of the adapted ``layers``, and the weights of adapted norms."""
     moved = {f"{path}.{name}" for path in layers for name in ("scales", "biases")}
+    moved |= {f"{path}.weight" for path, m in layers.items() if isinstance(m, GridNorm)}
     before, after = (
         {n: t for n, t in tree_flatten(model.parameters()) if n not in moved}
         for model in (raw, stock.read(out)[0])

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.grid import OnGrid
+from mlx_itune.model.grid_norm import GridNorm
 
 # What a user can ask for; "auto" takes the first way within the limit.
 CHOICES = ("auto", "exact", "compensated", "plain", "float")
@@ -127,13 +128,14 @@ def _exact(layers: Mapping[str, nn.Module], own: int) -> list[Way]:
     """Where the adapter lives on the grid; a grid in bfloat16 holds a qalora's biases roughly."""
     if not on_the_grid(layers):
         return []
-    rough = any("scale_a" not in layer and _is_brain(layer) for layer in layers.values())
+    qalora = [layer for layer in layers.values() if "bias_a" in layer and "scale_a" not in layer]
+    rough = any(_is_brain(layer) for layer in qalora)
     return [Way("exact", own), *([Way("exact", own, dtype=mx.float16)] if rough else [])]
 
 
 def on_the_grid(layers: Mapping[str, nn.Module]) -> bool:
-    """Whether an adapter moves nothing but its base's scales and biases."""
-    return bool(layers) and all(isinstance(layer, OnGrid) for layer in layers.values())
+    """Whether an adapter moves nothing but its base's scales and biases, and norms."""
+    return bool(layers) and all(isinstance(m, (OnGrid, GridNorm)) for m in layers.values())
 
 
 def _is_brain(layer: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from mlx_itune.model import lora
 from mlx_itune.model.adapter import Adapter
 from mlx_itune.model.base import LoadedModel
 from mlx_itune.model.compute import Packed, packed, release
+from mlx_itune.model.grid_norm import is_norm
 from mlx_itune.model.lowrank import adaptable
 
 
@@ -28,7 +29,7 @@ class AdapterSet:
         model.eval()
         self.loaded = loaded
         self.current: str | None = None
-        self._bare = {path: m for path, m in model.named_modules() if adaptable(m)}
+        self._bare = {path: m for path, m in model.named_modules() if adaptable(m) or is_norm(m)}
         self._layers: dict[str | None, dict[str, nn.Module]] = {None: {}}
         stored = [(m, kept) for m in self._bare.values() if (kept := packed(m)) is not None]
         for name, adapter in named.items():

@@ -75,11 +75,14 @@ def product(
 ) -> Floats:
     """scale * a @ b of two float32 matrices, or transposes of such, into `out` or added to it.
 
-    By the same BLAS as MLX's products, with no lock of Python's held.
+    By the same BLAS as MLX's products, with no lock of Python's held. The numbers of a row of
+    `out` stand side by side; ValueError where they do not.
     """
     library = _openblas()
     if out is None:
         out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    if out.shape[1] > 1 and out.strides[1] != 4:
+        raise ValueError("the rows of `out` are not contiguous")
     if library is None:
         result = scale * (a @ b)
         np.add(out, result, out=out) if add else np.copyto(out, result)
@@ -100,7 +103,7 @@ def product(
         step_b,
         ctypes.c_float(float(add)),
         ctypes.c_void_p(out.ctypes.data),
-        ctypes.c_int(out.strides[0] // 4),
+        ctypes.c_int(max(out.strides[0] // 4, out.shape[1])),
     )
     return out
 
@@ -120,7 +123,7 @@ def _laid(matrix: Floats) -> tuple[ctypes.c_void_p, ctypes.c_int, ctypes.c_int]:
     return (
         ctypes.c_void_p(matrix.ctypes.data),
         ctypes.c_int(_TRANSPOSED if turned else _PLAIN),
-        ctypes.c_int((along if turned else down) // 4),
+        ctypes.c_int(max((along if turned else down) // 4, matrix.shape[0 if turned else 1])),
     )
 
 

@@ -43,6 +43,10 @@ def apply(model: nn.Module, mode: str = "auto", memory_bytes: int | None = None)
         free = _free_bytes()
         _dequantize(model, quantized, free if memory_bytes is None else min(free, memory_bytes))
         done = "dequantized"
+    for _, module in model.named_modules():
+        if isinstance(module.get("weight"), mx.array) and module["weight"].ndim == 1:
+            # What an adapter that moves a norm rounds to.
+            module.stored_type = module["weight"].dtype
     if backend.on_cpu():
         model.apply(lambda a: a.astype(mx.float32) if a.dtype in _HALF else a)
         if cpu.is_faster():
@@ -110,6 +114,7 @@ def at_once(
     if isinstance(module, DequantizingLinear):
 
         def weight() -> host.Floats:
+            mx.eval(module.parameters())
             return host.by_rows(lambda rows: dequantized_weight(module, rows), outputs)
 
         outputs = module.weight.shape[0]

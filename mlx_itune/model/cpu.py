@@ -31,7 +31,7 @@ def specialize(model: nn.Module) -> None:
         "scaled_dot_product_attention": (scaled_dot_product_attention, attention),
         "swiglu": (swiglu, fast_swiglu),
     }
-    subclasses: dict[type, type | None] = {nn.RMSNorm: host_layers.Norm}
+    subclasses: dict[type, type | None] = {nn.RMSNorm: host_layers.RMSNorm}
     for _, module in model.named_modules():
         kind = type(module)
         if kind not in subclasses:
@@ -83,7 +83,8 @@ def attention(
             plan = cpu_attention.causal_plan([tokens], seen - tokens, None, block)
         else:
             plan = cpu_attention.dense_plan(tokens, seen, mask)
-    if plan is None or sinks is not None or queries.dtype != mx.float32:
+    floats = {queries.dtype, keys.dtype, values.dtype} == {mx.float32}
+    if plan is None or sinks is not None or not floats:
         whole: mx.array = scaled_dot_product_attention(
             queries, keys, values, cache, scale, mask, sinks
         )
@@ -95,7 +96,7 @@ def attention(
 
 def fast_swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, elementwise."""
-    if gate.dtype == mx.float32 and host.active():
+    if gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape and host.active():
         return host_layers.swiglu(gate, x)
     y: mx.array = _swiglu(gate, x) if gate.dtype == mx.float32 else swiglu(gate, x)
     return y

@@ -67,8 +67,8 @@ class _Grid(OnGrid, AdapterLayer):
         v = self.scale * (bias_a @ bias_b).swapaxes(-1, -2)
         scales, biases = (a.astype(mx.float32) for a in (self.scales, self.biases))
         return (
-            _rounded(scales * (1 + u), self.scales.dtype),
-            _rounded(biases * (1 + u) + v, self.biases.dtype),
+            rounded(scales * (1 + u), self.scales.dtype),
+            rounded(biases * (1 + u) + v, self.biases.dtype),
         )
 
     def shipped(self) -> dict[str, mx.array]:
@@ -239,7 +239,7 @@ def merged_grid(layer: nn.Module) -> tuple[mx.array, mx.array]:
     return layer.moved()
 
 
-def _rounded(wanted: mx.array, dtype: Any) -> mx.array:
+def rounded(wanted: mx.array, dtype: Any) -> mx.array:
     """The nearest numbers that `dtype` can say, in float32; the gradient passes straight."""
     if dtype == mx.float32:
         return wanted

@@ -97,10 +97,11 @@ def by_rows(make: Callable[[slice], mx.array], rows: int) -> Floats:
 
     def part(index: int) -> None:
         cut = slice(rows * index // cores, rows * (index + 1) // cores)
-        parts[index] = seen(make(cut).astype(mx.float32))
+        if cut.start < cut.stop:
+            parts[index] = seen(make(cut).astype(mx.float32))
 
     on_all_cores(part, range(cores))
-    return np.concatenate([parts[index] for index in range(cores)])
+    return np.concatenate([parts[index] for index in sorted(parts)])
 
 
 def pieces(rows: int, size: int = _ROWS) -> list[slice]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mlx_itune.model import backend, host
 from mlx_itune.model.cpu_attention import Plan
+from mlx_itune.model.cpu_math import LOG2_E
 from mlx_itune.model.host import Arrays, Floats
 
 # Queries per block: products of fewer rows are slow, of more compute more that is hidden.
@@ -74,7 +75,7 @@ class _Span:
 def _spans(plan: Plan) -> list[_Span]:
     spans = []
     for block in plan.blocks:
-        bias = None if block.bias is None else host.seen(block.bias)
+        bias = None if block.bias is None else host.seen(block.bias * (1 / LOG2_E))
         columns = np.zeros(0, np.intp) if bias is None else np.flatnonzero(bias.any(axis=0))
         biased = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 0)
         part = bias[:, biased] if bias is not None and len(columns) else None

@@ -215,7 +215,7 @@ def nll(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     return outputs[0], outputs[2]
 
 
-class Norm(nn.RMSNorm):  # type: ignore[misc]
+class RMSNorm(nn.RMSNorm):  # type: ignore[misc]
     """An RMSNorm that knows `host`."""
 
     def __call__(self, x: mx.array) -> mx.array:

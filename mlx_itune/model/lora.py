@@ -20,6 +20,7 @@ from mlx.utils import tree_unflatten
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model import dora, grid, qalora
 from mlx_itune.model.compute import packed, release
+from mlx_itune.model.grid_norm import GridNorm, is_norm
 from mlx_itune.model.lowrank import (
     EMBEDDING,
     LINEAR,
@@ -68,7 +69,8 @@ def attach(
         raise ModelError("a grid adapter has no dropout", hint="set dropout to 0")
     if adapted(model):
         raise ModelError("the model already carries an adapter", hint="load it anew")
-    chosen = choose(model, keys, num_layers, experts=kind != "dora")
+    also = is_norm if kind == "grid" else (lambda _: False)
+    chosen = choose(model, keys, num_layers, experts=kind != "dora", also=also)
     if kind in ON_THE_GRID:
         chosen = _on_the_grid(chosen, everything=keys is None)
     paths = [target.path for target in chosen]
@@ -142,6 +144,8 @@ def _wrap(
     digest = hashlib.sha256(f"{seed}\0{target.path}".encode()).digest()
     key = mx.random.key(int.from_bytes(digest[:8], "little"))
     base = target.module
+    if kind == "grid" and is_norm(base):
+        return GridNorm(base)
     at = next(i for i, kinds in enumerate((LINEAR, SWITCH, EMBEDDING)) if isinstance(base, kinds))
     if kind == "grid":
         return _GRID_LAYERS[at](base, rank, scale, key)
@@ -155,7 +159,10 @@ def _wrap(
 def _on_the_grid(chosen: Sequence[Target], *, everything: bool) -> list[Target]:
     """The chosen layers whose grid an adapter can move."""
     wrong, affine = [], []
+    norms = [target for target in chosen if is_norm(target.module)]
     for target in chosen:
+        if target in norms:
+            continue
         stored = packed(target.module)
         if stored is not None and stored.mode == "affine":
             affine.append(target)
@@ -170,9 +177,9 @@ def _on_the_grid(chosen: Sequence[Target], *, everything: bool) -> list[Target]:
             f"({mode or 'not quantized'}): {named}",
             hint="choose other layers with --keys, or --adapter lora",
         )
-    if not affine:
+    if not affine and (everything or not norms):
         raise ModelError(
             "a grid adapter needs a quantized model, and this one is not",
             hint="quantize it with mlx_lm.convert -q, or use --adapter lora",
         )
-    return affine
+    return [target for target in chosen if target in norms or target in affine]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.nn as nn
@@ -27,24 +27,31 @@ class Target:
 
 
 def choose(
-    model: nn.Module, keys: Sequence[str] | None, num_layers: int, *, experts: bool = True
+    model: nn.Module,
+    keys: Sequence[str] | None,
+    num_layers: int,
+    *,
+    experts: bool = True,
+    also: Callable[[nn.Module], bool] = lambda _: False,
 ) -> list[Target]:
     """The layers that `keys` name, in the model's order; None takes every linear one of the blocks.
 
     A key is a name in a block ("self_attn.q_proj", or its end, "q_proj"), a full path ("lm_head"),
     a glob over either ("*.mlp.*") or "re:" and a regular expression that one of them matches as a
     whole. num_layers: how many of the last blocks, -1 for all; layers outside of blocks are
-    taken by keys alone. experts: whether None takes them too. Raises ModelError.
+    taken by keys alone. experts: whether None takes them too. also: what else can be adapted, and
+    None takes. Raises ModelError.
     """
     blocks = len(model.layers)
     if not (num_layers == -1 or 0 < num_layers <= blocks):
         raise ModelError(f"the model has {blocks} layers, not {num_layers}")
     first = 0 if num_layers == -1 else blocks - num_layers
-    every = _targets(model)
+    every = _targets(model, also)
     within = [t for t in every if t.block is None or t.block >= first]
     if keys is None:
         kinds = (*LINEAR, *SWITCH) if experts else LINEAR
-        chosen = [t for t in within if t.block is not None and isinstance(t.module, kinds)]
+        fitting = [t for t in within if isinstance(t.module, kinds) or also(t.module)]
+        chosen = [t for t in fitting if t.block is not None]
     else:
         matched = [_matching(key, within) for key in keys]
         for key, found in zip(keys, matched, strict=True):
@@ -87,11 +94,11 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(prefixes[id(block)], block) for block in model.layers]
 
 
-def _targets(model: nn.Module) -> list[Target]:
+def _targets(model: nn.Module, also: Callable[[nn.Module], bool]) -> list[Target]:
     blocks = _blocks(model)
     found = []
     for path, module in model.named_modules():
-        if adaptable(module):
+        if adaptable(module) or also(module):
             index = next((i for i, (b, _) in enumerate(blocks) if path.startswith(f"{b}.")), None)
             name = path if index is None else path[len(blocks[index][0]) + 1 :]
             found.append(Target(path, index, name, module))

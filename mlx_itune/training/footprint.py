@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from mlx_itune.model.shapes import Matrix, Shapes
 from mlx_itune.training.paths import recomputed_blocks
+from mlx_itune.training.step_shape import Group, How, Rectangle
 
 # Logits of a chunk, float32, with what their gradient is made of: times they stand there.
 LOGITS_COPIES = 6.5
@@ -53,56 +54,6 @@ MOMENTS = {
 _ATTENTION_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "c_attn")
 _MLP_IN = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "w1", "w3")
 _ON_THE_GRID = ("grid", "qalora")
-
-
-@dataclass(frozen=True)
-class How:
-    """What decides how a step is computed.
-
-    resident: whether quantized weights stand in memory as floats; dense: whether they are computed
-    as floats at all. on_cpu: activations and norms are float32 there. kept_tokens: of micro-batches
-    of more positions some blocks keep their inputs only (checkpointing). at_once_tokens: one of
-    more positions is computed alone, block by block.
-    """
-
-    adapter: str
-    rank: int
-    optimizer: str
-    on_cpu: bool
-    dense: bool
-    resident: bool
-    lanes: int
-    kept_tokens: float
-    at_once_tokens: float
-    chunk_rows: int
-    micro_batch_tokens: int
-
-
-@dataclass(frozen=True)
-class Rectangle:
-    """A micro-batch: `rows` of `width` positions, of which `learned` in all meet the output head.
-
-    seen: keys that a position's scores are computed for, on average; of a packed row those of its
-    own sequence alone.
-    """
-
-    rows: int
-    width: int
-    learned: int
-    seen: float
-
-    @property
-    def positions(self) -> int:
-        """All of them, pads included."""
-        return self.rows * self.width
-
-
-@dataclass(frozen=True)
-class Group:
-    """Micro-batches behind one prefix, whose pass is kept until they are done; or behind none."""
-
-    prefix: Rectangle | None
-    rectangles: Sequence[Rectangle]
 
 
 @dataclass(frozen=True)
@@ -151,11 +102,16 @@ def adapter_parameters(matrix: Matrix, how: How) -> int:
     return (how.rank * (matrix.rows + matrix.columns) + lengths) * matrix.experts
 
 
+def parameters(adapted: Sequence[Matrix], how: How) -> int:
+    """Numbers that an adapter learns."""
+    return how.norm_parameters + sum(adapter_parameters(matrix, how) for matrix in adapted)
+
+
 def step_footprint(
     shapes: Shapes, adapted: Sequence[Matrix], how: How, groups: Sequence[Group]
 ) -> Footprint:
     """The peak of a step computed as `groups`."""
-    adapter = 4 * sum(adapter_parameters(matrix, how) for matrix in adapted)
+    adapter = 4 * parameters(adapted, how)
     optimizer = int(MOMENTS.get(how.optimizer, 2.0) * adapter)
     activations, logits = max((_group(shapes, adapted, how, g) for g in groups), key=sum)
     count = sum(len(group.rectangles) + (group.prefix is not None) for group in groups)

@@ -20,9 +20,9 @@ from mlx_itune.model import backend, memory
 from mlx_itune.model.base import resolve
 from mlx_itune.model.shapes import Shapes, read_shapes
 from mlx_itune.training import footprint
-from mlx_itune.training.footprint import How
 from mlx_itune.training.microbatch import Example
 from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.step_shape import How
 from mlx_itune.training.workload import Row, Work, shortened
 
 # Of the rate of a large product, what a step reaches.
@@ -92,9 +92,7 @@ def make_plan(
         steps_per_epoch=steps,
         tokens_per_epoch=sum(len(row.input_ids) for row in rows),
         longest_tokens=max((len(row.input_ids) for row in rows), default=0),
-        trainable_parameters=sum(
-            footprint.adapter_parameters(m, how) for m in work.adapted(settings)
-        ),
+        trainable_parameters=footprint.parameters(work.adapted(settings), how),
         compute=_compute_name(work.shapes, how),
         gradient_checkpointing=work.checkpoints(rows, how),
         limit_from=work.machine.source,

@@ -14,7 +14,7 @@ from mlx_itune.kit.errors import DataError
 from mlx_itune.model import activations, backend, loss, memory
 from mlx_itune.model.shapes import Matrix, Shapes, chosen
 from mlx_itune.training import footprint
-from mlx_itune.training.footprint import Footprint, Group, How, Rectangle
+from mlx_itune.training.footprint import Footprint
 from mlx_itune.training.identity import machine_facts
 from mlx_itune.training.microbatch import Example, MicroBatch, Packing, Prefix, arrange, by_prefix
 from mlx_itune.training.paths import (
@@ -26,6 +26,7 @@ from mlx_itune.training.paths import (
     overhead_tokens,
 )
 from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.step_shape import Group, How, Rectangle
 
 # As model/compute has it: of the memory available, what resident float copies may take.
 RESIDENT_SHARE = 0.4
@@ -59,6 +60,14 @@ class Work:
         on_the_grid = kind in ("grid", "qalora")
         return [matrix for matrix in found if matrix.bits or not on_the_grid]
 
+    def _norm_parameters(self, settings: TrainSettings) -> int:
+        """Numbers that a grid adapter learns of its blocks' norms."""
+        if settings.adapter != "grid" or settings.keys:
+            return 0
+        first = 0 if settings.num_layers == -1 else self.shapes.layers - settings.num_layers
+        blocks = (norms for number, norms in self.shapes.norms.items() if number >= first)
+        return sum(size for norms in blocks for name, size in norms.items() if "norm" in name)
+
     def how(self, settings: TrainSettings, rows: Sequence[Example]) -> How:
         """How a run with these settings computes a step here; as training/paths chooses."""
         on_cpu = self.machine.device == "cpu"
@@ -86,6 +95,7 @@ class Work:
             else float("inf"),
             chunk_rows=loss.chunk_rows(self.shapes.vocabulary, self.shapes.hidden),
             micro_batch_tokens=settings.micro_batch_tokens or 1,
+            norm_parameters=self._norm_parameters(settings),
         )
         room = self._room_tokens(settings, how)
         auto = min(room, CPU_KEPT_TOKENS) if on_cpu else room

@@ -93,7 +93,10 @@ def test_an_adapter_of_the_grid_keeps_the_codes(
     assert before.keys() == after.keys()
     moved = {n for n in before if not bits_equal(before[n], after[n])}
     assert moved
-    assert {n.rpartition(".")[2] for n in moved} <= {"scales", "biases"}
+    kinds = {n.rpartition(".")[2] for n in moved if not n.endswith("norm.weight")}
+    assert kinds <= {"scales", "biases"}
+    # A grid adapter moves the norms of its blocks, too, unless told which layers.
+    assert any(n.endswith("norm.weight") for n in moved) == (kind == "grid" and "keys" not in where)
     assert {t.dtype for t in after.values()} == {t.dtype for t in before.values()}
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
     assert settings == {"group_size": 32, "bits": 4, "mode": "affine"}
@@ -146,16 +149,19 @@ def test_floats_and_wider_grids_hold_every_kind(
         result = merged(folder, adapter, out, way=way, bits=bits, allow_lossy=True)
         found[way, bits] = result.kl_mean
         after = tensors_of(out)
+        touched = {n.rpartition(".")[0] for n in adapters.load(adapter).tensors}
         assert {t.dtype for t in after.values()} <= {HALF[dtype], mx.uint32}
         # What no adapter touched, a layer's own bias too, is as it was; floats unpack all.
         for tensor, value in tensors_of(folder).items():
-            if tensor.endswith(("norm.weight", "proj.bias")):
+            if tensor.rpartition(".")[0] in touched and "norm" in tensor:
+                assert not bits_equal(value, after[tensor]), tensor
+            elif tensor.endswith(("norm.weight", "proj.bias")):
                 assert bits_equal(value, after[tensor]), tensor
         if bits != 16:
             model = stock.read(out)[0]
             wide = {p for p, m in model.named_modules() if getattr(m, "bits", None) == 8}
-            touched = {n.rpartition(".")[0] for n in adapters.load(adapter).tensors}
-            assert wide == (touched if bits == 8 else set())
+            quantized = {p for p, m in model.named_modules() if hasattr(m, "bits")}
+            assert wide == (touched & quantized if bits == 8 else set())
     # Rounding to a half of 11 or 8 bits; then to 8 bits; then to 4.
     assert found["float", 16] < (2e-5 if dtype == "float16" else 1e-3)
     assert found["compensated", 8] < 3e-3

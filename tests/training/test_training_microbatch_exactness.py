@@ -121,6 +121,27 @@ def test_some_blocks_made_again_and_rows_in_parts_change_nothing(
                 assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5
 
 
+@pytest.mark.skipif(not cpu.is_faster(), reason="only a Linux CPU computes rows at once")
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *PLACED, *STATEFUL])
+def test_rows_computed_at_once_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "at_once_tokens", lambda _: 20.0)
+    rng = np.random.default_rng(3)
+    rows = [Row(rng.integers(0, 300, 300), rng.random(300) < 0.5), *some_rows()]
+    model = build(name)
+    plain, plain_gradients = one_by_one(model, rows)
+    cpu.specialize(model)
+    for options in ({"prefix_sharing": "off"}, {"packing": "off"}, {}):
+        lanes = Lanes(2)
+        learner = Learner(model, lanes=lanes, **options)
+        assert learner.paths()["long_rows"].startswith("above 20 tokens")
+        loss, _, tree = learner.gradients(learner.arranged(rows))
+        ours = learner.evaluate(rows)
+        lanes.close()
+        assert loss == pytest.approx(plain, rel=1e-6)
+        assert ours == pytest.approx(plain, rel=1e-6)
+        assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5
+
+
 def test_blocks_made_again_are_as_many_as_memory_asks_for() -> None:
     assert paths.recomputed_blocks(28, 384, 384) == 0
     assert paths.recomputed_blocks(28, 400, 384) == 3
@@ -132,7 +153,8 @@ def test_blocks_made_again_are_as_many_as_memory_asks_for() -> None:
 
 def test_a_learner_says_what_it_does_and_why() -> None:
     llama, hybrid = (Learner(build(name)).paths() for name in ("llama", "granitemoehybrid"))
-    assert llama.keys() == {"head", "packing", "prefix", "checkpointing", "micro_batch_tokens"}
+    known = {"head", "packing", "prefix", "checkpointing", "micro_batch_tokens"}
+    assert llama.keys() - {"long_rows"} == known
     assert not any(words.startswith("off") for words in llama.values())
     for name in ("packing", "prefix"):
         assert hybrid[name] == "off: its layers keep more than keys and values"

@@ -90,7 +90,7 @@ def test_base_and_adapter_bytes_are_those_of_the_loaded_model(
 
 def test_constants_are_those_of_the_engine() -> None:
     assert workload.RESIDENT_SHARE == compute._RESIDENT_SHARE
-    assert footprint.ATTENTION_BLOCK == cpu_attention._BLOCK_TOKENS
+    assert footprint.ATTENTION_BLOCK == cpu_attention.BLOCK_TOKENS
     assert workload._MAX_LANES == lanes._MAX_LANES
 
 

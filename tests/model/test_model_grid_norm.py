@@ -1,0 +1,127 @@
+"""The norms that a grid adapter moves: their gradient, what ships, and who knows them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn
+from architectures import build
+from mlx.utils import tree_flatten
+from mlx_lm.models.gemma2 import RMSNorm as GemmaNorm
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model import adapter, base, compute, lora, stock
+from mlx_itune.model.adapter_set import AdapterSet
+from mlx_itune.model.grid_norm import GridNorm, is_norm
+
+IDS = mx.array([[3, 7, 20, 9, 250, 11]])
+
+
+def moved_model(path: Path, **options: Any) -> base.LoadedModel:
+    loaded = base.load(str(path))
+    lora.attach(loaded.model, rank=3, scale=2.0, kind="grid", **options)
+    for _, layer in lora.adapted(loaded.model):
+        for number, name in enumerate(layer.factors):
+            draw = mx.random.normal(layer[name].shape, key=mx.random.key(number))
+            layer[name] = layer[name] + 0.05 * draw
+    mx.eval(loaded.model.parameters())
+    return loaded
+
+
+@pytest.mark.parametrize("added", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_the_gain_multiplies_the_weight_and_has_its_gradient(added: float, dtype: Any) -> None:
+    norm: Any = GemmaNorm(16, 1e-5) if added else nn.RMSNorm(16, 1e-5)
+    weight = 1 - added + 0.1 * mx.random.normal((16,), key=mx.random.key(1))
+    norm.weight = weight.astype(dtype)
+    model = nn.Sequential(norm)
+    compute.apply(model)
+    layer = GridNorm(model.layers[0])
+    x = mx.random.normal((2, 5, 16), key=mx.random.key(2))
+    assert mx.array_equal(layer(x), model.layers[0](x))
+
+    gain = 0.3 * mx.random.normal((16,), key=mx.random.key(3))
+    ahead = mx.random.normal(x.shape, key=mx.random.key(4))
+
+    def output(gain: mx.array) -> mx.array:
+        layer.gain = gain
+        return (layer(x) * ahead).sum()
+
+    gradient = mx.grad(output)(gain)
+    layer.gain = gain
+    rows, by = np.array(x, np.float64), np.array(ahead, np.float64)
+    plain = rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1e-5)
+    full = np.array(norm.weight.astype(mx.float32), np.float64) + added
+    exact = (by * plain * full).sum((0, 1))
+    assert np.abs(np.array(gradient) - exact).max() <= 1e-5 * np.abs(exact).max()
+    tuned = full * (1 + np.array(gain, np.float64)) - added
+    assert np.abs(np.array(layer.moved()) - tuned).max() <= 2 * mx.finfo(dtype).eps
+    assert layer.shipped()["weight"].dtype == dtype
+    assert mx.array_equal(layer.shipped()["weight"].astype(mx.float32), layer.moved())
+
+
+def test_they_are_the_blocks_own_and_nothing_else(tiny_quantized_dir: Path) -> None:
+    loaded = base.load(str(tiny_quantized_dir))
+    paths = lora.attach(loaded.model, rank=2, scale=2.0, kind="grid", num_layers=1)
+    names = ("input_layernorm", "post_attention_layernorm")
+    norms = [path for path, layer in lora.adapted(loaded.model) if isinstance(layer, GridNorm)]
+    assert norms == [f"model.layers.1.{name}" for name in names]
+    assert set(norms) < set(paths)
+    learned = dict(tree_flatten(loaded.model.trainable_parameters()))
+    assert {name for name in learned if "norm" in name} == {f"{path}.gain" for path in norms}
+    only = base.load(str(tiny_quantized_dir))
+    lora.attach(only.model, rank=2, scale=2.0, kind="grid", keys=["q_proj"])
+    assert not any(isinstance(layer, GridNorm) for _, layer in lora.adapted(only.model))
+    with pytest.raises(ModelError, match="cannot adapt"):
+        lora.attach(
+            base.load(str(tiny_quantized_dir)).model,
+            rank=2,
+            scale=2.0,
+            kind="lora",
+            keys=["input_layernorm"],
+        )
+
+
+def test_an_adapter_with_norms_comes_back_and_loads_in_mlx_lm(
+    tiny_quantized_dir: Path, tmp_path: Path
+) -> None:
+    loaded = moved_model(tiny_quantized_dir)
+    wanted = loaded.model(IDS)
+    config = adapter.config_of(loaded.model, kind="grid", rank=3, scale=2.0)
+    assert "input_layernorm" in config.keys
+    adapter.save(tmp_path / "a", loaded.model, config, {})
+    again = base.load(str(tiny_quantized_dir))
+    adapter.apply(again, adapter.load(tmp_path / "a"))
+    assert mx.array_equal(again.model(IDS), wanted)
+    model, _ = stock.read(tiny_quantized_dir)
+    model.load_weights(str(tmp_path / "a" / adapter.TENSORS), strict=False)
+    difference = mx.abs(model(IDS) - wanted).max().item()
+    assert difference <= 1e-4 * mx.abs(wanted).max().item()
+
+
+def test_a_set_of_adapters_gives_the_base_back(tiny_quantized_dir: Path, tmp_path: Path) -> None:
+    loaded = moved_model(tiny_quantized_dir)
+    config = adapter.config_of(loaded.model, kind="grid", rank=3, scale=2.0)
+    adapter.save(tmp_path / "a", loaded.model, config, {})
+    bare, adapted = base.load(str(tiny_quantized_dir)).model(IDS), loaded.model(IDS)
+    both = AdapterSet(base.load(str(tiny_quantized_dir)), {"a": adapter.load(tmp_path / "a")})
+    for name, wanted in ((None, bare), ("a", adapted), (None, bare)):
+        both.use(name)
+        assert mx.array_equal(both.loaded.model(IDS), wanted)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3", "phi3"])
+def test_norms_of_other_architectures_are_known(name: str) -> None:
+    model = build(name)
+    found = {type(m).__module__ for block in model.layers for m in block.modules() if is_norm(m)}
+    assert found
