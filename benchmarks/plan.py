@@ -57,6 +57,7 @@ class Shape:
 
 
 M40 = Shape(512, 8, 1408, 8, 4, 32000)
+WIDE = Shape(1024, 4, 3072, 16, 8, 32000, 128, 4, "bfloat16", "qwen3")
 # name, model, lengths of prompt and answer in tokens, settings
 CASES: list[tuple[str, Shape, tuple[int, int], dict[str, Any]]] = [
     ("small, short rows", Shape(), (64, 64), {"batch_size": 4}),
@@ -88,6 +89,8 @@ CASES: list[tuple[str, Shape, tuple[int, int], dict[str, Any]]] = [
     ),
     ("m40, batch 4", M40, (100, 120), {"batch_size": 4}),
     ("m40, 1024 tokens", M40, (512, 512), {"batch_size": 1}),
+    ("m40, 2048 tokens", M40, (1024, 1024), {"batch_size": 2}),
+    ("qwen3, wide, 1800 tokens", WIDE, (900, 900), {"batch_size": 1}),
     ("m40, 4-bit", dataclasses.replace(M40, bits=4), (100, 120), {"batch_size": 8}),
 ]
 

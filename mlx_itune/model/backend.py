@@ -64,10 +64,13 @@ def on_cpu() -> bool:
     return prepare().device == "cpu"
 
 
-def blas_threads(count: int) -> None:
-    """Let each product use `count` threads; no effect without OpenBLAS."""
-    if prepare().blas is not None and (library := _openblas()) is not None:
-        library.openblas_set_num_threads(count)
+def blas_threads(count: int) -> int:
+    """Let each product use `count` threads; how many it was. No effect without OpenBLAS."""
+    if prepare().blas is None or (library := _openblas()) is None:
+        return count
+    before = int(library.openblas_get_num_threads())
+    library.openblas_set_num_threads(count)
+    return before
 
 
 def product(

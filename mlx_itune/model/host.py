@@ -111,7 +111,7 @@ def pieces(rows: int, size: int = _ROWS) -> list[slice]:
 
 def on_all_cores(work: Callable[[Any], None], items: Sequence[Any]) -> None:
     """`work` on every item, an item a core; products inside of it use one."""
-    pool, count = _pool()
+    pool, _ = _pool()
 
     def alone(item: Any) -> None:
         # What a thread asks of MLX runs on a stream of its own.
@@ -121,12 +121,12 @@ def on_all_cores(work: Callable[[Any], None], items: Sequence[Any]) -> None:
         with mx.stream(_local.stream), np.errstate(all="ignore"):
             work(item)
 
-    backend.blas_threads(1)
+    before = backend.blas_threads(1)
     try:
         for _ in pool.map(alone, items):
             pass
     finally:
-        backend.blas_threads(count)
+        backend.blas_threads(before)
 
 
 @cache

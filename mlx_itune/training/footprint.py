@@ -167,6 +167,11 @@ def _group(
     alone = [r for r in rectangles if group.prefix is None and r.positions > how.at_once_tokens]
     parts = [_computing(shapes, adapted, how, r) for r in rectangles if r not in alone]
     parts.sort(key=sum, reverse=True)
+    if group.prefix is None and len(rectangles) == 1 and parts and rectangles[0].is_one_sequence:
+        # Computed in a part for each lane, which seldom stand at their peaks together.
+        kept, chunk = parts[0]
+        spared = (1 - LANE_SHARE) * (1 - 1 / how.lanes)
+        parts = [(kept - spared * _work(shapes, how, rectangles[0]), chunk)]
     activations = logits = 0.0
     for lane, (kept, chunk) in enumerate(parts[: how.lanes]):
         share = 1.0 if lane == 0 else LANE_SHARE
@@ -195,13 +200,24 @@ def _computing(
     held, again = kept_per_position(shapes, adapted, how, rectangle)
     kept = held * positions
     kept += EMBEDDING_WORK * shapes.hidden * positions * item
+    work = _work(shapes, how, rectangle)
+    work += _weight_work(shapes, adapted, how) + again * positions
+    # The hidden states that meet the head, and their gradient.
+    kept += 2 * item * rectangle.learned * shapes.hidden
+    logits = LOGITS_COPIES * 4 * min(rectangle.learned, how.chunk_rows) * shapes.vocabulary
+    return kept + work, max(0.0, logits - work)
+
+
+def _work(shapes: Shapes, how: How, rectangle: Rectangle) -> float:
+    """Bytes that a block's backward pass works in."""
+    item = _item_bytes(shapes, how)
     query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
     mlp = max((m.rows * _times(m, shapes) for m in shapes.matrices if _is_mlp_in(m)), default=0)
     blocks = rectangle.seen / ATTENTION_BLOCK if how.on_cpu else 1.0
     scores = 0.0 if how.on_cpu else 2.0 * shapes.heads * rectangle.seen
-    work = (
+    return (
         item
-        * positions
+        * rectangle.positions
         * max(
             MLP_WORK * mlp + (HIDDEN_WORK - EMBEDDING_WORK) * shapes.hidden,
             QUERY_WORK * query
@@ -210,11 +226,6 @@ def _computing(
             + scores,
         )
     )
-    work += _weight_work(shapes, adapted, how) + again * positions
-    # The hidden states that meet the head, and their gradient.
-    kept += 2 * item * rectangle.learned * shapes.hidden
-    logits = LOGITS_COPIES * 4 * min(rectangle.learned, how.chunk_rows) * shapes.vocabulary
-    return kept + work, max(0.0, logits - work)
 
 
 def _at_once(

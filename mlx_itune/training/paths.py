@@ -30,7 +30,7 @@ from mlx_itune.training.microbatch import OVERHEAD_TOKENS, MicroBatch, Packing, 
 Choice = Literal["auto", "on", "off"]
 # Tokens of a micro-batch: on a CPU as many as keep its arrays small, on a GPU as many as keep it
 # busy.
-CPU_TOKENS, GPU_TOKENS = 256, 4096
+CPU_TOKENS, GPU_TOKENS = 384, 4096
 FEWEST_TOKENS = 64
 # Of a longer row, a CPU keeps the activations of as many blocks as keep memory at this: so it
 # depends little on the longest row, and on a CPU memory that is touched anew costs time as well.

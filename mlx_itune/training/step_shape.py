@@ -45,6 +45,11 @@ class Rectangle:
     seen: float
 
     @property
+    def is_one_sequence(self) -> bool:
+        """Whether it is a single row of one sequence, without a window."""
+        return self.rows == 1 and 2 * self.seen >= self.width
+
+    @property
     def positions(self) -> int:
         """All of them, pads included."""
         return self.rows * self.width
