@@ -24,7 +24,7 @@ _SHARE_OF_WORKING_SET = 0.95
 _SHARE_OF_AVAILABLE = 0.90
 # Of the limit: freed buffers that MLX keeps for the next step rather than give back.
 _CACHE_SHARE = 0.125
-_CACHE_BYTES = 2 << 30
+_CACHE_BYTES, _CPU_CACHE_BYTES = 2 << 30, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def machine(memory_gb: float | None = None) -> Machine:
 
 def cache_limit_bytes(limit_bytes: int) -> int:
     """Freed buffers that MLX may keep for reuse, of a run's limit."""
-    return min(int(limit_bytes * _CACHE_SHARE), _CACHE_BYTES)
+    most = _CPU_CACHE_BYTES if mx.default_device() == mx.cpu else _CACHE_BYTES
+    return min(int(limit_bytes * _CACHE_SHARE), most)
 
 
 def usage() -> Usage:
