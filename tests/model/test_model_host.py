@@ -287,3 +287,12 @@ def test_a_mask_of_numbers_is_added_to_scores() -> None:
     with host.at_once():
         within = cpu.attention(q, k, v, None, 0.3, mask)
     assert mx.abs(within - outside).max().item() < 1e-5
+
+
+def test_threads_of_blas_are_as_they_were() -> None:
+    before = backend.blas_threads(1)
+    try:
+        host.on_all_cores(lambda _: None, range(3))
+        assert backend.blas_threads(1) == 1
+    finally:
+        backend.blas_threads(before)

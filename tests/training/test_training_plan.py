@@ -215,3 +215,15 @@ def test_a_plan_holds_in_a_real_run(
     # A model of a few hundred kilobytes is all work space: the bounds that hold for real sizes
     # (0.95 to 1.15, benchmarks/plan.py) are wider here.
     assert 0.75 < found.peak_memory_bytes / measured < 1.4
+
+
+def test_float_copies_are_not_for_rows_that_are_computed_at_once(
+    tiny_quantized_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(lengths: list[int]) -> int:
+        return int(planned(tiny_quantized_dir, lengths, batch_size=1).breakdown["weights"])
+
+    monkeypatch.setattr(workload, "at_once_tokens", lambda _: 100.0)
+    assert weights([120, 60]) < weights([30]) == weights([101, 60, 60])
+    long, short = planned(tiny_quantized_dir, [240]), planned(tiny_quantized_dir, [90])
+    assert long.gradient_checkpointing and not short.gradient_checkpointing
