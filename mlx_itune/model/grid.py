@@ -55,10 +55,21 @@ class _Grid(OnGrid, AdapterLayer):
         *experts, outputs, groups = self.scales.shape
         inputs = groups * self.group_size
         self._unit = math.sqrt(inputs)
+        self._held: mx.array | None = None
         keys = mx.random.split(key)
         for name, draw in zip(("scale", "bias"), keys, strict=True):
             self[f"{name}_a"] = uniform((*experts, groups, rank), inputs, draw)
             self[f"{name}_b"] = mx.zeros((*experts, rank, outputs))
+
+    def hold(self) -> None:
+        """Make the tuned weight once for a whole step, where it is computed in floats."""
+        if self._is_unpacked:
+            self._held = self._float(*self.moved(), self._type)
+            mx.eval(self._held)
+
+    def let_go(self) -> None:
+        """Make it anew again wherever it is needed: the factors are about to change."""
+        self._held = None
 
     def moved(self, *factors: mx.array) -> tuple[mx.array, mx.array]:
         """The tuned (scales, biases), float32, rounded to what the base's type can say."""
@@ -249,11 +260,16 @@ def rounded(wanted: mx.array, dtype: Any) -> mx.array:
 
 def _operation(layer: GridLinear) -> Callable[..., mx.array]:
     def forward(x: mx.array, *factors: mx.array) -> mx.array:
+        if layer._held is not None:
+            return layer._dense(x, layer._held)
         return layer._product(x, *layer.moved(*factors))
 
     def backward(primals: Arrays, cotangent: mx.array, _: Any) -> Arrays:
         x, *factors = primals
-        d_x = layer._transposed(cotangent, *layer.moved(*factors))
+        if layer._held is not None:
+            d_x = cotangent @ layer._held
+        else:
+            d_x = layer._transposed(cotangent, *layer.moved(*factors))
         d_scales, d_biases = layer._grid_gradients(x, cotangent)
         return [d_x, *_factor_gradients(layer, factors, d_scales, d_biases)]
 

@@ -11,7 +11,8 @@ qalora   qalora                 the biases of a quantized W
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -121,6 +122,19 @@ def merge_delta(layer: nn.Module) -> mx.array:
     if not isinstance(layer, AdapterLayer):
         raise ModelError(f"{type(layer).__name__} has no low-rank update")
     return layer.delta()
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Within it the factors do not change: what a grid layer makes of them is made once."""
+    layers = [layer for _, layer in adapted(model) if isinstance(layer, grid.GridLinear)]
+    try:
+        for layer in layers:
+            layer.hold()
+        yield
+    finally:
+        for layer in layers:
+            layer.let_go()
 
 
 def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:

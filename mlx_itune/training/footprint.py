@@ -25,7 +25,7 @@ LOGITS_COPIES = 6.5
 # Work space of a block's backward, numbers per position: of the MLP's width and of the hidden size;
 # of the queries' width and of that of keys and values.
 MLP_WORK, HIDDEN_WORK, QUERY_WORK, KEY_WORK = 5.5, 12.0, 13.0, 2.0
-# Outputs of its blocks that the CPU's attention keeps besides the one in order.
+# Outputs of its blocks that the CPU's attention keeps besides.
 ATTENTION_OUTPUTS = 2.3
 # Of the outputs of a DoRA layer, those kept before their lengths are set (measured).
 DORA_OUTPUTS = 0.75
@@ -40,9 +40,8 @@ WEIGHT_COPIES = 3.0
 # Of a backend's lazy evaluation, arrays outside of blocks: numbers per position and hidden size.
 EMBEDDING_WORK = 2.0
 
-# Of a row that is computed alone, numbers per position in a block's backward pass: times the MLP's
-# width, the hidden size, the width of queries and keys; of arrays outside of blocks; and times the
-# logits of a chunk.
+# Of a row computed alone, numbers per position in a block's backward pass: times the MLP's width,
+# the hidden size, queries and keys; outside of blocks; and times the logits of a chunk.
 AT_ONCE_MLP, AT_ONCE_HIDDEN, AT_ONCE_HEADS, AT_ONCE_ENDS, AT_ONCE_LOGITS = 6.0, 8.0, 6.0, 2.0, 3.0
 
 # Float vectors of the adapter's size that an optimizer keeps.
@@ -119,6 +118,7 @@ def step_footprint(
     gradients = adapter * (1 if count == 1 else 1 + min(count, how.lanes))
     update = int(adapter * UPDATE_COPIES)
     base = weights_bytes(shapes, adapted, how)
+    activations += _held_bytes(adapted, how)
     if update > gradients + activations + logits:
         return Footprint(base, adapter, optimizer, update, 0, 0)
     return Footprint(base, adapter, optimizer, gradients, int(activations), int(logits))
@@ -168,7 +168,7 @@ def _group(
     parts = [_computing(shapes, adapted, how, r) for r in rectangles if r not in alone]
     parts.sort(key=sum, reverse=True)
     if group.prefix is None and len(rectangles) == 1 and parts and rectangles[0].is_one_sequence:
-        # Computed in a part for each lane, which seldom stand at their peaks together.
+        # In a part for each lane, which seldom stand at their peaks together.
         kept, chunk = parts[0]
         spared = (1 - LANE_SHARE) * (1 - 1 / how.lanes)
         parts = [(kept - spared * _work(shapes, how, rectangles[0]), chunk)]
@@ -184,7 +184,7 @@ def _group(
     if group.prefix is not None:
         before = _computing(shapes, adapted, how, group.prefix)
         held = kept_per_position(shapes, adapted, how, group.prefix)[0] * group.prefix.positions
-        # Its own pass ends in work space and logits too, after those behind it are gone.
+        # Its own pass ends in work space and logits, too.
         if sum(before) > held + activations + logits:
             return before
         activations += held
@@ -234,9 +234,8 @@ def _at_once(
     """`_computing` of a row that is computed alone, a block at a time."""
     positions = rectangle.positions
     query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
-    # Every block's input, and what its attention made.
     kept = 4.0 * positions * shapes.layers * (shapes.hidden + query + shapes.heads)
-    kept += AT_ONCE_ENDS * 4 * positions * shapes.hidden
+    kept += 4 * positions * AT_ONCE_ENDS * shapes.hidden
     mlp = max((m.rows * _times(m, shapes) for m in shapes.matrices if _is_mlp_in(m)), default=0)
     block = AT_ONCE_MLP * mlp + AT_ONCE_HIDDEN * shapes.hidden + AT_ONCE_HEADS * (query + key)
     work = 4.0 * positions * block
@@ -325,6 +324,12 @@ def _weight_work(shapes: Shapes, adapted: Sequence[Matrix], how: How) -> float:
         if m.bits and how.dense and (m.path in own or not how.resident) and m.block is not None
     ]
     return WEIGHT_COPIES * (4 if how.on_cpu else 2) * max(made, default=0)
+
+
+def _held_bytes(adapted: Sequence[Matrix], how: How) -> int:
+    """Tuned weights that a grid adapter makes once per step, where they are computed as floats."""
+    held = sum(m.numbers for m in adapted if m.experts == 1 and (how.resident or m.block is None))
+    return (4 if how.on_cpu else 2) * held if how.dense and how.adapter == "grid" else 0
 
 
 def _item_bytes(shapes: Shapes, how: How) -> int:

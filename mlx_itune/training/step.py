@@ -136,11 +136,12 @@ class Learner:
         work = Work(self.model, self._paths, self.lanes, parameters, weight, keys)
         loss, gradient = 0.0, None
         try:
-            for value, more in work.results(batches):
-                loss += _number(value)
-                gradient = more if gradient is None else tree_map(mx.add, gradient, more)
-                # At once: a lazy sum would keep every part.
-                mx.eval(gradient)
+            with lora.held_weights(self.model):
+                for value, more in work.results(batches):
+                    loss += _number(value)
+                    gradient = more if gradient is None else tree_map(mx.add, gradient, more)
+                    # At once: a lazy sum would keep every part.
+                    mx.eval(gradient)
         finally:
             # Differentiating leaves the traced arrays in the model's place of its parameters.
             self.model.update(parameters)

@@ -319,3 +319,25 @@ def test_other_adapters_let_go_of_the_packed_weights(tiny_quantized_dir: Path) -
     assert compute.packed(layer) is not None
     lora.attach(loaded.model, rank=4, scale=2.0)
     assert compute.packed(layer) is None
+
+
+def test_a_weight_held_for_a_step_is_the_one_that_would_be_made(tiny_quantized_dir: Path) -> None:
+    model = base.load(str(tiny_quantized_dir), compute="dequantized").model
+    lora.attach(model, rank=3, scale=2.0, kind="grid")
+    for number, (_, layer) in enumerate(lora.adapted(model)):
+        for name in layer.factors:
+            draw = mx.random.normal(layer[name].shape, key=mx.random.key(number))
+            layer[name] = layer[name] + 0.05 * draw
+
+    def outcome() -> tuple[Any, Any]:
+        return mx.value_and_grad(lambda p: (model.update(p), model(IDS).sum())[1])(parameters)
+
+    parameters = model.trainable_parameters()
+    value, gradients = outcome()
+    with lora.held_weights(model):
+        held, same = outcome()
+    assert held.item() == value.item()
+    pairs = zip(tree_flatten(gradients), tree_flatten(same), strict=True)
+    assert all(mx.array_equal(one, other) for (_, one), (_, other) in pairs)
+    model.update(parameters)
+    assert all(layer._held is None for _, layer in lora.adapted(model) if hasattr(layer, "hold"))
