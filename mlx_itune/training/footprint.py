@@ -52,7 +52,6 @@ MOMENTS = {
 }
 _ATTENTION_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "c_attn")
 _MLP_IN = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "w1", "w3")
-_ON_THE_GRID = ("grid", "qalora")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class Paths:
         if self.cached or shared or batch.lengths:
             rows = Rows(batch.input_ids.shape[1] - 1, batch.lengths, before)
             made = caches(self.cache_count, rows, shared)
-        if self.at_once(batch) and not shared:
+        if self.at_once(batch):
             with host.at_once(), checkpointed_blocks(model, at_once=True):
                 return self.nll(model, batch.input_ids, batch.weights, caches=made)
         with checkpointed_blocks(model, self._recomputed(model, batch.tokens)):
