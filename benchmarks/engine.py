@@ -25,7 +25,7 @@ from typing import Any
 import workloads
 from workloads import matrices
 
-from mlx_itune.model import backend  # isort: skip  (before mlx.core)
+from mlx_itune.model.loading import backend  # isort: skip  (before mlx.core)
 
 import mlx.core as mx  # isort: skip
 

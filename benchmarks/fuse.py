@@ -20,14 +20,14 @@ from typing import Any
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.cli.opening import open_model, rows_of
-from mlx_itune.dataset.prepare import prepare
-from mlx_itune.export.fidelity import Reference
-from mlx_itune.export.fuse import fuse
+from mlx_itune.dataset.tokens.prepare import prepare
+from mlx_itune.export.fusing.fidelity import Reference
+from mlx_itune.export.fusing.fuse import fuse
 from mlx_itune.inference.evaluate import question
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.metrics import exact_match
-from mlx_itune.model import base
-from mlx_itune.model.fingerprint import weight_files
+from mlx_itune.model.loading import base
+from mlx_itune.model.loading.fingerprint import weight_files
 
 MODEL = "starter"
 ANSWER_TOKENS = 64
@@ -141,7 +141,7 @@ def tell(line: dict[str, Any]) -> None:
 def trained(kinds: Sequence[str], folder: Path, steps: int) -> tuple[dict[str, Path], Path]:
     """Adapters of the kinds, and the data they were trained on."""
     from mlx_itune.dataset.clinical import write_dataset
-    from mlx_itune.training.loop import train
+    from mlx_itune.training.engine.loop import train
     from mlx_itune.training.settings import settings_from
 
     data = write_dataset(folder / "data", seed=0, train=8000, valid=400, test=1000, unseen=400)

@@ -14,7 +14,9 @@ import types
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.model import backend, base  # isort: skip  (before mlx.core)
+from mlx_itune.model.loading import backend
+
+from mlx_itune.model.loading import base  # isort: skip  (before mlx.core)
 
 import mlx.core as mx
 import mlx.optimizers as optim

@@ -25,14 +25,14 @@ import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 
-from mlx_itune.model import loss
-from mlx_itune.model.shapes import Matrix, Shapes, chosen
-from mlx_itune.training.footprint import parts, step_footprint
-from mlx_itune.training.loop import train
-from mlx_itune.training.plan import make_plan
+from mlx_itune.model.engine import loss
+from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
+from mlx_itune.training.engine.loop import train
+from mlx_itune.training.plan.footprint import parts, step_footprint
+from mlx_itune.training.plan.memory_plan import make_plan
+from mlx_itune.training.plan.step_shape import Group, How, Rectangle
 from mlx_itune.training.settings import TrainSettings, settings_from
 from mlx_itune.training.setup import gather
-from mlx_itune.training.step_shape import Group, How, Rectangle
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.content }}"

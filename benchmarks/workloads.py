@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.model import backend  # noqa: F401  (before mlx.core)
+from mlx_itune.model.loading import backend  # noqa: F401  (before mlx.core)
 
 import mlx.core as mx  # isort: skip
 

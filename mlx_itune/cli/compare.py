@@ -14,8 +14,8 @@ from mlx_itune.kit.errors import ModelError
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
-    from mlx_itune.export.fidelity import Reference
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+    from mlx_itune.export.fusing.fidelity import Reference
 
 _COLUMNS = ("model", "loss", "exact match", "token F1", "mean KL", "p99 KL", "same first choice")
 
@@ -50,9 +50,9 @@ def command(
     """
     from mlx_itune.cli import report
     from mlx_itune.cli.opening import open_model, rows_of
-    from mlx_itune.dataset.prepare import prepare
-    from mlx_itune.export.fidelity import Reference
-    from mlx_itune.model.base import resolve, vet
+    from mlx_itune.dataset.tokens.prepare import prepare
+    from mlx_itune.export.fusing.fidelity import Reference
+    from mlx_itune.model.loading.base import resolve, vet
 
     opened = partial(open_model, compute=compute, offline=offline)
     split, rows = rows_of(data)

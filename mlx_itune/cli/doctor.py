@@ -19,8 +19,8 @@ def command(as_json: bool, offline: bool) -> None:
     """Device, BLAS, memory, disk and versions; a note for each thing that will hurt."""
     from mlx_itune import __version__
     from mlx_itune.cli import report
-    from mlx_itune.model import backend
-    from mlx_itune.model.base import resolve
+    from mlx_itune.model.loading import backend
+    from mlx_itune.model.loading.base import resolve
 
     machine = backend.prepare()
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -54,8 +54,8 @@ def command(
     from mlx_itune.cli.opening import open_tokenizer, rows_of
     from mlx_itune.cli.progress import Progress
     from mlx_itune.inference.evaluate import evaluate
-    from mlx_itune.model import adapter as adapters
-    from mlx_itune.model.base import load, resolve
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.loading.base import load, resolve
 
     name, rows = rows_of(data, split)
     trained = adapters.load(adapter) if adapter else None

@@ -80,8 +80,8 @@ def command(
     from mlx_itune.cli.opening import open_tokenizer
     from mlx_itune.export.formats import Request, export
     from mlx_itune.kit.errors import UsageError
-    from mlx_itune.model import adapter as adapters
-    from mlx_itune.model.base import resolve
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.loading.base import resolve
 
     merged = adapter is not None and kind not in ("gguf-lora", "peft", "hf") and not separate
     if not merged and (bits or way or max_kl is not None or allow_lossy):

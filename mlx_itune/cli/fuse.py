@@ -11,7 +11,7 @@ import click
 from mlx_itune.cli import options
 
 if TYPE_CHECKING:
-    from mlx_itune.export.fuse import FuseResult
+    from mlx_itune.export.fusing.fuse import FuseResult
 
 
 @options.command(
@@ -59,9 +59,9 @@ def command(
     from mlx_itune.cli import report
     from mlx_itune.cli.held_out import held_out, scorer
     from mlx_itune.cli.opening import open_tokenizer
-    from mlx_itune.export.fuse import DEFAULT_MAX_KL, fuse
-    from mlx_itune.model import adapter as adapters
-    from mlx_itune.model.base import resolve
+    from mlx_itune.export.fusing.fuse import DEFAULT_MAX_KL, fuse
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.loading.base import resolve
 
     source = resolve(model, offline=offline)
     tokenizer = open_tokenizer(source, adapters.load(adapter), template)

@@ -11,10 +11,10 @@ from mlx_itune.cli.opening import open_model, rows_of
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.render import TokenizedExample
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
-    from mlx_itune.model.adapter import Adapter
-    from mlx_itune.model.base import LoadedModel
+    from mlx_itune.dataset.rendering.render import TokenizedExample
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+    from mlx_itune.model.adapters.adapter import Adapter
+    from mlx_itune.model.loading.base import LoadedModel
 
 # Rows to measure on, and rows to compensate errors on.
 MEASURED_ROWS = 64
@@ -62,8 +62,8 @@ def held_out(
 
     Raises DataError, UsageError.
     """
-    from mlx_itune.model import adapter as adapters
-    from mlx_itune.model.lora import ON_THE_GRID
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.adapters.lora import ON_THE_GRID
 
     adapter = adapters.load(adapter_dir) if adapter_dir else None
     if data is not None:
@@ -123,7 +123,7 @@ def _held(
     **options: Any,
 ) -> HeldOut:
     """The rows as tokens; a row to calibrate on that is one of those measured on is left out."""
-    from mlx_itune.dataset.prepare import prepare
+    from mlx_itune.dataset.tokens.prepare import prepare
 
     examples = prepare(measured, tokenizer, **options).examples
     taken = {example.input_ids.tobytes() for example in examples}
@@ -188,7 +188,7 @@ def _of_prompts(
     import numpy as np
 
     from mlx_itune.dataset.conversation import Turn
-    from mlx_itune.dataset.render import TokenizedExample
+    from mlx_itune.dataset.rendering.render import TokenizedExample
     from mlx_itune.inference.generate import Generator
 
     loaded, _ = open_model(model, adapter_dir, compute=compute, offline=offline)

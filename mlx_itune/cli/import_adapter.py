@@ -19,7 +19,7 @@ def command(source: Path, model: str, out: Path, as_json: bool, offline: bool) -
     Each update is compared with PEFT's own; what has no such form is refused by name.
     """
     from mlx_itune.cli import report
-    from mlx_itune.model.from_peft import import_peft
+    from mlx_itune.model.adapters.from_peft import import_peft
 
     done = import_peft(source, model, out, offline=offline)
     if as_json:

@@ -16,11 +16,11 @@ from mlx_itune.cli.progress import Progress
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
     from mlx_itune.export.artifact import Artifact
-    from mlx_itune.export.fuse import FuseResult
+    from mlx_itune.export.fusing.fuse import FuseResult
     from mlx_itune.inference.evaluate import EvalResult
-    from mlx_itune.model.base import LoadedModel
+    from mlx_itune.model.loading.base import LoadedModel
 
 MODEL = "starter"
 SIZES = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
@@ -108,14 +108,14 @@ def run_job(
 ) -> Outcome:
     """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``."""
     from mlx_itune.dataset.clinical import write_dataset
-    from mlx_itune.dataset.prepare import prepare
     from mlx_itune.dataset.sources import load_splits
-    from mlx_itune.dataset.tokenizer import load_tokenizer
+    from mlx_itune.dataset.tokens.prepare import prepare
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
     from mlx_itune.export.formats import Request, export
-    from mlx_itune.export.fuse import fuse
-    from mlx_itune.model import adapter as adapters
-    from mlx_itune.model.base import load
-    from mlx_itune.training.loop import train
+    from mlx_itune.export.fusing.fuse import fuse
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.loading.base import load
+    from mlx_itune.training.engine.loop import train
     from mlx_itune.training.settings import settings_from
 
     home = _fresh(workdir)

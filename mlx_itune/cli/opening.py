@@ -10,15 +10,15 @@ from mlx_itune.kit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
-    from mlx_itune.model.adapter import Adapter
-    from mlx_itune.model.base import LoadedModel
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+    from mlx_itune.model.adapters.adapter import Adapter
+    from mlx_itune.model.loading.base import LoadedModel
 
 
 def open_tokenizer(path: Path, adapter: Adapter | None, template: str | None) -> ChatTokenizer:
     """The tokenizer with the template asked for, else the adapter's, else the model's own."""
-    from mlx_itune.dataset.tokenizer import load_tokenizer
-    from mlx_itune.model.vetting import vet
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+    from mlx_itune.model.loading.vetting import vet
 
     # Whatever is wrong with the model's files is told in its own words.
     vet(path)
@@ -35,8 +35,8 @@ def open_model(
     offline: bool = False,
 ) -> tuple[LoadedModel, ChatTokenizer]:
     """The model, with the adapter on it where one is given, ready for inference."""
-    from mlx_itune.model import adapter as adapters
-    from mlx_itune.model import base
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.loading import base
 
     adapter = adapters.load(adapter_dir) if adapter_dir else None
     tokenizer = open_tokenizer(base.resolve(model, offline=offline), adapter, template)

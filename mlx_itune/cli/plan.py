@@ -28,7 +28,7 @@ def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> 
     files, lengths from the tokenized rows.
     """
     from mlx_itune.kit.config import from_toml
-    from mlx_itune.training.plan import make_plan
+    from mlx_itune.training.plan.memory_plan import make_plan
     from mlx_itune.training.settings import TrainSettings, settings_from
     from mlx_itune.training.setup import gather
 

@@ -40,9 +40,9 @@ def command(
     """
     from mlx_itune.cli import report, trained
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.training.ranks import is_writer
-    from mlx_itune.training.resume import resume
-    from mlx_itune.training.run import find
+    from mlx_itune.training.engine.rank_choice import is_writer
+    from mlx_itune.training.run.resume import resume
+    from mlx_itune.training.run.run import find
 
     how = {"micro_batch_tokens": micro_batch_tokens, "memory_gb": memory_gb}
     how = {name: value for name, value in how.items() if value is not None}

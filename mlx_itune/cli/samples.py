@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlx_itune.cli.progress import Progress
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
     from mlx_itune.training.settings import TrainSettings
 
 # Rows of the validation split that are looked at for different tasks.
@@ -43,9 +43,9 @@ def _add(settings: TrainSettings, run: Path, adapter: Path, count: int, progress
     from mlx_itune.cli.opening import open_tokenizer
     from mlx_itune.inference.generate import Generator
     from mlx_itune.kit.events import EventLog
-    from mlx_itune.model import adapter as adapters
-    from mlx_itune.model.base import load
-    from mlx_itune.training import report
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.loading.base import load
+    from mlx_itune.training.report import report
 
     trained = adapters.load(adapter)
     loaded = load(settings.model, compute=settings.compute, offline=settings.offline)

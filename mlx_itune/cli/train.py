@@ -136,9 +136,9 @@ def command(
     from mlx_itune.cli.progress import Progress
     from mlx_itune.cli.samples import add as answered
     from mlx_itune.kit.config import from_toml
+    from mlx_itune.training.engine.loop import train
+    from mlx_itune.training.engine.rank_choice import is_writer
     from mlx_itune.training.hooks import attached
-    from mlx_itune.training.loop import train
-    from mlx_itune.training.ranks import is_writer
     from mlx_itune.training.settings import TrainSettings, settings_from
 
     values: dict[str, Any] = from_toml(config, TrainSettings) if config else {}

@@ -14,7 +14,7 @@ from mlx_itune.cli import options
 def command(bundle: Path, as_json: bool, offline: bool) -> None:
     """Compare a bundle (`export --bundle`) with its manifest; exit code 4 if a file differs."""
     from mlx_itune.cli import report
-    from mlx_itune.export.bundle import check_bundle
+    from mlx_itune.export.shipping.bundle import check_bundle
 
     checked = check_bundle(bundle)
     if as_json:

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import beside, require_free_bytes, sha256_file, storage_errors, sweep
 

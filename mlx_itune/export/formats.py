@@ -11,24 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import Artifact, describe, read_json, refuse_same, workshop
-from mlx_itune.export.bundle import Part, write_bundle
-from mlx_itune.export.fuse import FuseResult, Observe, fuse
-from mlx_itune.export.gguf_plan import KINDS
-from mlx_itune.export.gguf_tokenizer_check import TokenizerCheck
-from mlx_itune.export.to_gguf import export_gguf, require_exportable
-from mlx_itune.export.to_gguf_lora import export_gguf_lora
-from mlx_itune.export.to_hf import export_hf
-from mlx_itune.export.to_lmstudio import export_lmstudio
-from mlx_itune.export.to_mlx import export_mlx
-from mlx_itune.export.to_ollama import common_system, export_ollama, read_generation
-from mlx_itune.export.to_peft import export_peft
+from mlx_itune.export.fusing.fuse import FuseResult, Observe, fuse
+from mlx_itune.export.gguf.plan import KINDS
+from mlx_itune.export.gguf.to_gguf import export_gguf, require_exportable
+from mlx_itune.export.gguf.to_gguf_lora import export_gguf_lora
+from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck
+from mlx_itune.export.shipping.bundle import Part, write_bundle
+from mlx_itune.export.shipping.to_lmstudio import export_lmstudio
+from mlx_itune.export.shipping.to_mlx import export_mlx
+from mlx_itune.export.shipping.to_ollama import common_system, export_ollama, read_generation
+from mlx_itune.export.transformers.to_hf import export_hf
+from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import UsageError, closest
 from mlx_itune.kit.files import refuse_occupied
 from mlx_itune.kit.stagedfile import refuse_taken
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base, lora
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.loading import base
 
 FORMATS = ("mlx", "gguf", "gguf-lora", "hf", "peft", "ollama", "lmstudio")
 _FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -54,8 +55,8 @@ class Request:
 
     ``type``: one of TYPES[format], None for the format's own choice. ``name``: the model's name
     where it is shown, for LM Studio "publisher/model". ``separate``: of Ollama, the adapter beside
-    its base. ``bundle``: with manifest, card, licences and scripts. ``merge``: further arguments
-    of :func:`mlx_itune.export.fuse.fuse`. ``conversations``: rows that tell the system prompt.
+    its base. ``bundle``: with manifest, card, licences and scripts. ``merge``: further arguments of
+    ``fusing.fuse.fuse``. ``conversations``: rows that tell the system prompt.
     """
 
     model: str

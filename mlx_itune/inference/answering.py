@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Answer, Generator
 from mlx_itune.inference.prompts import Prompt, room_tokens
 from mlx_itune.inference.sampling import Sampling
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.base import LoadedModel
+from mlx_itune.model.loading.base import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from mlx_itune.inference.generate import GREEDY, AnswerStream, Generator
 from mlx_itune.inference.prompts import chat_ids, room_tokens
 from mlx_itune.inference.sampling import Sampling
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.base import LoadedModel
-from mlx_itune.model.prefix_cache import PrefixCache
+from mlx_itune.model.engine.prefix_cache import PrefixCache
+from mlx_itune.model.loading.base import LoadedModel
 
 
 class ChatSession:

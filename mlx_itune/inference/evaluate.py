@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.prepare import prepare
-from mlx_itune.dataset.render import TokenizedExample, render
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.rendering.render import TokenizedExample, render
+from mlx_itune.dataset.tokens.prepare import prepare
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.metrics import exact_match, token_f1
-from mlx_itune.model.base import LoadedModel
-from mlx_itune.model.loss import choose_nll
+from mlx_itune.model.engine.loss import choose_nll
+from mlx_itune.model.loading.base import LoadedModel
 
 # Padded tokens per forward pass; a speed setting, the sums do not depend on it.
 _BATCH_TOKENS = 8192

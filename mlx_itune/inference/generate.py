@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.sampling import Sampling, next_token, penalized
 from mlx_itune.inference.text_stream import TextStream
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.base import LoadedModel
-from mlx_itune.model.caches import batch_cache, can_batch
-from mlx_itune.model.prefix_cache import PrefixCache
+from mlx_itune.model.engine.caches import batch_cache, can_batch
+from mlx_itune.model.engine.prefix_cache import PrefixCache
+from mlx_itune.model.loading.base import LoadedModel
 
 # Attention over a prompt is quadratic; where exp() is slow (CPU) short chunks skip most of the
 # masked half. A GPU prefers long ones.

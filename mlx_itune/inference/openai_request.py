@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_itune.model.serving import Refusal
+from mlx_itune.model.serving.answers import Refusal
 
 # Fields that change the answer and that this server has nothing for; what is listed changes none.
 _ONLY: dict[str, tuple[Any, ...]] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference import openai_request
 from mlx_itune.inference.prompts import (
     chat_ids,
@@ -20,12 +20,13 @@ from mlx_itune.inference.prompts import (
 )
 from mlx_itune.inference.text_stream import TextStream
 from mlx_itune.kit.errors import DataError, ModelError, UsageError
-from mlx_itune.model import adapter as adapter_files
-from mlx_itune.model import base, serving
-from mlx_itune.model.adapter import Adapter
-from mlx_itune.model.adapter_set import AdapterSet
-from mlx_itune.model.serving import Order, Refusal
-from mlx_itune.model.serving_http import Server, unknown_model
+from mlx_itune.model.adapters import adapter as adapter_files
+from mlx_itune.model.adapters.adapter import Adapter
+from mlx_itune.model.adapters.adapter_set import AdapterSet
+from mlx_itune.model.loading import base
+from mlx_itune.model.serving import answers as serving
+from mlx_itune.model.serving.answers import Order, Refusal
+from mlx_itune.model.serving.http import Server, unknown_model
 
 # What mlx-lm's clients say when they do not choose.
 DEFAULT = "default_model"

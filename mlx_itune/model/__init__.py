@@ -3,6 +3,6 @@
 Importing this package readies the machine's BLAS; it has to happen before `mlx.core` is imported.
 """
 
-from mlx_itune.model import backend
+from mlx_itune.model.loading import backend
 
 backend.prepare()

@@ -13,18 +13,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_itune.dataset.batching import Batch, batches
+from mlx_itune.dataset.tokens.batching import Batch, batches
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.events import EventLog
-from mlx_itune.model import adapter
-from mlx_itune.training import checkpoint, incidents, run
-from mlx_itune.training.macos import resume_line
+from mlx_itune.model.adapters import adapter
+from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
+from mlx_itune.training.engine.schedule import learning_rate
+from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.policy import Policy
-from mlx_itune.training.ranks import LostRankError, is_writer
-from mlx_itune.training.record import WINDOW_STEPS, Record
-from mlx_itune.training.schedule import learning_rate
+from mlx_itune.training.run import checkpoint, incidents, run
+from mlx_itune.training.run.macos import resume_line
+from mlx_itune.training.run.record import WINDOW_STEPS, Record
 from mlx_itune.training.setup import Setup
-from mlx_itune.training.step import StepMetrics
 
 Observe = Callable[[dict[str, Any]], None]
 # After a checkpoint that could not be written, the next attempt.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mlx_itune.kit.errors import UsageError, closest
-from mlx_itune.training import optimizers
+from mlx_itune.training.engine import optimizers
 
 Preset = Literal["alpaca", "vicuna", "hermes", "small-data"]
 

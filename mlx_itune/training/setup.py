@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset import stored
-from mlx_itune.dataset.cache import Tokenized, tokenized
-from mlx_itune.dataset.render import TokenizedExample
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.tokens import stored
+from mlx_itune.dataset.tokens.token_cache import Tokenized, tokenized
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes
-from mlx_itune.model import adapter, backend, lora
-from mlx_itune.model.base import LoadedModel, load, resolve, vet
-from mlx_itune.model.shapes import read_shapes
-from mlx_itune.training import checkpoint, identity, optimizers
-from mlx_itune.training.plan import require_fit
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.engine.shapes import read_shapes
+from mlx_itune.model.loading import backend
+from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
+from mlx_itune.training.engine import optimizers
+from mlx_itune.training.engine.rank_choice import ranks
+from mlx_itune.training.engine.step import Lanes, Learner
+from mlx_itune.training.plan.memory_plan import require_fit
+from mlx_itune.training.plan.workload import mostly_long
 from mlx_itune.training.policy import Policy
-from mlx_itune.training.ranks import ranks
-from mlx_itune.training.run import versions
+from mlx_itune.training.run import checkpoint, identity
+from mlx_itune.training.run.run import versions
 from mlx_itune.training.settings import TrainSettings
-from mlx_itune.training.step import Lanes, Learner
-from mlx_itune.training.workload import mostly_long
 
 ROWS = "rows"
 

@@ -13,7 +13,7 @@ import pytest
 from mlx_itune.cli import main
 from mlx_itune.dataset.importing.ledger import read_entries, verify
 from mlx_itune.dataset.sources import load_splits
-from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[2]

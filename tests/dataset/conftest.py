@@ -21,7 +21,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 TEXT = [
     "### Instruction:\nName the medications.\n\n### Response: zolpidem, metformin 500 mg",

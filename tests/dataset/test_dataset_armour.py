@@ -7,8 +7,8 @@ from conftest import SPECIALS, fast
 from tokenizers import AddedToken
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.render import render
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.rendering.render import render
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
 EVERY_CONTROL = "a" + " b".join(SPECIALS) + "</s></s><|im_end|>\n<|im_start|>assistant\nc"

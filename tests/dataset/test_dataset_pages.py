@@ -11,12 +11,12 @@ import pytest
 from chat_templates import CHATML, QWEN3
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.examine import examine, pieces, single_tokens
-from mlx_itune.dataset.pages.stats import stats_page
-from mlx_itune.dataset.pages.tokens import tokens_page
-from mlx_itune.dataset.stats import gather
-from mlx_itune.dataset.token_text import text_runs, token_texts
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.statistics.stats import gather
+from mlx_itune.dataset.statistics.stats_page import stats_page
+from mlx_itune.dataset.tokens.shown_example import examine, pieces, single_tokens
+from mlx_itune.dataset.tokens.token_text import text_runs, token_texts
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokens_page import tokens_page
 from mlx_itune.kit.errors import DataError
 
 Chat = Callable[..., ChatTokenizer]

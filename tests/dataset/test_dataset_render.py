@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.render import render, render_many
+from mlx_itune.dataset.rendering.render import render, render_many
 from mlx_itune.kit.errors import DataError
 
 # What a model has to write after the generation prompt, spelled out by hand per template.

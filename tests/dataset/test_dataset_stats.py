@@ -14,12 +14,12 @@ import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.faults import Fault
-from mlx_itune.dataset.render import render
-from mlx_itune.dataset.stats import NO_TAG, Stats, gather
-from mlx_itune.dataset.tallies import NameCounter, Tally, clipped
-from mlx_itune.dataset.token_stats import padding_shares
-from mlx_itune.dataset.tokenizer import ChatTokenizer
-from mlx_itune.dataset.writing import main_script
+from mlx_itune.dataset.rendering.render import render
+from mlx_itune.dataset.statistics.script import main_script
+from mlx_itune.dataset.statistics.stats import NO_TAG, Stats, gather
+from mlx_itune.dataset.statistics.tallies import NameCounter, Tally, clipped
+from mlx_itune.dataset.statistics.token_stats import padding_shares
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
 Chat = Callable[..., ChatTokenizer]

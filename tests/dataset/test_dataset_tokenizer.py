@@ -9,8 +9,8 @@ import pytest
 from conftest import fast
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.render import render
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.rendering.render import render
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import DataError, ModelError, UsageError
 
 WITH_INPUT = (

@@ -10,7 +10,7 @@ import pytest
 from conftest import SPECIALS, TOKENIZERS, fast
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
-from mlx_itune.dataset.words import WordEncoder
+from mlx_itune.dataset.tokens.words import WordEncoder
 
 STARTER = Path(__file__).parents[2] / "mlx_itune/model/starter/tokenizer.json"
 PIECES = [

@@ -13,7 +13,8 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_itune.model import adapter, base, lora
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.loading import base
 from tests.conftest import SPECIAL_TOKENS, write_tiny_tokenizer
 
 _SHAPE: dict[str, Any] = {

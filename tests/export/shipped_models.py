@@ -12,8 +12,9 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base, lora
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.loading import base
 from tests.conftest import SPECIAL_TOKENS, write_tiny_tokenizer
 
 _SHAPE: dict[str, Any] = {

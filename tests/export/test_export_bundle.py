@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_itune.export.bundle import Bundle, Part, check_bundle, write_bundle
+from mlx_itune.export.shipping.bundle import Bundle, Part, check_bundle, write_bundle
 from mlx_itune.kit.errors import ModelError, UsageError
 
 PROVENANCE = {

@@ -13,9 +13,9 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlx_itune.dataset.render import TokenizedExample
-from mlx_itune.export.calibrate import Calibration
-from mlx_itune.export.compensate import compensated, factor, pack
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.export.fusing.calibrate import Calibration
+from mlx_itune.export.fusing.compensate import compensated, factor, pack
 
 OUTPUTS, INPUTS, GROUP = 48, 128, 32
 

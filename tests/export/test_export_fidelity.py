@@ -11,9 +11,9 @@ import mlx.core as mx  # isort: skip
 
 import mlx.nn as nn
 
-from mlx_itune.dataset.render import TokenizedExample
-from mlx_itune.export import fidelity as module
-from mlx_itune.export.fidelity import Reference, _divergence
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.export.fusing import fidelity as module
+from mlx_itune.export.fusing.fidelity import Reference, _divergence
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:

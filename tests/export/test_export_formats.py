@@ -219,7 +219,7 @@ def test_an_earlier_export_stays(made: Path, run: Run, tmp_path: Path) -> None:
 def test_a_taken_place_is_refused_before_any_work(
     made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_itune.export.fuse.base.load", None)
+    monkeypatch.setattr("mlx_itune.export.fusing.fuse.base.load", None)
     (tmp_path / "m.gguf").write_text("mine")
     for kind, out in (("gguf", tmp_path / "m.gguf"), ("ollama", tmp_path), ("hf", tmp_path)):
         told = export(made, run, out, "--to", kind, "--adapter", made / "lora", code=5)
@@ -242,7 +242,7 @@ def test_what_is_not_found_good_does_not_stay(
     def stopped(*given: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlx_itune.export.to_mlx.verify", stopped)
+    monkeypatch.setattr("mlx_itune.export.shipping.to_mlx.verify", stopped)
     export(made, run, tmp_path / "mlx", "--to", "mlx", "--adapter", made / "grid", code=130)
     assert names(tmp_path) == []
 

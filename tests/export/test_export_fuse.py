@@ -14,15 +14,16 @@ import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 
-from mlx_itune.dataset.render import TokenizedExample
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export.fidelity import fidelity
-from mlx_itune.export.fuse import FuseResult, fuse
-from mlx_itune.export.to_mlx import export_mlx
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.fusing.fidelity import fidelity
+from mlx_itune.export.fusing.fuse import FuseResult, fuse
+from mlx_itune.export.shipping.to_mlx import export_mlx
 from mlx_itune.kit.errors import DataError, ModelError, StorageError, UsageError
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import lora, stock
-from mlx_itune.model.base import LoadedModel, load
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading.base import LoadedModel, load
 
 
 def make_adapter(base: Path, out: Path, strength: float) -> Path:

@@ -14,10 +14,10 @@ from tests.export.gguf_models import MODELS, write_model
 
 import mlx.core as mx  # isort: skip
 
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export import gguf_plan
-from mlx_itune.export.gguf_verify import verify_gguf
-from mlx_itune.export.to_gguf import GgufExport, export_gguf
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.gguf import plan as gguf_plan
+from mlx_itune.export.gguf.to_gguf import GgufExport, export_gguf
+from mlx_itune.export.gguf.verify import verify_gguf
 from mlx_itune.kit.errors import ModelError, StorageError, UsageError
 from mlx_itune.kit.tensorfile import read_header
 

@@ -13,10 +13,11 @@ from tests.export.gguf_models import MODELS, write_adapter, write_model
 
 import mlx.core as mx  # isort: skip
 
-from mlx_itune.export.gguf_lora_verify import verify_gguf_lora
-from mlx_itune.export.to_gguf_lora import GgufLoraExport, export_gguf_lora
+from mlx_itune.export.gguf.lora_verify import verify_gguf_lora
+from mlx_itune.export.gguf.to_gguf_lora import GgufLoraExport, export_gguf_lora
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import adapter, base
+from mlx_itune.model.adapters import adapter
+from mlx_itune.model.loading import base
 
 FOUR_BITS = {"group_size": 32, "bits": 4}
 

@@ -12,15 +12,16 @@ import mlx.core as mx  # isort: skip
 import numpy as np
 import pytest
 
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export.hf_layout import placed
-from mlx_itune.export.hf_source import FloatSource
-from mlx_itune.export.hf_verify import verify_hf
-from mlx_itune.export.to_hf import HfExport, export_hf
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.transformers.hf_layout import placed
+from mlx_itune.export.transformers.hf_source import FloatSource
+from mlx_itune.export.transformers.hf_verify import verify_hf
+from mlx_itune.export.transformers.to_hf import HfExport, export_hf
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.tensorfile import read_header
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base, lora
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.loading import base
 from tests.conftest import write_tiny_model
 from tests.export.shipped_models import SHIPPED, mlx_logits, write_adapter, write_model
 

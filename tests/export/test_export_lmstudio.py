@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_itune.export.to_lmstudio import export_lmstudio
+from mlx_itune.export.shipping.to_lmstudio import export_lmstudio
 from mlx_itune.kit.errors import ModelError, StorageError, UsageError
 
 
@@ -33,7 +33,7 @@ def test_an_mlx_directory_without_its_code(tiny_quantized_dir: Path, tmp_path: P
 
 
 def test_it_opens_with_mlx_lm(tiny_quantized_dir: Path, tmp_path: Path) -> None:
-    from mlx_itune.model import stock
+    from mlx_itune.model.loading import mlx_lm_models as stock
 
     export_lmstudio(tiny_quantized_dir, tmp_path, publisher="acme", model="notes")
     stock.reopen(tmp_path / "acme/notes")

@@ -14,13 +14,14 @@ import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 
-from mlx_itune.dataset.render import TokenizedExample
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export.fidelity import fidelity
-from mlx_itune.export.fuse import FuseResult, fuse
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.fusing.fidelity import fidelity
+from mlx_itune.export.fusing.fuse import FuseResult, fuse
 from mlx_itune.kit.errors import ModelError, UsageError
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base, stock
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.loading import base
+from mlx_itune.model.loading import mlx_lm_models as stock
 from tests.export.shipped_models import write_adapter, write_model
 
 HALF = {"float16": mx.float16, "bfloat16": mx.bfloat16}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.templates import built_in
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.rendering.templates import built_in
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.export.consumers import consumer_warnings
-from mlx_itune.export.go_template import go_template
-from mlx_itune.export.to_ollama import common_system, export_ollama, modelfile
+from mlx_itune.export.shipping.go_template import go_template
+from mlx_itune.export.shipping.to_ollama import common_system, export_ollama, modelfile
 from mlx_itune.kit.errors import ModelError, StorageError, UsageError
 from tests.conftest import write_tiny_tokenizer
 from tests.export.go_eval import parse_modelfile, render

@@ -12,12 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export.peft_verify import verify_peft
-from mlx_itune.export.to_peft import export_peft
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.transformers.peft_verify import verify_peft
+from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base, lora, peft_format
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora, peft_format
+from mlx_itune.model.loading import base
 from tests.export.shipped_models import write_adapter, write_model
 
 PREFIX = "base_model.model."

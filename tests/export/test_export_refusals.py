@@ -17,11 +17,11 @@ import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
 import mlx.core as mx  # isort: skip
 
 from mlx_itune.cli import main
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export.to_gguf import export_gguf
-from mlx_itune.export.to_gguf_lora import export_gguf_lora
-from mlx_itune.export.to_hf import export_hf
-from mlx_itune.export.to_peft import export_peft
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.gguf.to_gguf import export_gguf
+from mlx_itune.export.gguf.to_gguf_lora import export_gguf_lora
+from mlx_itune.export.transformers.to_hf import export_hf
+from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import ItuneError
 from mlx_itune.kit.files import sha256_file
 from tests.conftest import write_tiny_model
@@ -195,7 +195,7 @@ def test_a_broken_base_is_refused_even_where_loss_is_allowed(
 
 
 def _trained_on_this(place: Place) -> None:
-    from mlx_itune.model.fingerprint import fingerprint
+    from mlx_itune.model.loading.fingerprint import fingerprint
 
     papers = place.adapter / "provenance.json"
     base = {"id": "model", "fingerprint": fingerprint(place.model)}

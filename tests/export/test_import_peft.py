@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlx_itune.export.to_peft import export_peft
+from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base, lora
-from mlx_itune.model.from_peft import PeftImport, import_peft
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.adapters.from_peft import PeftImport, import_peft
+from mlx_itune.model.loading import base
 from tests.export.shipped_models import write_adapter, write_model
 
 PREFIX = "base_model.model."

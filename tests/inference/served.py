@@ -20,8 +20,9 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import Generator
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base, lora
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.loading import base
 
 QUESTIONS = (
     "Hello, who are you?",

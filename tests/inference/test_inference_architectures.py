@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.inference.generate import Generator
-from mlx_itune.model.prefix_cache import PrefixCache
+from mlx_itune.model.engine.prefix_cache import PrefixCache
 from tests.model.architectures import ARCHITECTURES, build
 
 

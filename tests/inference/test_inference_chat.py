@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.chat import ChatSession
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.sampling import Sampling
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.base import LoadedModel, load
+from mlx_itune.model.loading.base import LoadedModel, load
 
 SAID = ("Hi, who are you?", "The patient takes metformin.", "And zolpidem?", "yes")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.prepare import prepare
-from mlx_itune.dataset.tokenizer import load_tokenizer
+from mlx_itune.dataset.tokens.prepare import prepare
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.inference.evaluate import evaluate, question
 from mlx_itune.inference.generate import Generator
-from mlx_itune.model.base import load
-from mlx_itune.model.loss import plain_nll
+from mlx_itune.model.engine.loss import plain_nll
+from mlx_itune.model.loading.base import load
 
 
 def row(text: str, answer: str, n: int, **tags: str) -> Conversation:

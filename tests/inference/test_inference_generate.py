@@ -13,11 +13,11 @@ import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
 import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.sampling import Sampling, next_token
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.base import LoadedModel, load
+from mlx_itune.model.loading.base import LoadedModel, load
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.text_stream import TextStream
 
 TEXTS = (

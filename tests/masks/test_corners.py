@@ -7,7 +7,7 @@ import pytest
 from masks.agreement import chat_tokenizer
 from masks.families import FAMILIES
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.render import render
+from mlx_itune.dataset.rendering.render import render
 from mlx_itune.kit.errors import DataError
 
 CALL = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"x": 1}}}

@@ -24,7 +24,7 @@ from masks.family import Refused
 from masks.oracle import expect, learned_turns, runs_of
 from masks.vocabularies import coder, missing
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.render import render
+from mlx_itune.dataset.rendering.render import render
 from mlx_itune.kit.errors import DataError
 
 ROWS = {"starter": 300, "sentencepiece": 100, "merging": 100}

@@ -11,7 +11,7 @@ import mlx.core as mx  # isort: skip
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_itune.model import lora
+from mlx_itune.model.adapters import lora
 
 _SHAPE = {
     "hidden_size": 64,

@@ -18,7 +18,9 @@ from mlx.utils import tree_map
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import adapter, base, compute, lora
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.engine import compute
+from mlx_itune.model.loading import base
 
 PARTS = ("weight", "scales", "biases")
 IDS = mx.array([[3, 7, 20, 9, 250, 11]])

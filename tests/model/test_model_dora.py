@@ -15,7 +15,9 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import base, compute, dora, lora
+from mlx_itune.model.adapters import dora, lora
+from mlx_itune.model.engine import compute
+from mlx_itune.model.loading import base
 
 Numbers = npt.NDArray[np.float64]
 IDS = mx.array([[3, 7, 20, 9, 250, 11]])

@@ -17,7 +17,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import base, compute, grid, lora
+from mlx_itune.model.adapters import grid, lora
+from mlx_itune.model.engine import compute
+from mlx_itune.model.loading import base
 
 Numbers = npt.NDArray[np.float64]
 IDS = mx.array([[3, 7, 20, 9, 250, 11]])
@@ -114,7 +116,7 @@ def test_gradients_made_in_pieces_are_the_same(rows: int, monkeypatch: pytest.Mo
     layer = grid.GridLinear(base_layer, RANK, SCALE, mx.random.key(1))
     x, c = mx.random.normal((5, INPUTS)), mx.random.normal((5, OUTPUTS))
     whole = layer._grid_gradients(x, c)
-    monkeypatch.setattr("mlx_itune.model.lowrank._CHUNK_NUMBERS", rows * INPUTS)
+    monkeypatch.setattr("mlx_itune.model.adapters.lowrank._CHUNK_NUMBERS", rows * INPUTS)
     for one, other in zip(whole, layer._grid_gradients(x, c), strict=True):
         assert furthest(other, np.array(one)) < 1e-6
 

@@ -20,9 +20,12 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.gemma2 import RMSNorm as GemmaNorm
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model import adapter, base, compute, lora, stock
-from mlx_itune.model.adapter_set import AdapterSet
-from mlx_itune.model.grid_norm import GridNorm, is_norm
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.adapters.adapter_set import AdapterSet
+from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
+from mlx_itune.model.engine import compute
+from mlx_itune.model.loading import base
+from mlx_itune.model.loading import mlx_lm_models as stock
 
 IDS = mx.array([[3, 7, 20, 9, 250, 11]])
 

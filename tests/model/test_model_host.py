@@ -20,13 +20,15 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from mlx_itune.model import backend, compute, cpu, host, host_attention, lora, loss
-from mlx_itune.model.base import load
-from mlx_itune.model.checkpointing import checkpointed_blocks
-from mlx_itune.model.cpu_attention import causal_plan
-from mlx_itune.model.host_layers import linear, nll, rms_norm, swiglu, turn
-from mlx_itune.model.rotary import install
-from mlx_itune.model.training_caches import Rows, caches
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.engine import compute, cpu, host, host_attention, loss
+from mlx_itune.model.engine.checkpointing import checkpointed_blocks
+from mlx_itune.model.engine.cpu_attention import causal_plan
+from mlx_itune.model.engine.host_layers import linear, nll, rms_norm, swiglu, turn
+from mlx_itune.model.engine.rotary import install
+from mlx_itune.model.engine.training_caches import Rows, caches
+from mlx_itune.model.loading import backend
+from mlx_itune.model.loading.base import load
 
 pytestmark = pytest.mark.skipif(not cpu.is_faster(), reason="only Linux CPUs compute rows at once")
 BLOCK = host_attention.BLOCK_TOKENS

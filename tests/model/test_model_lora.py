@@ -16,8 +16,10 @@ import mlx.core as mx  # isort: skip
 from mlx.utils import tree_map
 
 from mlx_itune.kit.errors import ItuneError, ModelError, UsageError
-from mlx_itune.model import adapter, base, compute, lora
-from mlx_itune.model.vetting import vet
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.engine import compute
+from mlx_itune.model.loading import base
+from mlx_itune.model.loading.vetting import vet
 
 IDS = mx.array([[3, 7, 20, 9, 250, 11]])
 CONFIG = {"rank": 4, "scale": 2.0, "dropout": 0.0}

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from architectures import ARCHITECTURES, build, furthest, loss_and_gradients
 
-from mlx_itune.model import cpu, loss
+from mlx_itune.model.engine import cpu, loss
 
 
 def _rows(shape: tuple[int, int] = (3, 130), seed: int = 0) -> tuple[Any, Any]:

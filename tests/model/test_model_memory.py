@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.model import memory
+from mlx_itune.model.engine import memory
 
 import mlx.core as mx  # isort: skip
 

@@ -16,11 +16,11 @@ from architectures import ARCHITECTURES, PLACED, STATEFUL, build, furthest
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten
 
-from mlx_itune.model import cpu, cpu_attention, rotary
-from mlx_itune.model.checkpointing import checkpointed_blocks
-from mlx_itune.model.loss import plain_nll, weighted_nll
-from mlx_itune.model.probe import probe
-from mlx_itune.model.training_caches import Rows, caches, recorded
+from mlx_itune.model.engine import cpu, cpu_attention, rotary
+from mlx_itune.model.engine.checkpointing import checkpointed_blocks
+from mlx_itune.model.engine.loss import plain_nll, weighted_nll
+from mlx_itune.model.engine.probe import probe
+from mlx_itune.model.engine.training_caches import Rows, caches, recorded
 
 
 def _mask(lengths: list[int], shared: int, window: int | None) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mlx_itune.dataset.clinical import rows
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.model import base
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.model.loading import base
 
 
 def test_it_is_small_and_quantized() -> None:

@@ -12,11 +12,11 @@ import mlx.core as mx  # isort: skip
 import numpy as np
 import pytest
 
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export.to_hf import export_hf
-from mlx_itune.export.to_peft import export_peft
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model.from_peft import import_peft
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.transformers.to_hf import export_hf
+from mlx_itune.export.transformers.to_peft import export_peft
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters.from_peft import import_peft
 from tests.export.shipped_models import (
     ALSO_HF,
     SHIPPED,

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import gguf_vocabularies as vocabularies
 
-from mlx_itune.dataset.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.export.gguf_tokenizer import add_tokenizer, probe_prompts, tokenizer_limits
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.export.gguf.tokenizer import add_tokenizer, probe_prompts, tokenizer_limits
 from tests.torture import characters, texts
 
 pytestmark = pytest.mark.parity

@@ -16,15 +16,15 @@ import mlx_lm
 from mlx.utils import tree_flatten
 
 from mlx_itune.dataset.clinical import write_dataset
-from mlx_itune.dataset.prepare import prepare
 from mlx_itune.dataset.sources import load_splits
-from mlx_itune.dataset.tokenizer import load_tokenizer
-from mlx_itune.export.fidelity import Fidelity, Reference
-from mlx_itune.export.fuse import FuseResult, fuse
-from mlx_itune.export.to_mlx import export_mlx
-from mlx_itune.model import adapter as adapters
-from mlx_itune.model import base
-from mlx_itune.training.loop import train
+from mlx_itune.dataset.tokens.prepare import prepare
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.fusing.fidelity import Fidelity, Reference
+from mlx_itune.export.fusing.fuse import FuseResult, fuse
+from mlx_itune.export.shipping.to_mlx import export_mlx
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.loading import base
+from mlx_itune.training.engine.loop import train
 from mlx_itune.training.settings import settings_from
 
 pytestmark = pytest.mark.parity

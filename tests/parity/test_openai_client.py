@@ -79,7 +79,7 @@ def test_greedy_text_is_that_of_mlx_lm(client: Any, adapters: dict[str, Path]) -
     """
     from mlx_lm import load, stream_generate
 
-    from mlx_itune.model.base import resolve
+    from mlx_itune.model.loading.base import resolve
 
     same = 0
     for name, path in {BASE: None, "grid": adapters["grid"]}.items():

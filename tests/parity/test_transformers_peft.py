@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_itune.model import adapter, base, lora
-from mlx_itune.training.microbatch import MicroBatch
-from mlx_itune.training.step import Learner
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.loading import base
+from mlx_itune.training.engine.microbatch import MicroBatch
+from mlx_itune.training.engine.step import Learner
 
 pytestmark = pytest.mark.parity
 

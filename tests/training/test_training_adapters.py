@@ -14,10 +14,11 @@ import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 
-from mlx_itune.model import adapter, base, lora
-from mlx_itune.model.loss import plain_nll
-from mlx_itune.training.optimizers import Updater
-from mlx_itune.training.step import Lanes, Learner
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.engine.loss import plain_nll
+from mlx_itune.model.loading import base
+from mlx_itune.training.engine.optimizers import Updater
+from mlx_itune.training.engine.step import Lanes, Learner
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,10 @@ from mlx.utils import tree_flatten
 
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import DivergedError, StorageError
-from mlx_itune.model import adapter, base, lora
-from mlx_itune.training import checkpoint
-from mlx_itune.training.step import Lanes, Learner
+from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.loading import base
+from mlx_itune.training.engine.step import Lanes, Learner
+from mlx_itune.training.run import checkpoint
 
 import mlx.core as mx  # isort: skip
 

@@ -13,8 +13,8 @@ import pytest
 
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import UsageError
+from mlx_itune.training.engine.loop import train
 from mlx_itune.training.hooks import attached, shared_settings
-from mlx_itune.training.loop import train
 from mlx_itune.training.settings import TrainSettings, settings_from
 
 Patch = pytest.MonkeyPatch

@@ -16,13 +16,13 @@ from architectures import ARCHITECTURES, PLACED, STATEFUL, build, furthest
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten
 
-from mlx_itune.model import cpu
-from mlx_itune.model.loss import plain_nll
-from mlx_itune.training import paths
-from mlx_itune.training.lanes import Lanes
-from mlx_itune.training.microbatch import MicroBatch, arrange, prefixes_of
-from mlx_itune.training.prefixes import shared_starts
-from mlx_itune.training.step import Learner
+from mlx_itune.model.engine import cpu
+from mlx_itune.model.engine.loss import plain_nll
+from mlx_itune.training.engine import step_ways as paths
+from mlx_itune.training.engine.lanes import Lanes
+from mlx_itune.training.engine.microbatch import MicroBatch, arrange, prefixes_of
+from mlx_itune.training.engine.prefixes import shared_starts
+from mlx_itune.training.engine.step import Learner
 
 
 class Row:

@@ -16,8 +16,14 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_itune.kit.errors import StorageError, UsageError
-from mlx_itune.training import optimizers
-from mlx_itune.training.optimizers import NAMES, OptimizerSettings, Updater, make, options_from
+from mlx_itune.training.engine import optimizers
+from mlx_itune.training.engine.optimizers import (
+    NAMES,
+    OptimizerSettings,
+    Updater,
+    make,
+    options_from,
+)
 
 SHAPES = {
     "layers.0.q.lora_a": (12, 4),

@@ -14,11 +14,15 @@ import pytest
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import ResourceError
 from mlx_itune.kit.tensorfile import read_header
-from mlx_itune.model import compute, cpu_attention, lora, memory, shapes, stock
-from mlx_itune.training import footprint, lanes, plan, workload
-from mlx_itune.training.loop import train
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.engine import compute, cpu_attention, memory, shapes
+from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.training.engine import lanes
+from mlx_itune.training.engine.loop import train
+from mlx_itune.training.plan import footprint, workload
+from mlx_itune.training.plan import memory_plan as plan
+from mlx_itune.training.plan.workload import Row
 from mlx_itune.training.settings import TrainSettings, settings_from
-from mlx_itune.training.workload import Row
 
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten  # isort: skip

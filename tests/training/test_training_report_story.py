@@ -11,9 +11,9 @@ import pytest
 from report_page import CURVES, Page, line, run_of, step
 
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.training import report
-from mlx_itune.training.report_curves import by_step, smoothed, thinned
-from mlx_itune.training.report_story import read
+from mlx_itune.training.report import report
+from mlx_itune.training.report.curves import by_step, smoothed, thinned
+from mlx_itune.training.report.story import read
 
 
 def test_a_line_that_was_cut_off_loses_only_itself(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_many_steps_are_thinned_by_lowest_and_highest(tmp_path: Path) -> None:
 
 
 def test_a_million_steps_need_memory_for_numbers_only() -> None:
-    from mlx_itune.training.report_story import Story
+    from mlx_itune.training.report.story import Story
 
     story = Story()
     for n in range(1, 20_001):

@@ -18,11 +18,11 @@ from mlx_itune.kit.errors import (
     StorageError,
     UsageError,
 )
-from mlx_itune.training import checkpoint, incidents
-from mlx_itune.training.loop import train
-from mlx_itune.training.report_story import read
-from mlx_itune.training.resume import resume
-from mlx_itune.training.step import Learner
+from mlx_itune.training.engine.loop import train
+from mlx_itune.training.engine.step import Learner
+from mlx_itune.training.report.story import read
+from mlx_itune.training.run import checkpoint, incidents
+from mlx_itune.training.run.resume import resume
 from tests.training.sessions import Cut, Event, cut_after, in_peace, outcome, stopped, the_run
 
 
@@ -207,7 +207,7 @@ def test_a_template_with_a_date_goes_on_tomorrow(
 ) -> None:
     from datetime import datetime
 
-    from mlx_itune.dataset import chat_template
+    from mlx_itune.dataset.rendering import chat_template
 
     model = shutil.copytree(tiny_model_dir, tmp_path / "model")
     template = (model / "chat_template.jinja").read_text()

@@ -20,9 +20,9 @@ from mlx_itune.kit.errors import (
     UsageError,
 )
 from mlx_itune.kit.lock import holder, locked
-from mlx_itune.training import checkpoint
-from mlx_itune.training.loop import train
-from mlx_itune.training.resume import resume
+from mlx_itune.training.engine.loop import train
+from mlx_itune.training.run import checkpoint
+from mlx_itune.training.run.resume import resume
 from tests.training.sessions import Event, in_peace, outcome, stopped
 
 

@@ -16,10 +16,11 @@ from mlx.utils import tree_map
 
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import DivergedError, ResourceError, StorageError, UsageError
-from mlx_itune.model import adapter, base
-from mlx_itune.training import checkpoint, incidents
-from mlx_itune.training.loop import train
-from mlx_itune.training.step import Learner
+from mlx_itune.model.adapters import adapter
+from mlx_itune.model.loading import base
+from mlx_itune.training.engine.loop import train
+from mlx_itune.training.engine.step import Learner
+from mlx_itune.training.run import checkpoint, incidents
 
 Event = dict[str, Any]
 RESULT_KEYS = (

@@ -12,12 +12,13 @@ from mlx.utils import tree_flatten
 
 import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import DivergedError, UsageError
-from mlx_itune.model import base, lora
-from mlx_itune.model.loss import plain_nll, weighted_nll
-from mlx_itune.training.microbatch import split
-from mlx_itune.training.schedule import learning_rate
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.engine.loss import plain_nll, weighted_nll
+from mlx_itune.model.loading import base
+from mlx_itune.training.engine.microbatch import split
+from mlx_itune.training.engine.schedule import learning_rate
+from mlx_itune.training.engine.step import Lanes, Learner
 from mlx_itune.training.settings import TrainSettings, settings_from
-from mlx_itune.training.step import Lanes, Learner
 
 
 @dataclass(frozen=True, eq=False)

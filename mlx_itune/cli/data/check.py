@@ -19,7 +19,7 @@ from mlx_itune.kit.errors import DataError, UsageError, one_line
 if TYPE_CHECKING:
     from mlx_itune.dataset.checking import Check
     from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 _SHOWN_PER_CODE = 50
 _SOURCES_SHOWN = 10
@@ -113,8 +113,8 @@ def command(
 
 
 def _tokenizer(model: str, template: str | None, offline: bool) -> ChatTokenizer:
-    from mlx_itune.dataset.tokenizer import load_tokenizer
-    from mlx_itune.model.base import resolve, vet
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+    from mlx_itune.model.loading.base import resolve, vet
 
     path = resolve(model, offline=offline)
     vet(path)

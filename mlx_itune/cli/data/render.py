@@ -192,8 +192,8 @@ def _names(columns: str | None) -> tuple[str, ...]:
 
 def _measure_with(model: str, offline: bool) -> Callable[[Sequence[str]], list[int]]:
     """Counts tokens with a model's own tokenizer."""
-    from mlx_itune.dataset.tokenizer import load_tokenizer
-    from mlx_itune.model.base import resolve
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+    from mlx_itune.model.loading.base import resolve
 
     # Any chat template would do: only plain text is counted.
     tokenizer = load_tokenizer(resolve(model, offline=offline), template="chatml")

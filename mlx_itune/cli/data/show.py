@@ -16,9 +16,9 @@ from mlx_itune.kit.errors import DataError, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlx_itune.dataset.examine import Examined, Piece
     from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
+    from mlx_itune.dataset.tokens.shown_example import Examined, Piece
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 _FAULTS_SHOWN = 3
 
@@ -77,10 +77,10 @@ def command(
     Where there is no colour, learned runs stand between [[ and ]]; a weight other than 1 is
     written in front.
     """
-    from mlx_itune.dataset.examine import examine
-    from mlx_itune.dataset.pick import first_rows, pick_rows
-    from mlx_itune.dataset.tokenizer import load_tokenizer
-    from mlx_itune.model.base import resolve, vet
+    from mlx_itune.dataset.tokens.find_rows import first_rows, pick_rows
+    from mlx_itune.dataset.tokens.shown_example import examine
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+    from mlx_itune.model.loading.base import resolve, vet
 
     page_path = reading.html_path(html)
     files = reading.RowFiles([data], format_name, columns)
@@ -112,7 +112,7 @@ def command(
     if not found:
         raise _nothing_shown(files, skipped, broken)
     if page_path:
-        from mlx_itune.dataset.pages.tokens import tokens_page
+        from mlx_itune.dataset.tokens.tokens_page import tokens_page
         from mlx_itune.kit.files import write_durably
 
         shown = tokens_page(found, tokenizer, data=files.name, model=path.name)
@@ -136,7 +136,7 @@ def _emit(
     page_path: Path | None,
 ) -> None:
     from mlx_itune.cli import report
-    from mlx_itune.dataset.token_text import token_texts
+    from mlx_itune.dataset.tokens.token_text import token_texts
 
     rows = []
     for examined in found:
@@ -164,7 +164,7 @@ def _printed(
 ) -> Iterator[Examined]:
     """Each example, printed as it comes."""
     from mlx_itune.cli import report
-    from mlx_itune.dataset.examine import pieces, single_tokens
+    from mlx_itune.dataset.tokens.shown_example import pieces, single_tokens
 
     out = report.console()
     for examined in examples:

@@ -13,9 +13,9 @@ from mlx_itune.cli.data import reading
 from mlx_itune.kit.errors import DataError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.stats import Stats
-    from mlx_itune.dataset.tallies import Distribution, Ranking
-    from mlx_itune.dataset.tokenizer import ChatTokenizer
+    from mlx_itune.dataset.statistics.stats import Stats
+    from mlx_itune.dataset.statistics.tallies import Distribution, Ranking
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 _COLUMNS = ("min", "p5", "p50", "p90", "p95", "p99", "max")
 _NAMES_SHOWN = 10
@@ -56,7 +56,7 @@ def command(
     """
     from mlx_itune.cli import report
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.stats import gather
+    from mlx_itune.dataset.statistics.stats import gather
 
     page_path = reading.html_path(html)
     if not model and (template or learn or max_length):
@@ -81,7 +81,7 @@ def command(
             "holds no row that can be read", where=files.name, hint="see mlx-itune data check"
         )
     if page_path:
-        from mlx_itune.dataset.pages.stats import stats_page
+        from mlx_itune.dataset.statistics.stats_page import stats_page
         from mlx_itune.kit.files import write_durably
 
         write_durably(page_path, stats_page(stats, data=files.name).encode())
@@ -94,8 +94,8 @@ def command(
 
 
 def _tokenizer(model: str, template: str | None, offline: bool) -> ChatTokenizer:
-    from mlx_itune.dataset.tokenizer import load_tokenizer
-    from mlx_itune.model.base import resolve, vet
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+    from mlx_itune.model.loading.base import resolve, vet
 
     path = resolve(model, offline=offline)
     vet(path)
@@ -184,7 +184,7 @@ def _tell_limits(stats: Stats) -> None:
 
 def _tell_groups(title: str, ranking: Ranking, stats: Stats) -> None:
     from mlx_itune.cli import report
-    from mlx_itune.dataset.stats import NO_TAG
+    from mlx_itune.dataset.statistics.stats import NO_TAG
 
     if [item.name for item in ranking.top] == [NO_TAG]:
         return

@@ -18,8 +18,8 @@ RUNS = click.option(
 def command(runs: Path, as_json: bool, offline: bool) -> None:
     """Every run: running, finished, stopped (by a signal), killed, failed or diverged."""
     from mlx_itune.cli import report
-    from mlx_itune.training import catalogue
-    from mlx_itune.training.run import all_in
+    from mlx_itune.training.run import catalogue
+    from mlx_itune.training.run.run import all_in
 
     lines = [catalogue.line_of(folder) for folder in all_in(runs)]
     if as_json:

@@ -42,8 +42,8 @@ def command(
     A run that is training is left alone, and adapters are never touched.
     """
     from mlx_itune.cli import report
-    from mlx_itune.training import catalogue
-    from mlx_itune.training.run import all_in, find
+    from mlx_itune.training.run import catalogue
+    from mlx_itune.training.run.run import all_in, find
 
     folders = [find(name, runs) for name in run] or all_in(runs)
     going = catalogue.prune(

@@ -20,8 +20,8 @@ _NAMED = 3
 def command(run: str, runs: Path, as_json: bool, offline: bool) -> None:
     """Settings, numbers, checkpoints and incidents of RUN (a folder, or the start of an id)."""
     from mlx_itune.cli import report
-    from mlx_itune.training import catalogue
-    from mlx_itune.training.run import find
+    from mlx_itune.training.run import catalogue
+    from mlx_itune.training.run.run import find
 
     found = catalogue.details(find(run, runs))
     if as_json:

@@ -20,8 +20,8 @@ def command(run: tuple[str, ...], runs: Path, as_json: bool, offline: bool) -> N
     Exit code 5 if any differs.
     """
     from mlx_itune.cli import report
-    from mlx_itune.training import catalogue
-    from mlx_itune.training.run import all_in, find
+    from mlx_itune.training.run import catalogue
+    from mlx_itune.training.run.run import all_in, find
 
     folders = [find(name, runs) for name in run] or all_in(runs)
     seals = [seal for folder in folders for seal in catalogue.seals(folder)]

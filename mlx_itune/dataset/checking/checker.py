@@ -27,9 +27,9 @@ from mlx_itune.dataset.checking.screening import Screen
 from mlx_itune.dataset.checking.similarity import THRESHOLD
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault, Severity
-from mlx_itune.dataset.render import Learn
+from mlx_itune.dataset.rendering.render import Learn
 from mlx_itune.dataset.sources import expand
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 _MATCHES_AT_ONCE = 1 << 14
 _RARE_KEPT = 1 << 12

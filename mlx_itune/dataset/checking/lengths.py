@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.render import Learn, TokenizedExample, render, render_many
-from mlx_itune.dataset.tokenizer import ChatTokenizer
+from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render, render_many
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
 

@@ -1,1 +1,0 @@
-"""What a data set looks like, as self-contained HTML pages."""

@@ -1,0 +1,1 @@
+"""Conversations as text and tokens, with what is learned of each."""

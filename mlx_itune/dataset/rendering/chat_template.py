@@ -1,0 +1,170 @@
+"""A chat template, compiled once, in the sandbox and with the extras that transformers gives it.
+
+`apply_chat_template` of transformers checks and copies every message at every call, many times the
+work of rendering; conversations here are plain JSON already. What a template can reach is the same,
+and tests compare the two on every family of templates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from mlx_itune.dataset.rendering.skeleton import Skeleton, is_opaque, shape
+from mlx_itune.kit.errors import DataError
+
+Message = Mapping[str, Any]
+
+# What a template may do to a text; none of them changes anything or reaches further than the text.
+_TEXT_METHODS = frozenset(
+    "strip lstrip rstrip split rsplit startswith endswith replace lower upper title find".split()
+)
+_MAX_SKELETONS = 4096
+_DICT_METHODS = frozenset(dir(dict))
+
+
+class ChatTemplate:
+    """Renders messages. `joins`: the template may take text out of a content.
+
+    Raises DataError at construction for a template that is not Jinja.
+    """
+
+    def __init__(self, text: str, special_tokens: Mapping[str, Any]) -> None:
+        environment = _Environment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals |= {
+            "raise_exception": _raise,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+            "namespace": _Namespace,
+            # The type itself would offer its class methods and, through them, more.
+            "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+        }
+        try:
+            self._tree = environment.parse(text)
+            self._template = environment.from_string(text)
+        except Exception as error:
+            raise DataError(f"the chat template is broken: {error}") from error
+        self.text = text
+        # Whether text could be taken out of a content, so that what stood around it is joined.
+        self.joins = "replace" in text
+        self._special = dict(special_tokens)
+        self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] | None = None
+        if is_opaque(self._tree):
+            self._skeletons = {}
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Message], *, add_generation_prompt: bool
+    ) -> str:
+        """The text of `messages`. Raises whatever the template raises."""
+        roles = None if self._skeletons is None or tools else shape(messages)
+        if roles is None or self._skeletons is None:
+            return self._render(messages, tools, add_generation_prompt)
+        known = self._skeletons.get((roles, add_generation_prompt))
+        if known is None:
+            probe = Skeleton.probe(messages)
+            known = Skeleton(self._render(probe, (), add_generation_prompt))
+            if known.fill(messages) != self._render(messages, (), add_generation_prompt):
+                self._skeletons = None
+                return self._render(messages, (), add_generation_prompt)
+            if len(self._skeletons) < _MAX_SKELETONS:
+                self._skeletons[roles, add_generation_prompt] = known
+        return known.fill(messages)
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Message], add_generation_prompt: bool
+    ) -> str:
+        return self._template.render(
+            self._special,
+            messages=messages,
+            tools=tools or None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def literals(self) -> str:
+        """Every string that the template writes or compares with, one per line."""
+        data = {node.data for node in self._tree.find_all(nodes.TemplateData)}
+        constants = {n.value for n in self._tree.find_all(nodes.Const) if isinstance(n.value, str)}
+        return "\n".join(sorted(data | constants))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with short cuts for what nearly every access is: a dict's key, str.strip()."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _DICT_METHODS and attribute in obj:
+            return obj[attribute]
+        if type(obj) is str and attribute in _TEXT_METHODS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if type(obj) is dict and type(argument) is str and argument in obj:
+            return obj[argument]
+        return super().getitem(obj, argument)
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if type(getattr(obj, "__self__", None)) is str and obj.__name__ in _TEXT_METHODS:
+            # Jinja adds these for functions that ask for the context, which str's do not.
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return obj(*args, **kwargs)
+        return super().call(context, obj, *args, **kwargs)
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace, closed to names that lead into Python."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, args = args[0], args[1:]
+        given = dict(*args, **kwargs)
+        for name in given:
+            _refuse_private(name)
+        Namespace.__init__(self, given)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+class _Generation(Extension):
+    """{% generation %} ... {% endgeneration %} marks replies for others; here it shows its body."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def _raise(message: str) -> Any:
+    raise TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter would escape HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -1,0 +1,290 @@
+"""Conversation -> tokens and, for each of them, how much it is learned.
+
+The text is rendered and tokenized once. A turn is learned from where the generation prompt ends to
+its end-of-turn token, in exactly the context that inference would build: the tokens before it equal
+`ChatTokenizer.prompt_ids`. Where one shared text cannot give that (templates that rewrite earlier
+turns, tokens that straddle the border), the turn gets an example of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_itune.dataset.conversation import Conversation, is_text
+from mlx_itune.dataset.rendering.replies import (
+    check_calls,
+    learned_part,
+    opening_of,
+    reply_after_header,
+)
+from mlx_itune.dataset.tokens.encoder import Encoded
+from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer
+from mlx_itune.kit.errors import DataError
+
+Learn = Literal["all", "last", "marked"]
+
+_ROWS_PER_CALL = 256
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedExample:
+    """input_ids (T,) int32, weights (T,) float32: how much each token is learned as a target.
+
+    `spans` are the token ranges [start, end) of the learned turns.
+    """
+
+    input_ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    origin: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    spans: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A learned turn in a text: characters [start, end)."""
+
+    start: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A text to tokenize. `close`: an end token must be appended, the template brings none."""
+
+    text: str
+    spans: tuple[_Span, ...]
+    close: bool
+
+
+def render(
+    conversation: Conversation, tokenizer: ChatTokenizer, learn: Learn = "all"
+) -> tuple[TokenizedExample, ...]:
+    """The examples of one conversation; every learned turn is in exactly one of them.
+
+    `learn`: all assistant turns, the last one, or those whose `weight` says so; a turn's own
+    weight counts in each. Raises DataError when the chat template refuses the turns.
+    """
+    return next(render_many([conversation], tokenizer, learn))
+
+
+Refused = Callable[[Conversation, DataError], None]
+
+
+def render_many(
+    conversations: Iterable[Conversation],
+    tokenizer: ChatTokenizer,
+    learn: Learn = "all",
+    *,
+    refused: Refused | None = None,
+) -> Iterator[tuple[TokenizedExample, ...]]:
+    """`render` of each conversation, tokenized in batches.
+
+    With `refused`, a conversation that the template or tokenizer refuses is told to it and has no
+    examples; without it, the DataError is raised.
+    """
+    rows = iter(conversations)
+    while chunk := list(islice(rows, _ROWS_PER_CALL)):
+        if refused is None:
+            yield from _render_chunk(chunk, tokenizer, learn)
+            continue
+        try:
+            # As a list: what is yielded must not be yielded again one by one.
+            found = list(_render_chunk(chunk, tokenizer, learn))
+        except DataError:
+            found = [_render_or_tell(row, tokenizer, learn, refused) for row in chunk]
+        yield from found
+
+
+def _render_or_tell(
+    row: Conversation, tokenizer: ChatTokenizer, learn: Learn, refused: Refused
+) -> tuple[TokenizedExample, ...]:
+    try:
+        return next(_render_chunk([row], tokenizer, learn))
+    except DataError as error:
+        refused(row, error)
+        return ()
+
+
+def _render_chunk(
+    chunk: Sequence[Conversation], tokenizer: ChatTokenizer, learn: Learn
+) -> Iterator[tuple[TokenizedExample, ...]]:
+    drafts = [_draft(row, tokenizer, turn_weights(row, learn)) for row in chunk]
+    flat = [draft for row_drafts in drafts for draft in row_drafts]
+    try:
+        encoded = tokenizer.encode_many([draft.text for draft in flat])
+    except DataError as error:
+        where = chunk[0].origin if len(chunk) == 1 else None
+        raise DataError(error.message, where=where, hint=error.hint) from error
+    borders = [_borders(d, e, tokenizer) for d, e in zip(flat, encoded, strict=True)]
+    before = {b.piece for found in borders for b in found if b.piece is not None}
+    alone = tokenizer.encode_ids_of(before)
+    settled = iter(list(zip(flat, encoded, borders, strict=True)))
+    for row, row_drafts in zip(chunk, drafts, strict=True):
+        yield tuple(
+            example
+            for draft, tokens, found in islice(settled, len(row_drafts))
+            for example in _settle(draft, tokens, found, alone, row, tokenizer)
+        )
+
+
+def turn_weights(conversation: Conversation, learn: Learn) -> tuple[float, ...]:
+    """How much each turn is learned; 0 for everything but chosen assistant turns."""
+    replies = [n for n, turn in enumerate(conversation.turns) if turn.role == "assistant"]
+    chosen = set(replies[-1:] if learn == "last" else replies)
+    default = 0.0 if learn == "marked" else 1.0
+    return tuple(
+        (default if turn.weight is None else turn.weight) if n in chosen else 0.0
+        for n, turn in enumerate(conversation.turns)
+    )
+
+
+def _draft(
+    conversation: Conversation, tokenizer: ChatTokenizer, weights: Sequence[float]
+) -> list[_Draft]:
+    if not any(weights):
+        return []
+    turns = conversation.turns
+    try:
+        messages = tokenizer.messages(turns)
+        tools = tokenizer.tools(conversation.tools) if conversation.tools else ()
+    except DataError as error:
+        raise DataError(error.message, where=conversation.origin, hint=error.hint) from error
+    last = len(turns) - 1
+
+    def text_of(upto: list[dict[str, Any]], prompt: bool = False) -> str:
+        try:
+            return tokenizer.render_text(upto, tools=tools, add_generation_prompt=prompt)
+        except DataError as error:
+            raise DataError(error.message, where=conversation.origin) from error
+
+    if is_text(conversation.tags):
+        text = tokenizer.text_start + messages[0]["content"]
+        return [_Draft(text, (_Span(len(tokenizer.text_start), len(text), weights[0]),), True)]
+    full = text_of(messages)
+    shared: list[_Span] = []
+    alone: list[_Draft] = []
+    shared_close = False
+    for n, weight in enumerate(weights):
+        if not weight:
+            continue
+        prompt = text_of(messages[:n], prompt=True)
+        upto = full if n == last else text_of(messages[: n + 1])
+        opening = ""
+        if upto.startswith(prompt):
+            tail = upto[len(prompt) :]
+        else:
+            probe = text_of([*messages[:n], {"role": "assistant", "content": PROBE}])
+            opening = opening_of(prompt, text_of(messages[:n]), tokenizer)
+            tail = reply_after_header(upto, opening, probe, conversation.origin, tokenizer)
+        if "tool_calls" in messages[n]:
+            opening = opening or opening_of(prompt, text_of(messages[:n]), tokenizer)
+        reply, closed = learned_part(tail, opening, messages[n], tokenizer)
+        check_calls(
+            messages[n],
+            conversation.origin,
+            lambda message, before=messages[:n]: text_of([*before, message]),  # type: ignore[misc]
+        )
+        span = _Span(len(prompt), len(prompt) + len(reply), weight)
+        if full.startswith(prompt + reply) and (closed or n == last):
+            shared.append(span)
+            shared_close = not closed
+        else:
+            alone.append(_Draft(prompt + reply, (span,), not closed))
+    if shared:
+        # Nothing after the last learned token can matter to the loss, so it is not kept.
+        alone.insert(0, _Draft(full[: shared[-1].end], tuple(shared), shared_close))
+    return alone
+
+
+@dataclass(frozen=True)
+class _Border:
+    """Where a span lies in tokens, and the piece of prompt that must tokenize the same alone.
+
+    Special tokens cut a text in independent pieces, so only the piece from the last one before the
+    span has to be tokenized again: with most templates the same short header in every row.
+    """
+
+    first: int
+    end: int
+    anchor: int
+    piece: str | None
+    straddled: bool
+
+
+def _borders(draft: _Draft, encoded: Encoded, tokenizer: ChatTokenizer) -> list[_Border]:
+    specials = np.flatnonzero(tokenizer.is_control[encoded.ids])
+    found = []
+    for span in draft.spans:
+        first = int(np.searchsorted(encoded.starts, span.start))
+        end = int(np.searchsorted(encoded.starts, span.end))
+        straddled = first > 0 and bool(encoded.ends[first - 1] > span.start)
+        nearest = int(np.searchsorted(specials, first)) - 1
+        anchor = int(specials[nearest]) if nearest >= 0 else 0
+        begin = int(encoded.starts[anchor]) if nearest >= 0 else 0
+        # At a cut the tokenizer is known to treat what comes before as it would alone.
+        apart = encoded.cuts is not None and _holds(encoded.cuts, span.start)
+        piece = None if straddled or apart else draft.text[begin : span.start]
+        found.append(_Border(first, end, anchor, piece, straddled))
+    return found
+
+
+def _holds(ordered: NDArray[np.int32], value: int) -> bool:
+    at = int(np.searchsorted(ordered, value))
+    return at < len(ordered) and int(ordered[at]) == value
+
+
+def _settle(
+    draft: _Draft,
+    encoded: Encoded,
+    borders: Sequence[_Border],
+    alone: Mapping[str, list[int]],
+    row: Conversation,
+    tokenizer: ChatTokenizer,
+) -> Iterator[TokenizedExample]:
+    """Character spans to token weights; turns whose context would differ come out alone."""
+    ids = encoded.ids
+    ranges: list[tuple[int, int, float]] = []
+    strays: list[_Span] = []
+    for span, border in zip(draft.spans, borders, strict=True):
+        if not border.straddled and (
+            border.piece is None
+            or alone[border.piece] == ids[border.anchor : border.first].tolist()
+        ):
+            ranges.append((border.first, border.end, span.weight))
+        else:
+            strays.append(span)
+    if ranges:
+        closing = draft.close and draft.spans[-1] not in strays
+        yield _example(ids[: ranges[-1][1]], ranges, closing, row, tokenizer)
+    for span in strays:
+        prompt, reply = draft.text[: span.start], draft.text[span.start : span.end]
+        before = tokenizer.encode_ids(prompt)
+        tokens = np.array([*before, *tokenizer.continuation_ids(prompt, reply)], dtype=np.int32)
+        closing = draft.close and span is draft.spans[-1]
+        yield _example(tokens, [(len(before), len(tokens), span.weight)], closing, row, tokenizer)
+
+
+def _example(
+    ids: NDArray[np.int32],
+    ranges: list[tuple[int, int, float]],
+    close: bool,
+    row: Conversation,
+    tokenizer: ChatTokenizer,
+) -> TokenizedExample:
+    if close:
+        ids = np.append(ids, np.int32(tokenizer.closing_id))
+        first, _, weight = ranges[-1]
+        ranges = [*ranges[:-1], (first, len(ids), weight)]
+    weights = np.zeros(len(ids), dtype=np.float32)
+    for first, end, weight in ranges:
+        weights[first:end] = weight
+    spans = tuple((first, end) for first, end, _ in ranges)
+    return TokenizedExample(ids, weights, row.origin, row.tags, spans)

@@ -1,0 +1,1 @@
+"""Distributions of a data set, and their page."""

@@ -1,0 +1,170 @@
+"""Token lengths of rows as training would see them, before anything is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render, render_many
+from mlx_itune.dataset.statistics.tallies import Distribution, Tally
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.kit.errors import DataError
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_REFUSED_KEPT = 5
+
+
+@dataclass(frozen=True)
+class LimitStats:
+    """What --max-length would meet: rows over it, and the share of all tokens beyond it."""
+
+    tokens: int
+    rows_over: int
+    tokens_beyond_share: float
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Token counts of rows and of examples (some templates give a row several).
+
+    `over` counts rows whose longest example has more tokens than the key; `padding` is the share
+    of padding if random batches of the key's size were padded to their longest example (cut to the
+    limit, where there is one); `share_percent` spreads each row's learned share.
+    """
+
+    template: str
+    learn: str
+    total: int
+    supervised: int
+    supervised_share: float
+    examples: int
+    per_row: Distribution
+    per_example: Distribution
+    supervised_per_row: Distribution
+    share_percent: Distribution
+    over: Mapping[str, int]
+    limit: LimitStats | None
+    padding: Mapping[str, float]
+    control_text_rows: int
+    nothing_to_learn_rows: int
+    refused_rows: int
+    refused: tuple[str, ...]
+
+
+class TokenGatherer:
+    """Renders rows and keeps their lengths; `add` chunk by chunk, then `stats`."""
+
+    def __init__(self, tokenizer: ChatTokenizer, learn: Learn, limit: int | None) -> None:
+        self._tokenizer, self._learn, self._limit = tokenizer, learn, limit
+        self._per_row, self._per_example = Tally(), Tally()
+        self._supervised, self._share = Tally(), Tally()
+        self._over = dict.fromkeys(LENGTHS, 0)
+        self._over_limit = self._beyond = 0
+        self._control_text = self._nothing = self._refused = 0
+        self._refused_kept: list[str] = []
+
+    def add(self, rows: Sequence[Conversation]) -> list[tuple[int, int]]:
+        """(tokens, learned tokens) of each row; zeros where nothing would be trained."""
+        return [
+            self._add_row(row, examples)
+            for row, examples in zip(rows, self._rendered(rows), strict=True)
+        ]
+
+    def _rendered(
+        self, rows: Sequence[Conversation]
+    ) -> Sequence[tuple[TokenizedExample, ...] | None]:
+        try:
+            return list(render_many(rows, self._tokenizer, self._learn))
+        except DataError:
+            # One row that the template refuses must not hide the others: each by itself.
+            return [self._alone(row) for row in rows]
+
+    def _alone(self, row: Conversation) -> tuple[TokenizedExample, ...] | None:
+        try:
+            return render(row, self._tokenizer, self._learn)
+        except DataError as error:
+            self._refused += 1
+            if len(self._refused_kept) < _REFUSED_KEPT:
+                self._refused_kept.append(str(error))
+            return None
+
+    def _add_row(
+        self, row: Conversation, examples: tuple[TokenizedExample, ...] | None
+    ) -> tuple[int, int]:
+        self._control_text += any(self._tokenizer.find_controls(t.content) for t in row.turns)
+        if examples is None:
+            return 0, 0
+        lengths = [len(example.input_ids) for example in examples]
+        learned = sum(int(np.count_nonzero(example.weights)) for example in examples)
+        if not learned:
+            self._nothing += 1
+            return 0, 0
+        total, longest = sum(lengths), max(lengths)
+        self._per_row.add(total)
+        self._supervised.add(learned)
+        self._share.add(round(100 * learned / total))
+        for length in lengths:
+            self._per_example.add(length)
+        for length in LENGTHS:
+            self._over[length] += longest > length
+        if self._limit is not None:
+            self._over_limit += longest > self._limit
+            self._beyond += sum(max(0, length - self._limit) for length in lengths)
+        return total, learned
+
+    def stats(self) -> TokenStats:
+        """All of it. Raises DataError if not one row could be trained on."""
+        per_row, per_example = self._per_row.distribution(), self._per_example.distribution()
+        supervised, share = self._supervised.distribution(), self._share.distribution()
+        if not (per_row and per_example and supervised and share):
+            raise DataError(
+                f"no row can be trained on: the chat template refuses {self._refused:,}, "
+                f"{self._nothing:,} have nothing to learn",
+                hint=self._refused_kept[0] if self._refused_kept else "try --learn all",
+            )
+        limit = None
+        if self._limit is not None:
+            limit = LimitStats(self._limit, self._over_limit, self._beyond / per_row.sum)
+        return TokenStats(
+            template=self._tokenizer.name,
+            learn=self._learn,
+            total=per_row.sum,
+            supervised=supervised.sum,
+            supervised_share=supervised.sum / per_row.sum,
+            examples=per_example.count,
+            per_row=per_row,
+            per_example=per_example,
+            supervised_per_row=supervised,
+            share_percent=share,
+            over={str(length): rows for length, rows in self._over.items()},
+            limit=limit,
+            padding=padding_shares(self._per_example, self._limit),
+            control_text_rows=self._control_text,
+            nothing_to_learn_rows=self._nothing,
+            refused_rows=self._refused,
+            refused=tuple(self._refused_kept),
+        )
+
+
+def padding_shares(lengths: Tally, limit: int | None) -> dict[str, float]:
+    """The expected share of padding in random batches of each size.
+
+    The longest of n draws exceeds v unless all n do not: its mean follows from the distribution
+    alone, and the padding is what that mean exceeds the mean length by.
+    """
+    pairs = list(lengths.values())
+    values = np.array([value for value, _ in pairs], dtype=np.float64)
+    if limit is not None:
+        values = np.minimum(values, limit)
+    counts = np.array([times for _, times in pairs], dtype=np.float64)
+    at_most = np.cumsum(counts) / counts.sum()
+    mean = float(values @ counts / counts.sum())
+    shares = {}
+    for size in BATCH_SIZES:
+        chance = np.diff(at_most**size, prepend=0.0)
+        shares[str(size)] = max(0.0, 1 - mean / float(values @ chance))
+    return shares

@@ -1,0 +1,1 @@
+"""Tokenizers, tokenized rows and where they are kept."""

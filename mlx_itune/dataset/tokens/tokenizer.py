@@ -1,0 +1,294 @@
+"""Tokenizer and chat template as one thing: the same code path for training and inference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.rendering.chat_template import ChatTemplate
+from mlx_itune.dataset.rendering.control_text import Armour, common_start
+from mlx_itune.dataset.rendering.templates import BUILT_IN, built_in
+from mlx_itune.dataset.tokens.encoder import Encoded, Encoder
+from mlx_itune.kit.errors import DataError, ModelError, UsageError, closest
+
+Int32 = NDArray[np.int32]
+
+# A content no template rewrites: used to see what a template puts around an assistant's words.
+PROBE = "qzvxqzvx"
+
+
+class ChatTokenizer:
+    """A fast Hugging Face tokenizer with the chat template a run uses.
+
+    `hf` is the tokenizer, `name` the template's name ("auto", "chatml", ...), `eos_ids` every
+    token that ends a turn, `control_ids` all special tokens, `is_control` (V,) bool the same as a
+    table, `stop_strings` the end-of-turn text where the template ends turns with plain text.
+    What turns say is never read as a control token (see rendering/control_text.py).
+    """
+
+    def __init__(
+        self,
+        hf: Any,
+        template: str | Mapping[str, str],
+        *,
+        name: str = "auto",
+        eos_ids: Iterable[int] = (),
+    ) -> None:
+        if not hf.is_fast:
+            raise ModelError(
+                "the tokenizer is a slow one and cannot tell which characters a token covers",
+                hint="save it once as tokenizer.json",
+            )
+        templates = {"default": template} if isinstance(template, str) else dict(template)
+        if "default" not in templates:
+            raise ModelError(f"no template is named 'default' among {', '.join(sorted(templates))}")
+        self.hf = hf
+        self.name = name
+        self.template_text = templates["default"]
+        self.template_sha256 = hashlib.sha256(self.template_text.encode()).hexdigest()
+
+        special = {i for i, token in hf.added_tokens_decoder.items() if token.special}
+        own_eos = [] if hf.eos_token_id is None else [hf.eos_token_id]
+        eos = {i for i in (*own_eos, *eos_ids) if 0 <= i < len(hf)}
+        if not eos:
+            raise ModelError("the tokenizer names no end-of-sequence token")
+        self.closing_id: int = own_eos[0] if own_eos else min(eos)
+        self.control_ids = frozenset(special | eos)
+        self.is_control = np.zeros(max(len(hf), max(self.control_ids) + 1), dtype=np.bool_)
+        self.is_control[list(self.control_ids)] = True
+        special_texts = {hf.convert_ids_to_tokens(i): i for i in sorted(self.control_ids)}
+        self._template = ChatTemplate(self.template_text, hf.special_tokens_map)
+        self._tool_template = self._template
+        if "tool_use" in templates:
+            self._tool_template = ChatTemplate(templates["tool_use"], hf.special_tokens_map)
+        self._armour = Armour(special_texts, _markup(hf, (self._template, self._tool_template)))
+        self._added = frozenset(hf.added_tokens_decoder)
+        self._encoder = Encoder(hf.backend_tokenizer, self._armour, sorted(self.control_ids))
+
+        # What the tokenizer itself puts before a plain text, which templates write for themselves.
+        adds_start = hf.bos_token_id is not None and hf("a")["input_ids"][:1] == [hf.bos_token_id]
+        self.text_start: str = hf.bos_token if adds_start else ""
+
+        after = self._after_a_reply()
+        ends = [token for _, _, token in self._armour.spans(after)]
+        # The tokenizer's own end, if the template writes it there; else what it writes first.
+        chosen = [token for token in ends if token in eos] or ends[:1]
+        self.eos_ids = frozenset(eos | set(chosen))
+        self.stop_strings = () if ends or not after.strip() else (after.strip(),)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that tokens depend on: the tokenizer, its templates, its ends."""
+        parts = (
+            self.hf.backend_tokenizer.to_str(),
+            self._template.text,
+            self._tool_template.text,
+            json.dumps([self.hf.special_tokens_map, sorted(self.eos_ids)], default=str),
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def encode(self, text: str) -> Encoded:
+        """Token ids and character ranges of `text`; nothing is added at either end."""
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
+        """`encode` of each text, all of them in one call of the tokenizer."""
+        return self._encoder.encode(texts) if texts else []
+
+    def encode_ids(self, text: str) -> list[int]:
+        """Token ids of `text`, without character ranges."""
+        return self._encoder.ids([text])[0]
+
+    def encode_ids_of(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """`encode_ids` of each text, all of them in one call of the tokenizer."""
+        distinct = list(texts)
+        return dict(zip(distinct, self._encoder.ids(distinct) if distinct else [], strict=True))
+
+    def decode(self, ids: Sequence[int] | Int32) -> str:
+        """The text of token ids, special tokens included."""
+        plain = [int(i) for i in ids]
+        return str(self.hf.decode(plain, clean_up_tokenization_spaces=False))
+
+    def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """`turns` as the template reads them, with the control strings that they spell out hidden.
+
+        Raises DataError for text that cannot be told apart from what hides them.
+        """
+        put_on = self._armour.put_on
+        found = []
+        for turn in turns:
+            message = turn.message()
+            in_reply = turn.role == "assistant"
+            for key, value in message.items():
+                if key != "role":
+                    message[key] = put_on(value, in_reply=in_reply and key == "content")
+            found.append(message)
+        return found
+
+    def render_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool,
+    ) -> str:
+        """The chat template's text for `messages`, in transformers' sandboxed Jinja.
+
+        Raises DataError when the template refuses them ("system role not supported").
+        """
+        template = self._tool_template if tools else self._template
+
+        def rendered(messages: Sequence[Mapping[str, Any]]) -> str:
+            return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
+
+        # Jinja raises what the template makes it raise: its own errors and those of plain Python.
+        try:
+            text = rendered(messages)
+            if not template.joins or not self._armour.could_join(messages):
+                return text
+            joined = self._armour.joined(text, messages, rendered)
+        except Exception as error:
+            raise DataError(f"the chat template refuses these turns: {error}") from error
+        if joined:
+            raise DataError("the chat template joins parts of the text to a control token")
+        return text
+
+    def prompt_ids(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """What inference feeds the model so that it writes the turn that follows `turns`."""
+        text = self.render_text(
+            self.messages(turns), tools=self.tools(tools), add_generation_prompt=True
+        )
+        return self.encode_ids(text)
+
+    def tools(self, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """`tools` as the template reads them, with their control strings hidden."""
+        return list(self._armour.put_on(list(tools)))
+
+    def continuation_ids(self, prompt: str, answer: str) -> list[int]:
+        """Tokens of `answer` as they follow the tokens of `prompt`, which stay as they are.
+
+        SentencePiece puts a space before the first word of a text; an anchor in front keeps it
+        out. The first way that decodes back to prompt + answer is taken.
+        """
+        prompt_ids = self.encode_ids(prompt)
+        if prompt_ids and prompt_ids[-1] in self._added:
+            # Special tokens cut a text, and may take up the space that follows them.
+            return self.encode_ids(self.hf.convert_ids_to_tokens(prompt_ids[-1]) + answer)[1:]
+        whole = self.decode(self.encode_ids(prompt + answer))
+        bare = self._encoder.ids_without_border(answer)
+        for anchor in ("", self.hf.convert_ids_to_tokens(self.closing_id), "\n"):
+            anchored = self.encode_ids(anchor + answer)
+            before = self.encode_ids(anchor)
+            if anchored[: len(before)] != before:
+                continue
+            candidate = anchored[len(before) :]
+            if self.decode([*prompt_ids, *candidate]) == whole:
+                return candidate
+        return bare
+
+    def find_controls(self, text: str) -> list[tuple[int, int, int]]:
+        """Special tokens spelled out in `text`, as (start, end, id)."""
+        return self._armour.spans(text)
+
+    def first_mark(self, text: str) -> str:
+        """The first token of the template's language in `text`; its first word if it has none."""
+        return self._armour.first(text) or next(iter(text.split()), text)
+
+    def spells_control(self, turn: Turn) -> bool:
+        """Whether a turn's text holds a control string (which is read as plain characters)."""
+        return self._armour.found(turn.content, in_reply=turn.role == "assistant")
+
+    def _after_a_reply(self) -> str:
+        """What the template writes after an assistant's words, wherever in a conversation."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
+        text = self.render_text(turns, add_generation_prompt=False)
+        _, found, after = text.partition(PROBE)
+        if not found:
+            raise ModelError("the chat template does not show an assistant turn's text")
+        try:
+            text = self.render_text([*turns, turns[0]], add_generation_prompt=False)
+        except DataError:
+            return after
+        # Some templates close the whole text once more, which is no end of a turn.
+        shared = common_start([after, text.partition(PROBE)[2]])
+        return shared if self._armour.spans(shared) else after
+
+
+def _markup(hf: Any, templates: Iterable[ChatTemplate]) -> dict[str, int]:
+    """Added tokens that are not special and that the template writes: part of its language."""
+    written = "\n".join(template.literals() for template in templates)
+    return {
+        token.content: i
+        for i, token in hf.added_tokens_decoder.items()
+        if not token.special and not token.content.isspace() and token.content in written
+    }
+
+
+def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
+    """Load the tokenizer of a local model directory, running none of its code.
+
+    `template`: "auto" is the model's own chat template; "alpaca", "chatml", "vicuna" are built in.
+    Raises ModelError when it cannot be loaded or has no template, UsageError for another name.
+    """
+    path = Path(path)
+    if template not in ("auto", *BUILT_IN):
+        near = closest(template, ("auto", *BUILT_IN))
+        raise UsageError(
+            f"unknown template {template!r}",
+            hint=f"did you mean {near}?" if near else "use auto, " + ", ".join(BUILT_IN),
+        )
+    if not path.is_dir():
+        raise ModelError("is not a model directory", where=str(path))
+    from transformers import AutoTokenizer
+
+    # A broken or hostile tokenizer fails in many ways inside transformers, tokenizers and json.
+    try:
+        hf = AutoTokenizer.from_pretrained(
+            str(path), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"cannot load the tokenizer: {reason}", where=str(path)) from error
+
+    try:
+        text = hf.chat_template if template == "auto" else _built_in_for(hf, template)
+        if not text:
+            raise ModelError(
+                "the tokenizer has no chat template",
+                hint="pass --template chatml, alpaca or vicuna",
+            )
+        return ChatTokenizer(hf, text, name=template, eos_ids=_configured_eos(path))
+    except (ModelError, DataError) as error:
+        raise ModelError(error.message, where=str(path), hint=error.hint) from error
+
+
+def _built_in_for(hf: Any, name: str) -> str:
+    bos = hf.bos_token_id
+    return built_in(
+        name,
+        adds_bos=bos is not None and hf("a")["input_ids"][:1] == [bos],
+        knows_im_end="<|im_end|>" in hf.get_vocab(),
+    )
+
+
+def _configured_eos(path: Path) -> list[int]:
+    """End-of-sequence ids of generation_config.json and config.json, where those exist."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        try:
+            config = json.loads((path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot read {name}: {error}") from error
+        value = config.get("eos_token_id") if isinstance(config, dict) else None
+        found += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+    return found

@@ -1,0 +1,1 @@
+"""Adapter and base as one model, and what that lost."""

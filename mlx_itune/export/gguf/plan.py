@@ -1,0 +1,216 @@
+"""What goes into a GGUF file: each tensor with its name, its type and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from mlx.utils import tree_flatten
+from numpy.typing import NDArray
+
+from mlx_itune.export.gguf.architectures import architecture_of
+from mlx_itune.export.gguf.blocks import BLOCK, Stored, encode, float_twin, same_codes
+from mlx_itune.export.gguf.layout import Architecture, Facts, metadata
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.loading import mlx_lm_models as stock
+
+# What llama.cpp's own quantizer makes, from halves.
+K_QUANTS = ("q4_k_m", "q5_k_m", "q6_k")
+_FLOATS = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
+_BLOCKS = {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
+# MLX's own codes; where GGUF has no blocks for them, floats or (native) 8-bit blocks.
+_CODES = ("native", "lossless")
+KINDS = (*_CODES, *_FLOATS, *_BLOCKS, *K_QUANTS)
+# Numbers that are converted at once; two megabytes stay in the processor's cache.
+_CHUNK_NUMBERS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the file: rows of ``stored`` in the order ``order`` (None: as they are)."""
+
+    name: str
+    type: Type
+    stored: Stored
+    order: NDArray[np.int32] | None = None
+    offset: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, rows before columns; GGUF writes it reversed."""
+        return self.stored.shape
+
+    def chunks(self) -> Iterator[bytes]:
+        """The data, a bounded number of rows at a time. Raises Overflow, ModelError."""
+        flat = self.stored if len(self.shape) == 1 else self.stored.flat()
+        rows = flat.shape[0]
+        columns = 1 if len(flat.shape) == 1 else flat.shape[1]
+        step = max(1, _CHUNK_NUMBERS // columns)
+        for start in range(0, rows, step):
+            which: slice | mx.array = slice(start, start + step)
+            if self.order is not None:
+                which = mx.array(self.order[which])
+            yield encode(flat.rows(which), self.type, self.offset).tobytes()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole file but for its tokenizer; ``tensors`` is emptied while it is written."""
+
+    architecture: Architecture
+    facts: Facts
+    keys: Mapping[str, Any]
+    tensors: list[Planned]
+    notes: tuple[str, ...]
+
+
+def plan(source: Path, kind: str, wide: frozenset[str] = frozenset()) -> Plan:
+    """What ``kind`` makes of a model directory as mlx-lm reads it; ``wide``: tensors kept in F32.
+
+    No weight is read yet. Raises ModelError for what llama.cpp does not know.
+    """
+    model, config = stock.read(source)
+    try:
+        architecture, facts = architecture_of(model, config)
+        keys = metadata(architecture, facts)
+        rotary = architecture.rotary(facts)
+        tensors = _tensors(model, architecture, facts, kind, wide)
+    except ModelError as error:
+        raise ModelError(error.message, where=str(source), hint=error.hint) from None
+    for name, factors in rotary.tensors.items():
+        tensors.append(Planned(name, Type.F32, Stored(name, mx.array(factors))))
+    notes = (*architecture.notes(facts), *rotary.notes, *_notes(tensors, kind, wide))
+    return Plan(architecture, facts, keys, sorted(tensors, key=_place), notes)
+
+
+def _tensors(
+    model: nn.Module, architecture: Architecture, facts: Facts, kind: str, wide: frozenset[str]
+) -> list[Planned]:
+    permuted = architecture.permuted(facts)
+    tensors = []
+    for path, stored in stored_tensors(model).items():
+        name = tensor_name(architecture, path)
+        heads = rotated_heads(name, facts) if permuted else None
+        tensors.append(
+            Planned(
+                name,
+                _type_of(name, stored, kind, facts) if name not in wide else Type.F32,
+                stored,
+                None if heads is None else interleaved(stored.shape[0], heads),
+                architecture.norm_offset if name.endswith("norm.weight") else 0,
+            )
+        )
+    if facts.tied and architecture.needs_output:
+        table = next(t for t in tensors if t.name == "token_embd.weight")
+        kept = _type_of("output.weight", table.stored, kind, facts)
+        tensors.append(Planned("output.weight", kept, table.stored))
+    return tensors
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Stored]:
+    """Every weight and bias of a model by its name, without what wraps a text model.
+
+    Raises ModelError for a parameter that is neither.
+    """
+    inner = getattr(model, "language_model", model)
+    left = {name for name, _ in tree_flatten(inner.parameters())}
+    found = {}
+    for path, module in inner.named_modules():
+        if "weight" in module:
+            weight = Stored(f"{path}.weight", module["weight"])
+            if hasattr(module, "bits"):
+                weight = Stored(
+                    weight.name,
+                    weight.weight,
+                    module["scales"],
+                    module.get("biases"),
+                    module.group_size,
+                    module.bits,
+                    module.mode,
+                )
+            found[weight.name] = weight
+            left -= {f"{path}.{name}" for name in ("weight", "scales", "biases")}
+        if module.get("bias") is not None:
+            found[f"{path}.bias"] = Stored(f"{path}.bias", module["bias"])
+            left.discard(f"{path}.bias")
+    if left:
+        raise ModelError(f"{min(left)} has no place in a GGUF file")
+    return found
+
+
+def tensor_name(architecture: Architecture, path: str) -> str:
+    """GGUF's name of a weight or bias of mlx-lm's. Raises ModelError where it has none."""
+    layer, _, part = path.rpartition(".")
+    name = architecture.tensor(layer)
+    known = name is not None and (
+        part == "weight" or name.rpartition(".")[2] in architecture.biases
+    )
+    if not known:
+        raise ModelError(f"llama.cpp's {architecture.name} has no {path}")
+    return f"{name}.{part}"
+
+
+def interleaved(rows: int, heads: int) -> NDArray[np.int32]:
+    """The order of q or k rows in which the two halves that are rotated together alternate."""
+    halves = np.arange(rows, dtype=np.int32).reshape(heads, 2, rows // heads // 2)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(-1)
+
+
+def rotated_heads(name: str, facts: Facts) -> int | None:
+    """The heads of a tensor whose rows are rotated; None for any other."""
+    layer = name.split(".")[-2]
+    return {"attn_q": facts.heads, "attn_k": facts.kv_heads}.get(layer)
+
+
+def _type_of(name: str, stored: Stored, kind: str, facts: Facts) -> Type:
+    if len(stored.shape) == 1 or name.endswith("ffn_gate_inp.weight"):
+        return Type.F32
+    if kind in _CODES:
+        return same_codes(stored) or _homeless(stored, kind)
+    if kind not in _BLOCKS:
+        return _FLOATS.get(kind, Type.F16)
+    if stored.shape[-1] % BLOCK:
+        return Type.F16
+    head = "token_embd.weight" if facts.tied else "output.weight"
+    # What decides between tokens gets 8 bits, as in llama.cpp's own mixes.
+    return Type.Q8_0 if name == head else _BLOCKS[kind]
+
+
+def _homeless(stored: Stored, kind: str) -> Type:
+    """The type of floats, and of codes that GGUF has no blocks for."""
+    fits = stored.scales is not None and stored.mode == "affine" and not stored.shape[-1] % BLOCK
+    return Type.Q8_0 if kind == "native" and fits else float_twin(stored)
+
+
+def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[str]:
+    notes = []
+    odd = [t for t in tensors if kind in _BLOCKS and t.type == Type.F16]
+    if odd:
+        notes.append(f"{len(odd)} tensors as F16: their rows are no multiple of {BLOCK} wide")
+    if wide:
+        notes.append(f"{len(wide)} tensors as F32: they hold numbers beyond a half")
+    homeless: dict[str, int] = {}
+    for tensor in tensors:
+        stored = tensor.stored
+        if kind in _CODES and stored.scales is not None and same_codes(stored) is None:
+            what = f"{stored.bits}-bit {stored.mode} tensors as {tensor.type.name}"
+            homeless[what] = homeless.get(what, 0) + 1
+    smaller = " (native, q8_0 or f16 are smaller, not exact)" if kind == "lossless" else ""
+    notes += [
+        f"{n} {what}: GGUF has no blocks for their codes{smaller}" for what, n in homeless.items()
+    ]
+    return notes
+
+
+def _place(tensor: Planned) -> tuple[int, int, str]:
+    """The token table first, then block by block."""
+    parts = tensor.name.split(".")
+    if parts[0] == "blk":
+        return 1, int(parts[1]), tensor.name
+    return (2 if tensor.name.startswith("output") else 0), 0, tensor.name

@@ -1,0 +1,306 @@
+"""A GGUF file read back by llama.cpp's Python reader, each tensor against the model it came from.
+
+Nothing here is shared with the writer: names come from the gguf package's own table, numbers from
+its own dequantization, and rows of q and k are put back in order from the file's side.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gguf
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from numpy.typing import NDArray
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.files import storage_errors
+from mlx_itune.model.loading import mlx_lm_models as stock
+
+Float32 = NDArray[np.float32]
+
+# Numbers that are compared at once; a megabyte stays in the processor's cache.
+_CHUNK_NUMBERS = 1 << 18
+# llama.cpp rotates neighbouring values in these, and the two halves of a head in all others.
+NEIGHBOURS = ("llama", "granite", "smollm3")
+_RE_PACKED = ("Q4_1", "Q5_1", "MXFP4")
+# A K-quant's error, relative to the weights: a few percent at 4 bits; of other weights, over 1.
+_MAX_ERROR = 0.25
+
+
+@dataclass(frozen=True)
+class GgufVerification:
+    """What reading the file back showed.
+
+    ``types``: tensors by type. ``exact_tensors``: those with just the source's numbers;
+    ``rounded_weights``: how many numbers of the others differ, by ``largest_difference`` at most.
+    """
+
+    reader: str
+    tensors: int
+    types: Mapping[str, int]
+    exact_tensors: int
+    rounded_weights: int
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A source tensor as (rows, columns), and how a few of its rows become numbers."""
+
+    shape: tuple[int, ...]
+    rows: Callable[[slice], Float32]
+    # The same with scales and biases rounded to halves, all that a block can hold, if they are not.
+    halves: Callable[[slice], Float32] | None = None
+    # Of floats that are taken as they are: GGUF's name of their type, and their bytes.
+    kind: str = ""
+    raw: Callable[[slice], NDArray[Any]] | None = None
+    # How far apart two ways to compute the numbers may be, relative to them.
+    slack: float = 0.0
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row; a vector stands upright."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+
+def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> GgufVerification:
+    """Compare every tensor of ``file`` with the model directory that it was made from.
+
+    ``requantized``: llama.cpp's quantizer made it, whose blocks are only held to be near. Raises
+    ModelError for a tensor that is missing, extra, or not the source's as its type can hold it, or
+    a file that cannot be read.
+    """
+    try:
+        with storage_errors(file):
+            reader = _Reader(file)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(f"is no readable GGUF file ({error})", where=str(file)) from error
+    field = reader.get_field("general.architecture")
+    architecture = str(field.contents()) if field is not None else ""
+    expected, args = _source(source_dir, architecture)
+    types: Counter[str] = Counter()
+    exact = rounded = 0
+    furthest = 0.0
+    with storage_errors(file), file.open("rb") as data:
+        for tensor in reader.tensors:
+            weight = expected.pop(tensor.name, None)
+            if weight is None:
+                raise ModelError(
+                    f"{tensor.name} is twice there, or not the model's", where=str(file)
+                )
+            heads = _heads(tensor.name, args, architecture)
+            found = _compare(tensor, data, weight, heads, requantized)
+            if found is None:
+                raise ModelError(f"{tensor.name} is not what the model holds", where=str(file))
+            types[tensor.tensor_type.name] += 1
+            exact += found[0] == 0
+            rounded += found[0]
+            furthest = max(furthest, found[1])
+            # Weights leave memory when they have been compared.
+            del weight
+            mx.clear_cache()
+    if expected:
+        raise ModelError(f"{min(expected)} is missing", where=str(file))
+    return GgufVerification(
+        f"gguf {version('gguf')}", sum(types.values()), dict(types), exact, rounded, furthest
+    )
+
+
+class _Reader(gguf.GGUFReader):
+    """The gguf package's reader, over a plain array: a memmap costs seconds for a vocabulary."""
+
+    def _get(self, *given: Any, **named: Any) -> Any:
+        if isinstance(self.data, np.memmap):
+            self.data = self.data.view(np.ndarray)  # type: ignore[assignment]
+        return super()._get(*given, **named)
+
+
+def _compare(
+    tensor: Any, file: BinaryIO, weight: _Weight, heads: int | None, requantized: bool
+) -> tuple[int, float] | None:
+    """(numbers that differ, by how much at most); None where the type does not account for it."""
+    if tuple(reversed([int(n) for n in tensor.shape])) != weight.shape:
+        return None
+    kind = tensor.tensor_type.name
+    near = requantized and kind != "F32"
+    total = math.prod(weight.shape) // weight.columns
+    head = total // heads if heads else 1
+    step = max(1, _CHUNK_NUMBERS // weight.columns // head) * head
+    differ, furthest, error, power = 0, 0.0, 0.0, 0.0
+    # Read, not mapped: mapped pages would count as memory of this process.
+    file.seek(int(tensor.data_offset))
+    for start in range(0, total, step):
+        rows = slice(start, min(start + step, total))
+        part = _read(file, tensor, rows.stop - start, total)
+        if heads:
+            pairs = part.reshape(-1, head // 2, 2, part.shape[-1])
+            part = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(part.shape)
+        if kind == weight.kind and weight.raw is not None:
+            if not np.array_equal(part.view(np.uint8), weight.raw(rows).view(np.uint8)):
+                return None
+            continue
+        want = weight.rows(rows)
+        got = gguf.quants.dequantize(part, tensor.tensor_type).reshape(want.shape)
+        if not near and np.array_equal(got, want):
+            continue
+        held = None if near else _held(kind, part, want, weight, rows)
+        if held is not None and not _equal(got, held, weight.slack):
+            return None
+        gap = np.abs(got - want)
+        differ += int(np.count_nonzero(gap))
+        furthest = max(furthest, float(gap.max()))
+        if held is None:
+            error += float(np.square(gap, dtype=np.float64).sum())
+            power += float(np.square(want, dtype=np.float64).sum())
+    # A NaN fails here, too.
+    return (differ, furthest) if error <= _MAX_ERROR**2 * power else None
+
+
+def _equal(got: Float32, held: Float32, slack: float) -> bool:
+    if slack:
+        return bool((np.abs(got - held) <= slack * np.abs(held)).all())
+    return np.array_equal(got, held)
+
+
+def _read(file: BinaryIO, tensor: Any, rows: int, total: int) -> NDArray[Any]:
+    """The next rows of a tensor's data, (rows, items or bytes)."""
+    size_bytes = int(tensor.n_bytes) // total * rows
+    read = np.frombuffer(file.read(size_bytes), dtype=np.uint8)
+    if len(read) != size_bytes:
+        raise ModelError(f"ends within {tensor.name}", where=file.name)
+    return np.asarray(read.view(tensor.data.dtype).reshape(rows, -1))
+
+
+def _held(
+    kind: str, data: NDArray[Any], want: Float32, weight: _Weight, rows: slice
+) -> Float32 | None:
+    """What a tensor of this type holds of ``want``, to the last bit; None for a K-quant."""
+    if kind == "F32":
+        return want
+    if kind == "F16":
+        with np.errstate(over="ignore"):
+            return want.astype(np.float16).astype(np.float32)
+    if kind == "BF16":
+        bits = want.view(np.uint32)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return nearest.astype(np.uint32).view(np.float32)
+    if kind in _RE_PACKED:
+        return want if weight.halves is None else weight.halves(rows)
+    if kind in ("Q8_0", "Q4_0"):
+        number = gguf.GGMLQuantizationType[kind]
+        again = gguf.quants.quantize(want, number)
+        if not np.array_equal(again, data):
+            return want * np.nan
+        return gguf.quants.dequantize(again, number)
+    return None
+
+
+def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
+    """Every tensor that the file must have, by GGUF's name, and the arguments of mlx-lm's model."""
+    numbers = [n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    if not numbers:
+        raise ModelError(f"has the unknown architecture {architecture!r}")
+    model, _ = stock.read(folder)
+    inner = getattr(model, "language_model", model)
+    return dict(_expected(inner, architecture, numbers[0])), inner.args
+
+
+def _expected(
+    inner: nn.Module, architecture: str, number: gguf.MODEL_ARCH
+) -> Iterator[tuple[str, _Weight]]:
+    names = gguf.get_tensor_name_map(number, len(inner.layers))
+    parameters = dict(tree_flatten(inner.parameters()))
+    modules = dict(inner.named_modules())
+    table = None
+    for path, array in parameters.items():
+        layer, _, part = path.rpartition(".")
+        if part in ("scales", "biases"):
+            continue
+        # As Hugging Face's layout calls the experts.
+        theirs = re.sub(r"(mlp|block_sparse_moe)\.switch_mlp", "mlp.experts", path)
+        name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise ModelError(f"{path} has no name in GGUF")
+        above_one = architecture.startswith("gemma") and name.endswith("norm.weight")
+        weight = _weight(array, modules[layer], part, 1.0 if above_one else 0.0)
+        if path == "model.embed_tokens.weight":
+            table = weight
+        yield name, weight
+    if architecture == "olmo2" and "lm_head" not in inner and table is not None:
+        yield "output.weight", table
+    yield from _rotary(inner)
+
+
+def _weight(array: mx.array, module: nn.Module, part: str, add: float) -> _Weight:
+    quantized = part == "weight" and hasattr(module, "bits")
+    if not quantized:
+        matrix = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
+
+        def plain(rows: slice) -> Float32:
+            numbers: Float32 = np.array(matrix[rows].astype(mx.float32))
+            return numbers + np.float32(add) if add else numbers
+
+        if add:
+            return _Weight(tuple(array.shape), plain)
+        kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}[array.dtype]
+        word = mx.uint32 if kind == "F32" else mx.uint16
+
+        def raw(rows: slice) -> NDArray[Any]:
+            return np.array(matrix[rows].view(word))
+
+        return _Weight(tuple(array.shape), plain, kind=kind, raw=raw)
+    scales, biases = module["scales"], module.get("biases")
+    shape = (*array.shape[:-1], scales.shape[-1] * module.group_size)
+    codes, scales = (a.reshape(-1, a.shape[-1]) for a in (array, scales))
+    grid = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+    affine = module.mode == "affine"
+
+    def dequantized(rows: slice, through: Any = None) -> Float32:
+        if not affine:
+            numbers = mx.dequantize(codes[rows], scales[rows], **grid)
+            return np.array(numbers.astype(mx.float32))
+        flat = biases.reshape(-1, biases.shape[-1])
+        s, b = (a[rows].astype(through or a.dtype).astype(mx.float32) for a in (scales, flat))
+        return np.array(mx.dequantize(codes[rows], s, b, **grid))
+
+    if not affine or scales.dtype == mx.float16:
+        return _Weight(shape, dequantized)
+    return _Weight(shape, dequantized, lambda rows: dequantized(rows, mx.float16))
+
+
+def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
+    """Factors of the frequencies, from the very numbers that mlx-lm's module rotates by."""
+    rope: Any = inner.layers[0].self_attn.rope
+    if type(rope).__name__ not in ("Llama3RoPE", "SuScaledRoPE"):
+        return
+    periods = np.array(rope._freqs, dtype=np.float64)
+    base = float(inner.args.rope_theta)
+    factors = periods / base ** (np.arange(len(periods)) / len(periods))
+    column = factors.astype(np.float32)[:, None]
+    # mlx-lm's numbers are made in float32.
+    weight = _Weight((len(periods),), lambda rows: column[rows], slack=1e-5)
+    if type(rope).__name__ == "Llama3RoPE":
+        yield "rope_freqs.weight", weight
+    else:
+        yield "rope_factors_long.weight", weight
+        yield "rope_factors_short.weight", weight
+
+
+def _heads(name: str, args: Any, architecture: str) -> int | None:
+    """Heads whose rows lie in pairs in the file, or None."""
+    found = re.fullmatch(r"blk\.(\d+)\.attn_([qk])\.(weight|bias)", name)
+    swapped = architecture in NEIGHBOURS and not getattr(args, "rope_traditional", False)
+    if found is None or not swapped:
+        return None
+    heads = args.num_attention_heads
+    return int(heads if found[2] == "q" else args.num_key_value_heads or heads)

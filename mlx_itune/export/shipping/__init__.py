@@ -1,0 +1,1 @@
+"""What an app receives: MLX, Ollama, LM Studio, bundles."""

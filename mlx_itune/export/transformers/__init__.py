@@ -1,0 +1,1 @@
+"""Directories for transformers and PEFT."""

@@ -1,0 +1,214 @@
+"""Export to transformers: a safetensors directory for ``AutoModelForCausalLM.from_pretrained``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.export.artifact import (
+    Artifact,
+    describe,
+    read_json,
+    refuse_same,
+    require_template,
+    write_json,
+    write_papers,
+)
+from mlx_itune.export.transformers.hf_layout import (
+    HfTensor,
+    class_name,
+    cleaned_config,
+    placed,
+    require_same_function,
+)
+from mlx_itune.export.transformers.hf_source import FloatSource
+from mlx_itune.export.transformers.hf_verify import HfVerification, verify_hf
+from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.kit.files import require_free_bytes, staged_directory, storage_errors
+from mlx_itune.kit.tensorfile import stream_tensors
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.loading import base
+
+_STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
+_SHARD_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class HfExport:
+    """What was written, in which float type, and what reading it back showed."""
+
+    artifacts: tuple[Artifact, ...]
+    dtype: str
+    verify: HfVerification
+
+
+def export_hf(
+    source_dir: Path,
+    out: Path,
+    *,
+    tokenizer: ChatTokenizer,
+    dtype: str | None = None,
+    adapter_dir: Path | None = None,
+    base_id: str | None = None,
+    shard_bytes: int = _SHARD_BYTES,
+    overwrite: bool = False,
+) -> HfExport:
+    """Write a model directory of mlx-lm's, quantized or not, in transformers' layout, and verify.
+
+    dtype: "float16", "bfloat16" or "float32"; None keeps the type of the base's floats.
+    adapter_dir: its update is added in float32, before the one rounding to ``dtype``.
+    base_id: the model's public name, for the card. A tensor is held in memory once, and a piece of
+    it as floats. Raises ModelError for an architecture whose layout is not known, numbers that are
+    not finite or that ``dtype`` cannot hold, and another base's adapter; UsageError, StorageError.
+    """
+    refuse_same(source_dir, out)
+    if dtype is not None and dtype not in _STORED:
+        raise UsageError(f"unknown dtype {dtype!r}", hint="one of " + ", ".join(_STORED))
+    if adapter_dir is not None:
+        refuse_same(adapter_dir, out)
+        require_template(tokenizer, adapters.load(adapter_dir).provenance)
+
+    own, where = base.vet(source_dir), str(source_dir / "config.json")
+    class_name(str(own["model_type"]), where)
+    deltas = _deltas(source_dir, adapter_dir)
+    source = FloatSource(source_dir, deltas)
+    kind = dtype or source.dtype
+    require_same_function(str(own["model_type"]), source.settings, source.shapes, where)
+    tensors = placed(source.shapes, str(own["model_type"]))
+    with staged_directory(out, overwrite=overwrite) as stage:
+        size_bytes = sum(_size_bytes(t, kind) for t in tensors)
+        require_free_bytes(stage, size_bytes + (16 << 20), "the model")
+        config = cleaned_config(
+            own, source.settings, source.shapes, kind, where, scaled=source.scaled
+        )
+        _name_tokens(config, tokenizer)
+        write_papers(stage, source_dir, config, tokenizer)
+        _write_shards(stage, source, tensors, kind, shard_bytes)
+        checked = verify_hf(stage, FloatSource(source_dir, deltas), tensors)
+        papers = _papers(source_dir, adapter_dir)
+        _write_card(stage, base_id or source_dir.resolve().name, kind, checked, papers)
+    return HfExport((describe(out, "hf"),), kind, checked)
+
+
+def _name_tokens(config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
+    """Special tokens that config.json leaves out; transformers would take another model's."""
+    ends = sorted(tokenizer.eos_ids)
+    config.setdefault("bos_token_id", tokenizer.hf.bos_token_id)
+    config.setdefault("pad_token_id", tokenizer.hf.pad_token_id)
+    config.setdefault("eos_token_id", ends[0] if len(ends) == 1 else ends)
+
+
+def _deltas(source_dir: Path, adapter_dir: Path | None) -> dict[str, Callable[[], Any]]:
+    """What makes each adapted layer's update; none stays in memory."""
+    if adapter_dir is None:
+        return {}
+    adapter = adapters.load(adapter_dir)
+    # Of these kinds only DoRA's update is made of the weights.
+    compute = "dequantized" if adapter.config.kind == "dora" else "quantized"
+    loaded = base.load(str(source_dir), compute=compute)
+    adapters.apply(loaded, adapter)
+    return {path: partial(lora.merge_delta, layer) for path, layer in lora.adapted(loaded.model)}
+
+
+def _papers(source_dir: Path, adapter_dir: Path | None) -> dict[str, Any]:
+    """Where the adapter, or else the fused source, came from."""
+    file = (adapter_dir or source_dir) / adapters.PROVENANCE
+    return read_json(file) if file.is_file() else {}
+
+
+def _write_shards(
+    stage: Path, source: FloatSource, tensors: Sequence[HfTensor], kind: str, shard_bytes: int
+) -> None:
+    shards: list[list[HfTensor]] = [[]]
+    filled_bytes = 0
+    for tensor in tensors:
+        needed_bytes = _size_bytes(tensor, kind)
+        if shards[-1] and filled_bytes + needed_bytes > shard_bytes:
+            shards.append([])
+            filled_bytes = 0
+        shards[-1].append(tensor)
+        filled_bytes += needed_bytes
+    count = len(shards)
+    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = files if count > 1 else ["model.safetensors"]
+    last = {tensor.source: tensor.name for tensor in tensors}
+    by_name = {tensor.name: tensor for tensor in tensors}
+
+    def parts(name: str) -> Iterator[bytes]:
+        tensor = by_name[name]
+        for piece in source.pieces(tensor.source, tensor.expert):
+            yield _stored(piece, kind, name)
+        if last[tensor.source] == name:
+            source.release(tensor.source)
+
+    for file, shard in zip(files, shards, strict=True):
+        described = {tensor.name: (_STORED[kind][0], tensor.shape) for tensor in shard}
+        stream_tensors(stage / file, described, parts, {"format": "pt"})
+    if count > 1:
+        index = {
+            "metadata": {"total_size": sum(_size_bytes(t, kind) for t in tensors)},
+            "weight_map": {
+                t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
+            },
+        }
+        with storage_errors(stage):
+            write_json(stage / "model.safetensors.index.json", index)
+
+
+def _stored(piece: Any, kind: str, name: str) -> bytes:
+    """The bytes of a float32 piece in the file's type, ties to even."""
+    if kind == "float32":
+        return bytes(piece.tobytes())
+    rounded = np.asarray(mx.array(piece).astype(getattr(mx, kind)).view(mx.uint16))
+    # All bits of the exponent: infinity, of a number that was none.
+    exponent = np.uint16(_EXPONENTS[kind])
+    if piece.size and ((rounded & exponent) == exponent).any():
+        raise ModelError(
+            f"{name} has numbers beyond what {kind} can hold", hint="use bfloat16 or float32"
+        )
+    return bytes(rounded.tobytes())
+
+
+def _size_bytes(tensor: HfTensor, kind: str) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64)) * _STORED[kind][1]
+
+
+def _write_card(
+    stage: Path, base_id: str, kind: str, checked: HfVerification, papers: Mapping[str, Any]
+) -> None:
+    """README.md, and provenance.json where there is something to tell."""
+    tuned = ", tuned" if papers else ""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"base_model: {base_id}",
+        "---",
+        "",
+        f"# {base_id}{tuned}, for transformers",
+        "",
+        f"Weights in {kind}, exported by mlx-itune and read back: {checked.numbers:,} numbers in "
+        f"{checked.tensors:,} tensors,",
+        f"at most {checked.largest_difference:.3g} from the MLX model's, by rounding alone.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained(".")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "```",
+        "",
+    ]
+    with storage_errors(stage):
+        (stage / "README.md").write_text("\n".join(lines), encoding="utf-8")
+        if papers:
+            write_json(stage / adapters.PROVENANCE, papers)

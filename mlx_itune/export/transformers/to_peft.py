@@ -1,0 +1,218 @@
+"""Export to PEFT: adapter_config.json and adapter_model.safetensors for transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.export.artifact import (
+    Artifact,
+    carry_tokenizer,
+    describe,
+    refuse_same,
+    require_template,
+    write_json,
+)
+from mlx_itune.export.transformers.hf_layout import compared
+from mlx_itune.export.transformers.peft_targets import targets
+from mlx_itune.export.transformers.peft_verify import PeftVerification, verify_peft
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.files import require_free_bytes, staged_directory, storage_errors
+from mlx_itune.kit.tensorfile import write_tensors
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora, peft_format
+from mlx_itune.model.adapters.lowrank import EMBEDDING, AdapterLayer
+from mlx_itune.model.loading import base
+
+_ELSEWAY = "export base + adapter as one model instead: --to hf"
+
+
+@dataclass(frozen=True)
+class PeftExport:
+    """What was written, what reading it back showed, and what a reader should know ahead."""
+
+    artifacts: tuple[Artifact, ...]
+    verify: PeftVerification
+    notes: tuple[str, ...]
+
+
+def export_peft(
+    adapter_dir: Path,
+    model: str,
+    out: Path,
+    *,
+    tokenizer: ChatTokenizer | None = None,
+    offline: bool = False,
+    overwrite: bool = False,
+) -> PeftExport:
+    """Write an adapter as PEFT reads it, and compare each update with the adapter's own.
+
+    ``model`` is the base it was trained on; ``tokenizer`` travels with the adapter where given.
+    A qalora adapter is written as the LoRA that it is. Raises ModelError for what PEFT has no form
+    of (grid; DoRA of a token table, whose lengths PEFT takes by column) and another base's adapter.
+    """
+    source = base.resolve(model, offline=offline)
+    refuse_same(source, out)
+    refuse_same(adapter_dir, out)
+    adapter = adapters.load(adapter_dir)
+    if tokenizer is not None:
+        require_template(tokenizer, adapter.provenance)
+    if adapter.config.kind == "grid":
+        raise ModelError(
+            "PEFT has no adapter that moves scales and biases",
+            where=str(adapter_dir),
+            hint=_ELSEWAY,
+        )
+    loaded = base.load(model, compute="dequantized", offline=offline)
+    adapters.apply(loaded, adapter)
+    loaded.model.eval()
+    tied = not any(path == "lm_head" for path, _ in loaded.model.named_modules())
+    model_type = str(loaded.config.get("model_type"))
+    layers = dict(lora.adapted(loaded.model))
+    if any(path.startswith("language_model.") for path in layers):
+        # transformers has such models' layers elsewhere, and PEFT passes over what it cannot find.
+        raise ModelError(
+            f"model_type {model_type!r} wraps its language model, and transformers' names for its "
+            "layers are not known",
+            where=str(source / "config.json"),
+        )
+    tensors: dict[str, Any] = {}
+    for path, layer in layers.items():
+        for module, factors in _modules(path, layer, model_type, tied).items():
+            tensors |= {f"{peft_format.PREFIX}{module}.{n}": t for n, t in factors.items()}
+    quantized = loaded.config.get("quantization") is not None
+    notes = _notes(layers, tied, model_type, quantized=quantized)
+    with staged_directory(out, overwrite=overwrite) as stage:
+        require_free_bytes(
+            stage, sum(t.nbytes for t in tensors.values()) + (16 << 20), "the adapter"
+        )
+        config = _config(adapter, loaded, targets(loaded.model, layers, model_type, tied))
+        write_tensors(
+            stage / peft_format.TENSORS,
+            {n: ("F32", tuple(t.shape), np.array(t).tobytes()) for n, t in tensors.items()},
+            {"format": "pt"},
+        )
+        with storage_errors(stage):
+            write_json(stage / peft_format.CONFIG, config)
+        if tokenizer is not None:
+            carry_tokenizer(stage, source, dict(loaded.config), tokenizer)
+        checked = verify_peft(stage, loaded.model, layers, model_type)
+        _write_card(stage, adapter, loaded.id, checked, notes)
+    return PeftExport((describe(out, "peft"),), checked, notes)
+
+
+def _modules(
+    path: str, layer: AdapterLayer, model_type: str, tied: bool
+) -> dict[str, dict[str, Any]]:
+    """PEFT's tensors of one adapted layer, by the module they belong to."""
+    a, b = layer.pair() if hasattr(layer, "pair") else (layer.lora_a, layer.lora_b)
+    held: nn.Module = layer["embedding" if "embedding" in layer else "linear"]
+    if isinstance(held, EMBEDDING):
+        if "m" in layer:
+            raise ModelError(f"PEFT's DoRA of a token table ({path}) is another one", hint=_ELSEWAY)
+        found = {path: {"lora_embedding_A": a.T, "lora_embedding_B": b.T}}
+        if tied:
+            # The table is the output head too, which transformers has as a module of its own.
+            found["lm_head"] = {"lora_A.weight": b, "lora_B.weight": a}
+        return found
+    if a.ndim == 3:
+        modules = peft_format.expert_modules(path, a.shape[0], model_type)
+        if not modules:
+            raise ModelError(f"PEFT has no name for the experts at {path}", hint=_ELSEWAY)
+        return {
+            module: {"lora_A.weight": a[e], "lora_B.weight": b[e]}
+            for e, module in enumerate(modules)
+        }
+    factors = {"lora_A.weight": a.T, "lora_B.weight": b.T}
+    if "m" in layer:
+        factors["lora_magnitude_vector"] = layer.m
+    return {path: factors}
+
+
+def _config(
+    adapter: adapters.Adapter, loaded: base.LoadedModel, where: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = adapter.config
+    experts = any(".switch_mlp." in name for name in adapter.tensors)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": loaded.id,
+        "r": own.rank,
+        "lora_alpha": peft_format.alpha_for(own.scale, own.rank),
+        # The scale is written as it is; PEFT's rsLoRA would derive another one from alpha.
+        "use_rslora": False,
+        "use_dora": own.kind == "dora",
+        # PEFT has no dropout on experts.
+        "lora_dropout": 0.0 if experts else own.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        **where,
+    }
+
+
+def _notes(
+    layers: Mapping[str, Any], tied: bool, model_type: str, *, quantized: bool
+) -> tuple[str, ...]:
+    notes = []
+    if not compared(model_type):
+        notes.append(
+            f"model_type {model_type!r} was never compared with transformers: see that PEFT finds "
+            "every key when it loads the adapter"
+        )
+    if quantized:
+        notes.append(
+            "the base is quantized by MLX: put the adapter on what --to hf makes of that base"
+        )
+    if tied and any("embedding" in layer for layer in layers.values()):
+        notes.append("the token table is tied to the head: do not merge it with merge_and_unload")
+    if any("switch_mlp" in path for path in layers):
+        notes.append(
+            "experts were checked with PEFT 0.21 under transformers 5; older ones may not know them"
+        )
+    return tuple(notes)
+
+
+def _write_card(
+    stage: Path,
+    adapter: adapters.Adapter,
+    base_id: str,
+    checked: PeftVerification,
+    notes: tuple[str, ...],
+) -> None:
+    lines = [
+        "---",
+        "library_name: peft",
+        f"base_model: {base_id}",
+        "---",
+        "",
+        f"# LoRA for {base_id}",
+        "",
+        f"{adapter.config.kind}, rank {adapter.config.rank}, scale {adapter.config.scale:g}, on "
+        f"{checked.layers} layers; exported by mlx-itune and read back:",
+        f"each update is within {checked.largest_difference:.3g} of the MLX adapter's.",
+        "",
+        *(f"- {note}" for note in notes),
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "",
+        'model = PeftModel.from_pretrained(base_model, ".")',
+        "```",
+        "",
+    ]
+    with storage_errors(stage):
+        (stage / "README.md").write_text("\n".join(lines), encoding="utf-8")
+        if adapter.provenance:
+            write_json(stage / adapters.PROVENANCE, adapter.provenance)

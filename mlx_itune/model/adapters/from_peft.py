@@ -1,0 +1,230 @@
+"""Import a PEFT adapter: LoRA, rsLoRA and DoRA as mlx-lm's adapter directory.
+
+mlx-lm has one rank and one scale for all layers. Factors of a lower rank get columns of zeros, and
+where a layer's scale is another one, the ratio goes into its B: the product stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_itune import __version__
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.files import sha256_file
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora, peft_format
+from mlx_itune.model.adapters.lowrank import EMBEDDING, SWITCH, adaptable
+from mlx_itune.model.adapters.peft_config import PeftConfig, read_config
+from mlx_itune.model.adapters.peft_tensors import PeftLayer, read_layers
+from mlx_itune.model.loading import base
+
+# float32 products in another order; relative to the update's largest entry.
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class PeftImport:
+    """The adapter written, and how far its updates are from PEFT's at most.
+
+    padded: layers whose rank was below `rank`; folded: layers whose scale was another one.
+    """
+
+    out: str
+    kind: str
+    rank: int
+    scale: float
+    layers: int
+    padded: int
+    folded: int
+    largest_difference: float
+
+
+def import_peft(
+    peft_dir: Path, model: str, out: Path, *, offline: bool = False, overwrite: bool = False
+) -> PeftImport:
+    """Write a PEFT adapter directory as an adapter of ours on ``model``.
+
+    Raises ModelError for what has no such form, by name, and for tensors that do not fit the model
+    or that PEFT would not have used; StorageError.
+    """
+    peft_dir = Path(peft_dir)
+    config = read_config(peft_dir)
+    loaded = base.load(model, compute="dequantized", offline=offline)
+    tied = not any(path == "lm_head" for path, _ in loaded.model.named_modules())
+    layers = read_layers(peft_dir / peft_format.TENSORS, config)
+    where = str(peft_dir)
+    model_type = str(loaded.config.get("model_type"))
+    _require_targets(_modules(loaded.model, model_type), config, layers, where)
+    layers = _one_table(layers, tied, where)
+    rank = max(layer.rank for layer in layers.values())
+    scale = _commonest([layer.scale for layer in layers.values()])
+    tensors = _tensors(loaded.model, layers, rank, scale, where)
+    kind = "dora" if config.dora else "rslora" if config.rslora else "lora"
+    paths = sorted({name.rpartition(".")[0] for name in tensors})
+    own = adapters.AdapterConfig(rank, scale, config.dropout, tuple(paths), -1, kind)
+    adapters.apply(loaded, adapters.Adapter(own, tensors, _papers_of(peft_dir), peft_dir))
+    largest = _compare(loaded.model, layers, where)
+    own = adapters.config_of(
+        loaded.model, kind=kind, rank=rank, scale=scale, dropout=config.dropout
+    )
+    provenance = _provenance(loaded, peft_dir, config)
+    adapters.save(out, loaded.model, own, provenance, overwrite=overwrite)
+    return PeftImport(
+        str(out),
+        kind,
+        rank,
+        scale,
+        len(paths),
+        sum(layer.rank < rank for layer in layers.values()),
+        sum(layer.scale != scale for layer in layers.values()),
+        largest,
+    )
+
+
+def _modules(model: nn.Module, model_type: str) -> set[str]:
+    """The modules that PEFT could adapt; to it the experts of a stack are modules of their own."""
+    found = {"lm_head"}
+    for path, module in model.named_modules():
+        if isinstance(module, SWITCH):
+            found |= {*peft_format.expert_modules(path, module.num_experts, model_type)}
+        elif adaptable(module):
+            found.add(path)
+    return found
+
+
+def _require_targets(
+    modules: set[str], config: PeftConfig, layers: Mapping[str, PeftLayer], where: str
+) -> None:
+    """Every tensor is one that PEFT would use, and none that it would look for is missing."""
+    for module in sorted(layers):
+        if module not in modules:
+            raise ModelError(f"the model has no layer {module}", where=where)
+        if not config.aims_at(module):
+            raise ModelError(
+                f"has tensors for {module}, which target_modules leaves out", where=where
+            )
+    for module in sorted(modules - layers.keys()):
+        # A head may be none of its own here; "all-linear" means neither it nor the table.
+        spared = module == "lm_head" or (config.all_linear and module.endswith("embed_tokens"))
+        if config.aims_at(module) and not spared:
+            raise ModelError(f"lacks the tensors of {module}, which it targets", where=where)
+
+
+def _one_table(layers: dict[str, PeftLayer], tied: bool, where: str) -> dict[str, PeftLayer]:
+    """A tied table and head as the one layer that they are here."""
+    if not tied:
+        return layers
+    tables = [path for path, layer in layers.items() if layer.is_table]
+    head = layers.get("lm_head")
+    if not tables and head is None:
+        return layers
+    table = layers[tables[0]] if tables else None
+    same = (
+        table is not None
+        and head is not None
+        and head.scale == table.scale
+        and np.array_equal(head.a, table.b.T)
+        and np.array_equal(head.b, table.a.T)
+    )
+    if not same:
+        raise ModelError(
+            "adapts one of token table and output head, which this model has as one",
+            where=where,
+            hint="train without embed_tokens and lm_head, or merge it into the model with PEFT",
+        )
+    return {path: layer for path, layer in layers.items() if path != "lm_head"}
+
+
+def _tensors(
+    model: nn.Module, layers: Mapping[str, PeftLayer], rank: int, scale: float, where: str
+) -> dict[str, Any]:
+    """Factors by our names, all of one rank and scale."""
+    modules = dict(model.named_modules())
+    tensors: dict[str, Any] = {}
+    stacks: dict[str, dict[int, tuple[Any, Any]]] = {}
+    for module, layer in layers.items():
+        a, b = _widened(layer, rank, scale)
+        place = peft_format.stacked_path(module)
+        if place is not None and place[0] in modules:
+            stacks.setdefault(place[0], {})[place[1]] = (a, b)
+            continue
+        if layer.is_table is not isinstance(modules[module], EMBEDDING):
+            raise ModelError(
+                f"{module} is no {'token table' if layer.is_table else 'layer'}", where=where
+            )
+        tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"] = a.T, b.T
+        if layer.magnitude is not None:
+            tensors[f"{module}.m"] = layer.magnitude
+    for path, experts in stacks.items():
+        count = modules[path].num_experts
+        if set(experts) != set(range(count)):
+            raise ModelError(f"adapts {len(experts)} of the {count} experts at {path}", where=where)
+        for n, name in enumerate(("lora_a", "lora_b")):
+            tensors[f"{path}.{name}"] = np.stack([experts[e][n] for e in range(count)])
+    return {name: mx.array(np.ascontiguousarray(t, np.float32)) for name, t in tensors.items()}
+
+
+def _widened(layer: PeftLayer, rank: int, scale: float) -> tuple[Any, Any]:
+    """A (rank, in) and B (out, rank) of the layer's product under the common scale."""
+    a = np.zeros((rank, layer.a.shape[1]), np.float32)
+    b = np.zeros((layer.b.shape[0], rank), np.float32)
+    a[: layer.rank] = layer.a
+    b[:, : layer.rank] = layer.b * np.float64(layer.scale / scale)
+    return a, b
+
+
+def _commonest(scales: list[float]) -> float:
+    """The scale of most layers; only a zero is passed over, which nothing could be divided by."""
+    counts = Counter(scale for scale in scales if scale)
+    return counts.most_common(1)[0][0] if counts else 1.0
+
+
+def _compare(model: nn.Module, layers: Mapping[str, PeftLayer], where: str) -> float:
+    """The largest difference of any layer's product from PEFT's own. Raises ModelError."""
+    largest = 0.0
+    adapted = dict(lora.adapted(model))
+    for module, theirs in layers.items():
+        place = peft_format.stacked_path(module)
+        stacked = place is not None and place[0] in adapted
+        layer = adapted[place[0]] if stacked and place else adapted[module]
+        a, b = np.array(layer.lora_a), np.array(layer.lora_b)
+        if stacked and place:
+            got = layer.scale * (b[place[1]] @ a[place[1]])
+        else:
+            got = layer.scale * (a @ b).T
+        wanted = theirs.scale * (theirs.b @ theirs.a)
+        gap = float(np.abs(got - wanted).max())
+        if not gap <= _TOLERANCE * max(float(np.abs(wanted).max()), 1e-6):
+            raise ModelError(
+                f"{module} cannot be told in one rank and scale ({gap:.3g})", where=where
+            )
+        largest = max(largest, gap)
+    return largest
+
+
+def _papers_of(peft_dir: Path) -> dict[str, Any]:
+    """The base's fingerprint, where the adapter is one that mlx-itune exported."""
+    papers = peft_dir / adapters.PROVENANCE
+    return adapters.read_json(papers) if papers.is_file() else {}
+
+
+def _provenance(loaded: base.LoadedModel, peft_dir: Path, config: PeftConfig) -> dict[str, Any]:
+    return {
+        "v": 1,
+        **_papers_of(peft_dir),
+        "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
+        "imported": {
+            "from": "peft",
+            "base_model": config.base_model,
+            "sha256": sha256_file(peft_dir / peft_format.TENSORS),
+            "mlx_itune": __version__,
+        },
+    }

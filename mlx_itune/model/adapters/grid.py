@@ -1,0 +1,294 @@
+"""An adapter that lives on the quantization grid w = s q + b, and so merges into the same codes q.
+
+Low-rank updates of both, s' = s (1 + u), b' = b (1 + u) + v, one u and one v per output row and
+group: u moves the weights of a group in proportion, v all alike. Kin: PEQA (2305.14152), which
+learns the scales alone, at full rank. s' and b' are rounded to the type the base stores them in,
+in training too (the gradient passes through), so what is trained is what a merge ships.
+
+u = scale sqrt(in) (A_s B_s)^T and v = scale (A_b B_b)^T. With A drawn as LoRA's and weights of
+about 1 / sqrt(in), a step of B moves the weights about as far as one of LoRA's B does, so that
+learning rates are of the same size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.adapters.lowrank import AdapterLayer, row_chunks, uniform
+from mlx_itune.model.engine.compute import DequantizingLinear, affine, packed, unpacked
+
+Arrays = list[mx.array]
+
+
+class OnGrid:
+    """An adapter layer that moves the base's grid."""
+
+    def moved(self) -> tuple[mx.array, mx.array]:
+        """The tuned (scales, biases), float32 (..., out, groups)."""
+        raise NotImplementedError
+
+
+class _Grid(OnGrid, AdapterLayer):
+    """scale_a, bias_a (..., groups, rank) and scale_b, bias_b (..., rank, out); float32."""
+
+    factors: ClassVar[tuple[str, ...]] = ("scale_a", "scale_b", "bias_a", "bias_b")
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
+        super().__init__(scale)
+        stored = packed(base)
+        assert stored is not None and stored.biases is not None
+        self.group_size, self.bits, self.mode = stored.group_size, stored.bits, stored.mode
+        # Where the base's weight stood in floats, codes of a byte take its place.
+        self._is_unpacked = not hasattr(base, "bits")
+        self._type = base["weight" if self._is_unpacked else "scales"].dtype
+        self.weight = stored.codes() if self._is_unpacked else stored.weight
+        self.scales, self.biases = stored.scales, stored.biases
+        if base.get("bias") is not None:
+            self.bias = base["bias"]
+        self.freeze()
+        *experts, outputs, groups = self.scales.shape
+        inputs = groups * self.group_size
+        self._unit = math.sqrt(inputs)
+        self._held: mx.array | None = None
+        keys = mx.random.split(key)
+        for name, draw in zip(("scale", "bias"), keys, strict=True):
+            self[f"{name}_a"] = uniform((*experts, groups, rank), inputs, draw)
+            self[f"{name}_b"] = mx.zeros((*experts, rank, outputs))
+
+    def hold(self) -> None:
+        """Make the tuned weight once for a whole step, where it is computed in floats."""
+        if self._is_unpacked:
+            self._held = self._float(*self.moved(), self._type)
+            mx.eval(self._held)
+
+    def let_go(self) -> None:
+        """Make it anew again wherever it is needed: the factors are about to change."""
+        self._held = None
+
+    def moved(self, *factors: mx.array) -> tuple[mx.array, mx.array]:
+        """The tuned (scales, biases), float32, rounded to what the base's type can say."""
+        scale_a, scale_b, bias_a, bias_b = factors or (self[name] for name in self.factors)
+        u = (self.scale * self._unit) * (scale_a @ scale_b).swapaxes(-1, -2)
+        v = self.scale * (bias_a @ bias_b).swapaxes(-1, -2)
+        scales, biases = (a.astype(mx.float32) for a in (self.scales, self.biases))
+        return (
+            rounded(scales * (1 + u), self.scales.dtype),
+            rounded(biases * (1 + u) + v, self.biases.dtype),
+        )
+
+    def shipped(self) -> dict[str, mx.array]:
+        """The tuned grid in the type of the base's, under the base's names."""
+        scales, biases = self.moved()
+        return {
+            "scales": scales.astype(self.scales.dtype),
+            "biases": biases.astype(self.biases.dtype),
+        }
+
+    def delta(self) -> mx.array:
+        """What is added to the base's weight: (..., out, in) float32."""
+        return self._float(*self.moved()) - self._float(self.scales, self.biases)
+
+    def _float(self, scales: mx.array, biases: mx.array, dtype: Any = mx.float32) -> mx.array:
+        if self._is_unpacked:
+            return affine(self.weight, scales, biases).astype(dtype)
+        return mx.dequantize(
+            self.weight,
+            scales.astype(mx.float32),
+            biases.astype(mx.float32),
+            group_size=self.group_size,
+            bits=self.bits,
+        ).astype(dtype)
+
+    def _codes(self, rows: slice) -> mx.array:
+        """Codes of some rows, grouped: (rows, groups, group size) float32."""
+        shape = (*self.scales[rows].shape, self.group_size)
+        if self._is_unpacked:
+            return self.weight[rows].astype(mx.float32).reshape(shape)
+        whole = unpacked(self.weight[rows], self.scales[rows], self.group_size, self.bits)
+        return whole.reshape(shape)
+
+    def _kernel_options(self) -> dict[str, Any]:
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+
+class GridLinear(_Grid):
+    """A quantized linear layer with its grid moved.
+
+    The gradient with respect to the grid is the weight's gradient summed over each group, once
+    plain (biases) and once times the codes (scales); it is made a piece of rows at a time.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
+        super().__init__(base, rank, scale, key)
+        # As the base computes it: by the quantized kernel, or by a product of floats.
+        self._is_dense = self._is_unpacked or isinstance(base, DequantizingLinear)
+        self._adds_bias = isinstance(base, nn.Linear) and "bias" in self
+        self._operation = _operation(self)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        kept: Arrays | None = self._settled()
+        if kept is None:
+            y = self._operation(x, *(self[name] for name in self.factors))
+        else:
+            y = self._dense(x, kept[0]) if self._is_unpacked else self._product(x, *kept)
+        return y + self.bias if "bias" in self and not self._adds_bias else y
+
+    def _product(self, x: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+        if not self._is_dense:
+            return mx.quantized_matmul(
+                x,
+                self.weight,
+                scales.astype(x.dtype),
+                biases.astype(x.dtype),
+                transpose=True,
+                **self._kernel_options(),
+            )
+        return self._dense(x, self._float(scales, biases, x.dtype))
+
+    def _dense(self, x: mx.array, weight: mx.array) -> mx.array:
+        # As nn.Linear does it, to the last bit.
+        return mx.addmm(self.bias, x, weight.T) if self._adds_bias else x @ weight.T
+
+    def _entailed(self) -> Any:
+        return [self._float(*self.moved(), self._type)] if self._is_unpacked else self.moved()
+
+    def _transposed(self, cotangent: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+        if self._is_dense:
+            return cotangent @ self._float(scales, biases, cotangent.dtype)
+        return mx.quantized_matmul(
+            cotangent,
+            self.weight,
+            scales.astype(cotangent.dtype),
+            biases.astype(cotangent.dtype),
+            transpose=False,
+            **self._kernel_options(),
+        )
+
+    def _grid_gradients(self, x: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+        """d loss / d (s', b'), (out, groups) float32 each."""
+        outputs, groups = self.scales.shape
+        flat_x, flat = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, outputs)
+        parts: Arrays = []
+        for rows in row_chunks(outputs, flat_x.shape[-1]):
+            # One after the other, as MLX would make all the pieces side by side.
+            left = mx.depends(flat[:, rows].T, parts[-1]) if parts else flat[:, rows].T
+            weight = (left @ flat_x).astype(mx.float32).reshape(-1, groups, self.group_size)
+            parts.append(mx.stack([(weight * self._codes(rows)).sum(-1), weight.sum(-1)]))
+        both = mx.concatenate(parts, axis=1)
+        return both[0], both[1]
+
+
+class GridEmbedding(GridLinear):
+    """The same for a token table, as a table and as an output head."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        scales, biases = (array[x] for array in self._grid())
+        if self._is_unpacked:
+            return affine(self.weight[x], scales, biases).astype(self._type)
+        return mx.dequantize(
+            self.weight[x],
+            scales.astype(self._type),
+            biases.astype(self._type),
+            **self._kernel_options(),
+        )
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """The table as an output head, x (..., dims) to (..., vocabulary)."""
+        return super().__call__(x)
+
+    def _grid(self) -> tuple[mx.array, mx.array]:
+        kept: Arrays | None = self._settled()
+        return self.moved() if kept is None or self._is_unpacked else (kept[0], kept[1])
+
+
+class GridSwitchLinear(_Grid):
+    """The same for the experts of a mixture, each with a grid and factors of its own."""
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        def product(x: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+            chosen: dict[str, Any] = {"rhs_indices": indices, "sorted_indices": sorted_indices}
+            if self._is_unpacked:
+                weight = self._float(scales, biases, x.dtype).swapaxes(-1, -2)
+                return mx.gather_mm(x, weight, **chosen)
+            return mx.gather_qmm(
+                x,
+                self.weight,
+                scales.astype(x.dtype),
+                biases.astype(x.dtype),
+                **chosen,
+                **self._kernel_options(),
+            )
+
+        def forward(x: mx.array, *factors: mx.array) -> mx.array:
+            return product(x, *self.moved(*factors))
+
+        def backward(primals: Arrays, cotangent: mx.array, _: Any) -> Arrays:
+            x, *factors = primals
+            # The float weights are made again here, so that none is kept from the forward pass.
+            _, gradients = mx.vjp(product, [x, *self.moved(*factors)], [cotangent])
+            return [gradients[0], *_factor_gradients(self, factors, *gradients[1:])]
+
+        operation: Any = mx.custom_function(forward)
+        operation.vjp(backward)
+        y: mx.array = operation(x, *(self[name] for name in self.factors))
+        return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
+
+
+def merged_grid(layer: nn.Module) -> tuple[mx.array, mx.array]:
+    """The (scales, biases) that replace the base's, float32 (..., out, groups); codes stay.
+
+    A grid layer's are exact in the type of the base's. Raises ModelError for another adapter.
+    """
+    if not isinstance(layer, OnGrid):
+        raise ModelError(f"{type(layer).__name__} does not live on the grid")
+    return layer.moved()
+
+
+def rounded(wanted: mx.array, dtype: Any) -> mx.array:
+    """The nearest numbers that `dtype` can say, in float32; the gradient passes straight."""
+    if dtype == mx.float32:
+        return wanted
+    near = wanted.astype(dtype).astype(mx.float32)
+    return wanted + mx.stop_gradient(near - wanted)
+
+
+def _operation(layer: GridLinear) -> Callable[..., mx.array]:
+    def forward(x: mx.array, *factors: mx.array) -> mx.array:
+        if layer._held is not None:
+            return layer._dense(x, layer._held)
+        return layer._product(x, *layer.moved(*factors))
+
+    def backward(primals: Arrays, cotangent: mx.array, _: Any) -> Arrays:
+        x, *factors = primals
+        if layer._held is not None:
+            d_x = cotangent @ layer._held
+        else:
+            d_x = layer._transposed(cotangent, *layer.moved(*factors))
+        d_scales, d_biases = layer._grid_gradients(x, cotangent)
+        return [d_x, *_factor_gradients(layer, factors, d_scales, d_biases)]
+
+    operation: Any = mx.custom_function(forward)
+    operation.vjp(backward)
+    called: Callable[..., mx.array] = operation
+    return called
+
+
+def _factor_gradients(
+    layer: _Grid, factors: Arrays, d_scales: mx.array, d_biases: mx.array
+) -> Arrays:
+    scale_a, scale_b, bias_a, bias_b = factors
+    scales, biases = layer.scales.astype(mx.float32), layer.biases.astype(mx.float32)
+    d_u = (layer.scale * layer._unit) * (scales * d_scales + biases * d_biases)
+    d_v = layer.scale * d_biases
+    return [
+        d_u.swapaxes(-1, -2) @ scale_b.swapaxes(-1, -2),
+        scale_a.swapaxes(-1, -2) @ d_u.swapaxes(-1, -2),
+        d_v.swapaxes(-1, -2) @ bias_b.swapaxes(-1, -2),
+        bias_a.swapaxes(-1, -2) @ d_v.swapaxes(-1, -2),
+    ]

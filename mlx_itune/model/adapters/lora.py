@@ -1,0 +1,199 @@
+"""Adapters on a model: put them on, find them, merge them.
+
+kind     layers                 what is learned
+lora     lowrank                W + scale * A B
+rslora   lowrank                the same; its scale is alpha / sqrt(rank) (2312.03732)
+dora     dora                   W + scale * A B, and the length of each of its rows
+grid     grid                   the scales and biases of a quantized W
+qalora   qalora                 the biases of a quantized W
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.adapters import dora, grid, qalora
+from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
+from mlx_itune.model.adapters.lowrank import (
+    EMBEDDING,
+    LINEAR,
+    SWITCH,
+    AdapterLayer,
+    LoRAEmbedding,
+    LoRALinear,
+    LoRASwitchLinear,
+    LowRank,
+)
+from mlx_itune.model.adapters.targets import Target, choose, placement
+from mlx_itune.model.engine.compute import packed, release
+
+__all__ = ["LoRAEmbedding", "LoRALinear", "LoRASwitchLinear"]
+
+KINDS = ("lora", "rslora", "dora", "grid", "qalora")
+ON_THE_GRID = ("grid", "qalora")
+_GRID_LAYERS = (grid.GridLinear, grid.GridSwitchLinear, grid.GridEmbedding)
+_LAYERS = {
+    "lora": (LoRALinear, LoRASwitchLinear, LoRAEmbedding),
+    "dora": (dora.DoRALinear, None, dora.DoRAEmbedding),
+    "qalora": (qalora.QALinear, qalora.QASwitchLinear, qalora.QAEmbedding),
+}
+
+
+def attach(
+    model: nn.Module,
+    *,
+    rank: int,
+    scale: float,
+    dropout: float = 0.0,
+    keys: Sequence[str] | None = None,
+    num_layers: int = -1,
+    seed: int = 0,
+    kind: str = "lora",
+) -> list[str]:
+    """Put an adapter on the model, in place; the model is frozen but for it. Returns the paths.
+
+    keys and num_layers: see `targets.choose`; None takes every linear layer of the blocks (for
+    dora without experts, for which mlx-lm has none; on the grid those that are quantized). The
+    start is a pure function of (seed, path), and the adapted model equals the base bit for bit.
+    Raises ModelError, on the grid also for layers that are not quantized in affine mode.
+    """
+    if kind not in KINDS:
+        raise ModelError(f"unknown adapter {kind!r}", hint="one of " + ", ".join(KINDS))
+    if kind == "grid" and dropout:
+        raise ModelError("a grid adapter has no dropout", hint="set dropout to 0")
+    if adapted(model):
+        raise ModelError("the model already carries an adapter", hint="load it anew")
+    also = is_norm if kind == "grid" else (lambda _: False)
+    chosen = choose(model, keys, num_layers, experts=kind != "dora", also=also)
+    if kind in ON_THE_GRID:
+        chosen = _on_the_grid(chosen, everything=keys is None)
+    paths = [target.path for target in chosen]
+    model.freeze()
+    # One after the other: a float weight that a grid layer replaces goes before the next is made.
+    while chosen:
+        target = chosen.pop()
+        layer = _wrap(target, kind, rank, scale, dropout, seed)
+        layer.unfreeze(keys=list(layer.factors), recurse=False)
+        layer.train(model.training)
+        mx.eval(layer.parameters())
+        model.update_modules(tree_unflatten([(target.path, layer)]))
+    release(model)
+    return paths
+
+
+def linear_keys(model: nn.Module) -> list[str]:
+    """The names, inside a block, of every linear layer of the model's blocks; sorted."""
+    kinds = (*LINEAR, *SWITCH)
+    return sorted(
+        {
+            path
+            for layer in model.layers
+            for path, m in layer.named_modules()
+            if isinstance(m, kinds)
+        }
+    )
+
+
+def adapted(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
+    """(path, layer) of every adapter layer, in the model's order."""
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, AdapterLayer)]
+    return sorted(found, key=lambda item: item[0])
+
+
+def adapted_keys(model: nn.Module) -> list[str]:
+    """The keys that, with `num_layers` of `adapted_layers`, put an adapter where this one is."""
+    return list(_placed(model)[0])
+
+
+def adapted_layers(model: nn.Module) -> int:
+    """How many of the last blocks the adapter is on."""
+    return _placed(model)[1]
+
+
+def merge_delta(layer: nn.Module) -> mx.array:
+    """What the adapter adds to the base's weight, in the weight's shape; float32."""
+    if not isinstance(layer, AdapterLayer):
+        raise ModelError(f"{type(layer).__name__} has no low-rank update")
+    return layer.delta()
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Within it the factors do not change: what a grid layer makes of them is made once."""
+    layers = [layer for _, layer in adapted(model) if isinstance(layer, grid.GridLinear)]
+    try:
+        for layer in layers:
+            layer.hold()
+        yield
+    finally:
+        for layer in layers:
+            layer.let_go()
+
+
+def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:
+    """Draw the next forward pass's dropout from `key`; None turns dropout off."""
+    for index, (_, layer) in enumerate(adapted(model)):
+        if not isinstance(layer, LowRank):
+            continue
+        if key is None or not layer.dropout:
+            layer._key = None
+        else:
+            layer._key = mx.random.split(key, index + 1)[index]
+
+
+def _placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
+    return placement(model, [path for path, _ in adapted(model)])
+
+
+def _wrap(
+    target: Target, kind: str, rank: int, scale: float, dropout: float, seed: int
+) -> AdapterLayer:
+    digest = hashlib.sha256(f"{seed}\0{target.path}".encode()).digest()
+    key = mx.random.key(int.from_bytes(digest[:8], "little"))
+    base = target.module
+    if kind == "grid" and is_norm(base):
+        return GridNorm(base)
+    at = next(i for i, kinds in enumerate((LINEAR, SWITCH, EMBEDDING)) if isinstance(base, kinds))
+    if kind == "grid":
+        return _GRID_LAYERS[at](base, rank, scale, key)
+    wrapper = _LAYERS["lora" if kind == "rslora" else kind][at]
+    if wrapper is None:
+        raise ModelError(f"dora cannot adapt a {type(base).__name__}", where=target.path)
+    layer: AdapterLayer = wrapper(base, rank, scale, dropout, key)
+    return layer
+
+
+def _on_the_grid(chosen: Sequence[Target], *, everything: bool) -> list[Target]:
+    """The chosen layers whose grid an adapter can move."""
+    wrong, affine = [], []
+    norms = [target for target in chosen if is_norm(target.module)]
+    for target in chosen:
+        if target in norms:
+            continue
+        stored = packed(target.module)
+        if stored is not None and stored.mode == "affine":
+            affine.append(target)
+        elif not everything or hasattr(target.module, "bits") or stored is not None:
+            wrong.append(target)
+    if wrong:
+        named = ", ".join(target.path for target in wrong[:3]) + (" ..." if wrong[3:] else "")
+        stored = packed(wrong[0].module)
+        mode = stored.mode if stored else getattr(wrong[0].module, "mode", None)
+        raise ModelError(
+            f"a grid adapter needs layers quantized in affine mode; {len(wrong)} are not "
+            f"({mode or 'not quantized'}): {named}",
+            hint="choose other layers with --keys, or --adapter lora",
+        )
+    if not affine and (everything or not norms):
+        raise ModelError(
+            "a grid adapter needs a quantized model, and this one is not",
+            hint="quantize it with mlx_lm.convert -q, or use --adapter lora",
+        )
+    return [target for target in chosen if target in norms or target in affine]

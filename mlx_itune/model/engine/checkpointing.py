@@ -1,0 +1,170 @@
+"""Gradient checkpointing of a model's blocks: nothing inside a block is kept for the backward pass.
+
+Each block's place is taken, for one pass, by a stand-in that computes it again when its gradient is
+asked for (Chen et al., 1604.06174). No class is touched. What the gradient has to flow through is
+handed over in the open, as MLX asks: the block's input, its trainable arrays, shared keys and
+values, and those that a pass records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.engine import host
+from mlx_itune.model.engine.training_caches import TrainingCache
+
+
+@contextmanager
+def checkpointed_blocks(
+    model: nn.Module, count: int | None = None, *, at_once: bool = False
+) -> Iterator[None]:
+    """Within it, a pass through the model keeps only the inputs of its first `count` blocks.
+
+    None is all of them. The first ones: when they are made again, what the last ones kept is gone.
+    """
+    if count == 0:
+        yield
+        return
+    blocks = _list_of_blocks(model)
+    before = list(blocks)
+    count = len(before) if count is None else count
+    # In the list itself: models hold on to it under names of their own.
+    blocks[:] = [*(_Recomputed(block, at_once) for block in before[:count]), *before[count:]]
+    try:
+        yield
+    finally:
+        blocks[:] = before
+
+
+def _list_of_blocks(model: nn.Module) -> list[Any]:
+    first = model.layers[0]
+    for module in model.modules():
+        for value in module.values():
+            if isinstance(value, list) and value and value[0] is first:
+                return value
+    raise ModelError("no list of blocks was found in this architecture")
+
+
+class _Recomputed:
+    """A block's place taken; everything but the call is still the block."""
+
+    def __init__(self, block: nn.Module, at_once: bool) -> None:
+        self._block, self._at_once = block, at_once
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        block = self._block
+        trained = tree_flatten(block.trainable_parameters())
+        # Boolean masks and positions have no gradient, and a mask is known by its identity.
+        given = {id(leaf): leaf for leaf in _leaves([args, kwargs]) if _is_float(leaf)}
+        caches = [leaf for leaf in _leaves([args, kwargs]) if isinstance(leaf, TrainingCache)]
+        cache = caches[0] if caches else None
+        shared = () if cache is None or cache.shared is None else cache.shared
+        made: list[Any] = []
+        # MLX makes a block again on whatever stream is the default by then.
+        stream = mx.default_stream(mx.default_device())
+
+        def call(arrays: list[mx.array]) -> list[mx.array]:
+            with mx.stream(stream):
+                return computed(arrays)
+
+        def computed(arrays: list[mx.array]) -> list[mx.array]:
+            values = arrays[: len(trained)]
+            places = dict(zip(given, arrays[len(trained) :], strict=False))
+            inner = None
+            if cache is not None:
+                inner = cache.again((arrays[-2], arrays[-1]) if shared else None)
+            new = {**places, id(cache): inner} if cache is not None else places
+            block.update(tree_unflatten(_renamed(trained, values)))
+            try:
+                out = block(*_replaced(args, new), **_replaced(kwargs, new))
+            finally:
+                block.update(tree_unflatten(trained))
+            # Of the first time alone: what is made again must not outlive its gradient.
+            if not made:
+                made.append(out)
+            return [*_leaves(out), *((inner.recorded or ()) if inner is not None else ())]
+
+        arrays = [*(array for _, array in trained), *given.values(), *shared]
+        recomputing = _at_once if self._at_once else _recomputing
+        results = recomputing(call, len(trained))(arrays)
+        leaves = list(_leaves(made[0]))
+        if cache is not None and len(results) > len(leaves):
+            cache.recorded = results[-2], results[-1]
+        return _replaced(made[0], {id(old): new for old, new in zip(leaves, results, strict=False)})
+
+
+def _recomputing(call: Callable[[list[mx.array]], list[mx.array]], trained: int) -> Any:
+    """As `mx.checkpoint`, in an order that holds one block at a time; trained: the first arrays.
+
+    A block is made again only once the gradient of its outputs has come, and that of its inputs
+    goes on only once those of its trained arrays are there; MLX would leave these for the end.
+    """
+    operation: Any = mx.custom_function(call)
+
+    def backward(primals: list[mx.array], cotangents: list[mx.array], _: Any) -> list[mx.array]:
+        given = mx.depends(primals, cotangents)
+        gradients = mx.vjp(lambda *arrays: call(list(arrays)), given, cotangents)[1]
+        own, passed_on = gradients[:trained], gradients[trained:]
+        return [*own, *(mx.depends(passed_on, own) if own else passed_on)]
+
+    operation.vjp(backward)
+    return operation
+
+
+def _at_once(call: Callable[[list[mx.array]], list[mx.array]], _: int) -> Any:
+    """The same for a block that is computed when it is called, and when its gradient is."""
+    kept = host.Kept()
+
+    def forward(arrays: list[mx.array]) -> list[mx.array]:
+        with host.at_once(kept):
+            made = call(host.untraced(arrays))
+            mx.eval(made)
+        return made
+
+    def backward(primals: list[mx.array], cotangents: list[mx.array], _: Any) -> list[mx.array]:
+        given, ahead = host.untraced(primals), host.untraced(cotangents)
+        with host.at_once(kept, again=True):
+            gradients = mx.vjp(lambda *arrays: call(list(arrays)), given, ahead)[1]
+            made = host.untraced(gradients)
+        kept.outputs.clear()
+        return made
+
+    operation: Any = mx.custom_function(forward)
+    operation.vjp(backward)
+    return operation
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from _leaves(branch)
+    elif isinstance(tree, dict):
+        yield from _leaves(list(tree.values()))
+    else:
+        yield tree
+
+
+def _replaced(tree: Any, new: dict[int, Any]) -> Any:
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_replaced(branch, new) for branch in tree)
+    if isinstance(tree, dict):
+        return {name: _replaced(branch, new) for name, branch in tree.items()}
+    return new.get(id(tree), tree)
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating)
+
+
+def _renamed(trained: list[tuple[str, Any]], values: list[mx.array]) -> list[tuple[str, Any]]:
+    return [(name, value) for (name, _), value in zip(trained, values, strict=True)]

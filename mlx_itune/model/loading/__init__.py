@@ -1,0 +1,1 @@
+"""A base model: found, vetted, loaded, fingerprinted."""

@@ -1,0 +1,105 @@
+"""A base model, from its name to loaded weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.engine import compute as compute_module
+from mlx_itune.model.loading.fingerprint import fingerprint
+from mlx_itune.model.loading.vetting import vet
+
+__all__ = ["LoadedModel", "fingerprint", "load", "resolve", "vet"]
+
+STARTER = "starter"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Weights, configuration and tokenizer; never code, never pickles.
+_HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory: `compute` says how ("float", "quantized", "dequantized")."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    path: Path
+    id: str
+    fingerprint: str
+    compute: str
+
+
+def resolve(model: str, *, offline: bool) -> Path:
+    """The directory of "starter", a local path or a Hub id `org/name`. Raises ModelError."""
+    if model == STARTER:
+        return Path(__file__).parent.parent / "starter"
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError(
+            "no such model",
+            where=model,
+            hint="give a model directory, a Hub id like org/name, or 'starter'",
+        )
+    return _from_hub(model, offline)
+
+
+def load(
+    model: str,
+    *,
+    compute: str = "auto",
+    offline: bool = False,
+    memory_bytes: int | None = None,
+    float_copies: bool = True,
+) -> LoadedModel:
+    """Vet and load a model with weights in memory; no code of the model's is ever run.
+
+    compute: "auto", "dequantized" or "quantized"; memory_bytes: what may be taken, if that is less
+    than is free; float_copies: whether quantized weights may stand there as floats (see
+    model/compute). Raises ModelError.
+    """
+    path = resolve(model, offline=offline)
+    vet(path)
+    from mlx_lm.utils import load_model
+
+    try:
+        network, config = load_model(path, lazy=False, strict=True)
+    # mlx-lm reports a bad model with whatever exception it met first.
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"mlx-lm cannot load it: {reason}", where=str(path)) from error
+    network.freeze()
+    mode = compute_module.apply(network, compute, memory_bytes if float_copies else 0)
+    return LoadedModel(network, config, path, public_id(model, path), fingerprint(path), mode)
+
+
+def public_id(model: str, path: Path) -> str:
+    """A name that may travel with an artefact: never a path of this machine."""
+    if model == STARTER:
+        return "mlx-itune/starter"
+    return path.resolve().name if Path(model).expanduser().exists() else model
+
+
+def _from_hub(model: str, offline: bool) -> Path:
+    # Read when huggingface_hub is imported; set here for callers that use the library directly.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=offline))
+    except LocalEntryNotFoundError as error:
+        hint = "run once without --offline" if offline else "check the network"
+        raise ModelError("not in the local Hub cache", where=model, hint=hint) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(
+            f"cannot be fetched from the Hub: {reason}", where=model, hint="check the name"
+        ) from error

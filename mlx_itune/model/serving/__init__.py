@@ -1,0 +1,1 @@
+"""Answers to many at once, over HTTP."""

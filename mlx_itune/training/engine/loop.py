@@ -1,0 +1,131 @@
+"""`train`: settings in, adapter out. `work` is what a new and a resumed run share."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_itune.kit.errors import ItuneError, StorageError
+from mlx_itune.kit.events import EventLog
+from mlx_itune.kit.lock import locked
+from mlx_itune.model.adapters import adapter
+from mlx_itune.model.engine import memory
+from mlx_itune.model.loading import backend
+from mlx_itune.training.engine.rank_choice import is_writer, own_place
+from mlx_itune.training.engine.stopping import deferred_signals
+from mlx_itune.training.job import Job, Observe, TrainResult
+from mlx_itune.training.report import report
+from mlx_itune.training.run import identity, run
+from mlx_itune.training.run.logfile import EVENTS
+from mlx_itune.training.run.macos import explained_gpu_errors, kept_awake, resume_line
+from mlx_itune.training.run.record import Record
+from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.setup import Setup, gather, keep_rows, ready
+
+__all__ = ["Observe", "TrainResult", "train"]
+
+
+def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> TrainResult:
+    """Train an adapter and write it, with its provenance, to `settings.out`.
+
+    observe gets one dict per event ("start", "step", "valid", "checkpoint", "incident", "warning",
+    "early_stop", "stopped", "end"), as the run's events.jsonl does. Ctrl-C or SIGTERM ends the run
+    after the current step, with a checkpoint from which `resume` goes on; a second one at once.
+    Raises UsageError, DataError, ModelError, StorageError, DivergedError, ResourceError.
+    """
+    with own_place(settings) as settings:
+        return _train(settings, observe)
+
+
+def _train(settings: TrainSettings, observe: Observe) -> TrainResult:
+    began = time.monotonic()
+    run.require_free_name(Path(settings.out))
+    material = gather(settings)
+    setup = ready(settings, material)
+    setup.require_same_everywhere()
+    beginning = {
+        "v": 1,
+        "directory": str(Path.cwd()),
+        "settings": identity.settings_facts(settings),
+        **setup.facts(),
+    }
+    folder = run.create(settings, beginning, fill=lambda stage: keep_rows(stage, material))
+    with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
+        return work(setup, folder, Record(), observe=observe, began=began)
+
+
+def work(
+    setup: Setup,
+    folder: Path,
+    record: Record,
+    *,
+    observe: Observe,
+    began: float,
+    resumed: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> TrainResult:
+    """Run from where `record` stands, under the run's lock. resumed: fields of its event."""
+    line = resume_line(str(folder))
+    with EventLog(folder / EVENTS) as log:
+        job = Job(setup, folder, log if is_writer() else None, record, observe, began)
+        job.tell("start", **_start(setup, folder, job))
+        if resumed is not None:
+            job.tell("resume", **resumed)
+        # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.
+        gc.freeze()
+        try:
+            with (
+                memory.limits(memory.machine(setup.settings.memory_gb).limit_bytes),
+                kept_awake(line),
+                explained_gpu_errors(line),
+                deferred_signals() as received,
+            ):
+                if job.learn(received):
+                    return job.finish(Path(setup.settings.out), overwrite=overwrite)
+        except Exception as error:
+            code = error.exit_code if isinstance(error, ItuneError) else ItuneError.exit_code
+            job.tell("failed", step=record.step, message=str(error), exit_code=code, resume=line)
+            if isinstance(error, StorageError) and error.hint is None:
+                error.hint = f"nothing that was sealed is lost; then continue with: {line}"
+            raise
+        finally:
+            gc.unfreeze()
+            setup.learner.lanes.close()
+            _report(folder, job)
+    # The signal was delivered again, and whoever handles it let it pass: the run is over anyway.
+    raise KeyboardInterrupt
+
+
+def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
+    machine = backend.prepare()
+    return {
+        "run": str(folder),
+        "steps": len(job.plan),
+        "examples": len(job.train),
+        "valid_examples": len(job.valid),
+        "trainable_parameters": sum(
+            t.size for t in adapter.tensors_of(setup.loaded.model).values()
+        ),
+        "layers": len(setup.layers),
+        "compute": setup.loaded.compute,
+        "device": machine.device,
+        "note": machine.note,
+        "paths": setup.learner.paths(),
+        "max_length_tokens": setup.material.limit_tokens,
+        "tokens_kept": setup.material.rows.kept,
+        "report": dataclasses.asdict(setup.material.rows.train.report),
+    }
+
+
+def _report(folder: Path, job: Job) -> None:
+    """The run's HTML page; a run does not fail for it."""
+    if not is_writer():
+        return
+    try:
+        report.write(folder)
+    except Exception as error:
+        job.warn(f"no report.html: {error}")

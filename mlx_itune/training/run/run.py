@@ -1,0 +1,205 @@
+"""A run on disk: its folder, who may write there, and the provenance of what it makes.
+
+runs/20261122T200000Z-1a2b3c/   mode 0700
+    config.toml       the settings in effect       run.json       what it began with (identity)
+    events.jsonl      what happened                incidents.jsonl  updates that were not made
+    checkpoints/      sealed states                result.json    written when all is done
+    lock              held by the process that trains
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlx_itune import __version__
+from mlx_itune.dataset.sources import Source
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.kit.config import to_toml
+from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
+from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.training.settings import TrainSettings
+
+CONFIG, BEGINNING, RESULT, LOCK = "config.toml", "run.json", "result.json", "lock"
+CHECKPOINTS = "checkpoints"
+# Paths of this machine say nothing about the adapter, and are nobody else's business.
+_PRIVATE = {"model", "data", "out", "runs"}
+
+
+def create(
+    settings: TrainSettings,
+    beginning: Mapping[str, Any],
+    *,
+    fill: Callable[[Path], None] = lambda _: None,
+    now: datetime | None = None,
+) -> Path:
+    """A new run directory `<UTC time>-<short hash>`, mode 0700, whole or not at all.
+
+    fill: puts more into it before it is there. Raises StorageError.
+    """
+    moment = now or datetime.now(timezone.utc)
+    text = to_toml(settings)
+    short = hashlib.sha256(f"{moment.isoformat()}{text}".encode()).hexdigest()[:6]
+    run = Path(settings.runs) / f"{moment:%Y%m%dT%H%M%SZ}-{short}"
+    with staged_directory(run) as stage:
+        with storage_errors(run):
+            stage.chmod(0o700)
+        write_durably(stage / CONFIG, text.encode())
+        write_json(stage / BEGINNING, {**beginning, "id": run.name})
+        fill(stage)
+    return run
+
+
+def id_of(folder: Path) -> str:
+    """The id of a run, whatever its folder is called by now. Raises StorageError."""
+    beginning = read_json(folder / BEGINNING)
+    if beginning is None or beginning.get("v") != 1 or not isinstance(beginning.get("id"), str):
+        raise StorageError("is not the beginning of a run", where=str(folder / BEGINNING))
+    return str(beginning["id"])
+
+
+def find(name: str, runs: Path = Path("runs")) -> Path:
+    """The folder of a run given by path, by id or by the beginning of its id. Raises UsageError."""
+    path = Path(name)
+    if (path / CONFIG).is_file():
+        return path
+    matches = [folder for folder in all_in(runs) if folder.name.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"{len(matches)} runs begin with {name!r}", where=str(runs))
+    if path.is_dir():
+        raise UsageError(f"is no run (no {CONFIG} in it)", where=name)
+    raise UsageError("no such run", where=name, hint=f"mlx-itune runs list --runs {runs}")
+
+
+def all_in(runs: Path) -> list[Path]:
+    """The run folders in a directory, oldest first."""
+    if not runs.is_dir():
+        return []
+    with storage_errors(runs):
+        found = [path for path in runs.iterdir() if not path.name.startswith(".")]
+    return sorted(path for path in found if (path / CONFIG).is_file())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object, durably; NaN has no place in it."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_durably(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of a run folder; None where there is none. Raises StorageError for a torn one.
+
+    Only `write_json` writes it, so that never happens by a crash.
+    """
+    if not path.exists():
+        return None
+    with storage_errors(path):
+        data = path.read_bytes()
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"is not valid JSON ({error})", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise StorageError("is not a JSON object", where=str(path))
+    return value
+
+
+def require_free_name(out: Path, *, run: str | None = None) -> bool:
+    """Raise StorageError now, not after hours, where an adapter cannot be written.
+
+    True if there is one that the run of that id wrote: it may be replaced.
+    """
+    with storage_errors(out):
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and run is not None and _written_by(out) == run:
+        return True
+    if taken:
+        raise StorageError(
+            "already exists and is not empty",
+            where=str(out),
+            hint="choose another --out or remove it first",
+        )
+    return False
+
+
+def _written_by(out: Path) -> str | None:
+    try:
+        origin = read_json(out / "provenance.json") or {}
+    except StorageError:
+        return None
+    name = origin.get("run")
+    return name if isinstance(name, str) else None
+
+
+def provenance(
+    settings: TrainSettings,
+    loaded: LoadedModel,
+    tokenizer: ChatTokenizer,
+    sources: tuple[Source, ...],
+    metrics: Mapping[str, Any],
+    *,
+    run: str | None = None,
+) -> dict[str, Any]:
+    """Where an adapter came from; holds no path of this machine. `run` is the id of its run."""
+    tokenizer_file = loaded.path / "tokenizer.json"
+    return {
+        "v": 1,
+        "run": run,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "base": {
+            "id": loaded.id,
+            "fingerprint": loaded.fingerprint,
+            "revision": _revision(loaded.path),
+            "quantization": loaded.config.get("quantization"),
+        },
+        "tokenizer": {
+            "sha256": sha256_file(tokenizer_file) if tokenizer_file.is_file() else None,
+            "template": tokenizer.name,
+            "template_sha256": tokenizer.template_sha256,
+        },
+        "data": [
+            {"path": Path(source.path).name, "rows": source.rows, "sha256": source.sha256}
+            for source in sources
+        ],
+        "mask": {"learn": settings.learn, "too_long": settings.too_long},
+        "config": public_settings(settings),
+        "versions": dict(versions()),
+        "metrics": dict(metrics),
+    }
+
+
+def public_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that may travel: no path of this machine."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in _PRIVATE and value is not None
+    }
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Of what the numbers depend on."""
+    found = {"mlx_itune": __version__, "python": platform.python_version()}
+    for name in ("mlx", "mlx-lm", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _revision(path: Path) -> str | None:
+    """The commit of a Hub snapshot, which its cache directory is named after."""
+    return path.name if path.parent.name == "snapshots" else None
