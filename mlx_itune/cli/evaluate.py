@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--split",
     type=click.Choice(["auto", "train", "valid", "test"]),
     default="auto",
-    help="Split of a folder; auto is test, else valid, else train.",
+    help="Split of a folder; auto is test, else valid, else all of train.",
 )
 @click.option(
     "--base/--no-base", default=True, help="With --adapter: score the base model too (default)."
@@ -102,11 +102,12 @@ def comparison(result: EvalResult, before: EvalResult | None) -> Table:
     after = ("tuned",) if before else ("value",)
     columns = ["", *(("base",) if before else ()), *after]
     both = [before, result] if before else [result]
+    of_tasks = f", mean over {len(result.tasks)} tasks" if len(result.tasks) > 1 else ""
     rows: list[list[str]] = [
         ["loss (nats per token)", *(report.number(r.loss) for r in both)],
         ["perplexity", *(report.number(r.perplexity) for r in both)],
-        ["exact match", *(report.percent(r.exact_match) for r in both)],
-        ["token F1", *(report.percent(r.token_f1) for r in both)],
+        [f"exact match{of_tasks}", *(report.percent(r.exact_match) for r in both)],
+        [f"token F1{of_tasks}", *(report.percent(r.token_f1) for r in both)],
     ]
     if len(result.tasks) > 1:
         rows += [

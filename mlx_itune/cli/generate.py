@@ -15,11 +15,12 @@ from mlx_itune.kit.errors import UsageError
 
 
 @options.command(
-    "generate", 'mlx-itune generate --model starter --adapter adapter --prompt "List the drugs."'
+    "generate", 'mlx-itune generate --model starter --adapter adapter "List the drugs."'
 )
+@click.argument("words", required=False, metavar="[PROMPT]")
 @options.model
 @options.adapter
-@click.option("--prompt", help="The user's words; '-', or no prompt at all, reads them from stdin.")
+@click.option("--prompt", help="The same as PROMPT; '-', or no prompt at all, reads stdin.")
 @click.option(
     "--file",
     type=options.ANY_PATH,
@@ -45,6 +46,7 @@ from mlx_itune.kit.errors import UsageError
 def command(
     model: str,
     adapter: Path | None,
+    words: str | None,
     prompt: str | None,
     file: Path | None,
     out: Path | None,
@@ -59,25 +61,25 @@ def command(
     offline: bool,
     **drawing: Any,
 ) -> None:
-    """Answers of a base, adapted or fused model."""
+    """Answers of a base, adapted or fused model to PROMPT, or to each prompt of --file."""
     from mlx_itune.cli.opening import open_model
     from mlx_itune.inference.prompts import read_prompts, said
     from mlx_itune.kit.files import require_place
+    from mlx_itune.kit.stagedfile import refuse_taken
 
     if raw and system:
         raise UsageError("--raw takes no --system", hint="put it into the prompt")
-    if file and prompt is not None:
-        raise UsageError("--prompt and --file exclude each other")
+    if sum(given is not None for given in (words, prompt, file)) > 1:
+        raise UsageError("PROMPT, --prompt and --file exclude each other")
     if out and not file:
         raise UsageError("--out takes the answers to --file")
     if file and out:
-        if out.resolve() == file.resolve():
-            raise UsageError("--out would replace --file", hint="choose another --out")
         require_place(out)
+        refuse_taken(out)
     if file:
         prompts = read_prompts(file, raw=raw, system=system)
     else:
-        prompts = [said(_words(prompt), raw=raw, system=system)]
+        prompts = [said(_words(words if prompt is None else prompt), raw=raw, system=system)]
     opened = open_model(model, adapter, template=template, compute=compute, offline=offline)
     how = {"max_tokens": max_tokens, "sampling": sampling.of(drawing), "stops": stops}
     if file:
@@ -90,7 +92,7 @@ def _words(prompt: str | None) -> str:
     if prompt is not None and prompt != "-":
         return prompt
     if prompt is None and sys.stdin.isatty():
-        raise UsageError("there is no prompt", hint="give --prompt, --file, or words on stdin")
+        raise UsageError("there is no prompt", hint="give PROMPT, --file, or words on stdin")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -130,6 +132,7 @@ def _answer_file(
     from mlx_itune.cli import report
     from mlx_itune.inference.answering import answer_all
     from mlx_itune.kit.files import write_durably
+    from mlx_itune.kit.stagedfile import staged_file
 
     def observe(done: int) -> None:
         if sys.stderr.isatty():
@@ -141,7 +144,8 @@ def _answer_file(
     answers = [report.plain(answer) for answer in found]
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if out:
-        write_durably(out, lines.encode())
+        with staged_file(out) as staged:
+            write_durably(staged, lines.encode())
     summary = {"rows": len(answers), "out": out, "wall_s": time.monotonic() - began}
     if as_json:
         report.emit(summary if out else {**summary, "answers": answers})

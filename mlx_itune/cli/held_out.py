@@ -105,9 +105,13 @@ def _of_data(data: Path, tokenizer: ChatTokenizer, *, part: bool) -> HeldOut:
     from mlx_itune.dataset.sources import load_splits
 
     split, rows = rows_of(data)
+    splits = load_splits(data) if data.is_dir() else None
+    if splits and split == "train" and splits.valid:
+        # What training sets aside by itself.
+        split, rows = "valid", splits.valid
     measured, spare = rows[:MEASURED_ROWS], rows[MEASURED_ROWS:]
-    if data.is_dir() and split != "train":
-        spare = load_splits(data).train
+    if splits and split != "train":
+        spare = splits.train
     elif part and len(spare) < MEASURED_ROWS // 2 and len(rows) > 1:
         # Few rows: two thirds to measure on, one to calibrate on.
         measured, spare = [row for n, row in enumerate(rows) if n % 3 != 1], rows[1::3]

@@ -48,33 +48,36 @@ def open_model(
 
 
 def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation]]:
-    """(split name, rows) of a file (all its rows) or a folder (test, else valid, else train).
+    """(name, rows) of a file, or of a folder's split: all of them, none set aside.
 
-    Raises DataError for broken rows and an empty split, UsageError for a split that is not there.
+    "auto" is the test file of a folder, else its valid file, else all that it has to train on.
+    Raises DataError for broken rows and an empty file, UsageError for a split that is not there.
     """
     from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.sources import load_splits, read_rows
+    from mlx_itune.dataset.sources import read_rows, split_paths
 
-    if data.is_file():
-        if split != "auto":
-            raise UsageError(f"a single file has no {split} split", where=str(data))
-        rows: list[Conversation] = []
-        faults: list[Fault] = []
-        for row in read_rows(data):
-            (faults if isinstance(row, Fault) else rows).append(row)  # type: ignore[arg-type]
-        if faults:
-            raise DataError(
-                f"{len(faults)} broken rows, the first: {faults[0]}",
-                where=str(data),
-                hint=f"mlx-itune data check {data}",
-            )
-        if not rows:
-            raise DataError("holds no rows", where=str(data))
-        return data.name, rows
-    splits = load_splits(data)
+    if data.is_file() and split != "auto":
+        raise UsageError(f"a single file has no {split} split", where=str(data))
+    parts = split_paths(data)
     if split == "auto":
-        split = "test" if splits.test else "valid" if splits.valid else "train"
-    chosen: Sequence[Conversation] = getattr(splits, split)
-    if not chosen:
+        split = next(name for name in ("test", "valid", "train") if name in parts)
+    paths = [path for part, path in parts.items() if part.partition("/")[0] == split]
+    if not paths:
         raise UsageError(f"there is no {split} split", where=str(data))
-    return split, chosen
+    rows: list[Conversation] = []
+    faults: list[Fault] = []
+    for path in paths:
+        for row in read_rows(path):
+            if not isinstance(row, Fault):
+                rows.append(row)
+            elif row.severity == "error":
+                faults.append(row)
+    if faults:
+        raise DataError(
+            f"{len(faults)} broken rows, the first: {faults[0]}",
+            where=str(data),
+            hint=f"mlx-itune data check {data}",
+        )
+    if not rows:
+        raise DataError("holds no rows", where=str(data))
+    return split if data.is_dir() else data.name, rows

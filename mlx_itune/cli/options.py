@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
+# Row n of a file is drawn with the seed + n, which has to fit 64 bits too.
+SEED = click.IntRange(0, (1 << 63) - 1)
+
+
+class FiniteFloat(click.FloatRange):
+    """A number within bounds; "nan" compares to none, and "inf" has nothing above it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number. Fails as a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bool:

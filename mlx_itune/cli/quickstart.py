@@ -21,9 +21,9 @@ from mlx_itune.cli import options
     show_default=True,
     help="Kind of adapter to train.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of training.")
+@click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of training.")
 @click.option(
-    "--data-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample data."
+    "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
 )
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps (default: the recipe's).")
 def command(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mlx_itune.cli.options import SEED, FiniteFloat
+
 if TYPE_CHECKING:
     from mlx_itune.inference.sampling import Sampling
 
@@ -16,18 +18,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 def options(function: F) -> F:
     """--max-tokens, --temperature and the others, which arrive as keywords."""
     for option in (
-        click.option(
-            "--seed", type=click.IntRange(0), default=0, help="What sampling starts from."
-        ),
+        click.option("--seed", type=SEED, default=0, help="What sampling starts from."),
         click.option(
             "--repetition-penalty",
-            type=click.FloatRange(min=0, min_open=True),
+            type=FiniteFloat(min=0, min_open=True),
             default=1.0,
             help="Above 1: tokens among the last 20 become less likely.",
         ),
         click.option(
             "--min-p",
-            type=click.FloatRange(0, 1),
+            type=FiniteFloat(0, 1),
             default=0.0,
             help="Only tokens at least so likely, relative to the likeliest.",
         ),
@@ -36,13 +36,11 @@ def options(function: F) -> F:
         ),
         click.option(
             "--top-p",
-            type=click.FloatRange(0, 1, min_open=True),
+            type=FiniteFloat(0, 1, min_open=True),
             default=1.0,
             help="Only the likeliest tokens that together are so likely.",
         ),
-        click.option(
-            "--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy."
-        ),
+        click.option("--temperature", type=FiniteFloat(min=0), default=0.0, help="0 is greedy."),
         click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True),
     ):
         function = option(function)

@@ -17,10 +17,15 @@ from mlx_itune.model.loading.base import LoadedModel
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer to one prompt; `index` counts from 0 in the file's order, `id` is the row's."""
+    """The answer to one prompt; `index` counts from 0 in the file's order, `id` is the row's.
+
+    prompt: what was asked, in words; reference: the answer that the row holds, if it holds one.
+    """
 
     index: int
     id: Any
+    prompt: str
+    reference: str | None
     text: str
     prompt_tokens: int
     completion_tokens: int
@@ -62,6 +67,9 @@ def answer_all(
             if observe:
                 observe(n + 1)
     return [
-        Answered(n, p.id, a.text, len(i), a.completion_tokens, a.finish_reason)
+        Answered(
+            *(n, p.id, p.words(), p.reference),
+            *(a.text, len(i), a.completion_tokens, a.finish_reason),
+        )
         for n, (p, a, i) in enumerate(zip(prompts, answers, ids, strict=True))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,15 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import storage_errors
 
+# Names of the known answer beside a `prompt`.
+_ANSWERS = ("reference", "completion", "response", "answer", "output", "target")
+
 
 @dataclass(frozen=True)
 class Prompt:
     """What one answer is asked for: turns with the tools they may call, or plain text.
 
-    origin: "file:line"; id: the row's own, if it has one.
+    origin: "file:line"; id and reference (the known answer): the row's own, if it has one.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -30,6 +34,11 @@ class Prompt:
     text: str | None = None
     origin: str = ""
     id: Any = None
+    reference: str | None = None
+
+    def words(self) -> str:
+        """What is asked, as text; with the roles where there are several turns."""
+        return asked_words(self.turns) if self.text is None else self.text
 
     def ids(self, tokenizer: ChatTokenizer) -> list[int]:
         """Token ids as the model reads them. Raises DataError where the template refuses."""
@@ -44,6 +53,13 @@ def chat_ids(
     """Token ids of turns, up to where the answer begins. Raises DataError."""
     _require_text([[turn.message() for turn in turns], list(tools)])
     return tokenizer.prompt_ids(turns, tools)
+
+
+def asked_words(turns: Sequence[Turn]) -> str:
+    """Turns as text; with their roles where there are several."""
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 def text_ids(tokenizer: ChatTokenizer, text: str) -> list[int]:
@@ -147,19 +163,21 @@ def _of_row(line: str, where: str, raw: bool, system: str | None) -> Prompt:
     text = row.get("prompt")
     if isinstance(text, str) and text.strip():
         prompt = said(text, raw=raw, system=system, origin=where)
-        return Prompt(prompt.turns, (), prompt.text, where, row.get("id"))
+        known = next((row[key] for key in _ANSWERS if isinstance(row.get(key), str)), None)
+        return dataclasses.replace(prompt, id=row.get("id"), reference=known)
     if "messages" not in row:
         raise DataError("has neither a 'prompt' with words nor 'messages'")
     if raw:
         raise DataError("has messages, which --raw cannot continue", hint="leave out --raw")
     turns, tools = turns_and_tools(row)
+    known = None
     if turns and turns[-1].role == "assistant":
-        turns = turns[:-1]
+        known, turns = turns[-1].content, turns[:-1]
     if not turns:
         raise DataError("asks nothing")
     if turns[0].role != "system":
         turns = (*_system(system), *turns)
-    return Prompt(turns, tools, None, where, row.get("id"))
+    return Prompt(turns, tools, None, where, row.get("id"), known)
 
 
 def _require_text(value: Any, what: str = "the prompt") -> None:

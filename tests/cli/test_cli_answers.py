@@ -51,6 +51,7 @@ def test_a_prompt_from_the_flag_and_from_stdin(cli: Any) -> None:
     }  # fmt: skip
     assert (whole["completion_tokens"], whole["finish_reason"]) == (8, "length")
     assert cli("generate", "--prompt", "Hi there")[1] == whole["text"] + "\n"
+    assert cli("generate", "Hi there")[1] == whole["text"] + "\n"
     assert cli("generate", stdin=b"Hi there")[1] == whole["text"] + "\n"
     stop = whole["text"][3:5]
     cut = json.loads(cli("generate", "--prompt", "Hi there", "--stop", stop, "--json")[1])
@@ -75,6 +76,11 @@ def test_a_file_is_answered_as_each_prompt_alone(cli: Any, tmp_path: Path) -> No
     code, printed, _ = cli("generate", "--file", str(file))
     answers = [json.loads(line) for line in printed.splitlines()]
     assert (code, [a["index"] for a in answers], answers[0]["id"]) == (0, [0, 1, 2], "a")
+    assert [(a["prompt"], a["reference"]) for a in answers] == [
+        ("Hi there", None),
+        ("yes?", None),
+        ("system: Short.\n\nuser: The patient takes metformin.", "known"),
+    ]
     alone = [
         json.loads(cli("generate", "--prompt", text, *more, "--json")[1])["text"]
         for text, more in (
@@ -112,8 +118,9 @@ def test_where_no_answers_can_be_written_none_are_computed(
     (tmp_path / "link").symlink_to(file)
     monkeypatch.setattr("mlx_itune.cli.opening.open_model", None)
     for out, code, told in (
-        (file, 2, "would replace"),
-        (tmp_path / "link", 2, "would replace"),
+        (file, 5, "already exists"),
+        (tmp_path / "link", 5, "already exists"),
+        (Path("/dev/null"), 5, "already exists"),
         (tmp_path, 5, "is a directory"),
         (tmp_path / "no" / "a.jsonl", 5, "does not exist"),
     ):
@@ -153,6 +160,13 @@ def test_broken_files_are_one_line_and_write_nothing(
     [
         (("--prompt", "a", "--file", "x"), b"", 2, "exclude each other"),
         (("--prompt", "a", "--out", "x"), b"", 2, "--out takes"),
+        (("a", "--prompt", "a"), b"", 2, "exclude each other"),
+        (("a", "--temperature", "nan"), b"", 2, "not a finite number"),
+        (("a", "--temperature", "inf"), b"", 2, "not a finite number"),
+        (("a", "--top-p", "nan"), b"", 2, "not a finite number"),
+        (("a", "--top-p", "1.5"), b"", 2, "not in the range"),
+        (("a", "--min-p", "-1"), b"", 2, "not in the range"),
+        (("a", "--seed", str(1 << 64)), b"", 2, "not in the range"),
         (("--prompt", "a", "--raw", "--system", "x"), b"", 2, "--raw takes no --system"),
         (("--file", "none.txt"), b"", 5, "none.txt"),
         ((), b"", 2, "the prompt is empty"),

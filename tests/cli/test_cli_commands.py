@@ -106,9 +106,15 @@ def test_eval_scores_base_and_tuned(
     assert "tuned" in text(capsys, "eval", *flags, "--adapter", adapter)
 
 
-def test_a_file_is_evaluated_whole(capsys: Capture, data: Path, tiny_quantized_dir: Path) -> None:
+def test_rows_are_evaluated_whole(
+    capsys: Capture, data: Path, tiny_quantized_dir: Path, tmp_path: Path
+) -> None:
     flags = ("--model", tiny_quantized_dir, "--no-generate")
     assert result(capsys, "eval", *flags, "--data", data / "train.jsonl")["rows"] == 24
+    (tmp_path / "train.jsonl").write_bytes((data / "train.jsonl").read_bytes())
+    # None of a folder's rows is set aside.
+    assert result(capsys, "eval", *flags, "--data", tmp_path)["rows"] == 24
+    assert result(capsys, "eval", *flags, "--data", data, "--split", "valid")["rows"] == 4
 
 
 def test_fuse_export_generate_and_chat(
