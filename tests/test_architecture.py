@@ -94,19 +94,19 @@ def folder_of(path: Path) -> str:
 
 def test_reads_imports_as_python_does() -> None:
     source = (
-        "from . import lora\nfrom ..kit.errors import ModelError\n"
+        "from . import lora\nfrom ...kit.errors import ModelError\n"
         "if TYPE_CHECKING:\n    import numpy\n"
         "def f():\n    import mlx.core as mx\n"
     )
     found = list(imports(source, "mlx_itune.model.loading.base", is_package=False))
     assert [(i.module, i.top) for i in found] == [
-        ("mlx_itune.model.adapters.lora", True),
+        ("mlx_itune.model.loading.lora", True),
         ("mlx_itune.kit.errors.ModelError", True),
         ("numpy", False),
         ("mlx.core", False),
     ]
     (inside,) = imports("from .lora import attach", "mlx_itune.model", is_package=True)
-    assert inside.module == "mlx_itune.model.adapters.lora.attach"
+    assert inside.module == "mlx_itune.model.lora.attach"
 
 
 def test_every_folder_has_a_layer() -> None:
