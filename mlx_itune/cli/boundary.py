@@ -19,26 +19,28 @@ _OUT_OF_MEMORY = ("unable to allocate", "out of memory", "insufficient memory", 
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: unwinds like Ctrl-C, so that nothing half-written stays behind."""
+    """SIGTERM or SIGHUP: unwinds like Ctrl-C, so that nothing half-written stays behind."""
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
+def _signals_unwind() -> Iterator[None]:
     def unwind(signum: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, unwind)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, unwind) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def guarded(group: click.Group, argv: list[str]) -> int:
     """Run ``group`` on ``argv`` and return the exit code (0-7, 130, 143)."""
     as_json = "--json" in argv
     try:
-        with _sigterm_unwinds():
+        with _signals_unwind():
             if _COMPLETION in os.environ:
                 group.main(args=argv, prog_name="mlx-itune", complete_var=_COMPLETION)
             # Not group.main: it turns Ctrl-C and a closed pipe into endings of its own.
@@ -54,10 +56,10 @@ def guarded(group: click.Group, argv: list[str]) -> int:
         return _fail(_usage(error), as_json)
     except click.ClickException as error:
         return _fail(ItuneError(error.format_message()), as_json)
-    except (KeyboardInterrupt, click.Abort):
-        return _stopped("interrupted", 130, as_json)
-    except Terminated:
-        return _stopped("terminated", 143, as_json)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        return _stopped(stop, "interrupted", 130, as_json)
+    except Terminated as stop:
+        return _stopped(stop, "terminated", 143, as_json)
     except BrokenPipeError:
         # The reader of stdout went away (`| head`); point it elsewhere or the exit flush fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,9 +125,11 @@ def _fail(error: ItuneError, as_json: bool) -> int:
     return error.exit_code
 
 
-def _stopped(what: str, code: int, as_json: bool) -> int:
-    print(f"error: {what}; nothing half-written was kept", file=sys.stderr)
+def _stopped(stop: BaseException, what: str, code: int, as_json: bool) -> int:
+    """A stop that carries words was told of already: a run, sealed, and how it goes on."""
+    if not stop.args:
+        print(f"error: {what}; nothing half-written was kept", file=sys.stderr)
     if as_json:
-        body = {"message": what, "where": None, "hint": None, "exit_code": code}
+        body = {"message": str(stop) or what, "where": None, "hint": None, "exit_code": code}
         print(json.dumps({"error": body}))
     return code

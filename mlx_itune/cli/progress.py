@@ -40,6 +40,7 @@ class Progress:
         self._last_lines: dict[str, str] = {}
         self._finished = False
         self._run: TrainingView | None = None
+        self._stopped = ""
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -64,6 +65,9 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and self._stopped:
+            # Said already, with the way to go on: the boundary has nothing to add.
+            error.args = (self._stopped,)
         if self._display is not None:
             # What is drawn last would be a finished bar: leave nothing.
             self._stage, self._run = "", None
@@ -101,9 +105,12 @@ class Progress:
         if event.get("event") == "start" or self._run is None:
             self._run = TrainingView()
         view = self._run
-        for line in view.add(event):
+        lines = view.add(event)
+        for line in lines:
             self.say(line)
         kind = event.get("event")
+        if kind == "stopped":
+            self._stopped = lines[-1]
         if kind in ("start", "resume", "step"):
             self._stage, self._done, self._total = _TRAIN, view.step, view.steps
         if kind == "step" and not self._live and (view.step == view.steps or self._is_due()):

@@ -33,7 +33,7 @@ def command(
     as_json: bool,
     offline: bool,
 ) -> None:
-    """Continue RUN (a folder, or an id and --runs) from its last checkpoint, bit for bit.
+    """Continue RUN (a folder, `last`, or the start of an id) from its last checkpoint, bit for bit.
 
     Refuses when settings (exit 2), rows (3), or base model, tokenizer and template (4) are not
     those the run began with, naming each; and while another process trains it (5).

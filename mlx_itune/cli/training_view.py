@@ -89,12 +89,19 @@ class TrainingView:
         if event.get("trainable_parameters"):
             about.append(f"{event['trainable_parameters']:,} trainable parameters")
         lines = [f"run {self.run}: {', '.join(about)}"]
+        if event.get("rows_not_used"):
+            rows = f"{event['rows_not_used']:,} of {event['rows_not_used'] + event['rows_used']:,}"
+            limit = event.get("max_length_tokens", "--max-length")
+            lines.append(
+                f"warning: {rows} rows are not used: longer than {limit} tokens, "
+                "or nothing to learn in them"
+            )
         if event.get("note"):
             lines.append(f"note: {event['note']}")
         return lines
 
     def _resume(self, event: dict[str, Any]) -> list[str]:
-        self.step = int(event.get("step") or 0)
+        self.step, self.saved = int(event.get("step") or 0), str(event.get("checkpoint") or "")
         lines = [f"resumed after step {self.step:,}"]
         if event.get("damaged"):
             lines.append(f"passed over, as damaged: {', '.join(map(str, event['damaged']))}")
@@ -155,11 +162,9 @@ class TrainingView:
         return lines
 
     def _stopped(self, event: dict[str, Any]) -> list[str]:
-        kept = f"; sealed in checkpoints/{self.saved}" if self.saved else ""
-        lines = [f"stopped after step {event.get('step', self.step):,}{kept}"]
-        if event.get("resume"):
-            lines.append(f"continue with: {event['resume']}")
-        return lines
+        kept = f", sealed in checkpoints/{self.saved}" if self.saved else ""
+        line = f"stopped after step {event.get('step', self.step):,}{kept}"
+        return [f"{line}; continue with: {event['resume']}" if event.get("resume") else line]
 
     def _warning(self, event: dict[str, Any]) -> list[str]:
         return [f"warning: {event.get('message')}"]

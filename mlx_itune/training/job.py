@@ -56,6 +56,8 @@ class TrainResult:
     best_step: int | None
     stopped_early: bool
     skipped_steps: int
+    rows_used: int = 0
+    rows_not_used: int = 0
 
 
 class Job:
@@ -136,7 +138,14 @@ class Job:
         return self.learner.ranks.any(received[0] if received else 0)
 
     def finish(self, out: Path, *, overwrite: bool = False) -> TrainResult:
-        """Write the adapter and the result."""
+        """Write the adapter and the result. Raises DivergedError, and writes none, if it learned
+        nothing."""
+        if (why := self.record.unusable) is not None:
+            raise DivergedError(
+                f"{why}; no adapter was written",
+                where=str(self.folder),
+                hint="lower --learning-rate or --alpha, and look for NaN in the base's weights",
+            )
         step = self._write_adapter(out, overwrite)
         metrics = self._metrics()
         result = TrainResult(
@@ -145,6 +154,8 @@ class Job:
             peak_memory_bytes=self.record.peak_memory_bytes,
             wall_s=self.record.wall_s,
             adapter_step=step,
+            rows_used=self.setup.material.rows_used,
+            rows_not_used=self.setup.material.rows_not_used,
             **metrics,
         )
         if is_writer():

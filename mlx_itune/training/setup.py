@@ -43,6 +43,12 @@ class Material:
     valid: Sequence[TokenizedExample]
     # What a resumed run compares (see identity): of the tokenizer and of the rows it made.
     facts: Mapping[str, Any]
+    rows_not_used: int
+
+    @property
+    def rows_used(self) -> int:
+        """Rows that at least one example was made of."""
+        return self.rows.train.report.rows - self.rows_not_used
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,16 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
         **identity.tokenizer_facts(tokenizer),
         "tokens": identity.rows_digest(train, valid),
     }
-    return Material(path, config, tokenizer, limit, rows, train, valid, facts)
+    return Material(path, config, tokenizer, limit, rows, train, valid, facts, _not_used(rows))
+
+
+def _not_used(rows: Tokenized) -> int:
+    """Rows that nothing is learned of: without a turn to learn, or too long and dropped whole."""
+    report = rows.train.report
+    dropped = set(report.dropped)
+    if dropped and report.rows != len(dropped) + len(report.nothing_to_learn):
+        dropped -= {example.origin for example in rows.train.examples}
+    return len(report.nothing_to_learn) + len(dropped)
 
 
 def keep_rows(folder: Path, material: Material) -> None:

@@ -174,7 +174,7 @@ def test_a_stopped_run_says_how_to_go_on() -> None:
     view.add({"event": "checkpoint", "step": 7, "path": "step-000007"})
     told = view.add({"event": "stopped", "step": 7, "resume": "mlx-itune resume runs/r1"})
     assert told == [
-        "stopped after step 7; sealed in checkpoints/step-000007",
+        "stopped after step 7, sealed in checkpoints/step-000007; "
         "continue with: mlx-itune resume runs/r1",
     ]
 

@@ -50,7 +50,9 @@ def stopped(server: Server, argv: list[object], runs: Path, number: int) -> tupl
     return trainer.wait(), server.log.read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_a_stopped_run_prints_the_line_that_continues_it(
     number: int,
     code: int,
@@ -66,7 +68,7 @@ def test_a_stopped_run_prints_the_line_that_continues_it(
     left, said = stopped(server, ["train", *places, *flags, "--offline"], runs, number)
     assert left == code, said
     (run,) = runs.iterdir()
-    assert f"mlx-itune resume {run}" in said
+    assert f"; continue with: mlx-itune resume {run}\n" in said and "error:" not in said
     assert not (tmp_path / "out").exists()
 
     code, out, err = call(capsys, "resume", run, "--json", "--offline")

@@ -26,7 +26,7 @@ Event = dict[str, Any]
 RESULT_KEYS = (
     "run adapter steps epochs examples supervised_tokens train_loss valid_loss best_valid_loss "
     "supervised_tokens_per_second tokens_per_second peak_memory_bytes wall_s "
-    "adapter_step best_step stopped_early skipped_steps"
+    "adapter_step best_step stopped_early skipped_steps rows_used rows_not_used"
 ).split()
 
 

@@ -18,6 +18,7 @@ RUNS = click.option(
 def command(runs: Path, as_json: bool, offline: bool) -> None:
     """Every run: running, finished, stopped (by a signal), killed, failed or diverged."""
     from mlx_itune.cli import report
+    from mlx_itune.cli.training_view import size
     from mlx_itune.training.run import catalogue
     from mlx_itune.training.run.run import all_in
 
@@ -32,16 +33,16 @@ def command(runs: Path, as_json: bool, offline: bool) -> None:
         [
             Path(line.run).name,
             line.state,
-            f"{line.step:,} of {line.steps:,}" if line.steps else f"{line.step:,}",
-            report.number(line.train_loss),
-            report.number(line.valid_loss),
-            report.number(line.best_valid_loss),
-            report.megabytes(line.bytes),
+            f"{line.step}/{line.steps}" if line.steps else f"{line.step}",
+            report.number(line.train_loss, 3),
+            report.number(line.valid_loss, 3),
+            report.number(line.best_valid_loss, 3),
+            size(line.bytes),
         ]
         for line in lines
     ]
-    columns = ["run", "state", "steps", "train loss", "valid loss", "best", "size"]
+    columns = ["run", "state", "step", "train", "valid", "best", "size"]
     report.console().print(report.table(columns, rows))
     for line in lines:
         if line.resume:
-            print(f"{line.state}: continue with: {line.resume}")
+            print(f"{line.state}, continue with:\n  {line.resume}")

@@ -18,7 +18,7 @@ _NAMED = 3
 @click.argument("run")
 @RUNS
 def command(run: str, runs: Path, as_json: bool, offline: bool) -> None:
-    """Settings, numbers, checkpoints and incidents of RUN (a folder, or the start of an id)."""
+    """Settings, numbers, checkpoints, incidents of RUN (a folder, `last`, or an id's beginning)."""
     from mlx_itune.cli import report
     from mlx_itune.training.run import catalogue
     from mlx_itune.training.run.run import find

@@ -106,6 +106,8 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
         "run": str(folder),
         "steps": len(job.plan),
         "examples": len(job.train),
+        "rows_used": setup.material.rows_used,
+        "rows_not_used": setup.material.rows_not_used,
         "valid_examples": len(job.valid),
         "trainable_parameters": sum(
             t.size for t in adapter.tensors_of(setup.loaded.model).values()

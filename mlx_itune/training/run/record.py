@@ -91,6 +91,17 @@ class Record:
             return f"in {sum(self.skips)} of the last {len(self.skips)} steps"
         return None
 
+    @property
+    def unusable(self) -> str | None:
+        """Why nothing of a run that is done may be shipped; None where it learned."""
+        if self.skipped_steps == self.step:
+            return f"nothing was learned: loss or gradient was not finite in all {self.step} steps"
+        if not self.supervised_tokens:
+            return "nothing was learned: no row has a token to learn"
+        if self.valid_step is not None and self.valid_loss is None:
+            return f"the validation loss after step {self.valid_step} is not finite"
+        return None
+
     def metrics(self, rows: int) -> dict[str, Any]:
         """The numbers so far, of a data set of `rows` examples."""
         weight = sum(weight for _, weight in self.recent)

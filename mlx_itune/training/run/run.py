@@ -68,11 +68,14 @@ def id_of(folder: Path) -> str:
 
 
 def find(name: str, runs: Path = Path("runs")) -> Path:
-    """The folder of a run given by path, by id or by the beginning of its id. Raises UsageError."""
+    """The folder of a run: `last`, a path, an id or the beginning of one. Raises UsageError."""
     path = Path(name)
     if (path / CONFIG).is_file():
         return path
-    matches = [folder for folder in all_in(runs) if folder.name.startswith(name)]
+    known = all_in(runs)
+    if name == "last" and known:
+        return known[-1]
+    matches = [folder for folder in known if folder.name.startswith(name)]
     if len(matches) == 1:
         return matches[0]
     if matches:
