@@ -77,7 +77,7 @@ def imports_of(path: Path) -> Iterator[Import]:
 
 
 def part_of(module: str) -> str:
-    """`mlx_itune.model.adapters.lora` -> `model`; the package's own files -> ``."""
+    """`mlx_itune.model.adapters` -> `model`; the package's own files -> ``."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[0] == "mlx_itune" else ""
 
@@ -98,9 +98,9 @@ def test_reads_imports_as_python_does() -> None:
         "if TYPE_CHECKING:\n    import numpy\n"
         "def f():\n    import mlx.core as mx\n"
     )
-    found = list(imports(source, "mlx_itune.model.loading.base", is_package=False))
+    found = list(imports(source, "mlx_itune.model.base", is_package=False))
     assert [(i.module, i.top) for i in found] == [
-        ("mlx_itune.model.loading.lora", True),
+        ("mlx_itune.model.lora", True),
         ("mlx_itune.kit.errors.ModelError", True),
         ("numpy", False),
         ("mlx.core", False),

@@ -2,74 +2,120 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import click
 
-from mlx_itune.kit.errors import ItuneError, ResourceError, UsageError, closest
+from mlx_itune.kit.errors import ItuneError, ModelError, ResourceError, StorageError, UsageError
+from mlx_itune.kit.json_files import plain
+from mlx_itune.kit.wording import did_you_mean, first_line
 
 _COMPLETION = "_MLX_ITUNE_COMPLETE"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLEARING_S = 2.0
+_STDOUT_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _OUT_OF_MEMORY = ("unable to allocate", "out of memory", "insufficient memory", "resource limit")
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP: unwinds like Ctrl-C, so that nothing half-written stays behind."""
+    """SIGTERM or SIGHUP arrived: unwinds like Ctrl-C, so that nothing half-written stays behind."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
 
 
 @contextmanager
 def _signals_unwind() -> Iterator[None]:
-    def unwind(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
+    """The first signal unwinds the command; those right behind it do not disturb the clearing."""
+    quiet_until = 0.0
 
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, unwind) for number in numbers}
+    def unwind(signum: int, frame: FrameType | None) -> None:
+        nonlocal quiet_until
+        if time.monotonic() > quiet_until:
+            quiet_until = time.monotonic() + _CLEARING_S
+            raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)
+
+    wanted = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, unwind) for signum in wanted}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def guarded(group: click.Group, argv: list[str]) -> int:
-    """Run ``group`` on ``argv`` and return the exit code (0-7, 130, 143)."""
+    """Run ``group`` on ``argv`` and return the exit code (0-7, 129, 130, 143)."""
     as_json = "--json" in argv
+    if sys.stdout is None:
+        return _fail(StorageError("is closed", where="standard output"), as_json=False)
     try:
         with _signals_unwind():
-            if _COMPLETION in os.environ:
-                group.main(args=argv, prog_name="mlx-itune", complete_var=_COMPLETION)
-            # Not group.main: it turns Ctrl-C and a closed pipe into endings of its own.
-            with group.make_context("mlx-itune", argv) as context:
-                group.invoke(context)
-            sys.stdout.flush()
-        return 0
-    except click.exceptions.Exit as left:
-        return left.exit_code
-    except ItuneError as error:
-        return _fail(error, as_json)
-    except click.UsageError as error:
-        return _fail(_usage(error), as_json)
-    except click.ClickException as error:
-        return _fail(ItuneError(error.format_message()), as_json)
-    except (KeyboardInterrupt, click.Abort) as stop:
+            return _run(group, argv)
+    except KeyboardInterrupt as stop:
         return _stopped(stop, "interrupted", 130, as_json)
     except Terminated as stop:
-        return _stopped(stop, "terminated", 143, as_json)
+        what = "hung up" if stop.signum == signal.SIGHUP else "terminated"
+        return _stopped(stop, what, 128 + stop.signum, as_json)
     except BrokenPipeError:
-        # The reader of stdout went away (`| head`); point it elsewhere or the exit flush fails.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of stdout went away (`| head`).
+        _drop_stdout()
         return 0
-    except MemoryError as error:
-        return _fail(_too_big(error), as_json)
-    except Exception as error:
-        if isinstance(error, RuntimeError) and _is_out_of_memory(error):
-            return _fail(_too_big(error), as_json)
-        return _fail(_crash(error), as_json)
+    except BaseException as error:
+        return _fail(_as_ours(error), as_json)
+
+
+def _run(group: click.Group, argv: list[str]) -> int:
+    if _COMPLETION in os.environ:
+        group.main(args=argv, prog_name="mlx-itune", complete_var=_COMPLETION)
+    try:
+        # Not group.main: it turns Ctrl-C and a closed pipe into endings of its own.
+        with group.make_context("mlx-itune", argv) as context:
+            group.invoke(context)
+        code = 0
+    except click.exceptions.NoArgsIsHelpError as asked:
+        # A bare group is a question, not a mistake.
+        print(asked.ctx.get_help() if asked.ctx else asked.format_message())
+        code = 0
+    except click.exceptions.Exit as left:
+        code = left.exit_code
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    sys.stdout.flush()
+    return code
+
+
+def _as_ours(error: BaseException) -> ItuneError:
+    """Whatever ended a command, as an error that is one line."""
+    if isinstance(error, ItuneError):
+        return error
+    if isinstance(error, click.UsageError):
+        return _usage(error)
+    if isinstance(error, click.ClickException):
+        return ItuneError(error.format_message())
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return ResourceError(
+            f"out of memory ({first_line(error)})",
+            hint="use a smaller --batch-size, --max-length or model",
+        )
+    if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_FAILS:
+        _drop_stdout()
+        return StorageError(os.strerror(error.errno), where="standard output")
+    if not isinstance(error, Exception) and type(error).__name__ == "PanicException":
+        # Rust under Python (tokenizers, safetensors) met a file that its author did not foresee.
+        return ModelError(
+            f"a library gave up on a file ({first_line(error)})", hint="the file is broken"
+        )
+    return _crash(error)
 
 
 def _usage(error: click.UsageError) -> UsageError:
@@ -81,24 +127,21 @@ def _usage(error: click.UsageError) -> UsageError:
             if error.ctx
             else []
         )
-        near = closest(error.option_name, options)
-        message = f"no such option '{error.option_name}'"
-        return UsageError(message, hint=f"did you mean {near}?" if near else hint)
+        meant = did_you_mean(error.option_name, options)
+        return UsageError(f"no such option '{error.option_name}'", hint=meant or hint)
     return UsageError(error.format_message().rstrip("."), hint=hint)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return any(mark in str(error).lower() for mark in _OUT_OF_MEMORY)
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(m in str(error).lower() for m in _OUT_OF_MEMORY)
 
 
-def _too_big(error: BaseException) -> ResourceError:
-    said = str(error).splitlines()[0] if str(error) else "no detail given"
-    return ResourceError(
-        f"out of memory ({said})", hint="use a smaller --batch-size, --max-length or model"
-    )
+def _drop_stdout() -> None:
+    # Or the flush at the interpreter's exit fails, too.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _crash(error: Exception) -> ItuneError:
+def _crash(error: BaseException) -> ItuneError:
     import tempfile
     import traceback
 
@@ -114,14 +157,7 @@ def _crash(error: Exception) -> ItuneError:
 
 def _fail(error: ItuneError, as_json: bool) -> int:
     print(f"error: {error}", file=sys.stderr)
-    if as_json:
-        body = {
-            "message": error.message,
-            "where": error.where,
-            "hint": error.hint,
-            "exit_code": error.exit_code,
-        }
-        print(json.dumps({"error": body}))
+    _as_object(error.message, error.where, error.hint, error.exit_code, as_json)
     return error.exit_code
 
 
@@ -129,7 +165,12 @@ def _stopped(stop: BaseException, what: str, code: int, as_json: bool) -> int:
     """A stop that carries words was told of already: a run, sealed, and how it goes on."""
     if not stop.args:
         print(f"error: {what}; nothing half-written was kept", file=sys.stderr)
-    if as_json:
-        body = {"message": str(stop) or what, "where": None, "hint": None, "exit_code": code}
-        print(json.dumps({"error": body}))
+    _as_object(str(stop) or what, None, None, code, as_json)
     return code
+
+
+def _as_object(message: str, where: str | None, hint: str | None, code: int, wanted: bool) -> None:
+    if wanted:
+        body = {"message": message, "where": where, "hint": hint, "exit_code": code}
+        with suppress(OSError, ValueError):
+            print(json.dumps({"error": plain(body)}), flush=True)

@@ -64,8 +64,7 @@ def command(
     """Answers of a base, adapted or fused model to PROMPT, or to each prompt of --file."""
     from mlx_itune.cli.opening import open_model
     from mlx_itune.inference.prompts import read_prompts, said
-    from mlx_itune.kit.files import require_place
-    from mlx_itune.kit.stagedfile import refuse_taken
+    from mlx_itune.kit.files import refuse_taken
 
     if raw and system:
         raise UsageError("--raw takes no --system", hint="put it into the prompt")
@@ -74,7 +73,6 @@ def command(
     if out and not file:
         raise UsageError("--out takes the answers to --file")
     if file and out:
-        require_place(out)
         refuse_taken(out)
     if file:
         prompts = read_prompts(file, raw=raw, system=system)
@@ -131,8 +129,7 @@ def _answer_file(
 ) -> None:
     from mlx_itune.cli import report
     from mlx_itune.inference.answering import answer_all
-    from mlx_itune.kit.files import write_durably
-    from mlx_itune.kit.stagedfile import staged_file
+    from mlx_itune.kit.files import staged_file, write_durably
 
     def observe(done: int) -> None:
         if sys.stderr.isatty():

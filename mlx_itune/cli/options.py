@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mlx_itune.cli.result import Result
 from mlx_itune.kit.network import go_offline
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,25 +41,36 @@ def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bo
     return value
 
 
-def common(function: F) -> F:
-    """--json and --offline, which every command takes."""
-    function = click.option(
-        "--offline",
-        is_flag=True,
-        is_eager=True,
-        callback=_stay_offline,
-        help="Open no socket; Hub models come from the local cache only.",
-    )(function)
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."
-    )(function)
-
-
 def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command with --json, --offline and an example at the end of its help."""
+    """A command with --json, --offline and an example at the end of its help.
+
+    It returns a `Result`, which is printed, or prints for itself and returns None; one that streams
+    declares `as_json` and is told.
+    """
 
     def wrap(function: Callable[..., Any]) -> click.Command:
-        return click.command(name, epilog=f"\b\nExample:\n  {example}")(common(function))
+        wanted = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def run(as_json: bool, offline: bool, **values: Any) -> None:
+            given = {"as_json": as_json, "offline": offline}
+            result = function(**values, **{k: v for k, v in given.items() if k in wanted})
+            if isinstance(result, Result):
+                result.print(as_json)
+                if result.exit_code:
+                    raise click.exceptions.Exit(result.exit_code)
+
+        as_object = click.option(
+            "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."
+        )
+        no_network = click.option(
+            "--offline",
+            is_flag=True,
+            is_eager=True,
+            callback=_stay_offline,
+            help="Open no socket; Hub models come from the local cache only.",
+        )
+        return click.command(name, epilog=f"\b\nExample:\n  {example}")(as_object(no_network(run)))
 
     return wrap
 

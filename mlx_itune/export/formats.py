@@ -25,8 +25,7 @@ from mlx_itune.export.shipping.to_ollama import common_system, export_ollama, re
 from mlx_itune.export.transformers.to_hf import export_hf
 from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import UsageError, closest
-from mlx_itune.kit.files import refuse_occupied
-from mlx_itune.kit.stagedfile import refuse_taken
+from mlx_itune.kit.files import refuse_occupied, refuse_taken
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading import base

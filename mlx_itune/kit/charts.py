@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from mlx_itune.kit.axes import Scale, compact, nice_ticks, round_scale
-from mlx_itune.kit.markup import Html, element, join
+from mlx_itune.kit.page import Html, element, join
 
 WIDTH = 560
 _HEIGHT = 270
@@ -295,25 +295,3 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         }
         kept += [stretch[n] for n in sorted(extremes)]
     return [points[0], *kept[1:-1], points[-1]]
-
-
-STYLE = """
-.chart{margin:0;min-width:0}
-.chart svg{display:block;width:100%;height:auto;max-width:720px;overflow:visible}
-.chart text{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;
-fill:var(--muted);font-variant-numeric:tabular-nums}
-.chart .title{font-size:14px;font-weight:600;fill:var(--ink)}
-.chart .name,.chart .end{text-anchor:end}
-.chart .name,.chart .value,.chart .mark-name{fill:var(--ink)}
-.chart .mark-name{font-size:10.5px;paint-order:stroke;stroke:var(--paper);stroke-width:4px}
-.chart .mid{text-anchor:middle}
-.chart .grid{stroke:var(--rule);stroke-width:1}
-.chart .zero{stroke:var(--muted);stroke-width:1}
-.chart .mark{stroke:var(--ink);stroke-width:1;stroke-dasharray:3 3;opacity:.75}
-.chart .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
-.chart .beyond{opacity:.55}
-.f1{fill:var(--c1)}.f2{fill:var(--c2)}.f3{fill:var(--c3)}
-.f4{fill:var(--c4)}.f5{fill:var(--c5)}.f6{fill:var(--c6)}
-.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}
-.s4{stroke:var(--c4)}.s5{stroke:var(--c5)}.s6{stroke:var(--c6)}
-"""

@@ -6,17 +6,19 @@ import dataclasses
 import json
 import re
 import sys
-import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from mlx_itune.kit.errors import UsageError, closest
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.json_files import read_bytes, wrong_type
+from mlx_itune.kit.wording import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+_LIMIT_BYTES = 1 << 20
 
 
 def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
@@ -26,15 +28,16 @@ def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
     (and a did-you-mean) and every wrong type in one line; StorageError when it cannot be read.
     """
     path = Path(path)
-    with storage_errors(path):
-        raw = path.read_bytes()
+    raw = read_bytes(path, error=UsageError, limit_bytes=_LIMIT_BYTES)
     try:
         text = raw.decode("utf-8")
         table = tomllib.loads(text)
+    except RecursionError:
+        raise UsageError("not a TOML file: nested too deeply", where=str(path)) from None
     except ValueError as error:
         raise UsageError(f"not a TOML file: {error}", where=str(path)) from error
 
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     names = [f.name for f in dataclasses.fields(cls)]
     values: dict[str, object] = {}
     problems: list[tuple[int, str]] = []
@@ -42,16 +45,14 @@ def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
         line = _line_of(key, text)
         name = key.replace("-", "_")
         if name not in names:
-            near = closest(key, names)
-            meant = f" (did you mean {near}?)" if near else ""
-            problems.append((line, f"unknown key {key!r}{meant}"))
+            meant = did_you_mean(key, names)
+            problems.append((line, f"unknown key {key!r}" + (f" ({meant})" if meant else "")))
         elif name in values:
             problems.append((line, f"{name!r} is set twice"))
         else:
-            converted, wanted = _convert(value, hints[name])
-            values[name] = converted
-            if wanted:
-                problems.append((line, f"{key} must be {wanted}, not {value!r}"))
+            values[name], wrong = wrong_type(value, hints[name])
+            if wrong:
+                problems.append((line, f"{key}: {wrong}"))
     if problems:
         first = problems[0][0]
         rest = [f"line {line}: {text}" for line, text in problems[1:]]
@@ -67,43 +68,6 @@ def to_toml(config: Any) -> str:
         if value is not None:
             lines.append(f"{field.name} = {_toml(value)}")
     return "\n".join([*lines, ""])
-
-
-def _convert(value: Any, hint: Any) -> tuple[object, str]:
-    """The value as its field wants it, and "" or what the field wanted instead."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        options = [option for option in get_args(hint) if option is not type(None)]
-        tried = [_convert(value, option) for option in options]
-        good = next((result for result in tried if not result[1]), None)
-        return good or (value, " or ".join(wanted for _, wanted in tried))
-    if origin is Literal:
-        # 1 == True in Python, so the type has to agree too.
-        fits = any(value == option and type(value) is type(option) for option in get_args(hint))
-        return value, "" if fits else "one of " + ", ".join(map(str, get_args(hint)))
-    if origin in (list, tuple):
-        if not isinstance(value, list):
-            return value, "a list"
-        inner = get_args(hint)[0]
-        items = [_convert(item, inner) for item in value]
-        wrong = next((wanted for _, wanted in items if wanted), "")
-        return origin(item for item, _ in items), f"a list of {wrong}" if wrong else ""
-    if hint is float and type(value) is int:
-        return float(value), ""
-    if hint is Path and isinstance(value, str):
-        return Path(value), ""
-    if hint is Any or type(value) is hint:
-        return value, ""
-    return value, _NAMES.get(hint, f"a {getattr(hint, '__name__', hint)}")
-
-
-_NAMES = {
-    str: "a string",
-    Path: "a path",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-}
 
 
 def _line_of(key: str, text: str) -> int:

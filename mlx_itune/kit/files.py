@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mlx_itune.kit.errors import StorageError
+from mlx_itune.kit.wording import size
 
 _CHUNK_BYTES = 1 << 20
 _PARTIAL = ".partial"
@@ -121,13 +122,51 @@ def refuse_occupied(out: Path, overwrite: bool = False) -> None:
         )
 
 
-def require_place(path: Path) -> None:
-    """Raise StorageError where no file can be written at `path`: before the work, not after it."""
-    folder = path.parent
-    if path.is_dir():
-        raise StorageError("is a directory", where=str(path), hint="name a file in it")
+@contextlib.contextmanager
+def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a path in a hidden folder beside `out`; that file becomes `out` if the block succeeds.
+
+    On any exception the folder is removed and `out` is as it was. The block writes the file
+    durably (`write_durably`); others in the folder go with it. Raises StorageError where `out` is
+    a directory or, unless `overwrite`, exists by then, of whatever kind it is.
+    """
+    out = Path(os.path.realpath(out))
+    refuse_taken(out, overwrite)
+    folder = beside(out)
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent, out.name)
+        folder.mkdir()
+    try:
+        yield folder / out.name
+        with storage_errors(out):
+            if overwrite:
+                (folder / out.name).replace(out)
+            else:
+                _appear(folder / out.name, out)
+            _sync_path(out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file that must not exist yet, durably, whole or not at all. Raises StorageError."""
+    with staged_file(path) as stage:
+        write_durably(stage, data)
+
+
+def refuse_taken(out: Path, overwrite: bool = False) -> None:
+    """Raise StorageError where a file cannot appear at `out`: before the work, not after it."""
+    out = Path(os.path.realpath(out))
+    if out.is_dir():
+        raise StorageError("is a directory", where=str(out), hint="name a file")
+    if os.path.lexists(out) and not (overwrite and out.is_file()):
+        raise StorageError(
+            "already exists", where=str(out), hint="choose another name or remove it first"
+        )
+    folder = next(parent for parent in out.parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise StorageError("does not exist", where=str(folder), hint="make the directory first")
+        raise StorageError("is a file, not a directory", where=str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError("cannot be written to", where=str(folder))
 
@@ -161,7 +200,7 @@ def require_free_bytes(path: Path, needed_bytes: int, what: str) -> None:
         free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise StorageError(
-            f"{what} needs {_megabytes(needed_bytes)}, the disk has {_megabytes(free_bytes)} free",
+            f"{what} needs {size(needed_bytes)}, the disk has {size(free_bytes)} free",
             where=str(path),
             hint="free some space or choose another place",
         )
@@ -231,6 +270,18 @@ def _swap_in(stage: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _appear(made: Path, out: Path) -> None:
+    # Of two writers one wins: a link is never made over what exists, a rename is.
+    try:
+        os.link(made, out)
+    except FileExistsError:
+        refuse_taken(out)
+    except OSError:
+        # A file system without links.
+        refuse_taken(out)
+        made.replace(out)
+
+
 def _sync_tree(root: Path) -> None:
     for folder, _, names in os.walk(root):
         for path in (Path(folder), *(Path(folder) / name for name in names)):
@@ -256,7 +307,3 @@ def _sync_descriptor(descriptor: int, *, to_drive: bool = False) -> None:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     os.fsync(descriptor)
-
-
-def _megabytes(count_bytes: int) -> str:
-    return f"{count_bytes / 1e6:,.1f} MB"

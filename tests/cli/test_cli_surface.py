@@ -17,6 +17,10 @@ from mlx_itune.cli import COMMANDS, boundary, cli, main
 from mlx_itune.kit.errors import DataError
 
 
+class PanicException(BaseException):
+    """As Rust under Python raises."""
+
+
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as left:
         main(list(argv))
@@ -87,7 +91,9 @@ def test_a_mistyped_config_key_gets_a_did_you_mean(
     [
         (DataError("bad row", where="a.jsonl:3"), 3, "a.jsonl:3: bad row"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (boundary.Terminated(), 143, "terminated"),
+        (boundary.Terminated(signal.SIGTERM), 143, "terminated"),
+        (boundary.Terminated(signal.SIGHUP), 129, "hung up"),
+        (PanicException("index out of bounds"), 4, "a library gave up on a file"),
         (RuntimeError("[malloc] Unable to allocate 9 bytes."), 7, "out of memory"),
         (MemoryError(), 7, "out of memory"),
     ],
@@ -136,6 +142,48 @@ def test_sigterm_unwinds_the_command(capsys: pytest.CaptureFixture[str]) -> None
 
     assert boundary.guarded(click.Group("g", {"waiting": waiting}), ["waiting"]) == 143
     assert cleaned == [True]
+
+
+@pytest.mark.parametrize("argv", [[], ["data"], ["runs"]])
+def test_a_bare_group_shows_its_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    code, out, err = run(capsys, *argv)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: ")
+    assert "\nCommands:\n" in out
+
+
+@pytest.mark.parametrize("closed", ["full", "closed"])
+def test_an_output_that_cannot_be_written_is_told(closed: str) -> None:
+    redirect = "> /dev/full" if closed == "full" else ">&-"
+    if closed == "full" and not Path("/dev/full").exists():
+        redirect = ">&-"
+    done = subprocess.run(
+        f"{sys.executable} -m mlx_itune doctor {redirect}",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: standard output: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_two_quick_signals_leave_the_clearing_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned = []
+
+    @click.command()
+    def waiting() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    assert boundary.guarded(click.Group("g", {"waiting": waiting}), ["waiting"]) == 130
+    assert cleaned == [True]
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -14,8 +14,18 @@ import pytest
 
 from mlx_itune.kit.axes import Scale, compact, nice_ticks, round_scale
 from mlx_itune.kit.charts import WIDTH, bar_chart, histogram, line_chart
-from mlx_itune.kit.htmlpage import cards, folded, grid, page, section, table
-from mlx_itune.kit.markup import Html, element, escape, join
+from mlx_itune.kit.page import (
+    Html,
+    cards,
+    element,
+    escape,
+    folded,
+    grid,
+    join,
+    page,
+    section,
+    table,
+)
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\" ' & \x00 \u202e ]]> <!-- </style> --> \ud800"
 ROUND = re.compile(r"-?[125](\.0*)?(e[+-]?\d+)?")

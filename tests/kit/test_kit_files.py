@@ -13,8 +13,10 @@ from mlx_itune.kit.files import (
     require_free_bytes,
     sha256_file,
     staged_directory,
+    staged_file,
     storage_errors,
     write_durably,
+    write_new,
 )
 
 
@@ -169,10 +171,28 @@ def test_sha256_and_free_space(tmp_path):
     assert sha256_file(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
     free = shutil.disk_usage(tmp_path).free
     require_free_bytes(tmp_path / "not" / "yet", 1, "nothing")
-    with pytest.raises(StorageError, match=r"the fused model needs .* MB free"):
+    with pytest.raises(StorageError, match=r"the fused model needs .* GB, the disk"):
         require_free_bytes(tmp_path / "not" / "yet", free * 2, "the fused model")
 
 
 def test_storage_errors_name_the_file_the_system_named():
     with pytest.raises(StorageError, match=r"b\.bin: No such file"), storage_errors("a.bin"):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "b.bin")
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo])
+def test_a_new_file_replaces_nothing(tmp_path: Path, make) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(StorageError, match=r"already exists|is a directory"):
+        write_new(tmp_path / "out", b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(StorageError, match="already exists"):
+        write_new(Path(os.devnull), b"new")
+
+
+def test_of_two_writers_one_wins_and_one_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="already exists"), staged_file(tmp_path / "out") as late:
+        write_new(tmp_path / "out", b"first")
+        write_durably(late, b"second")
+    assert (tmp_path / "out").read_bytes() == b"first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

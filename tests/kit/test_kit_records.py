@@ -88,8 +88,8 @@ def test_every_mistake_is_told_at_once_with_its_line(tmp_path):
         from_toml(path, Settings)
     line = str(caught.value)
     assert line.startswith(f"{path}:2: unknown key 'lerning_rate' (did you mean learning_rate?)")
-    assert "line 3: steps must be a whole number, not True" in line
-    assert "line 4: schedule must be one of cosine, linear" in line
+    assert "line 3: steps: a whole number is needed, not true" in line
+    assert "line 4: schedule: 'cosine' or 'linear' is needed" in line
     assert "line 6: unknown key 'x'" in line
 
 

@@ -8,8 +8,7 @@ from mlx_itune.dataset.statistics.stats import NO_TAG, Stats
 from mlx_itune.dataset.statistics.tallies import Distribution, Ranking
 from mlx_itune.dataset.statistics.token_stats import TokenStats
 from mlx_itune.kit.charts import bar_chart, histogram
-from mlx_itune.kit.htmlpage import cards, folded, grid, page, section, table
-from mlx_itune.kit.markup import Html, join
+from mlx_itune.kit.page import Html, cards, folded, grid, join, page, section, table
 
 _ROLE_COLOURS = {"system": 4, "user": 1, "assistant": 3, "tool": 2}
 _BARS = 12

@@ -8,8 +8,7 @@ from pathlib import PurePath
 
 from mlx_itune.dataset.tokens.shown_example import Examined, Piece, pieces
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.kit.htmlpage import page, section
-from mlx_itune.kit.markup import Html, element, join
+from mlx_itune.kit.page import Html, element, join, page, section
 
 # Weights by shade: (class, upper end, in words). 0 and 1 have shades of their own.
 _SHADES = (

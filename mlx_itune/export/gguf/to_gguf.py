@@ -20,7 +20,7 @@ from mlx_itune.export.gguf.tokenizer import add_tokenizer, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck, check_tokenizer
 from mlx_itune.export.gguf.verify import GgufVerification, verify_gguf
 from mlx_itune.kit.errors import ModelError, UsageError, closest
-from mlx_itune.kit.stagedfile import staged_file
+from mlx_itune.kit.files import staged_file
 
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,

@@ -17,7 +17,7 @@ from mlx_itune.export.gguf.layout import Architecture, Facts, metadata
 from mlx_itune.export.gguf.lora_verify import GgufLoraVerification, verify_gguf_lora
 from mlx_itune.export.gguf.plan import Planned, interleaved, rotated_heads, tensor_name
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.stagedfile import staged_file
+from mlx_itune.kit.files import staged_file
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.adapters.lowrank import LoRAEmbedding, LoRALinear, LoRASwitchLinear

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.engine import compute as compute_module
 from mlx_itune.model.loading.fingerprint import fingerprint
@@ -35,7 +36,7 @@ class LoadedModel:
     compute: str
 
 
-def resolve(model: str, *, offline: bool) -> Path:
+def resolve(model: str, *, offline: bool = False) -> Path:
     """The directory of "starter", a local path or a Hub id `org/name`. Raises ModelError."""
     if model == STARTER:
         return Path(__file__).parent.parent / "starter"
@@ -48,7 +49,7 @@ def resolve(model: str, *, offline: bool) -> Path:
             where=model,
             hint="give a model directory, a Hub id like org/name, or 'starter'",
         )
-    return _from_hub(model, offline)
+    return _from_hub(model, offline or network.offline())
 
 
 def load(
@@ -70,14 +71,14 @@ def load(
     from mlx_lm.utils import load_model
 
     try:
-        network, config = load_model(path, lazy=False, strict=True)
+        built, config = load_model(path, lazy=False, strict=True)
     # mlx-lm reports a bad model with whatever exception it met first.
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"mlx-lm cannot load it: {reason}", where=str(path)) from error
-    network.freeze()
-    mode = compute_module.apply(network, compute, memory_bytes if float_copies else 0)
-    return LoadedModel(network, config, path, public_id(model, path), fingerprint(path), mode)
+    built.freeze()
+    mode = compute_module.apply(built, compute, memory_bytes if float_copies else 0)
+    return LoadedModel(built, config, path, public_id(model, path), fingerprint(path), mode)
 
 
 def public_id(model: str, path: Path) -> str:

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.kit.axes import compact
 from mlx_itune.kit.charts import line_chart
-from mlx_itune.kit.htmlpage import grid
-from mlx_itune.kit.markup import Html, element
+from mlx_itune.kit.page import Html, element, grid
 from mlx_itune.training.report.story import Story
 
 Points = Sequence[tuple[float, float]]

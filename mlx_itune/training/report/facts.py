@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlx_itune.kit.htmlpage import grid, section, table
-from mlx_itune.kit.markup import Html
+from mlx_itune.kit.page import Html, grid, section, table
 from mlx_itune.training.report.story import Story
 
 _LISTED = 20

@@ -16,8 +16,7 @@ import numpy as np
 
 from mlx_itune.kit.axes import compact
 from mlx_itune.kit.files import write_durably
-from mlx_itune.kit.htmlpage import cards, folded, grid, page, section, table
-from mlx_itune.kit.markup import Html, element, join
+from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section, table
 from mlx_itune.training.report import curves as report_curves
 from mlx_itune.training.report.facts import (
     config_table,

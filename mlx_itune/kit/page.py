@@ -1,4 +1,4 @@
-"""Self-contained HTML pages.
+"""Self-contained HTML pages: text becomes markup only through `element`, so data stays data.
 
 A page loads nothing, runs nothing and sends nothing: its Content-Security-Policy allows the one
 style sheet inside it, by hash.
@@ -8,15 +8,64 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from html import escape as _html_escape
 
-from mlx_itune.kit.charts import STYLE as CHART_STYLE
-from mlx_itune.kit.markup import Html, element
+from mlx_itune.kit.errors import one_line
+
+# Control characters but newline and tab, bidirectional marks and overrides, line separators, half
+# surrogates: none of them may change how the rest of a page reads, or whether it can be written.
+_STRANGE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_VOID = frozenset({"meta", "link", "br", "hr", "input", "img", "col"})
+
+
+class Html(str):
+    """Markup that is already safe; a plain str never is."""
+
+    __slots__ = ()
+
+
+def escape(text: str) -> Html:
+    """`text` as it may stand in an element or an attribute; strange characters become visible."""
+    visible = _STRANGE.sub(lambda found: one_line(found.group()), text)
+    # Attributes stand in double quotes, so a single one can stay as it is.
+    return Html(_html_escape(visible, quote=False).replace('"', "&quot;"))
+
+
+def element(
+    tag: str, attributes: Mapping[str, str | float | bool] | None = None, *children: str
+) -> Html:
+    """One element. A plain str among `children` is escaped, Html stands as it is.
+
+    An attribute that is True stands without a value, one that is False not at all; numbers are
+    rounded to a hundredth, which is finer than any screen.
+    """
+    head = tag + "".join(_attribute(name, value) for name, value in (attributes or {}).items())
+    if tag in _VOID:
+        return Html(f"<{head}>")
+    return Html(f"<{head}>{join(children)}</{tag}>")
+
+
+def join(parts: Iterable[str]) -> Html:
+    """Html of all `parts` one after another; a plain str among them is escaped."""
+    return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
+
+
+def _attribute(name: str, value: str | float | bool) -> str:
+    if value is True or value is False:
+        return f" {name}" if value else ""
+    if isinstance(value, str):
+        return f' {name}="{escape(value)}"'
+    return f' {name}="{f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"}"'
 
 
 def page(title: str, body: Html, *, subtitle: str = "", style: str = "") -> str:
     """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`."""
-    sheet = f"{_STYLE}{CHART_STYLE}{style}"
+    sheet = f"{_STYLE}{style}"
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     head = element(
@@ -110,5 +159,23 @@ th:first-child,.words{text-align:left}
 tbody th{font-weight:500;white-space:normal;overflow-wrap:anywhere;min-width:9em;max-width:44em}
 details{margin-top:10px}
 summary{cursor:pointer;color:var(--muted);font-size:.9rem}
+.chart{margin:0;min-width:0}
+.chart svg{display:block;width:100%;height:auto;max-width:720px;overflow:visible}
+.chart text{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;
+fill:var(--muted);font-variant-numeric:tabular-nums}
+.chart .title{font-size:14px;font-weight:600;fill:var(--ink)}
+.chart .name,.chart .end{text-anchor:end}
+.chart .name,.chart .value,.chart .mark-name{fill:var(--ink)}
+.chart .mark-name{font-size:10.5px;paint-order:stroke;stroke:var(--paper);stroke-width:4px}
+.chart .mid{text-anchor:middle}
+.chart .grid{stroke:var(--rule);stroke-width:1}
+.chart .zero{stroke:var(--muted);stroke-width:1}
+.chart .mark{stroke:var(--ink);stroke-width:1;stroke-dasharray:3 3;opacity:.75}
+.chart .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
+.chart .beyond{opacity:.55}
+.f1{fill:var(--c1)}.f2{fill:var(--c2)}.f3{fill:var(--c3)}
+.f4{fill:var(--c4)}.f5{fill:var(--c5)}.f6{fill:var(--c6)}
+.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}
+.s4{stroke:var(--c4)}.s5{stroke:var(--c5)}.s6{stroke:var(--c6)}
 @media print{section,figure{break-inside:avoid}main{max-width:none;padding:0}}
 """

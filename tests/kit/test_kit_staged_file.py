@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_itune.kit.errors import StorageError
-from mlx_itune.kit.files import write_durably
-from mlx_itune.kit.stagedfile import staged_file
+from mlx_itune.kit.files import staged_file, write_durably
 
 
 def test_it_appears_when_the_block_is_done(tmp_path: Path) -> None:

@@ -1,0 +1,290 @@
+"""The one door for what comes from outside as JSON: bounded, strict, typed.
+
+A file must be a regular one of bounded size; its JSON of bounded depth, without a key twice or a
+number that is none. Decoded into a declared dataclass, every wrong key and type is named by its
+path in one line, so that nothing behind this door is checked again. Types are judged by pydantic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mlx_itune.kit.errors import ItuneError, StorageError
+from mlx_itune.kit.files import storage_errors, write_durably
+from mlx_itune.kit.wording import did_you_mean
+
+T = TypeVar("T")
+Unknown = Literal["ignore", "refuse"]
+
+LIMIT_BYTES = 64 << 20
+_MAX_DEPTH = 100
+_NAMED_FAULTS = 8
+
+# pydantic's kinds of error as this house says them; `{}` takes the error's context.
+_NEEDED = {
+    "int_type": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "finite_number": "a finite number is needed",
+    "string_type": "a text is needed",
+    "path_type": "a path is needed",
+    "bool_type": "true or false is needed",
+    "list_type": "a list is needed",
+    "tuple_type": "a list is needed",
+    "dict_type": "an object is needed",
+    "dataclass_type": "an object is needed",
+    "dataclass_exact_type": "an object is needed",
+    "none_required": "null is needed",
+    "literal_error": "{expected} is needed",
+    "greater_than": "more than {gt} is needed",
+    "greater_than_equal": "{ge} or more is needed",
+    "less_than": "less than {lt} is needed",
+    "less_than_equal": "{le} or less is needed",
+}
+
+
+def read_bytes(
+    path: Path, *, error: type[ItuneError] = StorageError, limit_bytes: int = LIMIT_BYTES
+) -> bytes:
+    """The content of a regular file of at most `limit_bytes`.
+
+    A pipe, socket or device is refused without being read, with `error`. Raises StorageError where
+    the system says no.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        # Without O_NONBLOCK, opening a pipe waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                what = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+                raise error(f"is {what}, not a file", where=str(path))
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(limit_bytes + 1)
+        finally:
+            os.close(descriptor)
+    if len(data) > limit_bytes:
+        raise error(f"is larger than {limit_bytes:,} bytes", where=str(path))
+    return data
+
+
+def parse_object(
+    data: bytes | str,
+    *,
+    where: str | None,
+    error: type[ItuneError],
+    non_finite: bool = False,
+) -> dict[str, Any]:
+    """A JSON object of text: UTF-8, at most 100 deep, no key twice.
+
+    `non_finite`: whether NaN and Infinity pass, as Python writes them. Raises `error`.
+    """
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        value = json.loads(
+            text,
+            object_pairs_hook=_distinct,
+            parse_constant=float if non_finite else _no_constant,
+            parse_float=float if non_finite else _finite,
+        )
+        if _depth(value) > _MAX_DEPTH:
+            raise RecursionError
+        # An escape can spell half a character, which no file or terminal takes.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeError:
+        raise error("is not UTF-8 text", where=where) from None
+    except RecursionError:
+        raise error(f"is nested more than {_MAX_DEPTH} levels deep", where=where) from None
+    except ValueError as reason:
+        raise error(f"is not valid JSON ({reason})", where=where) from None
+    if not isinstance(value, dict):
+        raise error("is not a JSON object", where=where)
+    return value
+
+
+def read_object(
+    path: Path,
+    *,
+    error: type[ItuneError],
+    limit_bytes: int = LIMIT_BYTES,
+    non_finite: bool = False,
+) -> dict[str, Any]:
+    """The JSON object in a file; see `read_bytes` and `parse_object`. Raises `error`."""
+    data = read_bytes(path, error=error, limit_bytes=limit_bytes)
+    return parse_object(data, where=str(path), error=error, non_finite=non_finite)
+
+
+def read_record(
+    path: Path,
+    cls: type[T],
+    *,
+    error: type[ItuneError],
+    unknown: Unknown = "ignore",
+    limit_bytes: int = LIMIT_BYTES,
+) -> T:
+    """The JSON object in a file as a dataclass; see `to_record`."""
+    data = read_bytes(path, error=error, limit_bytes=limit_bytes)
+    return to_record(data, cls, where=str(path), error=error, unknown=unknown)
+
+
+def to_record(
+    value: bytes | Mapping[str, Any],
+    cls: type[T],
+    *,
+    where: str | None,
+    error: type[ItuneError],
+    unknown: Unknown = "ignore",
+) -> T:
+    """JSON text, or an object at hand, as the dataclass `cls`, whose fields may be dataclasses.
+
+    Types are strict: 1 is no truth, "1" no number. Raises `error` with every wrong key and type in
+    one line; unknown keys, where they are refused, with what was meant.
+    """
+    if isinstance(value, bytes):
+        value = parse_object(value, where=where, error=error)
+    record, faults = _decode(value, cls, unknown)
+    if faults:
+        raise error(one_line_of(faults), where=where)
+    return record  # type: ignore[no-any-return]
+
+
+def wrong_type(value: Any, hint: Any) -> tuple[Any, str]:
+    """`value` as the type `hint` wants it, and "" or what is wrong with it."""
+    converted, faults = _decode(value, hint, "refuse")
+    return converted, one_line_of(faults)
+
+
+def one_line_of(faults: Sequence[str]) -> str:
+    """The first faults, and how many more there are."""
+    more = [f"and {len(faults) - _NAMED_FAULTS} more"] if len(faults) > _NAMED_FAULTS else []
+    return "; ".join([*faults[:_NAMED_FAULTS], *more])
+
+
+def write_object(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a record or mapping as JSON, durably; keys keep their order. Raises StorageError."""
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    write_durably(path, text.encode("utf-8", errors="backslashreplace") + b"\n")
+
+
+def canonical(value: Any) -> bytes:
+    """The one way to write a value: sorted, compact, UTF-8. For hashes and comparisons."""
+    text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples as JSON values; a number that is not finite becomes null."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    # Scalars of array libraries know their Python value.
+    return plain(value.item()) if callable(getattr(value, "item", None)) else str(value)
+
+
+def _decode(value: Any, hint: Any, unknown: Unknown) -> tuple[Any, list[str]]:
+    from pydantic import ValidationError
+
+    extra: Any = "forbid" if unknown == "refuse" else "ignore"
+    text = json.dumps(value, default=str)
+    try:
+        return _judge(hint).validate_json(text, strict=True, extra=extra), []
+    except ValidationError as found:
+        faults: dict[str, list[str]] = {}
+        for fault in found.errors(include_url=False):
+            path, wrong = _fault(fault, hint)
+            faults.setdefault(path, []).append(wrong)
+        # Of a union, each member says what it needs.
+        said = {path: " or ".join(dict.fromkeys(wrong)) for path, wrong in faults.items()}
+        return value, [f"{path}: {wrong}" if path else wrong for path, wrong in said.items()]
+
+
+@functools.cache
+def _judge(hint: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _fault(fault: Any, hint: Any) -> tuple[str, str]:
+    """The path of a fault of pydantic's, and what is wrong there."""
+    kind, parts = fault["type"], list(fault["loc"])
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        meant = did_you_mean(str(parts[-1]), _fields_at(hint, parts[:-1]))
+        return _path(parts), "unknown key" + (f" ({meant})" if meant else "")
+    if kind in ("missing", "missing_argument"):
+        return _path(parts), "is missing"
+    context = fault.get("ctx", {})
+    needed = _NEEDED[kind].format(**context) if kind in _NEEDED else fault["msg"]
+    shown = json.dumps(fault["input"], ensure_ascii=False, default=str)
+    return _path(parts), f"{needed}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def _path(parts: Iterable[Any]) -> str:
+    """("keys", 1) as `keys[1]`; the names that pydantic gives the members of a union go."""
+    text = ""
+    for part in parts:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part not in ("int", "float", "str", "bool"):
+            text += f".{part}" if text else str(part)
+    return text
+
+
+def _fields_at(hint: Any, parts: Sequence[Any]) -> list[str]:
+    """The names of the fields of the dataclass at a path, as far as the path is one of fields."""
+    from typing import get_args, get_type_hints
+
+    for part in parts:
+        members = [hint, *get_args(hint)]
+        found = next((m for m in members if dataclasses.is_dataclass(m)), None)
+        if found is None:
+            break
+        if isinstance(part, str):
+            hint = get_type_hints(found, include_extras=True).get(part)
+    members = [hint, *get_args(hint)]
+    return [f.name for m in members if dataclasses.is_dataclass(m) for f in dataclasses.fields(m)]
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [item for v in inner for item in v if isinstance(item, (dict, list))]
+    return depth
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in table if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice")
+    return table
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value

@@ -1,0 +1,62 @@
+"""Numbers and lists as people read them: the same words in every message, table and page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from mlx_itune.kit.errors import closest
+
+
+def size(count_bytes: float) -> str:
+    """A size in units of a thousand: "512 bytes", "2.8 MB", "1.4 GB"."""
+    for unit, bytes_each in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count_bytes >= 0.9995 * bytes_each:
+            return f"{count_bytes / bytes_each:,.1f} {unit}"
+    return count(round(count_bytes), "byte")
+
+
+def duration(elapsed_s: float) -> str:
+    """A time: "4.2 s", "3 min 05 s", "2 h 14 min"."""
+    if elapsed_s < 59.95:
+        return f"{elapsed_s:.1f} s"
+    minutes, seconds = divmod(round(elapsed_s), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """ "1 row", "3,204 rows"; `plural` where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listing(items: Iterable[object], most: int = 3) -> str:
+    """ "a, b, c and 4 more"; of an iterable that is empty, an empty text."""
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A loss or a divergence; a dash where nothing was measured."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def percent(share: float | None) -> str:
+    """0.925 as "92.5 %"; a dash where nothing was measured."""
+    return "-" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def first_line(said: object, most: int = 300) -> str:
+    """The first line that says something, cut to `most` characters; of an error without words, its
+    kind."""
+    lines = (" ".join(line.split()) for line in str(said).splitlines())
+    return next((line[:most] for line in lines if line), type(said).__name__)
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str | None:
+    """ "did you mean train?", or None where no option is near."""
+    near = closest(name, options)
+    return f"did you mean {near}?" if near else None
