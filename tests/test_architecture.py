@@ -94,7 +94,7 @@ def folder_of(path: Path) -> str:
 
 def test_reads_imports_as_python_does() -> None:
     source = (
-        "from . import lora\nfrom ...kit.errors import ModelError\n"
+        "from . import lora\nfrom ..kit.errors import ModelError\n"
         "if TYPE_CHECKING:\n    import numpy\n"
         "def f():\n    import mlx.core as mx\n"
     )
