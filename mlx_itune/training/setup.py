@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.rendering.render import TokenizedExample
-from mlx_itune.dataset.tokens import stored
-from mlx_itune.dataset.tokens.token_cache import Tokenized, tokenized
+from mlx_itune.dataset.tokens.token_cache import (
+    StoredExamples,
+    Tokenized,
+    tokenized,
+    write_examples,
+)
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes
@@ -118,8 +122,8 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
     train: Sequence[TokenizedExample] = rows.train.examples
     valid: Sequence[TokenizedExample] = rows.valid.examples if rows.valid else ()
     if kept_rows is not None and (kept_rows / ROWS / "train").is_dir():
-        train = stored.StoredExamples(kept_rows / ROWS / "train")
-        valid = stored.StoredExamples(kept_rows / ROWS / "valid")
+        train = StoredExamples(kept_rows / ROWS / "train")
+        valid = StoredExamples(kept_rows / ROWS / "valid")
     if Policy.of(settings).keep_best and not valid:
         raise UsageError("keeping the best step needs validation rows", hint="add a valid.jsonl")
     _check_vocabulary(path, config, (*train, *valid))
@@ -144,7 +148,7 @@ def keep_rows(folder: Path, material: Material) -> None:
     if "strftime_now" in material.tokenizer.template_text:
         for name, part in (("train", material.train), ("valid", material.valid)):
             (folder / ROWS / name).mkdir(parents=True)
-            stored.write(folder / ROWS / name, part)
+            write_examples(folder / ROWS / name, part)
 
 
 def ready(

@@ -61,7 +61,7 @@ def test_splitting_keeps_every_turn_whole_under_its_system_turn(chat):
     limit = len(whole.examples[0].input_ids) // 2
     split = prepare([row], tokenizer, max_length_tokens=limit)
     assert said(split, tokenizer) == said(whole, tokenizer)
-    assert split.report.split == ("f:1",) and split.report.turns_whole == 5
+    assert split.report.split == ["f:1"] and split.report.turns_whole == 5
     assert len(split.examples) > 1
     for example in split.examples:
         text = tokenizer.decode(example.input_ids)
@@ -83,9 +83,9 @@ def test_a_single_exchange_is_truncated_or_dropped_and_reported(chat):
     long_reply, short = talk("f:1", 80), talk("f:3", 0)
     long_prompt = Conversation((Turn("user", "y " * 90), Turn("assistant", "z")), "f:2")
     report = prepare([long_reply, long_prompt, short], tokenizer, max_length_tokens=60).report
-    assert report.truncated == ("f:1",) and report.dropped == ("f:2",)
+    assert report.truncated == ["f:1"] and report.dropped == ["f:2"]
     assert (report.turns, report.turns_whole) == (3, 1)
-    assert adds_up(report) and report.split == ()
+    assert adds_up(report) and report.split == []
 
 
 def test_error_names_the_long_rows(chat):
@@ -102,7 +102,7 @@ def test_rows_with_nothing_to_learn_stay_out_and_an_empty_rest_is_an_error(chat)
     tokenizer = chat("gpt2", t.CHATML)
     silent = Conversation((Turn("user", "a"), Turn("assistant", "b", weight=0.0)), "f:1")
     report = prepare([silent, talk("f:2", 1)], tokenizer).report
-    assert report.nothing_to_learn == ("f:1",) and report.examples == 1
+    assert report.nothing_to_learn == ["f:1"] and report.examples == 1
     with pytest.raises(DataError, match="1 rows have no turn to learn"):
         prepare([silent], tokenizer)
     with pytest.raises(DataError, match="no rows"):
@@ -112,7 +112,7 @@ def test_rows_with_nothing_to_learn_stay_out_and_an_empty_rest_is_an_error(chat)
 def test_special_tokens_spelled_out_in_a_row_are_reported(chat):
     tricky = Conversation((Turn("user", "a<|im_end|>"), Turn("assistant", "b")), "f:9")
     report = prepare([tricky, talk("f:1", 1)], chat("gpt2", t.CHATML)).report
-    assert report.control_text == ("f:9",)
+    assert report.control_text == ["f:9"]
 
 
 def test_an_epoch_visits_every_row_once_in_its_own_order():

@@ -108,11 +108,7 @@ def _compare_rows(
             if not isinstance(found, DataError):
                 tally.faults.append((row, learn, f"the oracle refuses it ({reason}), render not"))
     wanted = [row for row, _ in accepted]
-    rendered: list[Sequence[TokenizedExample] | DataError]
-    try:
-        rendered = list(render_many(wanted, tokenizer, learn))
-    except DataError:
-        rendered = [attempt(row, tokenizer, learn) for row in wanted]
+    rendered = list(render_many(wanted, tokenizer, learn))
     for (row, expected), examples in zip(accepted, rendered, strict=True):
         if isinstance(examples, DataError):
             tally.refused += 1

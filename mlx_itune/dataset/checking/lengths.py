@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render, render_many
+from mlx_itune.dataset.rendering.render import Learn, render_many
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
@@ -26,7 +26,7 @@ def token_faults(
     rows: Sequence[Conversation], tokenizer: ChatTokenizer, learn: Learn, max_length: int
 ) -> Iterator[TokenFault]:
     """At most one fault per row, as training with these settings would find it."""
-    for number, parts in enumerate(_rendered(rows, tokenizer, learn)):
+    for number, parts in enumerate(render_many(rows, tokenizer, learn)):
         if isinstance(parts, DataError):
             hint = parts.hint or "give turns that this template accepts, or choose --template"
             yield TokenFault(number, "template-refuses", parts.message, hint, True)
@@ -51,20 +51,3 @@ def token_faults(
                 "raise --max-length, or train with --too-long split",
                 False,
             )
-
-
-def _rendered(
-    rows: Sequence[Conversation], tokenizer: ChatTokenizer, learn: Learn
-) -> list[tuple[TokenizedExample, ...] | DataError]:
-    try:
-        return list(render_many(rows, tokenizer, learn))
-    except DataError:
-        pass
-    # Some row is refused: one by one, to see which and to keep the others.
-    found: list[tuple[TokenizedExample, ...] | DataError] = []
-    for row in rows:
-        try:
-            found.append(render(row, tokenizer, learn))
-        except DataError as error:
-            found.append(error)
-    return found

@@ -19,17 +19,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from mlx_itune.dataset.rendering.skeleton import Skeleton, is_opaque, shape
 from mlx_itune.kit.errors import DataError
 
 Message = Mapping[str, Any]
-
-# What a template may do to a text; none of them changes anything or reaches further than the text.
-_TEXT_METHODS = frozenset(
-    "strip lstrip rstrip split rsplit startswith endswith replace lower upper title find".split()
-)
-_MAX_SKELETONS = 4096
-_DICT_METHODS = frozenset(dir(dict))
 
 
 class ChatTemplate:
@@ -39,7 +31,7 @@ class ChatTemplate:
     """
 
     def __init__(self, text: str, special_tokens: Mapping[str, Any]) -> None:
-        environment = _Environment(
+        environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
@@ -59,31 +51,11 @@ class ChatTemplate:
         # Whether text could be taken out of a content, so that what stood around it is joined.
         self.joins = "replace" in text
         self._special = dict(special_tokens)
-        self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] | None = None
-        if is_opaque(self._tree):
-            self._skeletons = {}
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message], *, add_generation_prompt: bool
     ) -> str:
         """The text of `messages`. Raises whatever the template raises."""
-        roles = None if self._skeletons is None or tools else shape(messages)
-        if roles is None or self._skeletons is None:
-            return self._render(messages, tools, add_generation_prompt)
-        known = self._skeletons.get((roles, add_generation_prompt))
-        if known is None:
-            probe = Skeleton.probe(messages)
-            known = Skeleton(self._render(probe, (), add_generation_prompt))
-            if known.fill(messages) != self._render(messages, (), add_generation_prompt):
-                self._skeletons = None
-                return self._render(messages, (), add_generation_prompt)
-            if len(self._skeletons) < _MAX_SKELETONS:
-                self._skeletons[roles, add_generation_prompt] = known
-        return known.fill(messages)
-
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[Message], add_generation_prompt: bool
-    ) -> str:
         return self._template.render(
             self._special,
             messages=messages,
@@ -97,30 +69,6 @@ class ChatTemplate:
         data = {node.data for node in self._tree.find_all(nodes.TemplateData)}
         constants = {n.value for n in self._tree.find_all(nodes.Const) if isinstance(n.value, str)}
         return "\n".join(sorted(data | constants))
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with short cuts for what nearly every access is: a dict's key, str.strip()."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict and attribute not in _DICT_METHODS and attribute in obj:
-            return obj[attribute]
-        if type(obj) is str and attribute in _TEXT_METHODS:
-            return getattr(obj, attribute)
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if type(obj) is dict and type(argument) is str and argument in obj:
-            return obj[argument]
-        return super().getitem(obj, argument)
-
-    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if type(getattr(obj, "__self__", None)) is str and obj.__name__ in _TEXT_METHODS:
-            # Jinja adds these for functions that ask for the context, which str's do not.
-            kwargs.pop("_loop_vars", None)
-            kwargs.pop("_block_vars", None)
-            return obj(*args, **kwargs)
-        return super().call(context, obj, *args, **kwargs)
 
 
 class _Namespace(Namespace):

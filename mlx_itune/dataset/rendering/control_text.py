@@ -25,7 +25,7 @@ _HIDDEN = re.compile("[\U00100000-\U00107fff]+")
 _PLACES = 0x8000
 
 
-class Armour:
+class ControlText:
     """Control strings of one tokenizer: finds, hides and restores them.
 
     `special` maps the text of special tokens to ids. `markup` does so for the other added tokens
@@ -43,7 +43,7 @@ class Armour:
         self._special = _Finder(self.special)
         self._any = _Finder(self.tokens)
 
-    def found(self, text: str, *, in_reply: bool = False) -> bool:
+    def spelled_in(self, text: str, *, in_reply: bool = False) -> bool:
         """Whether `text` spells out a control string (in an assistant's turn: a special token)."""
         return (self._special if in_reply else self._any).search(text)
 
@@ -55,7 +55,7 @@ class Armour:
         """The first control string in `text`, or nothing."""
         return next((m.group() for m in self._any.finditer(text)), "")
 
-    def put_on(self, value: Any, *, in_reply: bool = False) -> Any:
+    def hide(self, value: Any, *, in_reply: bool = False) -> Any:
         """`value` (text, or JSON of texts) with its control strings hidden.
 
         Raises DataError for a text that uses the private characters itself.
@@ -63,17 +63,17 @@ class Armour:
         if isinstance(value, str):
             if not value.isascii() and _RESERVED.search(value):
                 raise _reserved()
-            if not self.found(value, in_reply=in_reply):
+            if not self.spelled_in(value, in_reply=in_reply):
                 return value
             finder = self._special if in_reply else self._any
             return finder.sub(lambda m: self._hide[m.group()], value)
         if isinstance(value, Mapping):
             return {
-                self.put_on(key, in_reply=in_reply): self.put_on(item, in_reply=in_reply)
+                self.hide(key, in_reply=in_reply): self.hide(item, in_reply=in_reply)
                 for key, item in value.items()
             }
         if isinstance(value, (list, tuple)):
-            return [self.put_on(item, in_reply=in_reply) for item in value]
+            return [self.hide(item, in_reply=in_reply) for item in value]
         return value
 
     def could_join(self, messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -109,11 +109,11 @@ class Armour:
             for message in messages
         ]
 
-    def worn(self, text: str) -> bool:
+    def is_hidden_in(self, text: str) -> bool:
         """Whether a rendered text holds hidden control strings."""
         return not text.isascii() and _HIDDEN.search(text) is not None
 
-    def take_off(self, text: str) -> str:
+    def restore(self, text: str) -> str:
         """`text` with the content's control strings back in place. Raises DataError."""
 
         def restore(match: re.Match[str]) -> str:
@@ -129,12 +129,12 @@ class Armour:
 
         return _HIDDEN.sub(restore, text)
 
-    def for_shadow(self, text: str) -> tuple[str, int]:
+    def shadow_text(self, text: str) -> tuple[str, int]:
         """A rendered text as the shadow tokenizer reads it, and the number of special tokens."""
         specials = len(self.spans(text))
-        return self.take_off(self._any.sub(lambda m: self._shadow[m.group()], text)), specials
+        return self.restore(self._any.sub(lambda m: self._shadow[m.group()], text)), specials
 
-    def shadow(self, backend: Any) -> Any:
+    def shadow_tokenizer(self, backend: Any) -> Any:
         """A copy of the tokenizer `backend` that knows control tokens by private names only.
 
         Ids stay as they are. Raises DataError where the library numbers them anew.
@@ -145,7 +145,6 @@ class Armour:
         for token in state["added_tokens"]:
             token["content"] = self._shadow.get(token["content"], token["content"])
         self._rename(state["model"])
-        _rename_in_processor(state.get("post_processor"), self._shadow)
         shadow = Tokenizer.from_str(json.dumps(state))
         if any(shadow.token_to_id(self._shadow[n]) != self.tokens[n] for n in self._names):
             raise DataError("this tokenizer cannot read control strings as plain text")
@@ -194,26 +193,6 @@ def common_start(names: Sequence[str]) -> str:
     first, last = (min(names), max(names)) if names else ("", "")
     same = (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return first[: next(same, min(len(first), len(last)))]
-
-
-def _rename_in_processor(value: Any, names: Mapping[str, str]) -> None:
-    """Post-processors name the tokens they add; they must exist, though nothing is added here."""
-    if isinstance(value, dict):
-        for key, item in list(value.items()):
-            if isinstance(item, str) and item in names:
-                value[key] = names[item]
-            elif key == "tokens" and isinstance(item, list):
-                value[key] = [names.get(t, t) if isinstance(t, str) else t for t in item]
-            else:
-                _rename_in_processor(item, names)
-        for key in [key for key in value if key in names]:
-            value[names[key]] = value.pop(key)
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, list) and len(item) == 2 and item[0] in names:
-                item[0] = names[item[0]]
-            else:
-                _rename_in_processor(item, names)
 
 
 def _reserved() -> DataError:

@@ -8,7 +8,7 @@ turns, tokens that straddle the border), the turn gets an example of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -23,8 +23,7 @@ from mlx_itune.dataset.rendering.replies import (
     opening_of,
     reply_after_header,
 )
-from mlx_itune.dataset.tokens.encoder import Encoded
-from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer, Encoded
 from mlx_itune.kit.errors import DataError
 
 Learn = Literal["all", "last", "marked"]
@@ -72,61 +71,45 @@ def render(
     `learn`: all assistant turns, the last one, or those whose `weight` says so; a turn's own
     weight counts in each. Raises DataError when the chat template refuses the turns.
     """
-    return next(render_many([conversation], tokenizer, learn))
-
-
-Refused = Callable[[Conversation, DataError], None]
+    (found,) = render_many([conversation], tokenizer, learn)
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 def render_many(
-    conversations: Iterable[Conversation],
-    tokenizer: ChatTokenizer,
-    learn: Learn = "all",
-    *,
-    refused: Refused | None = None,
-) -> Iterator[tuple[TokenizedExample, ...]]:
-    """`render` of each conversation, tokenized in batches.
-
-    With `refused`, a conversation that the template or tokenizer refuses is told to it and has no
-    examples; without it, the DataError is raised.
-    """
+    conversations: Iterable[Conversation], tokenizer: ChatTokenizer, learn: Learn = "all"
+) -> Iterator[tuple[TokenizedExample, ...] | DataError]:
+    """`render` of each conversation, or why it is refused; tokenized in batches."""
     rows = iter(conversations)
     while chunk := list(islice(rows, _ROWS_PER_CALL)):
-        if refused is None:
-            yield from _render_chunk(chunk, tokenizer, learn)
-            continue
         try:
             # As a list: what is yielded must not be yielded again one by one.
-            found = list(_render_chunk(chunk, tokenizer, learn))
+            yield from list(_render_chunk(chunk, tokenizer, learn))
         except DataError:
-            found = [_render_or_tell(row, tokenizer, learn, refused) for row in chunk]
-        yield from found
+            yield from (_render_alone(row, tokenizer, learn) for row in chunk)
 
 
-def _render_or_tell(
-    row: Conversation, tokenizer: ChatTokenizer, learn: Learn, refused: Refused
-) -> tuple[TokenizedExample, ...]:
+def _render_alone(
+    row: Conversation, tokenizer: ChatTokenizer, learn: Learn
+) -> tuple[TokenizedExample, ...] | DataError:
     try:
         return next(_render_chunk([row], tokenizer, learn))
     except DataError as error:
-        refused(row, error)
-        return ()
+        return DataError(error.message, where=row.origin, hint=error.hint)
 
 
 def _render_chunk(
     chunk: Sequence[Conversation], tokenizer: ChatTokenizer, learn: Learn
 ) -> Iterator[tuple[TokenizedExample, ...]]:
-    drafts = [_draft(row, tokenizer, turn_weights(row, learn)) for row in chunk]
+    drafts = [_drafts(row, tokenizer, turn_weights(row, learn)) for row in chunk]
     flat = [draft for row_drafts in drafts for draft in row_drafts]
-    try:
-        encoded = tokenizer.encode_many([draft.text for draft in flat])
-    except DataError as error:
-        where = chunk[0].origin if len(chunk) == 1 else None
-        raise DataError(error.message, where=where, hint=error.hint) from error
+    encoded = tokenizer.encode_many([draft.text for draft in flat])
     borders = [_borders(d, e, tokenizer) for d, e in zip(flat, encoded, strict=True)]
-    before = {b.piece for found in borders for b in found if b.piece is not None}
-    alone = tokenizer.encode_ids_of(before)
-    settled = iter(list(zip(flat, encoded, borders, strict=True)))
+    # Most rows share their prompts' last pieces: each is tokenized once.
+    pieces = list({b.piece for found in borders for b in found if b.piece is not None})
+    alone = dict(zip(pieces, tokenizer.encode_ids_many(pieces), strict=True))
+    settled = zip(flat, encoded, borders, strict=True)
     for row, row_drafts in zip(chunk, drafts, strict=True):
         yield tuple(
             example
@@ -146,24 +129,17 @@ def turn_weights(conversation: Conversation, learn: Learn) -> tuple[float, ...]:
     )
 
 
-def _draft(
+def _drafts(
     conversation: Conversation, tokenizer: ChatTokenizer, weights: Sequence[float]
 ) -> list[_Draft]:
     if not any(weights):
         return []
-    turns = conversation.turns
-    try:
-        messages = tokenizer.messages(turns)
-        tools = tokenizer.tools(conversation.tools) if conversation.tools else ()
-    except DataError as error:
-        raise DataError(error.message, where=conversation.origin, hint=error.hint) from error
-    last = len(turns) - 1
+    messages = tokenizer.messages(conversation.turns)
+    tools = tokenizer.tools(conversation.tools)
+    last = len(messages) - 1
 
-    def text_of(upto: list[dict[str, Any]], prompt: bool = False) -> str:
-        try:
-            return tokenizer.render_text(upto, tools=tools, add_generation_prompt=prompt)
-        except DataError as error:
-            raise DataError(error.message, where=conversation.origin) from error
+    def text_of(upto: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
+        return tokenizer.render_text(upto, tools=tools, add_generation_prompt=prompt)
 
     if is_text(conversation.tags):
         text = tokenizer.text_start + messages[0]["content"]
@@ -183,15 +159,12 @@ def _draft(
         else:
             probe = text_of([*messages[:n], {"role": "assistant", "content": PROBE}])
             opening = opening_of(prompt, text_of(messages[:n]), tokenizer)
-            tail = reply_after_header(upto, opening, probe, conversation.origin, tokenizer)
+            tail = reply_after_header(upto, opening, probe, tokenizer)
         if "tool_calls" in messages[n]:
             opening = opening or opening_of(prompt, text_of(messages[:n]), tokenizer)
         reply, closed = learned_part(tail, opening, messages[n], tokenizer)
-        check_calls(
-            messages[n],
-            conversation.origin,
-            lambda message, before=messages[:n]: text_of([*before, message]),  # type: ignore[misc]
-        )
+        if "tool_calls" in messages[n]:
+            check_calls(messages[n], messages[:n], text_of)
         span = _Span(len(prompt), len(prompt) + len(reply), weight)
         if full.startswith(prompt + reply) and (closed or n == last):
             shared.append(span)
@@ -206,7 +179,8 @@ def _draft(
 
 @dataclass(frozen=True)
 class _Border:
-    """Where a span lies in tokens, and the piece of prompt that must tokenize the same alone.
+    """A span's tokens [first, end), and `piece`, the prompt's text that the tokens [anchor, first)
+    stand for: alone it must tokenize the same. None where a token reaches over the border.
 
     Special tokens cut a text in independent pieces, so only the piece from the last one before the
     span has to be tokenized again: with most templates the same short header in every row.
@@ -216,29 +190,20 @@ class _Border:
     end: int
     anchor: int
     piece: str | None
-    straddled: bool
 
 
 def _borders(draft: _Draft, encoded: Encoded, tokenizer: ChatTokenizer) -> list[_Border]:
-    specials = np.flatnonzero(tokenizer.is_control[encoded.ids])
+    controls = np.flatnonzero(tokenizer.is_control[encoded.ids])
     found = []
     for span in draft.spans:
-        first = int(np.searchsorted(encoded.starts, span.start))
-        end = int(np.searchsorted(encoded.starts, span.end))
-        straddled = first > 0 and bool(encoded.ends[first - 1] > span.start)
-        nearest = int(np.searchsorted(specials, first)) - 1
-        anchor = int(specials[nearest]) if nearest >= 0 else 0
-        begin = int(encoded.starts[anchor]) if nearest >= 0 else 0
-        # At a cut the tokenizer is known to treat what comes before as it would alone.
-        apart = encoded.cuts is not None and _holds(encoded.cuts, span.start)
-        piece = None if straddled or apart else draft.text[begin : span.start]
-        found.append(_Border(first, end, anchor, piece, straddled))
+        first, end = np.searchsorted(encoded.starts, (span.start, span.end)).tolist()
+        before = controls[: np.searchsorted(controls, first)].tolist()
+        anchor = before[-1] if before else 0
+        begin = int(encoded.starts[anchor]) if before else 0
+        straddled = first > 0 and encoded.ends[first - 1] > span.start
+        piece = None if straddled else draft.text[begin : span.start]
+        found.append(_Border(first, end, anchor, piece))
     return found
-
-
-def _holds(ordered: NDArray[np.int32], value: int) -> bool:
-    at = int(np.searchsorted(ordered, value))
-    return at < len(ordered) and int(ordered[at]) == value
 
 
 def _settle(
@@ -254,10 +219,8 @@ def _settle(
     ranges: list[tuple[int, int, float]] = []
     strays: list[_Span] = []
     for span, border in zip(draft.spans, borders, strict=True):
-        if not border.straddled and (
-            border.piece is None
-            or alone[border.piece] == ids[border.anchor : border.first].tolist()
-        ):
+        context = ids[border.anchor : border.first].tolist()
+        if border.piece is not None and alone[border.piece] == context:
             ranges.append((border.first, border.end, span.weight))
         else:
             strays.append(span)

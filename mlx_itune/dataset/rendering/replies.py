@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
 
-def reply_after_header(
-    upto: str, opening: str, probe: str, origin: str, tokenizer: ChatTokenizer
-) -> str:
+def reply_after_header(upto: str, opening: str, probe: str, tokenizer: ChatTokenizer) -> str:
     """The reply in `upto`, where what comes before it is not what inference would have.
 
     Templates that rewrite earlier turns do this: the reply begins where the generation prompt's
@@ -24,7 +22,7 @@ def reply_after_header(
     if at >= 0 and tokenizer.first_mark(opening) not in header[at + len(opening) :]:
         header = header[: at + len(opening)]
     if not upto.startswith(header):
-        raise DataError("the chat template hides where this reply begins", where=origin)
+        raise DataError("the chat template hides where this reply begins")
     return upto[len(header) :]
 
 
@@ -65,22 +63,20 @@ def learned_part(
 
 
 def check_calls(
-    message: Mapping[str, Any], origin: str, written: Callable[[Mapping[str, Any]], str]
+    message: Mapping[str, Any],
+    before: Sequence[Mapping[str, Any]],
+    text_of: Callable[[Sequence[Mapping[str, Any]]], str],
 ) -> None:
     """A template that does not know tool calls would have silence learned in their place."""
-    if "tool_calls" not in message:
-        return
     # Under names that occur nowhere else: a real one may stand in the text by chance.
-    names = [f"{PROBE}{number}." for number in range(len(message["tool_calls"]))]
-    renamed = [
-        {**call, "function": {**call["function"], "name": name}}
-        for call, name in zip(message["tool_calls"], names, strict=True)
+    calls = [
+        {**call, "function": {**call["function"], "name": f"{PROBE}{number}."}}
+        for number, call in enumerate(message["tool_calls"])
     ]
-    text = written({**message, "tool_calls": renamed})
-    for call, name in zip(message["tool_calls"], names, strict=True):
-        if name not in text:
+    text = text_of([*before, {**message, "tool_calls": calls}])
+    for call, renamed in zip(message["tool_calls"], calls, strict=True):
+        if renamed["function"]["name"] not in text:
             raise DataError(
                 f"the chat template does not write the tool call {call['function']['name']!r}",
-                where=origin,
                 hint="use a model whose template knows tools, or leave such rows out",
             )

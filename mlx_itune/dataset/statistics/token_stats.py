@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render, render_many
+from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render_many
 from mlx_itune.dataset.statistics.tallies import Distribution, Tally
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
@@ -71,32 +71,19 @@ class TokenGatherer:
         """(tokens, learned tokens) of each row; zeros where nothing would be trained."""
         return [
             self._add_row(row, examples)
-            for row, examples in zip(rows, self._rendered(rows), strict=True)
+            for row, examples in zip(
+                rows, render_many(rows, self._tokenizer, self._learn), strict=True
+            )
         ]
 
-    def _rendered(
-        self, rows: Sequence[Conversation]
-    ) -> Sequence[tuple[TokenizedExample, ...] | None]:
-        try:
-            return list(render_many(rows, self._tokenizer, self._learn))
-        except DataError:
-            # One row that the template refuses must not hide the others: each by itself.
-            return [self._alone(row) for row in rows]
-
-    def _alone(self, row: Conversation) -> tuple[TokenizedExample, ...] | None:
-        try:
-            return render(row, self._tokenizer, self._learn)
-        except DataError as error:
-            self._refused += 1
-            if len(self._refused_kept) < _REFUSED_KEPT:
-                self._refused_kept.append(str(error))
-            return None
-
     def _add_row(
-        self, row: Conversation, examples: tuple[TokenizedExample, ...] | None
+        self, row: Conversation, examples: tuple[TokenizedExample, ...] | DataError
     ) -> tuple[int, int]:
         self._control_text += any(self._tokenizer.find_controls(t.content) for t in row.turns)
-        if examples is None:
+        if isinstance(examples, DataError):
+            self._refused += 1
+            if len(self._refused_kept) < _REFUSED_KEPT:
+                self._refused_kept.append(str(examples))
             return 0, 0
         lengths = [len(example.input_ids) for example in examples]
         learned = sum(int(np.count_nonzero(example.weights)) for example in examples)

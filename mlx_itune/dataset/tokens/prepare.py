@@ -23,28 +23,49 @@ from mlx_itune.kit.errors import DataError
 TooLong = Literal["split", "truncate", "drop", "error"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrepareReport:
-    """What came in and what came out.
+    """What came in and what came out; adds up row by row while rows are prepared.
 
-    turns = turns_whole + turns_truncated + turns_dropped, always. The tuples list the origins of
+    turns = turns_whole + turns_truncated + turns_dropped, always. The lists hold the origins of
     rows that were split, truncated, dropped (wholly or in part), had nothing to learn, or spell out
     a control token in their text, which is tokenized as the characters it is made of.
     """
 
-    rows: int
-    examples: int
-    tokens: int
-    supervised_tokens: int
-    turns: int
-    turns_whole: int
-    turns_truncated: int
-    turns_dropped: int
-    split: tuple[str, ...]
-    truncated: tuple[str, ...]
-    dropped: tuple[str, ...]
-    nothing_to_learn: tuple[str, ...]
-    control_text: tuple[str, ...]
+    rows: int = 0
+    examples: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    turns: int = 0
+    turns_whole: int = 0
+    turns_truncated: int = 0
+    turns_dropped: int = 0
+    split: list[str] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    nothing_to_learn: list[str] = field(default_factory=list)
+    control_text: list[str] = field(default_factory=list)
+
+    def add(self, origin: str, turns: int, kept: _Kept, *, control_text: bool) -> None:
+        """Count what became of one conversation with so many turns to learn."""
+        spans = sum(len(example.spans) for example in kept.examples)
+        self.rows += 1
+        self.examples += len(kept.examples)
+        self.tokens += sum(len(example.input_ids) for example in kept.examples)
+        self.supervised_tokens += sum(int(np.count_nonzero(e.weights)) for e in kept.examples)
+        self.turns += turns
+        self.turns_whole += spans - kept.truncated
+        self.turns_truncated += kept.truncated
+        self.turns_dropped += turns - spans
+        for origins, marked in (
+            (self.split, kept.split),
+            (self.truncated, kept.truncated),
+            (self.dropped, turns - spans),
+            (self.nothing_to_learn, not turns),
+            (self.control_text, control_text),
+        ):
+            if marked:
+                origins.append(origin)
 
 
 @dataclass(frozen=True)
@@ -55,74 +76,13 @@ class Preparation:
     report: PrepareReport
 
 
-@dataclass
-class _Row:
-    """What became of one conversation."""
+@dataclass(frozen=True)
+class _Kept:
+    """What is learned of one conversation: `truncated` of its turns lost their ends."""
 
-    origin: str
-    turns: int
-    control_text: bool = False
-    examples: list[TokenizedExample] = field(default_factory=list)
-    whole: int = 0
+    examples: Sequence[TokenizedExample]
     truncated: int = 0
-    dropped: int = 0
     split: bool = False
-
-
-class Account:
-    """Adds up a PrepareReport, row by row."""
-
-    def __init__(self) -> None:
-        self.examples = self._rows = self._tokens = self._supervised = 0
-        self._turns = self._whole = self._truncated = self._dropped = 0
-        self._listed: dict[str, list[str]] = {
-            name: [] for name in ("split", "truncated", "dropped", "nothing", "control_text")
-        }
-
-    def add(self, row: _Row) -> None:
-        """Count what became of one conversation."""
-        self._rows += 1
-        self.examples += len(row.examples)
-        self._tokens += sum(len(example.input_ids) for example in row.examples)
-        self._supervised += sum(int(np.count_nonzero(e.weights)) for e in row.examples)
-        self._turns += row.turns
-        self._whole += row.whole
-        self._truncated += row.truncated
-        self._dropped += row.dropped
-        marks = (row.split, row.truncated, row.dropped, not row.turns, row.control_text)
-        for listed, marked in zip(self._listed.values(), marks, strict=True):
-            if marked:
-                listed.append(row.origin)
-
-    def report(self) -> PrepareReport:
-        """The account so far."""
-        listed = {name: tuple(origins) for name, origins in self._listed.items()}
-        return PrepareReport(
-            rows=self._rows,
-            examples=self.examples,
-            tokens=self._tokens,
-            supervised_tokens=self._supervised,
-            turns=self._turns,
-            turns_whole=self._whole,
-            turns_truncated=self._truncated,
-            turns_dropped=self._dropped,
-            split=listed["split"],
-            truncated=listed["truncated"],
-            dropped=listed["dropped"],
-            nothing_to_learn=listed["nothing"],
-            control_text=listed["control_text"],
-        )
-
-    def nothing_left(self, limit: int) -> str:
-        """Why there is no example."""
-        if not self._rows:
-            return "no rows, so there is nothing to learn"
-        reasons = []
-        if dropped := self._listed["dropped"]:
-            reasons.append(f"{len(dropped)} rows do not fit in {limit} tokens")
-        if empty := self._listed["nothing"]:
-            reasons.append(f"{len(empty)} rows have no turn to learn")
-        return "nothing is left to learn: " + ", ".join(reasons)
 
 
 def prepare(
@@ -140,51 +100,48 @@ def prepare(
     the row out. Raises DataError for rows that the template refuses (all are counted), for `error`
     and a long row, or when nothing is left to learn.
     """
-    account = Account()
-    examples = tuple(
-        prepare_each(
-            conversations,
-            tokenizer,
-            account,
-            max_length_tokens=max_length_tokens,
-            learn=learn,
-            too_long=too_long,
-        )
+    report = PrepareReport()
+    examples = prepare_each(
+        conversations,
+        tokenizer,
+        report,
+        max_length_tokens=max_length_tokens,
+        learn=learn,
+        too_long=too_long,
     )
-    return Preparation(examples, account.report())
+    return Preparation(tuple(examples), report)
 
 
 def prepare_each(
     conversations: Iterable[Conversation],
     tokenizer: ChatTokenizer,
-    account: Account,
+    report: PrepareReport,
     *,
     max_length_tokens: int,
     learn: Learn,
     too_long: TooLong,
 ) -> Iterator[TokenizedExample]:
-    """The examples of `prepare` one after another, accounted for in `account`.
+    """The examples of `prepare` one after another, accounted for in `report`.
 
     Holds a few hundred rows at a time. Raises what `prepare` raises, when the last row is done.
     """
     refused: list[DataError] = []
     long: list[str] = []
     rows, to_render = tee(conversations)
-    rendered = render_many(
-        to_render, tokenizer, learn, refused=lambda _, error: refused.append(error)
-    )
-    for conversation, parts in zip(rows, rendered, strict=True):
-        row = _Row(conversation.origin, turns=sum(len(part.spans) for part in parts))
-        row.control_text = any(map(tokenizer.spells_control, conversation.turns))
+    for row, parts in zip(rows, render_many(to_render, tokenizer, learn), strict=True):
+        if isinstance(parts, DataError):
+            refused.append(parts)
+            parts = ()
+        kept = _Kept(parts)
         longest = max((len(part.input_ids) for part in parts), default=0)
-        if longest <= max_length_tokens:
-            row.examples, row.whole = list(parts), row.turns
-        elif too_long == "error":
+        if longest > max_length_tokens and too_long == "error":
             long.append(f"{row.origin} ({longest} tokens)")
-        else:
-            _shorten(row, conversation, parts, tokenizer, max_length_tokens, learn, too_long)
-        account.add(row)
-        yield from row.examples
+        if longest > max_length_tokens:
+            kept = _shortened(row, parts, tokenizer, max_length_tokens, learn, too_long)
+        control_text = any(map(tokenizer.spells_control, row.turns))
+        turns = sum(len(part.spans) for part in parts)
+        report.add(row.origin, turns, kept, control_text=control_text)
+        yield from kept.examples
     if refused:
         first, others = refused[0], len(refused) - 1
         raise DataError(
@@ -197,29 +154,39 @@ def prepare_each(
             f"{len(long)} rows are longer than {max_length_tokens} tokens: " + ", ".join(long[:3]),
             hint="raise --max-length or choose --too-long split, truncate or drop",
         )
-    if not account.examples:
-        raise DataError(account.nothing_left(max_length_tokens))
+    if not report.examples:
+        raise DataError(_nothing_left(report, max_length_tokens))
 
 
-def _shorten(
-    row: _Row,
+def _nothing_left(report: PrepareReport, limit: int) -> str:
+    if not report.rows:
+        return "no rows, so there is nothing to learn"
+    reasons = []
+    if report.dropped:
+        reasons.append(f"{len(report.dropped)} rows do not fit in {limit} tokens")
+    if report.nothing_to_learn:
+        reasons.append(f"{len(report.nothing_to_learn)} rows have no turn to learn")
+    return "nothing is left to learn: " + ", ".join(reasons)
+
+
+def _shortened(
     conversation: Conversation,
     parts: Sequence[TokenizedExample],
     tokenizer: ChatTokenizer,
     limit: int,
     learn: Learn,
     too_long: TooLong,
-) -> None:
-    if too_long == "drop":
-        row.dropped = row.turns
-        return
+) -> _Kept:
+    if too_long in ("drop", "error"):
+        return _Kept(())
     pieces = [tuple(parts)]
     exchanges = sum(turn.role == "user" for turn in conversation.turns)
     if too_long == "split" and exchanges > 1:
         pieces = list(_pieces(conversation, tokenizer, limit, learn))
-        row.split = len(pieces) > 1
-    for part in (part for piece in pieces for part in piece):
-        _truncate(part, limit, row)
+    whole = [part for piece in pieces for part in piece]
+    examples = [cut for part in whole if (cut := _cut(part, limit)).spans]
+    truncated = sum(start < limit < end for part in whole for start, end in part.spans)
+    return _Kept(examples, truncated, split=len(pieces) > 1)
 
 
 def _pieces(
@@ -256,20 +223,8 @@ def _pieces(
     yield from reversed(found)
 
 
-def _truncate(part: TokenizedExample, limit: int, row: _Row) -> None:
-    spans = [(start, min(end, limit)) for start, end in part.spans if start < limit]
-    cut = sum(end > limit for start, end in part.spans if start < limit)
-    row.whole += len(spans) - cut
-    row.truncated += cut
-    row.dropped += len(part.spans) - len(spans)
-    if spans:
-        # What follows the last learned token is context for nothing.
-        end = spans[-1][1]
-        row.examples.append(
-            replace(
-                part,
-                input_ids=part.input_ids[:end],
-                weights=part.weights[:end],
-                spans=tuple(spans),
-            )
-        )
+def _cut(part: TokenizedExample, limit: int) -> TokenizedExample:
+    """Its first `limit` tokens at most; what follows the last learned one is context for nothing"""
+    spans = tuple((start, min(end, limit)) for start, end in part.spans if start < limit)
+    end = spans[-1][1] if spans else 0
+    return replace(part, input_ids=part.input_ids[:end], weights=part.weights[:end], spans=spans)

@@ -2,7 +2,14 @@
 
 A folder per (files, tokenizer, template, mask policy), found by a hash of all of them and verified
 by checksums before use. What cannot be kept (no space, no permission) is simply made again.
-`MLX_ITUNE_CACHE` names another place, or `off`.
+`MLX_ITUNE_CACHE` names another place, or `off`. Each split is a folder of examples, written as
+they come and memory-mapped when they are read:
+
+| file | content, little-endian |
+|---|---|
+| `ids.bin`, `weights.bin` | input_ids int32 and weights float32, example after example |
+| `notes.bin` | JSON [origin, tags, spans] per example |
+| `ends.bin` | int64 pairs: where each example ends in the tokens, and in the notes |
 """
 
 from __future__ import annotations
@@ -13,21 +20,22 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from mlx_itune import __version__
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.rendering.render import Learn
+from mlx_itune.dataset.rendering.render import Learn, TokenizedExample
 from mlx_itune.dataset.sources import Source, load_splits, split_paths
-from mlx_itune.dataset.tokens import stored
 from mlx_itune.dataset.tokens.prepare import (
-    Account,
     Preparation,
     PrepareReport,
     TooLong,
@@ -38,7 +46,7 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import StorageError
 from mlx_itune.kit.files import sha256_file, staged_directory
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT_BYTES = 8 * 10**9
 
 
@@ -86,11 +94,9 @@ def tokenized(
             if (found := _load(folder)) is not None:
                 _forget_oldest(folder.parent)
                 return dataclasses.replace(found, kept=False)
-    made = {
-        name: prepare(part, tokenizer, **policy) if part else None for name, part in rows.items()
-    }
-    train = made["train"] or prepare((), tokenizer, **policy)
-    return Tokenized(train, made["valid"], splits.sources, kept=False)
+    train = prepare(splits.train, tokenizer, **policy)
+    valid = prepare(splits.valid, tokenizer, **policy) if splits.valid else None
+    return Tokenized(train, valid, splits.sources, kept=False)
 
 
 def cache_root() -> Path | None:
@@ -101,6 +107,59 @@ def cache_root() -> Path | None:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "mlx_itune"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx_itune"
+
+
+def write_examples(folder: Path, examples: Iterable[TokenizedExample]) -> None:
+    """Write `examples` into an existing `folder`, holding one at a time."""
+    with ExitStack() as stack:
+        ids, weights, notes, ends = (
+            stack.enter_context((folder / f"{name}.bin").open("xb"))
+            for name in ("ids", "weights", "notes", "ends")
+        )
+        for example in examples:
+            ids.write(np.ascontiguousarray(example.input_ids, dtype="<i4").data)
+            weights.write(np.ascontiguousarray(example.weights, dtype="<f4").data)
+            notes.write(orjson.dumps([example.origin, dict(example.tags), example.spans]))
+            ends.write(np.array([ids.tell() // 4, notes.tell()], dtype="<i8").tobytes())
+
+
+class StoredExamples(Sequence[TokenizedExample]):
+    """The examples of a folder; an example's arrays are read-only views of the files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ids = _mapped(folder / "ids.bin", "<i4")
+        self._weights = _mapped(folder / "weights.bin", "<f4")
+        self._notes = _mapped(folder / "notes.bin", "u1")
+        ends = _mapped(folder / "ends.bin", "<i8").reshape(-1, 2)
+        self._ends = np.concatenate([np.zeros((1, 2), dtype=np.int64), ends])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        n = range(len(self))[index]
+        (token, note), (token_end, note_end) = self._ends[n : n + 2].tolist()
+        origin, tags, spans = orjson.loads(self._notes[note:note_end].data)
+        return TokenizedExample(
+            self._ids[token:token_end],
+            self._weights[token:token_end],
+            origin,
+            tags,
+            tuple((first, end) for first, end in spans),
+        )
+
+
+def _mapped(path: Path, dtype: str) -> NDArray[Any]:
+    # mmap refuses an empty file.
+    if not path.stat().st_size:
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
 
 
 def _key(data: Path, tokenizer: ChatTokenizer, how: Mapping[str, Any]) -> str:
@@ -114,7 +173,7 @@ def _key(data: Path, tokenizer: ChatTokenizer, how: Mapping[str, Any]) -> str:
 
 def _store(
     folder: Path,
-    rows: Mapping[str, Iterable[Conversation]],
+    rows: Mapping[str, Sequence[Conversation]],
     sources: tuple[Source, ...],
     tokenizer: ChatTokenizer,
     policy: dict[str, Any],
@@ -126,9 +185,9 @@ def _store(
             if not part:
                 continue
             (stage / name).mkdir()
-            account = Account()
-            stored.write(stage / name, prepare_each(part, tokenizer, account, **policy))
-            reports[name] = dataclasses.asdict(account.report())
+            report = PrepareReport()
+            write_examples(stage / name, prepare_each(part, tokenizer, report, **policy))
+            reports[name] = dataclasses.asdict(report)
         sums = {
             f"{file.parent.name}/{file.name}": sha256_file(file)
             for file in sorted(stage.glob("*/*.bin"))
@@ -144,7 +203,7 @@ def _load(folder: Path) -> Tokenized | None:
         if any(sha256_file(folder / name) != digest for name, digest in meta["sha256"].items()):
             raise ValueError("a file has changed")
         parts = {
-            name: Preparation(stored.StoredExamples(folder / name), _report(values))
+            name: Preparation(StoredExamples(folder / name), PrepareReport(**values))
             for name, values in meta["reports"].items()
         }
         os.utime(folder)
@@ -155,11 +214,6 @@ def _load(folder: Path) -> Tokenized | None:
     except (ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-
-
-def _report(values: dict[str, Any]) -> PrepareReport:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return PrepareReport(**fields)
 
 
 def _forget_oldest(root: Path) -> None:

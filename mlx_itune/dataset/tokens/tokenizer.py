@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,23 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.rendering.chat_template import ChatTemplate
-from mlx_itune.dataset.rendering.control_text import Armour, common_start
+from mlx_itune.dataset.rendering.control_text import ControlText, common_start
 from mlx_itune.dataset.rendering.templates import BUILT_IN, built_in
-from mlx_itune.dataset.tokens.encoder import Encoded, Encoder
 from mlx_itune.kit.errors import DataError, ModelError, UsageError, closest
 
 Int32 = NDArray[np.int32]
 
 # A content no template rewrites: used to see what a template puts around an assistant's words.
 PROBE = "qzvxqzvx"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Tokens of a text: ids (T,) int32 and their character ranges starts, ends (T,) int32."""
+
+    ids: Int32
+    starts: Int32
+    ends: Int32
 
 
 class ChatTokenizer:
@@ -68,16 +79,20 @@ class ChatTokenizer:
         self._tool_template = self._template
         if "tool_use" in templates:
             self._tool_template = ChatTemplate(templates["tool_use"], hf.special_tokens_map)
-        self._armour = Armour(special_texts, _markup(hf, (self._template, self._tool_template)))
+        written = (self._template, self._tool_template)
+        self._control_text = ControlText(special_texts, _markup(hf, written))
         self._added = frozenset(hf.added_tokens_decoder)
-        self._encoder = Encoder(hf.backend_tokenizer, self._armour, sorted(self.control_ids))
+        self._backend = hf.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = False
 
         # What the tokenizer itself puts before a plain text, which templates write for themselves.
         adds_start = hf.bos_token_id is not None and hf("a")["input_ids"][:1] == [hf.bos_token_id]
         self.text_start: str = hf.bos_token if adds_start else ""
 
         after = self._after_a_reply()
-        ends = [token for _, _, token in self._armour.spans(after)]
+        ends = [token for _, _, token in self._control_text.spans(after)]
         # The tokenizer's own end, if the template writes it there; else what it writes first.
         chosen = [token for token in ends if token in eos] or ends[:1]
         self.eos_ids = frozenset(eos | set(chosen))
@@ -94,21 +109,58 @@ class ChatTokenizer:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def encode(self, text: str) -> Encoded:
-        """Token ids and character ranges of `text`; nothing is added at either end."""
+        """Token ids and character ranges of a rendered `text`; nothing is added at either end."""
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
-        """`encode` of each text, all of them in one call of the tokenizer."""
-        return self._encoder.encode(texts) if texts else []
+        """`encode` of each text, all of them in one call of the tokenizer.
+
+        Raises DataError where content cannot be kept from being read as a control token.
+        """
+        hidden = [self._control_text.is_hidden_in(text) for text in texts]
+        plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
+        batch = iter(self._backend.encode_batch(plain, add_special_tokens=False))
+        return [
+            _encoded(self._encode_hidden(text) if hides else next(batch))
+            for text, hides in zip(texts, hidden, strict=True)
+        ]
 
     def encode_ids(self, text: str) -> list[int]:
-        """Token ids of `text`, without character ranges."""
-        return self._encoder.ids([text])[0]
+        """Token ids of a rendered `text`."""
+        return self.encode_ids_many([text])[0]
 
-    def encode_ids_of(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """`encode_ids` of each text, all of them in one call of the tokenizer."""
-        distinct = list(texts)
-        return dict(zip(distinct, self._encoder.ids(distinct) if distinct else [], strict=True))
+    def encode_ids_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_ids` of each text, which is quicker than `encode_many`."""
+        hidden = [self._control_text.is_hidden_in(text) for text in texts]
+        plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
+        batch = iter(self._backend.encode_batch_fast(plain, add_special_tokens=False))
+        return [
+            (self._encode_hidden(text) if hides else next(batch)).ids
+            for text, hides in zip(texts, hidden, strict=True)
+        ]
+
+    def _encode_hidden(self, text: str) -> Any:
+        """The encoding of a text with hidden control strings, by the shadow tokenizer."""
+        shown, specials = self._control_text.shadow_text(text)
+        encoding = self._shadow.encode(shown, add_special_tokens=False)
+        if sum(i in self.control_ids for i in encoding.ids) != specials:
+            raise DataError(
+                "the text spells out a control token, and the tokenizer reads it as one",
+                hint="remove it, or let `mlx-itune data clean` do so",
+            )
+        return encoding
+
+    @cached_property
+    def _shadow(self) -> Any:
+        return self._control_text.shadow_tokenizer(self._backend)
+
+    @cached_property
+    def _borderless(self) -> Any:
+        return _without_border(self._backend)
+
+    @cached_property
+    def _borderless_shadow(self) -> Any:
+        return _without_border(self._shadow)
 
     def decode(self, ids: Sequence[int] | Int32) -> str:
         """The text of token ids, special tokens included."""
@@ -120,14 +172,14 @@ class ChatTokenizer:
 
         Raises DataError for text that cannot be told apart from what hides them.
         """
-        put_on = self._armour.put_on
+        hide = self._control_text.hide
         found = []
         for turn in turns:
             message = turn.message()
             in_reply = turn.role == "assistant"
             for key, value in message.items():
                 if key != "role":
-                    message[key] = put_on(value, in_reply=in_reply and key == "content")
+                    message[key] = hide(value, in_reply=in_reply and key == "content")
             found.append(message)
         return found
 
@@ -150,9 +202,9 @@ class ChatTokenizer:
         # Jinja raises what the template makes it raise: its own errors and those of plain Python.
         try:
             text = rendered(messages)
-            if not template.joins or not self._armour.could_join(messages):
+            if not template.joins or not self._control_text.could_join(messages):
                 return text
-            joined = self._armour.joined(text, messages, rendered)
+            joined = self._control_text.joined(text, messages, rendered)
         except Exception as error:
             raise DataError(f"the chat template refuses these turns: {error}") from error
         if joined:
@@ -170,7 +222,7 @@ class ChatTokenizer:
 
     def tools(self, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """`tools` as the template reads them, with their control strings hidden."""
-        return list(self._armour.put_on(list(tools)))
+        return list(self._control_text.hide(list(tools)))
 
     def continuation_ids(self, prompt: str, answer: str) -> list[int]:
         """Tokens of `answer` as they follow the tokens of `prompt`, which stay as they are.
@@ -183,7 +235,6 @@ class ChatTokenizer:
             # Special tokens cut a text, and may take up the space that follows them.
             return self.encode_ids(self.hf.convert_ids_to_tokens(prompt_ids[-1]) + answer)[1:]
         whole = self.decode(self.encode_ids(prompt + answer))
-        bare = self._encoder.ids_without_border(answer)
         for anchor in ("", self.hf.convert_ids_to_tokens(self.closing_id), "\n"):
             anchored = self.encode_ids(anchor + answer)
             before = self.encode_ids(anchor)
@@ -192,19 +243,35 @@ class ChatTokenizer:
             candidate = anchored[len(before) :]
             if self.decode([*prompt_ids, *candidate]) == whole:
                 return candidate
-        return bare
+        return self._ids_without_border(answer)
+
+    def _ids_without_border(self, text: str) -> list[int]:
+        """Token ids of a text that goes on where another ended: no border is put before it.
+
+        What follows an added token within it is tokenized as it always is.
+        """
+        usual, bare = self._backend, self._borderless
+        if self._control_text.is_hidden_in(text):
+            text, usual = self._control_text.shadow_text(text)[0], self._shadow
+            bare = self._borderless_shadow
+        encoding = usual.encode(text, add_special_tokens=False)
+        added = usual.get_added_tokens_decoder()
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        cut = next((start for i, (start, _) in pairs if i in added), len(text))
+        ids = bare.encode(text[:cut], add_special_tokens=False).ids
+        return [*ids, *usual.encode(text[cut:], add_special_tokens=False).ids]
 
     def find_controls(self, text: str) -> list[tuple[int, int, int]]:
         """Special tokens spelled out in `text`, as (start, end, id)."""
-        return self._armour.spans(text)
+        return self._control_text.spans(text)
 
     def first_mark(self, text: str) -> str:
         """The first token of the template's language in `text`; its first word if it has none."""
-        return self._armour.first(text) or next(iter(text.split()), text)
+        return self._control_text.first(text) or next(iter(text.split()), text)
 
     def spells_control(self, turn: Turn) -> bool:
         """Whether a turn's text holds a control string (which is read as plain characters)."""
-        return self._armour.found(turn.content, in_reply=turn.role == "assistant")
+        return self._control_text.spelled_in(turn.content, in_reply=turn.role == "assistant")
 
     def _after_a_reply(self) -> str:
         """What the template writes after an assistant's words, wherever in a conversation."""
@@ -219,7 +286,28 @@ class ChatTokenizer:
             return after
         # Some templates close the whole text once more, which is no end of a turn.
         shared = common_start([after, text.partition(PROBE)[2]])
-        return shared if self._armour.spans(shared) else after
+        return shared if self._control_text.spans(shared) else after
+
+
+def _encoded(encoding: Any) -> Encoded:
+    # np.array of a list of pairs takes several times as long.
+    ranges = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32).reshape(-1, 2)
+    return Encoded(np.array(encoding.ids, dtype=np.int32), ranges[:, 0], ranges[:, 1])
+
+
+def _without_border(backend: Any) -> Any:
+    """A copy of a SentencePiece-style tokenizer that puts no word border before a text."""
+    state = json.loads(backend.to_str())
+    normalizer, splitter = state["normalizer"] or {}, state["pre_tokenizer"] or {}
+    steps = normalizer.get("normalizers")
+    if steps:
+        normalizer["normalizers"] = [step for step in steps if step["type"] != "Prepend"]
+    elif normalizer.get("type") == "Prepend":
+        state["normalizer"] = None
+    for step in splitter.get("pretokenizers") or [splitter]:
+        if step.get("type") == "Metaspace":
+            step["prepend_scheme"] = "never"
+    return type(backend).from_str(json.dumps(state))
 
 
 def _markup(hf: Any, templates: Iterable[ChatTemplate]) -> dict[str, int]:
