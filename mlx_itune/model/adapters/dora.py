@@ -13,7 +13,13 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_itune.model.adapters.lowrank import LowRank, matrix_shape, row_chunks, uniform
+from mlx_itune.model.adapters.lowrank import (
+    LoRAEmbedding,
+    LoRALinear,
+    LowRank,
+    matrix_shape,
+    row_chunks,
+)
 from mlx_itune.model.engine.compute import dequantized_weight, product
 
 # A row of zeros has no direction; dividing by this keeps it zero.
@@ -24,6 +30,16 @@ class _DoRA(LowRank):
     """m over the length of each row, which is the same for all inputs."""
 
     factors: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "m")
+
+    def delta(self) -> mx.array:
+        """What is added to the base's weight, in its shape; float32."""
+        weight = _float_weight(self[self.held])
+        return self._ratio()[:, None] * (weight + super().delta()) - weight
+
+    def _start(self, base: nn.Module, rank: int, key: mx.array) -> None:
+        super()._start(base, rank, key)
+        self._squares = squared_norms(base)
+        self.m = mx.sqrt(self._squares)
 
     def _whole_ratio(self) -> mx.array:
         kept: mx.array | None = self._settled()
@@ -36,19 +52,8 @@ class _DoRA(LowRank):
         raise NotImplementedError
 
 
-class DoRALinear(_DoRA):
+class DoRALinear(_DoRA, LoRALinear):
     """lora_a (in, rank), lora_b (rank, out), m (out,); all float32."""
-
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.linear = base
-        outputs, inputs = matrix_shape(base)
-        self.lora_a = uniform((inputs, rank), inputs, key)
-        self.lora_b = mx.zeros((rank, outputs))
-        self._squares = squared_norms(base)
-        self.m = mx.sqrt(self._squares)
 
     def __call__(self, x: mx.array) -> mx.array:
         low = ((self._drop(x) @ self.lora_a) @ (self.scale * self.lora_b)).astype(x.dtype)
@@ -60,34 +65,17 @@ class DoRALinear(_DoRA):
         # Not ratio * (y - bias + low) + bias, so that the base's own sum stays when ratio is 1.
         return y + (ratio - 1) * (y - bias) + ratio * low
 
-    def delta(self) -> mx.array:
-        """What is added to the base's weight: (out, in) float32."""
-        weight = _float_weight(self.linear)
-        tuned = weight + (self.scale * self.lora_b.T) @ self.lora_a.T
-        return self._ratio()[:, None] * tuned - weight
-
     def _ratio(self) -> mx.array:
         a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.scale * self.lora_b)
         across = product(self.linear, a.T).astype(mx.float32)
         return self.m / _norm(self._squares, (b * across).sum(0), (b * ((a.T @ a) @ b)).sum(0))
 
 
-class DoRAEmbedding(_DoRA):
+class DoRAEmbedding(_DoRA, LoRAEmbedding):
     """The same for a token table: lora_a (vocabulary, rank), lora_b (rank, dims), m (vocabulary,).
 
     mlx-lm has it for tables in floats only.
     """
-
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.embedding = base
-        vocabulary, dims = matrix_shape(base)
-        self.lora_a = uniform((vocabulary, rank), vocabulary, key)
-        self.lora_b = mx.zeros((rank, dims))
-        self._squares = squared_norms(base)
-        self.m = mx.sqrt(self._squares)
 
     def __call__(self, x: mx.array) -> mx.array:
         y: mx.array = self.embedding(x)
@@ -102,12 +90,6 @@ class DoRAEmbedding(_DoRA):
         low = (self._drop(x) @ (self.scale * self.lora_b).T) @ self.lora_a.T
         y: mx.array = self.embedding.as_linear(x)
         return self._whole_ratio().astype(x.dtype) * (y + low.astype(x.dtype))
-
-    def delta(self) -> mx.array:
-        """What is added to the table: (vocabulary, dims) float32."""
-        weight = _float_weight(self.embedding)
-        tuned = weight + (self.scale * self.lora_a) @ self.lora_b
-        return self._ratio()[:, None] * tuned - weight
 
     def _ratio(self) -> mx.array:
         a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.scale * self.lora_b)

@@ -66,12 +66,32 @@ class AdapterLayer(nn.Module):  # type: ignore[misc]
 
 
 class LowRank(AdapterLayer):
-    """An adapter beside a layer that it holds, with dropout drawn from a key."""
+    """A low-rank update beside a layer that it holds under mlx-lm's name, with keyed dropout."""
 
-    def __init__(self, scale: float, dropout: float) -> None:
+    held: ClassVar[str] = "linear"
+
+    def __init__(
+        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
+    ) -> None:
         super().__init__(scale)
         self.dropout = dropout
         self._key: mx.array | None = None
+        self[self.held] = base
+        self._start(base, rank, key)
+
+    def pair(self) -> tuple[mx.array, mx.array]:
+        """A and B as mlx-lm's layer of this kind has them."""
+        return self.lora_a, self.lora_b
+
+    @staticmethod
+    def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """The shapes of A and B, and how many inputs A sums over."""
+        raise NotImplementedError
+
+    def _start(self, base: nn.Module, rank: int, key: mx.array) -> None:
+        a, b, fan = self.shapes(base, rank)
+        self.lora_a = uniform(a, fan, key)
+        self.lora_b = mx.zeros(b)
 
     def _drop(self, x: mx.array) -> mx.array:
         if self._key is None or not self.training:
@@ -83,13 +103,11 @@ class LowRank(AdapterLayer):
 class LoRALinear(LowRank):
     """A frozen linear layer plus a low-rank update: lora_a (in, rank), lora_b (rank, out)."""
 
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.linear = base
+    @staticmethod
+    def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """(in, rank), (rank, out)."""
         outputs, inputs = matrix_shape(base)
-        self._start(rank, inputs, outputs, key)
+        return (inputs, rank), (rank, outputs), inputs
 
     def __call__(self, x: mx.array) -> mx.array:
         a, b = self.pair()
@@ -100,30 +118,25 @@ class LoRALinear(LowRank):
         y: mx.array = self.linear(x)
         return y + low.astype(x.dtype)
 
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """A and B as mlx-lm's layer of this kind has them."""
-        return self.lora_a, self.lora_b
-
     def delta(self) -> mx.array:
         """What is added to the base's weight: (out, in) float32."""
         a, b = self.pair()
         return (self.scale * b.T) @ a.T
 
-    def _start(self, rank: int, inputs: int, outputs: int, key: mx.array) -> None:
-        self.lora_a = uniform((inputs, rank), inputs, key)
-        self.lora_b = mx.zeros((rank, outputs))
-
 
 class LoRASwitchLinear(LowRank):
     """The same for the experts of a mixture: (experts, rank, in), (experts, out, rank)."""
 
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.linear = base
-        self.num_experts = base.num_experts
-        self._start(rank, base.input_dims, base.output_dims, key)
+    @staticmethod
+    def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """(experts, rank, in), (experts, out, rank)."""
+        experts, inputs = base.num_experts, base.input_dims
+        return (experts, rank, inputs), (experts, base.output_dims, rank), inputs
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts there are."""
+        return int(self.linear.num_experts)
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         a, b = self.pair()
@@ -138,30 +151,22 @@ class LoRASwitchLinear(LowRank):
         y: mx.array = self.linear(x, indices, sorted_indices=sorted_indices)
         return y + low.astype(x.dtype)
 
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """A and B as mlx-lm's layer of this kind has them."""
-        return self.lora_a, self.lora_b
-
     def delta(self) -> mx.array:
         """What is added to the base's weight: (experts, out, in) float32."""
         a, b = self.pair()
         return (self.scale * b) @ a
 
-    def _start(self, rank: int, inputs: int, outputs: int, key: mx.array) -> None:
-        self.lora_a = uniform((self.num_experts, rank, inputs), inputs, key)
-        self.lora_b = mx.zeros((self.num_experts, outputs, rank))
-
 
 class LoRAEmbedding(LowRank):
     """The same for a token table: lora_a (vocabulary, rank), lora_b (rank, dims)."""
 
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
-    ) -> None:
-        super().__init__(scale, dropout)
-        self.embedding = base
+    held: ClassVar[str] = "embedding"
+
+    @staticmethod
+    def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """(vocabulary, rank), (rank, dims)."""
         vocabulary, dims = matrix_shape(base)
-        self._start(rank, vocabulary, dims, key)
+        return (vocabulary, rank), (rank, dims), vocabulary
 
     def __call__(self, x: mx.array) -> mx.array:
         a, b = self.pair()
@@ -175,18 +180,10 @@ class LoRAEmbedding(LowRank):
         y: mx.array = self.embedding.as_linear(x)
         return y + low.astype(x.dtype)
 
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """A and B as mlx-lm's layer of this kind has them."""
-        return self.lora_a, self.lora_b
-
     def delta(self) -> mx.array:
         """What is added to the table: (vocabulary, dims) float32."""
         a, b = self.pair()
         return (self.scale * a) @ b
-
-    def _start(self, rank: int, vocabulary: int, dims: int, key: mx.array) -> None:
-        self.lora_a = uniform((vocabulary, rank), vocabulary, key)
-        self.lora_b = mx.zeros((rank, dims))
 
 
 def adaptable(module: nn.Module) -> bool:

@@ -12,24 +12,28 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_itune.model.adapters.grid import OnGrid
-from mlx_itune.model.adapters.lowrank import LoRAEmbedding, LoRALinear, LoRASwitchLinear, uniform
+from mlx_itune.model.adapters.lowrank import (
+    LoRAEmbedding,
+    LoRALinear,
+    LoRASwitchLinear,
+    LowRank,
+    uniform,
+)
 from mlx_itune.model.engine.compute import packed
 
 
-class _Constant(OnGrid):
+class _OnBiases(OnGrid, LowRank):
     """What the layers share: the base's grid, of which they move the biases."""
 
     factors: ClassVar[tuple[str, ...]] = ("bias_a", "bias_b")
+    # The factor of the pair, and its axis, along which all of a group are one number.
+    grouped: ClassVar[tuple[int, int]] = (0, 0)
 
     def pair(self) -> tuple[mx.array, mx.array]:
         """A and B of the LoRA that this is, as mlx-lm's layer of this kind has them."""
-        raise NotImplementedError
-
-    def _keep(self, base: nn.Module) -> None:
-        stored = packed(base)
-        assert stored is not None and stored.biases is not None
-        self._scales, self._biases = stored.scales, stored.biases
-        self._group_size = stored.group_size
+        pair, (factor, axis) = [self.bias_a, self.bias_b], self.grouped
+        pair[factor] = mx.repeat(pair[factor], self._group_size, axis=axis)
+        return pair[0], pair[1]
 
     def shipped(self) -> dict[str, mx.array]:
         """The LoRA pair that mlx-lm gets."""
@@ -37,45 +41,33 @@ class _Constant(OnGrid):
 
     def moved(self) -> tuple[mx.array, mx.array]:
         """The tuned (scales, biases), float32; the scales are the base's."""
-        sums: mx.array = self.delta()[..., :: self._group_size]  # type: ignore[attr-defined]
+        sums: mx.array = self.delta()[..., :: self._group_size]
         return self._scales.astype(mx.float32), self._biases.astype(mx.float32) + sums
 
+    def _start(self, base: nn.Module, rank: int, key: mx.array) -> None:
+        stored = packed(base)
+        assert stored is not None and stored.biases is not None
+        self._scales, self._biases = stored.scales, stored.biases
+        self._group_size = stored.group_size
+        *whole, fan = self.shapes(base, rank)
+        shapes = [list(shape) for shape in whole]
+        factor, axis = self.grouped
+        shapes[factor][axis] //= self._group_size
+        self.bias_a = uniform(tuple(shapes[0]), fan, key)
+        self.bias_b = mx.zeros(shapes[1])
 
-class QALinear(_Constant, LoRALinear):
+
+class QALinear(_OnBiases, LoRALinear):
     """bias_a (groups, rank), bias_b (rank, out); LoRA's A is bias_a, each row repeated."""
 
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """LoRA's A (in, rank) and B (rank, out)."""
-        return mx.repeat(self.bias_a, self._group_size, axis=0), self.bias_b
 
-    def _start(self, rank: int, inputs: int, outputs: int, key: mx.array) -> None:
-        self._keep(self.linear)
-        self.bias_a = uniform((inputs // self._group_size, rank), inputs, key)
-        self.bias_b = mx.zeros((rank, outputs))
-
-
-class QASwitchLinear(_Constant, LoRASwitchLinear):
+class QASwitchLinear(_OnBiases, LoRASwitchLinear):
     """bias_a (experts, rank, groups), bias_b (experts, out, rank)."""
 
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """LoRA's A (experts, rank, in) and B (experts, out, rank)."""
-        return mx.repeat(self.bias_a, self._group_size, axis=-1), self.bias_b
-
-    def _start(self, rank: int, inputs: int, outputs: int, key: mx.array) -> None:
-        self._keep(self.linear)
-        groups = inputs // self._group_size
-        self.bias_a = uniform((self.num_experts, rank, groups), inputs, key)
-        self.bias_b = mx.zeros((self.num_experts, outputs, rank))
+    grouped: ClassVar[tuple[int, int]] = (0, -1)
 
 
-class QAEmbedding(_Constant, LoRAEmbedding):
+class QAEmbedding(_OnBiases, LoRAEmbedding):
     """bias_a (vocabulary, rank), bias_b (rank, groups)."""
 
-    def pair(self) -> tuple[mx.array, mx.array]:
-        """LoRA's A (vocabulary, rank) and B (rank, dims)."""
-        return self.bias_a, mx.repeat(self.bias_b, self._group_size, axis=-1)
-
-    def _start(self, rank: int, vocabulary: int, dims: int, key: mx.array) -> None:
-        self._keep(self.embedding)
-        self.bias_a = uniform((vocabulary, rank), vocabulary, key)
-        self.bias_b = mx.zeros((rank, dims // self._group_size))
+    grouped: ClassVar[tuple[int, int]] = (1, -1)
