@@ -22,8 +22,7 @@ from mlx_itune.kit.files import sha256_file
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora, peft_format
 from mlx_itune.model.adapters.lowrank import EMBEDDING, SWITCH, adaptable
-from mlx_itune.model.adapters.peft_config import PeftConfig, read_config
-from mlx_itune.model.adapters.peft_tensors import PeftLayer, read_layers
+from mlx_itune.model.adapters.peft_format import PeftConfig, PeftLayer, read_config, read_layers
 from mlx_itune.model.loading import base
 
 # float32 products in another order; relative to the update's largest entry.
@@ -67,13 +66,13 @@ def import_peft(
     rank = max(layer.rank for layer in layers.values())
     scale = _commonest([layer.scale for layer in layers.values()])
     tensors = _tensors(loaded.model, layers, rank, scale, where)
-    kind = "dora" if config.dora else "rslora" if config.rslora else "lora"
+    kind = "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
     paths = sorted({name.rpartition(".")[0] for name in tensors})
-    own = adapters.AdapterConfig(rank, scale, config.dropout, tuple(paths), -1, kind)
+    own = adapters.AdapterConfig(rank, scale, config.lora_dropout, tuple(paths), -1, kind)
     adapters.apply(loaded, adapters.Adapter(own, tensors, _papers_of(peft_dir), peft_dir))
     largest = _compare(loaded.model, layers, where)
     own = adapters.config_of(
-        loaded.model, kind=kind, rank=rank, scale=scale, dropout=config.dropout
+        loaded.model, kind=kind, rank=rank, scale=scale, dropout=config.lora_dropout
     )
     provenance = _provenance(loaded, peft_dir, config)
     adapters.save(out, loaded.model, own, provenance, overwrite=overwrite)

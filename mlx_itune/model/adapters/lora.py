@@ -88,40 +88,15 @@ def attach(
     return paths
 
 
-def linear_keys(model: nn.Module) -> list[str]:
-    """The names, inside a block, of every linear layer of the model's blocks; sorted."""
-    kinds = (*LINEAR, *SWITCH)
-    return sorted(
-        {
-            path
-            for layer in model.layers
-            for path, m in layer.named_modules()
-            if isinstance(m, kinds)
-        }
-    )
-
-
 def adapted(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
     """(path, layer) of every adapter layer, in the model's order."""
     found = [(path, m) for path, m in model.named_modules() if isinstance(m, AdapterLayer)]
     return sorted(found, key=lambda item: item[0])
 
 
-def adapted_keys(model: nn.Module) -> list[str]:
-    """The keys that, with `num_layers` of `adapted_layers`, put an adapter where this one is."""
-    return list(_placed(model)[0])
-
-
-def adapted_layers(model: nn.Module) -> int:
-    """How many of the last blocks the adapter is on."""
-    return _placed(model)[1]
-
-
-def merge_delta(layer: nn.Module) -> mx.array:
-    """What the adapter adds to the base's weight, in the weight's shape; float32."""
-    if not isinstance(layer, AdapterLayer):
-        raise ModelError(f"{type(layer).__name__} has no low-rank update")
-    return layer.delta()
+def placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
+    """(keys, num_layers) that put an adapter where this model's is."""
+    return placement(model, [path for path, _ in adapted(model)])
 
 
 @contextmanager
@@ -146,10 +121,6 @@ def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:
             layer._key = None
         else:
             layer._key = mx.random.split(key, index + 1)[index]
-
-
-def _placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
-    return placement(model, [path for path, _ in adapted(model)])
 
 
 def _wrap(

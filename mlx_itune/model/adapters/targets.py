@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.nn as nn
+import regex
 
 from mlx_itune.kit.errors import ModelError, closest
 from mlx_itune.model.adapters.lowrank import EMBEDDING, LINEAR, SWITCH, adaptable
 
 # Before a key that is a regular expression.
 REGEX = "re:"
+# A pattern of a model's size; and what matching it with one name may take.
+_PATTERN_CHARS, _PATTERN_S = 1 << 16, 0.5
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,33 @@ def choose(
     return chosen
 
 
+def matched(pattern: str, text: str, *, whole: bool = True) -> regex.Match[str] | None:
+    """The match of a stranger's regular expression with ``text``, or with its start.
+
+    Raises ModelError for one that is broken, or takes too long.
+    """
+    shown = pattern if len(pattern) <= 80 else f"{pattern[:77]}..."
+    if len(pattern) > _PATTERN_CHARS:
+        raise ModelError(f"{shown} has more than {_PATTERN_CHARS:,} characters")
+    try:
+        compiled = regex.compile(pattern)
+        match = compiled.fullmatch if whole else compiled.match
+        return match(text, timeout=_PATTERN_S)
+    except TimeoutError:
+        raise ModelError(f"{shown} takes too long to match {text}", hint="simplify it") from None
+    except (regex.error, RecursionError, MemoryError) as error:
+        raise ModelError(f"{shown} is no regular expression ({error})") from None
+
+
+def key_names(key: str, name: str, path: str) -> bool:
+    """Whether a key is the end of a name, or as a pattern matches it or the full path."""
+    if key.startswith(REGEX):
+        return any(matched(key[len(REGEX) :], text) for text in (name, path))
+    if any(letter in key for letter in "*?["):
+        return any(fnmatch.fnmatchcase(text, key) for text in (name, path))
+    return name.endswith(f".{key}")
+
+
 def placement(model: nn.Module, paths: Sequence[str]) -> tuple[tuple[str, ...], int]:
     """(keys, num_layers) that mean these layers to mlx-lm, whose keys know no patterns.
 
@@ -108,19 +137,7 @@ def _targets(model: nn.Module, also: Callable[[nn.Module], bool]) -> list[Target
 def _matching(key: str, targets: Sequence[Target]) -> list[Target]:
     """What a key names; a name's end counts only where nothing is called just so."""
     exact = [t for t in targets if key in (t.name, t.path)]
-    return exact or [t for t in targets if _matches(key, t)]
-
-
-def _matches(key: str, target: Target) -> bool:
-    names = (target.name, target.path)
-    if key.startswith(REGEX):
-        try:
-            return any(re.fullmatch(key[len(REGEX) :], name) for name in names)
-        except re.error as error:
-            raise ModelError(f"{key} is no regular expression ({error})") from error
-    if any(letter in key for letter in "*?["):
-        return any(fnmatch.fnmatchcase(name, key) for name in names)
-    return target.name.endswith(f".{key}")
+    return exact or [t for t in targets if key_names(key, t.name, t.path)]
 
 
 def _refuse(model: nn.Module, key: str, every: Sequence[Target]) -> None:

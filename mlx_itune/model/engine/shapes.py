@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.tensorfile import TensorInfo, read_header
-from mlx_itune.model.adapters.targets import REGEX
+from mlx_itune.model.adapters.targets import key_names
 from mlx_itune.model.loading.fingerprint import weight_files
 
 _BLOCK = re.compile(r"(?:^|.*?\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
@@ -138,17 +137,8 @@ def chosen(
     found: dict[str, Matrix] = {}
     for key in keys:
         exact = [m for m in within if key in (m.name, m.path)]
-        found |= {m.path: m for m in exact or within if exact or _matches(key, m)}
+        found |= {m.path: m for m in exact or within if exact or key_names(key, m.name, m.path)}
     return list(found.values())
-
-
-def _matches(key: str, matrix: Matrix) -> bool:
-    names = (matrix.name, matrix.path)
-    if key.startswith(REGEX):
-        return any(re.fullmatch(key[len(REGEX) :], name) for name in names)
-    if any(letter in key for letter in "*?["):
-        return any(fnmatch.fnmatchcase(name, key) for name in names)
-    return matrix.name.endswith(f".{key}")
 
 
 def _matrices(
