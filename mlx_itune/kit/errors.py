@@ -11,9 +11,10 @@ ItuneError            1   our bug, or a kind nobody named
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 # Cc control, Cf format (bidi overrides), Cs lone surrogates, Zl/Zp line and paragraph separators:
@@ -81,6 +82,16 @@ class ResourceError(ItuneError):
     """The work does not fit this machine, or it stalled."""
 
     exit_code = 7
+
+
+@contextlib.contextmanager
+def located(where: object) -> Iterator[None]:
+    """Give a place to the error of the block, where it names none. Raises what the block raises."""
+    try:
+        yield
+    except ItuneError as error:
+        error.where = error.where or str(where)
+        raise
 
 
 def closest(name: str, options: Iterable[str]) -> str | None:

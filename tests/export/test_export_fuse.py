@@ -29,7 +29,6 @@ from mlx_itune.model.loading.base import LoadedModel, load
 def make_adapter(base: Path, out: Path, strength: float) -> Path:
     """A LoRA of a given strength on every linear layer; random, not trained."""
     loaded = load(str(base))
-    keys = tuple(lora.linear_keys(loaded.model))
     lora.attach(loaded.model, rank=4, scale=2.0, seed=3)
     for n, (_, layer) in enumerate(lora.adapted(loaded.model)):
         layer.lora_b = strength * mx.random.normal(layer.lora_b.shape, key=mx.random.key(n))
@@ -37,7 +36,7 @@ def make_adapter(base: Path, out: Path, strength: float) -> Path:
         "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
         "tokenizer": {"template": "auto"},
     }
-    config = adapters.AdapterConfig(4, 2.0, 0.0, keys, len(loaded.model.layers))
+    config = adapters.config_of(loaded.model, kind="lora", rank=4, scale=2.0)
     adapters.save(out, loaded.model, config, provenance)
     return out
 
@@ -156,7 +155,7 @@ def test_merged_weights_are_base_plus_delta(
     assert "quantization_config" not in config
     for path, layer in lora.adapted(adapted(tiny_quantized_dir, strong).model):
         parts = [base[f"{path}.{name}"] for name in ("weight", "scales", "biases")]
-        wanted = mx.dequantize(*parts, group_size=64, bits=4) + lora.merge_delta(layer)
+        wanted = mx.dequantize(*parts, group_size=64, bits=4) + layer.delta()
         got = fused[f"{path}.weight"]
         assert got.dtype == mx.float16
         assert mx.allclose(got.astype(mx.float32), wanted, rtol=1e-3, atol=1e-4).item()

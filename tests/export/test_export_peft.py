@@ -51,7 +51,7 @@ def ship(model: Path, root: Path, kind: str = "lora", **where: Any) -> tuple[dic
 def updates(model: Path, adapter: Path) -> dict[str, Any]:
     loaded = base.load(str(model), compute="dequantized")
     adapters.apply(loaded, adapters.load(adapter))
-    return {p: np.array(lora.merge_delta(layer)) for p, layer in lora.adapted(loaded.model)}
+    return {p: np.array(layer.delta()) for p, layer in lora.adapted(loaded.model)}
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "qalora"])

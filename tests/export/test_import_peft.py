@@ -22,6 +22,7 @@ from mlx_itune.model.loading import base
 from tests.export.shipped_models import write_adapter, write_model
 
 PREFIX = "base_model.model."
+SLOW = r"((.{1,99}){1,99}){1,99}[^a-z._0-9]"
 Q, UP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.up_proj"
 
 
@@ -72,7 +73,7 @@ def attention(rank: int = 4) -> dict[str, Any]:
 def updates(model: Path, adapter: Path) -> dict[str, Any]:
     loaded = base.load(str(model), compute="dequantized")
     adapters.apply(loaded, adapters.load(adapter))
-    return {p: np.array(lora.merge_delta(layer)) for p, layer in lora.adapted(loaded.model)}
+    return {p: np.array(layer.delta()) for p, layer in lora.adapted(loaded.model)}
 
 
 @pytest.mark.parametrize(
@@ -154,9 +155,19 @@ def test_ways_to_name_targets(options: dict[str, Any], llama: Path, tmp_path: Pa
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"target_parameters": ["mlp.w"]}, "target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
-        ({"r": 0}, "make no sense"),
-        ({"lora_alpha": "x"}, "make no sense"),
-        ({"target_modules": "("}, "make no sense"),
+        ({"r": 0}, "r: 1 or more is needed, not 0"),
+        ({"r": True}, "r: a whole number is needed, not true"),
+        ({"lora_alpha": "x"}, 'lora_alpha: a number is needed, not "x"'),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"lora_dropout": 1}, "lora_dropout: less than 1"),
+        ({"target_modules": 3}, "target_modules: "),
+        ({"target_modules": []}, "target_modules: is empty"),
+        ({"target_modules": "("}, "no regular expression"),
+        ({"target_modules": f"({SLOW}|model.*)"}, "takes too long"),
+        ({"rank_pattern": {SLOW: 4}}, "takes too long"),
+        ({"rank_pattern": {"(?R)": 4}}, "no regular expression|takes too long"),
+        ({"alpha_pattern": {"(" * 5000: 4}}, "no regular expression"),
+        ({"layers_to_transform": [0], "layers_pattern": f"{SLOW}"}, "takes too long"),
         ({"rank_pattern": {"q_proj": 3}}, "the rank is 3"),
         ({"use_dora": True}, "use_dora is set"),
         ({"target_modules": ["k_proj"]}, "leaves out"),

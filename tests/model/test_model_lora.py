@@ -28,7 +28,7 @@ CONFIG = {"rank": 4, "scale": 2.0, "dropout": 0.0}
 def _adapted(path: Path) -> tuple[base.LoadedModel, adapter.AdapterConfig]:
     loaded = base.load(str(path), offline=True)
     lora.attach(loaded.model, rank=4, scale=2.0, seed=3)
-    keys = tuple(lora.adapted_keys(loaded.model))
+    keys = lora.placed(loaded.model)[0]
     moved = tree_map(lambda a: a + 0.05, loaded.model.trainable_parameters())
     loaded.model.update(moved)
     return loaded, adapter.AdapterConfig(4, 2.0, 0.0, keys, 2)
@@ -65,7 +65,7 @@ def test_merge_delta_is_what_the_layer_adds(tiny_model_dir: Path) -> None:
     loaded, _ = _adapted(tiny_model_dir)
     layer = loaded.model.layers[0].mlp.down_proj
     x = mx.random.normal((5, 128), key=mx.random.key(0))
-    merged = x @ (layer.linear.weight + lora.merge_delta(layer)).T
+    merged = x @ (layer.linear.weight + layer.delta()).T
     assert np.allclose(np.array(merged), np.array(layer(x)), atol=1e-4)
 
 

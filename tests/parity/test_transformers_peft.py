@@ -101,7 +101,7 @@ def test_losses_and_gradients_over_twenty_steps(tiny_model_dir: Path, tmp_path: 
         norm = float(np.sqrt(sum((np.array(g) ** 2).sum() for _, g in tree_flatten(gradients))))
         ours.optimizer.apply(ours.model, vectors, RATE, factor=min(1.0, 1.0 / norm))
 
-    keys = tuple(lora.adapted_keys(loaded.model))
+    keys = lora.placed(loaded.model)[0]
     config = adapter.AdapterConfig(RANK, ALPHA / RANK, 0.0, keys, 2)
     adapter.save(tmp_path / "a", loaded.model, config, {})
     _same_logits_in_mlx_lm(loaded.model, tiny_model_dir, tmp_path / "a")

@@ -13,7 +13,6 @@ from mlx_itune.export.fusing.calibrate import Calibration
 from mlx_itune.export.fusing.compensate import compensated
 from mlx_itune.export.fusing.merge_ways import Way
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.adapters import lora
 from mlx_itune.model.adapters.grid import merged_grid
 from mlx_itune.model.adapters.grid_norm import GridNorm
 from mlx_itune.model.engine.compute import dequantized_weight
@@ -121,7 +120,7 @@ def _weight(module: nn.Module, layer: nn.Module | None) -> Any:
     quantized = hasattr(module, "bits")
     weight = dequantized_weight(module) if quantized else module["weight"]
     weight = weight.astype(mx.float32)
-    return weight if layer is None else weight + lora.merge_delta(layer)
+    return weight if layer is None else weight + layer.delta()
 
 
 def _target(module: nn.Module, touched: bool, way: Way) -> Grid | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_itune.export.artifact import read_json
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.adapters import lora, peft_format
+from mlx_itune.model.adapters import peft_format
 from mlx_itune.model.adapters.lowrank import AdapterLayer
 from mlx_itune.model.engine.compute import dequantized_weight
 
@@ -22,7 +22,7 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class PeftVerification:
-    """Updates recomputed from the files against `lora.merge_delta`, entry by entry."""
+    """Updates recomputed from the files against the adapter's, entry by entry."""
 
     layers: int
     tensors: int
@@ -47,7 +47,7 @@ def verify_peft(
     }
     tensors, numbers, largest = len(left), 0, 0.0
     for path, layer in layers.items():
-        wanted = np.array(lora.merge_delta(layer))
+        wanted = np.array(layer.delta())
         got = _update(left, path, layer, scale, wanted.shape, model_type)
         gap = float(np.abs(got - wanted).max())
         if not gap <= _TOLERANCE * max(float(np.abs(wanted).max()), 1e-6):

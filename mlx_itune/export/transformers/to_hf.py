@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def _deltas(source_dir: Path, adapter_dir: Path | None) -> dict[str, Callable[[]
     compute = "dequantized" if adapter.config.kind == "dora" else "quantized"
     loaded = base.load(str(source_dir), compute=compute)
     adapters.apply(loaded, adapter)
-    return {path: partial(lora.merge_delta, layer) for path, layer in lora.adapted(loaded.model)}
+    return {path: layer.delta for path, layer in lora.adapted(loaded.model)}
 
 
 def _papers(source_dir: Path, adapter_dir: Path | None) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def config_of(
     model: nn.Module, *, kind: str, rank: int, scale: float, dropout: float = 0.0
 ) -> AdapterConfig:
     """The configuration of the adapter that is on a model."""
-    keys, layers = lora.adapted_keys(model), lora.adapted_layers(model)
-    return AdapterConfig(rank, scale, dropout, tuple(keys), layers, kind)
+    keys, layers = lora.placed(model)
+    return AdapterConfig(rank, scale, dropout, keys, layers, kind)
 
 
 def tensors_of(model: nn.Module) -> dict[str, mx.array]:

@@ -17,8 +17,9 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_itune import __version__
-from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.errors import ModelError, located
 from mlx_itune.kit.files import sha256_file
+from mlx_itune.kit.json_files import read_object
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora, peft_format
 from mlx_itune.model.adapters.lowrank import EMBEDDING, SWITCH, adaptable
@@ -46,46 +47,35 @@ class PeftImport:
     largest_difference: float
 
 
-def import_peft(
-    peft_dir: Path, model: str, out: Path, *, offline: bool = False, overwrite: bool = False
-) -> PeftImport:
+def import_peft(peft_dir: Path, model: str, out: Path) -> PeftImport:
     """Write a PEFT adapter directory as an adapter of ours on ``model``.
 
     Raises ModelError for what has no such form, by name, and for tensors that do not fit the model
     or that PEFT would not have used; StorageError.
     """
-    peft_dir = Path(peft_dir)
     config = read_config(peft_dir)
-    loaded = base.load(model, compute="dequantized", offline=offline)
-    tied = not any(path == "lm_head" for path, _ in loaded.model.named_modules())
-    layers = read_layers(peft_dir / peft_format.TENSORS, config)
-    where = str(peft_dir)
-    model_type = str(loaded.config.get("model_type"))
-    _require_targets(_modules(loaded.model, model_type), config, layers, where)
-    layers = _one_table(layers, tied, where)
-    rank = max(layer.rank for layer in layers.values())
-    scale = _commonest([layer.scale for layer in layers.values()])
-    tensors = _tensors(loaded.model, layers, rank, scale, where)
-    kind = "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
-    paths = sorted({name.rpartition(".")[0] for name in tensors})
-    own = adapters.AdapterConfig(rank, scale, config.lora_dropout, tuple(paths), -1, kind)
-    adapters.apply(loaded, adapters.Adapter(own, tensors, _papers_of(peft_dir), peft_dir))
-    largest = _compare(loaded.model, layers, where)
+    loaded = base.load(model, compute="dequantized")
+    with located(peft_dir):
+        layers = read_layers(peft_dir / peft_format.TENSORS, config)
+        modules = _modules(loaded.model, str(loaded.config.get("model_type")))
+        _require_targets(modules, config, layers)
+        if not any(path == "lm_head" for path, _ in loaded.model.named_modules()):
+            layers = _one_table(layers)
+        rank = max(layer.rank for layer in layers.values())
+        scale = _commonest([layer.scale for layer in layers.values()])
+        tensors = _tensors(loaded.model, layers, rank, scale)
+        kind = "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
+        paths = sorted({name.rpartition(".")[0] for name in tensors})
+        own = adapters.AdapterConfig(rank, scale, config.lora_dropout, tuple(paths), -1, kind)
+        adapters.apply(loaded, adapters.Adapter(own, tensors, _papers_of(peft_dir), peft_dir))
+        largest = _compare(loaded.model, layers)
     own = adapters.config_of(
         loaded.model, kind=kind, rank=rank, scale=scale, dropout=config.lora_dropout
     )
-    provenance = _provenance(loaded, peft_dir, config)
-    adapters.save(out, loaded.model, own, provenance, overwrite=overwrite)
-    return PeftImport(
-        str(out),
-        kind,
-        rank,
-        scale,
-        len(paths),
-        sum(layer.rank < rank for layer in layers.values()),
-        sum(layer.scale != scale for layer in layers.values()),
-        largest,
-    )
+    adapters.save(out, loaded.model, own, _provenance(loaded, peft_dir, config))
+    padded = sum(layer.rank < rank for layer in layers.values())
+    folded = sum(layer.scale != scale for layer in layers.values())
+    return PeftImport(str(out), kind, rank, scale, len(paths), padded, folded, largest)
 
 
 def _modules(model: nn.Module, model_type: str) -> set[str]:
@@ -100,27 +90,23 @@ def _modules(model: nn.Module, model_type: str) -> set[str]:
 
 
 def _require_targets(
-    modules: set[str], config: PeftConfig, layers: Mapping[str, PeftLayer], where: str
+    modules: set[str], config: PeftConfig, layers: Mapping[str, PeftLayer]
 ) -> None:
     """Every tensor is one that PEFT would use, and none that it would look for is missing."""
     for module in sorted(layers):
         if module not in modules:
-            raise ModelError(f"the model has no layer {module}", where=where)
+            raise ModelError(f"the model has no layer {module}")
         if not config.aims_at(module):
-            raise ModelError(
-                f"has tensors for {module}, which target_modules leaves out", where=where
-            )
+            raise ModelError(f"has tensors for {module}, which target_modules leaves out")
     for module in sorted(modules - layers.keys()):
         # A head may be none of its own here; "all-linear" means neither it nor the table.
         spared = module == "lm_head" or (config.all_linear and module.endswith("embed_tokens"))
         if config.aims_at(module) and not spared:
-            raise ModelError(f"lacks the tensors of {module}, which it targets", where=where)
+            raise ModelError(f"lacks the tensors of {module}, which it targets")
 
 
-def _one_table(layers: dict[str, PeftLayer], tied: bool, where: str) -> dict[str, PeftLayer]:
+def _one_table(layers: dict[str, PeftLayer]) -> dict[str, PeftLayer]:
     """A tied table and head as the one layer that they are here."""
-    if not tied:
-        return layers
     tables = [path for path, layer in layers.items() if layer.is_table]
     head = layers.get("lm_head")
     if not tables and head is None:
@@ -136,14 +122,13 @@ def _one_table(layers: dict[str, PeftLayer], tied: bool, where: str) -> dict[str
     if not same:
         raise ModelError(
             "adapts one of token table and output head, which this model has as one",
-            where=where,
             hint="train without embed_tokens and lm_head, or merge it into the model with PEFT",
         )
     return {path: layer for path, layer in layers.items() if path != "lm_head"}
 
 
 def _tensors(
-    model: nn.Module, layers: Mapping[str, PeftLayer], rank: int, scale: float, where: str
+    model: nn.Module, layers: Mapping[str, PeftLayer], rank: int, scale: float
 ) -> dict[str, Any]:
     """Factors by our names, all of one rank and scale."""
     modules = dict(model.named_modules())
@@ -156,16 +141,14 @@ def _tensors(
             stacks.setdefault(place[0], {})[place[1]] = (a, b)
             continue
         if layer.is_table is not isinstance(modules[module], EMBEDDING):
-            raise ModelError(
-                f"{module} is no {'token table' if layer.is_table else 'layer'}", where=where
-            )
+            raise ModelError(f"{module} is no {'token table' if layer.is_table else 'layer'}")
         tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"] = a.T, b.T
         if layer.magnitude is not None:
             tensors[f"{module}.m"] = layer.magnitude
     for path, experts in stacks.items():
         count = modules[path].num_experts
         if set(experts) != set(range(count)):
-            raise ModelError(f"adapts {len(experts)} of the {count} experts at {path}", where=where)
+            raise ModelError(f"adapts {len(experts)} of the {count} experts at {path}")
         for n, name in enumerate(("lora_a", "lora_b")):
             tensors[f"{path}.{name}"] = np.stack([experts[e][n] for e in range(count)])
     return {name: mx.array(np.ascontiguousarray(t, np.float32)) for name, t in tensors.items()}
@@ -186,7 +169,7 @@ def _commonest(scales: list[float]) -> float:
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
-def _compare(model: nn.Module, layers: Mapping[str, PeftLayer], where: str) -> float:
+def _compare(model: nn.Module, layers: Mapping[str, PeftLayer]) -> float:
     """The largest difference of any layer's product from PEFT's own. Raises ModelError."""
     largest = 0.0
     adapted = dict(lora.adapted(model))
@@ -202,9 +185,7 @@ def _compare(model: nn.Module, layers: Mapping[str, PeftLayer], where: str) -> f
         wanted = theirs.scale * (theirs.b @ theirs.a)
         gap = float(np.abs(got - wanted).max())
         if not gap <= _TOLERANCE * max(float(np.abs(wanted).max()), 1e-6):
-            raise ModelError(
-                f"{module} cannot be told in one rank and scale ({gap:.3g})", where=where
-            )
+            raise ModelError(f"{module} cannot be told in one rank and scale ({gap:.3g})")
         largest = max(largest, gap)
     return largest
 
@@ -212,7 +193,7 @@ def _compare(model: nn.Module, layers: Mapping[str, PeftLayer], where: str) -> f
 def _papers_of(peft_dir: Path) -> dict[str, Any]:
     """The base's fingerprint, where the adapter is one that mlx-itune exported."""
     papers = peft_dir / adapters.PROVENANCE
-    return adapters.read_json(papers) if papers.is_file() else {}
+    return read_object(papers, error=ModelError) if papers.is_file() else {}
 
 
 def _provenance(loaded: base.LoadedModel, peft_dir: Path, config: PeftConfig) -> dict[str, Any]:

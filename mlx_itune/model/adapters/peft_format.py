@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from mlx_itune.kit import json_files
 from mlx_itune.kit.errors import ModelError
@@ -69,6 +69,8 @@ _UNSUPPORTED = (
 # Starts that change the base's weights too, which an adapter does not hold.
 _CHANGED_BASES = ("pissa", "olora", "loftq", "corda", "lora_ga")
 _Rank = Annotated[int, Ge(1)]
+# Large enough for every alpha, and no infinity, which a number of 400 digits would become.
+_Number = Annotated[float, Ge(-1e30), Le(1e30)]
 _Names = str | tuple[str, ...]
 T = TypeVar("T")
 
@@ -78,7 +80,7 @@ class PeftConfig:
     """What rebuilds the update, under the names of PEFT's LoraConfig."""
 
     r: _Rank
-    lora_alpha: float
+    lora_alpha: _Number
     target_modules: _Names
     use_rslora: bool = False
     use_dora: bool = False
@@ -88,7 +90,7 @@ class PeftConfig:
     layers_to_transform: int | tuple[int, ...] = ()
     layers_pattern: _Names = ()
     rank_pattern: dict[str, _Rank] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    alpha_pattern: dict[str, _Number] = field(default_factory=dict)
 
     @property
     def all_linear(self) -> bool:
