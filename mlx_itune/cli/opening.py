@@ -15,15 +15,23 @@ if TYPE_CHECKING:
     from mlx_itune.model.loading.base import LoadedModel
 
 
-def open_tokenizer(path: Path, adapter: Adapter | None, template: str | None) -> ChatTokenizer:
-    """The tokenizer with the template asked for, else the adapter's, else the model's own."""
+def open_tokenizer(
+    path: Path, adapter: Adapter | None, template: str | None, *, allow_other_base: bool = False
+) -> ChatTokenizer:
+    """The tokenizer with the template asked for, else the adapter's, else the model's own.
+
+    Raises ModelError where the adapter's is no longer what it was trained with.
+    """
     from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
     from mlx_itune.model.loading.vetting import vet
 
     # Whatever is wrong with the model's files is told in its own words.
     vet(path)
-    trained = (adapter.provenance.get("tokenizer") or {}).get("template") if adapter else None
-    return load_tokenizer(path, template=template or trained or "auto")
+    trained = adapter.origin.tokenizer.template if adapter else None
+    tokenizer = load_tokenizer(path, template=template or trained or "auto")
+    if adapter and not allow_other_base:
+        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+    return tokenizer
 
 
 def open_model(
@@ -33,16 +41,18 @@ def open_model(
     template: str | None = None,
     compute: str = "auto",
     offline: bool = False,
+    allow_other_base: bool = False,
 ) -> tuple[LoadedModel, ChatTokenizer]:
     """The model, with the adapter on it where one is given, ready for inference."""
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.loading import base
 
     adapter = adapters.load(adapter_dir) if adapter_dir else None
-    tokenizer = open_tokenizer(base.resolve(model, offline=offline), adapter, template)
+    path = base.resolve(model, offline=offline)
+    tokenizer = open_tokenizer(path, adapter, template, allow_other_base=allow_other_base)
     loaded = base.load(model, compute=compute, offline=offline)
     if adapter:
-        adapters.apply(loaded, adapter)
+        adapters.apply(loaded, adapter, allow_other_base=allow_other_base)
     loaded.model.eval()
     return loaded, tokenizer
 

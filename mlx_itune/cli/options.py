@@ -96,6 +96,11 @@ runs = click.option(
     metavar="DIR",
     help="Where the adapter's run is (default: runs).",
 )
+allow_other_base = click.option(
+    "--allow-other-base",
+    is_flag=True,
+    help="Use an adapter on a base, template or tokenizer that is not what it was trained on.",
+)
 compute = click.option(
     "--compute",
     type=click.Choice(["auto", "dequantized", "quantized"]),

@@ -133,20 +133,6 @@ def carry_tokenizer(
         _carry_template(stage, config, tokenizer)
 
 
-def require_template(tokenizer: ChatTokenizer, provenance: Mapping[str, Any]) -> None:
-    """Raise ModelError where a template of the trained one's name is not the trained one."""
-    trained = provenance.get("tokenizer")
-    trained = trained if isinstance(trained, dict) else {}
-    digest = trained.get("template_sha256")
-    if not digest or trained.get("template") != tokenizer.name:
-        return
-    if digest != tokenizer.template_sha256:
-        raise ModelError(
-            f"the chat template ({tokenizer.name}) is not the one the adapter was trained with",
-            hint="put back the model's chat_template.jinja, or name another with --template",
-        )
-
-
 def _require_room(source: Path, config: Mapping[str, Any], tokenizer: ChatTokenizer) -> None:
     """Every token of the file has a row, but for one that only fills rows up."""
     rows, backend = config.get("vocab_size"), tokenizer.hf.backend_tokenizer

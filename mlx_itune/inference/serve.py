@@ -212,8 +212,8 @@ def _tokenizers(
     opened = functools.cache(lambda chosen: load_tokenizer(path, template=chosen))
     found: dict[str | None, ChatTokenizer] = {}
     for name, adapter in adapters.items():
-        trained = (adapter.provenance.get("tokenizer") or {}).get("template")
-        found[name] = opened(template or trained or "auto")
+        found[name] = opened(template or adapter.origin.tokenizer.template or "auto")
+        adapter.require_template(found[name].name, found[name].template_sha256)
     try:
         found[None] = opened(template or "auto")
     except ModelError:

@@ -9,11 +9,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from mlx_itune.kit.errors import StorageError
+from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.wording import size
 
 _CHUNK_BYTES = 1 << 20
@@ -182,10 +184,26 @@ def process_lives(pid: int) -> bool:
     return True
 
 
+def open_regular(path: Path, error: type[ItuneError] = StorageError) -> BinaryIO:
+    """A regular file, open for reading; a pipe, socket, device or directory is `error`, at once.
+
+    Raises StorageError where the system says no.
+    """
+    with storage_errors(path):
+        # Without O_NONBLOCK, opening a pipe waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    what = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+    raise error(f"is {what}, not a file", where=str(path))
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises StorageError."""
     digest = hashlib.sha256()
-    with storage_errors(path), Path(path).open("rb") as file:
+    with open_regular(path) as file, storage_errors(path):
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -11,14 +11,12 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mlx_itune.kit.errors import ItuneError, StorageError
-from mlx_itune.kit.files import storage_errors, write_durably
+from mlx_itune.kit.files import open_regular, storage_errors, write_durably
 from mlx_itune.kit.wording import did_you_mean
 
 T = TypeVar("T")
@@ -59,19 +57,8 @@ def read_bytes(
     A pipe, socket or device is refused without being read, with `error`. Raises StorageError where
     the system says no.
     """
-    path = Path(path)
-    with storage_errors(path):
-        # Without O_NONBLOCK, opening a pipe waits for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                what = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-                raise error(f"is {what}, not a file", where=str(path))
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(limit_bytes + 1)
-        finally:
-            os.close(descriptor)
+    with open_regular(path, error) as file, storage_errors(path):
+        data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
         raise error(f"is larger than {limit_bytes:,} bytes", where=str(path))
     return data

@@ -6,7 +6,6 @@ before any array library maps the file. https://github.com/huggingface/safetenso
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import storage_errors, write_durably
+from mlx_itune.kit.files import open_regular, storage_errors, write_durably
 
 Tensor = tuple[str, tuple[int, ...], bytes]
 
@@ -53,7 +52,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     cannot be read. Only the header is read.
     """
     path = Path(path)
-    with storage_errors(path), path.open("rb") as file:
+    with open_regular(path, ModelError) as file, storage_errors(path):
         size_bytes = path.stat().st_size
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
@@ -119,17 +118,6 @@ def stream_tensors(
                 raise ValueError(f"{name}: the bytes do not fit {described[name]}")
 
     write_durably(path, chunks())
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over sorted (name, dtype, shape, bytes), in hex: the content, not the file."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        dtype, shape, data = tensors[name]
-        # A JSON line and the length keep neighbouring fields from running into each other.
-        total.update(json.dumps([name, dtype, list(shape), len(data)]).encode() + b"\n")
-        total.update(data)
-    return total.hexdigest()
 
 
 def _parse(header: bytes, data_start: int, size_bytes: int) -> dict[str, TensorInfo]:

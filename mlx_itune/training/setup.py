@@ -90,7 +90,11 @@ class Setup:
         """What stands in run.json besides the settings."""
         return {
             "data": identity.data_facts(Path(self.settings.data)),
-            "model": {"base.fingerprint": self.loaded.fingerprint, **self.material.facts},
+            "model": {
+                "base.fingerprint": self.loaded.fingerprint,
+                **{f"base.config.{name}": value for name, value in self.loaded.function.items()},
+                **self.material.facts,
+            },
             "base": self.loaded.id,
             "how": self.how(),
             "machine": {**identity.machine_facts(), "device": backend.prepare().device},

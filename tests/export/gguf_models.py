@@ -162,6 +162,6 @@ def write_adapter(
         )
     )
     config = adapter.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
-    papers = {"base": {"id": loaded.id, "fingerprint": loaded.fingerprint}}
+    papers = {"base": loaded.papers()}
     adapter.save(out, loaded.model, config, papers)
     return out

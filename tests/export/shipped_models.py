@@ -172,7 +172,7 @@ def write_adapter(out: Path, model_dir: Path, *, kind: str = "lora", **where: An
             noise = mx.random.normal(layer[name].shape, key=mx.random.key(n))
             layer[name] = layer[name] + (0.02 if kind in lora.ON_THE_GRID else 0.1) * noise
     provenance = {
-        "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
+        "base": loaded.papers(),
         "tokenizer": {"template": "auto"},
     }
     config = adapters.config_of(loaded.model, kind=kind, rank=4, scale=1.7)

@@ -33,7 +33,7 @@ def make_adapter(base: Path, out: Path, strength: float) -> Path:
     for n, (_, layer) in enumerate(lora.adapted(loaded.model)):
         layer.lora_b = strength * mx.random.normal(layer.lora_b.shape, key=mx.random.key(n))
     provenance = {
-        "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
+        "base": loaded.papers(),
         "tokenizer": {"template": "auto"},
     }
     config = adapters.config_of(loaded.model, kind="lora", rank=4, scale=2.0)

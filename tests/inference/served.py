@@ -43,7 +43,7 @@ def write_adapter(model: str, out: Path, kind: str, *, seed: int, template: str 
                 layer[name] = 0.18 * draw
     config = adapters.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
     provenance = {
-        "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
+        "base": loaded.papers(),
         "tokenizer": {"template": template},
     }
     adapters.save(out, loaded.model, config, provenance)

@@ -18,6 +18,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.files import sha256_file
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
@@ -62,7 +63,7 @@ def saved(path: Path, out: Path, kind: str, **options: Any) -> Any:
     lora.attach(loaded.model, rank=4, scale=2.0, seed=3, kind=kind, **options)
     moved(loaded.model)
     config = adapter.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
-    origin = {"base": {"id": loaded.id, "fingerprint": loaded.fingerprint}}
+    origin = {"base": loaded.papers()}
     adapter.save(out, loaded.model, config, origin)
     return np.array(loaded.model(IDS))
 
@@ -190,6 +191,43 @@ def test_another_base_is_refused(
             adapter.apply(base.load(str(other)), adapter.load(tmp_path / "a"))
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("config.json", {"rope_theta": 5e5}, r"rope_theta is 500000\.0, was 10000\.0"),
+        ("config.json", {"rms_norm_eps": 1e-3}, r"rms_norm_eps is 0\.001, was 1e-05"),
+        ("config.json", {"_name_or_path": "x", "use_cache": False}, None),
+        ("tokenizer.json", {"version": "1.1"}, "another tokenizer"),
+    ],
+)
+def test_a_base_whose_function_changed_is_refused(
+    file: str, change: dict[str, Any], told: str | None, tiny_quantized_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_quantized_dir, tmp_path / "m")
+    saved(tmp_path / "m", tmp_path / "a", "lora")
+    papers = tmp_path / "a" / adapter.PROVENANCE
+    trained = {"sha256": sha256_file(tmp_path / "m" / "tokenizer.json")}
+    papers.write_text(json.dumps(json.loads(papers.read_text()) | {"tokenizer": trained}))
+    written = json.loads((tmp_path / "m" / file).read_text())
+    (tmp_path / "m" / file).write_text(json.dumps(written | change))
+    loaded, stored = base.load(str(tmp_path / "m")), adapter.load(tmp_path / "a")
+    if told is None:
+        adapter.apply(loaded, stored)
+        return
+    with pytest.raises(ModelError, match=told):
+        adapter.apply(loaded, stored)
+    adapter.apply(loaded, stored, allow_other_base=True)
+
+
+def test_papers_of_wrong_types_do_not_pass_for_none(
+    tiny_quantized_dir: Path, tmp_path: Path
+) -> None:
+    saved(tiny_quantized_dir, tmp_path / "a", "lora")
+    (tmp_path / "a" / adapter.PROVENANCE).write_text('{"base": [1]}')
+    with pytest.raises(ModelError, match=r"provenance\.json: base: an object is needed"):
+        adapter.apply(base.load(str(tiny_quantized_dir)), adapter.load(tmp_path / "a"))
+
+
 def test_configurations_that_make_no_sense(tiny_quantized_dir: Path, tmp_path: Path) -> None:
     saved(tiny_quantized_dir, tmp_path / "a", "grid")
     file = tmp_path / "a" / adapter.CONFIG
@@ -197,10 +235,13 @@ def test_configurations_that_make_no_sense(tiny_quantized_dir: Path, tmp_path: P
     for change, reason in (
         ({"mlx_itune": {}}, "fine_tune_type 'full'"),
         ({"mlx_itune": {"adapter": "lora"}}, "not supported"),
-        ({"mlx_itune": {"adapter": ["grid"]}}, "not supported"),
-        ({"mlx_itune": 3}, "not supported"),
-        ({"fine_tune_type": ["full"]}, "not supported"),
-        ({"lora_parameters": {**good["lora_parameters"], "rank": 0}}, "make no sense"),
+        ({"mlx_itune": {"adapter": ["grid"]}}, r"mlx_itune\.adapter: a text is needed"),
+        ({"mlx_itune": 3}, "mlx_itune: an object is needed, not 3"),
+        ({"fine_tune_type": ["full"]}, "fine_tune_type: a text is needed"),
+        (
+            {"lora_parameters": {**good["lora_parameters"], "rank": 0}},
+            r"lora_parameters\.rank: 1 or more",
+        ),
     ):
         file.write_text(json.dumps({**good, **change}))
         with pytest.raises(ModelError, match=reason):

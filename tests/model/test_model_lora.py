@@ -94,7 +94,7 @@ def test_an_adapter_comes_back_and_loads_in_mlx_lm(
 
     path = request.getfixturevalue(kind)
     loaded, config = _adapted(path)
-    origin = {"base": {"id": loaded.id, "fingerprint": loaded.fingerprint}}
+    origin = {"base": loaded.papers()}
     adapter.save(tmp_path / "a", loaded.model, config, origin)
     expected = np.array(loaded.model(IDS))
 
@@ -113,7 +113,7 @@ def test_adapters_that_do_not_fit_are_refused(
     tiny_model_dir: Path, tiny_quantized_dir: Path, tmp_path: Path
 ) -> None:
     loaded, config = _adapted(tiny_model_dir)
-    origin = {"base": {"id": loaded.id, "fingerprint": loaded.fingerprint}}
+    origin = {"base": loaded.papers()}
     adapter.save(tmp_path / "a", loaded.model, config, origin)
     stored = adapter.load(tmp_path / "a")
     with pytest.raises(ModelError, match="was trained on tiny"):

@@ -23,7 +23,6 @@ from mlx_itune.export.artifact import (
     quantization_config,
     refuse_same,
     require_finite,
-    require_template,
     write_model,
 )
 from mlx_itune.export.fusing.calibrate import Calibration
@@ -128,7 +127,7 @@ def fuse(
     refuse_occupied(out, overwrite)
     reference = base.load(model, compute=compute, offline=offline)
     adapter = adapters.load(adapter_dir)
-    require_template(tokenizer, adapter.provenance)
+    adapter.require_template(tokenizer.name, tokenizer.template_sha256)
     adapters.apply(reference, adapter)
     reference.model.eval()
     layers: dict[str, nn.Module] = dict(lora.adapted(reference.model))

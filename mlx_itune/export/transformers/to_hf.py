@@ -16,7 +16,6 @@ from mlx_itune.export.artifact import (
     describe,
     read_json,
     refuse_same,
-    require_template,
     write_json,
     write_papers,
 )
@@ -74,7 +73,7 @@ def export_hf(
         raise UsageError(f"unknown dtype {dtype!r}", hint="one of " + ", ".join(_STORED))
     if adapter_dir is not None:
         refuse_same(adapter_dir, out)
-        require_template(tokenizer, adapters.load(adapter_dir).provenance)
+        adapters.load(adapter_dir).require_template(tokenizer.name, tokenizer.template_sha256)
 
     own, where = base.vet(source_dir), str(source_dir / "config.json")
     class_name(str(own["model_type"]), where)

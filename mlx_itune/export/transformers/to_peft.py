@@ -16,7 +16,6 @@ from mlx_itune.export.artifact import (
     carry_tokenizer,
     describe,
     refuse_same,
-    require_template,
     write_json,
 )
 from mlx_itune.export.transformers.hf_layout import compared
@@ -62,7 +61,7 @@ def export_peft(
     refuse_same(adapter_dir, out)
     adapter = adapters.load(adapter_dir)
     if tokenizer is not None:
-        require_template(tokenizer, adapter.provenance)
+        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
     if adapter.config.kind == "grid":
         raise ModelError(
             "PEFT has no adapter that moves scales and biases",

@@ -12,22 +12,25 @@ and the other file is checked against it.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from annotated_types import Ge, Lt
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
+from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors
+from mlx_itune.kit.json_files import read_object, read_record, to_record, write_object
 from mlx_itune.kit.tensorfile import read_header, write_tensors
+from mlx_itune.kit.wording import listing
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.model.loading.fingerprint import changed_values
 
 CONFIG, TENSORS, PROVENANCE = "adapter_config.json", "adapters.safetensors", "provenance.json"
 GRID = "grid.safetensors"
@@ -87,6 +90,34 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class TrainedOn:
+    """The base of an adapter. config: what `base.function_of` said of it."""
+
+    id: str | None = None
+    fingerprint: str | None = None
+    config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrainedWith:
+    """The tokenizer and chat template of an adapter; hashes are SHA-256 in hex."""
+
+    sha256: str | None = None
+    template: str | None = None
+    template_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What of a provenance.json is relied on."""
+
+    base: TrainedOn = TrainedOn()
+    tokenizer: TrainedWith = TrainedWith()
+    data: tuple[dict[str, Any], ...] = ()
+    run: str | None = None
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter in memory; `provenance` is empty for one that another tool wrote.
 
@@ -98,6 +129,22 @@ class Adapter:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
     shipped: Mapping[str, mx.array] = field(default_factory=dict)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What of the provenance is relied on. Raises ModelError for wrong types."""
+        where = str(self.path / PROVENANCE) if self.path else None
+        return to_record(self.provenance, Origin, where=where, error=ModelError)
+
+    def require_template(self, name: str, sha256: str | None) -> None:
+        """Raise ModelError where a template of the trained one's name is not the trained one."""
+        trained = self.origin.tokenizer
+        if trained.template == name and trained.template_sha256 not in (None, sha256):
+            raise ModelError(
+                f"the chat template ({name}) is not the one the adapter was trained with",
+                where=str(self.path) if self.path else None,
+                hint="put back the model's chat_template.jinja, or name another with --template",
+            )
 
 
 def config_of(
@@ -147,8 +194,8 @@ def write_files(
     if shipped:
         write_arrays(folder / GRID, factors)
     write_arrays(folder / TENSORS, shipped or factors)
-    write_durably(folder / CONFIG, _json_bytes(config.to_json()))
-    write_durably(folder / PROVENANCE, _json_bytes(provenance))
+    write_object(folder / CONFIG, config.to_json())
+    write_object(folder / PROVENANCE, provenance)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
@@ -171,7 +218,8 @@ def load(path: Path) -> Adapter:
             f"is no adapter directory ({CONFIG} and {TENSORS} make one)", where=str(path)
         )
     config = _config(path / CONFIG)
-    provenance = read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
+    papers = path / PROVENANCE
+    provenance = read_object(papers, error=ModelError) if papers.exists() else {}
     tensors = read_arrays(path / TENSORS)
     if config.kind not in lora.ON_THE_GRID:
         return Adapter(config, tensors, provenance, path)
@@ -183,21 +231,17 @@ def load(path: Path) -> Adapter:
 def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = False) -> None:
     """Put an adapter on its base model, in place.
 
-    Raises ModelError when it was trained on other weights or with another tokenizer, a name or
-    shape does not fit, or the two files of an adapter of the grid do not say the same.
+    Raises ModelError when it was trained on other weights, under another configuration or with
+    another tokenizer, unless `allow_other_base`; when a name or shape does not fit; when the two
+    files of an adapter of the grid do not say the same.
     """
     where = str(adapter.path) if adapter.path else None
-    base = adapter.provenance.get("base", {})
-    trained_on = base.get("fingerprint") if isinstance(base, dict) else None
-    if trained_on and trained_on != loaded.fingerprint and not allow_other_base:
+    if not allow_other_base and (changed := _other_base(loaded, adapter.origin)):
         raise ModelError(
-            f"was trained on {base.get('id', 'another model')} ({trained_on[:12]}), "
-            f"not on {loaded.id} ({loaded.fingerprint[:12]})",
+            "; ".join(changed),
             where=where,
-            hint="use the base model it was trained on",
+            hint="use the base it was trained on, as it was then, or --allow-other-base",
         )
-    if not allow_other_base:
-        _require_tokenizer(loaded, adapter, where)
     config, model = adapter.config, loaded.model
     # To mlx-lm, no number of layers, or one beyond the model's, is all of them.
     some = 0 < config.num_layers <= len(model.layers)
@@ -222,17 +266,21 @@ def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = Fal
         layer.settle()
 
 
-def _require_tokenizer(loaded: LoadedModel, adapter: Adapter, where: str | None) -> None:
-    """The same ids for the same text, as far as the file tells."""
-    trained = adapter.provenance.get("tokenizer", {})
-    digest = trained.get("sha256") if isinstance(trained, dict) else None
-    file = loaded.path / "tokenizer.json"
+def _other_base(loaded: LoadedModel, origin: Origin) -> list[str]:
+    """What of the base is not what the adapter was trained on, as far as it tells."""
+    base, file = origin.base, loaded.path / "tokenizer.json"
+    if base.fingerprint not in (None, loaded.fingerprint):
+        return [
+            f"was trained on {base.id or 'another model'} ({str(base.fingerprint)[:12]}), "
+            f"not on {loaded.id} ({loaded.fingerprint[:12]})"
+        ]
+    changed = []
+    if values := changed_values(base.config or {}, loaded.function):
+        changed.append(f"the config.json of {loaded.id} has changed: {listing(values)}")
+    digest = origin.tokenizer.sha256
     if digest and file.is_file() and sha256_file(file) != digest:
-        raise ModelError(
-            f"was trained with another tokenizer than {loaded.id} has now",
-            where=where,
-            hint="put back the tokenizer.json it was trained with",
-        )
+        changed.append(f"was trained with another tokenizer than {loaded.id} has now")
+    return changed
 
 
 def _require_fit(
@@ -280,61 +328,37 @@ def read_arrays(file: Path) -> dict[str, mx.array]:
     return dict(tensors)
 
 
+@dataclass(frozen=True)
+class _Parameters:
+    rank: Annotated[int, Ge(1)]
+    scale: float
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    keys: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Ours:
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """adapter_config.json, as far as it is read."""
+
+    lora_parameters: _Parameters
+    fine_tune_type: str = "lora"
+    num_layers: int = -1
+    mlx_itune: _Ours = _Ours()
+
+
 def _config(file: Path) -> AdapterConfig:
-    raw = read_json(file)
-    kind = _kind(raw, file)
-    parameters = raw.get("lora_parameters")
-    if not isinstance(parameters, dict):
-        raise ModelError("has no lora_parameters", where=str(file))
-    rank: Any = parameters.get("rank")
-    scale: Any = parameters.get("scale")
-    dropout, keys = parameters.get("dropout", 0.0), parameters.get("keys")
-    num_layers = raw.get("num_layers", -1)
-    fair = (
-        _is_int(rank)
-        and rank > 0
-        and _is_number(scale)
-        and _is_number(dropout)
-        and 0 <= dropout < 1
-        and _is_int(num_layers)
-        and (keys is None or (isinstance(keys, list) and all(isinstance(k, str) for k in keys)))
-    )
-    if not fair:
-        raise ModelError("rank, scale, dropout, keys or num_layers make no sense", where=str(file))
-    return AdapterConfig(rank, float(scale), float(dropout), tuple(keys or ()), num_layers, kind)
-
-
-def _kind(raw: Mapping[str, Any], file: Path) -> str:
-    stated, ours = raw.get("fine_tune_type", "lora"), raw.get("mlx_itune", {})
-    kind = ours.get("adapter", stated) if isinstance(ours, dict) else None
-    if isinstance(kind, str) and _FINE_TUNE_TYPES.get(kind) == stated:
-        return kind
-    raise ModelError(
-        f"fine_tune_type {stated!r} (adapter {kind!r}) is not supported, only "
-        + ", ".join(_FINE_TUNE_TYPES),
-        where=str(file),
-    )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError, StorageError."""
-    try:
-        with storage_errors(file):
-            value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ModelError(f"is not valid JSON ({error})", where=str(file)) from error
-    if not isinstance(value, dict):
-        raise ModelError("is not a JSON object", where=str(file))
-    return value
+    read = read_record(file, _Written, error=ModelError)
+    kind, given = read.mlx_itune.adapter or read.fine_tune_type, read.lora_parameters
+    if _FINE_TUNE_TYPES.get(kind) != read.fine_tune_type:
+        raise ModelError(
+            f"fine_tune_type {read.fine_tune_type!r} (adapter {kind!r}) is not supported, only "
+            + ", ".join(_FINE_TUNE_TYPES),
+            where=str(file),
+        )
+    keys = given.keys or ()
+    return AdapterConfig(given.rank, given.scale, given.dropout, keys, read.num_layers, kind)

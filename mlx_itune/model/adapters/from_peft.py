@@ -200,7 +200,7 @@ def _provenance(loaded: base.LoadedModel, peft_dir: Path, config: PeftConfig) ->
     return {
         "v": 1,
         **_papers_of(peft_dir),
-        "base": {"id": loaded.id, "fingerprint": loaded.fingerprint},
+        "base": loaded.papers(),
         "imported": {
             "from": "peft",
             "base_model": config.base_model,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
+import importlib
 import os
+import resource
 import sys
+import types
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +40,7 @@ def prepare() -> Backend:
     # Threads of OpenBLAS that wait for work spin, on cores that others could use: not for long.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
     library = _openblas() if sys.platform == "linux" else None
+    _allow_few_files()
 
     import mlx.core as mx
 
@@ -57,6 +61,21 @@ def prepare() -> Backend:
             device, None, "mlx was imported before mlx_itune: OpenBLAS unused, this will be slow"
         )
     return Backend(device, _version(library), None)
+
+
+def _allow_few_files() -> None:
+    """mlx-lm asks for 4,096 open files when it is imported, and fails where the hard limit is
+    lower; it does not need them, so there its wish is not passed on."""
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, 4096))
+    except (ValueError, OSError):
+        deaf = types.ModuleType("resource")
+        deaf.RLIMIT_NOFILE, deaf.setrlimit = resource.RLIMIT_NOFILE, lambda *_: None  # type: ignore[attr-defined]
+        sys.modules["resource"] = deaf
+        try:
+            importlib.import_module("mlx_lm.utils")
+        finally:
+            sys.modules["resource"] = resource
 
 
 def on_cpu() -> bool:

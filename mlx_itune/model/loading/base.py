@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import mlx.nn as nn
 
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.wording import first_line
 from mlx_itune.model.engine import compute as compute_module
-from mlx_itune.model.loading.fingerprint import fingerprint
+from mlx_itune.model.loading.fingerprint import fingerprint, function_of
 from mlx_itune.model.loading.vetting import vet
 
 __all__ = ["LoadedModel", "fingerprint", "load", "resolve", "vet"]
@@ -26,7 +28,10 @@ _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory: `compute` says how ("float", "quantized", "dequantized")."""
+    """A model in memory: `compute` says how ("float", "quantized", "dequantized").
+
+    fingerprint: of its tensors; function: what else decides what it computes (`function_of`).
+    """
 
     model: nn.Module
     config: dict[str, Any]
@@ -34,6 +39,11 @@ class LoadedModel:
     id: str
     fingerprint: str
     compute: str
+    function: Mapping[str, Any] = field(default_factory=dict)
+
+    def papers(self) -> dict[str, Any]:
+        """What travels with an adapter, so that a changed base is noticed."""
+        return {"id": self.id, "fingerprint": self.fingerprint, "config": dict(self.function)}
 
 
 def resolve(model: str, *, offline: bool = False) -> Path:
@@ -72,13 +82,17 @@ def load(
 
     try:
         built, config = load_model(path, lazy=False, strict=True)
+    except MemoryError:
+        raise
     # mlx-lm reports a bad model with whatever exception it met first.
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"mlx-lm cannot load it: {reason}", where=str(path)) from error
+    except Exception as error:
+        raise ModelError(f"mlx-lm cannot load it: {first_line(error)}", where=str(path)) from error
+    function = function_of(built, config)
     built.freeze()
     mode = compute_module.apply(built, compute, memory_bytes if float_copies else 0)
-    return LoadedModel(built, config, path, public_id(model, path), fingerprint(path), mode)
+    return LoadedModel(
+        built, config, path, public_id(model, path), fingerprint(path), mode, function
+    )
 
 
 def public_id(model: str, path: Path) -> str:
@@ -100,7 +114,8 @@ def _from_hub(model: str, offline: bool) -> Path:
         hint = "run once without --offline" if offline else "check the network"
         raise ModelError("not in the local Hub cache", where=model, hint=hint) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
-            f"cannot be fetched from the Hub: {reason}", where=model, hint="check the name"
+            f"cannot be fetched from the Hub: {first_line(error)}",
+            where=model,
+            hint="check the name",
         ) from error

@@ -1,12 +1,18 @@
-"""The identity of a model's weights, independent of file names, order and sharding."""
+"""What a base is: its tensors, and what of its configuration the function depends on."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.json_files import plain
 from mlx_itune.kit.tensorfile import TensorInfo, read_header
 
 _CHUNK_BYTES = 1 << 22
@@ -20,7 +26,8 @@ def weight_files(path: Path) -> list[Path]:
 def fingerprint(path: Path) -> str:
     """SHA-256 (hex) over the sorted names, dtypes, shapes and bytes of a model's tensors.
 
-    Streams: memory stays at a few megabytes. Raises ModelError, StorageError.
+    File names, order and sharding make no difference. Streams: memory stays at a few megabytes.
+    Raises ModelError, StorageError.
     """
     tensors: dict[str, tuple[Path, TensorInfo]] = {}
     for file in weight_files(path):
@@ -42,3 +49,28 @@ def fingerprint(path: Path) -> str:
                 digest.update(chunk)
                 left_bytes -= len(chunk)
     return digest.hexdigest()
+
+
+def function_of(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What mlx-lm reads of a config.json, defaults included: rope_theta, norms' epsilon, sizes...
+
+    Two models of equal tensors and equal such values compute the same.
+    """
+    args = getattr(model, "args", None)
+    read = dataclasses.asdict(args) if dataclasses.is_dataclass(args) else dict(config)  # type: ignore[arg-type]
+    return {**plain(read), "quantization": plain(config.get("quantization"))}
+
+
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
+    """Each value that differs, as "rope_theta is 1e6, was 1e4".
+
+    Keys that only one side has are of another version of mlx-lm, and are passed over.
+    """
+    found: list[str] = []
+    for name in before.keys() & now.keys():
+        old, new = before[name], now[name]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += changed_values(old, new, f"{at}{name}.")
+        elif old != new:
+            found.append(f"{at}{name} is {new!r}, was {old!r}")
+    return sorted(found)

@@ -10,10 +10,8 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.wording import first_line
 from mlx_itune.model.loading.vetting import vet
-
-# What mlx-lm and MLX raise for files they cannot use; none of it is one type.
-_LOAD_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError)
 
 
 def read(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -26,8 +24,8 @@ def read(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     try:
         model, config = load_model(path, lazy=True)
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"mlx-lm cannot load it: {_first_line(error)}", where=str(path)) from error
+    except Exception as error:
+        raise ModelError(f"mlx-lm cannot load it: {first_line(error)}", where=str(path)) from error
     return model, config
 
 
@@ -38,8 +36,8 @@ def reopen(path: Path) -> tuple[nn.Module, Any]:
 
     try:
         model, tokenizer = load(str(path))[:2]
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"mlx-lm cannot load it: {_first_line(error)}", where=str(path)) from error
+    except Exception as error:
+        raise ModelError(f"mlx-lm cannot load it: {first_line(error)}", where=str(path)) from error
     return model, tokenizer
 
 
@@ -53,7 +51,3 @@ def greedy(model: nn.Module, tokenizer: Any, prompt_ids: Sequence[int], max_toke
 def mlx_lm_version() -> str:
     """The installed version of mlx-lm."""
     return version("mlx-lm")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import glob
 import importlib.util
-import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.kit.errors import ModelError, closest
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.files import open_regular, storage_errors
+from mlx_itune.kit.json_files import read_object, read_record, to_record
 from mlx_itune.kit.tensorfile import read_header
+from mlx_itune.kit.wording import did_you_mean
 from mlx_itune.model.loading.fingerprint import weight_files
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".npy", ".joblib"}
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _INDEX = "model.safetensors.index.json"
 _MODULE_NAME = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class _Relied:
+    """What every config.json that is loaded must have right, whatever its family."""
+
+    model_type: str
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
+    rope_theta: float | None = None
+    rms_norm_eps: float | None = None
+    tie_word_embeddings: bool | None = None
+    quantization: dict[str, Any] | None = None
+    text_config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
 
 
 def vet(path: Path) -> dict[str, Any]:
@@ -33,7 +57,10 @@ def vet(path: Path) -> dict[str, Any]:
     if glob.escape(str(path)) != str(path):
         # mlx-lm takes the path for a pattern, and may find another model's weights by it.
         raise ModelError("mlx-lm opens no path with *, ? or [", where=str(path), hint="rename it")
-    config = _read_json(path / "config.json", "no config.json: is this a model directory?")
+    if not (path / "config.json").exists():
+        raise ModelError("no config.json: is this a model directory?", where=str(path))
+    config = _object(path / "config.json")
+    to_record(config, _Relied, where=f"{path}/config.json", error=ModelError)
     _refuse_code(path, config)
     _refuse_pickles(path)
     _check_weights(path)
@@ -51,7 +78,7 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
                 f"asks for custom code ({key})", where=f"{path}/config.json", hint=hint
             )
     tokenizer_config = path / "tokenizer_config.json"
-    if tokenizer_config.exists() and "auto_map" in _read_json(tokenizer_config):
+    if tokenizer_config.exists() and "auto_map" in _object(tokenizer_config):
         raise ModelError("asks for custom code (auto_map)", where=str(tokenizer_config), hint=hint)
     for script in sorted(path.rglob("*.py")):
         raise ModelError("a Python file in a model directory", where=str(script), hint=hint)
@@ -60,9 +87,9 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
 def _refuse_pickles(path: Path) -> None:
     hint = "convert the weights to safetensors and remove the file"
     for file in sorted(path.rglob("*")):
-        if not file.is_file():
+        if file.is_dir() or not file.exists():
             continue
-        with storage_errors(file), file.open("rb") as stream:
+        with open_regular(file, ModelError) as stream, storage_errors(file):
             start = stream.read(9)
         # A pickle of protocol 2 to 5, or the zip archive that torch.save and numpy write.
         magic = start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
@@ -84,11 +111,9 @@ def _check_weights(path: Path) -> None:
     index = path / _INDEX
     if not index.exists():
         return
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ModelError("has no weight_map", where=str(index))
+    listed = read_record(index, _Index, error=ModelError)
     present = {file.name for file in files}
-    for name in sorted({str(value) for value in weight_map.values()} - present):
+    for name in sorted({*listed.weight_map.values()} - present):
         reason = "is outside the model" if Path(name).name != name else "is missing"
         raise ModelError(f"names the file {name!r}, which {reason}", where=str(index))
 
@@ -97,26 +122,17 @@ def _check_type(path: Path, config: dict[str, Any]) -> None:
     from mlx_lm.utils import MODEL_REMAPPING
 
     where = f"{path}/config.json"
-    name = config.get("model_type")
-    if not isinstance(name, str) or not _MODULE_NAME.fullmatch(MODEL_REMAPPING.get(name, name)):
+    name = config["model_type"]
+    if not _MODULE_NAME.fullmatch(MODEL_REMAPPING.get(name, name)):
         raise ModelError("no usable model_type", where=where)
     if importlib.util.find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(name, name)}") is None:
         folder = importlib.util.find_spec("mlx_lm.models")
         places = list(folder.submodule_search_locations or ()) if folder else []
         known = [file.stem for place in places for file in Path(place).glob("[a-z]*.py")]
-        near = closest(name, known)
-        hint = f"did you mean {near}?" if near else "see mlx_lm.models for what is supported"
+        hint = did_you_mean(name, known) or "see mlx_lm.models for what is supported"
         raise ModelError(f"model_type {name!r} is not supported", where=where, hint=hint)
 
 
-def _read_json(file: Path, missing: str = "is missing") -> dict[str, Any]:
-    if not file.exists():
-        raise ModelError(missing, where=str(file.parent))
-    try:
-        with storage_errors(file):
-            value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ModelError(f"is not valid JSON ({error})", where=str(file)) from error
-    if not isinstance(value, dict):
-        raise ModelError("is not a JSON object", where=str(file))
-    return value
+def _object(file: Path) -> dict[str, Any]:
+    # Some families write Infinity, as Python does.
+    return read_object(file, error=ModelError, non_finite=True)

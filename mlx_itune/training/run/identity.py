@@ -113,7 +113,7 @@ def require_same_model(
     changed = [
         f"{prefix}{name} is {_short(now[name])}, the run began with {_short(began.get(name))}"
         for name in now
-        if now[name] != began.get(name)
+        if name in began and now[name] != began[name]
     ]
     if changed:
         raise ModelError(_listed(changed), where=where, hint="put it back, or start a new run")

@@ -161,8 +161,7 @@ def provenance(
         "run": run,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "base": {
-            "id": loaded.id,
-            "fingerprint": loaded.fingerprint,
+            **loaded.papers(),
             "revision": _revision(loaded.path),
             "quantization": loaded.config.get("quantization"),
         },
