@@ -140,11 +140,11 @@ def tell(line: dict[str, Any]) -> None:
 
 def trained(kinds: Sequence[str], folder: Path, steps: int) -> tuple[dict[str, Path], Path]:
     """Adapters of the kinds, and the data they were trained on."""
-    from mlx_itune.dataset.clinical import write_dataset
+    from mlx_itune.dataset.sample_data import write_sample
     from mlx_itune.training.engine.loop import train
     from mlx_itune.training.settings import settings_from
 
-    data = write_dataset(folder / "data", seed=0, train=8000, valid=400, test=1000, unseen=400)
+    data = write_sample(folder / "data")
     for kind in kinds:
         values = {"model": MODEL, "data": data, "out": folder / kind, "runs": folder / "runs"}
         recipe = {"steps": steps, "batch_size": 4, "learning_rate": 2e-3, "rank": 16}

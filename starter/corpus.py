@@ -13,10 +13,10 @@ from pathlib import Path
 
 import tomllib
 
-from mlx_itune.dataset.clinical import lexicon as lex
-from mlx_itune.dataset.clinical.notes import FIELDS, HEADINGS, listing, write_note
-from mlx_itune.dataset.clinical.record import Dice, Record, drug, new_record, person
-from mlx_itune.dataset.clinical.tasks import TASKS, Task
+from starter.clinical import lexicon as lex
+from starter.clinical.notes import FIELDS, HEADINGS, listing, write_note
+from starter.clinical.record import Dice, Record, drug, new_record, person
+from starter.clinical.tasks import TASKS, Task
 
 CUES: dict[str, list[str]] = tomllib.loads(
     Path(__file__).with_name("cues.toml").read_text(encoding="utf-8")

@@ -107,7 +107,7 @@ def run_job(
     workdir: Path, *, kind: str, seed: int, data_seed: int, steps: int | None, progress: Progress
 ) -> Outcome:
     """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``."""
-    from mlx_itune.dataset.clinical import write_dataset
+    from mlx_itune.dataset.sample_data import write_sample
     from mlx_itune.dataset.sources import load_splits
     from mlx_itune.dataset.tokens.prepare import prepare
     from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
@@ -121,15 +121,10 @@ def run_job(
     home = _fresh(workdir)
     clock = _Clock(progress)
 
-    with clock.step("data", f"{SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"):
-        data = write_dataset(
-            home / "data",
-            seed=data_seed,
-            train=SIZES["train"],
-            valid=SIZES["valid"],
-            test=SIZES["test"],
-            unseen=SIZES["unseen"],
-        )
+    learned = min((steps or RECIPE["steps"]) * RECIPE["batch_size"], SIZES["train"])
+    rows = f"{learned:,} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
+    with clock.step("data", rows):
+        data = write_sample(home / "data", seed=data_seed, sizes=SIZES)
         splits = load_splits(data)
         test = splits.test
         asked_anew = rows_of(data / "unseen.jsonl")[1]

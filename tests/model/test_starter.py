@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlx_itune.dataset.clinical import rows
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.model.loading import base
+from starter.clinical.rows import rows
 
 
 def test_it_is_small_and_quantized() -> None:

@@ -15,7 +15,7 @@ import mlx.core as mx  # isort: skip
 import mlx_lm
 from mlx.utils import tree_flatten
 
-from mlx_itune.dataset.clinical import write_dataset
+from mlx_itune.dataset.sample_data import write_sample
 from mlx_itune.dataset.sources import load_splits
 from mlx_itune.dataset.tokens.prepare import prepare
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
@@ -38,7 +38,7 @@ KERNELS_KL = 2e-3
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The starter tuned for a few steps by each kind."""
     home = tmp_path_factory.mktemp("tuned")
-    data = write_dataset(home / "data", seed=0, train=600, valid=40, test=24, unseen=4)
+    data = write_sample(home / "data", sizes={"train": 600, "valid": 40, "test": 24})
     for kind in KINDS:
         train(
             settings_from(

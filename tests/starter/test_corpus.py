@@ -9,8 +9,8 @@ import pytest
 if sys.version_info < (3, 11):
     pytest.skip("the pretraining script needs Python 3.11", allow_module_level=True)
 
-from mlx_itune.dataset.clinical.tasks import TASKS
-from mlx_itune.dataset.clinical.wordings import wordings
+from starter.clinical.tasks import TASKS
+from starter.clinical.wordings import wordings
 from starter.corpus import CUES, document, documents
 
 TEXTS = list(documents(1, 1500))

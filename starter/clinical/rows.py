@@ -1,18 +1,24 @@
-"""The instruction data set: rows of system prompt, instruction with note, and response."""
+"""The instruction data set: rows of system prompt, instruction with note, and response.
+
+    python -m starter.clinical.rows
+
+writes the rows that the package ships as its sample data.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
-from mlx_itune.dataset.clinical.notes import write_note
-from mlx_itune.dataset.clinical.record import Dice, new_record
-from mlx_itune.dataset.clinical.tasks import TASKS
-from mlx_itune.dataset.clinical.wordings import wordings
-from mlx_itune.kit.files import staged_directory
+from mlx_itune.dataset.sample_data import ROWS, SIZES
+from starter.clinical.notes import write_note
+from starter.clinical.record import Dice, new_record
+from starter.clinical.tasks import TASKS
+from starter.clinical.wordings import wordings
 
 SYSTEM = "You answer from the clinical note."
+SHIPPED_SEED = 0
 
 
 def rows(split: str, n: int, *, seed: int) -> Iterator[dict[str, object]]:
@@ -40,25 +46,15 @@ def rows(split: str, n: int, *, seed: int) -> Iterator[dict[str, object]]:
         }
 
 
-def write_dataset(
-    out: Path,
-    *,
-    seed: int = 0,
-    train: int = 8000,
-    valid: int = 400,
-    test: int = 1000,
-    unseen: int = 400,
-    overwrite: bool = False,
-) -> Path:
-    """Write ``{train,valid,test,unseen}.jsonl`` under ``out`` and return it.
+def shipped() -> bytes:
+    """The sample data as the package ships it: JSON lines, each row under the name of its split."""
+    lines = (
+        json.dumps({"split": split, **row}, ensure_ascii=False) + "\n"
+        for split, n in SIZES.items()
+        for row in rows(split, n, seed=SHIPPED_SEED)
+    )
+    return gzip.compress("".join(lines).encode(), mtime=0)
 
-    Raises StorageError where ``out`` holds files already or cannot be written.
-    """
-    sizes = {"train": train, "valid": valid, "test": test, "unseen": unseen}
-    with staged_directory(out, overwrite=overwrite) as folder:
-        for split, n in sizes.items():
-            lines = (
-                json.dumps(row, ensure_ascii=False) + "\n" for row in rows(split, n, seed=seed)
-            )
-            (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return out
+
+if __name__ == "__main__":
+    ROWS.write_bytes(shipped())

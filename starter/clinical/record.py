@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mlx_itune.dataset.clinical import lexicon as lex
+from starter.clinical import lexicon as lex
 
 T = TypeVar("T")
 

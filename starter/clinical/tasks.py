@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlx_itune.dataset.clinical import lexicon as lex
-from mlx_itune.dataset.clinical.record import Dice, Record, conditions
+from starter.clinical import lexicon as lex
+from starter.clinical.record import Dice, Record, conditions
 
 
 @dataclass(frozen=True, slots=True)

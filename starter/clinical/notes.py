@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from mlx_itune.dataset.clinical import lexicon as lex
-from mlx_itune.dataset.clinical.record import Dice, Record
+from starter.clinical import lexicon as lex
+from starter.clinical.record import Dice, Record
 
 
 def _items(record: Record, field: str, dice: Dice) -> list[str]:
