@@ -1,0 +1,175 @@
+"""Every command that README and docs print works as printed, in order, on the starter."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_itune.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTER = ROOT / "mlx_itune/model/starter"
+PAGES = [
+    "README.md",
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")),
+    "data/README.md",
+    "adapters/README.md",
+]
+# A model that the pages name by its Hub id; in the test's cache, that id is the starter.
+HUB_ID = re.compile(r"mlx-community/[\w.-]+")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Of set-up, of other machines, and the project's own targets: not for a test.
+ELSEWHERE = ("pip install", "make ", "mlx.launch", "mlx.distributed_config", "git ")
+# What would take minutes is made shorter; so are the files of a sample data set.
+SHORTER = (("--steps 800", "--steps 4"), ("--steps 200", "--steps 4"))
+
+
+def printed(page: str) -> list[str]:
+    """The commands of a page: lines of its shell blocks, and indented lines that begin as one."""
+    found, fence = [], ""
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fence = "" if fence else line.removeprefix("```").strip() or "text"
+        elif fence == "sh" or (not fence and line.startswith("    mlx-itune ")):
+            command = re.sub(r"\s+#\s.*$", "", line).strip()
+            if command and not command.startswith(("#", *ELSEWHERE)):
+                found.append(command)
+    return found
+
+
+def test_the_pages_print_commands() -> None:
+    assert sum(len(printed(page)) for page in PAGES) > 25
+    assert len(printed("README.md")) >= 9
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader of a later page has from earlier ones: an adapter and a fused model."""
+    place = tmp_path_factory.mktemp("made")
+    rows = str(ROOT / "data/messages.jsonl")
+    few = ["--steps", "2", "--max-length", "512", "--runs", str(place / "runs")]
+    run(["train", "--model", "starter", "--data", rows, "--out", str(place / "adapter"), *few])
+    fuse = ["fuse", "--model", "starter", "--adapter", str(place / "adapter"), "--data", rows]
+    run([*fuse, "--out", str(place / "fused"), "--runs", str(place / "runs")])
+    return place
+
+
+@pytest.fixture
+def desk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the files that the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "data", "data")
+    lines = [*map(json.loads, Path("data/question_answer.jsonl").read_text().splitlines())]
+    with Path("notes.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["question", "answer"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+    shutil.copy("data/sharegpt.json", "chats.json")
+    shutil.copy("data/alpaca.json", "alpaca_data.json")
+    for name in ("rows.jsonl", "test.jsonl"):
+        shutil.copy("data/messages.jsonl", name)
+    sums = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)]
+    for name in ("gsm8k.jsonl", "prompts.jsonl"):
+        Path(name).write_text(
+            "".join(json.dumps(s | {"prompt": s["question"]}) + "\n" for s in sums)
+        )
+    shutil.copy("data/templates/grade_school_math.toml", "math.toml")
+    return tmp_path
+
+
+def given(page: str, made: Path) -> None:
+    """Adapters and fused models, but where the page itself makes them."""
+    text = "\n".join(printed(page))
+    for name, source in (
+        ("adapter", "adapter"),
+        ("adapters/notes", "adapter"),
+        ("adapters/triage", "adapter"),
+        ("fused", "fused"),
+        ("exported/mlx", "fused"),
+    ):
+        if not re.search(rf"--out {name}(\s|$)", text):
+            shutil.copytree(made / source, name)
+    if not Path("runs").exists() and not re.search(r"mlx-itune train", text):
+        shutil.copytree(made / "runs", "runs")
+
+
+def hub(ids: set[str]) -> None:
+    """Each id in the cache of the Hub, with a chat template as such models have one."""
+    for name in ids:
+        folder = Path(os.environ["HF_HOME"]) / "hub" / f"models--{name.replace('/', '--')}"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        if not snapshot.exists():
+            shutil.copytree(STARTER, snapshot)
+            (snapshot / "chat_template.jinja").write_text(CHATML)
+            (folder / "refs").mkdir()
+            (folder / "refs/main").write_text("0" * 40)
+
+
+def run(argv: list[str]) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    return int(left.value.code or 0)
+
+
+def served(argv: list[str]) -> int:
+    """A server that said where it is, and was then stopped as a user stops it."""
+    command = [sys.executable, "-m", "mlx_itune", *argv, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "http://" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        return process.wait(timeout=30)
+
+
+def shell(command: str) -> int:
+    command = command.replace("mlx-itune", f"{sys.executable} -m mlx_itune")
+    return subprocess.run(command, shell=True, check=False).returncode
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if printed(page)])
+def test_every_command_of_a_page_works_in_order(
+    page: str,
+    made: Path,
+    desk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    commands = printed(page)
+    hub({name for line in commands for name in HUB_ID.findall(line)})
+    given(page, made)
+    for command in commands:
+        for long, short in SHORTER:
+            command = command.replace(long, short)
+        # A page may show one output made in several ways.
+        out = re.search(r"--out (\S+)", command)
+        if out and Path(out[1]).exists():
+            shutil.rmtree(out[1]) if Path(out[1]).is_dir() else Path(out[1]).unlink()
+        argv = shlex.split(command)
+        if "|" in argv or "&&" in argv:
+            code = shell(command)
+        elif argv[:2] == ["mlx-itune", "serve"]:
+            code = served(argv[1:])
+            code = 0 if code == 130 else code
+        elif argv[:2] == ["mlx-itune", "chat"]:
+            code = shell(f"echo hello | {command}")
+        else:
+            assert argv[0] == "mlx-itune", command
+            code = run(argv[1:])
+        if argv[:3] == ["mlx-itune", "data", "sample"]:
+            for file in Path(argv[argv.index("--out") + 1]).glob("*.jsonl"):
+                file.write_text("".join(file.read_text().splitlines(keepends=True)[:40]))
+        assert code == 0, f"{page}: {command}\n{capfd.readouterr().err[-2000:]}"
