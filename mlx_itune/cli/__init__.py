@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -62,4 +63,8 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; leaves the process with the documented exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name need not be text; what is printed of it then is, in escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(guarded(cli, list(sys.argv[1:] if argv is None else argv)))

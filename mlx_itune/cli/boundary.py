@@ -16,7 +16,8 @@ import click
 
 from mlx_itune.kit.errors import ItuneError, ModelError, ResourceError, StorageError, UsageError
 from mlx_itune.kit.json_files import plain
-from mlx_itune.kit.wording import did_you_mean, first_line
+from mlx_itune.kit.native import is_panic
+from mlx_itune.kit.wording import brief, did_you_mean
 
 _COMPLETION = "_MLX_ITUNE_COMPLETE"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -104,16 +105,15 @@ def _as_ours(error: BaseException) -> ItuneError:
         return ItuneError(error.format_message())
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return ResourceError(
-            f"out of memory ({first_line(error)})",
+            f"out of memory ({brief(error)})",
             hint="use a smaller --batch-size, --max-length or model",
         )
     if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_FAILS:
         _drop_stdout()
         return StorageError(os.strerror(error.errno), where="standard output")
-    if not isinstance(error, Exception) and type(error).__name__ == "PanicException":
-        # Rust under Python (tokenizers, safetensors) met a file that its author did not foresee.
+    if is_panic(error):
         return ModelError(
-            f"a library gave up on a file ({first_line(error)})", hint="the file is broken"
+            f"a library gave up on a file ({brief(error)})", hint="the file is broken"
         )
     return _crash(error)
 

@@ -49,11 +49,14 @@ def percent(share: float | None) -> str:
     return "-" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
 
 
+def brief(said: object, most: int = 300) -> str:
+    """What an error says, on one line of at most `most` characters; if nothing, its kind."""
+    return " ".join(str(said).split())[:most] or type(said).__name__
+
+
 def first_line(said: object, most: int = 300) -> str:
-    """The first line that says something, cut to `most` characters; of an error without words, its
-    kind."""
-    lines = (" ".join(line.split()) for line in str(said).splitlines())
-    return next((line[:most] for line in lines if line), type(said).__name__)
+    """Older name of `brief`."""
+    return brief(said, most)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:

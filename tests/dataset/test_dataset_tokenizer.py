@@ -1,7 +1,9 @@
 """Tokenizer and template: offsets, end tokens, the built-in templates, refusals."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import chat_templates as t
 import numpy as np
@@ -78,10 +80,12 @@ def test_plain_text_endings_become_stop_strings():
     assert tokenizer.decode(example.input_ids[start:end]) == " b\n~~</s>"
 
 
-def test_config_files_add_end_tokens_and_nonsense_in_them_is_ignored(folder):
-    path = folder(config={"eos_token_id": [3, True, "x", 10**9]}, generation_config=[1])
-    assert 3 in load_tokenizer(path).eos_ids
-    assert max(load_tokenizer(path).eos_ids) < 10**9
+def test_config_files_add_end_tokens_and_wrong_types_in_them_are_refused(folder):
+    tokenizer = load_tokenizer(folder(config={"eos_token_id": [3, 10**9]}))
+    assert 3 in tokenizer.eos_ids
+    assert max(tokenizer.eos_ids) < 10**9
+    with pytest.raises(ModelError, match=r"generation_config\.json: is not a JSON object"):
+        load_tokenizer(folder(config={}, generation_config=[1]))
 
 
 def test_the_name_and_hash_of_the_template_are_told(folder):
@@ -219,3 +223,32 @@ def test_the_real_llama_2_tokenizer(tmp_path, template):
         said = tokenizer.decode(example.input_ids[:end]).removeprefix(prompt)
         assert said.removesuffix("</s>").strip() == answer.strip()
         assert int(example.input_ids[end - 1]) in tokenizer.eos_ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"model": {"type": "BPE", "vocab": [], "merges": 3}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(?i"}, "behavior": "Isolated"}},
+    ],
+)
+def test_native_code_that_gives_up_is_one_line(
+    change: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_model_dir, tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match="cannot load the tokenizer: ") as caught:
+        load_tokenizer(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_padding_without_end_is_not_made(tiny_model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model_dir, tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    padding = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding": padding}))
+    assert load_tokenizer(tmp_path / "m", template="vicuna").name == "vicuna"

@@ -18,7 +18,10 @@ from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.rendering.chat_template import ChatTemplate
 from mlx_itune.dataset.rendering.control_text import ControlText, common_start
 from mlx_itune.dataset.rendering.templates import BUILT_IN, built_in
-from mlx_itune.kit.errors import DataError, ModelError, UsageError, closest
+from mlx_itune.kit.errors import DataError, ModelError, UsageError
+from mlx_itune.kit.json_files import read_object, to_record
+from mlx_itune.kit.native import panics_as
+from mlx_itune.kit.wording import brief, did_you_mean
 
 Int32 = NDArray[np.int32]
 
@@ -328,13 +331,17 @@ def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
     """
     path = Path(path)
     if template not in ("auto", *BUILT_IN):
-        near = closest(template, ("auto", *BUILT_IN))
+        meant = did_you_mean(template, ("auto", *BUILT_IN))
         raise UsageError(
-            f"unknown template {template!r}",
-            hint=f"did you mean {near}?" if near else "use auto, " + ", ".join(BUILT_IN),
+            f"unknown template {template!r}", hint=meant or "use auto, " + ", ".join(BUILT_IN)
         )
     if not path.is_dir():
         raise ModelError("is not a model directory", where=str(path))
+    with panics_as(ModelError, "cannot load the tokenizer", str(path)):
+        return _loaded(path, template)
+
+
+def _loaded(path: Path, template: str) -> ChatTokenizer:
     from transformers import AutoTokenizer
 
     # A broken or hostile tokenizer fails in many ways inside transformers, tokenizers and json.
@@ -343,10 +350,13 @@ def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
             str(path), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"cannot load the tokenizer: {reason}", where=str(path)) from error
+        raise ModelError(f"cannot load the tokenizer: {brief(error)}", where=str(path)) from error
 
     try:
+        # Whatever the file says of them: a padding of any length would be made in memory.
+        if hf.is_fast:
+            hf.backend_tokenizer.no_padding()
+            hf.backend_tokenizer.no_truncation()
         text = hf.chat_template if template == "auto" else _built_in_for(hf, template)
         if not text:
             raise ModelError(
@@ -355,7 +365,7 @@ def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
             )
         return ChatTokenizer(hf, text, name=template, eos_ids=_configured_eos(path))
     except (ModelError, DataError) as error:
-        raise ModelError(error.message, where=str(path), hint=error.hint) from error
+        raise ModelError(error.message, where=error.where or str(path), hint=error.hint) from error
 
 
 def _built_in_for(hf: Any, name: str) -> str:
@@ -367,16 +377,17 @@ def _built_in_for(hf: Any, name: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Ends:
+    eos_token_id: int | tuple[int, ...] | None = None
+
+
 def _configured_eos(path: Path) -> list[int]:
     """End-of-sequence ids of generation_config.json and config.json, where those exist."""
     found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        try:
-            config = json.loads((path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot read {name}: {error}") from error
-        value = config.get("eos_token_id") if isinstance(config, dict) else None
-        found += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+    for file in (path / "generation_config.json", path / "config.json"):
+        if file.exists():
+            config = read_object(file, error=ModelError, non_finite=True)
+            ends = to_record(config, _Ends, where=str(file), error=ModelError).eos_token_id
+            found += [] if ends is None else [ends] if isinstance(ends, int) else ends
     return found

@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 from mlx_itune.model.engine import compute as compute_module
 from mlx_itune.model.loading.fingerprint import fingerprint, function_of
 from mlx_itune.model.loading.vetting import vet
@@ -86,7 +86,7 @@ def load(
         raise
     # mlx-lm reports a bad model with whatever exception it met first.
     except Exception as error:
-        raise ModelError(f"mlx-lm cannot load it: {first_line(error)}", where=str(path)) from error
+        raise ModelError(f"mlx-lm cannot load it: {brief(error)}", where=str(path)) from error
     function = function_of(built, config)
     built.freeze()
     mode = compute_module.apply(built, compute, memory_bytes if float_copies else 0)
@@ -115,7 +115,7 @@ def _from_hub(model: str, offline: bool) -> Path:
         raise ModelError("not in the local Hub cache", where=model, hint=hint) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(
-            f"cannot be fetched from the Hub: {first_line(error)}",
+            f"cannot be fetched from the Hub: {brief(error)}",
             where=model,
             hint="check the name",
         ) from error

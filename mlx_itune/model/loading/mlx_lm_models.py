@@ -10,7 +10,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 from mlx_itune.model.loading.vetting import vet
 
 
@@ -25,7 +25,7 @@ def read(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model, config = load_model(path, lazy=True)
     except Exception as error:
-        raise ModelError(f"mlx-lm cannot load it: {first_line(error)}", where=str(path)) from error
+        raise ModelError(f"mlx-lm cannot load it: {brief(error)}", where=str(path)) from error
     return model, config
 
 
@@ -37,7 +37,7 @@ def reopen(path: Path) -> tuple[nn.Module, Any]:
     try:
         model, tokenizer = load(str(path))[:2]
     except Exception as error:
-        raise ModelError(f"mlx-lm cannot load it: {first_line(error)}", where=str(path)) from error
+        raise ModelError(f"mlx-lm cannot load it: {brief(error)}", where=str(path)) from error
     return model, tokenizer
 
 
