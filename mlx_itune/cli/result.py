@@ -40,8 +40,13 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console; wide enough for a table when the output is a pipe."""
     from rich.console import Console
 
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            """The command ends as it does when `print` finds that the reader has gone."""
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
+    return Piped(
         file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else 100
     )
 

@@ -130,7 +130,9 @@ def test_a_page_with_plots(capsys: Capture, data: Path, tmp_path: Path) -> None:
     reader.feed(document)
     assert reader.charts >= 8
     assert str(tmp_path) not in document
-    assert result(capsys, data, "--html", page)["html"] == str(page)
+    other = tmp_path / "other.html"
+    assert result(capsys, data, "--html", other)["html"] == str(other)
+    assert result(capsys, data, "--html", page, code=5)["error"]["where"] == str(page)
 
 
 def test_broken_rows_are_counted_and_nothing_but_broken_rows_is_an_error(

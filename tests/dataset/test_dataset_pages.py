@@ -11,7 +11,7 @@ import pytest
 from chat_templates import CHATML, QWEN3
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.statistics.stats import gather
+from mlx_itune.dataset.statistics.stats import count
 from mlx_itune.dataset.statistics.stats_page import stats_page
 from mlx_itune.dataset.tokens.shown_example import examine, pieces, single_tokens
 from mlx_itune.dataset.tokens.token_text import text_runs, token_texts
@@ -217,7 +217,7 @@ def test_hostile_data_is_only_text_on_the_token_page(chat: Chat, kind: str) -> N
 
 def test_hostile_data_is_only_text_on_the_stats_page(chat: Chat) -> None:
     tokenizer = chat("gpt2", CALLING)
-    stats = gather([(HOSTILE, hostile_rows())], tokenizer=tokenizer, max_length_tokens=20)
+    stats = count([(HOSTILE, hostile_rows())], tokenizer=tokenizer, max_length_tokens=20)
     assert stats is not None
     document = stats_page(stats, data=HOSTILE)
     seen = read(document)
@@ -243,8 +243,8 @@ def test_the_token_page_has_every_token_with_id_index_and_weight(chat: Chat) -> 
 
 def test_the_stats_page_shows_what_was_counted(chat: Chat) -> None:
     rows = [long_talk(n % 5 + 1) for n in range(30)]
-    bare = gather([("train", rows)])
-    full = gather([("train", rows)], tokenizer=chat("gpt2"), max_length_tokens=100)
+    bare = count([("train", rows)])
+    full = count([("train", rows)], tokenizer=chat("gpt2"), max_length_tokens=100)
     assert bare is not None and full is not None
     text = read(stats_page(bare, data="rows.jsonl")).text
     assert "Turns per conversation" in text and "Tokens per row" not in text

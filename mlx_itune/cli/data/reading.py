@@ -106,7 +106,14 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
 
 
 def html_path(path: Path | None) -> Path | None:
-    """`path` if it is fit for a page: an .html file, so that no data is overwritten by mistake."""
+    """`path` if it is fit for a page: an .html file, so that no data is taken for one by mistake.
+
+    Raises StorageError for one that exists.
+    """
+    from mlx_itune.kit.files import refuse_taken
+
     if path is not None and path.suffix.lower() not in (".html", ".htm"):
         raise UsageError("is no name for a page", where=str(path), hint="end it in .html")
+    if path is not None:
+        refuse_taken(path)
     return path

@@ -2,291 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
+from itertools import pairwise
 
-from mlx_itune.dataset.statistics.stats import NO_TAG, Stats
-from mlx_itune.dataset.statistics.tallies import Distribution, Ranking
-from mlx_itune.dataset.statistics.token_stats import TokenStats
-from mlx_itune.kit.charts import bar_chart, histogram
-from mlx_itune.kit.page import Html, cards, folded, grid, join, page, section, table
+from mlx_itune.dataset.statistics.counters import Distribution
+from mlx_itune.dataset.statistics.stats import Stats
+from mlx_itune.dataset.statistics.tables import Table, distributions, facts, tables
+from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section
+from mlx_itune.kit.page import table as html_table
 
-_ROLE_COLOURS = {"system": 4, "user": 1, "assistant": 3, "tool": 2}
-_BARS = 12
-_QUANTILES = ("min", "p5", "p50", "p90", "p95", "p99", "max")
+Attributes = dict[str, str | float | bool]
+
+_WIDTH, _HEIGHT, _TOP, _BOTTOM = 560, 190, 30, 150
+_UNFOLDED = 12
 
 
 def stats_page(stats: Stats, *, data: str) -> str:
     """A self-contained page of everything in `stats`."""
     tokens = stats.tokens
-    parts = [cards(_facts(stats)), _splits(stats)]
-    if tokens:
-        parts += [_token_lengths(tokens), _limits(tokens)]
-    parts += [_turns(stats), _groups(stats), _writing(stats), _system(stats), _tags(stats)]
+    limit = [("limit", tokens.limit.tokens)] if tokens and tokens.limit else []
+    plots = [
+        _histogram(name, found, limit if name == "tokens per row" else ())
+        for name, found in distributions(stats)
+        if not name.startswith("words")
+    ]
+    parts = [cards([*facts(stats)]), section("Distributions", grid(*plots)), *_sections(stats)]
     subtitle = f"{stats.rows:,} rows"
     if tokens:
         subtitle += f", tokenized with template {tokens.template}, learning {tokens.learn} turns"
-    return page(f"Data statistics: {data}", join(parts), subtitle=subtitle)
+    title = f"Data statistics: {data}"
+    return page(title, join(parts), subtitle=subtitle, style=_STYLE)
 
 
-def _facts(stats: Stats) -> list[tuple[str, str]]:
-    facts = [("rows", f"{stats.rows:,}"), ("turns", f"{stats.turns.sum:,}")]
-    if stats.rejected:
-        facts.append(("broken rows", f"{stats.rejected:,}"))
-    if tokens := stats.tokens:
-        facts += [
-            ("tokens", f"{tokens.total:,}"),
-            ("learned tokens", f"{tokens.supervised:,}"),
-            ("learned share", f"{tokens.supervised_share:.1%}"),
-            ("median tokens per row", f"{tokens.per_row.p50:,}"),
-        ]
-    return facts
-
-
-def _splits(stats: Stats) -> Html:
-    counted = stats.tokens is not None
-    columns = ["split or file", "rows", "turns", *(["tokens", "learned tokens"] if counted else [])]
-    rows = [
-        [
-            name,
-            f"{split.rows:,}",
-            f"{split.turns:,}",
-            *([f"{split.tokens:,}", f"{split.supervised_tokens:,}"] if counted else []),
-        ]
-        for name, split in stats.splits.items()
-    ]
-    return section("Splits", table(columns, rows))
-
-
-def _token_lengths(tokens: TokenStats) -> Html:
-    limit = [("limit", float(tokens.limit.tokens))] if tokens.limit else []
-    plots = [
-        _plot(tokens.per_row, "Tokens per row", "tokens", extra=limit),
-        _plot(tokens.supervised_per_row, "Learned tokens per row", "learned tokens", colour=3),
-        _plot(tokens.share_percent, "Learned share of a row", "% of the row's tokens", colour=3),
-    ]
-    if tokens.examples != tokens.per_row.count:
-        plots.append(_plot(tokens.per_example, "Tokens per example", "tokens", y_label="examples"))
-    lengths = {
-        "tokens per row": tokens.per_row,
-        "tokens per example": tokens.per_example,
-        "learned tokens per row": tokens.supervised_per_row,
-    }
-    return section(
-        "Tokens",
-        grid(*plots),
-        folded("The numbers", _distributions(lengths)),
-        note="Rows as they are trained on, before anything is cut to a length. The paler last bar "
-        "holds everything longer. p50 is the median.",
-    )
-
-
-def _limits(tokens: TokenStats) -> Html:
-    rows = tokens.per_row.count
-    over = dict(tokens.over)
-    if tokens.limit:
-        over[str(tokens.limit.tokens)] = tokens.limit.rows_over
-    longer = [
-        (f"{int(length):,} tokens", [float(count)])
-        for length, count in sorted(over.items(), key=lambda item: int(item[0]))
-    ]
-    kept = [item for n, item in enumerate(longer) if not n or longer[n - 1][1][0]]
-    padding = [(f"batch of {size}", [share]) for size, share in tokens.padding.items()]
-    facts = [
-        ("rows whose text spells a control token", tokens.control_text_rows),
-        ("rows with nothing to learn", tokens.nothing_to_learn_rows),
-        ("rows the template refuses", tokens.refused_rows),
-    ]
-    listed = [[name, f"{count:,}"] for name, count in facts if count]
-    found = [table(["", "rows"], listed)] if listed else []
-    cut = ""
-    if tokens.limit:
-        cut = (
-            f" At --max-length {tokens.limit.tokens:,}, {tokens.limit.rows_over:,} rows "
-            f"are over it, with {tokens.limit.tokens_beyond_share:.1%} of all tokens beyond it."
+def _sections(stats: Stats) -> Iterable[Html]:
+    for made in tables(stats):
+        first = _table(made, 0, _UNFOLDED)
+        rest = len(made.rows) - _UNFOLDED
+        more = (
+            [folded(f"{rest:,} more", _table(made, _UNFOLDED, len(made.rows)))] if rest > 0 else []
         )
-    return section(
-        "Length limits and padding",
-        grid(
-            bar_chart(kept, title="Rows longer than", x_label="rows", shares_of=rows),
-            bar_chart(
-                padding,
-                title="Padding if random batches were padded to their longest row",
-                x_label="share of all positions",
-                percent=True,
-                colour=6,
-            ),
-        ),
-        *found,
-        note="Padding is an estimate from the lengths alone, for batches drawn at random." + cut,
-    )
+        yield section(made.title, first, *more, note=made.note)
 
 
-def _turns(stats: Stats) -> Html:
-    roles = [(role, [float(found.turns)]) for role, found in stats.roles.items()]
-    plots = [
-        _plot(stats.turns, "Turns per conversation", "turns", percentiles=("p50",)),
-        bar_chart(roles, title="Turns by role", x_label="turns"),
-        *(
-            _plot(
-                found.characters,
-                f"Characters per {role} turn",
-                "characters",
-                y_label="turns",
-                colour=_ROLE_COLOURS[role],
-            )
-            for role, found in stats.roles.items()
-        ),
-    ]
-    lengths = {"turns per conversation": stats.turns}
-    for role, found in stats.roles.items():
-        lengths[f"characters per {role} turn"] = found.characters
-        lengths[f"words per {role} turn"] = found.words
-    return section(
-        "Turns and roles",
-        grid(*plots),
-        folded("The numbers", _distributions(lengths)),
-        note="Words are runs of characters between spaces.",
-    )
-
-
-def _groups(stats: Stats) -> Html:
-    plots, tables = [], []
-    for kind, ranking in (("Sources", stats.sources), ("Tasks", stats.tasks)):
-        if [item.name for item in ranking.top] == [NO_TAG]:
-            continue
-        plots.append(_group_chart(ranking, kind, stats))
-        tables.append(folded(f"All amounts by {kind.lower()[:-1]}", _group_table(ranking, stats)))
-    if not plots:
-        return Html("")
-    return section("Sources and tasks", grid(*plots), *tables)
-
-
-def _group_chart(ranking: Ranking, title: str, stats: Stats) -> Html:
-    by = 2 if stats.tokens else 1
-    totals = [stats.rows, sum(item.amounts[by] for item in ranking.top) + ranking.other[by]]
-    items = [
-        (item.name, [item.amounts[0] / totals[0], item.amounts[by] / max(totals[1], 1)])
-        for item in ranking.top[:_BARS]
-    ]
-    rest = [item.amounts for item in ranking.top[_BARS:]] + [ranking.other]
-    left = [sum(amounts[n] for amounts in rest) for n in (0, by)]
-    if left[0]:
-        items.append(("all others", [left[0] / totals[0], left[1] / max(totals[1], 1)]))
-    return bar_chart(
-        items,
-        title=title,
-        x_label="share of the whole",
-        series=("rows", "tokens" if stats.tokens else "characters"),
-        percent=True,
-    )
-
-
-def _group_table(ranking: Ranking, stats: Stats) -> Html:
-    columns = ["", "rows", "share", "characters"]
-    columns += ["tokens", "learned tokens"] if stats.tokens else []
-    entries = [(item.name, item.amounts) for item in ranking.top]
-    if ranking.other[0]:
-        entries.append(("all others", ranking.other))
-    rows = []
-    for name, amounts in entries:
-        told = [f"{amounts[0]:,}", f"{amounts[0] / stats.rows:.1%}", f"{amounts[1]:,}"]
-        told += [f"{amount:,}" for amount in amounts[2:]] if stats.tokens else []
-        rows.append([name, *told])
-    return table(columns, rows)
-
-
-def _writing(stats: Stats) -> Html:
-    plots = [
-        bar_chart(
-            [(name, [float(rows)]) for name, rows in list(stats.scripts.items())[:_BARS]],
-            title="Main writing system of a row",
-            x_label="rows",
-        )
-    ]
-    if stats.tools.calls:
-        functions = [(item.name, [float(item.amounts[0])]) for item in stats.tools.functions.top]
-        plots.append(bar_chart(functions[:_BARS], title="Tool calls", x_label="calls"))
-    if stats.weights.turns:
-        weights = [(f"weight {name}", [float(n)]) for name, n in stats.weights.values.items()]
-        plots.append(
-            bar_chart(weights, title="Assistant turns with a weight of their own", x_label="turns")
-        )
-    facts = [
-        ("rows that offer tools", stats.tools.rows_offering),
-        ("rows that call tools", stats.tools.rows_calling),
-        ("rows whose turns all have weight 0", stats.weights.rows_all_zero),
-    ]
-    listed = [[name, f"{count:,}", f"{count / stats.rows:.1%}"] for name, count in facts if count]
-    found = [table(["", "rows", "share"], listed)] if listed else []
-    return section("Writing, tools and weights", grid(*plots), *found)
-
-
-def _system(stats: Stats) -> Html:
-    system = stats.system
-    if not system.rows:
-        return Html("")
+def _table(made: Table, start: int, end: int) -> Html:
+    if not made.shares:
+        return html_table(made.columns, made.rows[start:end], words=made.wordy)
     rows = [
-        [item.name, f"{item.amounts[0]:,}", f"{item.amounts[0] / stats.rows:.1%}"]
-        for item in system.prompts.top
+        [*row, _bar(share)]
+        for row, share in zip(made.rows[start:end], made.shares[start:end], strict=True)
     ]
-    return section(
-        "System prompts",
-        table(["prompt", "rows", "share"], rows),
-        note=f"{system.rows:,} of {stats.rows:,} rows have one; {_distinct(system.prompts)} "
-        "different texts. Long ones are cut here and end in a short hash.",
-    )
+    return html_table([*made.columns, ""], rows, words={len(made.columns)})
 
 
-def _tags(stats: Stats) -> Html:
-    if not stats.tags:
-        return Html("")
-    rows = [
-        [
-            name,
-            _distinct(ranking),
-            ", ".join(f"{item.name} ({item.amounts[0]:,})" for item in ranking.top[:3])
-            if ranking.top and ranking.top[0].amounts[0] > 1
-            else "each value once",
-        ]
-        for name, ranking in stats.tags.items()
-    ]
-    return section(
-        "Other fields", table(["field", "different values", "most frequent"], rows, words={2})
-    )
+def _bar(share: float) -> Html:
+    bar = element("rect", {"x": 0, "y": 0, "width": max(100 * share, 0.5), "height": 10})
+    return element("svg", {"class": "bar", "viewBox": "0 0 100 10"}, bar)
 
 
-def _plot(
-    found: Distribution,
-    title: str,
-    x_label: str,
-    *,
-    y_label: str = "rows",
-    colour: int = 1,
-    percentiles: Sequence[str] = ("p50", "p95"),
-    extra: Iterable[tuple[str, float]] = (),
-) -> Html:
+def _histogram(name: str, found: Distribution, limit: Iterable[tuple[str, int]]) -> Html:
+    """Bars over round edges, one more for what lies beyond, and lines at the median and the p95."""
     bins = found.histogram
-    marks = [(name, float(getattr(found, name))) for name in percentiles if found.min < found.max]
-    return histogram(
-        bins.edges,
-        bins.counts,
-        title=title,
-        x_label=x_label,
-        y_label=y_label,
-        beyond=bins.beyond,
-        marks=[*marks, *extra],
-        colour=colour,
+    step = _WIDTH / (len(bins.counts) + 2 * bool(bins.beyond))
+    tallest = max(*bins.counts, bins.beyond, 1)
+    first, last = bins.edges[0], bins.edges[-1]
+
+    def bar(left: float, count: int, kind: str, told: str) -> Html:
+        height = max(count / tallest * (_BOTTOM - _TOP), 0.5)
+        box: Attributes = {
+            "x": left,
+            "y": _BOTTOM - height,
+            "width": step - 1,
+            "height": height,
+            "class": kind,
+        }
+        return element("rect", box, element("title", None, f"{told}: {count:,}"))
+
+    bars = [
+        bar(n * step, count, "", f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}")
+        for n, (count, (low, high)) in enumerate(
+            zip(bins.counts, pairwise(bins.edges), strict=True)
+        )
+        if count
+    ]
+    if bins.beyond:
+        bars.append(bar(_WIDTH - step, bins.beyond, "beyond", f"{last:,} or more"))
+    marks: list[Html] = []
+    spread = [("p50", found.p50), ("p95", found.p95)] if found.min < found.max else []
+    for row, (label, value) in enumerate([*spread, *limit]):
+        if first <= value < last:
+            at = (value - first + 0.5) / (last - first) * step * len(bins.counts)
+            line: Attributes = {"x1": at, "x2": at, "y1": _TOP - 4, "y2": _BOTTOM, "class": "mark"}
+            marks.append(element("line", line))
+            kind = "end" if at > _WIDTH / 2 else ""
+            marks.append(_text(at, _TOP - 8 + 12 * row, f"{label} {value:,}", kind))
+    edge = step * len(bins.counts)
+    axis = [
+        _text(0, _BOTTOM + 16, f"{first:,}"),
+        _text(edge, _BOTTOM + 16, f"{last:,}", "end"),
+        _text(0, _TOP - 8, f"{tallest:,}"),
+        element("line", {"x1": 0, "x2": edge, "y1": _BOTTOM, "y2": _BOTTOM, "class": "axis"}),
+    ]
+    box: Attributes = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT - 14}", "role": "img", "aria-label": name}
+    heading = element("p", {"class": "plot-name"}, name[:1].upper() + name[1:])
+    return element(
+        "figure", {"class": "plot"}, heading, element("svg", box, join([*bars, *marks, *axis]))
     )
 
 
-def _distributions(found: Mapping[str, Distribution]) -> Html:
-    def told() -> Iterator[list[str]]:
-        for name, numbers in found.items():
-            quantiles = [f"{getattr(numbers, key):,}" for key in _QUANTILES]
-            yield [name, f"{numbers.count:,}", f"{numbers.mean:,.1f}", *quantiles]
-
-    return table(["", "count", "mean", *_QUANTILES], told())
+def _text(x: float, y: float, text: str, kind: str = "") -> Html:
+    return element("text", {"x": x, "y": y, "class": kind}, text)
 
 
-def _distinct(ranking: Ranking) -> str:
-    return f"{ranking.distinct:,}" if ranking.exact else f"about {ranking.distinct:,}"
+_STYLE = """
+.plot{margin:0;min-width:0}
+.plot-name{font-weight:600;font-size:.9rem;margin:0}
+.plot svg{display:block;width:100%;height:auto}
+.plot rect,.bar rect{fill:var(--c1)}
+.plot .beyond{opacity:.55}
+.plot text{font-size:11.5px;fill:var(--muted)}
+.plot .end{text-anchor:end}
+.plot .axis{stroke:var(--muted)}
+.plot .mark{stroke:var(--ink);stroke-dasharray:3 3;opacity:.75}
+.bar{width:160px;height:10px;display:block}
+"""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render_many
-from mlx_itune.dataset.statistics.tallies import Distribution, Tally
+from mlx_itune.dataset.rendering.render import Learn, render_many
+from mlx_itune.dataset.statistics.counters import Distribution, distribution
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
@@ -55,58 +57,48 @@ class TokenStats:
     refused: tuple[str, ...]
 
 
-class TokenGatherer:
-    """Renders rows and keeps their lengths; `add` chunk by chunk, then `stats`."""
+class TokenCounts:
+    """Renders rows and keeps their lengths: `counted` them, then `stats`."""
 
     def __init__(self, tokenizer: ChatTokenizer, learn: Learn, limit: int | None) -> None:
         self._tokenizer, self._learn, self._limit = tokenizer, learn, limit
-        self._per_row, self._per_example = Tally(), Tally()
-        self._supervised, self._share = Tally(), Tally()
-        self._over = dict.fromkeys(LENGTHS, 0)
-        self._over_limit = self._beyond = 0
+        self._per_row: Counter[int] = Counter()
+        self._per_example: Counter[int] = Counter()
+        self._supervised: Counter[int] = Counter()
+        self._share: Counter[int] = Counter()
+        self._longest: Counter[int] = Counter()
         self._control_text = self._nothing = self._refused = 0
         self._refused_kept: list[str] = []
 
-    def add(self, rows: Sequence[Conversation]) -> list[tuple[int, int]]:
-        """(tokens, learned tokens) of each row; zeros where nothing would be trained."""
-        return [
-            self._add_row(row, examples)
-            for row, examples in zip(
-                rows, render_many(rows, self._tokenizer, self._learn), strict=True
-            )
-        ]
-
-    def _add_row(
-        self, row: Conversation, examples: tuple[TokenizedExample, ...] | DataError
-    ) -> tuple[int, int]:
-        self._control_text += any(self._tokenizer.find_controls(t.content) for t in row.turns)
-        if isinstance(examples, DataError):
-            self._refused += 1
-            if len(self._refused_kept) < _REFUSED_KEPT:
-                self._refused_kept.append(str(examples))
-            return 0, 0
-        lengths = [len(example.input_ids) for example in examples]
-        learned = sum(int(np.count_nonzero(example.weights)) for example in examples)
-        if not learned:
-            self._nothing += 1
-            return 0, 0
-        total, longest = sum(lengths), max(lengths)
-        self._per_row.add(total)
-        self._supervised.add(learned)
-        self._share.add(round(100 * learned / total))
-        for length in lengths:
-            self._per_example.add(length)
-        for length in LENGTHS:
-            self._over[length] += longest > length
-        if self._limit is not None:
-            self._over_limit += longest > self._limit
-            self._beyond += sum(max(0, length - self._limit) for length in lengths)
-        return total, learned
+    def counted(self, rows: Iterable[Conversation]) -> Iterator[tuple[Conversation, int, int]]:
+        """Each row with its tokens and learned tokens; zeros where nothing would be trained."""
+        rows, to_render = tee(rows)
+        rendered = render_many(to_render, self._tokenizer, self._learn)
+        for row, examples in zip(rows, rendered, strict=True):
+            self._control_text += any(map(self._tokenizer.spells_control, row.turns))
+            if isinstance(examples, DataError):
+                self._refused += 1
+                if len(self._refused_kept) < _REFUSED_KEPT:
+                    self._refused_kept.append(str(examples))
+                yield row, 0, 0
+                continue
+            lengths = [len(example.input_ids) for example in examples]
+            learned = sum(int(np.count_nonzero(example.weights)) for example in examples)
+            if not learned:
+                self._nothing += 1
+                yield row, 0, 0
+                continue
+            self._per_row[sum(lengths)] += 1
+            self._supervised[learned] += 1
+            self._share[round(100 * learned / sum(lengths))] += 1
+            self._per_example.update(lengths)
+            self._longest[max(lengths)] += 1
+            yield row, sum(lengths), learned
 
     def stats(self) -> TokenStats:
         """All of it. Raises DataError if not one row could be trained on."""
-        per_row, per_example = self._per_row.distribution(), self._per_example.distribution()
-        supervised, share = self._supervised.distribution(), self._share.distribution()
+        per_row, per_example = distribution(self._per_row), distribution(self._per_example)
+        supervised, share = distribution(self._supervised), distribution(self._share)
         if not (per_row and per_example and supervised and share):
             raise DataError(
                 f"no row can be trained on: the chat template refuses {self._refused:,}, "
@@ -115,7 +107,8 @@ class TokenGatherer:
             )
         limit = None
         if self._limit is not None:
-            limit = LimitStats(self._limit, self._over_limit, self._beyond / per_row.sum)
+            beyond = sum(n * max(0, size - self._limit) for size, n in self._per_example.items())
+            limit = LimitStats(self._limit, self._over(self._limit), beyond / per_row.sum)
         return TokenStats(
             template=self._tokenizer.name,
             learn=self._learn,
@@ -127,7 +120,7 @@ class TokenGatherer:
             per_example=per_example,
             supervised_per_row=supervised,
             share_percent=share,
-            over={str(length): rows for length, rows in self._over.items()},
+            over={str(length): self._over(length) for length in LENGTHS},
             limit=limit,
             padding=padding_shares(self._per_example, self._limit),
             control_text_rows=self._control_text,
@@ -136,18 +129,21 @@ class TokenGatherer:
             refused=tuple(self._refused_kept),
         )
 
+    def _over(self, length: int) -> int:
+        return sum(rows for longest, rows in self._longest.items() if longest > length)
 
-def padding_shares(lengths: Tally, limit: int | None) -> dict[str, float]:
+
+def padding_shares(lengths: Counter[int], limit: int | None) -> dict[str, float]:
     """The expected share of padding in random batches of each size.
 
     The longest of n draws exceeds v unless all n do not: its mean follows from the distribution
     alone, and the padding is what that mean exceeds the mean length by.
     """
-    pairs = list(lengths.values())
-    values = np.array([value for value, _ in pairs], dtype=np.float64)
+    values, counts = (
+        np.array(column, float) for column in zip(*sorted(lengths.items()), strict=True)
+    )
     if limit is not None:
         values = np.minimum(values, limit)
-    counts = np.array([times for _, times in pairs], dtype=np.float64)
     at_most = np.cumsum(counts) / counts.sum()
     mean = float(values @ counts / counts.sum())
     shares = {}

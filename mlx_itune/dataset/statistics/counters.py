@@ -1,0 +1,146 @@
+"""Distributions of whole numbers, and names with their amounts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_QUANTILES = {"p5": 0.05, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_BINS = 40
+
+
+@dataclass(frozen=True)
+class Bins:
+    """`counts[n]` values lie in [edges[n], edges[n + 1]); `beyond` of them are larger than all."""
+
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+    beyond: int
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Quantiles by nearest rank: the smallest value that at least that share does not exceed."""
+
+    count: int
+    sum: int
+    mean: float
+    min: int
+    p5: int
+    p50: int
+    p90: int
+    p95: int
+    p99: int
+    max: int
+    error: float
+    histogram: Bins
+
+
+def distribution(counts: Counter[int]) -> Distribution | None:
+    """How often each whole number >= 0 was met, as numbers; None if nothing was."""
+    if not counts:
+        return None
+    values, times = (np.array(column) for column in zip(*sorted(counts.items()), strict=True))
+    up_to = np.cumsum(times)
+    total, summed = int(up_to[-1]), int(values @ times)
+    places = [max(1, math.ceil(share * total - 1e-9)) for share in _QUANTILES.values()]
+    quantiles = values[np.searchsorted(up_to, places)].tolist()
+    p5, p50, p90, p95, p99 = quantiles
+    low, high = int(values[0]), int(values[-1])
+    return Distribution(
+        total, summed, summed / total, low, p5, p50, p90, p95, p99, high,
+        error=0.0,
+        histogram=_bins(values, times, tail=min(p99, 2 * p95 - low)),
+    )  # fmt: skip
+
+
+def _bins(values: np.ndarray, times: np.ndarray, tail: int) -> Bins:
+    """About forty equally wide bins with round edges.
+
+    A long tail would make the rest unreadable: past `tail` it is cut off and counted as a whole.
+    """
+    low, high = int(values[0]), int(values[-1])
+    if high - low > 1.5 * (tail - low) + _BINS:
+        high = tail
+    width = _round_up((high - low + 1) / _BINS)
+    first = low // width * width
+    number = (high - first) // width + 1
+    places = (values - first) // width
+    within = places < number
+    counts = np.bincount(places[within], weights=times[within], minlength=number)
+    edges = tuple(first + n * width for n in range(number + 1))
+    return Bins(edges, tuple(counts.astype(int).tolist()), int(times[~within].sum()))
+
+
+def _round_up(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50 ... that is at least `least`."""
+    power = 1
+    while power * 10 <= least:
+        power *= 10
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= least)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One name of a ranking and its amounts."""
+
+    name: str
+    amounts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The largest names, what all others amount to, and how many names there are: exactly, or, if
+    not `exact`, at least so many."""
+
+    top: tuple[Ranked, ...]
+    other: tuple[int, ...]
+    distinct: int
+    exact: bool
+
+
+class NameCounts:
+    """Sums per name, of one or several amounts; the first amount ranks.
+
+    Only the first `most` names are told apart, which bounds the memory; the rest are summed up.
+    """
+
+    def __init__(self, amounts: int = 1, *, most: int = 20_000) -> None:
+        self._sums: dict[str, list[int]] = {}
+        self._rest = [0] * amounts
+        self._most = most
+        self._exact = True
+
+    def add(self, name: str, amounts: Sequence[int] = (1,)) -> None:
+        """Add `amounts` to those of `name`."""
+        sums = self._sums.get(name)
+        if sums is None and len(self._sums) < self._most:
+            sums = self._sums[name] = [0] * len(self._rest)
+        elif sums is None:
+            sums, self._exact = self._rest, False
+        for n, amount in enumerate(amounts):
+            sums[n] += amount
+
+    def ranking(self, most: int = 20) -> Ranking:
+        """The `most` largest names."""
+        ranked = sorted(self._sums.items(), key=lambda item: (-item[1][0], item[0]))
+        rest = [self._rest, *(sums for _, sums in ranked[most:])]
+        return Ranking(
+            tuple(Ranked(name, tuple(sums)) for name, sums in ranked[:most]),
+            tuple(map(sum, zip(*rest, strict=True))),
+            len(self._sums),
+            self._exact,
+        )
+
+
+def clipped(text: str, most: int = 120) -> str:
+    """`text`, or its start and a short hash of the whole where it is longer than `most`."""
+    if len(text) <= most:
+        return text
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{text[: most - 11]}… #{digest}"
