@@ -33,7 +33,8 @@ class Result:
             if isinstance(line, str):
                 print(line)
             else:
-                console().print(line)
+                # Tables fit the terminal; a styled text is broken nowhere but where it says so.
+                console().print(line, soft_wrap=type(line).__name__ == "Text")
 
 
 def console(*, stderr: bool = False) -> Console:

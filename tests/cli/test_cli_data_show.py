@@ -238,7 +238,8 @@ def test_a_page_instead(capsys: Capture, data: Path, tmp_path: Path) -> None:
     document = out.read_text(encoding="utf-8")
     assert document.startswith("<!DOCTYPE html>")
     assert str(tmp_path) not in document, "a page that is passed on tells no path of this machine"
-    assert result(capsys, data, "--model", "starter", "--html", out)["html"] == str(out)
+    failed = result(capsys, data, "--model", "starter", "--html", out, code=5)
+    assert failed["error"]["where"] == str(out), "nothing is overwritten"
     failed = result(capsys, data, "--model", "starter", "--html", data / "train.jsonl", code=2)
     assert ".html" in failed["error"]["hint"]
 

@@ -13,7 +13,7 @@ from chat_templates import CHATML, QWEN3
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.statistics.stats import count
 from mlx_itune.dataset.statistics.stats_page import stats_page
-from mlx_itune.dataset.tokens.shown_example import examine, pieces, single_tokens
+from mlx_itune.dataset.tokens.shown_example import pieces, shown_examples, single_tokens
 from mlx_itune.dataset.tokens.token_text import text_runs, token_texts
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.dataset.tokens.tokens_page import tokens_page
@@ -89,14 +89,14 @@ def long_talk(exchanges: int) -> Conversation:
 
 
 def test_a_row_that_fits_is_one_example_without_notes(chat: Chat) -> None:
-    (only,) = examine(long_talk(1), chat("gpt2"), max_length_tokens=2048)
+    (only,) = shown_examples(long_talk(1), chat("gpt2"), max_length=2048)
     assert (only.row, only.example, only.examples, only.notes) == ("rows.jsonl:7", 1, 1, ())
     assert only.learned > 0
 
 
 def test_each_part_of_a_split_row_says_why(chat: Chat) -> None:
     tokenizer = chat("gpt2")
-    found = examine(long_talk(6), tokenizer, max_length_tokens=150)
+    found = shown_examples(long_talk(6), tokenizer, max_length=150)
     assert len(found) > 1
     assert [e.example for e in found] == list(range(1, len(found) + 1))
     assert all("cut between exchanges" in " ".join(e.notes) for e in found)
@@ -110,8 +110,8 @@ def test_a_template_that_rewrites_history_says_so(chat: Chat) -> None:
         Turn("user", "two"),
         Turn("assistant", "<think>\nso\n</think>\n\nsecond"),
     )
-    found = examine(
-        Conversation(turns, "rows.jsonl:1"), chat("gpt2", QWEN3), max_length_tokens=2048
+    found = shown_examples(
+        Conversation(turns, "rows.jsonl:1"), chat("gpt2", QWEN3), max_length=2048
     )
     assert len(found) == 2
     assert all("in the context that inference builds" in " ".join(e.notes) for e in found)
@@ -120,10 +120,10 @@ def test_a_template_that_rewrites_history_says_so(chat: Chat) -> None:
 def test_a_cut_turn_and_a_row_without_room_say_so(chat: Chat) -> None:
     tokenizer = chat("gpt2")
     row = Conversation((Turn("user", "hi"), Turn("assistant", "word " * 80)), "rows.jsonl:3")
-    (cut,) = examine(row, tokenizer, max_length_tokens=60, too_long="truncate")
+    (cut,) = shown_examples(row, tokenizer, max_length=60, too_long="truncate")
     assert "cut short" in " ".join(cut.notes)
     with pytest.raises(DataError, match=r"rows\.jsonl:3: nothing is left"):
-        examine(row, tokenizer, max_length_tokens=60, too_long="drop")
+        shown_examples(row, tokenizer, max_length=60, too_long="drop")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +138,7 @@ def test_pieces_cover_every_token_with_its_weight(chat: Chat, kind: str) -> None
         ),
         "rows.jsonl:1",
     )
-    for examined in examine(row, tokenizer, max_length_tokens=2048):
+    for examined in shown_examples(row, tokenizer, max_length=2048):
         ids, weights = examined.tokens.input_ids.tolist(), examined.tokens.weights.tolist()
         for made in (pieces, single_tokens):
             found = list(made(examined.tokens, tokenizer))
@@ -205,7 +205,7 @@ def hostile_rows() -> list[Conversation]:
 @pytest.mark.parametrize("kind", ["gpt2", "llama2"])
 def test_hostile_data_is_only_text_on_the_token_page(chat: Chat, kind: str) -> None:
     tokenizer = chat(kind, CALLING)
-    found = [e for row in hostile_rows() for e in examine(row, tokenizer, max_length_tokens=4096)]
+    found = [e for row in hostile_rows() for e in shown_examples(row, tokenizer, max_length=4096)]
     document = tokens_page(found, tokenizer, data=HOSTILE, model=HOSTILE)
     seen = read(document)
     assert seen.tags <= SAFE_TAGS
@@ -230,7 +230,7 @@ def test_hostile_data_is_only_text_on_the_stats_page(chat: Chat) -> None:
 def test_the_token_page_has_every_token_with_id_index_and_weight(chat: Chat) -> None:
     tokenizer = chat("gpt2")
     row = Conversation((Turn("user", "hi"), Turn("assistant", "yes €", weight=0.5)), "rows.jsonl:1")
-    (examined,) = examine(row, tokenizer, max_length_tokens=2048)
+    (examined,) = shown_examples(row, tokenizer, max_length=2048)
     seen = read(tokens_page([examined], tokenizer, data="rows.jsonl", model="tiny"))
     ids = examined.tokens.input_ids.tolist()
     told = [re.fullmatch(r"id ([\d, ]+) \| token .+ \| weight (.+)", t) for t, _ in seen.tokens]

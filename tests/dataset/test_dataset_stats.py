@@ -64,8 +64,8 @@ def test_the_bins_have_round_edges_and_count_each_value_once() -> None:
     bins = of(values).histogram
     widths = set(np.diff(bins.edges).tolist())
     assert len(widths) == 1 and widths <= {1, 2, 5, 10, 20, 50, 100}
-    for low, high, count in zip(bins.edges, bins.edges[1:], bins.counts, strict=False):
-        assert count == sum(low <= value < high for value in values)
+    for low, high, found in zip(bins.edges, bins.edges[1:], bins.counts, strict=False):
+        assert found == sum(low <= value < high for value in values)
 
 
 def test_a_long_tail_does_not_flatten_the_rest() -> None:

@@ -14,6 +14,7 @@ from mlx_itune.kit.files import storage_errors
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
     from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SPLITS = ("train", "valid", "test")
@@ -103,6 +104,17 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--map names {field!r} twice")
         pairs[field] = column
     return pairs
+
+
+def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:
+    """The tokenizer of a model, without its weights. Raises ModelError."""
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+    from mlx_itune.kit.network import offline
+    from mlx_itune.model.loading.base import resolve, vet
+
+    path = resolve(model, offline=offline())
+    vet(path)
+    return load_tokenizer(path, template=template or "auto")
 
 
 def html_path(path: Path | None) -> Path | None:

@@ -16,7 +16,6 @@ from mlx_itune.kit.json_files import plain
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.statistics.stats import Stats
-    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 _NAMES_SHOWN = 10
 _FAULTS_SHOWN = 3
@@ -48,7 +47,6 @@ def command(
     format_name: str | None,
     columns: tuple[str, ...],
     html: Path | None,
-    offline: bool,
 ) -> Result:
     """What a data set is made of: splits, turns, roles, sources, writing systems, tools, lengths.
 
@@ -65,7 +63,7 @@ def command(
             "--template, --learn and --max-length are about tokens", hint="give --model too"
         )
     files = reading.RowFiles(data, format_name, columns)
-    tokenizer = _tokenizer(model, template, offline) if model else None
+    tokenizer = reading.tokenizer_of(model, template) if model else None
     with Progress() as progress:
 
         def on_bytes(done: int) -> None:
@@ -85,15 +83,6 @@ def command(
         write_new(page_path, stats_page(stats, data=files.name).encode())
     found = {"data": [str(path) for path in data], "html": html, **plain(stats)}
     return Result(found, _lines(stats, page_path))
-
-
-def _tokenizer(model: str, template: str | None, offline: bool) -> ChatTokenizer:
-    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-    from mlx_itune.model.loading.base import resolve, vet
-
-    path = resolve(model, offline=offline)
-    vet(path)
-    return load_tokenizer(path, template=template or "auto")
 
 
 def _lines(stats: Stats, page_path: Path | None) -> Iterator[Any]:

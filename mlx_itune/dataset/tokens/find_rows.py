@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_itune.dataset.conversation import Conversation
@@ -15,56 +14,35 @@ from mlx_itune.kit.errors import DataError, UsageError
 Row = Conversation | Fault
 Reader = Callable[[Path], Iterator[Row]]
 
-_PLACE = re.compile(r"(?:(?P<file>.+):)?(?P<line>[1-9][0-9]{0,14})")
+# A line, or "#17": the 17th row of a file that is one line. The file by its path, name or stem.
+_PLACE = re.compile(r"(?:(?P<file>.+):)?(?P<at>#?[1-9][0-9]{0,14})")
 _CONTENT_ID = re.compile(r"[0-9a-f]{16}")
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A line of the file of that path, name or stem; of any file where `file` is empty."""
-
-    file: str
-    line: int
-
-    def may_be_in(self, path: Path) -> bool:
-        return self.file in ("", str(path), path.name, path.stem)
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A row id (hash of its content) or the row's own `id` tag."""
-
-    name: str
-
-    def fits(self, row: Conversation) -> bool:
-        if row.tags.get("id") == self.name:
-            return True
-        return _CONTENT_ID.fullmatch(self.name) is not None and row_id(row) == self.name
-
-
-def pick_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Iterator[Conversation]:
+def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Iterator[Conversation]:
     """The rows that `wanted` names ("file:line", "split:line", a line, an id), in file order.
 
     Raises DataError for a wanted row that is broken, UsageError for one that is not there.
     """
-    places: dict[str, _Place] = {}
-    names: dict[str, _Name] = {}
-    for spec in wanted:
-        found = _PLACE.fullmatch(spec)
-        place = _Place(found["file"] or "", int(found["line"])) if found else None
-        # An id may look like a place ("case:12"): then no file has that name.
-        if place and any(place.may_be_in(path) for path in paths):
-            places[spec] = place
-        else:
-            names[spec] = _Name(spec)
+    # An id may look like a place ("case:12"): then no file has that name.
+    places = {
+        spec: (found["file"] or "", found["at"])
+        for spec in wanted
+        if (found := _PLACE.fullmatch(spec))
+        and any(_may_be(path, found["file"] or "") for path in paths)
+    }
+    ids = set(wanted) - places.keys()
     for path in paths:
-        here = {spec: place for spec, place in places.items() if place.may_be_in(path)}
-        if not here and not names:
+        here = {spec: at for spec, (file, at) in places.items() if _may_be(path, file)}
+        if not here and not ids:
             continue
-        seen: set[str] = set()
+        passed: set[str] = set()
         for row in read(path):
-            line = _line_of(row)
-            hits = [spec for spec, place in here.items() if place.line == line]
+            at = _at(row)
+            hits = {spec for spec, place in here.items() if place == at}
+            # A line may give several rows; an id means one.
+            if not hits and not ids and passed == here.keys():
+                break
             if isinstance(row, Fault):
                 if hits and row.severity == "error":
                     raise DataError(
@@ -73,19 +51,13 @@ def pick_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
                         hint=row.hint or None,
                     )
                 continue
-            named = [spec for spec, name in names.items() if name.fits(row)]
+            named = {name for name in ids if _has_id(row, name)}
             if hits or named:
                 yield row
-            # A line may give several rows; an id means one.
-            seen.update(hits)
-            for spec in named:
-                del names[spec]
-            if not names and all(place.line < line for place in here.values()):
-                break
-        for spec in seen:
-            places.pop(spec, None)
-    missing = [*places, *names]
-    if missing:
+            passed |= hits
+            ids -= named
+        places = {spec: place for spec, place in places.items() if spec not in passed}
+    if missing := [spec for spec in wanted if spec in places or spec in ids]:
         raise UsageError(
             f"there is no row {missing[0]!r}",
             hint="name it as file:line, split:line, or by its id",
@@ -109,8 +81,16 @@ def first_rows(
                 return
 
 
-def _line_of(row: Row) -> int:
-    if isinstance(row, Fault):
-        return row.line
-    line = row.origin.rpartition(":")[2]
-    return int(line) if line.isdigit() else 0
+def _may_be(path: Path, name: str) -> bool:
+    return name in ("", str(path), path.name, path.stem)
+
+
+def _at(row: Row) -> str:
+    return str(row.line) if isinstance(row, Fault) else row.origin.rpartition(":")[2]
+
+
+def _has_id(row: Conversation, name: str) -> bool:
+    """Whether `name` is the row's own `id` tag or the hash of its content."""
+    if row.tags.get("id") == name:
+        return True
+    return _CONTENT_ID.fullmatch(name) is not None and row_id(row) == name

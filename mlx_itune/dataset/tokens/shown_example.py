@@ -11,6 +11,7 @@ from mlx_itune.dataset.tokens.prepare import PrepareReport, TooLong, prepare
 from mlx_itune.dataset.tokens.token_text import text_runs, token_texts
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.wording import count
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Examined:
+class ShownExample:
     """One example of a row: number `example` of `examples`, and why it is as it is (`notes`)."""
 
     row: str
@@ -38,32 +39,41 @@ class Examined:
     tokens: TokenizedExample
 
     @property
+    def title(self) -> str:
+        """The row, and which of its examples this is."""
+        return (
+            f"{self.row}, example {self.example} of {self.examples}"
+            if self.examples > 1
+            else self.row
+        )
+
+    @property
     def learned(self) -> int:
         """How many tokens are learned."""
         return int((self.tokens.weights > 0).sum())
 
 
-def examine(
+def shown_examples(
     row: Conversation,
     tokenizer: ChatTokenizer,
     *,
-    max_length_tokens: int,
+    max_length: int,
     learn: Learn = "all",
     too_long: TooLong = "split",
-) -> tuple[Examined, ...]:
+) -> tuple[ShownExample, ...]:
     """The examples of one row, in order. Raises DataError, naming the row, if there are none."""
     try:
         prepared = prepare(
-            [row], tokenizer, max_length_tokens=max_length_tokens, learn=learn, too_long=too_long
+            [row], tokenizer, max_length_tokens=max_length, learn=learn, too_long=too_long
         )
     except DataError as error:
         where = None if row.origin in error.message else row.origin
         raise DataError(error.message, where=error.where or where, hint=error.hint) from error
     uncut = len(render(row, tokenizer, learn))
-    notes = tuple(_notes(prepared.report, uncut, max_length_tokens))
+    notes = tuple(_notes(prepared.report, uncut, max_length))
     total = len(prepared.examples)
     return tuple(
-        Examined(row.origin, number, total, notes, example)
+        ShownExample(row.origin, number, total, notes, example)
         for number, example in enumerate(prepared.examples, 1)
     )
 
@@ -98,12 +108,10 @@ def _notes(report: PrepareReport, uncut: int, limit: int) -> Iterator[str]:
     if report.split:
         yield f"cut between exchanges: the row is longer than {limit:,} tokens"
     if report.turns_truncated:
-        yield f"{_turns(report.turns_truncated)} cut short: longer than {limit:,} tokens"
+        turns = count(report.turns_truncated, "assistant turn")
+        yield f"{turns} cut short: longer than {limit:,} tokens"
     if report.turns_dropped:
-        yield f"{_turns(report.turns_dropped)} left out: no room within {limit:,} tokens"
+        turns = count(report.turns_dropped, "assistant turn")
+        yield f"{turns} left out: no room within {limit:,} tokens"
     if report.control_text:
         yield "the text itself spells out a control token of the model"
-
-
-def _turns(count: int) -> str:
-    return f"{count} assistant turn{'s' * (count > 1)}"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
-from mlx_itune.dataset.tokens.shown_example import Examined, Piece, pieces
+from mlx_itune.dataset.tokens.shown_example import Piece, ShownExample, pieces
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.page import Html, element, join, page, section
 
@@ -24,14 +24,14 @@ _EDGES = re.compile(r"^[ \t]+|[ \t]+$")
 
 
 def tokens_page(
-    examples: Sequence[Examined], tokenizer: ChatTokenizer, *, data: str, model: str
+    examples: Sequence[ShownExample], tokenizer: ChatTokenizer, *, data: str, model: str
 ) -> str:
     """A page of examples with a legend; hovering over a token tells its id, index and weight."""
     bodies, shades = [], {"w0", "w1"}
-    for examined in examples:
-        made = list(pieces(examined.tokens, tokenizer))
+    for shown in examples:
+        made = list(pieces(shown.tokens, tokenizer))
         shades |= {_shade(piece.weight) for piece in made}
-        bodies.append(_example(examined, made))
+        bodies.append(_example(shown, made))
     subtitle = f"{model}, template {tokenizer.name}, {len(examples):,} examples"
     toolbar = _toolbar(shades)
     return page(
@@ -39,13 +39,12 @@ def tokens_page(
     )
 
 
-def _example(examined: Examined, made: Sequence[Piece]) -> Html:
-    total = len(examined.tokens.input_ids)
-    number = f", example {examined.example} of {examined.examples}" if examined.examples > 1 else ""
-    counted = f"{examined.learned:,} of {total:,} tokens learned ({examined.learned / total:.1%})"
-    notes = [element("p", {"class": "why"}, note) for note in examined.notes]
+def _example(shown: ShownExample, made: Sequence[Piece]) -> Html:
+    total = len(shown.tokens.input_ids)
+    counted = f"{shown.learned:,} of {total:,} tokens learned ({shown.learned / total:.1%})"
+    notes = [element("p", {"class": "why"}, note) for note in shown.notes]
     tokens = element("div", {"class": "tokens"}, *_spans(made))
-    return section(f"{PurePath(examined.row).name}{number}", *notes, tokens, note=counted)
+    return section(PurePath(shown.title).name, *notes, tokens, note=counted)
 
 
 def _spans(made: Sequence[Piece]) -> Iterator[Html]:
