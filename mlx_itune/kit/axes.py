@@ -28,14 +28,14 @@ class Scale:
 
 
 def round_scale(
-    low: float, high: float, left: float, right: float, *, whole: bool = False, tight: bool = False
+    low: float, high: float, left: float, right: float, *, whole: bool = False
 ) -> Scale:
-    """A scale whose ends are round numbers; a `tight` one ends at `high` itself."""
+    """A scale whose ends are round numbers."""
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
         low, high = (low, low + pad) if low == 0 else (low - pad, low + pad)
     step = nice_step(low, high, 4, whole=whole)
-    top = high if tight else math.ceil(high / step - 1e-9) * step
+    top = math.ceil(high / step - 1e-9) * step
     return Scale(math.floor(low / step + 1e-9) * step, top, left, right, whole)
 
 

@@ -164,15 +164,11 @@ summary{cursor:pointer;color:var(--muted);font-size:.9rem}
 .chart text{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;
 fill:var(--muted);font-variant-numeric:tabular-nums}
 .chart .title{font-size:14px;font-weight:600;fill:var(--ink)}
-.chart .name,.chart .end{text-anchor:end}
-.chart .name,.chart .value,.chart .mark-name{fill:var(--ink)}
-.chart .mark-name{font-size:10.5px;paint-order:stroke;stroke:var(--paper);stroke-width:4px}
+.chart .end{text-anchor:end}
 .chart .mid{text-anchor:middle}
 .chart .grid{stroke:var(--rule);stroke-width:1}
 .chart .zero{stroke:var(--muted);stroke-width:1}
-.chart .mark{stroke:var(--ink);stroke-width:1;stroke-dasharray:3 3;opacity:.75}
 .chart .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
-.chart .beyond{opacity:.55}
 .f1{fill:var(--c1)}.f2{fill:var(--c2)}.f3{fill:var(--c3)}
 .f4{fill:var(--c4)}.f5{fill:var(--c5)}.f6{fill:var(--c6)}
 .s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mlx_itune.kit.axes import Scale, compact, nice_ticks, round_scale
-from mlx_itune.kit.charts import WIDTH, bar_chart, histogram, line_chart
+from mlx_itune.kit.charts import WIDTH, line_chart
 from mlx_itune.kit.page import (
     Html,
     cards,
@@ -101,53 +101,11 @@ def test_ticks_that_differ_are_written_differently() -> None:
         assert len(set(written)) == len(written), written
 
 
-def test_a_histogram_shows_every_count() -> None:
-    chart = histogram([0, 10, 20, 30], [5, 0, 7], title="Lengths", x_label="tokens", beyond=2)
-    assert_drawn_inside(chart)
-    told = [node.text for node in svg(chart).iter("title")]
-    assert told == ["0 to 9: 5 rows", "20 to 29: 7 rows", "30 or more: 2 rows"]
-    assert {"Lengths", "tokens", "rows", "more"} <= set(words(chart))
-
-
-def test_the_height_of_a_bar_is_its_count() -> None:
-    chart = histogram([0, 1, 2], [10, 5], title="t", x_label="x")
-    tall, short = (float(bar.attrib["height"]) for bar in svg(chart).iter("rect"))
-    assert tall == pytest.approx(2 * short)
-
-
-def test_bars_of_single_numbers_stand_over_their_tick() -> None:
-    chart = histogram([2, 3, 4, 5], [4, 1, 9], title="Turns", x_label="turns")
-    bars = [
-        float(bar.attrib["x"]) + float(bar.attrib["width"]) / 2 for bar in svg(chart).iter("rect")
-    ]
-    ticks = {
-        text.text: float(text.attrib["x"]) for text in svg(chart).iter("text") if text.text in "234"
-    }
-    for bar, name in zip(bars, "234", strict=True):
-        assert abs(bar - ticks[name]) < 1.5
-
-
-def test_marks_are_labelled_and_those_off_the_axis_are_left_out() -> None:
-    marks = [("p50", 12.0), ("p95", 13.0), ("limit", 99.0)]
-    chart = histogram([0, 10, 20], [3, 4], title="t", x_label="x", marks=marks)
-    assert {"p50 12", "p95 13"} <= set(words(chart))
-    assert not any("limit" in word for word in words(chart))
-    places = {
-        text.text: (text.attrib["x"], text.attrib["y"])
-        for text in svg(chart).iter("text")
-        if text.attrib["class"] == "mark-name"
-    }
-    assert places["p50 12"][1] != places["p95 13"][1], "labels that would collide change lines"
-
-
 @pytest.mark.parametrize(
     "chart",
     [
-        histogram([], [], title="t", x_label="x"),
-        histogram([0, 1], [0], title="t", x_label="x"),
         line_chart({}, title="t", x_label="x", y_label="y"),
         line_chart({"a": [(0, math.nan), (1, math.inf)]}, title="t", x_label="x", y_label="y"),
-        bar_chart([], title="t", x_label="x"),
     ],
 )
 def test_nothing_to_show_is_said(chart: str) -> None:
@@ -157,17 +115,12 @@ def test_nothing_to_show_is_said(chart: str) -> None:
 @pytest.mark.parametrize(
     "chart",
     [
-        histogram([5, 6], [10], title="t", x_label="x"),
-        histogram([0, 10**12, 2 * 10**12], [1, 2 * 10**9], title="t", x_label="x", beyond=1),
         line_chart({"a": [(3, 5.0)]}, title="t", x_label="x", y_label="y"),
         line_chart({"a": [(0, 0.0), (1, 0.0)]}, title="t", x_label="x", y_label="y"),
         line_chart({"a": [(0, -1e300), (1e300, 1e300)]}, title="t", x_label="x", y_label="y"),
         line_chart(
             {"a": [(0, 1e-9), (1, 3e-9), (2, math.nan)]}, title="t", x_label="x", y_label=""
         ),
-        bar_chart([("a", [0.0]), ("b", [0.0])], title="t", x_label="x"),
-        bar_chart([("a" * 400, [1e15]), ("", [3.0])], title="t", x_label="x"),
-        bar_chart([("a", [1.0]), ("b", [math.nan])], title="t", x_label="x", percent=True),
     ],
 )
 def test_odd_numbers_stay_in_the_picture(chart: str) -> None:
@@ -195,24 +148,15 @@ def test_several_lines_have_a_legend_and_colours_of_their_own() -> None:
     assert len({line.attrib["class"] for line in svg(chart).iter("polyline")}) == 2
 
 
-def test_bars_tell_amount_and_share() -> None:
-    chart = bar_chart([("user", [30.0]), ("assistant", [10.0])], title="Turns", x_label="turns")
-    assert {"30 (75.0 %)", "10 (25.0 %)"} <= set(words(chart))
-    shares = bar_chart([("a", [0.25])], title="t", x_label="x", percent=True)
-    assert "25.0 %" in words(shares)
-
-
 def test_a_chart_is_named_for_those_who_cannot_see_it() -> None:
-    drawing = svg(bar_chart([("a", [1.0])], title="Turns by role", x_label="turns"))
+    drawing = svg(line_chart({}, title="Turns by role", x_label="x", y_label="y"))
     assert drawing.attrib["role"] == "img"
     assert drawing.attrib["aria-label"] == "Turns by role"
 
 
 def test_names_out_of_data_stay_text() -> None:
     for chart in (
-        bar_chart([(HOSTILE, [1.0])], title=HOSTILE, x_label=HOSTILE, series=("a",)),
         line_chart({HOSTILE: [(0, 1)], "b": [(0, 2)]}, title="t", x_label="x", y_label=HOSTILE),
-        histogram([0, 1], [1], title="t", x_label="x", marks=[(HOSTILE, 0.0)]),
     ):
         tags = {node.tag for node in ET.fromstring(chart).iter()}
         assert tags <= {"figure", "svg", "text", "rect", "line", "title", "polyline", "circle"}
