@@ -1,47 +1,46 @@
-"""Export an adapter to GGUF: for llama.cpp's `--lora` and Ollama's `ADAPTER`, beside a base."""
+"""An adapter as GGUF, for llama.cpp's `--lora` and Ollama's `ADAPTER`, beside a base; read back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import gguf
 import mlx.core as mx
+import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from mlx_itune.export.gguf.architectures import architecture_of
+from mlx_itune.export.artifact import Exported, describe
+from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of, metadata
 from mlx_itune.export.gguf.blocks import Stored
 from mlx_itune.export.gguf.file import header, write
-from mlx_itune.export.gguf.layout import Architecture, Facts, metadata
-from mlx_itune.export.gguf.lora_verify import GgufLoraVerification, verify_gguf_lora
 from mlx_itune.export.gguf.plan import Planned, interleaved, rotated_heads, tensor_name
-from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import staged_file
+from mlx_itune.export.gguf.verify import Float32, gguf_name, in_halves, rotated
+from mlx_itune.kit.errors import ModelError, located
+from mlx_itune.kit.files import staged_file, storage_errors
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
-from mlx_itune.model.adapters.lowrank import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+from mlx_itune.model.adapters.lowrank import LoRAEmbedding, LoRALinear, LowRank
 from mlx_itune.model.loading import base
 
-_PAIRS = (LoRALinear, LoRASwitchLinear, LoRAEmbedding)
 _NOT_A_PAIR = {
     "dora": "its rows change their length, too",
     "grid": "it moves scales and biases of the quantized weights",
 }
-
-Observe = Callable[[str], None]
+# Of the largest entry: float32 products in another order.
+_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class GgufLoraExport:
-    """The file written, what the runtime will scale it by, and what reading it back showed."""
+class GgufLoraVerification:
+    """Pairs compared, and the largest difference of an update, relative to its largest entry."""
 
-    path: str
-    architecture: str
-    bytes: int
-    rank: int
-    alpha: float
-    verify: GgufLoraVerification
+    reader: str
+    pairs: int
+    largest_difference: float
 
 
 def export_gguf_lora(
@@ -49,11 +48,9 @@ def export_gguf_lora(
     model: str,
     out_file: Path,
     *,
-    offline: bool = False,
     allow_other_base: bool = False,
-    overwrite: bool = False,
-    observe: Observe | None = None,
-) -> GgufLoraExport:
+    observe: Callable[[str], None] = lambda _: None,
+) -> Exported:
     """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32.
 
     The runtime adds alpha / rank * B A, which is the adapter's scale. Raises ModelError for
@@ -71,16 +68,12 @@ def export_gguf_lora(
     if scale == 0:
         raise ModelError("has scale 0, which llama.cpp takes for 1", where=str(adapter_dir))
     # The weights stay packed: none of them is computed with.
-    loaded = base.load(model, compute="quantized", offline=offline)
-    try:
+    loaded = base.load(model, compute="quantized")
+    with located(adapter_dir):
         architecture, facts = architecture_of(loaded.model, loaded.config)
         metadata(architecture, facts)
         adapters.apply(loaded, adapter, allow_other_base=allow_other_base)
         tensors = list(_tensors(loaded, architecture, facts))
-    except ModelError as error:
-        raise ModelError(
-            error.message, where=error.where or str(adapter_dir), hint=error.hint
-        ) from None
     writer = gguf.GGUFWriter(None, architecture.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(f"{loaded.id}, adapter")
@@ -88,21 +81,48 @@ def export_gguf_lora(
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.alpha)
     start = header(writer, tensors)
-    with staged_file(out_file, overwrite=overwrite) as stage:
-        if observe:
-            observe("writing the LoRA")
-        size_bytes = write(stage, start, tensors)
-        if observe:
-            observe("reading it back")
+    with staged_file(out_file) as stage:
+        observe("writing the LoRA")
+        write(stage, start, tensors)
+        observe("reading it back")
         checked = verify_gguf_lora(stage, loaded)
-    return GgufLoraExport(
-        str(out_file),
-        architecture.name,
-        size_bytes,
-        adapter.config.rank,
-        adapter.config.alpha,
-        checked,
-    )
+    return Exported((describe(out_file, "gguf-lora"),), checked)
+
+
+def verify_gguf_lora(file: Path, loaded: base.LoadedModel) -> GgufLoraVerification:
+    """Compare alpha / rank * B A of every pair in ``file`` with the update of the adapted model.
+
+    Raises ModelError for a pair that is missing, extra or another one.
+    """
+    names = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
+    try:
+        with storage_errors(file):
+            reader = gguf.GGUFReader(file)
+        architecture, what, kind, alpha = (reader.fields[name].contents() for name in names)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(f"is no readable GGUF LoRA ({error})", where=str(file)) from error
+    if (what, kind) != ("adapter", "lora"):
+        raise ModelError("does not say that it is a LoRA", where=str(file))
+    tensors = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
+    inner: Any = getattr(loaded.model, "language_model", loaded.model)
+    furthest = 0.0
+    pairs = 0
+    for path, layer in lora.adapted(inner):
+        name = f"{gguf_name(architecture, path, len(inner.layers))}.weight"
+        a, b = tensors.pop(f"{name}.lora_a", None), tensors.pop(f"{name}.lora_b", None)
+        if a is None or b is None:
+            raise ModelError(f"{name} is not there", where=str(file))
+        heads = rotated(name, inner.args, architecture)
+        b = in_halves(b, heads) if heads else b
+        # Of a token table A (vocabulary, rank) times B (dims, rank), transposed.
+        product = a @ b.T if name == "token_embd.weight" else b @ a
+        apart = _apart(float(alpha) / b.shape[-1] * product, np.array(layer.delta(), np.float32))
+        if not apart <= _TOLERANCE:
+            raise ModelError(f"{name} is not what the adapter adds", where=str(file))
+        furthest, pairs = max(furthest, apart), pairs + 1
+    if tensors:
+        raise ModelError(f"{min(tensors)} has no place in the adapter", where=str(file))
+    return GgufLoraVerification(f"gguf {version('gguf')}", pairs, furthest)
 
 
 def _tensors(
@@ -113,7 +133,7 @@ def _tensors(
     for path, layer in lora.adapted(loaded.model):
         path = path.removeprefix("language_model.")
         name = tensor_name(architecture, f"{path}.weight")
-        if not isinstance(layer, _PAIRS):
+        if not isinstance(layer, LowRank):
             raise ModelError(f"{path} is adapted by a {type(layer).__name__}, no LoRA pair")
         a, b = layer.pair()
         if isinstance(layer, LoRALinear):
@@ -131,3 +151,10 @@ def _tensors(
         for end, factor, rows in (("lora_a", a, None), ("lora_b", b, order)):
             stored = Stored(f"{path}.{end}", mx.contiguous(factor.astype(mx.float32)))
             yield Planned(f"{name}.{end}", Type.F32, stored, rows)
+
+
+def _apart(update: Float32, want: Float32) -> float:
+    if update.shape != want.shape:
+        return float("inf")
+    largest = float(np.abs(want).max())
+    return float(np.abs(update - want).max()) / largest if largest else float(np.abs(update).max())
