@@ -113,7 +113,7 @@ def _gguf(request: Request, source: Path, say: Observe) -> Exported:
     fused: list[FuseResult] = []
 
     def merged(folder: Path) -> None:
-        fused.append(fuse(replace(merging, out=folder), say))
+        fused.append(fuse(replace(merging, format="mlx", type=None, out=folder), say))
 
     made = write(tokenizer=request.tokenizer, observe=say, merged=merged)
     return replace(made, fuse=replace(fused[0], out=str(request.out)))

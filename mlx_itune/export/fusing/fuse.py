@@ -205,8 +205,15 @@ class _Job:
         # A divergence that is no number is within no limit.
         passed = limit is None or measured.kl_mean <= limit
         score = self.request.score(fused) if self.request.score and passed else None
-        about = {"method": way.name, "way": way.choice, "bits": way.bits}
-        return Tried(**vars(measured), **about, bytes=_weight_bytes(stage), score=score), passed
+        found = Tried(
+            **vars(measured),
+            method=way.name,
+            way=way.choice,
+            bits=way.bits,
+            bytes=_weight_bytes(stage),
+            score=score,
+        )
+        return found, passed
 
     def _result(self, taken: Tried, tried: Sequence[Tried]) -> FuseResult:
         compensated = any(t.way == "compensated" for t in tried)
