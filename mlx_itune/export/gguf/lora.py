@@ -48,14 +48,13 @@ def export_gguf_lora(
     model: str,
     out_file: Path,
     *,
-    allow_other_base: bool = False,
     observe: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32.
 
     The runtime adds alpha / rank * B A, which is the adapter's scale. Raises ModelError for
-    adapters that are no such pair, for another base (unless ``allow_other_base``), and for layers
-    that llama.cpp cannot adapt; StorageError.
+    adapters that are no such pair, for another base, and for layers that llama.cpp cannot
+    adapt; StorageError.
     """
     adapter = adapters.load(adapter_dir)
     kind, scale = adapter.config.kind, adapter.config.scale
@@ -72,7 +71,7 @@ def export_gguf_lora(
     with located(adapter_dir):
         architecture, facts = architecture_of(loaded.model, loaded.config)
         metadata(architecture, facts)
-        adapters.apply(loaded, adapter, allow_other_base=allow_other_base)
+        adapters.apply(loaded, adapter)
         tensors = list(_tensors(loaded, architecture, facts))
     writer = gguf.GGUFWriter(None, architecture.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
