@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
     from mlx_itune.dataset.rendering.render import TokenizedExample
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-    from mlx_itune.export.request import HeldOut, Request
     from mlx_itune.model.adapters.adapter import Adapter
     from mlx_itune.model.loading.base import LoadedModel
 
@@ -34,39 +34,46 @@ _PROMPTS = (
 )
 
 
-def requested(given: Mapping[str, Any], template: str | None) -> Request:
-    """What the flags ask for, with the tokenizer of the model. Raises UsageError, ModelError."""
-    from mlx_itune.cli.opening import open_tokenizer
-    from mlx_itune.export.request import Request
-    from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.model.loading.base import resolve
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured on; ``calibration`` None leaves it to the merge to set rows aside.
 
-    adapter = adapters.load(given["adapter"]) if given["adapter"] else None
-    tokenizer = open_tokenizer(resolve(given["model"]), adapter, template)
-    stated = {name: value for name, value in given.items() if value is not None}
-    return Request(tokenizer=tokenizer, **{"adapter": None, **stated})
+    ``questions``: the rows behind ``measured``; ``source``: where they are from, for people.
+    """
+
+    measured: Sequence[TokenizedExample]
+    calibration: Sequence[TokenizedExample] | None
+    questions: Sequence[Conversation]
+    source: str
 
 
-def held_out(request: Request, data: Path | None, runs: Path) -> HeldOut:
+def held_out(
+    model: str,
+    adapter_dir: Path | None,
+    tokenizer: ChatTokenizer,
+    data: Path | None,
+    *,
+    runs: Path = Path("runs"),
+    compute: str = "auto",
+    offline: bool = False,
+) -> HeldOut:
     """Rows of ``data``; without it the validation rows of the run that made the adapter, where it
     is in ``runs`` and its data is as it was; else the (tuned) model's answers to built-in prompts.
 
     Raises DataError, UsageError.
     """
-    from mlx_itune.export.request import HeldOut
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.adapters.lora import ON_THE_GRID
 
-    adapter = adapters.load(request.adapter) if request.adapter else None
+    adapter = adapters.load(adapter_dir) if adapter_dir else None
     if data is not None:
         # An exact merge has no errors to compensate.
-        part = not adapter or adapter.config.kind not in ON_THE_GRID
-        return _of_data(data, request.tokenizer, part=part)
-    found = _of_run(adapter, request.tokenizer, runs) if adapter else None
+        return _of_data(data, tokenizer, part=not adapter or adapter.config.kind not in ON_THE_GRID)
+    found = _of_run(adapter, tokenizer, runs) if adapter else None
     if found is not None:
         return found
-    answers = _of_prompts(request)
-    return HeldOut(answers, source="the tuned model's own answers to built-in prompts")
+    measured = _of_prompts(model, adapter_dir, tokenizer, compute=compute, offline=offline)
+    return HeldOut(measured, None, (), "the tuned model's own answers to built-in prompts")
 
 
 def scorer(held: HeldOut, tokenizer: ChatTokenizer) -> Callable[[LoadedModel], float | None] | None:
@@ -121,7 +128,6 @@ def _held(
 ) -> HeldOut:
     """The rows as tokens; a row to calibrate on that is one of those measured on is left out."""
     from mlx_itune.dataset.tokens.prepare import prepare
-    from mlx_itune.export.request import HeldOut
 
     examples = prepare(measured, tokenizer, **options).examples
     taken = {example.input_ids.tobytes() for example in examples}
@@ -151,7 +157,7 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
         )
     except ItuneError:
         return None
-    told = {source.get("sha256") for source in adapter.origin.data}
+    told = {source["sha256"] for source in adapter.provenance.get("data", ())}
     # Other rows than those of the run may be what it was trained on.
     if {source.sha256 for source in splits.sources} != told or not splits.valid:
         return None
@@ -168,22 +174,28 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
 
 def _run_of(adapter: Adapter, runs: Path) -> Path | None:
     """The folder of the run that made an adapter, where it is still there."""
-    name = adapter.origin.run
-    if name is None or Path(name).name != name:
+    name = adapter.provenance.get("run")
+    if not isinstance(name, str) or Path(name).name != name:
         return None
     places = [runs, *([adapter.path.parent / "runs"] if adapter.path else [])]
     return next((p / name for p in places if (p / name / "config.toml").is_file()), None)
 
 
-def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
+def _of_prompts(
+    model: str,
+    adapter_dir: Path | None,
+    tokenizer: ChatTokenizer,
+    *,
+    compute: str,
+    offline: bool,
+) -> Sequence[TokenizedExample]:
     import numpy as np
 
     from mlx_itune.dataset.conversation import Turn
     from mlx_itune.dataset.rendering.render import TokenizedExample
     from mlx_itune.inference.generate import Generator
 
-    loaded, _ = open_model(request.model, request.adapter, compute=request.compute)
-    tokenizer = request.tokenizer
+    loaded, _ = open_model(model, adapter_dir, compute=compute, offline=offline)
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]
     answers = Generator(loaded, tokenizer).batch(prompts, _ANSWER_TOKENS)
     examples = []

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Literal
 
 Severity = Literal["error", "warning"]
 
+_PLACE = re.compile(r"(?P<file>.*):(?P<line>[0-9]*)(?:#(?P<row>[0-9]+))?", re.DOTALL)
+
 
 @dataclass(frozen=True)
 class Fault:
-    """Why one row is refused (error) or worth a look (warning). `line` counts from 1."""
+    """Why one row is refused (error) or worth a look (warning). `line` counts from 1.
+
+    `row` counts the rows of the file from 1; it is given where several stand on one line. `where`
+    is the row's address, as `origin_of` writes it.
+    """
 
     file: str
     line: int
@@ -18,10 +25,15 @@ class Fault:
     message: str
     hint: str = ""
     severity: Severity = "error"
+    row: int | None = None
+    where: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", origin_of(self.file, self.line, self.row))
 
     def __str__(self) -> str:
         fix = f" (fix: {self.hint})" if self.hint else ""
-        return f"{self.file}:{self.line}: {self.code}: {self.message}{fix}"
+        return f"{self.where}: {self.code}: {self.message}{fix}"
 
 
 class RowFault(Exception):
@@ -33,6 +45,33 @@ class RowFault(Exception):
         self.message = message
         self.hint = hint
 
-    def at(self, file: str, line: int) -> Fault:
+    def at(self, file: str, line: int, row: int | None = None) -> Fault:
         """The same as a Fault with its place."""
-        return Fault(file, line, self.code, self.message, self.hint)
+        return Fault(file, line, self.code, self.message, self.hint, row=row)
+
+
+def origin_of(file: str, line: int, row: int | None = None) -> str:
+    """The address of a row: "file:12"; "file:#17" where several rows stand on the first line.
+
+    "file:3#17" is the 17th row of the file, among others on line 3.
+    """
+    if row is None:
+        return f"{file}:{line}"
+    return f"{file}:#{row}" if line == 1 else f"{file}:{line}#{row}"
+
+
+def place_of(origin: str) -> tuple[str, int, int | None]:
+    """(file, line, row) of an address; line 0 where it is none."""
+    found = _PLACE.fullmatch(origin)
+    if found is None or not (found["line"] or found["row"]):
+        return origin, 0, None
+    row = int(found["row"]) if found["row"] else None
+    return found["file"], int(found["line"] or 1), row
+
+
+def fault_at(
+    origin: str, code: str, message: str, hint: str = "", severity: Severity = "error"
+) -> Fault:
+    """The fault of the row at an address."""
+    file, line, row = place_of(origin)
+    return Fault(file, line, code, message, hint, severity, row)

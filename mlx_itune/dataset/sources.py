@@ -81,11 +81,10 @@ def read_rows(
         if isinstance(record, Fault):
             yield record
             continue
-        value, line = record
         try:
-            yield from parse_rows(value, f"{name}:{line}", format=format, columns=columns)
+            yield from parse_rows(record.value, record.origin(name), format=format, columns=columns)
         except RowFault as fault:
-            yield fault.at(name, line)
+            yield fault.at(name, record.line, record.row)
 
 
 def load_splits(

@@ -65,7 +65,7 @@ def test_a_broken_row_spoils_no_other(tmp_path, rows, expected):
 
 
 def test_a_cell_that_swallows_the_file_is_one_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlx_itune.dataset.reading.delimited.MAX_ROW_BYTES", 2000)
+    monkeypatch.setattr("mlx_itune.dataset.reading.stream.MAX_ROW_BYTES", 2000)
     found = read(tmp_path / "a.csv", HEADER + 'a,"b\n' + "c,d\n" * 3000)
     assert [(r.code, r.line) for r in found if isinstance(r, Fault)] == [("row-size", 2)]
     assert sum(isinstance(r, Record) for r in found) == 3000

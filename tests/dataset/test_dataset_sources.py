@@ -205,7 +205,7 @@ def test_arrays_give_the_line_each_row_starts_on(path):
         (b"[\n" + QA + b",\n{broken\n]", 3, "json"),
         (b"[\n" + QA + b"\n" + QA + b"]", 3, "json"),
         (b"[\n" + QA + b",\n", 3, "json"),
-        (b"[" + QA + b"]\nmore", 1, "json"),
+        (b"[" + QA + b"]\nmore", 2, "json"),
         (b"[" + QA + b',\n{"question": "q", "question": 1}]', 2, "duplicate-key"),
     ],
 )

@@ -107,8 +107,7 @@ def command(
     _tell_left_out([*map(str, refused), *(one_line(str(fault)) for fault in broken)])
     left_out = [{"row": error.where, "reason": error.message} for error in refused]
     left_out += [
-        {"row": f"{fault.file}:{fault.line}", "reason": f"{fault.code}: {fault.message}"}
-        for fault in broken
+        {"row": fault.where, "reason": f"{fault.code}: {fault.message}"} for fault in broken
     ]
     found = {"rows": [_row(s, tokenizer) for s in shown], "skipped": left_out, "html": page_path}
     if page_path:

@@ -26,7 +26,7 @@ from mlx_itune.dataset.checking.refetch import Reading
 from mlx_itune.dataset.checking.screening import Screen
 from mlx_itune.dataset.checking.similarity import THRESHOLD
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault, Severity
+from mlx_itune.dataset.faults import Fault, Severity, place_of
 from mlx_itune.dataset.rendering.render import Learn
 from mlx_itune.dataset.sources import expand
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
@@ -145,8 +145,7 @@ class Check:
             yield fault
         if held:
             chunk = gather(held)
-            prefix = len(str(path)) + 1
-            lines = [int(row.origin[prefix:]) for row in held]
+            lines = [place_of(row.origin)[1] for row in held]
             self._keep(number, path, chunk, lines, duplicates, places)
             yield from self._chunk(str(path), chunk, lines)
 

@@ -43,7 +43,7 @@ class LenientReader:
             if isinstance(record, Fault):
                 yield record
                 continue
-            origin = f"{path}:{record.line}"
+            origin = record.origin(str(path))
             try:
                 yield from parse_rows(
                     record.value, origin, format=self.format, columns=self.columns
@@ -52,7 +52,7 @@ class LenientReader:
                 row = None
                 if self.mend and fault.code in _MENDABLE and self.columns is None:
                     row = _as_it_is(record.value, origin)
-                yield row or fault.at(str(path), record.line)
+                yield row or fault.at(str(path), record.line, record.row)
 
 
 def refusal_of(row: Conversation) -> tuple[str, str] | None:

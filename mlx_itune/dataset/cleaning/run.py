@@ -11,12 +11,12 @@ from typing import Any
 from mlx_itune.dataset.checking.leakage import split_of
 from mlx_itune.dataset.cleaning.lenient import LenientReader, refusal_of
 from mlx_itune.dataset.cleaning.outcome import Changed, Dropped, Outcome
-from mlx_itune.dataset.cleaning.pii import redact_conversation
+from mlx_itune.dataset.cleaning.pii import find
 from mlx_itune.dataset.cleaning.spool import Row
 from mlx_itune.dataset.cleaning.steps import MENDING, Step, StepOptions, make_steps
 from mlx_itune.dataset.cleaning.whole import WholeStep
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.faults import Fault, fault_at
 from mlx_itune.dataset.importing.folder import FolderWriter
 from mlx_itune.kit.errors import DataError
 
@@ -127,8 +127,7 @@ class _Run:
             if problem is None:
                 yield row
                 continue
-            file, _, line = row.before.origin.rpartition(":")
-            self.reject(Fault(file, int(line), *problem))
+            self.reject(fault_at(row.before.origin, *problem))
 
     def through(self, name: str, step: Step, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows that a step lets pass, as it leaves them."""
@@ -188,7 +187,7 @@ class _Run:
         """Whether a row's old text may not be shown, because it is what was to be removed."""
         if not self.hides_personal_data:
             return False
-        return bool(redact_conversation(row, self.pii_kinds)[1])
+        return any(find(turn.content, self.pii_kinds) for turn in row.turns)
 
 
 def _each(

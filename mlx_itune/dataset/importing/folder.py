@@ -95,7 +95,7 @@ class FolderWriter:
         self._new = {str(file.path) for file in self.inputs.new_files()}
         self._per_file: dict[str, list[int]] = {f.label: [0, 0] for f in self.inputs.files}
         self._files: dict[str, HashedFile] = {}
-        self._last = ("", 0)
+        self._last = ("", "")
         self._stack = contextlib.ExitStack()
         for folder in self.inputs.folders:
             if out.resolve().is_relative_to(folder.resolve()):
@@ -197,7 +197,7 @@ class FolderWriter:
         self._lineage.write(
             json_line(
                 {
-                    "from": f"{label}:{fault.line}",
+                    "from": f"{label}:{fault.where.rpartition(':')[2]}",
                     "action": "rejected",
                     "reason": fault.code,
                     "detail": noted["message"],
@@ -231,7 +231,7 @@ class FolderWriter:
             json_line(
                 {
                     "file": self.label(path),
-                    "line": line,
+                    "line": int(line) if line.isdigit() else line,
                     "reason": reason,
                     "detail": detail,
                     "row": to_row(row) if with_text else None,
@@ -326,7 +326,7 @@ class FolderWriter:
         return sources
 
 
-def _place(origin: str) -> tuple[str, int]:
-    """("file", line) of "file:line"; line 0 where there is none."""
-    path, _, line = origin.rpartition(":")
-    return (path, int(line)) if line.isdigit() else (origin, 0)
+def _place(origin: str) -> tuple[str, str]:
+    """("file", place) of an address."""
+    path, _, place = origin.rpartition(":")
+    return path, place

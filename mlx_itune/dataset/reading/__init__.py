@@ -2,7 +2,7 @@
 
 | kind | rows |
 |---|---|
-| jsonl, json | one per line or array element, told apart by content; or the list in an object |
+| jsonl, json | one per line, array element or object, told apart by content; or a list in one |
 | csv, tsv | one per record after the header |
 | parquet, xlsx | one per row, numbers as text |
 | text | one per document, block or dialogue: see plain.py |
@@ -16,11 +16,11 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from mlx_itune.dataset.faults import Fault
-from mlx_itune.dataset.reading.record import Record, bom_fault
-from mlx_itune.dataset.reading.sniff import KINDS, SUFFIXES, kind_by_name, kind_of, layout
-from mlx_itune.dataset.reading.stream import ByteStream
-from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.dataset.reading.kinds import KINDS, SUFFIXES, is_lines, kind_by_name, kind_of
+from mlx_itune.dataset.reading.stream import ByteStream, Record
+from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.wording import did_you_mean
 
 __all__ = ["KINDS", "SUFFIXES", "Record", "kind_by_name", "read_records"]
 
@@ -37,15 +37,12 @@ def read_records(
     `kind` is one of KINDS; None goes by the name and the content. `header` says whether a table's
     first row names its columns; None goes by its looks. `on_bytes` is told, as reading goes on, how
     many more bytes of the file are done with.
-    Raises StorageError when the file cannot be read, DataError for a file of another kind,
-    UsageError for an unknown `kind` or a missing extra.
+    Raises StorageError when the file cannot be read or is no regular file, DataError for a file of
+    another kind, UsageError for an unknown `kind` or a missing extra.
     """
     path = Path(path)
     if kind is not None and kind not in KINDS:
-        near = closest(kind, KINDS)
-        raise UsageError(
-            f"no kind of file {kind!r}", hint=f"did you mean {near!r}?" if near else None
-        )
+        raise UsageError(f"no kind of file {kind!r}", hint=did_you_mean(kind, KINDS))
     with storage_errors(path):
         with ByteStream(path, on_bytes) as stream:
             kind = kind or kind_of(path, stream.head)
@@ -54,13 +51,11 @@ def read_records(
                 if stream.broken is not None:
                     yield stream.broken.at(str(path), line)
                 return
-        if kind == "parquet":
-            from mlx_itune.dataset.reading.columnar import read_parquet
+        from mlx_itune.dataset.reading.tables import read_parquet, read_xlsx
 
+        if kind == "parquet":
             yield from read_parquet(path, on_bytes)
         else:
-            from mlx_itune.dataset.reading.columnar import read_xlsx
-
             yield from read_xlsx(path, on_bytes, header=header)
 
 
@@ -75,31 +70,11 @@ def _read(
         from mlx_itune.dataset.reading.plain import read_text
 
         return (yield from read_text(stream, name))
-    found = layout(
-        stream.head, stream.tail, is_whole=stream.is_whole, prefers_lines=kind == "jsonl"
-    )
-    if found == "lines":
-        from mlx_itune.dataset.reading.lines import read_lines
+    prefers_lines = kind == "jsonl"
+    if is_lines(stream.head, stream.tail, is_whole=stream.is_whole, prefers_lines=prefers_lines):
+        from mlx_itune.dataset.reading.json_lines import read_lines
 
         return (yield from read_lines(stream, name))
-    return (yield from _document(stream, name, found))
+    from mlx_itune.dataset.reading.json_document import read_document
 
-
-def _document(stream: ByteStream, name: str, found: str) -> Generator[Record | Fault, None, int]:
-    from mlx_itune.dataset.reading.array import read_array
-    from mlx_itune.dataset.reading.window import Window
-    from mlx_itune.dataset.reading.wrapped import read_object
-
-    window = Window(stream)
-    window.skip_space()
-    rows = read_array(window, name) if found == "array" else read_object(window, name)
-    if stream.has_bom:
-        # The first row is the one the mark spoils; what follows is judged as usual.
-        next(rows, None)
-        yield bom_fault().at(name, 1)
-    whole = yield from rows
-    line = window.line
-    if whole and window.skip_space():
-        what = "array" if found == "array" else "object"
-        yield Fault(name, line, "json", f"text follows the end of the {what}")
-    return window.line
+    return (yield from read_document(stream, name))

@@ -15,10 +15,8 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from mlx_itune.dataset.faults import Fault, RowFault
-from mlx_itune.dataset.reading.json_text import decoded
-from mlx_itune.dataset.reading.lines import split_lines
-from mlx_itune.dataset.reading.record import Record, row_too_long
-from mlx_itune.dataset.reading.stream import MAX_ROW_BYTES, ByteStream
+from mlx_itune.dataset.reading.stream import MAX_ROW_BYTES, ByteStream, Record, refuse_too_long
+from mlx_itune.dataset.reading.strict_json import decoded
 
 _DELIMITERS = ",;\t|"
 _TSV: dict[str, Any] = {"delimiter": "\t"}
@@ -44,33 +42,31 @@ def read_delimited(
     """
     csv.field_size_limit(MAX_ROW_BYTES)
     sample = _sample(stream)
-    dialect = _dialect(sample, kind)
-    lines = _Lines(_physical(stream))
+    dialect = _TSV if kind == "tsv" else _dialect(sample)
+    lines = _Lines(stream)
     columns: list[str] | None = None
-    for line, cells in _rows(lines, dialect):
-        if isinstance(cells, RowFault):
-            yield cells.at(name, line)
-            continue
-        if columns is None:
+    for line, cells, fault in _rows(lines, dialect):
+        if columns is None and cells is not None:
             unquoted = {**dialect, "quoting": csv.QUOTE_NONE}
             rows = _parsed(sample, **dialect) or _parsed(sample, **unquoted)
             found = columns_of(cells, header, rows)
             if isinstance(found, RowFault):
                 yield found.at(name, line)
-                return lines.last
+                return line
             columns, is_header = found
             lines.width = len(columns)
+            if is_header and fault is not None:
+                lost = f"{fault.message}, and no row can be read without the names of the columns"
+                yield RowFault(fault.code, lost, fault.hint).at(name, line)
+                return line
             if is_header:
                 continue
-        if len(cells) != len(columns):
-            yield Fault(
-                name,
-                line,
-                "columns",
-                f"{len(cells)} cells, where the first row has {len(columns)}",
-                "put quotes around cells that hold the delimiter",
-            )
-        else:
+        if fault is None and columns and cells and len(cells) != len(columns):
+            count = f"{len(cells)} cells, where the first row has {len(columns)}"
+            fault = RowFault("columns", count, "put quotes around cells that hold the delimiter")
+        if fault is not None:
+            yield fault.at(name, line)
+        elif columns and cells:
             yield Record(dict(zip(columns, cells, strict=True)), line)
     return lines.last
 
@@ -96,83 +92,87 @@ def columns_of(
 
 
 class _Lines:
-    """The lines of a file for the csv module, which remembers those of the current row."""
+    """The lines of a file for the csv module, which remembers those of the current row.
 
-    def __init__(self, lines: Iterator[tuple[int, int, bytes]]) -> None:
-        self._lines = lines
+    Bytes that are not UTF-8 are lone surrogates in them; `row` has them as they are.
+    """
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._lines = stream.lines()
         self._again: deque[tuple[int, int, bytes]] = deque()
-        self._taken: list[tuple[int, int, bytes]] = []
         self._size = 0
+        self.row: list[tuple[int, int, bytes]] = []
         self.last = 0
         self.width = 0
+        self.has_strange = False
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        taken = self._again.popleft() if self._again else next(self._lines)
-        self._taken.append(taken)
-        number, at, raw = taken
+        number, at, raw = self._again.popleft() if self._again else next(self._lines)
+        raw = raw.removesuffix(b"\r")
+        self.row.append((number, at, raw))
         self.last = max(self.last, number)
         self._size += len(raw)
-        if self._size > MAX_ROW_BYTES:
-            raise row_too_long()
-        return decoded(raw, at) + "\n"
+        refuse_too_long(self._size)
+        try:
+            text = raw.decode("utf-8")
+            self.has_strange = self.has_strange or "\0" in text
+        except UnicodeDecodeError:
+            text = raw.decode("utf-8", "surrogateescape")
+            self.has_strange = True
+        return text + "\n"
 
     def begin_row(self) -> None:
         """The lines taken from now on belong to a new row."""
-        self._taken, self._size = [], 0
+        self.row, self._size = [], 0
 
-    def row(self) -> list[tuple[int, int, bytes]]:
-        """The lines of the current row: their numbers, first bytes and bytes."""
-        return self._taken
-
-    def retry_after_first(self) -> None:
+    def keep_first(self) -> None:
         """Give the lines of the current row out again, save its first."""
-        self._again.extendleft(reversed(self._taken[1:]))
+        self._again.extendleft(reversed(self.row[1:]))
+        del self.row[1:]
+
+    def strange(self) -> RowFault | None:
+        """What is wrong with the bytes of the current row."""
+        for _, at, raw in self.row if self.has_strange else ():
+            try:
+                decoded(raw, at)
+            except RowFault as fault:
+                return fault
+        return None
 
 
-def _rows(lines: _Lines, dialect: dict[str, Any]) -> Iterator[tuple[int, list[str] | RowFault]]:
-    """Rows of cells, or why a row is none, each with its first line.
+def _rows(
+    lines: _Lines, dialect: dict[str, Any]
+) -> Iterator[tuple[int, list[str] | None, RowFault | None]]:
+    """(first line, cells, why it is refused) of each row.
 
     After a quote that never closes, reading goes on with the line after the one it is on.
     """
     reader = csv.reader(lines, strict=True, **dialect)
-    is_tsv = dialect == _TSV
     while True:
         lines.begin_row()
-        found: list[str] | RowFault
+        cells: list[str] | None = None
+        fault: RowFault | None = None
         try:
-            found = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
-        except RowFault as fault:
-            found = fault
+        except RowFault as found:
+            fault = found
         except csv.Error as error:
-            too_long = str(error).startswith("field larger")
-            reason = RowFault("csv", _plain(str(error)), "check the quotes of this row")
-            found = row_too_long() if too_long else reason
-        line, _, raw = lines.row()[0]
-        if is_tsv and (
-            (isinstance(found, RowFault) and found.code in ("csv", "row-size"))
-            or (len(lines.row()) > 1 and len(found) != lines.width)  # type: ignore[arg-type]
-        ):
+            fault = RowFault("csv", _plain(str(error)), "check the quotes of this row")
+        line, _, raw = lines.row[0]
+        has_span = cells is not None and len(lines.row) > 1 and len(cells) != lines.width
+        if dialect == _TSV and (fault is not None or has_span):
             # The quotes are text: a TSV line is what its tabs make of it.
-            lines.retry_after_first()
-            found = raw.decode("utf-8").split("\t")
-        elif isinstance(found, RowFault):
-            lines.retry_after_first()
-        if found:
-            yield line, found
-
-
-def _physical(stream: ByteStream) -> Iterator[tuple[int, int, bytes]]:
-    number = 0
-    for at, lines in split_lines(stream):
-        for raw in lines:
-            number += 1
-            yield number, at, raw.removesuffix(b"\r")
-            at += len(raw) + 1
+            lines.keep_first()
+            cells, fault = raw.decode("utf-8", "surrogateescape").split("\t"), None
+        elif fault is not None:
+            lines.keep_first()
+        if cells != []:
+            yield line, cells, lines.strange() or fault
 
 
 def _plain(reason: str) -> str:
@@ -206,14 +206,10 @@ def _parsed(sample: Sequence[str], **dialect: Any) -> list[list[str]] | None:
     return [row for row in rows if row]
 
 
-def _dialect(sample: Sequence[str], kind: str) -> dict[str, Any]:
-    """The delimiter and quoting under which the sample makes the most even table."""
-    if kind == "tsv":
-        return _TSV
-    return max(
-        ({"delimiter": delimiter} for delimiter in _DELIMITERS),
-        key=lambda dialect: _evenness(sample, dialect),
-    )
+def _dialect(sample: Sequence[str]) -> dict[str, Any]:
+    """The delimiter under which the sample makes the most even table."""
+    dialects = ({"delimiter": delimiter} for delimiter in _DELIMITERS)
+    return max(dialects, key=lambda dialect: _evenness(sample, dialect))
 
 
 def _evenness(sample: Sequence[str], dialect: dict[str, Any]) -> tuple[float, int]:

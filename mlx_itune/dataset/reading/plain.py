@@ -13,14 +13,18 @@ What is one row is told by the file itself, looked at from its beginning:
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Literal
 
 from mlx_itune.dataset.faults import Fault, RowFault
-from mlx_itune.dataset.reading.json_text import decoded
-from mlx_itune.dataset.reading.lines import split_lines
-from mlx_itune.dataset.reading.record import Record, row_too_long
-from mlx_itune.dataset.reading.stream import BLANK, MAX_ROW_BYTES, ByteStream
+from mlx_itune.dataset.reading.stream import (
+    BLANK,
+    MAX_ROW_BYTES,
+    ByteStream,
+    Record,
+    refuse_too_long,
+)
+from mlx_itune.dataset.reading.strict_json import decoded
 
 _END = b"<|endoftext|>"
 _PREAMBLE = b"Below is an instruction"
@@ -47,41 +51,34 @@ def read_text(stream: ByteStream, name: str) -> Generator[Record | Fault, None, 
     size = number = first = at_first = 0
     has_instruction = False
 
-    def finished() -> Record | Fault | None:
+    def finished() -> Iterator[Record | Fault]:
         raw = b"\n".join(lines).strip(BLANK)
-        if not raw:
-            return None
-        try:
-            if size > MAX_ROW_BYTES:
-                raise row_too_long()
-            return Record({"text": decoded(raw, at_first, one_line=False)}, first)
-        except RowFault as fault:
-            return fault.at(name, first)
+        if raw:
+            try:
+                refuse_too_long(size)
+                yield Record({"text": decoded(raw, at_first, one_line=False)}, first)
+            except RowFault as fault:
+                yield fault.at(name, first)
 
-    for at, block in split_lines(stream):
-        for raw in block:
-            number += 1
-            line = raw.removesuffix(b"\r")
-            blank = not line.strip(BLANK)
-            ends = blank if parting == "blocks" else parting == "marks" and line.strip() == _END
-            begins = parting == "instructions" and (
-                line.startswith(_PREAMBLE) or (line.startswith(_INSTRUCTION) and has_instruction)
-            )
-            if ends or begins:
-                if lines and (row := finished()):
-                    yield row
-                lines, size, has_instruction = [], 0, False
-            if not ends and (lines or not blank):
-                if not lines:
-                    first, at_first = number, at
-                size += len(line) + 1
-                # Of a row that is too long the rest is not kept.
-                if size <= MAX_ROW_BYTES or not lines:
-                    lines.append(line)
-                has_instruction = has_instruction or line.startswith(_INSTRUCTION)
-            at += len(raw) + 1
-    if lines and (row := finished()):
-        yield row
+    for number, at, raw in stream.lines():
+        line = raw.removesuffix(b"\r")
+        blank = not line.strip(BLANK)
+        ends = blank if parting == "blocks" else parting == "marks" and line.strip() == _END
+        begins = parting == "instructions" and (
+            line.startswith(_PREAMBLE) or (line.startswith(_INSTRUCTION) and has_instruction)
+        )
+        if ends or begins:
+            yield from finished()
+            lines, size, has_instruction = [], 0, False
+        if not ends and (lines or not blank):
+            if not lines:
+                first, at_first = number, at
+            size += len(line) + 1
+            # Of a row that is too long the rest is not kept.
+            if size <= MAX_ROW_BYTES or not lines:
+                lines.append(line)
+            has_instruction = has_instruction or line.startswith(_INSTRUCTION)
+    yield from finished()
     return number
 
 

@@ -1,54 +1,75 @@
-"""The bytes of a file, plain or gzip, in chunks; what was read is told as it goes."""
+"""The bytes of a file, plain or gzip, in chunks or lines; what was read is told as it goes."""
 
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, NamedTuple
 
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.faults import RowFault, origin_of
+from mlx_itune.kit.files import open_regular
 
 # What is made of a chunk of this size stays in the processor's cache, and in memory that the
 # allocator hands out again without asking the system: larger chunks take half as long again.
 CHUNK_BYTES = 1 << 16
 MAX_ROW_BYTES = 64 << 20
-BOM = b"\xef\xbb\xbf"
 BLANK = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
 _TAIL_BYTES = 4096
+
+
+class Record(NamedTuple):
+    """A row as it stands in its file; `line` counts from 1.
+
+    `row` counts the rows of the file, where several stand on one line.
+    """
+
+    value: dict[str, Any]
+    line: int
+    row: int | None = None
+
+    def origin(self, file: str) -> str:
+        """The address of the row."""
+        return origin_of(file, self.line, self.row)
 
 
 class ByteStream:
     """Chunks of a file. `head` is the first one, still to be read; a byte order mark is cut off.
 
     `on_bytes` is told how many more bytes of the file itself, compressed or not, are done with.
-    A damaged gzip file ends early and says why in `broken`. Raises OSError.
+    A damaged gzip file ends early and says why in `broken`. Raises OSError, and StorageError for
+    what is no regular file.
     """
 
     def __init__(self, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
-        self._file: BinaryIO = path.open("rb")
+        self._file = open_regular(path)
         self._unpacked: gzip.GzipFile | None = None
         self._on_bytes = on_bytes
         self._told = 0
         self._pending: bytes | None = None
         self.broken: RowFault | None = None
         try:
-            self.is_gzip = self._file.read(2) == b"\x1f\x8b"
-            self.tail = b"" if self.is_gzip else self._last_bytes()
-            self._file.seek(0)
-            if self.is_gzip:
+            if self._file.read(2) == b"\x1f\x8b":
+                self.tail = b""
+                self._file.seek(0)
                 self._unpacked = gzip.GzipFile(fileobj=self._file)
+            else:
+                size = self._file.seek(0, os.SEEK_END)
+                self._file.seek(max(0, size - _TAIL_BYTES))
+                self.tail = self._file.read(_TAIL_BYTES)
+                self._file.seek(0)
             head = self._next()
         except BaseException:
             self._file.close()
             raise
-        self.has_bom = head.startswith(BOM)
-        self.head = head[len(BOM) :] if self.has_bom else head
-        self.start = len(BOM) if self.has_bom else 0
         self.is_whole = len(head) < CHUNK_BYTES
-        self._pending = self.head
+        self.has_bom = head.startswith(_BOM)
+        self.start = len(_BOM) if self.has_bom else 0
+        self.head = self._pending = head[self.start :]
 
     def __enter__(self) -> ByteStream:
         return self
@@ -69,12 +90,49 @@ class ByteStream:
             chunk, self._pending = self._pending, None
             # A file that is a byte order mark and no more still has nothing to read.
             return chunk
-        if self._on_bytes is not None:
-            self._tell()
+        self._tell()
         chunk = self._next()
-        if not chunk and self._on_bytes is not None:
+        if not chunk:
             self._tell()
         return chunk
+
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Blocks of whole lines without the last b"\\n", each with the byte that it starts at.
+
+        Of a line longer than MAX_ROW_BYTES the first bytes are kept, one more than that, in a
+        block of its own.
+        """
+        at = self.start
+        rest: list[bytes] = []
+        size = 0
+        while chunk := self.read():
+            if size > MAX_ROW_BYTES:
+                first, newline, chunk = chunk.partition(b"\n")
+                size += len(first)
+                if not newline:
+                    continue
+                yield at, b"".join(rest)[: MAX_ROW_BYTES + 1]
+                at += size + 1
+                rest, size = [], 0
+            whole, newline, last = chunk.rpartition(b"\n")
+            if newline:
+                block = b"".join((*rest, whole))
+                yield at, block
+                at += len(block) + 1
+                rest, size = [], 0
+            rest.append(last)
+            size += len(last)
+        if size:
+            yield at, b"".join(rest)[: MAX_ROW_BYTES + 1]
+
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """(number, first byte, line) of each line; lines end at b"\\n" only."""
+        number = 0
+        for at, block in self.blocks():
+            for raw in block.split(b"\n"):
+                number += 1
+                yield number, at, raw
+                at += len(raw) + 1
 
     def _next(self) -> bytes:
         if self._unpacked is None:
@@ -94,12 +152,17 @@ class ByteStream:
         return b"".join(pieces)
 
     def _tell(self) -> None:
-        assert self._on_bytes is not None
-        reached = self._file.tell()
-        self._on_bytes(reached - self._told)
-        self._told = reached
+        if self._on_bytes is not None:
+            reached = self._file.tell()
+            self._on_bytes(reached - self._told)
+            self._told = reached
 
-    def _last_bytes(self) -> bytes:
-        size = self._file.seek(0, 2)
-        self._file.seek(max(0, size - _TAIL_BYTES))
-        return self._file.read(_TAIL_BYTES)
+
+def refuse_too_long(size: int) -> None:
+    """Raise RowFault for a row that would not fit in memory with its neighbours."""
+    if size > MAX_ROW_BYTES:
+        raise RowFault(
+            "row-size",
+            f"the row is longer than {MAX_ROW_BYTES >> 20} MiB",
+            "split it, or look for a missing line break or bracket",
+        )

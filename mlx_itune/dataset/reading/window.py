@@ -1,146 +1,76 @@
-"""A window that slides over a long file, and a scanner that finds where a JSON value ends."""
+"""A window of text that slides over a long file."""
 
 from __future__ import annotations
 
+import codecs
 import re
 
-from mlx_itune.dataset.reading.stream import BLANK, ByteStream
+from mlx_itune.dataset.reading.stream import ByteStream
 
+# What is kept before the place that is read, for what a row begins with.
+LEAD_CHARS = 256
 _STEP_BYTES = 1 << 18
-_MAX_STEP_BYTES = 1 << 23
-_STRUCTURE = re.compile(rb'["{}\[\]]')
-_SCALAR_END = re.compile(rb"[,\]}]")
-_OPENER_OF = {0x7D: 0x7B, 0x5D: 0x5B}
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Window:
-    """The bytes of a stream from `pos` on, as far as they have been asked for.
+    """The text of a stream around `pos`, as far as it has been asked for.
 
-    Indexes are into `data`; `more` may move them: what lies before `pos` is dropped and `pos`
-    becomes 0.
+    Bytes that are not UTF-8 are lone surrogates in it. `line` and `byte` are where `pos` is.
     """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
-        self.data = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.text = ""
         self.pos = 0
+        self.line = 1
+        self.byte = stream.start
         self.ended = False
-        self._base = stream.start
-        self._line = 1
-        self._counted = 0
 
     def more(self) -> bool:
-        """Read on, as much again as is held, within reason; False at the end of the file."""
-        wanted = min(max(_STEP_BYTES, len(self.data) - self.pos), _MAX_STEP_BYTES)
-        chunks: list[bytes] = []
+        """Read as much again as is held; False at the end. What is far before `pos` is dropped."""
+        keep = max(0, self.pos - LEAD_CHARS)
+        held = len(self.text) - keep
+        pieces = [self.text[keep:]]
+        wanted = max(_STEP_BYTES, self.held)
         while wanted > 0 and (chunk := self._stream.read()):
-            chunks.append(chunk)
+            pieces.append(self._decoder.decode(chunk))
             wanted -= len(chunk)
-        if not chunks:
+        if wanted > 0:
             self.ended = True
-            return False
-        self._count_lines()
-        self.data = b"".join((self.data[self.pos :], *chunks))
-        self._base += self.pos
-        self._counted -= self.pos
-        self.pos = 0
-        return True
+            pieces.append(self._decoder.decode(b"", final=True))
+        self.text = "".join(pieces)
+        self.pos -= keep
+        return not self.ended or len(self.text) > held
 
     @property
-    def offset(self) -> int:
-        """The byte of the file that `pos` is at."""
-        return self._base + self.pos
+    def held(self) -> int:
+        """The characters from `pos` on."""
+        return len(self.text) - self.pos
 
-    @property
-    def line(self) -> int:
-        """The line of the file that `pos` is on."""
-        self._count_lines()
-        return self._line
+    def advance(self, to: int) -> str:
+        """Move to another place further on; the text between."""
+        passed = self.text[self.pos : to]
+        self.line += passed.count("\n")
+        self.byte = self.byte_at(to)
+        self.pos = to
+        return passed
 
-    def skip_space(self) -> bytes:
-        """Move to the next byte that is not white space; the byte, or nothing at the end."""
+    def byte_at(self, at: int) -> int:
+        """The byte of the file, from 0, at a place after `pos`."""
+        passed = self.text[self.pos : at]
+        if not passed.isascii():
+            return self.byte + len(passed.encode("utf-8", "surrogateescape"))
+        return self.byte + len(passed)
+
+    def skip_space(self) -> str:
+        """Move to the next character that is not white space; nothing at the end."""
         while True:
-            data, pos = self.data, self.pos
-            size = len(data)
-            while pos < size and data[pos] in BLANK:
-                pos += 1
-            self.pos = pos
-            if pos < size:
-                return data[pos : pos + 1]
-            if not self.more():
-                return b""
-
-    def _count_lines(self) -> None:
-        self._line += self.data.count(b"\n", self._counted, self.pos)
-        self._counted = self.pos
-
-
-class Scan:
-    """Follows one JSON value from its first byte to its last, strings and all.
-
-    `run` goes on where it stopped, so that a value may arrive in pieces. `end` is the index after
-    the value; `is_lost` means that its brackets do not match.
-    """
-
-    def __init__(self, start: int) -> None:
-        self.end: int | None = None
-        self.is_lost = False
-        self._at = start
-        self._start = start
-        self._open = bytearray()
-        self._in_string = False
-
-    def moved(self, by: int) -> None:
-        """The window has dropped `by` bytes before the value."""
-        self._at -= by
-        self._start -= by
-
-    def run(self, data: bytes, stop: int, *, is_all: bool = False) -> bool:
-        """Scan up to `stop`; True when there is nothing more to find out.
-
-        `is_all`: the file ends at `stop`, which is where a bare number may end too.
-        """
-        at = self._at
-        if at == self._start and at < stop and data[at] not in b'{["':
-            return self._run_scalar(data, stop, is_all)
-        while at < stop:
-            if self._in_string:
-                found = data.find(b'"', at, stop)
-                if found < 0:
-                    break
-                before = data[at:found]
-                at = found + 1
-                if (len(before) - len(before.rstrip(b"\\"))) % 2:
-                    continue
-                self._in_string = False
-                if not self._open:
-                    self.end = at
-                    return True
-                continue
-            match = _STRUCTURE.search(data, at, stop)
-            if match is None:
-                at = stop
-                break
-            at = match.end()
-            byte = data[at - 1]
-            if byte == 0x22:
-                self._in_string = True
-            elif byte in b"{[":
-                self._open.append(byte)
-            elif self._open.pop() != _OPENER_OF[byte]:
-                self.is_lost = True
-                return True
-            elif not self._open:
-                self.end = at
-                return True
-        self._at = at
-        return False
-
-    def _run_scalar(self, data: bytes, stop: int, is_all: bool) -> bool:
-        match = _SCALAR_END.search(data, self._start, stop)
-        if match is None and not is_all:
-            return False
-        self.end = match.start() if match else stop
-        while self.end > self._start and data[self.end - 1] in BLANK:
-            self.end -= 1
-        return True
+            match = _SPACE.match(self.text, self.pos)
+            assert match is not None
+            self.advance(match.end())
+            if self.pos < len(self.text):
+                return self.text[self.pos]
+            if self.ended or not self.more():
+                return ""

@@ -143,8 +143,8 @@ class _Counts:
             if isinstance(row, Conversation):
                 yield row
             elif row.severity == "error":
-                self._rejected += (row.file, row.line) != self._broken
-                self._broken = (row.file, row.line)
+                self._rejected += row.where != self._broken
+                self._broken = row.where
                 if len(self._faults) < _FAULTS_KEPT:
                     self._faults.append(str(row))
 

@@ -47,7 +47,7 @@ def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
                 if hits and row.severity == "error":
                     raise DataError(
                         f"this row is broken: {row.code}: {row.message}",
-                        where=f"{row.file}:{row.line}",
+                        where=row.where,
                         hint=row.hint or None,
                     )
                 continue
@@ -86,7 +86,7 @@ def _may_be(path: Path, name: str) -> bool:
 
 
 def _at(row: Row) -> str:
-    return str(row.line) if isinstance(row, Fault) else row.origin.rpartition(":")[2]
+    return (row.where if isinstance(row, Fault) else row.origin).rpartition(":")[2]
 
 
 def _has_id(row: Conversation, name: str) -> bool:

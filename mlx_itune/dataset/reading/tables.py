@@ -7,18 +7,21 @@ stay what they are.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.reading.delimited import columns_of
-from mlx_itune.dataset.reading.json_text import refuse_strange_text
-from mlx_itune.dataset.reading.record import Record
+from mlx_itune.dataset.reading.stream import Record
+from mlx_itune.dataset.reading.strict_json import refuse_strange_text
 from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.wording import first_line
 
 _BATCH_BYTES = 8 << 20
 _MAX_BATCH_ROWS = 1024
+_MAX_BOOK_BYTES = 2 << 30
 
 Told = Callable[[int], None] | None
 
@@ -39,7 +42,7 @@ def read_parquet(path: Path, on_bytes: Told = None) -> Iterator[Record | Fault]:
         file = parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"is no readable Parquet file: {_first_line(error)}", where=str(path)
+            f"is no readable Parquet file: {first_line(error)}", where=str(path)
         ) from None
     with file:
         names = file.schema_arrow.names
@@ -61,7 +64,7 @@ def read_parquet(path: Path, on_bytes: Told = None) -> Iterator[Record | Fault]:
                 str(path),
                 done + 2,
                 "parquet",
-                f"the last {rows - done:,} rows cannot be read: {_first_line(error)}",
+                f"the last {rows - done:,} rows cannot be read: {first_line(error)}",
                 "is the file damaged?",
             )
 
@@ -71,40 +74,35 @@ def read_xlsx(
 ) -> Iterator[Record | Fault]:
     """A Record or Fault per row of every sheet; `sheet` tells several apart.
 
-    Each sheet has a header of its own. Raises DataError for what is no XLSX file.
+    Each sheet has a header of its own, and is in memory while it is read.
+    Raises DataError for what is no XLSX file.
     """
-    import openpyxl
+    import python_calamine as calamine
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # openpyxl lets through whatever its parsers raise
-        raise DataError(
-            f"is no readable XLSX file: {_first_line(error)}", where=str(path)
-        ) from None
-    line = 1
-    try:
-        sheets = [sheet for sheet in book.worksheets if hasattr(sheet, "reset_dimensions")]
+        _refuse_bomb(path)
+        book = calamine.load_workbook(path)
+        sheets = [
+            book.get_sheet_by_name(sheet.name)
+            for sheet in book.sheets_metadata
+            if sheet.typ == calamine.SheetTypeEnum.WorkSheet
+        ]
+    except (calamine.CalamineError, zipfile.BadZipFile) as error:
+        raise DataError(f"is no readable XLSX file: {first_line(error)}", where=str(path)) from None
+    with book:
         for sheet in sheets:
-            # Some programs write wrong dimensions, and rows beyond them would be lost.
-            sheet.reset_dimensions()
-            for record in _sheet(sheet.iter_rows(values_only=True), str(path), header):
-                line = record.line
+            for record in _sheet(sheet.iter_rows(), str(path), header):
                 if isinstance(record, Record) and len(sheets) > 1:
-                    record.value.setdefault("sheet", sheet.title)
+                    record.value.setdefault("sheet", sheet.name)
                 yield record
-    except Exception as error:  # as above, and sheets are parsed as they are read
-        yield Fault(
-            str(path),
-            line,
-            "xlsx",
-            f"the rows after this one cannot be read: {_first_line(error)}",
-            "is the file damaged?",
-        )
-    finally:
-        book.close()
     _Share(path, 1, on_bytes).rows(1)
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise DataError for a workbook that would unpack to far more than fits in memory."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > _MAX_BOOK_BYTES:
+            raise DataError("is too large a workbook", where=str(path), hint="save it as CSV")
 
 
 def _sheet(
@@ -178,10 +176,6 @@ def _batch_rows(metadata: Any) -> int:
     size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
     per_row = max(1, size // max(1, metadata.num_rows))
     return int(max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // per_row)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 class _Share:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Literal
-
-import orjson
+from typing import Any
 
 from mlx_itune.dataset.reading.stream import BLANK
 from mlx_itune.kit.errors import DataError
@@ -32,8 +31,6 @@ _LINES = 64
 _BRACKET = re.compile(rb"^[ \t]*[{\[]", re.MULTILINE)
 _ONE_LINE_ARRAY = re.compile(rb"\[\s*\{.*\}\s*\]", re.DOTALL)
 
-Layout = Literal["lines", "array", "object"]
-
 
 def kind_by_name(path: Path) -> str | None:
     """The kind that a file's name promises; `.gz` is looked through."""
@@ -58,63 +55,64 @@ def kind_of(path: Path, head: bytes) -> str:
             where=str(path),
             hint=f"give one of {', '.join(sorted(SUFFIXES))}",
         )
-    if by_name == "text" and _is_object(head.lstrip(BLANK).partition(b"\n")[0]):
+    if by_name == "text" and isinstance(_value(head.lstrip(BLANK).partition(b"\n")[0]), dict):
         return "jsonl"
     return by_name or "json"
 
 
-def layout(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) -> Layout:
-    """How the JSON that begins with `head` (and ends with `tail`, where known) is laid out.
+def is_lines(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) -> bool:
+    """Whether JSON that begins with `head` (and ends with `tail`, where known) has a row per line.
 
-    One bad line must not turn a file of lines into an array, nor the other way round: several
-    lines have their say, and the end of the file.
+    Otherwise it is a document: an array, an object around one, or objects over several lines.
+    One bad line must not turn lines into a document, nor the other way round: several lines have
+    their say, and the end of the file.
     """
     first = head.lstrip(BLANK)[:1]
-    if first not in (b"[", b"{") or (first == b"{" and prefers_lines):
-        return "lines"
-    lines = head.split(b"\n", _LINES)
+    if first not in (b"[", b"{"):
+        return True
+    lines = head.lstrip(BLANK).split(b"\n", _LINES)
     if len(lines) > _LINES or (not is_whole and len(lines) > 1):
         lines.pop()
     lines = [stripped for line in lines if (stripped := line.strip(BLANK))]
+    alone = _value(lines[0])
     # Rows begin and end on their line, whole or damaged; elements of an array end with a comma.
     rows = sum(line[:1] == b"{" and len(line) > 1 and line[-1] not in b",[]" for line in lines)
     joined = sum(line[-1:] == b"," for line in lines)
     if first == b"{":
-        single = len(lines) == 1 and is_whole
-        by_line = rows > max(joined, 1) or _is_object(lines[0])
-        return "lines" if by_line and not single else "object"
+        if prefers_lines:
+            return alone is not None or not _is_spread(head)
+        return (alone is not None or rows > max(joined, 1)) and not (len(lines) == 1 and is_whole)
+    ends_as_array = tail.rstrip(BLANK).endswith(b"]")
     if is_whole and prefers_lines:
-        return "array" if _is_array(head, lines, joined >= max(rows, 1)) else "lines"
-    ends_as_array = not tail or tail.rstrip(BLANK).endswith(b"]")
-    if len(lines) > 1 and (value := _value(lines[0])) is not None:
-        if prefers_lines or rows or not value or not _all_objects(value):
-            return "lines"
-        return "array" if _value(lines[1]) is None else "lines"
+        if _is_spread(head) or _all_objects(_value(head)):
+            return False
+        if len(lines) == 1:
+            return not _ONE_LINE_ARRAY.fullmatch(lines[0])
+        return not (joined >= max(rows, 1) and ends_as_array and alone is None)
+    if len(lines) > 1 and alone is not None:
+        is_array = alone and _all_objects(alone) and not rows and _value(lines[1]) is None
+        return prefers_lines or not is_array
+    ends_as_array = ends_as_array or not tail
     if rows > joined and not (rows == 1 and ends_as_array):
-        return "lines"
-    return "array" if joined > rows or ends_as_array or not prefers_lines else "lines"
+        return True
+    return prefers_lines and not (joined > rows or ends_as_array)
 
 
-def _is_array(text: bytes, lines: list[bytes], is_joined: bool) -> bool:
-    """Whether a small file that should have lines is an array all the same, whole or damaged."""
-    value = _value(text)
-    if value is not None:
-        return isinstance(value, list) and (len(lines) > 1 or _all_objects(value))
-    if len(lines) == 1:
-        return bool(_ONE_LINE_ARRAY.fullmatch(lines[0]))
-    return is_joined and text.rstrip(BLANK).endswith(b"]") and _value(lines[0]) is None
-
-
-def _value(line: bytes) -> object:
+def _is_spread(text: bytes) -> bool:
+    """Whether a text begins with a whole JSON value that takes several lines."""
+    start = text.lstrip(BLANK).decode("utf-8", "replace")
     try:
-        value: object = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        _, end = json.JSONDecoder().raw_decode(start)
+    except (ValueError, RecursionError):
+        return False
+    return "\n" in start[:end]
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return value
-
-
-def _is_object(line: bytes) -> bool:
-    return line.startswith(b"{") and isinstance(_value(line), dict)
 
 
 def _all_objects(value: object) -> bool:
