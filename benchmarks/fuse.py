@@ -20,7 +20,7 @@ from typing import Any
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.cli.opening import open_model, rows_of
-from mlx_itune.dataset.tokens.prepare import prepare
+from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.export.fusing.fuse import fuse
 from mlx_itune.inference.evaluate import question

@@ -22,7 +22,7 @@ from typing import Any
 
 import workloads
 
-from mlx_itune.dataset.tokens.batching import batches
+from mlx_itune.dataset.batching import batches
 from mlx_itune.training import setup
 from mlx_itune.training.settings import settings_from
 

@@ -50,7 +50,7 @@ def command(
     """
     from mlx_itune.cli import report
     from mlx_itune.cli.opening import open_model, rows_of
-    from mlx_itune.dataset.tokens.prepare import prepare
+    from mlx_itune.dataset.rendering.prepare import prepare
     from mlx_itune.export.fusing.fidelity import Reference
     from mlx_itune.model.loading.base import resolve, vet
 

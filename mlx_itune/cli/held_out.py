@@ -127,7 +127,7 @@ def _held(
     **options: Any,
 ) -> HeldOut:
     """The rows as tokens; a row to calibrate on that is one of those measured on is left out."""
-    from mlx_itune.dataset.tokens.prepare import prepare
+    from mlx_itune.dataset.rendering.prepare import prepare
 
     examples = prepare(measured, tokenizer, **options).examples
     taken = {example.input_ids.tobytes() for example in examples}

@@ -107,9 +107,9 @@ def run_job(
     workdir: Path, *, kind: str, seed: int, data_seed: int, steps: int | None, progress: Progress
 ) -> Outcome:
     """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``."""
+    from mlx_itune.dataset.rendering.prepare import prepare
     from mlx_itune.dataset.sample_data import write_sample
     from mlx_itune.dataset.sources import load_splits
-    from mlx_itune.dataset.tokens.prepare import prepare
     from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
     from mlx_itune.export.formats import Request, export
     from mlx_itune.export.fusing.fuse import fuse

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.tokens.batching import epoch_order
+from mlx_itune.dataset.batching import epoch_order
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.files import staged_directory
 

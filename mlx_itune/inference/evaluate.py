@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.rendering.render import TokenizedExample, render
-from mlx_itune.dataset.tokens.prepare import prepare
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.metrics import exact_match, token_f1

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_itune.dataset.tokens.batching import Batch, batches
+from mlx_itune.dataset.batching import Batch, batches
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.model.adapters import adapter

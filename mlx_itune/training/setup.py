@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.rendering.render import TokenizedExample
-from mlx_itune.dataset.tokens.token_cache import (
+from mlx_itune.dataset.rendering.token_cache import (
     StoredExamples,
     Tokenized,
     tokenized,

@@ -7,7 +7,7 @@ import chat_templates as t
 import pytest
 from conftest import fast
 
-from mlx_itune.dataset.rendering.chat_template import ChatTemplate
+from mlx_itune.dataset.tokens.chat_template import ChatTemplate
 from mlx_itune.kit.errors import DataError
 
 FAMILIES = {p.stem: p.read_text() for p in (Path(__file__).parents[1] / "masks").rglob("*.jinja")}

@@ -6,9 +6,9 @@ import chat_templates as t
 import numpy as np
 import pytest
 
+from mlx_itune.dataset.batching import batches, epoch_order
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.tokens.batching import batches, epoch_order
-from mlx_itune.dataset.tokens.prepare import prepare
+from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.kit.errors import DataError, UsageError
 
 

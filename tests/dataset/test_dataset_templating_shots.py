@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.templating.pattern import Pattern
 from mlx_itune.dataset.templating.render import (
     Rendered,
@@ -19,7 +20,6 @@ from mlx_itune.dataset.templating.render import (
 )
 from mlx_itune.dataset.templating.shots import ExemplarPool
 from mlx_itune.dataset.templating.tasks import Task, Template
-from mlx_itune.dataset.tokens.prepare import prepare
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 
 TASK = Task(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.rendering.templates import built_in
+from mlx_itune.dataset.tokens.templates import built_in
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.export.consumers import consumer_warnings
 from mlx_itune.export.shipping.go_template import go_template

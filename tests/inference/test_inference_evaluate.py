@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.tokens.prepare import prepare
+from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.inference.evaluate import evaluate, question
 from mlx_itune.inference.generate import Generator

@@ -15,9 +15,9 @@ import mlx.core as mx  # isort: skip
 import mlx_lm
 from mlx.utils import tree_flatten
 
+from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.sample_data import write_sample
 from mlx_itune.dataset.sources import load_splits
-from mlx_itune.dataset.tokens.prepare import prepare
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export.fusing.fidelity import Fidelity, Reference
 from mlx_itune.export.fusing.fuse import FuseResult, fuse

@@ -207,7 +207,7 @@ def test_a_template_with_a_date_goes_on_tomorrow(
 ) -> None:
     from datetime import datetime
 
-    from mlx_itune.dataset.rendering import chat_template
+    from mlx_itune.dataset.tokens import chat_template
 
     model = shutil.copytree(tiny_model_dir, tmp_path / "model")
     template = (model / "chat_template.jinja").read_text()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.tokens.shown_example import Piece, ShownExample
+    from mlx_itune.dataset.rendering.shown_example import Piece, ShownExample
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 _FAULTS_SHOWN = 3
@@ -76,8 +76,8 @@ def command(
     Where there is no colour, learned runs stand between [[ and ]]; a weight other than 1 is
     written in front.
     """
-    from mlx_itune.dataset.tokens.find_rows import find_rows, first_rows
-    from mlx_itune.dataset.tokens.shown_example import shown_examples
+    from mlx_itune.dataset.rendering.find_rows import find_rows, first_rows
+    from mlx_itune.dataset.rendering.shown_example import shown_examples
 
     page_path = reading.html_path(html)
     files = reading.RowFiles([data], format_name, columns)
@@ -99,7 +99,7 @@ def command(
     if not shown:
         raise _nothing_shown(files.name, refused, broken)
     if page_path:
-        from mlx_itune.dataset.tokens.tokens_page import tokens_page
+        from mlx_itune.dataset.rendering.tokens_page import tokens_page
         from mlx_itune.kit.files import write_new
 
         page = tokens_page(shown, tokenizer, data=files.name, model=Path(model).name)
@@ -116,7 +116,7 @@ def command(
 
 
 def _row(shown: ShownExample, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    from mlx_itune.dataset.tokens.shown_example import single_tokens
+    from mlx_itune.dataset.rendering.shown_example import single_tokens
 
     return {
         "row": shown.row,
@@ -136,7 +136,7 @@ def _lines(
 ) -> Iterator[Text | str]:
     from rich.text import Text
 
-    from mlx_itune.dataset.tokens.shown_example import pieces, single_tokens
+    from mlx_itune.dataset.rendering.shown_example import pieces, single_tokens
 
     out = console()
     coloured = out.color_system is not None and not out.no_color

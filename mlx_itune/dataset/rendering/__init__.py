@@ -1,1 +1,1 @@
-"""Conversations as text and tokens, with what is learned of each."""
+"""Conversations as examples: what is learned of each, cut to a length, kept, shown."""

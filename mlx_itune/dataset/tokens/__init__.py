@@ -1,1 +1,1 @@
-"""Tokenizers, tokenized rows and where they are kept."""
+"""Texts and token ids: chat templates, control text, the tokenizer."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.rendering.chat_template import ChatTemplate
-from mlx_itune.dataset.rendering.control_text import ControlText, common_start
-from mlx_itune.dataset.rendering.templates import BUILT_IN, built_in
+from mlx_itune.dataset.tokens.chat_template import ChatTemplate
+from mlx_itune.dataset.tokens.control_text import ControlText, common_start
+from mlx_itune.dataset.tokens.templates import BUILT_IN, built_in
 from mlx_itune.kit.errors import DataError, ModelError, UsageError
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.native import panics_as
@@ -44,7 +44,7 @@ class ChatTokenizer:
     `hf` is the tokenizer, `name` the template's name ("auto", "chatml", ...), `eos_ids` every
     token that ends a turn, `control_ids` all special tokens, `is_control` (V,) bool the same as a
     table, `stop_strings` the end-of-turn text where the template ends turns with plain text.
-    What turns say is never read as a control token (see rendering/control_text.py).
+    What turns say is never read as a control token (see tokens/control_text.py).
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_itune.dataset.tokens.batching import batches
+from mlx_itune.dataset.batching import batches
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.engine import activations, loss, memory
 from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen

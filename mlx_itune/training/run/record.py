@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_itune.dataset.tokens.batching import Batch
+from mlx_itune.dataset.batching import Batch
 from mlx_itune.kit.errors import StorageError
 from mlx_itune.training.engine.step import StepMetrics
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.rendering.prepare import PrepareReport, TooLong, prepare
 from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render
-from mlx_itune.dataset.tokens.prepare import PrepareReport, TooLong, prepare
 from mlx_itune.dataset.tokens.token_text import text_runs, token_texts
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError

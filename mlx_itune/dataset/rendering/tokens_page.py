@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
-from mlx_itune.dataset.tokens.shown_example import Piece, ShownExample, pieces
+from mlx_itune.dataset.rendering.shown_example import Piece, ShownExample, pieces
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.page import Html, element, join, page, section
 

@@ -33,15 +33,15 @@ from numpy.typing import NDArray
 
 from mlx_itune import __version__
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.rendering.render import Learn, TokenizedExample
-from mlx_itune.dataset.sources import Source, load_splits, split_paths
-from mlx_itune.dataset.tokens.prepare import (
+from mlx_itune.dataset.rendering.prepare import (
     Preparation,
     PrepareReport,
     TooLong,
     prepare,
     prepare_each,
 )
+from mlx_itune.dataset.rendering.render import Learn, TokenizedExample
+from mlx_itune.dataset.sources import Source, load_splits, split_paths
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import StorageError
 from mlx_itune.kit.files import sha256_file, staged_directory
