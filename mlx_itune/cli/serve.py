@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.boundary import Terminated
-
-if TYPE_CHECKING:
-    from mlx_itune.inference.serve import Listening
 
 
 @options.command("serve", "mlx-itune serve --model starter --adapter notes=adapter --port 8080")
@@ -56,69 +53,36 @@ if TYPE_CHECKING:
 )
 @options.template
 @options.compute
-def command(
-    model: str,
-    adapters: tuple[str, ...],
-    host: str,
-    port: int,
-    concurrency: int,
-    cached_prompts: int,
-    origins: tuple[str, ...],
-    template: str | None,
-    compute: str,
-    as_json: bool,
-    offline: bool,
-) -> None:
+def command(as_json: bool, **settings: Any) -> None:
     """Serve a base and its adapters over OpenAI's API: chat, completions, models, health.
 
     With --json the address is printed as one object once requests are answered.
     """
-    from mlx_itune.inference.serve import serve
+    from mlx_itune.cli.result import Result, pairs
+    from mlx_itune.inference.serve import Listening, ServeSettings, serve
 
     # A shell that starts it in the background has it ignore Ctrl-C's signal.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    announced = False
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def announce(listening: Listening) -> None:
-        nonlocal announced
-        _announce(listening, as_json)
-        announced = True
+        if not listening.is_local:
+            _note(
+                "warning: other machines can reach this address, and whoever does can use the "
+                "model: there is no password"
+            )
+        about = pairs([("url", listening.url), ("models", ", ".join(listening.models))])
+        Result(listening, about).print(as_json)
+        sys.stdout.flush()
+        if not as_json:
+            _note("Ctrl-C stops it")
 
-    try:
-        serve(
-            model,
-            adapters,
-            announce=announce,
-            host=host,
-            port=port,
-            template=template,
-            compute=compute,
-            concurrency=concurrency,
-            cached_prompts=cached_prompts,
-            origins=origins,
-            offline=offline,
-        )
-    except (KeyboardInterrupt, Terminated) as stopped:
-        if not (announced and as_json):
-            raise
-        # The one object of --json is out.
-        code = 143 if isinstance(stopped, Terminated) else 130
-        raise click.exceptions.Exit(code) from None
+    signum = serve(ServeSettings(**settings), announce=announce)
+    # What is left is to leave: one more Ctrl-C has nothing to interrupt.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        atexit.register(signal.signal, each, signal.SIG_IGN)
+    raise click.exceptions.Exit(128 + signum)
 
 
-def _announce(listening: Listening, as_json: bool) -> None:
-    from mlx_itune.cli import report
-
-    if not listening.is_local:
-        print(
-            "warning: other machines can reach this address, and whoever does can use the model: "
-            "there is no password",
-            file=sys.stderr,
-        )
-    if as_json:
-        report.emit(listening)
-    else:
-        report.pairs([("url", listening.url), ("models", ", ".join(listening.models))])
-        print("Ctrl-C stops it", file=sys.stderr)
-    sys.stdout.flush()
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

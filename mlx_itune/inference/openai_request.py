@@ -1,14 +1,32 @@
-"""What a request in OpenAI's form asks for, and what of it cannot be served."""
+"""What a request in OpenAI's form asks for; what of it cannot be served is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from mlx_itune.model.serving.answers import Refusal
+from annotated_types import Ge, Le
 
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.inference.prompts import (
+    chat_ids,
+    context_tokens,
+    room_tokens,
+    text_ids,
+    turns_and_tools,
+)
+from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import parse_object, to_record
+from mlx_itune.kit.wording import first_line
+from mlx_itune.model.serving.engine import Drawing
+
+# What mlx-lm's clients say when they do not choose.
+DEFAULT = "default_model"
 # Fields that change the answer and that this server has nothing for; what is listed changes none.
-_ONLY: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
@@ -18,102 +36,231 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "functions": ([],),
     "function_call": ("auto", "none"),
-    "draft_model": ("default_model",),
+    "draft_model": (DEFAULT,),
     "num_draft_tokens": (0,),
     "role_mapping": ({},),
     "chat_template_kwargs": ({},),
+    "xtc_probability": (0,),
 }
 _SEEDS = 1 << 63
-_XTC_THRESHOLD = 0.5
-# Beyond float32 the log-probabilities of the answer are infinite, which is no JSON.
-_MOST_BIAS = 1e9
-# MLX's indices have 32 bits; no text is so long.
-_MOST_TOKENS = (1 << 31) - 1
-_WINDOWS = ("repetition_context_size", "presence_context_size", "frequency_context_size")
-_INTEGERS = ("top_k", "max_tokens", "max_completion_tokens", "top_logprobs", *_WINDOWS)
-_NUMBERS = (
-    "temperature",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "xtc_probability",
-    "xtc_threshold",
-)
+# A longer prompt is refused unread; a token of ordinary text has three to six characters.
+_CHARACTERS_A_TOKEN = 16
+
+TopTokens = Annotated[int, Ge(0), Le(20)]
+AnswerTokens = Annotated[int, Ge(1), Le((1 << 31) - 1)]
 
 
-def checked(body: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    """The body without nulls, in the types that mlx-lm's handler wants. Raises Refusal.
+class Refusal(Exception):
+    """A request that is not served: an HTTP status and OpenAI's error object."""
 
-    vocabulary: how many logits the model gives.
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What a stream tells besides the answer."""
+
+    include_usage: bool = False
+
+
+@dataclass(frozen=True)
+class Request(Drawing):
+    """The body of a chat request (`messages`, `tools`) or of a completion (`prompt`)."""
+
+    model: str = DEFAULT
+    adapters: str | None = None
+    messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    prompt: tuple[str, ...] = ()
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    max_tokens: AnswerTokens = 512
+    max_completion_tokens: AnswerTokens | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool | TopTokens = False
+    top_logprobs: TopTokens = 0
+
+    @property
+    def told_logprobs(self) -> int | None:
+        """How many likeliest tokens to tell of each; None tells no log-probability at all."""
+        if self.logprobs is False:
+            return None
+        return max(self.top_logprobs, 0 if self.logprobs is True else self.logprobs)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A name of the API: the adapter that is on for it (None: the base) and how it reads.
+
+    family: mlx-lm's tokenizer of it; shows_tools: whether the template has a place for tools.
     """
-    kept = {key: value for key, value in body.items() if value is not None}
-    for key, neutral in _ONLY.items():
-        if key in kept and kept.pop(key) not in neutral:
-            raise Refusal(
-                400, f"{key}={body[key]!r} is not supported", param=key, code="unsupported_value"
-            )
+
+    adapter: str | None
+    tokenizer: ChatTokenizer
+    family: Any
+    shows_tools: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that is served; max_tokens is what fits the model's context."""
+
+    request: Request
+    is_chat: bool
+    served: Served
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    stops: Sequence[str]
+
+
+class Desk:
+    """Reads requests. served: by name, the default first; aliases: other names for them."""
+
+    def __init__(
+        self,
+        served: Mapping[str, Served],
+        aliases: Mapping[str, str],
+        config: Mapping[str, Any],
+        vocabulary: int,
+    ) -> None:
+        self.served, self._vocabulary = dict(served), vocabulary
+        self._names = {**aliases, DEFAULT: next(iter(served)), **{name: name for name in served}}
+        self._config = config
+
+    def read(self, data: bytes, is_chat: bool) -> Asked:
+        """What a request asks for, tokenized as in training. Raises Refusal."""
+        try:
+            request = _request(data)
+            return self._asked(request, is_chat)
+        except (Refusal, KeyboardInterrupt):
+            raise
+        # Libraries in Rust panic past Exception; the others' requests are none of its business.
+        except BaseException as error:
+            raise Refusal(500, f"the request cannot be read: {first_line(error)}") from error
+
+    def _asked(self, request: Request, is_chat: bool) -> Asked:
+        served = self.served[self._name(request)]
+        if any(not 0 <= token < self._vocabulary for token in request.logit_bias):
+            raise Refusal(400, "logit_bias names no token of this model", param="logit_bias")
+        what = "messages" if is_chat else "prompt"
+        said: Any = (request.messages, request.tools) if is_chat else request.prompt
+        context = context_tokens(self._config)
+        try:
+            if context and (size := _characters(said)) > context * _CHARACTERS_A_TOKEN:
+                raise _TooLong(
+                    f"the prompt has {size:,} characters, and the model's context is "
+                    f"{context:,} tokens"
+                )
+            ids = _chat(served, request) if is_chat else _text(served, request.prompt)
+        except _TooLong as error:
+            raise Refusal(400, str(error), param=what, code="context_length_exceeded") from error
+        except DataError as error:
+            raise Refusal(400, str(error), param=what) from error
+        wanted = request.max_completion_tokens or request.max_tokens
+        try:
+            room = room_tokens(len(ids), self._config, wanted)
+        except DataError as error:
+            raise Refusal(400, str(error), param=what, code="context_length_exceeded") from error
+        stops = (*served.tokenizer.stop_strings, *filter(None, request.stop))
+        return Asked(request, is_chat, served, ids, room, stops)
+
+    def _name(self, request: Request) -> str:
+        """The served name that `model`, or mlx-lm's `adapters` on top of it, asks for."""
+        found = DEFAULT
+        for field, asked in (("model", request.model), ("adapters", request.adapters)):
+            if asked is None:
+                continue
+            if asked not in self._names:
+                raise unknown_model(asked, field)
+            found = self._names[asked]
+        return found
+
+
+class _TooLong(DataError):
+    """A prompt that no context holds."""
+
+
+def unknown_model(name: str, param: str = "model") -> Refusal:
+    """The refusal of a model that is not served."""
+    return Refusal(
+        404, f"The model {name[:100]!r} does not exist", param=param, code="model_not_found"
+    )
+
+
+def shows_tools(tokenizer: ChatTokenizer) -> bool:
+    """Whether a chat template writes the tools that it is given."""
+    name = "qzvxqzvx"
+    tool = {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": name,
+            "parameters": {"type": "object", "properties": {}, "required": []},
+        },
+    }
+    turns = [{"role": "user", "content": "a"}]
+    try:
+        return name in tokenizer.render_text(turns, tools=[tool], add_generation_prompt=True)
+    except DataError:
+        # It looks at them, and misses something in this one.
+        return True
+
+
+def _request(data: bytes) -> Request:
+    try:
+        body = parse_object(data, where=None, error=DataError)
+    except DataError as error:
+        raise Refusal(400, f"the request {error.message}") from error
+    body = {key: value for key, value in body.items() if value is not None}
+    for key, neutral in _NEUTRAL.items():
+        if key in body and body[key] not in neutral:
+            shown = f"{key}={body[key]!r}"[:100]
+            raise Refusal(400, f"{shown} is not supported", param=key, code="unsupported_value")
     if body.get("tool_choice") == "none":
-        kept.pop("tools", None)
-    kept["stop"] = _stops(kept.get("stop", []))
-    _seed(kept)
-    _sampling(kept, vocabulary)
-    options = kept.get("stream_options", {})
-    if not isinstance(options, dict):
-        raise Refusal(400, "stream_options is not an object", param="stream_options")
-    kept["stream_options"] = {"include_usage": bool(options.get("include_usage"))}
-    return kept
+        body.pop("tools", None)
+    body |= {key: [body[key]] for key in ("stop", "prompt") if isinstance(body.get(key), str)}
+    try:
+        request = to_record(body, Request, where=None, error=DataError)
+    except DataError as error:
+        field = re.split(r"\W", error.message, maxsplit=1)[0]
+        raise Refusal(
+            400, first_line(error.message), param=field if field in body else None
+        ) from error
+    return dataclasses.replace(request, seed=request.seed and request.seed % _SEEDS)
 
 
-def text_prompt(body: Mapping[str, Any]) -> str:
-    """The `prompt` of a completion request: one text, or a list of one. Raises Refusal."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str) or not prompt:
-        raise Refusal(400, "prompt is not one text", param="prompt")
-    return prompt
+def _chat(served: Served, request: Request) -> list[int]:
+    if not request.messages:
+        raise DataError("messages is not a list of messages")
+    if request.tools and not served.shows_tools:
+        raise Refusal(
+            400,
+            "this model's chat template has no place for tools",
+            param="tools",
+            code="unsupported_value",
+        )
+    turns, tools = turns_and_tools(
+        {"messages": list(request.messages), "tools": list(request.tools)}
+    )
+    return chat_ids(served.tokenizer, turns, tools)
 
 
-def _stops(value: Any) -> list[str]:
-    listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(stop, str) for stop in listed):
-        raise Refusal(400, "stop is neither a text nor a list of texts", param="stop")
-    return [stop for stop in listed if stop]
+def _text(served: Served, prompt: Sequence[str]) -> list[int]:
+    if len(prompt) != 1 or not prompt[0]:
+        raise DataError("prompt is not one text")
+    return text_ids(served.tokenizer, prompt[0])
 
 
-def _seed(kept: dict[str, Any]) -> None:
-    seed = kept.get("seed")
-    if seed is None:
-        return
-    if type(seed) is not int:
-        raise Refusal(400, "seed is not an integer", param="seed")
-    kept["seed"] = seed % _SEEDS
-
-
-def _sampling(kept: dict[str, Any], vocabulary: int) -> None:
-    """What would stop mlx-lm's generation thread, and everybody's requests with it."""
-    for name in _INTEGERS:
-        if name in kept and type(kept[name]) is not int:
-            raise Refusal(400, f"{name} is not an integer", param=name)
-    for name in _WINDOWS:
-        kept.update({name: min(kept[name], _MOST_TOKENS)} if name in kept else {})
-    if kept.get("top_k", 0) >= vocabulary:
-        kept["top_k"] = 0
-    # MLX takes no integer beyond 64 bits, and mlx-lm no integer for some of these.
-    for name in _NUMBERS:
-        if type(kept.get(name)) is int:
-            kept[name] = float(kept[name])
-    threshold = kept.get("xtc_threshold", 0.0)
-    if isinstance(threshold, float) and threshold > _XTC_THRESHOLD:
-        raise Refusal(400, f"xtc_threshold must be at most {_XTC_THRESHOLD}", param="xtc_threshold")
-    bias = kept.get("logit_bias", {})
-    if not isinstance(bias, dict) or not all(_is_bias(*pair, vocabulary) for pair in bias.items()):
-        raise Refusal(400, "logit_bias is not an object of token id to number", param="logit_bias")
-
-
-def _is_bias(token: str, value: Any, vocabulary: int) -> bool:
-    # int() refuses thousands of digits.
-    is_short = token.isascii() and token.isdigit() and len(token) <= len(str(vocabulary))
-    is_token = is_short and int(token) < vocabulary
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_token and is_number and abs(value) <= _MOST_BIAS
+def _characters(value: Any) -> int:
+    """How many characters the texts within a JSON value have."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _characters(item) for key, item in value.items())
+    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0

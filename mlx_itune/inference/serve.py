@@ -1,37 +1,59 @@
-"""An OpenAI-compatible server: a base and its adapters, loaded once, on mlx-lm's own server."""
+"""An OpenAI-compatible server: a base and its adapters, loaded once, behind uvicorn.
+
+The caller's thread computes, the one that loaded the model: MLX's streams and compiled functions
+belong to a thread, and are taken apart with it. HTTP has a thread of its own.
+"""
 
 from __future__ import annotations
 
 import functools
+import ipaddress
+import json
+import signal
+import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.inference import openai_request
-from mlx_itune.inference.prompts import (
-    chat_ids,
-    context_tokens,
-    room_tokens,
-    text_ids,
-    turns_and_tools,
-)
-from mlx_itune.inference.text_stream import TextStream
-from mlx_itune.kit.errors import DataError, ModelError, UsageError
+from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served, shows_tools
+from mlx_itune.inference.openai_server import application
+from mlx_itune.inference.prompts import context_tokens
+from mlx_itune.kit import network
+from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapter_files
 from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.adapters.adapter_set import AdapterSet
 from mlx_itune.model.loading import base
-from mlx_itune.model.serving import answers as serving
-from mlx_itune.model.serving.answers import Order, Refusal
-from mlx_itune.model.serving.http import Server, unknown_model
+from mlx_itune.model.serving.engine import Engine
+from mlx_itune.model.serving.reply import family
 
-# What mlx-lm's clients say when they do not choose.
-DEFAULT = "default_model"
 # How long answers under way may take once the server is told to stop.
-_GRACE_S = 10.0
+_GRACE_S = 10
+_CONNECTIONS_WAITING = 1024
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """adapters: directories, `DIR` or `NAME=DIR`, the first the default; port 0: any free one."""
+
+    model: str
+    adapters: Sequence[str] = ()
+    host: str = "127.0.0.1"
+    port: int = 8080
+    template: str | None = None
+    compute: str = "auto"
+    concurrency: int = 8
+    cached_prompts: int = 10
+    origins: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -46,144 +68,109 @@ class Listening:
     is_local: bool
 
 
-class FrontDesk:
-    """Reads requests: which model, which prompt, which stops.
+def serve(settings: ServeSettings, *, announce: Callable[[Listening], None]) -> int:
+    """Load everything, answer requests until a signal; the number of that signal.
 
-    tokenizers: by served name, the default first. aliases: other names for them.
+    `announce` is told when requests are answered. Answers under way at the end have some seconds;
+    a second signal takes those away. Raises UsageError, ModelError, StorageError.
     """
+    named = {name: adapter_files.load(path) for name, path in _named(settings.adapters).items()}
+    with _listening(settings.host, settings.port) as door:
+        desk, engine, about = _opened(settings, named, door)
+        hosts = _hosts(settings.host, door.getsockname()[1])
+        app = application(desk, engine, hosts=hosts, origins=settings.origins)
+        config = uvicorn.Config(
+            app,
+            http=_Http,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        server = uvicorn.Server(config)
 
-    def __init__(
-        self,
-        tokenizers: Mapping[str, ChatTokenizer],
-        aliases: Mapping[str, str],
-        config: Mapping[str, Any],
-        vocabulary: int,
-    ) -> None:
-        self._tokenizers = dict(tokenizers)
-        default = next(iter(self._tokenizers))
-        self._names = {**aliases, DEFAULT: default, **{name: name for name in self._tokenizers}}
-        self._config, self._vocabulary = config, vocabulary
-        self._lock = threading.Lock()
+        def answer() -> None:
+            try:
+                server.run(sockets=[door])
+            finally:
+                engine.stop()
 
-    def models(self) -> Sequence[str]:
-        """Every name that is served."""
-        return list(self._tokenizers)
-
-    def checked(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A body that mlx-lm's handler can read. Raises Refusal."""
-        kept = openai_request.checked(body, self._vocabulary)
-        name = self._name(kept)
-        kept.setdefault("model", name)
-        if _is_chat(path):
-            if not isinstance(kept.get("messages"), list) or not kept["messages"]:
-                raise Refusal(400, "messages is not a list of messages", param="messages")
-        else:
-            kept["prompt"] = openai_request.text_prompt(kept)
-        return kept
-
-    def order(self, path: str, body: Mapping[str, Any], max_tokens: int) -> Order:
-        """The prompt of a checked body, tokenized as in training. Raises Refusal."""
-        name = self._name(body)
-        tokenizer = self._tokenizers[name]
-        what = "messages" if _is_chat(path) else "prompt"
-        try:
-            with self._lock:
-                if _is_chat(path):
-                    prompt = chat_ids(tokenizer, *turns_and_tools(body))
-                else:
-                    prompt = text_ids(tokenizer, body["prompt"])
-        except DataError as error:
-            raise Refusal(400, str(error), param=what) from error
-        try:
-            room = room_tokens(len(prompt), self._config, max_tokens)
-        except DataError as error:
-            raise Refusal(400, str(error), param=what, code="context_length_exceeded") from error
-        stops = (*tokenizer.stop_strings, *body["stop"])
-        return Order(name, prompt, room, lambda: TextStream(tokenizer.decode, stops))
-
-    def _name(self, body: Mapping[str, Any]) -> str:
-        """The served name that `model`, or mlx-lm's `adapters`, asks for."""
-        found = self._names[DEFAULT]
-        # An adapter that is asked for by mlx-lm's field comes on top of the model.
-        for field in ("model", "adapters"):
-            asked = body.get(field, found)
-            if not isinstance(asked, str):
-                raise Refusal(400, f"{field} is not a name", param=field)
-            if asked not in self._names:
-                raise unknown_model(asked, field)
-            found = self._names[asked]
-        return found
+        with _stopping(server) as signals:
+            http = threading.Thread(target=answer, name="http")
+            http.start()
+            announce(about)
+            try:
+                engine.run()
+            finally:
+                server.should_exit = True
+                http.join()
+    if not signals:
+        raise RuntimeError("the server ended by itself")
+    return signals[0]
 
 
-def serve(
-    model: str,
-    adapters: Sequence[str] = (),
-    *,
-    announce: Callable[[Listening], None],
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    template: str | None = None,
-    compute: str = "auto",
-    concurrency: int = 8,
-    cached_prompts: int = 10,
-    origins: Sequence[str] = (),
-    offline: bool = False,
-) -> None:
-    """Load everything, then answer requests until an exception (Ctrl-C, SIGTERM) ends it.
+@contextmanager
+def _stopping(server: uvicorn.Server) -> Iterator[list[int]]:
+    """Signals end the server; those that came."""
+    came: list[int] = []
 
-    adapters: directories, each `DIR` or `NAME=DIR`; the first is the default. `announce` is told
-    when requests are answered. Answers under way at the end have some seconds to finish.
-    Raises UsageError, ModelError, StorageError.
-    """
-    named = {name: adapter_files.load(path) for name, path in _named(adapters).items()}
-    server = Server(host, port)
+    def stop(signum: int, frame: Any) -> None:
+        came.append(signum)
+        server.should_exit, server.force_exit = True, len(came) > 1
+
+    wanted = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {each: signal.signal(each, stop) for each in wanted}
     try:
-        path = base.resolve(model, offline=offline)
-        tokenizers = _tokenizers(path, named, template)
-        loaded = base.load(model, compute=compute, offline=offline)
-        if loaded.id in named:
-            raise UsageError(f"an adapter cannot have the base's name, {loaded.id}")
-        switch = AdapterSet(loaded, named)
-        theirs = {
-            chat: serving.server_tokenizer(path, chat.template_text, sorted(chat.eos_ids))
-            for chat in set(tokenizers.values())
-        }
-        served = [
-            serving.Served(name or loaded.id, name, theirs[chat])
-            for name, chat in tokenizers.items()
-        ]
-        desk = FrontDesk(
-            {name or loaded.id: chat for name, chat in tokenizers.items()},
-            {model: loaded.id} if None in tokenizers else {},
-            loaded.config,
-            switch.vocabulary(),
-        )
-        options = serving.settings(
-            concurrency=concurrency, cached_prompts=cached_prompts, origins=origins
-        )
-        engine = serving.engine(serving.Provider(switch, served, options))
-    except BaseException:
-        server.server_close()
-        raise
-    try:
-        server.ready(desk, engine)
-        address = f"[{host}]" if ":" in host else host
-        announce(
-            Listening(
-                f"http://{address}:{server.server_address[1]}/v1",
-                tuple(desk.models()),
-                loaded.id,
-                loaded.compute,
-                context_tokens(loaded.config),
-                server.is_local,
-            )
-        )
-        server.serve_forever(poll_interval=0.1)
+        yield came
     finally:
-        try:
-            server.drain(_GRACE_S)
-        finally:
-            engine.stop_and_join()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+class _Http(H11Protocol):
+    """uvicorn's own, with OpenAI's error for what is no HTTP request."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer, and hang up."""
+        body = json.dumps(Refusal(400, msg).body)
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close"
+        self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}\r\n\r\n{body}".encode())
+        self.transport.close()
+
+
+def _opened(
+    settings: ServeSettings, named: Mapping[str, Adapter], door: socket.socket
+) -> tuple[Desk, Engine, Listening]:
+    path = base.resolve(settings.model, offline=network.offline())
+    tokenizers = _tokenizers(path, named, settings.template)
+    loaded = base.load(settings.model, compute=settings.compute, offline=network.offline())
+    if loaded.id in named:
+        raise UsageError(f"an adapter cannot have the base's name, {loaded.id}")
+    reads = {
+        chat: (family(path, chat.template_text), shows_tools(chat))
+        for chat in set(tokenizers.values())
+    }
+    engine = Engine(
+        AdapterSet(loaded, named),
+        concurrency=settings.concurrency,
+        cached_prompts=settings.cached_prompts,
+    )
+    desk = Desk(
+        {name or loaded.id: Served(name, chat, *reads[chat]) for name, chat in tokenizers.items()},
+        {settings.model: loaded.id} if None in tokenizers else {},
+        loaded.config,
+        engine.vocabulary,
+    )
+    about = Listening(
+        f"http://{_in_url(settings.host)}:{door.getsockname()[1]}/v1",
+        tuple(desk.served),
+        loaded.id,
+        loaded.compute,
+        context_tokens(loaded.config),
+        _is_loopback(settings.host),
+    )
+    return desk, engine, about
 
 
 def _named(adapters: Sequence[str]) -> dict[str, Path]:
@@ -222,5 +209,42 @@ def _tokenizers(
     return found
 
 
-def _is_chat(path: str) -> bool:
-    return path.endswith("/chat/completions")
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens; who connects waits until the server is ready. Raises UsageError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        door = socket.socket(family, kind, protocol)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+        door.listen(_CONNECTIONS_WAITING)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error}", hint="choose another --port"
+        ) from error
+    with door:
+        yield door
+
+
+def _hosts(host: str, port: int) -> frozenset[str] | None:
+    """What requests may call this server; None where `--host` is every address."""
+    if host in ("0.0.0.0", "::"):
+        return None
+    names = {*_LOCAL, _in_url(host).lower()}
+    return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else set())
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -69,16 +69,19 @@ class Client:
         self.url, self.process = url, process
         self.port = int(url.rsplit(":", 1)[1].split("/")[0])
 
-    def request(
+    def answer(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
-    ) -> tuple[int, bytes]:
+    ) -> tuple[int, bytes, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, dict(headers))
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return answer.status, answer.read(), answer.headers
         finally:
             connection.close()
+
+    def request(self, *asked: Any) -> tuple[int, bytes]:
+        return self.answer(*asked)[:2]
 
     def get(self, path: str) -> tuple[int, Any]:
         status, body = self.request("GET", path)

@@ -151,27 +151,33 @@ def test_stop_in_stream_and_whole(client: Any) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == cut
 
 
-def test_adapters_at_the_same_time(url: str, adapters: dict[str, Path]) -> None:
+def test_two_hundred_at_once(url: str, adapters: dict[str, Path]) -> None:
     import openai
 
     wanted = {
         name: expected("starter", path, QUESTIONS, TOKENS)
         for name, path in {BASE: None, **adapters}.items()
     }
-    pairs = [(name, n) for n in range(len(QUESTIONS)) for name in wanted] * 3
+    asked_for = [
+        (name, n, k % 2) for k in range(13) for n in range(len(QUESTIONS)) for name in wanted
+    ]
 
     async def every() -> list[str]:
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
 
-            async def one(name: str, n: int) -> str:
-                answer = await client.chat.completions.create(
-                    model=name, messages=asked(QUESTIONS[n]), max_tokens=TOKENS, temperature=0
-                )
+            async def one(name: str, n: int, is_stream: int) -> str:
+                fields: Any = {"messages": asked(QUESTIONS[n]), "max_tokens": TOKENS}
+                if is_stream:
+                    chunks = await client.chat.completions.create(model=name, stream=True, **fields)
+                    parts = [chunk.choices[0].delta.content or "" async for chunk in chunks]
+                    return "".join(parts)
+                answer = await client.chat.completions.create(model=name, **fields)
                 return answer.choices[0].message.content or ""
 
-            return list(await asyncio.gather(*(one(*pair) for pair in pairs)))
+            return list(await asyncio.gather(*(one(*each) for each in asked_for)))
 
-    assert asyncio.run(every()) == [wanted[name][n] for name, n in pairs]
+    assert len(asked_for) >= 200
+    assert asyncio.run(every()) == [wanted[name][n] for name, n, _ in asked_for]
 
 
 def test_errors_are_the_clients_own(client: Any) -> None:
@@ -181,8 +187,11 @@ def test_errors_are_the_clients_own(client: Any) -> None:
         said(client, "Hi", model="gpt-4o")
     with pytest.raises(openai.BadRequestError, match="context"):
         said(client, "word " * 3000, model=BASE)
-    with pytest.raises(openai.BadRequestError):
-        said(client, "Hi", model=BASE, n=3)
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    fields: Any
+    for fields in ({"n": 3}, {"response_format": {"type": "json_object"}}, {"tools": [tool]}):
+        with pytest.raises(openai.BadRequestError):
+            said(client, "Hi", model=BASE, **fields)
 
 
 def test_completions_and_logprobs(client: Any) -> None:
@@ -193,6 +202,27 @@ def test_completions_and_logprobs(client: Any) -> None:
     )
     content = answer.choices[0].logprobs.content
     assert len(content) == 5 and all(len(token.top_logprobs) == 3 for token in content)
+    assert "".join(token.token for token in content) == answer.choices[0].message.content
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in content)
+    chunks = client.chat.completions.create(
+        model=BASE, messages=asked("Hi"), max_tokens=5, logprobs=True, stream=True
+    )
+    told = [t.token for chunk in chunks for t in chunk.choices[0].logprobs.content]
+    assert told == [token.token for token in content]
+    done = client.completions.create(model=BASE, prompt="The patient", max_tokens=3, logprobs=2)
+    assert "".join(done.choices[0].logprobs.tokens) == done.choices[0].text
+    assert [len(best) for best in done.choices[0].logprobs.top_logprobs] == [2, 2, 2]
+
+
+def test_a_seed_gives_the_same_again(client: Any) -> None:
+    def drawn(seed: int) -> str:
+        answer = client.chat.completions.create(
+            model=BASE, messages=asked("Hi"), max_tokens=12, temperature=1.2, top_p=0.9, seed=seed
+        )
+        return answer.choices[0].message.content or ""
+
+    assert drawn(5) == drawn(5)
+    assert len({drawn(seed) for seed in range(4)}) > 1
 
 
 def test_a_fused_model_is_served_alike(

@@ -1,1 +1,1 @@
-"""Answers to many at once, over HTTP."""
+"""Answers to many at once, from mlx-lm's batches."""

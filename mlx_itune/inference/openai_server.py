@@ -1,0 +1,332 @@
+"""OpenAI's API as an ASGI application, closed to other pages and to other names of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mlx_itune.inference.openai_request import Asked, Desk, Refusal, unknown_model
+from mlx_itune.inference.text_stream import TextStream
+from mlx_itune.kit.wording import first_line, size
+from mlx_itune.model.serving.engine import Engine, Order, Token
+from mlx_itune.model.serving.reply import Reply
+
+T = TypeVar("T")
+
+_BODY_BYTES = 16_000_000
+# A client that stops sending, and a stream in which nothing happens.
+_BODY_S, _SILENCE_S = 60.0, 10.0
+_LEAST_LOGPROB = -9999.0
+
+
+def application(
+    desk: Desk, engine: Engine, *, hosts: Collection[str] | None, origins: Sequence[str]
+) -> ASGIApp:
+    """/v1/chat/completions, /v1/completions, /v1/models, /health.
+
+    hosts: what a request may call this server (None: anything); origins: of pages that may use it.
+    """
+    created = int(time.time())
+    reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+
+    def models() -> list[dict[str, Any]]:
+        about = {"object": "model", "created": created, "owned_by": "mlx-itune"}
+        return [{"id": name, **about} for name in desk.served]
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def every_model(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": models()})
+
+    async def one_model(request: Request) -> Response:
+        name = unquote(request.path_params["name"])
+        for model in models():
+            if model["id"] == name:
+                return JSONResponse(model)
+        raise unknown_model(name)
+
+    async def complete(request: Request) -> Response:
+        data = await asyncio.wait_for(_body(request), _BODY_S)
+        is_chat = request.url.path.endswith("/chat/completions")
+        loop = asyncio.get_running_loop()
+        asked = await loop.run_in_executor(reader, desk.read, data, is_chat)
+        answer = Answer(asked, engine)
+        if not asked.request.stream:
+            return JSONResponse(await _unless_gone(request, answer.whole()))
+        return StreamingResponse(
+            answer.events(),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache"},
+            background=BackgroundTask(answer.cancel),
+        )
+
+    posts = ("/v1/chat/completions", "/chat/completions", "/v1/completions")
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/models", every_model),
+            Route("/v1/models/{name:path}", one_model),
+            *(Route(path, complete, methods=["POST"]) for path in posts),
+        ],
+        middleware=[
+            Middleware(Gate, hosts=hosts, origins=origins),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                allow_private_network=True,
+            ),
+        ],
+        exception_handlers=dict.fromkeys((HTTPException, Refusal, Exception), _refused),
+    )
+
+
+class Gate:
+    """Lets in requests that name this server as it is, and that no foreign page has sent."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Sequence[str]) -> None:
+        self._app, self._hosts, self._origins = app, hosts, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve or refuse one request."""
+        app = self._app
+        if scope["type"] == "http" and (refusal := self._refusal(scope["headers"])) is not None:
+            app = JSONResponse(refusal.body, refusal.status)
+        await app(scope, receive, send)
+
+    def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        named = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+        if len(named) != 1 or (self._hosts is not None and named[0] not in self._hosts):
+            # A page that points its own name at this machine (DNS rebinding) gets nothing.
+            return Refusal(403, f"this server does not answer to {', '.join(named) or 'no name'}")
+        for origin in (value.decode("latin-1") for name, value in headers if name == b"origin"):
+            if origin not in self._origins and "*" not in self._origins:
+                return Refusal(
+                    403,
+                    f"pages of {origin} may not use this server; --allow-origin {origin} lets them",
+                )
+        return None
+
+
+class Answer:
+    """The answer to one request, in OpenAI's form."""
+
+    def __init__(self, asked: Asked, engine: Engine) -> None:
+        self._asked, self._engine, self._loop = asked, engine, asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[Token | Exception] = asyncio.Queue()
+        self._tokens = 0
+        self._id = f"{'chatcmpl' if asked.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._order = Order(
+            asked.served.adapter,
+            asked.prompt_ids,
+            asked.max_tokens,
+            asked.served.tokenizer.eos_ids,
+            asked.request,
+            asked.request.told_logprobs,
+            self._deliver,
+        )
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self._order.is_cancelled = True
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece."""
+        text, reasoning, ends = "", "", None
+        scored: list[Token] = []
+        calls: list[Any] = []
+        async for said, token, finish in self._pieces():
+            ends = finish
+            text += said.get("content", "")
+            reasoning += said.get("reasoning", "")
+            calls += said.get("tool_calls", ())
+            scored += [token] if token else []
+        choice: dict[str, Any] = {"text": text}
+        if self._asked.is_chat:
+            message: dict[str, Any] = {"role": "assistant", "content": text or None}
+            if reasoning:
+                message["reasoning"] = reasoning
+            if calls:
+                message["tool_calls"] = [
+                    {k: call[k] for k in call if k != "index"} for call in calls
+                ]
+            choice = {"message": message}
+        choice |= {"finish_reason": ends, "logprobs": self._logprobs(scored)}
+        return {**self._around([choice]), "usage": self._usage()}
+
+    async def events(self) -> AsyncIterator[str]:
+        """The answer as server-sent events, whose end is `[DONE]`."""
+        is_chat, role = self._asked.is_chat, {"role": "assistant"}
+        try:
+            async for said, token, finish in self._pieces():
+                if token is None:
+                    yield ": still here\n\n"
+                elif said or finish or self._order.logprobs is not None:
+                    choice = (
+                        {"delta": {**role, **said}}
+                        if is_chat
+                        else {"text": said.get("content", "")}
+                    )
+                    role = {}
+                    choice |= {"finish_reason": finish, "logprobs": self._logprobs([token])}
+                    yield _event(self._around([choice]))
+            if self._asked.request.stream_options.include_usage:
+                yield _event({**self._around([]), "usage": self._usage()})
+        except Exception as error:
+            yield _event(_as_refusal(error).body)
+        yield "data: [DONE]\n\n"
+
+    async def _pieces(self) -> AsyncIterator[tuple[dict[str, Any], Token | None, str | None]]:
+        """(what it says, the token behind it, how it ends); no token where nothing has happened."""
+        served, request = self._asked.served, self._asked.request
+        text = TextStream(served.tokenizer.decode, self._asked.stops)
+        reply = Reply(served.family, self._asked.prompt_ids, request.tools)
+        self._engine.submit(self._order)
+        try:
+            finish = None
+            while finish is None:
+                try:
+                    token = await asyncio.wait_for(self._arrived.get(), _SILENCE_S)
+                except asyncio.TimeoutError:
+                    yield {}, None, None
+                    continue
+                if isinstance(token, Exception):
+                    raise token
+                self._tokens += 1
+                piece = "" if token.finish == "stop" else text.push(token.id)
+                finish = "stop" if text.ended else token.finish
+                piece += text.finish() if finish else ""
+                said = {"content": piece} if piece else {}
+                if self._asked.is_chat:
+                    said = reply.push(piece, is_last=finish is not None)
+                    finish = "tool_calls" if finish == "stop" and reply.calls else finish
+                yield said, token, finish
+        finally:
+            self.cancel()
+
+    def _deliver(self, event: Token | Exception) -> None:
+        # The loop has ended where the server has.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, event)
+
+    def _around(self, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        request, is_chat = self._asked.request, self._asked.is_chat
+        kind = "chat.completion" + ".chunk" * request.stream if is_chat else "text_completion"
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": request.model,
+            "system_fingerprint": "mlx-itune",
+            "choices": [{"index": 0, **choice} for choice in choices],
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        prompt = len(self._asked.prompt_ids)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self._tokens,
+            "total_tokens": prompt + self._tokens,
+            "prompt_tokens_details": {"cached_tokens": self._order.cached_tokens},
+        }
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """The log-probabilities of tokens, but for one that ends the answer."""
+        if self._order.logprobs is None:
+            return None
+        told = [token for token in tokens if token.finish != "stop"]
+        chosen = [self._scored(token.id, token.logprob) for token in told]
+        top = [[self._scored(*pair) for pair in token.top] for token in told]
+        if self._asked.is_chat:
+            return {
+                "content": [
+                    {**one, "top_logprobs": best} for one, best in zip(chosen, top, strict=True)
+                ]
+            }
+        return {
+            "tokens": [one["token"] for one in chosen],
+            "token_logprobs": [one["logprob"] for one in chosen],
+            "top_logprobs": [{one["token"]: one["logprob"] for one in best} for best in top],
+        }
+
+    def _scored(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._asked.served.tokenizer.decode([token])
+        return {
+            "id": token,
+            "token": text,
+            # A part of a character has bytes that its text does not tell.
+            "bytes": None if "\ufffd" in text else list(text.encode()),
+            "logprob": max(logprob, _LEAST_LOGPROB),
+        }
+
+
+async def _body(request: Request) -> bytes:
+    told = request.headers.get("content-length", "0")
+    data = bytearray()
+    if int(told) <= _BODY_BYTES:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > _BODY_BYTES:
+                break
+        else:
+            return bytes(data)
+    raise Refusal(413, f"the request is larger than {size(_BODY_BYTES)}")
+
+
+async def _unless_gone(request: Request, answer: Awaitable[T]) -> T:
+    """What `answer` gives; a client that leaves cancels it."""
+    waiting = asyncio.current_task()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        if waiting is not None:
+            waiting.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await answer
+    finally:
+        watcher.cancel()
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    refusal = _as_refusal(error, f"{request.method} {request.url.path}")
+    return JSONResponse(refusal.body, refusal.status, getattr(error, "headers", None))
+
+
+def _as_refusal(error: Exception, asked: str = "") -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, f"{asked}: {error.detail.lower()}")
+    if isinstance(error, (ClientDisconnect, asyncio.TimeoutError)):
+        return Refusal(408, "the request did not arrive")
+    told = f"the answer failed: {type(error).__name__}: {first_line(error)}"
+    print(f"error: {told}", file=sys.stderr)
+    return Refusal(500, told)
+
+
+def _event(body: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
