@@ -6,44 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
-
-from mlx_itune.cli import options
-from mlx_itune.cli.train import _flags
-from mlx_itune.kit.errors import ResourceError, UsageError
+from mlx_itune.cli import options, setting_flags
+from mlx_itune.kit.errors import ResourceError
 
 
 @options.command("plan", "mlx-itune plan --model starter --data rows.jsonl --batch-size 16")
-@click.option(
-    "--config",
-    type=options.ANY_PATH,
-    metavar="TOML",
-    help="The settings of the run in a file; flags win over it.",
-)
-@_flags
+@setting_flags.flags
 def command(config: Path | None, as_json: bool, offline: bool, **flags: Any) -> None:
     """Predict peak memory and time of a run of `train` with the same flags; exit 7: will not fit.
 
     Nothing is trained and no weight is loaded: sizes are read from the headers of the model's
     files, lengths from the tokenized rows.
     """
-    from mlx_itune.kit.config import from_toml
     from mlx_itune.training.plan.memory_plan import make_plan
-    from mlx_itune.training.settings import TrainSettings, settings_from
     from mlx_itune.training.setup import gather
 
-    values: dict[str, Any] = from_toml(config, TrainSettings) if config else {}
-    values |= {name: value for name, value in flags.items() if value not in (None, ())}
-    if offline:
-        values["offline"] = True
-    missing = [f"--{name}" for name in ("model", "data") if name not in values]
-    if missing:
-        raise UsageError(f"missing {', '.join(missing)}", hint="see mlx-itune plan --help")
-    if values.get("offline"):
-        from mlx_itune.kit.network import go_offline
-
-        go_offline()
-    settings = settings_from({"out": Path("adapter"), **values})
+    anywhere = {"out": Path("adapter")}
+    settings = setting_flags.settings_of(config, flags, offline=offline, instead=anywhere)
     material = gather(settings)
     plan = make_plan(settings, material.path, material.config, material.train)
     from mlx_itune.cli import report

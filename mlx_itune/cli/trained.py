@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlx_itune.cli import report
 
 if TYPE_CHECKING:
-    from mlx_itune.training.job import TrainResult
+    from mlx_itune.training.engine.job import TrainResult
 
 
 def tell(result: TrainResult) -> None:

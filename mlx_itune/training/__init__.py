@@ -1,3 +1,1 @@
-"""Training: from settings and rows to an adapter."""
-
-import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
+"""Training: from settings and rows to an adapter. `settings` is light; the rest loads MLX."""

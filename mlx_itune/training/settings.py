@@ -1,24 +1,26 @@
-"""Everything a training run can be told, validated at once."""
+"""Everything a training run can be told: each setting's type, range, default and help, once.
+
+The flags of the command line, the keys of a config file, the checks below and the table of
+docs/defaults.md are all made of the fields of `TrainSettings`. Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError, closest
-from mlx_itune.training.engine import optimizers
-
-Preset = Literal["alpaca", "vicuna", "hermes", "small-data"]
-
-Switch = Literal["auto", "on", "off"]
 
 # The published recipes (Stanford Alpaca, FastChat's Vicuna, Hermes 3: 2408.11857), with ten times
 # their learning rates of 2e-5, 2e-5 and 7e-6: those are for full fine-tuning. docs/defaults.md.
-PRESETS: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "alpaca": {
         "epochs": 3.0,
         "batch_size": 128,
@@ -45,73 +47,139 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 DEFAULT_EPOCHS = 3.0
 
+Adapter = Literal["lora", "rslora", "dora", "grid", "qalora"]
+Switch = Literal["auto", "on", "off"]
+_MANY = 10**9
+# Bounds on both sides leave out infinity and NaN.
+Count = Annotated[int, Interval(ge=1, le=_MANY)]
+CountOrNever = Annotated[int, Interval(ge=0, le=_MANY)]
+Positive = Annotated[float, Interval(gt=0, le=1e6)]
+NotNegative = Annotated[float, Interval(ge=0, le=1e9)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Help:
+    """What the help of a setting's flag says; metavar: what a value of it is called."""
+
+    text: str
+    metavar: str | None = None
+
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One run. Raises UsageError that lists every field out of range.
+    """One run. Raises UsageError that lists every field that is out of range or without effect."""
 
-    epochs and steps: the shorter of both ends the run; with neither, three epochs. warmup: below 1
-    a share of the run, else a number of steps. alpha: 2 * rank unless given. keys: see
-    model/targets.choose; none is every linear layer. num_layers: of the last blocks; -1 is all.
-    lora_plus_ratio: learning rate of B over that of A. early_stopping: validations without a new
-    best that end the run; 0 is never. memory_gb: what the run may take; unset, what is there.
-    """
-
-    model: str
-    data: Path
-    out: Path
-    runs: Path = Path("runs")
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 8
-    learning_rate: float = 2e-4
-    rank: int = 16
-    alpha: float | None = None
-    dropout: float = 0.0
-    adapter: Literal["lora", "rslora", "dora", "grid", "qalora"] = "lora"
-    keys: tuple[str, ...] = ()
-    num_layers: int = -1
-    preset: Preset | None = None
-    format: str | None = None
-    map: tuple[str, ...] = ()
-    template: Literal["auto", "chatml", "alpaca", "vicuna"] = "auto"
-    max_length: int = 2048
-    learn: Literal["all", "last", "marked"] = "all"
-    too_long: Literal["split", "truncate", "drop", "error"] = "split"
-    compute: Literal["auto", "dequantized", "quantized"] = "auto"
-    save_every: int = 200
-    save_every_s: float = 300.0
-    keep: int = 2
-    seed: int = 0
-    optimizer: Literal[
-        "adamw",
-        "adam",
-        "adamax",
-        "lion",
-        "sgd",
-        "rmsprop",
-        "adagrad",
-        "adadelta",
-        "adafactor",
-        "muon",
+    model: Annotated[str, Help("'starter', a model directory or a Hub id.")]
+    data: Annotated[Path, Help("A file of rows, or a folder with train.jsonl.")]
+    out: Annotated[Path, Help("Where the adapter goes.")]
+    runs: Annotated[Path, Help("Where runs are kept.")] = Path("runs")
+    epochs: Annotated[
+        Positive | None, Help("Times through the data (default 3, or what --steps says).")
+    ] = None
+    steps: Annotated[Count | None, Help("Stop after so many optimizer steps.")] = None
+    batch_size: Annotated[int, Interval(ge=1, le=10**6), Help("Rows per optimizer step.")] = 8
+    learning_rate: Annotated[float, Interval(gt=0, lt=1), Help("Peak learning rate.")] = 2e-4
+    rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
+    alpha: Annotated[Positive | None, Help("The update is scaled by alpha / rank (default 2 * rank).")] = (
+        None
+    )
+    dropout: Annotated[Share, Help("Dropout before the low-rank update.")] = 0.0
+    adapter: Annotated[
+        Adapter, Help("Kind of adapter; grid and qalora fuse into a quantized base without loss.")
+    ] = "lora"
+    keys: Annotated[
+        tuple[str, ...],
+        Help(
+            "Layers to adapt: a name (q_proj), a glob ('*.mlp.*') or re:REGEX; default all linear.",
+            "NAME",
+        ),
+    ] = ()
+    num_layers: Annotated[
+        int, Interval(ge=-1, le=10**6), Help("Adapt the last so many blocks only; -1 is all.")
+    ] = -1
+    preset: Annotated[
+        Literal["alpaca", "vicuna", "hermes", "small-data"] | None,
+        Help("A published recipe; other flags win over it."),
+    ] = None
+    format: Annotated[
+        str | None, Help("Format of raw rows (default: found per row); see data import --help.")
+    ] = None
+    map: Annotated[
+        tuple[str, ...],
+        Help("Where a raw file keeps a field, for example question=1.", "FIELD=COLUMN"),
+    ] = ()
+    template: Annotated[Literal["auto", "alpaca", "chatml", "vicuna"], Help("Chat template.")] = (
+        "auto"
+    )
+    max_length: Annotated[int, Interval(ge=2, le=1 << 24), Help("Longest row in tokens.")] = 2048
+    learn: Annotated[Literal["all", "last", "marked"], Help("Assistant turns to learn.")] = "all"
+    too_long: Annotated[
+        Literal["split", "truncate", "drop", "error"], Help("What happens to longer rows.")
+    ] = "split"
+    compute: Annotated[
+        Literal["auto", "dequantized", "quantized"],
+        Help("How quantized layers are computed; the function is the same."),
+    ] = "auto"
+    save_every: Annotated[CountOrNever, Help("Steps between checkpoints; 0 is never.")] = 200
+    save_every_s: Annotated[NotNegative, Help("Seconds between checkpoints; 0 is never.")] = 300.0
+    keep: Annotated[Count, Help("Newest checkpoints that stay.")] = 2
+    seed: Annotated[
+        int, Interval(ge=0, le=2**63 - 1), Help("Seed of order, initialization and dropout.")
+    ] = 0
+    optimizer: Annotated[
+        Literal[
+            "adamw",
+            "adam",
+            "adamax",
+            "lion",
+            "sgd",
+            "rmsprop",
+            "adagrad",
+            "adadelta",
+            "adafactor",
+            "muon",
+        ],
+        Help("What updates the adapter."),
     ] = "adamw"
-    optimizer_options: tuple[str, ...] = ()
-    lora_plus_ratio: float = 1.0
-    weight_decay: float = 0.0
-    warmup: float = 0.03
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip_norm: float = 1.0
-    eval_every: int = 0
-    early_stopping: int = 0
-    micro_batch_tokens: int | None = None
-    memory_gb: float | None = None
-    packing: Switch = "auto"
-    prefix_sharing: Switch = "auto"
-    gradient_checkpointing: Switch = "auto"
-    offline: bool = False
+    optimizer_options: Annotated[
+        tuple[str, ...], Help("Of the optimizer, for example betas=0.9,0.95.", "KEY=VALUE")
+    ] = ()
+    lora_plus_ratio: Annotated[Positive, Help("LoRA+: learning rate of B over that of A.")] = 1.0
+    weight_decay: Annotated[
+        float, Interval(ge=0, le=1000.0), Help("Decay of adamw, lion, sgd, adafactor and muon.")
+    ] = 0.0
+    warmup: Annotated[NotNegative, Help("Warm-up: below 1 a share of the run, else steps.")] = 0.03
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"],
+        Help("How the learning rate falls after the warm-up."),
+    ] = "cosine"
+    clip_norm: Annotated[NotNegative, Help("Largest gradient norm; 0 is no clipping.")] = 1.0
+    eval_every: Annotated[
+        CountOrNever, Help("Steps between validations; 0 is start and end only.")
+    ] = 0
+    early_stopping: Annotated[
+        CountOrNever,
+        Help("End after so many validations without a new best, and ship the best; 0 is never."),
+    ] = 0
+    micro_batch_tokens: Annotated[
+        Annotated[int, Interval(ge=1, le=1 << 24)] | None,
+        Help("Tokens computed at once (default: by device and memory)."),
+    ] = None
+    memory_gb: Annotated[
+        Positive | None, Help("Memory that the run may take (default: what this machine has).")
+    ] = None
+    packing: Annotated[Switch, Help("Rows side by side, without padding.")] = "auto"
+    prefix_sharing: Annotated[Switch, Help("Common beginnings computed once.")] = "auto"
+    gradient_checkpointing: Annotated[Switch, Help("Activations computed twice, not kept.")] = (
+        "auto"
+    )
+    offline: Annotated[bool, Help("Open no socket; Hub models come from the local cache only.")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
-        problems = [*_ranges(self), *_choices(self), *_conflicts(self)]
+        problems = [*_out_of_range(self), *_without_effect(self)]
         if problems:
             raise UsageError("; ".join(problems))
 
@@ -127,31 +195,113 @@ class TrainSettings:
         return {f: c for f, _, c in (pair.partition("=") for pair in self.map)} or None
 
     @property
-    def patience(self) -> int:
-        """Validations without a new best that end the run; 0 is no limit."""
-        return self.early_stopping
-
-    @property
-    def optimizer_settings(self) -> optimizers.OptimizerSettings:
-        """What `optimizers.make` needs."""
-        return optimizers.OptimizerSettings(
-            self.optimizer, self.optimizer_options, self.weight_decay, self.lora_plus_ratio
-        )
-
-    @property
     def planned_epochs(self) -> float | None:
         """The limit in epochs: None only when `steps` alone ends the run."""
         if self.epochs is None and self.steps is None:
             return DEFAULT_EPOCHS
         return self.epochs
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory_gb`, of 10**9 bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 1e9)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the adapter is the best step's, not the last one's."""
+        return self.early_stopping > 0
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are made without being asked for by a signal."""
+        return self.save_every > 0 or self.save_every_s > 0 or self.keeps_best
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the table says of one setting. kind: int, float, str, bool, Path or tuple; choices and
+    bounds where it has any; required: there is no default."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    metavar: str | None
+    choices: tuple[str, ...]
+    bounds: Interval | None
+
+    @property
+    def flag(self) -> str:
+        """As it is typed."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def shown_default(self) -> str:
+        """Its default as it would be typed; empty where there is none, or it depends."""
+        if self.required or self.default in (None, ()):
+            return ""
+        number = type(self.default) is float
+        return f"{self.default:g}" if number else str(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words; empty for any text."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.bounds is None:
+            return ""
+        words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+        limits = ((word, getattr(self.bounds, name)) for name, word in words.items())
+        return " and ".join(f"{word} {int(limit):,}" for word, limit in limits if limit is not None)
+
+    def admits(self, value: Any) -> bool:
+        """Whether a value of its kind is within its bounds, or one of its choices."""
+        if value is None:
+            return self.default is None
+        if self.choices:
+            return value in self.choices
+        if (b := self.bounds) is None:
+            return True
+        low = value > b.gt if b.gt is not None else value >= b.ge
+        return bool(low and (value < b.lt if b.lt is not None else value <= b.le))
+
+
+@functools.cache
+def table() -> Mapping[str, Setting]:
+    """Every setting by name, in the order of the flags."""
+    hints = get_type_hints(TrainSettings, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(TrainSettings):
+        hint, *more = get_args(hints[field.name])
+        if type(None) in get_args(hint):
+            hint = next(option for option in get_args(hint) if option is not type(None))
+        if get_origin(hint) is Annotated:
+            hint, *bounds = get_args(hint)
+            more += bounds
+        choices = get_args(hint) if get_origin(hint) is Literal else ()
+        said = next(m for m in more if isinstance(m, Help))
+        found[field.name] = Setting(
+            name=field.name,
+            kind=str if choices else get_origin(hint) or hint,
+            default=field.default,
+            help=said.text,
+            metavar=said.metavar,
+            choices=choices,
+            bounds=next((m for m in more if isinstance(m, Interval)), None),
+        )
+    return found
+
 
 def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     """Settings of explicit values over their preset's over the defaults. Raises UsageError."""
-    names = [field.name for field in dataclasses.fields(TrainSettings)]
     for name in values:
-        if name not in names:
-            near = closest(name, names)
+        if name not in table():
+            near = closest(name, table())
             hint = f"did you mean {near}?" if near else None
             raise UsageError(f"unknown setting {name!r}", hint=hint)
     chosen = values.get("preset")
@@ -166,69 +316,42 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     # Nor is a preset's dropout or decay forced on what has none; asking for it is an error.
     if values.get("adapter") == "grid":
         preset.pop("dropout", None)
-    if not optimizers.has_weight_decay(str(values.get("optimizer", "adamw"))):
-        preset.pop("weight_decay", None)
+    if "weight_decay" in preset and not _decays(values.get("optimizer", "adamw")):
+        preset.pop("weight_decay")
     return TrainSettings(**{**preset, **values})
 
 
-def _ranges(s: TrainSettings) -> list[str]:
-    finite = math.isfinite
-    checks = {
-        "epochs must be above 0": s.epochs is None or (finite(s.epochs) and s.epochs > 0),
-        "steps must be at least 1": s.steps is None or s.steps >= 1,
-        "batch_size must be at least 1": s.batch_size >= 1,
-        "learning_rate must be above 0 and below 1": 0 < s.learning_rate < 1,
-        "rank must be from 1 to 1024": 1 <= s.rank <= 1024,
-        "alpha must be above 0": s.alpha is None or (finite(s.alpha) and s.alpha > 0),
-        "dropout must be at least 0 and below 1": 0 <= s.dropout < 1,
-        "max_length must be at least 2": s.max_length >= 2,
-        "num_layers must be at least 1, or -1 for all": s.num_layers == -1 or s.num_layers >= 1,
-        "save_every must be at least 0 (0: never)": s.save_every >= 0,
-        "save_every_s must be at least 0 (0: never)": finite(s.save_every_s)
-        and s.save_every_s >= 0,
-        "keep must be at least 1": s.keep >= 1,
-        "early_stopping must be at least 0 (0: never)": s.early_stopping >= 0,
-        "memory_gb must be above 0": s.memory_gb is None
-        or (finite(s.memory_gb) and s.memory_gb > 0),
-        "lora_plus_ratio must be above 0": finite(s.lora_plus_ratio) and s.lora_plus_ratio > 0,
-        "lora_plus_ratio times learning_rate must be below 1": s.lora_plus_ratio * s.learning_rate
-        < 1,
-        "eval_every must be at least 0 (0: only at start and end)": s.eval_every >= 0,
-        "weight_decay must be at least 0": finite(s.weight_decay) and s.weight_decay >= 0,
-        "warmup must be at least 0": finite(s.warmup) and s.warmup >= 0,
-        "clip_norm must be at least 0 (0: no clipping)": finite(s.clip_norm) and s.clip_norm >= 0,
-        "micro_batch_tokens must be at least 1": s.micro_batch_tokens is None
-        or s.micro_batch_tokens >= 1,
-        "seed must be at least 0": s.seed >= 0,
-        "map must be field=column pairs": all("=" in pair for pair in s.map),
-    }
-    return [
-        f"{rule}, not {getattr(s, rule.split()[0])}" for rule, holds in checks.items() if not holds
-    ]
+def _out_of_range(s: TrainSettings) -> Iterator[str]:
+    for setting in table().values():
+        value = getattr(s, setting.name)
+        if not setting.admits(value):
+            shown = repr(value) if setting.choices else value
+            yield f"{setting.name} must be {setting.allowed}, not {shown}"
 
 
-def _choices(s: TrainSettings) -> list[str]:
-    hints = get_type_hints(TrainSettings)
-    options = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
-    return [
-        f"{name} must be one of {', '.join(allowed)}, not {getattr(s, name)!r}"
-        for name, allowed in options.items()
-        if getattr(s, name) not in allowed
-    ]
-
-
-def _conflicts(s: TrainSettings) -> list[str]:
+def _without_effect(s: TrainSettings) -> Iterator[str]:
     """What would have no effect, or none that was meant."""
-    problems = []
+    if s.num_layers == 0:
+        yield "num_layers must be at least 1, or -1 for all, not 0"
+    if wrong := [pair for pair in s.map if "=" not in pair]:
+        yield f"map must be field=column pairs, not {wrong[0]!r}"
+    if s.lora_plus_ratio * s.learning_rate >= 1:
+        yield "lora_plus_ratio times learning_rate must be below 1"
     if s.adapter == "grid" and s.dropout:
-        problems.append("dropout must be 0 with adapter grid, which has none")
+        yield "dropout must be 0 with adapter grid, which has none"
     if s.early_stopping and not s.eval_every:
-        problems.append("early_stopping needs eval_every, the steps between validations")
-    if s.optimizer in optimizers.NAMES:
-        if s.weight_decay and not optimizers.has_weight_decay(s.optimizer):
-            problems.append(f"weight_decay must be 0 with {s.optimizer}, which has none")
-        try:
-            optimizers.options_from(s.optimizer, s.optimizer_options)
-        except UsageError as error:
-            problems.append(str(error))
-    return problems
+        yield "early_stopping needs eval_every, the steps between validations"
+    if table()["optimizer"].admits(s.optimizer):
+        if s.weight_decay and not _decays(s.optimizer):
+            yield f"weight_decay must be 0 with {s.optimizer}, which has none"
+        if s.optimizer_options:
+            from mlx_itune.training.engine import optimizers
+
+            try:
+                optimizers.options_from(s.optimizer, s.optimizer_options)
+            except UsageError as error:
+                yield str(error)
+
+
+def _decays(optimizer: str) -> bool:
+    return optimizer in ("adamw", "lion", "sgd", "adafactor", "muon")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,10 @@ from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.engine.shapes import read_shapes
 from mlx_itune.model.loading import backend
 from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
-from mlx_itune.training.engine import optimizers
 from mlx_itune.training.engine.rank_choice import ranks
 from mlx_itune.training.engine.step import Lanes, Learner
 from mlx_itune.training.plan.memory_plan import require_fit
 from mlx_itune.training.plan.workload import mostly_long
-from mlx_itune.training.policy import Policy
 from mlx_itune.training.run import checkpoint, identity
 from mlx_itune.training.run.run import versions
 from mlx_itune.training.settings import TrainSettings
@@ -128,7 +127,7 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
     if kept_rows is not None and (kept_rows / ROWS / "train").is_dir():
         train = StoredExamples(kept_rows / ROWS / "train")
         valid = StoredExamples(kept_rows / ROWS / "valid")
-    if Policy.of(settings).keep_best and not valid:
+    if settings.keeps_best and not valid:
         raise UsageError("keeping the best step needs validation rows", hint="add a valid.jsonl")
     _check_vocabulary(path, config, (*train, *valid))
     facts = {
@@ -163,12 +162,11 @@ def ready(
     Raises ModelError; ResourceError where it will not fit; StorageError on a disk too full.
     """
     require_fit(settings, material.config, (*material.train, *material.valid))
-    memory_bytes = int(settings.memory_gb * 1e9) if settings.memory_gb else None
     loaded = load(
         settings.model,
         compute=settings.compute,
         offline=settings.offline,
-        memory_bytes=memory_bytes,
+        memory_bytes=settings.memory_bytes,
         float_copies=not mostly_long(material.train, _hidden(material)),
     )
     paths = lora.attach(
@@ -188,20 +186,12 @@ def ready(
         scale=settings.scale,
         dropout=settings.dropout,
     )
-    learner = Learner(
-        loaded.model,
-        optimizer=optimizers.make(settings.optimizer_settings, loaded.model.trainable_parameters()),
-        clip_norm=settings.clip_norm,
-        packing=settings.packing,
-        prefix_sharing=settings.prefix_sharing,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        micro_batch_tokens=_micro_batch_tokens(settings, began),
-        memory_bytes=memory_bytes,
-        lanes=_lanes(began),
-        ranks=ranks(),
+    computed = dataclasses.replace(
+        settings, micro_batch_tokens=_micro_batch_tokens(settings, began)
     )
+    learner = Learner(loaded.model, computed, lanes=_lanes(began), ranks=ranks())
     # The checkpoints that are kept, one more while it is written, and the adapter.
-    needed = checkpoint.size_bytes(learner) * (Policy.of(settings).keep + 3)
+    needed = checkpoint.size_bytes(learner) * (settings.keep + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")
     return Setup(settings, material, loaded, learner, config, tuple(paths))
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.cli import samples
 from mlx_itune.cli.opening import open_model
 from mlx_itune.cli.progress import Progress
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import Generator
+from mlx_itune.training.engine.job import TrainResult
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.job import TrainResult
 from mlx_itune.training.settings import TrainSettings, settings_from
 
 Capture = pytest.CaptureFixture[str]

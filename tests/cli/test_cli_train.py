@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.cli import main
 from tests.crash.small_run import write_data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import numpy as np
@@ -16,6 +16,7 @@ from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.microbatch import MicroBatch
 from mlx_itune.training.engine.step import Learner
+from mlx_itune.training.settings import TrainSettings
 
 pytestmark = pytest.mark.parity
 
@@ -72,7 +73,7 @@ def test_losses_and_gradients_over_twenty_steps(tiny_model_dir: Path, tmp_path: 
     initial = {n: mx.array(p.detach().numpy().T.copy()) for n, p in parameters.items()}
     loaded.model.update(tree_unflatten(list(initial.items())))
 
-    ours = Learner(loaded.model, clip_norm=1.0)
+    ours = Learner(loaded.model, TrainSettings(str(tiny_model_dir), tmp_path, tmp_path))
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.report.story import read
 from mlx_itune.training.run import checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 
@@ -19,6 +19,7 @@ from mlx_itune.model.engine.loss import plain_nll
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.optimizers import Updater
 from mlx_itune.training.engine.step import Lanes, Learner
+from tests.training.learners import learner_of, settings_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ def learner(path: Path, kind: str, mode: str = "auto", **options: Any) -> Learne
     ]
     loaded.model.load_weights(start, strict=False)
     loaded.model.train()
-    return Learner(loaded.model, lanes=Lanes(1), **options)
+    return learner_of(loaded.model, lanes=Lanes(1), **options)
 
 
 @pytest.mark.parametrize("way", ["packing", "prefix_sharing", "gradient_checkpointing"])
@@ -87,7 +88,9 @@ def test_factors_and_state_are_all_that_a_step_depends_on(
 ) -> None:
     def started() -> Learner:
         ours = learner(tiny_quantized_dir, kind)
-        ours.optimizer = Updater(ours.model.trainable_parameters(), lora_plus_ratio=4.0)
+        ours.optimizer = Updater(
+            ours.model.trainable_parameters(), settings_of(lora_plus_ratio=4.0)
+        )
         return ours
 
     whole, resumed = started(), started()

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.step import Lanes, Learner
 from mlx_itune.training.run import checkpoint
+from tests.training.learners import learner_of
 
 import mlx.core as mx  # isort: skip
 
@@ -32,7 +33,7 @@ FLIPS = 500
 def learner(tiny_model_dir: Path) -> Learner:
     loaded = base.load(str(tiny_model_dir))
     lora.attach(loaded.model, rank=2, scale=2.0, keys=["self_attn.q_proj"])
-    return Learner(loaded.model, lanes=Lanes(1))
+    return learner_of(loaded.model, lanes=Lanes(1))
 
 
 def config(learner: Learner) -> adapter.AdapterConfig:
@@ -185,7 +186,7 @@ def test_a_checkpoint_restores_weights_and_moments(
     path = write(tmp_path, learner, 1)
     loaded = base.load(str(tiny_model_dir))
     lora.attach(loaded.model, rank=2, scale=2.0, keys=["self_attn.q_proj"], seed=5)
-    again = Learner(loaded.model, lanes=Lanes(1))
+    again = learner_of(loaded.model, lanes=Lanes(1))
     checkpoint.restore(checkpoint.read(path), again)
     assert again.step([example], 1e-2) == learner.step([example], 1e-2)
     ours, theirs = (
@@ -203,7 +204,7 @@ def test_a_checkpoint_of_another_shape_is_refused(
     loaded = base.load(str(tiny_model_dir))
     lora.attach(loaded.model, rank=3, scale=2.0, keys=["self_attn.q_proj"])
     with pytest.raises(StorageError, match="does not hold"):
-        checkpoint.restore(checkpoint.read(path), Learner(loaded.model, lanes=Lanes(1)))
+        checkpoint.restore(checkpoint.read(path), learner_of(loaded.model, lanes=Lanes(1)))
 
 
 class _Row:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.hooks import attached, shared_settings

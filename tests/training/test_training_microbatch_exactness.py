@@ -22,7 +22,7 @@ from mlx_itune.training.engine import step_ways as paths
 from mlx_itune.training.engine.lanes import Lanes
 from mlx_itune.training.engine.microbatch import MicroBatch, arrange, prefixes_of
 from mlx_itune.training.engine.prefixes import shared_starts
-from mlx_itune.training.engine.step import Learner
+from tests.training.learners import learner_of
 
 
 class Row:
@@ -76,7 +76,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "checkpointing": {"packing": "off", "prefix_sharing": "off", "gradient_checkpointing": "on"},
     "all": {"gradient_checkpointing": "on", "micro_batch_tokens": 64},
     "small": {"micro_batch_tokens": 1},
-    "tight": {"memory_bytes": 1},
+    "tight": {"memory_gb": 1e-9},
 }
 
 
@@ -89,7 +89,7 @@ def test_every_way_gives_the_loss_and_gradient_of_rows_one_by_one(name: str) -> 
     for way, options in WAYS.items():
         for count in (1, 2):
             lanes = Lanes(count)
-            learner = Learner(model, lanes=lanes, **options)
+            learner = learner_of(model, lanes=lanes, **options)
             loss, weight, tree = learner.gradients(learner.arranged(rows))
             ours = learner.evaluate(rows)
             lanes.close()
@@ -114,7 +114,7 @@ def test_some_blocks_made_again_and_rows_in_parts_change_nothing(
             monkeypatch.setattr(paths, "CPU_KEPT_TOKENS", kept)
             for count in (1, 2):
                 lanes = Lanes(count)
-                learner = Learner(model, lanes=lanes)
+                learner = learner_of(model, lanes=lanes)
                 loss, _, tree = learner.gradients(learner.arranged(rows))
                 lanes.close()
                 assert loss == pytest.approx(plain, rel=1e-6)
@@ -132,7 +132,7 @@ def test_rows_computed_at_once_change_nothing(name: str, monkeypatch: pytest.Mon
     cpu.specialize(model)
     for options in ({"prefix_sharing": "off"}, {"packing": "off"}, {}):
         lanes = Lanes(2)
-        learner = Learner(model, lanes=lanes, **options)
+        learner = learner_of(model, lanes=lanes, **options)
         assert learner.paths()["long_rows"].startswith("above 20 tokens")
         loss, _, tree = learner.gradients(learner.arranged(rows))
         ours = learner.evaluate(rows)
@@ -152,7 +152,7 @@ def test_blocks_made_again_are_as_many_as_memory_asks_for() -> None:
 
 
 def test_a_learner_says_what_it_does_and_why() -> None:
-    llama, hybrid = (Learner(build(name)).paths() for name in ("llama", "granitemoehybrid"))
+    llama, hybrid = (learner_of(build(name)).paths() for name in ("llama", "granitemoehybrid"))
     known = {"head", "packing", "prefix", "checkpointing", "micro_batch_tokens"}
     assert llama.keys() - {"long_rows"} == known
     assert not any(words.startswith("off") for words in llama.values())
@@ -217,7 +217,7 @@ def test_gradients_do_not_depend_on_the_company_a_row_keeps() -> None:
     """Two halves of a step add up to the step."""
     model, rows = build("qwen3"), some_rows(2)
     cpu.specialize(model)
-    learner = Learner(model, lanes=Lanes(1))
+    learner = learner_of(model, lanes=Lanes(1))
     whole, weight, tree = learner.gradients(learner.arranged(rows))
     halves = [learner.gradients(learner.arranged(part)) for part in (rows[:5], rows[5:])]
     assert sum(loss * w for loss, w, _ in halves) == pytest.approx(whole * weight, rel=1e-6)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.training.engine.rank_choice import Ranks
 from mlx_itune.training.report.story import read
 from tests.crash.small_run import write_data

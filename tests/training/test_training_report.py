@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from report_page import CURVES, Page, line, page_of, run_of, step
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import StorageError
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.report import report

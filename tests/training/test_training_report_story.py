@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_page import CURVES, Page, line, run_of, step
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.training.report import report
 from mlx_itune.training.report.curves import by_step, smoothed, thinned
 from mlx_itune.training.report.story import read

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import (
     DivergedError,
     StorageError,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import DivergedError, ResourceError, StorageError, UsageError
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.loading import base

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-import mlx_itune.training  # noqa: F401  (loads a fast BLAS before mlx.core)
+import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import DivergedError, UsageError
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine.loss import plain_nll, weighted_nll
@@ -19,6 +19,7 @@ from mlx_itune.training.engine.microbatch import split
 from mlx_itune.training.engine.schedule import learning_rate
 from mlx_itune.training.engine.step import Lanes, Learner
 from mlx_itune.training.settings import TrainSettings, settings_from
+from tests.training.learners import learner_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ def rows(count: int, seed: int = 0, longest: int = 90) -> list[Row]:
 def learner(path: Path, **options: Any) -> Learner:
     loaded = base.load(str(path))
     lora.attach(loaded.model, rank=4, scale=2.0, seed=7)
-    return Learner(loaded.model, **options)
+    return learner_of(loaded.model, **options)
 
 
 def furthest(first: Any, second: Any) -> float:

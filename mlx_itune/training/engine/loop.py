@@ -15,9 +15,9 @@ from mlx_itune.kit.lock import locked
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
+from mlx_itune.training.engine.job import Job, Observe, TrainResult
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
 from mlx_itune.training.engine.stopping import deferred_signals
-from mlx_itune.training.job import Job, Observe, TrainResult
 from mlx_itune.training.report import report
 from mlx_itune.training.run import identity, run
 from mlx_itune.training.run.logfile import EVENTS

@@ -8,8 +8,8 @@ Adafactor and Muon look at matrices and get them one by one.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -18,29 +18,26 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import StorageError, UsageError, closest
+from mlx_itune.training.settings import TrainSettings
 
-_KINDS: dict[str, type[optim.Optimizer]] = {
-    "adamw": optim.AdamW,
-    "adam": optim.Adam,
-    "adamax": optim.Adamax,
-    "lion": optim.Lion,
-    "sgd": optim.SGD,
-    "rmsprop": optim.RMSprop,
-    "adagrad": optim.Adagrad,
-    "adadelta": optim.AdaDelta,
-    "adafactor": optim.Adafactor,
-    "muon": optim.Muon,
+# What is made, and what of its defaults is ours.
+_KINDS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
+    "adamw": (optim.AdamW, {"bias_correction": True}),
+    "adam": (optim.Adam, {"bias_correction": True}),
+    "adamax": (optim.Adamax, {}),
+    "lion": (optim.Lion, {}),
+    "sgd": (optim.SGD, {"momentum": 0.9}),
+    "rmsprop": (optim.RMSprop, {}),
+    "adagrad": (optim.Adagrad, {}),
+    "adadelta": (optim.AdaDelta, {}),
+    "adafactor": (optim.Adafactor, {"relative_step": False, "scale_parameter": False}),
+    "muon": (optim.Muon, {}),
 }
 NAMES = tuple(_KINDS)
 _BY_MATRIX = ("adafactor", "muon")
 # What is set here has a flag of its own, or would put the learning rate out of effect.
 _TAKEN = ("self", "learning_rate", "weight_decay", "relative_step", "warmup_init")
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "adamw": {"bias_correction": True},
-    "adam": {"bias_correction": True},
-    "sgd": {"momentum": 0.9},
-    "adafactor": {"relative_step": False, "scale_parameter": False},
-}
+_FLAGS = {"weight_decay": "--weight-decay", "learning_rate": "--learning-rate"}
 # B of LoRA+ (2402.12354): the factors that start at zero.
 _FAST = ("lora_b", "scale_b", "bias_b")
 # DoRA's lengths are no deltas: decay would shrink the base itself.
@@ -49,17 +46,10 @@ _UNDECAYED = ("m",)
 
 def options_from(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Constructor arguments of optimizer `name` from "key=value" pairs. Raises UsageError."""
-    if name not in _KINDS:
-        near = closest(name, NAMES)
-        hint = f"did you mean {near}?" if near else "one of " + ", ".join(NAMES)
-        raise UsageError(f"unknown optimizer {name!r}", hint=hint)
-    known = {
-        key: parameter.default
-        for key, parameter in inspect.signature(_KINDS[name].__init__).parameters.items()
-        if key not in _TAKEN
-    }
-    options = dict(_DEFAULTS.get(name, {}))
-    given: set[str] = set()
+    kind, ours = _KINDS[name]
+    parameters = inspect.signature(kind.__init__).parameters
+    known = {key: p.default for key, p in parameters.items() if key not in _TAKEN}
+    options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals:
@@ -67,49 +57,38 @@ def options_from(name: str, pairs: Sequence[str]) -> dict[str, Any]:
         if key not in known:
             near = closest(key, known)
             hint = f"did you mean {near}?" if near else "it knows " + ", ".join(sorted(known))
-            flags = {"weight_decay": "--weight-decay", "learning_rate": "--learning-rate"}
-            hint = f"use {flags[key]}" if key in flags else hint
+            hint = f"use {_FLAGS[key]}" if key in _FLAGS else hint
             raise UsageError(f"{name} has no option {key!r}", hint=hint)
-        if key in given:
+        if key in options:
             raise UsageError(f"optimizer option {key!r} is given twice")
-        given.add(key)
         options[key] = _value(f"{name}'s {key}", text, known[key])
-    _tried(name, options, 0.0)
+    options = {**ours, **options}
+    try:
+        kind(learning_rate=0.0, **options)
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error
     return options
 
 
-def has_weight_decay(name: str) -> bool:
-    """Whether an optimizer knows weight decay."""
-    return name in _KINDS and "weight_decay" in inspect.signature(_KINDS[name].__init__).parameters
-
-
 class Updater:
-    """An optimizer for one model's trainable arrays, in groups by learning rate and decay.
+    """An optimizer for one model's trainable arrays, in groups by learning rate and decay."""
 
-    lora_plus_ratio: the learning rate of B over that of A (LoRA+, 2402.12354, section 4).
-    """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, Any],
-        name: str = "adamw",
-        *,
-        options: Sequence[str] = (),
-        weight_decay: float = 0.0,
-        lora_plus_ratio: float = 1.0,
-    ) -> None:
-        arguments = options_from(name, options)
-        by_matrix = name in _BY_MATRIX
+    def __init__(self, parameters: Mapping[str, Any], settings: TrainSettings) -> None:
+        kind = _KINDS[settings.optimizer][0]
+        options = options_from(settings.optimizer, settings.optimizer_options)
+        decays = "weight_decay" in inspect.signature(kind.__init__).parameters
+        by_matrix = settings.optimizer in _BY_MATRIX
         split: dict[tuple[float, float], list[tuple[str, mx.array]]] = {}
         for path, array in tree_flatten(dict(parameters)):
             leaf = path.rsplit(".", 1)[-1]
-            ratio = lora_plus_ratio if leaf in _FAST else 1.0
-            decay = 0.0 if leaf in _UNDECAYED else weight_decay
+            ratio = settings.lora_plus_ratio if leaf in _FAST else 1.0
+            decay = 0.0 if leaf in _UNDECAYED else settings.weight_decay
             split.setdefault((ratio, decay), []).append((path, array))
-        self._groups = [
-            _Group(_tried(name, arguments, decay), ratio, members, by_matrix)
-            for (ratio, decay), members in split.items()
-        ]
+        self._groups = []
+        for (ratio, decay), members in split.items():
+            more = {"weight_decay": decay} if decays else {}
+            made: Any = kind(learning_rate=0.0, **options, **more)
+            self._groups.append(_Group(made, ratio, members, by_matrix))
 
     def gather(self, gradients: Mapping[str, Any]) -> list[mx.array]:
         """A tree of gradients as a few float32 vectors, the form that `apply` takes."""
@@ -133,7 +112,7 @@ class Updater:
         rest = list(vectors)
         updated: list[tuple[str, mx.array]] = []
         for group in self._groups:
-            mine = [rest.pop(0) for _ in range(group.size)]
+            mine = [rest.pop(0) for _ in group.slots]
             if factor != 1.0:
                 mine = [vector * factor for vector in mine]
             updated += group.step(mine, group.join(parameters), learning_rate)
@@ -178,7 +157,6 @@ class _Group:
         self.by_matrix = by_matrix
         # A tree's keys are split at dots, so what the optimizer sees has none.
         self.slots = [f"p{index}" for index in range(len(members))] if by_matrix else ["all"]
-        self.size = len(self.slots)
         self.ends = [0]
         for _, array in members:
             self.ends.append(self.ends[-1] + array.size)
@@ -238,24 +216,12 @@ class _Group:
         """Put back `arrays`."""
         state = self.optimizer.state
         state["step"] = arrays["step"].astype(mx.uint64)
-        for position, slot in enumerate(self.slots):
+        for name, slot in zip(self.shapes, self.slots, strict=False):
             for key in state[slot]:
                 if self.by_matrix:
-                    state[slot][key] = arrays[f"{list(self.shapes)[position]}.{key}"]
+                    state[slot][key] = arrays[f"{name}.{key}"]
                 else:
                     (state[slot][key],) = self.join({n: arrays[f"{n}.{key}"] for n in self.shapes})
-
-
-def _tried(name: str, options: Mapping[str, Any], decay: float) -> optim.Optimizer:
-    arguments = dict(options)
-    if has_weight_decay(name):
-        arguments["weight_decay"] = decay
-    elif decay:
-        raise UsageError(f"{name} has no weight decay", hint="choose adamw, or set it to 0")
-    try:
-        return _KINDS[name](learning_rate=0.0, **arguments)
-    except ValueError as error:
-        raise UsageError(" ".join(str(error).split())) from error
 
 
 def _value(what: str, text: str, default: Any) -> Any:
@@ -274,29 +240,8 @@ def _value(what: str, text: str, default: Any) -> Any:
 def _number(what: str, text: str, kind: Callable[[str], Any]) -> Any:
     try:
         value = kind(text)
-        if abs(value) < float("inf"):
-            return value
     except ValueError:
-        pass
-    raise UsageError(f"{what} must be a number, not {text!r}")
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """What `make` needs of a run's settings."""
-
-    name: str = "adamw"
-    options: tuple[str, ...] = ()
-    weight_decay: float = 0.0
-    lora_plus_ratio: float = 1.0
-
-
-def make(settings: OptimizerSettings, parameters: Mapping[str, Any]) -> Updater:
-    """An updater for a model's trainable parameters. Raises UsageError."""
-    return Updater(
-        parameters,
-        settings.name,
-        options=settings.options,
-        weight_decay=settings.weight_decay,
-        lora_plus_ratio=settings.lora_plus_ratio,
-    )
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{what} must be a number, not {text!r}")
+    return value

@@ -28,7 +28,7 @@ from mlx_itune.training.engine.microbatch import (
 )
 from mlx_itune.training.engine.optimizers import Updater
 from mlx_itune.training.engine.rank_choice import Ranks
-from mlx_itune.training.engine.step_ways import Choice, Wishes
+from mlx_itune.training.settings import TrainSettings
 
 __all__ = ["Lanes", "Learner", "StepMetrics"]
 
@@ -48,40 +48,27 @@ class StepMetrics:
 
 
 class Learner:
-    """An adapted model with its optimizer.
+    """An adapted model with its optimizer, as the settings say.
 
-    nll overrides how the head is computed, optimizer what updates; the other options say how a
-    step is computed, which changes neither loss nor gradient. ranks: processes that each compute
-    a part of every step. Raises UsageError.
+    nll overrides how the head is computed. ranks: processes that each compute a part of every
+    step. Raises UsageError.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        settings: TrainSettings,
         *,
-        optimizer: Updater | None = None,
-        weight_decay: float = 0.0,
-        clip_norm: float = 1.0,
         lanes: Lanes | None = None,
         nll: Nll | None = None,
-        packing: Choice = "auto",
-        prefix_sharing: Choice = "auto",
-        gradient_checkpointing: Choice = "auto",
-        micro_batch_tokens: int | None = None,
-        memory_bytes: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.ranks = ranks or Ranks()
-        self.optimizer = optimizer or Updater(
-            model.trainable_parameters(), weight_decay=weight_decay
-        )
+        self.optimizer = Updater(model.trainable_parameters(), settings)
         self.lanes = lanes or Lanes()
-        wishes = Wishes(
-            packing, prefix_sharing, gradient_checkpointing, micro_batch_tokens, memory_bytes
-        )
-        self._paths = paths.choose(model, probe(model), wishes, self.lanes.count, nll)
-        self._clip_norm = clip_norm
+        self._paths = paths.choose(model, probe(model), settings, self.lanes.count, nll)
+        self._clip_norm = settings.clip_norm
         self._skipped_in_a_row = 0
 
     def paths(self) -> dict[str, str]:

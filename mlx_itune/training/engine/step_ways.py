@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_itune.kit.errors import UsageError
 from mlx_itune.model.engine import cpu, host
 from mlx_itune.model.engine.activations import (
     bytes_per_token,
@@ -27,8 +26,8 @@ from mlx_itune.model.engine.probe import Exact
 from mlx_itune.model.engine.training_caches import KeysValues, Rows, caches, recorded
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import OVERHEAD_TOKENS, MicroBatch, Packing, Prefix
+from mlx_itune.training.settings import TrainSettings
 
-Choice = Literal["auto", "on", "off"]
 # Tokens of a micro-batch: on a CPU as many as keep its arrays small, on a GPU as many as keep it
 # busy.
 CPU_TOKENS, GPU_TOKENS = 384, 4096
@@ -43,26 +42,6 @@ _AT_ONCE_NUMBERS, _AT_ONCE_TOKENS = 768 * 512, 384
 _CUDA_OVERHEAD_TOKENS = 2048
 # A prefix is cut into parts of no fewer tokens.
 _PART_TOKENS = 96
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a caller may set; "auto" and None leave it to this file. Raises UsageError."""
-
-    packing: Choice = "auto"
-    prefix_sharing: Choice = "auto"
-    gradient_checkpointing: Choice = "auto"
-    micro_batch_tokens: int | None = None
-    memory_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("packing", "prefix_sharing", "gradient_checkpointing"):
-            if getattr(self, name) not in ("auto", "on", "off"):
-                raise UsageError(f"{name} must be auto, on or off, not {getattr(self, name)!r}")
-        for name in ("micro_batch_tokens", "memory_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
@@ -163,10 +142,10 @@ def at_once_tokens(hidden: int) -> float:
 
 
 def _at_once(
-    model: nn.Module, exact: Exact, wishes: Wishes, nll: Nll | None, words: dict[str, str]
+    model: nn.Module, exact: Exact, settings: TrainSettings, nll: Nll | None, words: dict[str, str]
 ) -> float:
     tokens = at_once_tokens(hidden_size(model))
-    if tokens == float("inf") or nll is not None or wishes.gradient_checkpointing != "auto":
+    if tokens == float("inf") or nll is not None or settings.gradient_checkpointing != "auto":
         return float("inf")
     if not exact.at_once:
         words["long_rows"] = f"as others: {exact.reasons.get('at_once', 'not exact')}"
@@ -185,7 +164,7 @@ def _extended(before: KeysValues | None, behind: KeysValues) -> KeysValues:
 
 
 def choose(
-    model: nn.Module, exact: Exact, wishes: Wishes, lanes: int, nll: Nll | None = None
+    model: nn.Module, exact: Exact, settings: TrainSettings, lanes: int, nll: Nll | None = None
 ) -> Paths:
     """The paths for a model with its adapter on; nll overrides how the head is computed."""
     words: dict[str, str] = {}
@@ -193,15 +172,15 @@ def choose(
     words["head"] = "learned positions, in chunks" if head else "every position"
     if not exact.head:
         words["head"] += f" ({exact.reasons.get('head', 'not exact')})"
-    packing = _packing(exact, wishes, words)
-    sharing = _sharing(exact, wishes, words)
-    room = _room(model, wishes, lanes)
+    packing = _packing(exact, settings, words)
+    sharing = _sharing(exact, settings, words)
+    room = _room(model, settings, lanes)
     per_token = bytes_per_token(model)
     default = CPU_TOKENS if backend.on_cpu() else GPU_TOKENS
     affordable = max(FEWEST_TOKENS, int(room / per_token))
-    tokens = wishes.micro_batch_tokens or min(default, affordable)
+    tokens = settings.micro_batch_tokens or min(default, affordable)
     words["micro_batch_tokens"] = str(tokens)
-    kept = _kept(exact, wishes, room / per_token, words)
+    kept = _kept(exact, settings, room / per_token, words)
     return Paths(
         nll=nll or (weighted_nll if exact.head else plain_nll),
         cached=exact.caches and cpu.is_faster(),
@@ -212,7 +191,7 @@ def choose(
         packed_sharing=exact.packing_and_sharing,
         micro_batch_tokens=tokens,
         kept_tokens=kept,
-        at_once_tokens=_at_once(model, exact, wishes, nll, words),
+        at_once_tokens=_at_once(model, exact, settings, nll, words),
         overhead_tokens=overhead_tokens(),
         words=words,
     )
@@ -223,8 +202,8 @@ def overhead_tokens() -> int:
     return OVERHEAD_TOKENS if backend.on_cpu() or mx.metal.is_available() else _CUDA_OVERHEAD_TOKENS
 
 
-def _packing(exact: Exact, wishes: Wishes, words: dict[str, str]) -> Packing:
-    if wishes.packing == "off":
+def _packing(exact: Exact, settings: TrainSettings, words: dict[str, str]) -> Packing:
+    if settings.packing == "off":
         words["packing"] = "off, as asked"
         return "off"
     if not exact.packing:
@@ -237,8 +216,8 @@ def _packing(exact: Exact, wishes: Wishes, words: dict[str, str]) -> Packing:
     return "bins"
 
 
-def _sharing(exact: Exact, wishes: Wishes, words: dict[str, str]) -> bool:
-    if wishes.prefix_sharing == "off":
+def _sharing(exact: Exact, settings: TrainSettings, words: dict[str, str]) -> bool:
+    if settings.prefix_sharing == "off":
         words["prefix"] = "off, as asked"
     elif not exact.sharing:
         words["prefix"] = f"off: {exact.reasons.get('prefix', 'not exact')}"
@@ -250,9 +229,9 @@ def _sharing(exact: Exact, wishes: Wishes, words: dict[str, str]) -> bool:
     return False
 
 
-def _room(model: nn.Module, wishes: Wishes, lanes: int) -> float:
+def _room(model: nn.Module, settings: TrainSettings, lanes: int) -> float:
     """What the activations of one micro-batch may take."""
-    budget = wishes.memory_bytes or default_budget_bytes()
+    budget = settings.memory_bytes or default_budget_bytes()
     parameters = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     trained = sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
     # Gradients, AdamW's two moments, and room for the update.
@@ -260,13 +239,13 @@ def _room(model: nn.Module, wishes: Wishes, lanes: int) -> float:
     return float(max(0.0, (budget - fixed) / lanes))
 
 
-def _kept(exact: Exact, wishes: Wishes, affordable: float, words: dict[str, str]) -> float:
+def _kept(exact: Exact, settings: TrainSettings, affordable: float, words: dict[str, str]) -> float:
     """Micro-batches of more tokens than this keep their blocks' inputs only."""
-    if wishes.gradient_checkpointing == "off":
+    if settings.gradient_checkpointing == "off":
         words["checkpointing"] = "off, as asked"
     elif not exact.checkpointing:
         words["checkpointing"] = f"off: {exact.reasons.get('checkpointing', 'not exact')}"
-    elif wishes.gradient_checkpointing == "on":
+    elif settings.gradient_checkpointing == "on":
         words["checkpointing"] = "every block"
         return 0.0
     else:

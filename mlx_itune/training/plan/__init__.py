@@ -1,1 +1,3 @@
 """Memory and time of a run, before it."""
+
+import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)

@@ -1,1 +1,3 @@
 """A run on disk: record, checkpoints, resume, incidents."""
+
+import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)

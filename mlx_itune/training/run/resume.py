@@ -14,9 +14,9 @@ from mlx_itune.kit.config import from_toml
 from mlx_itune.kit.errors import StorageError, UsageError
 from mlx_itune.kit.files import sweep
 from mlx_itune.kit.lock import locked
+from mlx_itune.training.engine.job import Observe, TrainResult
 from mlx_itune.training.engine.loop import work
 from mlx_itune.training.engine.rank_choice import is_writer, mirrored, own_place
-from mlx_itune.training.job import Observe, TrainResult
 from mlx_itune.training.run import checkpoint, identity, incidents, run
 from mlx_itune.training.run.checkpoint import Checkpoint
 from mlx_itune.training.run.logfile import EVENTS, repair

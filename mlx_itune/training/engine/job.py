@@ -20,7 +20,6 @@ from mlx_itune.model.adapters import adapter
 from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
 from mlx_itune.training.engine.schedule import learning_rate
 from mlx_itune.training.engine.step import StepMetrics
-from mlx_itune.training.policy import Policy
 from mlx_itune.training.run import checkpoint, incidents, run
 from mlx_itune.training.run.macos import resume_line
 from mlx_itune.training.run.record import WINDOW_STEPS, Record
@@ -75,7 +74,7 @@ class Job:
         s = setup.settings
         self.setup, self.settings, self.learner = setup, s, setup.learner
         self.train, self.valid = setup.material.train, setup.material.valid
-        self.folder, self.record, self.policy = folder, record, Policy.of(s)
+        self.folder, self.record = folder, record
         self.id = run.id_of(folder)
         self.plan: list[Batch] = list(
             batches(
@@ -89,7 +88,7 @@ class Job:
         self._log, self._observe, self._began_s = log, observe, began
         self._wall_s_before, self._peak_before = record.wall_s, record.peak_memory_bytes
         self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)
-        self._next_save_s = time.monotonic() + self.policy.save_every_s
+        self._next_save_s = time.monotonic() + self.settings.save_every_s
 
     def tell(self, event: str, **fields: Any) -> None:
         """One event, to the log and the observer; a log or terminal that is gone ends no run."""
@@ -236,10 +235,7 @@ class Job:
             return False
         if step in (0, len(self.plan)):
             return True
-        if self.policy.eval_every:
-            return step % self.policy.eval_every == 0
-        # Early stopping needs something to go by: without --eval-every, the end of each epoch.
-        return self.policy.keep_best and self.plan[step].epoch != self.plan[step - 1].epoch
+        return bool(self.settings.eval_every and step % self.settings.eval_every == 0)
 
     def _validate(self) -> bool:
         """The loss on all validation rows; whether it is the best so far."""
@@ -247,7 +243,7 @@ class Job:
         best = record.validated(self.learner.evaluate(self.valid))
         seconds = time.monotonic() - started
         self.tell("valid", step=record.step, loss=record.valid_loss, best=best, wall_s=seconds)
-        patience = self.policy.patience
+        patience = self.settings.early_stopping
         if patience and record.step and record.validations_since_best >= patience:
             record.stopped_early = True
             self.tell(
@@ -257,18 +253,18 @@ class Job:
                 best_step=record.best_step,
                 best_valid_loss=record.best_valid_loss,
             )
-        return best and self.policy.saves
+        return best and self.settings.saves
 
     def _save_is_due(self) -> bool:
-        step, every = self.record.step, self.policy.save_every
-        if self.policy.save_every_s and time.monotonic() >= self._next_save_s:
+        step, every = self.record.step, self.settings.save_every
+        if self.settings.save_every_s and time.monotonic() >= self._next_save_s:
             return True
         ended = step == len(self.plan) or self.record.stopped_early
-        return (ended and self.policy.saves) or bool(every and step % every == 0)
+        return (ended and self.settings.saves) or bool(every and step % every == 0)
 
     def _save(self, *, must: bool = False) -> None:
         """A sealed checkpoint; one that cannot be written ends the run only if it `must` be."""
-        self._next_save_s = time.monotonic() + (self.policy.save_every_s or float("inf"))
+        self._next_save_s = time.monotonic() + (self.settings.save_every_s or float("inf"))
         metrics = self._metrics()
         if not is_writer():
             return
@@ -279,7 +275,7 @@ class Job:
                 self.setup.config,
                 self._provenance(metrics),
                 {"run": self.id, **self.record.to_state()},
-                keep=self.policy.keep,
+                keep=self.settings.keep,
                 best_step=self.record.best_step,
             )
         except StorageError as error:
@@ -301,8 +297,8 @@ class Job:
         """The adapter of the best step where that was asked for, else of the last; that step."""
         step, best = self.record.step, self.record.best_step
         if not is_writer():
-            return best if self.policy.keep_best and best is not None else step
-        if self.policy.keep_best and best not in (None, step):
+            return best if self.settings.keeps_best and best is not None else step
+        if self.settings.keeps_best and best not in (None, step):
             path = self.folder / run.CHECKPOINTS / checkpoint.name_of(best or 0)
             try:
                 checkpoint.publish(checkpoint.read(path), out, overwrite=overwrite)
