@@ -13,7 +13,7 @@ from mlx_itune.kit.errors import UsageError
 from mlx_itune.training.settings import Setting, TrainSettings, settings_from, table
 
 
-def flag(name: str) -> Callable[[Any], Any]:
+def flag(name: str, help_line: str | None = None) -> Callable[[Any], Any]:
     """The flag of one setting; what it may be is checked with all others, by `settings_of`."""
     setting = table()[name]
     return click.option(
@@ -22,7 +22,7 @@ def flag(name: str) -> Callable[[Any], Any]:
         type=_type(setting),
         multiple=setting.kind is tuple,
         metavar=setting.metavar,
-        help=_help(setting),
+        help=help_line or _help(setting),
     )
 
 

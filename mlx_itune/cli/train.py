@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mlx_itune.cli import options, setting_flags
+from mlx_itune.cli.result import Result
 
 
 @options.command(
@@ -27,12 +28,11 @@ def command(
     samples: int,
     tensorboard: Path | None,
     wandb: str | None,
-    as_json: bool,
     offline: bool,
     **flags: Any,
-) -> None:
+) -> Result | None:
     """Tune a model on a data set by an adapter; only the assistant's words are learned."""
-    from mlx_itune.cli import report, trained
+    from mlx_itune.cli import trained
     from mlx_itune.cli.progress import Progress
     from mlx_itune.cli.samples import add as answered
     from mlx_itune.training.engine.loop import train
@@ -42,14 +42,11 @@ def command(
     settings = setting_flags.settings_of(config, flags, offline=offline)
     if not is_writer():
         train(settings)
-        return
+        return None
     with Progress() as progress:
         with attached(
             settings, progress.training, wandb=wandb, tensorboard=tensorboard, say=progress.say
         ) as observe:
             result = train(settings, observe=observe)
         answered(settings, Path(result.run), Path(result.adapter), samples, progress)
-    if as_json:
-        report.emit(result)
-    else:
-        trained.tell(result)
+    return Result(result, trained.lines(result))

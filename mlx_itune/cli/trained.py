@@ -1,41 +1,47 @@
-"""What `train` and `resume` print when a run is done."""
+"""What `train` and `resume` say when a run is done."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_itune.cli import report
+from mlx_itune.cli.result import pairs
+from mlx_itune.kit.wording import count, duration, number, size
 
 if TYPE_CHECKING:
-    from mlx_itune.training.engine.job import TrainResult
+    from mlx_itune.training.run.record import TrainResult
 
 
-def tell(result: TrainResult) -> None:
+def lines(result: TrainResult) -> Iterator[str]:
     """The result as aligned lines, and what to type next."""
+    from mlx_itune.kit.config import from_toml
+    from mlx_itune.training.run.run import CONFIG
+    from mlx_itune.training.settings import TrainSettings
+
     not_used = f", {result.rows_not_used:,} not used" if result.rows_not_used else ""
-    lines = [
+    speed = f"{result.supervised_tokens_per_second:,.0f} per second"
+    facts = [
         ("adapter", f"{result.adapter} ({_shipped(result)})"),
         ("run", result.run),
         ("report", str(Path(result.run) / "report.html")),
         ("rows", f"{result.rows_used:,} used{not_used}"),
-        ("steps", f"{result.steps:,} ({result.epochs:g} epochs, {result.examples:,} rows)"),
-        ("train loss", report.number(result.train_loss)),
-        ("valid loss", report.number(result.valid_loss)),
-        (
-            "learned",
-            f"{result.supervised_tokens:,} tokens, "
-            f"{result.supervised_tokens_per_second:,.0f} per second",
-        ),
-        ("peak memory", report.megabytes(result.peak_memory_bytes)),
-        ("time", report.seconds(result.wall_s)),
+        ("steps", f"{result.steps:,} ({result.epochs:g} epochs, {count(result.examples, 'row')})"),
+        ("train loss", number(result.train_loss)),
+        ("valid loss", number(result.valid_loss)),
+        ("learned", f"{result.supervised_tokens:,} tokens, {speed}"),
+        ("peak memory", size(result.peak_memory_bytes)),
+        ("time", duration(result.wall_s)),
     ]
     if result.skipped_steps:
         note = f"{result.skipped_steps:,}, not finite; see {result.run}/incidents.jsonl"
-        lines.insert(5, ("skipped", note))
-    report.pairs(lines)
-    print(f"next: {_next(result)}")
+        facts.insert(5, ("skipped", note))
+    yield from pairs(facts)
+    settings = from_toml(Path(result.run) / CONFIG, TrainSettings)
+    flags = {"model": settings["model"], "adapter": result.adapter, "data": settings["data"]}
+    typed = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
+    yield f"next: mlx-itune eval {typed}"
 
 
 def _shipped(result: TrainResult) -> str:
@@ -47,13 +53,3 @@ def _shipped(result: TrainResult) -> str:
         lower = f"step {result.best_step:,} had a lower validation loss: see --early-stopping"
         return f"of step {result.steps:,}, the last; {lower}"
     return f"of step {result.steps:,}, the last"
-
-
-def _next(result: TrainResult) -> str:
-    from mlx_itune.kit.config import from_toml
-    from mlx_itune.training.run.run import CONFIG
-    from mlx_itune.training.settings import TrainSettings
-
-    settings = from_toml(Path(result.run) / CONFIG, TrainSettings)
-    flags = {"model": settings["model"], "adapter": result.adapter, "data": settings["data"]}
-    return "mlx-itune eval " + " ".join(f"--{k} {shlex.quote(str(v))}" for k, v in flags.items())

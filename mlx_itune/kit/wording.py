@@ -60,6 +60,47 @@ def first_line(said: object, most: int = 300) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
-    """ "did you mean train?", or None where no option is near."""
-    near = closest(name, options)
+    """ "did you mean train?", or None where no option is near, nor what another tool calls so."""
+    options = list(options)
+    plain_name = name.lstrip("-").lower().replace("-", "_")
+    other = _ELSEWHERE.get(plain_name)
+    same = [o for o in options if other and o.lstrip("-").replace("-", "_") == other]
+    near = same[0] if same else closest(name, options)
     return f"did you mean {near}?" if near else None
+
+
+# What mlx-lm, PEFT, transformers, axolotl and LLaMA-Factory call our settings.
+_ELSEWHERE = {
+    theirs: ours
+    for ours, names in {
+        "adapter": "fine_tune_type train_type finetuning_type adapter_type",
+        "alpha": "scale lora_alpha lora_scale",
+        "batch_size": "per_device_train_batch_size micro_batch_size bsz",
+        "clip_norm": "max_grad_norm gradient_clipping grad_clip",
+        "data": "dataset dataset_path train_file datasets",
+        "dropout": "lora_dropout",
+        "early_stopping": "patience early_stopping_patience",
+        "epochs": "num_epochs num_train_epochs n_epochs",
+        "eval_every": "steps_per_eval eval_steps val_interval",
+        "gradient_checkpointing": "grad_checkpoint gradient_checkpoint activation_checkpointing",
+        "keep": "save_total_limit",
+        "keys": "target_modules lora_target lora_target_modules modules",
+        "learning_rate": "lr peak_lr max_lr",
+        "max_length": "max_seq_length max_seq_len seq_len sequence_len cutoff_len max_len",
+        "max_tokens": "max_new_tokens num_predict n_predict",
+        "model": "base_model model_name_or_path model_path base",
+        "num_layers": "lora_layers layers num_lora_layers",
+        "optimizer": "optim",
+        "out": "adapter_path output_dir output save_path adapter_out",
+        "packing": "sample_packing pack",
+        "rank": "r lora_r lora_rank",
+        "save_every": "save_steps steps_per_save",
+        "schedule": "lr_scheduler_type lr_scheduler lr_schedule scheduler",
+        "steps": "iters max_steps iterations",
+        "temperature": "temp",
+        "template": "chat_template prompt_template",
+        "warmup": "warmup_ratio warmup_steps",
+        "weight_decay": "wd",
+    }.items()
+    for theirs in names.split()
+}

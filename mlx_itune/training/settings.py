@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Interval
 
-from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.wording import did_you_mean
 
 # The published recipes (Stanford Alpaca, FastChat's Vicuna, Hermes 3: 2408.11857), with ten times
 # their learning rates of 2e-5, 2e-5 and 7e-6: those are for full fine-tuning. docs/defaults.md.
@@ -301,13 +302,10 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     """Settings of explicit values over their preset's over the defaults. Raises UsageError."""
     for name in values:
         if name not in table():
-            near = closest(name, table())
-            hint = f"did you mean {near}?" if near else None
-            raise UsageError(f"unknown setting {name!r}", hint=hint)
+            raise UsageError(f"unknown setting {name!r}", hint=did_you_mean(name, table()))
     chosen = values.get("preset")
     if chosen is not None and chosen not in PRESETS:
-        near = closest(str(chosen), PRESETS)
-        hint = f"did you mean {near}?" if near else "one of " + ", ".join(PRESETS)
+        hint = did_you_mean(str(chosen), PRESETS) or "one of " + ", ".join(PRESETS)
         raise UsageError(f"unknown preset {chosen!r}", hint=hint)
     preset = dict(PRESETS.get(chosen or "", {}))
     # Steps that somebody asked for are not cut short by a preset's epochs.

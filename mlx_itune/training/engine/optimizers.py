@@ -17,7 +17,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_itune.kit.errors import StorageError, UsageError, closest
+from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit.wording import did_you_mean
 from mlx_itune.training.settings import TrainSettings
 
 # What is made, and what of its defaults is ours.
@@ -55,8 +56,7 @@ def options_from(name: str, pairs: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"optimizer_options must be key=value pairs, not {pair!r}")
         if key not in known:
-            near = closest(key, known)
-            hint = f"did you mean {near}?" if near else "it knows " + ", ".join(sorted(known))
+            hint = did_you_mean(key, known) or "it knows " + ", ".join(sorted(known))
             hint = f"use {_FLAGS[key]}" if key in _FLAGS else hint
             raise UsageError(f"{name} has no option {key!r}", hint=hint)
         if key in options:
