@@ -82,9 +82,9 @@ class TrainSettings:
     batch_size: Annotated[int, Interval(ge=1, le=10**6), Help("Rows per optimizer step.")] = 8
     learning_rate: Annotated[float, Interval(gt=0, lt=1), Help("Peak learning rate.")] = 2e-4
     rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
-    alpha: Annotated[Positive | None, Help("The update is scaled by alpha / rank (default 2 * rank).")] = (
-        None
-    )
+    alpha: Annotated[
+        Positive | None, Help("The update is scaled by alpha / rank (default 2 * rank).")
+    ] = None
     dropout: Annotated[Share, Help("Dropout before the low-rank update.")] = 0.0
     adapter: Annotated[
         Adapter, Help("Kind of adapter; grid and qalora fuse into a quantized base without loss.")

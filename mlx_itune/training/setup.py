@@ -16,8 +16,10 @@ from mlx_itune.dataset.rendering.token_cache import (
     write_examples,
 )
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes
+from mlx_itune.kit.json_files import plain
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.engine.shapes import read_shapes
 from mlx_itune.model.loading import backend
@@ -26,8 +28,7 @@ from mlx_itune.training.engine.rank_choice import ranks
 from mlx_itune.training.engine.step import Lanes, Learner
 from mlx_itune.training.plan.memory_plan import require_fit
 from mlx_itune.training.plan.workload import mostly_long
-from mlx_itune.training.run import checkpoint, identity
-from mlx_itune.training.run.run import versions
+from mlx_itune.training.run import checkpoint, identity, run
 from mlx_itune.training.settings import TrainSettings
 
 ROWS = "rows"
@@ -65,40 +66,39 @@ class Setup:
     config: adapter.AdapterConfig
     layers: tuple[str, ...]
 
-    def how(self) -> dict[str, Any]:
-        """How steps are computed: a resumed run does it the same way, for the same last bits."""
-        lanes = {
-            "processes": self.learner.ranks.size,
-            "lanes": self.learner.lanes.count,
-            "compute": self.loaded.compute,
-        }
-        return {**lanes, **self.learner.paths()}
-
     def require_same_everywhere(self) -> None:
         """Raise UsageError where another process of the run has other rows, settings or base."""
-        facts = self.facts()
+        began = self.beginning()
         self.learner.ranks.require_same(
-            {
-                **identity.settings_facts(self.settings),
-                **facts["model"],
-                "versions": facts["versions"],
-            }
+            {**began.settings, **began.model, "versions": began.versions}
         )
 
-    def facts(self) -> dict[str, Any]:
-        """What stands in run.json besides the settings."""
-        return {
-            "data": identity.data_facts(Path(self.settings.data)),
-            "model": {
+    def beginning(self) -> run.Beginning:
+        """What this run would begin with here and now; its id is not known yet."""
+        ways = self.learner.paths()
+        how = run.How(
+            processes=self.learner.ranks.size,
+            lanes=self.learner.lanes.count,
+            compute=self.loaded.compute,
+            micro_batch_tokens=int(ways.pop("micro_batch_tokens")),
+            ways=ways,
+        )
+        function = {f"base.config.{name}": v for name, v in self.loaded.function.items()}
+        return run.Beginning(
+            id="",
+            directory=str(Path.cwd()),
+            settings=identity.settings_facts(self.settings),
+            data=identity.data_facts(Path(self.settings.data)),
+            model={
                 "base.fingerprint": self.loaded.fingerprint,
-                **{f"base.config.{name}": value for name, value in self.loaded.function.items()},
+                **plain(function),
                 **self.material.facts,
             },
-            "base": self.loaded.id,
-            "how": self.how(),
-            "machine": {**identity.machine_facts(), "device": backend.prepare().device},
-            "versions": dict(versions()),
-        }
+            base=self.loaded.id,
+            how=how,
+            machine=identity.machine_facts(backend.prepare().device),
+            versions=dict(run.versions()),
+        )
 
 
 def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Material:
@@ -106,7 +106,9 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
 
     Raises UsageError, DataError, ModelError, StorageError.
     """
-    path = resolve(settings.model, offline=settings.offline)
+    if settings.offline:
+        network.go_offline()
+    path = resolve(settings.model)
     config = vet(path)
     tokenizer = load_tokenizer(path, template=settings.template)
     context = config.get("max_position_embeddings")
@@ -155,7 +157,7 @@ def keep_rows(folder: Path, material: Material) -> None:
 
 
 def ready(
-    settings: TrainSettings, material: Material, *, began: Mapping[str, Any] | None = None
+    settings: TrainSettings, material: Material, *, began: run.Beginning | None = None
 ) -> Setup:
     """Weights, adapter and learner. began: the run.json of the run that is resumed, if one is.
 
@@ -165,7 +167,6 @@ def ready(
     loaded = load(
         settings.model,
         compute=settings.compute,
-        offline=settings.offline,
         memory_bytes=settings.memory_bytes,
         float_copies=not mostly_long(material.train, _hidden(material)),
     )
@@ -200,21 +201,20 @@ def _hidden(material: Material) -> int:
     return read_shapes(material.path, material.config).hidden
 
 
-def _micro_batch_tokens(settings: TrainSettings, began: Mapping[str, Any] | None) -> int | None:
+def _micro_batch_tokens(settings: TrainSettings, began: run.Beginning | None) -> int | None:
     """What was chosen when the run began, unless this session was told something else."""
-    same = began is not None and began["settings"] == identity.settings_facts(settings)
-    return (
-        int(began["how"]["micro_batch_tokens"]) if began and same else settings.micro_batch_tokens
-    )
+    if began is not None and began.settings == identity.settings_facts(settings):
+        return began.how.micro_batch_tokens
+    return settings.micro_batch_tokens
 
 
-def _lanes(began: Mapping[str, Any] | None) -> Lanes:
+def _lanes(began: run.Beginning | None) -> Lanes:
     """As many as the run began with: how a step is cut decides the last bits of its sums."""
     if began is None:
         return Lanes()
-    lanes = Lanes(int(began["how"]["lanes"]))
+    lanes = Lanes(began.how.lanes)
     if lanes.count == 1:
-        backend.blas_threads(int(began["machine"]["cpus"]))
+        backend.blas_threads(began.machine.cpus)
     return lanes
 
 

@@ -51,7 +51,7 @@ def stopped(server: Server, argv: list[object], runs: Path, number: int) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_a_stopped_run_prints_the_line_that_continues_it(
     number: int,

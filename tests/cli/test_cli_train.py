@@ -53,18 +53,14 @@ def not_shipped(place: Place, *flags: object) -> str:
     return error
 
 
-def test_a_run_that_learned_nothing_ships_nothing(place: Place) -> None:
-    assert "not finite in all 4 steps" in not_shipped(place, "--alpha", "1e300")
-
-
-def test_a_base_of_nan_ships_nothing(place: Place) -> None:
+def test_a_base_of_nan_learns_nothing_and_ships_nothing(place: Place) -> None:
     broken = shutil.copytree(place.model, place.home / "broken")
     (file,) = broken.glob("*.safetensors")
     weights: Any = mx.load(str(file))
     weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
     mx.save_safetensors(str(file), weights, {"format": "mlx"})
     place.model = broken
-    not_shipped(place)
+    assert "not finite in all 4 steps" in not_shipped(place)
 
 
 def test_a_validation_that_ends_not_finite_ships_nothing(
@@ -75,6 +71,27 @@ def test_a_validation_that_ends_not_finite_ships_nothing(
     losses = iter([3.0, float("nan")])
     monkeypatch.setattr(Learner, "evaluate", lambda self, examples: next(losses))
     assert "validation loss after step 4 is not finite" in not_shipped(place)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--alpha", "1e300"), "alpha must be above 0 and at most 1,000,000"),
+        (("--learning-rate", "nan"), "learning_rate must be above 0 and below 1, not nan"),
+        (("--warmup", "inf"), "warmup must be at least 0"),
+        (("--seed", 10**26), "seed must be at least 0 and at most"),
+        (("--lr", 1e-3), "did you mean --learning-rate?"),
+        (("--iters", 9), "did you mean --steps?"),
+        (("--scale", 9), "did you mean --alpha?"),
+        (("--adapter-path", "x"), "did you mean --out?"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(
+    flags: tuple[object, ...], said: str, place: Place
+) -> None:
+    code, _, err = place.train(*flags)
+    assert code == 2 and said in err and err.count("\n") == 1
+    assert not place.runs.exists()
 
 
 def test_the_end_names_rows_the_shipped_step_the_report_and_the_next_command(place: Place) -> None:

@@ -21,7 +21,7 @@ from mlx_itune.kit.errors import (
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.report.story import read
-from mlx_itune.training.run import checkpoint, incidents
+from mlx_itune.training.run import checkpoint, logs
 from mlx_itune.training.run.resume import resume
 from tests.training.sessions import Cut, Event, cut_after, in_peace, outcome, stopped, the_run
 
@@ -158,7 +158,7 @@ def test_torn_logs_are_repaired_and_nothing_is_told_twice(
     for name in ("events.jsonl", "incidents.jsonl"):
         for line in (run / name).read_text().splitlines():
             json.loads(line)
-    assert [incident["step"] for incident in incidents.read(run)] == [5]
+    assert [incident.step for incident in logs.incidents(run)] == [5]
     story = read(run)
     assert list(story.steps) == [1, 2, 3, 4, 5, 6] and list(story.valid_steps) == [0, 6]
 
@@ -197,7 +197,7 @@ def test_what_did_not_fit_may_go_on_in_smaller_pieces(settings: Any, tmp_path: P
     resume(run, how={"micro_batch_tokens": 16}, observe=events.append)
     (resumed,) = [event for event in events if event["event"] == "resume"]
     began = json.loads((run / "run.json").read_text())["how"]["micro_batch_tokens"]
-    assert resumed["changed"] == [f"micro_batch_tokens 16 (began with {began})"]
+    assert resumed["changed"] == [f"micro_batch_tokens is 16, the run began with {began}"]
     with pytest.raises(UsageError, match="seed cannot change"):
         resume(run, how={"seed": 3})
 

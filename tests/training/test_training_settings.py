@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from mlx_itune.kit.config import from_toml, to_toml
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.training.settings import PRESETS, TrainSettings, settings_from
+from mlx_itune.training.settings import PRESETS, Setting, TrainSettings, settings_from, table
 
 VALUES: dict[str, Any] = {"model": "m", "data": Path("d"), "out": Path("o")}
 
 
-def test_flags_and_fields_have_the_same_names_and_choices() -> None:
+def test_flags_and_fields_have_the_same_names() -> None:
     from mlx_itune.cli.train import command
 
-    fields = {field.name for field in dataclasses.fields(TrainSettings)}
     flags = {parameter.name for parameter in command.params}
-    assert flags - fields == {"config", "as_json", "samples", "tensorboard", "wandb"}
-    assert fields - flags == set()
-    for parameter in command.params:
-        if isinstance(parameter.type, click.Choice) and parameter.name != "preset":
-            name = str(parameter.name)
-            for choice in parameter.type.choices:
-                assert getattr(settings_from({**VALUES, name: choice}), name) == choice
-            with pytest.raises(UsageError) as caught:
-                settings_from({**VALUES, name: "no-such"})
-            listed = str(caught.value).partition("must be one of ")[2].partition(", not ")[0]
-            assert sorted(listed.split(", ")) == sorted(parameter.type.choices)
+    assert flags - set(table()) == {"config", "as_json", "samples", "tensorboard", "wandb"}
+    assert set(table()) - flags == set()
+
+
+@pytest.mark.parametrize("setting", [s for s in table().values() if s.choices or s.bounds])
+def test_a_setting_is_what_its_table_allows(setting: Setting) -> None:
+    if setting.choices:
+        good: Any = (
+            [c for c in setting.choices if c != "hermes"]
+            if setting.name == "preset"
+            else setting.choices
+        )
+        bad: Any = ["no-such"]
+    else:
+        assert setting.bounds is not None
+        low, high = setting.bounds.ge, setting.bounds.le
+        good = [edge for edge in (high,) if edge is not None and setting.name != "lora_plus_ratio"]
+        bad = [math.nan, math.inf, -math.inf, -2, 10**30]
+        assert low is not None or not setting.admits(setting.bounds.gt)
+    for value in good:
+        more = {"eval_every": 1} if setting.name == "early_stopping" else {}
+        assert (
+            getattr(settings_from({**VALUES, **more, setting.name: value}), setting.name) == value
+        )
+    for value in bad:
+        with pytest.raises(UsageError, match=setting.name):
+            settings_from({**VALUES, setting.name: value})
+
+
+def test_the_table_of_the_documentation_is_this_one() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "defaults.md").read_text()
+    for setting in table().values():
+        cells = (f"`{setting.flag}`", setting.shown_default, setting.allowed, setting.help)
+        line = "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+        assert line in documented
 
 
 FAULTS: dict[str, dict[str, Any]] = {
     "num_layers": {"num_layers": 0},
-    "save_every_s": {"save_every_s": -1.0},
-    "keep": {"keep": 0},
-    "memory_gb": {"memory_gb": 0.0},
-    "lora_plus_ratio": {"lora_plus_ratio": 0.0},
     "lora_plus_ratio times learning_rate": {"lora_plus_ratio": 1e4},
-    "packing": {"packing": "maybe"},
     "early_stopping needs eval_every": {"early_stopping": 2},
     "dropout must be 0 with adapter grid": {"adapter": "grid", "dropout": 0.1},
     "weight_decay must be 0 with adam": {"optimizer": "adam", "weight_decay": 0.1},
     "did you mean betas": {"optimizer_options": ("beta=1,2",)},
-    "learning_rate": {"learning_rate": float("nan")},
 }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +16,21 @@ import mlx.core as mx
 from mlx_itune.dataset.batching import Batch, batches
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.events import EventLog
+from mlx_itune.kit.json_files import plain, write_object
 from mlx_itune.model.adapters import adapter
 from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
 from mlx_itune.training.engine.schedule import learning_rate
 from mlx_itune.training.engine.step import StepMetrics
-from mlx_itune.training.run import checkpoint, incidents, run
+from mlx_itune.training.run import checkpoint, logs, run
 from mlx_itune.training.run.macos import resume_line
-from mlx_itune.training.run.record import WINDOW_STEPS, Record
+from mlx_itune.training.run.record import WINDOW_STEPS, Numbers, Record, TrainResult
 from mlx_itune.training.setup import Setup
 
 Observe = Callable[[dict[str, Any]], None]
 # After a checkpoint that could not be written, the next attempt.
 _RETRY_S = 30.0
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run did; the keys of `train --json`. Losses are per unit of weight, in nats.
-
-    adapter_step: the step whose weights the adapter holds; the last one, or the best one with
-    early stopping or keep_best.
-    """
-
-    run: str
-    adapter: str
-    steps: int
-    epochs: float
-    examples: int
-    supervised_tokens: int
-    train_loss: float | None
-    valid_loss: float | None
-    best_valid_loss: float | None
-    supervised_tokens_per_second: float
-    tokens_per_second: float
-    peak_memory_bytes: int
-    wall_s: float
-    adapter_step: int
-    best_step: int | None
-    stopped_early: bool
-    skipped_steps: int
-    rows_used: int = 0
-    rows_not_used: int = 0
+# Rows that are computed one by one to find out which of them it was.
+_ROWS_EXAMINED = 64
 
 
 class Job:
@@ -86,7 +60,7 @@ class Job:
             )
         )
         self._log, self._observe, self._began_s = log, observe, began
-        self._wall_s_before, self._peak_before = record.wall_s, record.peak_memory_bytes
+        self._before = dataclasses.replace(record.clock)
         self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)
         self._next_save_s = time.monotonic() + self.settings.save_every_s
 
@@ -146,20 +120,19 @@ class Job:
                 hint="lower --learning-rate or --alpha, and look for NaN in the base's weights",
             )
         step = self._write_adapter(out, overwrite)
-        metrics = self._metrics()
         result = TrainResult(
+            **vars(self._numbers()),
             run=str(self.folder),
             adapter=str(out),
-            peak_memory_bytes=self.record.peak_memory_bytes,
-            wall_s=self.record.wall_s,
             adapter_step=step,
+            peak_memory_bytes=self.record.clock.peak_memory_bytes,
+            wall_s=self.record.clock.wall_s,
             rows_used=self.setup.material.rows_used,
             rows_not_used=self.setup.material.rows_not_used,
-            **metrics,
         )
         if is_writer():
-            run.write_json(self.folder / run.RESULT, dataclasses.asdict(result))
-        self.tell("end", **dataclasses.asdict(result))
+            write_object(self.folder / run.RESULT, result)
+        self.tell("end", **plain(result))
         return result
 
     def _step(self, batch: Batch) -> None:
@@ -202,21 +175,22 @@ class Job:
 
     def _note_incident(self, batch: Batch, metrics: StepMetrics) -> None:
         rows = [self.train[row] for row in batch.rows]
-        incident = incidents.describe(
-            batch.step,
-            batch.epoch,
-            metrics.loss,
-            metrics.gradient_norm,
-            rows,
-            lambda row: self.learner.evaluate([row]),
+        alone = ((row.origin, self.learner.evaluate([row])) for row in rows[:_ROWS_EXAMINED])
+        incident = logs.Incident(
+            step=batch.step,
+            epoch=batch.epoch,
+            loss=_word(metrics.loss),
+            gradient_norm=_word(metrics.gradient_norm),
+            rows=tuple(row.origin for row in rows),
+            suspects=tuple(origin for origin, loss in alone if not math.isfinite(loss)),
         )
         if is_writer():
-            incidents.append(self.folder, incident)
-        self.tell("incident", **incident)
+            logs.note_incident(self.folder, incident)
+        self.tell("incident", **plain(incident))
         if (often := self.record.diverged) is not None:
             raise DivergedError(
                 f"loss or gradient was not finite {often}, the last one step {batch.step}",
-                where=str(self.folder / incidents.FILE),
+                where=str(self.folder / logs.INCIDENTS),
                 hint=f"see the rows named there, or lower --learning-rate; {self._last_good()}",
             )
 
@@ -265,7 +239,7 @@ class Job:
     def _save(self, *, must: bool = False) -> None:
         """A sealed checkpoint; one that cannot be written ends the run only if it `must` be."""
         self._next_save_s = time.monotonic() + (self.settings.save_every_s or float("inf"))
-        metrics = self._metrics()
+        numbers = self._numbers()
         if not is_writer():
             return
         try:
@@ -273,8 +247,8 @@ class Job:
                 self.folder / run.CHECKPOINTS,
                 self.learner,
                 self.setup.config,
-                self._provenance(metrics),
-                {"run": self.id, **self.record.to_state()},
+                self._provenance(numbers),
+                {"run": self.id, **plain(self.record)},
                 keep=self.settings.keep,
                 best_step=self.record.best_step,
             )
@@ -309,26 +283,32 @@ class Job:
             else:
                 return best or 0
         checkpoint.require_finite(self.learner.model)
-        origin = self._provenance(self._metrics())
+        origin = self._provenance(self._numbers())
         adapter.save(out, self.learner.model, self.setup.config, origin, overwrite=overwrite)
         return step
 
-    def _metrics(self) -> dict[str, Any]:
+    def _numbers(self) -> Numbers:
         """The numbers so far; the clock is read."""
-        self.record.wall_s = self._wall_s_before + time.monotonic() - self._began_s
-        self.record.peak_memory_bytes = max(self._peak_before, mx.get_peak_memory())
-        return self.record.metrics(len(self.train))
+        clock = self.record.clock
+        clock.wall_s = self._before.wall_s + time.monotonic() - self._began_s
+        clock.peak_memory_bytes = max(self._before.peak_memory_bytes, mx.get_peak_memory())
+        return self.record.numbers(len(self.train))
 
-    def _provenance(self, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _provenance(self, numbers: Numbers) -> dict[str, Any]:
         return run.provenance(
             self.settings,
             self.setup.loaded,
             self.setup.material.tokenizer,
             self.setup.material.rows.sources,
-            metrics,
+            numbers,
             run=self.id,
         )
 
     def _last_good(self) -> str:
         found = checkpoint.complete(self.folder / run.CHECKPOINTS)
         return f"the last good adapter is {found[-1]}" if found else "no checkpoint was made before"
+
+
+def _word(number: float) -> float | str:
+    """JSON has no NaN: what is not finite is written as a word."""
+    return number if math.isfinite(number) else str(number)

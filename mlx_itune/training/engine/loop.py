@@ -15,14 +15,14 @@ from mlx_itune.kit.lock import locked
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
-from mlx_itune.training.engine.job import Job, Observe, TrainResult
+from mlx_itune.training.engine.job import Job, Observe
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
 from mlx_itune.training.engine.stopping import deferred_signals
 from mlx_itune.training.report import report
-from mlx_itune.training.run import identity, run
-from mlx_itune.training.run.logfile import EVENTS
+from mlx_itune.training.run import run
+from mlx_itune.training.run.logs import EVENTS
 from mlx_itune.training.run.macos import explained_gpu_errors, kept_awake, resume_line
-from mlx_itune.training.run.record import Record
+from mlx_itune.training.run.record import Record, TrainResult
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.setup import Setup, gather, keep_rows, ready
 
@@ -47,13 +47,7 @@ def _train(settings: TrainSettings, observe: Observe) -> TrainResult:
     material = gather(settings)
     setup = ready(settings, material)
     setup.require_same_everywhere()
-    beginning = {
-        "v": 1,
-        "directory": str(Path.cwd()),
-        "settings": identity.settings_facts(settings),
-        **setup.facts(),
-    }
-    folder = run.create(settings, beginning, fill=lambda stage: keep_rows(stage, material))
+    folder = run.create(settings, setup.beginning(), fill=lambda stage: keep_rows(stage, material))
     with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
         return work(setup, folder, Record(), observe=observe, began=began)
 

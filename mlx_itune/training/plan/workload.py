@@ -33,7 +33,7 @@ from mlx_itune.training.engine.step_ways import (
 from mlx_itune.training.plan import footprint
 from mlx_itune.training.plan.footprint import Footprint
 from mlx_itune.training.plan.step_shape import Group, How, Rectangle
-from mlx_itune.training.run.identity import machine_facts
+from mlx_itune.training.run.identity import cpus
 from mlx_itune.training.settings import TrainSettings
 
 # As model/compute has it: of the memory available, what resident float copies may take.
@@ -180,7 +180,7 @@ def mostly_long(rows: Sequence[Example], hidden: int) -> bool:
 def lanes() -> int:
     """Micro-batches that are computed side by side on this CPU (training/step.Lanes)."""
     parallel = backend.prepare().blas is not None
-    return min(int(machine_facts()["cpus"]), _MAX_LANES) if parallel else 1
+    return min(cpus(), _MAX_LANES) if parallel else 1
 
 
 def _steps(rows: Sequence[Example], settings: TrainSettings) -> list[list[Example]]:

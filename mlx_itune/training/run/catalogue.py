@@ -9,32 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.kit.config import from_toml
-from mlx_itune.kit.errors import StorageError
+from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.files import remove_directory, sweep
+from mlx_itune.kit.json_files import read_record
 from mlx_itune.kit.lock import holder, locked
-from mlx_itune.training.run import checkpoint, incidents, run
-from mlx_itune.training.run.logfile import EVENTS, tail
+from mlx_itune.training.run import checkpoint, logs, run
 from mlx_itune.training.run.macos import resume_line
+from mlx_itune.training.run.record import Losses, Record
 from mlx_itune.training.settings import TrainSettings
 
-_DIVERGED = 6
 # States in which a run can be resumed.
 UNFINISHED = frozenset({"stopped", "killed", "failed"})
 
 
-@dataclass(frozen=True)
-class RunLine:
-    """One run in a list. state: running, finished, stopped (by a signal), killed (it ended without
-    a word), failed or diverged. Losses in nats, None where nothing was measured. resume: what
-    continues it, None where nothing is left to do."""
+@dataclass(frozen=True, kw_only=True)
+class Standing(Losses):
+    """How a run stands. state: running, finished, stopped (by a signal), killed (it ended without
+    a word), failed or diverged. resume: what continues it, None where nothing is left to do."""
 
     run: str
     state: str
-    step: int
-    steps: int | None
-    train_loss: float | None
-    valid_loss: float | None
-    best_valid_loss: float | None
+    step: int = 0
+    steps: int | None = None
     checkpoints: int
     incidents: int
     bytes: int
@@ -61,75 +57,51 @@ class Going:
     why: str
 
 
-def line_of(folder: Path) -> RunLine:
+def standing(folder: Path) -> Standing:
     """How a run stands. Raises StorageError where its folder cannot be read."""
-    events = tail(folder / EVENTS)
+    events = logs.last_events(folder)
     state = "running" if holder(folder / run.LOCK) else _ending(folder, events)
-    numbers: dict[str, Any] = {}
-    for path in checkpoint.all_of(folder / run.CHECKPOINTS)[-1:]:
-        with contextlib.suppress(StorageError):
-            numbers |= run.read_json(path / checkpoint.STATE) or {}
-    for event in events:
-        kind = event.get("event")
-        if kind in ("start", "resume", "step"):
-            numbers |= {k: event[k] for k in ("step", "steps") if event.get(k) is not None}
-        if kind == "step" and event.get("loss") is not None:
-            numbers["train_loss"] = event["loss"]
-        if kind == "valid" and event.get("loss") is not None:
-            numbers["valid_loss"] = event["loss"]
-            best = numbers.get("best_valid_loss")
-            numbers["best_valid_loss"] = min(event["loss"], best or event["loss"])
-    result = run.read_json(folder / run.RESULT) or {}
-    numbers |= {k: result[k] for k in result.keys() & RunLine.__dataclass_fields__.keys()}
-    if result:
-        numbers["step"] = result["steps"]
-    return RunLine(
+    return Standing(
         run=str(folder),
         state=state,
-        step=int(numbers.get("step") or 0),
-        steps=numbers.get("steps"),
-        train_loss=numbers.get("train_loss"),
-        valid_loss=numbers.get("valid_loss"),
-        best_valid_loss=numbers.get("best_valid_loss"),
         checkpoints=len(checkpoint.complete(folder / run.CHECKPOINTS)),
-        incidents=len(incidents.read(folder)),
+        incidents=len(logs.incidents(folder)),
         bytes=size_of(folder),
         resume=resume_line(str(folder)) if state in UNFINISHED else None,
+        **_numbers(folder, events),
     )
 
 
 def details(folder: Path) -> dict[str, Any]:
-    """All that a run's folder says: its line, settings, result, checkpoints and incidents."""
-    line = line_of(folder)
+    """All that a run's folder says: its standing, settings, result, checkpoints and incidents."""
     who = holder(folder / run.LOCK)
     return {
-        **vars(line),
+        **vars(standing(folder)),
         "held_by": str(who) if who else None,
         "config": from_toml(folder / run.CONFIG, TrainSettings),
-        "result": run.read_json(folder / run.RESULT),
+        "result": run.result_of(folder),
         "checkpoint_list": seals(folder, verify=False),
-        "incident_list": incidents.read(folder),
+        "incident_list": logs.incidents(folder),
     }
 
 
 def seals(folder: Path, *, verify: bool = True) -> list[Seal]:
     """A run's checkpoints, oldest first; with `verify` each file is read and compared."""
-    found = []
-    newest: dict[str, Any] = {}
+    found: list[tuple[Path, str | None]] = []
+    best: int | None = None
     for path in checkpoint.all_of(folder / run.CHECKPOINTS):
         fault = None
         try:
-            state = (
-                checkpoint.read(path).state if verify else run.read_json(path / checkpoint.STATE)
-            )
-            newest = dict(state or newest)
+            if verify:
+                checkpoint.read(path)
+            best = _record_of(path).best_step
         except StorageError as error:
             fault = str(error)
         found.append((path, fault))
     return [
-        Seal(str(p), step, size_of(p), step == newest.get("best_step"), fault)
-        for p, fault in found
-        if (step := checkpoint.step_of(p)) >= 0
+        Seal(str(path), step, size_of(path), step == best, fault)
+        for path, fault in found
+        if (step := checkpoint.step_of(path)) >= 0
     ]
 
 
@@ -153,7 +125,7 @@ def prune(
         with _held(folder) as free:
             if not free:
                 continue
-            finished = _ending(folder, tail(folder / EVENTS)) not in UNFINISHED
+            finished = _ending(folder, logs.last_events(folder)) not in UNFINISHED
             if folder in old and (finished or unfinished):
                 why = "a whole run" if finished else "a whole run, not finished"
                 going.append(Going(str(folder), size_of(folder), why))
@@ -173,16 +145,49 @@ def size_of(folder: Path) -> int:
     return total
 
 
+def _numbers(folder: Path, events: Sequence[logs.Told]) -> dict[str, Any]:
+    """Where a run is: its result, or its newest checkpoint and what its events say since."""
+    if (result := run.result_of(folder)) is not None:
+        planned = next((e.steps for e in events if e.event == "start"), result.steps)
+        losses = {name: getattr(result, name) for name in Losses.__dataclass_fields__}
+        return {"step": result.steps, "steps": planned, **losses}
+    found: dict[str, Any] = {}
+    for path in checkpoint.all_of(folder / run.CHECKPOINTS)[-1:]:
+        with contextlib.suppress(StorageError):
+            record = _record_of(path)
+            found = {name: getattr(record, name) for name in ("valid_loss", "best_valid_loss")}
+            found["step"] = record.step
+    for event in events:
+        if event.event in ("start", "resume", "step"):
+            known = {"step": event.step, "steps": event.steps}
+            found |= {name: value for name, value in known.items() if value is not None}
+        if event.event == "step" and event.loss is not None:
+            found["train_loss"] = event.loss
+        if event.event == "valid" and event.loss is not None:
+            best = found.get("best_valid_loss")
+            found |= {
+                "valid_loss": event.loss,
+                "best_valid_loss": min(event.loss, best or event.loss),
+            }
+    return found
+
+
+def _record_of(path: Path) -> Record:
+    return read_record(path / checkpoint.STATE, Record, error=StorageError)
+
+
 def _prune_checkpoints(folder: Path, keep: int, really: bool) -> list[Going]:
     checkpoints = folder / run.CHECKPOINTS
+    sealed = checkpoint.complete(checkpoints)
     best: int | None = None
-    for path in checkpoint.complete(checkpoints)[-1:]:
+    for path in sealed[-1:]:
         try:
-            best = checkpoint.read(path).state.get("best_step")
+            checkpoint.read(path)
+            best = _record_of(path).best_step
         except StorageError:
             # An older one is what this run would go on from: nothing goes.
             return []
-    newest = max(map(checkpoint.step_of, checkpoint.complete(checkpoints)), default=0)
+    newest = max(map(checkpoint.step_of, sealed), default=0)
     gone = checkpoint.rotate(checkpoints, keep=keep, best_step=best, newest=newest, dry_run=True)
     going = [Going(str(path), size_of(path), "an older checkpoint") for path in gone]
     leftovers = [*checkpoints.glob(".*.partial")] if checkpoints.is_dir() else []
@@ -193,15 +198,15 @@ def _prune_checkpoints(folder: Path, keep: int, really: bool) -> list[Going]:
     return going
 
 
-def _ending(folder: Path, events: Sequence[dict[str, Any]]) -> str:
+def _ending(folder: Path, events: Sequence[logs.Told]) -> str:
     """How a run stands that nobody trains."""
     if (folder / run.RESULT).is_file():
         return "finished"
-    told = (e for e in reversed(events) if e.get("event") not in ("warning", "sample"))
-    last: dict[str, Any] = next(told, {})
-    if last.get("event") == "failed":
-        return "diverged" if last.get("exit_code") == _DIVERGED else "failed"
-    return "stopped" if last.get("event") == "stopped" else "killed"
+    told = (e for e in reversed(events) if e.event not in ("warning", "sample"))
+    last = next(told, logs.Told(""))
+    if last.event == "failed":
+        return "diverged" if last.exit_code == DivergedError.exit_code else "failed"
+    return "stopped" if last.event == "stopped" else "killed"
 
 
 @contextlib.contextmanager

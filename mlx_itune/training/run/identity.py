@@ -13,29 +13,27 @@ from typing import Any
 from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.sources import split_paths
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.kit.errors import DataError, ModelError, UsageError
+from mlx_itune.kit.errors import DataError, ItuneError, UsageError
 from mlx_itune.kit.files import sha256_file
-from mlx_itune.training.settings import TrainSettings
+from mlx_itune.kit.json_files import plain
+from mlx_itune.training.run.run import DataFile, Machine
+from mlx_itune.training.settings import TrainSettings, table
 
 # These may change between two sessions of a run: where things are is checked by content, and how
 # often the run is saved does not change what it computes.
-_FREE = frozenset("model data out runs offline save_every save_every_s keep keep_best".split())
+_FREE = frozenset("model data out runs offline save_every save_every_s keep".split())
 _SHOWN = 4
 
 
 def settings_facts(settings: TrainSettings) -> dict[str, Any]:
     """Every setting that the numbers depend on."""
-    return {
-        name: _plain(value)
-        for name, value in dataclasses.asdict(settings).items()
-        if name not in _FREE
-    }
+    return {name: value for name, value in plain(settings).items() if name not in _FREE}
 
 
-def data_facts(data: Path) -> dict[str, Any]:
-    """Name and SHA-256 of the files that are trained on or validated with. Raises DataError."""
+def data_facts(data: Path) -> dict[str, DataFile]:
+    """The files that are trained on or validated with, by part. Raises DataError."""
     return {
-        part: {"file": path.name, "sha256": sha256_file(path)}
+        part: DataFile(path.name, sha256_file(path))
         for part, path in split_paths(data).items()
         if part.partition("/")[0] != "test"
     }
@@ -62,86 +60,71 @@ def tokenizer_facts(tokenizer: ChatTokenizer) -> dict[str, Any]:
     }
 
 
-def machine_facts() -> dict[str, Any]:
-    """What the last bits of a sum depend on."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"machine": platform.machine(), "system": platform.system(), "cpus": cpus or 1}
+def machine_facts(device: str) -> Machine:
+    """This machine."""
+    return Machine(platform.machine(), platform.system(), cpus(), device)
+
+
+def cpus() -> int:
+    """Cores that this process may use."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return own or 1
 
 
 def require_same_settings(began: Mapping[str, Any], settings: TrainSettings, where: str) -> None:
     """Raise UsageError naming each setting that is not what the run began with."""
     now = settings_facts(settings)
     # A setting that there was not yet when the run began was at its default then.
-    defaults = {f.name: _plain(f.default) for f in dataclasses.fields(settings) if f.name in now}
-    before = {**defaults, **began}
-    changed = [
-        f"{name} is {now.get(name)!r}, the run began with {before[name]!r}"
-        for name in before
-        if now.get(name) != before[name]
-    ]
-    if changed:
-        raise UsageError(
-            _listed(changed), where=where, hint="put it back, or start a new run with train"
-        )
+    defaults = {name: plain(table()[name].default) for name in now}
+    refuse(changes({**defaults, **began}, now), UsageError, where)
 
 
-def require_same_data(began: Mapping[str, Any], data: Path) -> None:
+def require_same_data(began: Mapping[str, DataFile], data: Path) -> None:
     """Raise DataError naming each data file that is not the one the run began with."""
     now = data_facts(data)
-    changed = []
+    found = []
     for part in dict.fromkeys([*began, *now]):
-        before, after = began.get(part), now.get(part)
-        if before is None:
-            changed.append(f"data.{part} ({after['file'] if after else part}) is new")
-        elif after is None:
-            changed.append(f"data.{part} ({before['file']}) is gone")
-        elif before["sha256"] != after["sha256"]:
-            changed.append(
-                f"data.{part}.sha256 ({after['file']}) is {after['sha256'][:12]}, "
-                f"the run began with {before['sha256'][:12]}"
-            )
-    if changed:
-        raise DataError(
-            _listed(changed), where=str(data), hint="put the rows back, or start a new run"
-        )
+        if part not in began or part not in now:
+            file = {**began, **now}[part].file
+            found.append(f"data.{part} ({file}) is {'gone' if part in began else 'new'}")
+        else:
+            name = f"data.{part}.sha256 ({now[part].file})"
+            found += changes({name: began[part].sha256}, {name: now[part].sha256})
+    refuse(found, DataError, str(data))
 
 
-def require_same_model(
-    began: Mapping[str, Any], now: Mapping[str, Any], *, where: str, prefix: str = ""
-) -> None:
-    """Raise ModelError naming each fact about base, tokenizer or rows that has changed."""
-    changed = [
-        f"{prefix}{name} is {_short(now[name])}, the run began with {_short(began.get(name))}"
-        for name in now
-        if name in began and now[name] != began[name]
-    ]
-    if changed:
-        raise ModelError(_listed(changed), where=where, hint="put it back, or start a new run")
-
-
-def differences(
+def changes(
     began: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()
 ) -> list[str]:
-    """What else has changed, `but` for these; such a run goes on, but its last bits may differ."""
+    """Each value that has changed, `but` for these, as "seed is 1, the run began with 0"."""
     return [
-        f"{name} {now.get(name)} (began with {began.get(name)})"
+        f"{name} is {_short(now.get(name))}, the run began with {_short(began.get(name))}"
         for name in dict.fromkeys([*began, *now])
         if name not in but and now.get(name) != began.get(name)
     ]
 
 
-def _plain(value: Any) -> Any:
-    """A setting as JSON gives it back."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+def model_changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of base, tokenizer and rows has changed; a fact that one side lacks is of another
+    version of mlx-lm, and passed over."""
+    both = [name for name in began if name in now]
+    return changes({n: began[n] for n in both}, {n: now[n] for n in both})
 
 
-def _listed(changed: list[str]) -> str:
-    more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-    return "; ".join(changed[:_SHOWN]) + more
+def refuse(changed: list[str], error: type[ItuneError], where: str, hint: str = "") -> None:
+    """Raise `error` where anything has changed."""
+    if changed:
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        way = "put it back, or start a new run with train"
+        raise error("; ".join(changed[:_SHOWN]) + more, where=where, hint=way + hint)
+
+
+def how_facts(how: Any) -> dict[str, Any]:
+    """How steps are computed, flat."""
+    flat = dataclasses.asdict(how)
+    return {**flat.pop("ways"), **flat}
 
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text[:12] if len(text) == 64 else text
+    return text[:12] if len(text) == 64 else repr(value)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mlx_itune.kit import network
 from mlx_itune.kit.config import from_toml
-from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit.errors import ModelError, StorageError, UsageError
 from mlx_itune.kit.files import sweep
+from mlx_itune.kit.json_files import to_record
 from mlx_itune.kit.lock import locked
-from mlx_itune.training.engine.job import Observe, TrainResult
+from mlx_itune.training.engine.job import Observe
 from mlx_itune.training.engine.loop import work
 from mlx_itune.training.engine.rank_choice import is_writer, mirrored, own_place
-from mlx_itune.training.run import checkpoint, identity, incidents, run
+from mlx_itune.training.run import checkpoint, identity, logs, run
 from mlx_itune.training.run.checkpoint import Checkpoint
-from mlx_itune.training.run.logfile import EVENTS, repair
-from mlx_itune.training.run.record import Record
+from mlx_itune.training.run.record import Record, TrainResult
+from mlx_itune.training.run.run import Beginning
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.setup import ROWS, Setup, gather, ready
 
@@ -45,25 +47,25 @@ def resume(
     *,
     out: Path | None = None,
     how: Mapping[str, Any] = MappingProxyType({}),
-    offline: bool = False,
+    allow_other_base: bool = False,
     observe: Observe = lambda _: None,
 ) -> Resumed:
     """Continue the run in `folder` from its last undamaged checkpoint; without one, from step 0.
 
     The weights, moments and metrics at the end are, bit for bit, those of a run that was never
     interrupted. out: another place for the adapter. how: other values for settings in `HOW`, for a
-    run that did not fit; the same function, but its last bits will differ.
+    run that did not fit; the same function, but its last bits will differ. allow_other_base: go on
+    although base, tokenizer, template or the tokens they make of the rows have changed.
     Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not
     what the run began with; StorageError when another process trains it, or no checkpoint is whole.
     """
     with mirrored(Path(folder), _needed) as place:
-        return _resume(place, out, how, offline, observe)
+        return _resume(place, out, how, allow_other_base, observe)
 
 
 def _needed(folder: Path) -> list[str]:
     """What the other processes of a run need of its folder."""
-    name = run.id_of(folder)
-    found, _ = newest(folder / run.CHECKPOINTS, name)
+    found, _ = newest(folder / run.CHECKPOINTS, run.id_of(folder))
     files = [folder / n for n in (run.CONFIG, run.BEGINNING, run.RESULT) if (folder / n).is_file()]
     for part in (folder / ROWS, *([found.path] if found else [])):
         files += (path for path in part.rglob("*") if path.is_file())
@@ -71,13 +73,17 @@ def _needed(folder: Path) -> list[str]:
 
 
 def _resume(
-    folder: Path, out: Path | None, how: Mapping[str, Any], offline: bool, observe: Observe
+    folder: Path,
+    out: Path | None,
+    how: Mapping[str, Any],
+    allow_other_base: bool,
+    observe: Observe,
 ) -> Resumed:
     began = time.monotonic()
-    name = run.id_of(folder)
-    beginning = run.read_json(folder / run.BEGINNING) or {}
+    beginning = run.beginning_of(folder)
+    name = beginning.id
     with locked(folder / run.LOCK, f"run {name}"), ExitStack() as stack:
-        settings = _settings(folder, beginning, out, offline)
+        settings = _settings(folder, beginning, out)
         if foreign := how.keys() - HOW:
             raise UsageError(f"{', '.join(sorted(foreign))} cannot change in a run")
         finished = _finished(folder, Path(settings.out), name)
@@ -85,41 +91,38 @@ def _resume(
             return finished
         settings = stack.enter_context(own_place(dataclasses.replace(settings, **how)))
         overwrite = run.require_free_name(Path(settings.out), run=name)
-        identity.require_same_data(beginning["data"], Path(settings.data))
-        setup = _same_setup(settings, folder, beginning)
+        identity.require_same_data(beginning.data, Path(settings.data))
+        changed: list[str] = []
+
+        def differs(found: list[str]) -> None:
+            changed.extend(found)
+            if not allow_other_base:
+                where = settings.model
+                identity.refuse(found, ModelError, where, ", or say --allow-other-base")
+
+        setup = _same_setup(settings, folder, beginning, differs)
         record, resumed = _restore(setup, folder)
-        now = {**setup.facts(), "settings": identity.settings_facts(settings)}
-        # What a setting left open was decided, and how stands in "how".
-        decided = set(now["how"])
-        changed = dict.fromkeys(
-            line
-            for part in ("settings", "how", "versions", "machine")
-            for line in identity.differences(
-                beginning[part], now[part], decided if part == "settings" else set()
-            )
-        )
+        changed += _last_bits(beginning, setup)
         result = work(
             setup,
             folder,
             record,
             observe=observe,
             began=began,
-            resumed={**resumed, "changed": [*changed]},
+            resumed={**resumed, "changed": [*dict.fromkeys(changed)]},
             overwrite=overwrite,
         )
     return Resumed(result)
 
 
-def _settings(
-    folder: Path, beginning: Mapping[str, Any], out: Path | None, offline: bool
-) -> TrainSettings:
+def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSettings:
     """The run's own settings; paths as they were meant in the directory it was started in."""
     config = folder / run.CONFIG
     # config.toml holds every setting in effect, so no preset comes into it again.
     values: dict[str, Any] = from_toml(config, TrainSettings)
-    values["offline"] = offline or bool(values.get("offline"))
+    values["offline"] = network.offline() or bool(values.get("offline"))
     # Relative paths stay relative where they mean the same.
-    home = Path(beginning["directory"])
+    home = Path(beginning.directory)
     home = Path() if home == Path.cwd() else home
     for name in ("data", "out", "runs"):
         values[name] = home / values[name]
@@ -128,19 +131,35 @@ def _settings(
     if (home / values["model"]).is_dir():
         values["model"] = str(home / values["model"])
     settings = TrainSettings(**values)
-    identity.require_same_settings(beginning["settings"], settings, str(config))
+    identity.require_same_settings(beginning.settings, settings, str(config))
     return settings
 
 
-def _same_setup(settings: TrainSettings, folder: Path, beginning: Mapping[str, Any]) -> Setup:
+def _same_setup(
+    settings: TrainSettings,
+    folder: Path,
+    beginning: Beginning,
+    differs: Callable[[list[str]], None],
+) -> Setup:
     """What the run began with, loaded again; cheap comparisons come before the weights."""
-    expected = beginning["model"]
     material = gather(settings, kept_rows=folder)
-    where = str(material.path)
-    identity.require_same_model(expected, material.facts, where=where)
+    differs(identity.model_changes(beginning.model, material.facts))
     setup = ready(settings, material, began=beginning)
-    identity.require_same_model(expected, setup.facts()["model"], where=where)
+    differs(identity.model_changes(beginning.model, setup.beginning().model))
     return setup
+
+
+def _last_bits(began: Beginning, setup: Setup) -> list[str]:
+    """What else has changed; the run goes on, but its last bits may differ."""
+    now = setup.beginning()
+    hows = [identity.how_facts(how) for how in (began.how, now.how)]
+    # What a setting left open was decided, and how stands in "how".
+    return [
+        *identity.changes(began.settings, now.settings, but=hows[1]),
+        *identity.changes(*hows),
+        *identity.changes(began.versions, now.versions),
+        *identity.changes(vars(began.machine), vars(now.machine)),
+    ]
 
 
 def _restore(setup: Setup, folder: Path) -> tuple[Record, dict[str, Any]]:
@@ -153,12 +172,13 @@ def _restore(setup: Setup, folder: Path) -> tuple[Record, dict[str, Any]]:
     record = Record()
     if found is not None:
         checkpoint.restore(found, setup.learner)
-        record = Record.from_state(found.state)
+        where = str(found.path / checkpoint.STATE)
+        record = to_record(found.state, Record, where=where, error=StorageError)
     for path in damaged:
         path.rename(path.with_name(_DAMAGED + path.name))
-    repair(folder / EVENTS)
-    repair(folder / incidents.FILE)
-    incidents.forget_after(folder, record.step)
+    logs.repair(folder / logs.EVENTS)
+    logs.repair(folder / logs.INCIDENTS)
+    logs.forget_incidents_after(folder, record.step)
     return record, {
         "step": record.step,
         "checkpoint": found.path.name if found else None,
@@ -195,12 +215,10 @@ def newest(checkpoints: Path, name: str) -> tuple[Checkpoint | None, list[Path]]
 
 def _finished(folder: Path, out: Path, name: str) -> Resumed | None:
     """The result of a run that was done already, its adapter written again where it is missing."""
-    words = run.read_json(folder / run.RESULT)
-    if words is None:
+    found = run.result_of(folder)
+    if found is None:
         return None
-    names = {field.name for field in dataclasses.fields(TrainResult)}
-    result = TrainResult(**{name: value for name, value in words.items() if name in names})
-    result = dataclasses.replace(result, run=str(folder), adapter=str(out))
+    result = dataclasses.replace(found, run=str(folder), adapter=str(out))
     if not is_writer():
         return Resumed(result, finished_before=True)
     if out.is_dir() and any(out.iterdir()):

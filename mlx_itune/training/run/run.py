@@ -1,7 +1,7 @@
-"""A run on disk: its folder, who may write there, and the provenance of what it makes.
+"""A run on disk: its folder, what it began with, and the provenance of what it makes.
 
 runs/20261122T200000Z-1a2b3c/   mode 0700
-    config.toml       the settings in effect       run.json       what it began with (identity)
+    config.toml       the settings in effect       run.json       what it began with
     events.jsonl      what happened                incidents.jsonl  updates that were not made
     checkpoints/      sealed states                result.json    written when all is done
     lock              held by the process that trains
@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlx_itune import __version__
 from mlx_itune.dataset.sources import Source
@@ -26,7 +26,9 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.config import to_toml
 from mlx_itune.kit.errors import StorageError, UsageError
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
+from mlx_itune.kit.json_files import plain, read_record, write_object
 from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.training.run.record import Numbers, TrainResult
 from mlx_itune.training.settings import TrainSettings
 
 CONFIG, BEGINNING, RESULT, LOCK = "config.toml", "run.json", "result.json", "lock"
@@ -35,9 +37,54 @@ CHECKPOINTS = "checkpoints"
 _PRIVATE = {"model", "data", "out", "runs"}
 
 
+@dataclass(frozen=True)
+class DataFile:
+    """A file of rows."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class How:
+    """How steps are computed: a resumed run does it the same way, for the same last bits."""
+
+    processes: int
+    lanes: int
+    compute: str
+    micro_batch_tokens: int
+    ways: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the last bits of a sum depend on."""
+
+    machine: str
+    system: str
+    cpus: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run began with: run.json. model: facts about base, tokenizer and rows, by name."""
+
+    id: str
+    directory: str
+    settings: dict[str, Any]
+    data: dict[str, DataFile]
+    model: dict[str, Any]
+    base: str
+    how: How
+    machine: Machine
+    versions: dict[str, str]
+    v: Literal[1] = 1
+
+
 def create(
     settings: TrainSettings,
-    beginning: Mapping[str, Any],
+    beginning: Beginning,
     *,
     fill: Callable[[Path], None] = lambda _: None,
     now: datetime | None = None,
@@ -54,17 +101,30 @@ def create(
         with storage_errors(run):
             stage.chmod(0o700)
         write_durably(stage / CONFIG, text.encode())
-        write_json(stage / BEGINNING, {**beginning, "id": run.name})
+        write_object(stage / BEGINNING, dataclasses.replace(beginning, id=run.name))
         fill(stage)
     return run
 
 
+def beginning_of(folder: Path) -> Beginning:
+    """What a run began with. Raises StorageError."""
+    return read_record(folder / BEGINNING, Beginning, error=StorageError)
+
+
 def id_of(folder: Path) -> str:
     """The id of a run, whatever its folder is called by now. Raises StorageError."""
-    beginning = read_json(folder / BEGINNING)
-    if beginning is None or beginning.get("v") != 1 or not isinstance(beginning.get("id"), str):
-        raise StorageError("is not the beginning of a run", where=str(folder / BEGINNING))
-    return str(beginning["id"])
+    return read_record(folder / BEGINNING, _Name, error=StorageError).id
+
+
+def result_of(folder: Path) -> TrainResult | None:
+    """The result of a run that is done. Raises StorageError for a torn file."""
+    path = folder / RESULT
+    return read_record(path, TrainResult, error=StorageError) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class _Name:
+    id: str
 
 
 def find(name: str, runs: Path = Path("runs")) -> Path:
@@ -94,30 +154,6 @@ def all_in(runs: Path) -> list[Path]:
     return sorted(path for path in found if (path / CONFIG).is_file())
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON object, durably; NaN has no place in it."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_durably(path, (text + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object of a run folder; None where there is none. Raises StorageError for a torn one.
-
-    Only `write_json` writes it, so that never happens by a crash.
-    """
-    if not path.exists():
-        return None
-    with storage_errors(path):
-        data = path.read_bytes()
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise StorageError(f"is not valid JSON ({error})", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise StorageError("is not a JSON object", where=str(path))
-    return value
-
-
 def require_free_name(out: Path, *, run: str | None = None) -> bool:
     """Raise StorageError now, not after hours, where an adapter cannot be written.
 
@@ -136,13 +172,16 @@ def require_free_name(out: Path, *, run: str | None = None) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class _Maker:
+    run: str | None = None
+
+
 def _written_by(out: Path) -> str | None:
     try:
-        origin = read_json(out / "provenance.json") or {}
+        return read_record(out / "provenance.json", _Maker, error=StorageError).run
     except StorageError:
         return None
-    name = origin.get("run")
-    return name if isinstance(name, str) else None
 
 
 def provenance(
@@ -150,7 +189,7 @@ def provenance(
     loaded: LoadedModel,
     tokenizer: ChatTokenizer,
     sources: tuple[Source, ...],
-    metrics: Mapping[str, Any],
+    metrics: Numbers,
     *,
     run: str | None = None,
 ) -> dict[str, Any]:
@@ -177,7 +216,7 @@ def provenance(
         "mask": {"learn": settings.learn, "too_long": settings.too_long},
         "config": public_settings(settings),
         "versions": dict(versions()),
-        "metrics": dict(metrics),
+        "metrics": plain(metrics),
     }
 
 
@@ -185,7 +224,7 @@ def public_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that may travel: no path of this machine."""
     return {
         name: value
-        for name, value in dataclasses.asdict(settings).items()
+        for name, value in plain(settings).items()
         if name not in _PRIVATE and value is not None
     }
 
