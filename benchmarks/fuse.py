@@ -23,6 +23,7 @@ from mlx_itune.cli.opening import open_model, rows_of
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.export.fusing.fuse import fuse
+from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.inference.evaluate import question
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.metrics import exact_match
@@ -104,19 +105,10 @@ def measure(kind: str, adapter: Path, data: Path, rows: int) -> list[dict[str, A
         for way, bits in ON_THE_GRID if grid else [*ROUNDED, ("float", 16)]:
             out = Path(made) / f"{way}-{bits}"
             began = time.monotonic()
-            fuse(
-                MODEL,
-                adapter,
-                out,
-                # What it is like is measured below, as of mlx-lm's.
-                data=judge.measured[:4],
-                calibration=judge.calibration,
-                tokenizer=judge.tokenizer,
-                way=way,
-                bits=bits,
-                allow_lossy=True,
-                offline=True,
-            )
+            # What it is like is measured below, as of mlx-lm's.
+            held = HeldOut(judge.measured[:4], judge.calibration)
+            how: dict[str, Any] = {"way": way, "bits": bits, "allow_lossy": True}
+            fuse(Request(MODEL, adapter, out, judge.tokenizer, rows=held, **how))
             add(way, bits or 4, out, time.monotonic() - began)
     return lines
 

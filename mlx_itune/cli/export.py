@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_itune.cli import options
+from mlx_itune.cli.result import Result
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.wording import number, percent, size
 
 if TYPE_CHECKING:
-    from mlx_itune.export.formats import Exported
+    from mlx_itune.export.artifact import Exported
 
 
 @options.command(
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 @options.adapter
 @click.option(
     "--to",
-    "kind",
+    "format",
     type=click.Choice(["mlx", "gguf", "gguf-lora", "hf", "peft", "ollama", "lmstudio"]),
     required=True,
     help="gguf-lora and peft take the adapter alone; the others a whole model, merged if need be.",
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 @click.option("--out", type=options.ANY_PATH, required=True, metavar="PATH")
 @click.option(
     "--type",
-    "tensors",
     metavar="TYPE",
     help="Of the tensors. gguf, ollama: native (MLX's own codes, or q8_0 where GGUF has no such "
     "blocks; the default of a quantized model), lossless, f32, f16 (of others), bf16, q8_0, q4_0, "
@@ -51,111 +54,51 @@ if TYPE_CHECKING:
 @options.fidelity
 @options.template
 @options.compute
-def command(
-    model: str,
-    adapter: Path | None,
-    kind: str,
-    out: Path,
-    tensors: str | None,
-    name: str | None,
-    separate: bool,
-    bundle: bool,
-    way: str | None,
-    runs: Path,
-    bits: str | None,
-    max_kl: float | None,
-    allow_lossy: bool,
-    data: Path | None,
-    template: str | None,
-    compute: str,
-    as_json: bool,
-    offline: bool,
-) -> None:
+def command(runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
     """Write a model for mlx-lm, llama.cpp, Ollama, LM Studio, transformers or PEFT; read it back.
 
     With --adapter it is merged first, as `fuse` does, and what that lost is measured.
     """
-    from mlx_itune.cli import report
-    from mlx_itune.cli.held_out import held_out
-    from mlx_itune.cli.opening import open_tokenizer
-    from mlx_itune.export.formats import Request, export
-    from mlx_itune.kit.errors import UsageError
-    from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.model.loading.base import resolve
+    from mlx_itune.cli.held_out import held_out, requested
+    from mlx_itune.export.formats import export
 
-    merged = adapter is not None and kind not in ("gguf-lora", "peft", "hf") and not separate
-    if not merged and (bits or way or max_kl is not None or allow_lossy):
+    request = requested(given, template)
+    asked = [given[name] is not None for name in ("bits", "way", "max_kl")]
+    if not request.merges and (any(asked) or request.allow_lossy):
         raise UsageError(
             "--bits, --way, --max-kl and --allow-lossy take effect only where --adapter is merged "
             "and measured",
-            hint="leave them out" if adapter else "give --adapter",
+            hint="leave them out" if request.adapter else "give --adapter",
         )
-    source = resolve(model, offline=offline)
-    tokenizer = open_tokenizer(source, adapters.load(adapter) if adapter else None, template)
-    merge: dict[str, Any] = {"allow_lossy": allow_lossy}
-    merge |= {"way": way} if way else {}
-    merge |= {"bits": int(bits)} if bits else {}
-    merge |= {} if max_kl is None else {"max_kl": max_kl}
-    turns: list[Any] = []
-    measured = kind == "mlx" or (adapter is not None and kind not in ("gguf-lora", "peft", "hf"))
-    if measured or (kind == "lmstudio" and tensors in (None, "mlx")):
-        rows = held_out(
-            model, adapter, tokenizer, data, runs=runs, compute=compute, offline=offline
-        )
-        merge |= {"data": rows.measured, "calibration": rows.calibration}
-        turns = [row.turns for row in rows.questions]
+    if request.needs_rows:
+        request = replace(request, rows=held_out(request, data, runs))
     elif data is not None:
         raise UsageError("--data takes effect only where something is measured on it")
-    request = Request(
-        model=model,
-        adapter=adapter,
-        format=kind,
-        out=out,
-        tokenizer=tokenizer,
-        type=tensors,
-        name=name,
-        separate=separate,
-        bundle=bundle,
-        merge=merge,
-        conversations=turns,
-        compute=compute,
-        offline=offline,
-    )
-    result = export(request, lambda what: print(what, file=sys.stderr))
-    if as_json:
-        report.emit(result)
-    else:
-        _tell(result)
+    result = export(request, lambda what: click.echo(what, err=True))
+    return Result(result, _lines(result))
 
 
-def _tell(result: Exported) -> None:
-    from mlx_itune.cli import report
-
+def _lines(result: Exported) -> Iterator[str]:
     for artifact in result.artifacts:
-        print(f"{artifact.path}  {artifact.format}  {report.megabytes(artifact.bytes)}")
-        print(f"sha256 {artifact.sha256}")
+        yield f"{artifact.path}  {artifact.format}  {size(artifact.bytes)}"
+        yield f"sha256 {artifact.sha256}"
     if result.fuse is not None:
         fused = result.fuse
-        print(
-            f"merged: {fused.method}; mean KL {report.number(fused.kl_mean, 2)} from base + "
-            f"adapter, same first choice {report.percent(fused.top1_agreement)}"
+        yield (
+            f"merged: {fused.method}; mean KL {number(fused.kl_mean, 2)} from base + adapter, "
+            f"same first choice {percent(fused.top1_agreement)}"
         )
     checks = result.verify if isinstance(result.verify, dict) else {"": result.verify}
     for part, checked in checks.items():
-        found = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in _facts(checked))
-        print(f"read back{' (' + part + ')' if part else ''}: {found}")
+        yield f"read back{' (' + part + ')' if part else ''}: {_facts(checked)}"
     if result.tokenizer is not None:
-        told = ", ".join(f"{key} {value}" for key, value in _facts(result.tokenizer))
-        print(f"tokenizer: {told}, all equal")
-    for note in result.notes:
-        print(f"note: {note}")
+        yield f"tokenizer: {_facts(result.tokenizer)}, all equal"
+    yield from (f"note: {note}" for note in result.notes)
 
 
-def _facts(checked: Any) -> list[tuple[str, Any]]:
-    from mlx_itune.cli import report
-
-    return [
-        (key, report.number(value, 2) if isinstance(value, float) else value)
+def _facts(checked: Any) -> str:
+    return ", ".join(
+        f"{key.replace('_', ' ')} {number(value, 2) if isinstance(value, float) else value}"
         for key, value in vars(checked).items()
         if isinstance(value, (str, int, float))
-    ]
+    )

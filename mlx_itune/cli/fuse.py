@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_itune.cli import options
+from mlx_itune.cli.result import Result, table
+from mlx_itune.kit.wording import count, number, percent, size
 
 if TYPE_CHECKING:
     from mlx_itune.export.fusing.fuse import FuseResult
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
     "plainly, or as floats; auto takes the smallest result within --max-kl.",
 )
 @click.option(
-    "--every-way", is_flag=True, help="Measure and score all ways, for the table; takes longer."
+    "--every-way",
+    "every",
+    is_flag=True,
+    help="Measure and score all ways, for the table; takes longer.",
 )
 @click.option("--score/--no-score", default=True, help="Answer the held-out rows, too.")
 @options.runs
@@ -39,78 +45,41 @@ if TYPE_CHECKING:
 @options.template
 @options.compute
 def command(
-    model: str,
-    adapter: Path,
-    out: Path,
-    way: str,
-    every_way: bool,
-    score: bool,
-    runs: Path,
-    bits: str | None,
-    max_kl: float | None,
-    allow_lossy: bool,
-    data: Path | None,
-    template: str | None,
-    compute: str,
-    as_json: bool,
-    offline: bool,
-) -> None:
+    score: bool, runs: Path, data: Path | None, template: str | None, **given: Any
+) -> Result:
     """Merge an adapter into its base; the smallest result that still is the model you trained."""
-    from mlx_itune.cli import report
-    from mlx_itune.cli.held_out import held_out, scorer
-    from mlx_itune.cli.opening import open_tokenizer
-    from mlx_itune.export.fusing.fuse import DEFAULT_MAX_KL, fuse
-    from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.model.loading.base import resolve
+    from mlx_itune.cli.held_out import held_out, requested, scorer
+    from mlx_itune.export.fusing.fuse import fuse
 
-    source = resolve(model, offline=offline)
-    tokenizer = open_tokenizer(source, adapters.load(adapter), template)
-    rows = held_out(model, adapter, tokenizer, data, runs=runs, compute=compute, offline=offline)
-    result = fuse(
-        model,
-        adapter,
-        out,
-        data=rows.measured,
-        calibration=rows.calibration,
-        tokenizer=tokenizer,
-        score=scorer(rows, tokenizer) if score else None,
-        way=way,
-        bits=int(bits) if bits else None,
-        max_kl=DEFAULT_MAX_KL if max_kl is None else max_kl,
-        allow_lossy=allow_lossy,
-        every=every_way,
-        compute=compute,
-        offline=offline,
-        observe=lambda what: print(f"trying: {what}", file=sys.stderr),
-    )
-    if as_json:
-        report.emit(result)
-    else:
-        _tell(result, rows.source)
+    request = requested(given, template)
+    rows = held_out(request, data, runs)
+    request = replace(request, rows=rows, score=scorer(rows, request.tokenizer) if score else None)
+    result = fuse(request, lambda what: click.echo(f"trying: {what}", err=True))
+    return Result(result, _lines(result, rows.source))
 
 
-def _tell(result: FuseResult, source: str) -> None:
-    from mlx_itune.cli import report
-
+def _lines(result: FuseResult, source: str) -> Iterator[Any]:
     scored = result.score_reference is not None
-    columns = ["tried", "size", "mean KL", "p99 KL", "top-1"]
-    table = [
+    columns = ["tried", "size", "mean KL", "p99 KL", "top-1", *(["score"] if scored else [])]
+    yield table(
+        columns,
         [
-            t.method,
-            report.megabytes(t.bytes),
-            report.number(t.kl_mean, 2),
-            report.number(t.kl_p99, 2),
-            report.percent(t.top1_agreement),
-            *([report.percent(t.score)] if scored else []),
-        ]
-        for t in result.tried
-    ]
-    report.console().print(report.table([*columns, *(["score"] if scored else [])], table))
-    print(
-        f"{result.out}: {result.method}; measured on {result.tokens:,} learned tokens of "
-        f"{result.rows:,} rows ({source})"
+            [
+                t.method,
+                size(t.bytes),
+                number(t.kl_mean, 2),
+                number(t.kl_p99, 2),
+                percent(t.top1_agreement),
+                *([percent(t.score)] if scored else []),
+            ]
+            for t in result.tried
+        ],
+    )
+    yield (
+        f"{result.out}: {result.method}; measured on {count(result.tokens, 'learned token')} of "
+        f"{count(result.rows, 'row')} ({source})"
     )
     if scored:
-        print(f"base + adapter: exact match {report.percent(result.score_reference)}")
+        yield f"base + adapter: exact match {percent(result.score_reference)}"
     if result.calibration_rows:
-        print(f"errors compensated on {result.calibration_rows:,} other rows")
+        yield f"errors compensated on {count(result.calibration_rows, 'other row')}"

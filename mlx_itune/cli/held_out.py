@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
     from mlx_itune.dataset.rendering.render import TokenizedExample
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+    from mlx_itune.export.request import HeldOut, Request
     from mlx_itune.model.adapters.adapter import Adapter
     from mlx_itune.model.loading.base import LoadedModel
 
@@ -34,46 +34,39 @@ _PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """What is measured on; ``calibration`` None leaves it to the merge to set rows aside.
+def requested(given: Mapping[str, Any], template: str | None) -> Request:
+    """What the flags ask for, with the tokenizer of the model. Raises UsageError, ModelError."""
+    from mlx_itune.cli.opening import open_tokenizer
+    from mlx_itune.export.request import Request
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.model.loading.base import resolve
 
-    ``questions``: the rows behind ``measured``; ``source``: where they are from, for people.
-    """
-
-    measured: Sequence[TokenizedExample]
-    calibration: Sequence[TokenizedExample] | None
-    questions: Sequence[Conversation]
-    source: str
+    adapter = adapters.load(given["adapter"]) if given["adapter"] else None
+    tokenizer = open_tokenizer(resolve(given["model"]), adapter, template)
+    stated = {name: value for name, value in given.items() if value is not None}
+    return Request(tokenizer=tokenizer, **{"adapter": None, **stated})
 
 
-def held_out(
-    model: str,
-    adapter_dir: Path | None,
-    tokenizer: ChatTokenizer,
-    data: Path | None,
-    *,
-    runs: Path = Path("runs"),
-    compute: str = "auto",
-    offline: bool = False,
-) -> HeldOut:
+def held_out(request: Request, data: Path | None, runs: Path) -> HeldOut:
     """Rows of ``data``; without it the validation rows of the run that made the adapter, where it
     is in ``runs`` and its data is as it was; else the (tuned) model's answers to built-in prompts.
 
     Raises DataError, UsageError.
     """
+    from mlx_itune.export.request import HeldOut
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.adapters.lora import ON_THE_GRID
 
-    adapter = adapters.load(adapter_dir) if adapter_dir else None
+    adapter = adapters.load(request.adapter) if request.adapter else None
     if data is not None:
         # An exact merge has no errors to compensate.
-        return _of_data(data, tokenizer, part=not adapter or adapter.config.kind not in ON_THE_GRID)
-    found = _of_run(adapter, tokenizer, runs) if adapter else None
+        part = not adapter or adapter.config.kind not in ON_THE_GRID
+        return _of_data(data, request.tokenizer, part=part)
+    found = _of_run(adapter, request.tokenizer, runs) if adapter else None
     if found is not None:
         return found
-    measured = _of_prompts(model, adapter_dir, tokenizer, compute=compute, offline=offline)
-    return HeldOut(measured, None, (), "the tuned model's own answers to built-in prompts")
+    answers = _of_prompts(request)
+    return HeldOut(answers, source="the tuned model's own answers to built-in prompts")
 
 
 def scorer(held: HeldOut, tokenizer: ChatTokenizer) -> Callable[[LoadedModel], float | None] | None:
@@ -128,6 +121,7 @@ def _held(
 ) -> HeldOut:
     """The rows as tokens; a row to calibrate on that is one of those measured on is left out."""
     from mlx_itune.dataset.rendering.prepare import prepare
+    from mlx_itune.export.request import HeldOut
 
     examples = prepare(measured, tokenizer, **options).examples
     taken = {example.input_ids.tobytes() for example in examples}
@@ -157,7 +151,7 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
         )
     except ItuneError:
         return None
-    told = {source["sha256"] for source in adapter.provenance.get("data", ())}
+    told = {source.get("sha256") for source in adapter.origin.data}
     # Other rows than those of the run may be what it was trained on.
     if {source.sha256 for source in splits.sources} != told or not splits.valid:
         return None
@@ -174,28 +168,22 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
 
 def _run_of(adapter: Adapter, runs: Path) -> Path | None:
     """The folder of the run that made an adapter, where it is still there."""
-    name = adapter.provenance.get("run")
-    if not isinstance(name, str) or Path(name).name != name:
+    name = adapter.origin.run
+    if name is None or Path(name).name != name:
         return None
     places = [runs, *([adapter.path.parent / "runs"] if adapter.path else [])]
     return next((p / name for p in places if (p / name / "config.toml").is_file()), None)
 
 
-def _of_prompts(
-    model: str,
-    adapter_dir: Path | None,
-    tokenizer: ChatTokenizer,
-    *,
-    compute: str,
-    offline: bool,
-) -> Sequence[TokenizedExample]:
+def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
     import numpy as np
 
     from mlx_itune.dataset.conversation import Turn
     from mlx_itune.dataset.rendering.render import TokenizedExample
     from mlx_itune.inference.generate import Generator
 
-    loaded, _ = open_model(model, adapter_dir, compute=compute, offline=offline)
+    loaded, _ = open_model(request.model, request.adapter, compute=request.compute)
+    tokenizer = request.tokenizer
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]
     answers = Generator(loaded, tokenizer).batch(prompts, _ANSWER_TOKENS)
     examples = []

@@ -111,8 +111,9 @@ def run_job(
     from mlx_itune.dataset.sample_data import write_sample
     from mlx_itune.dataset.sources import load_splits
     from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-    from mlx_itune.export.formats import Request, export
+    from mlx_itune.export.formats import export
     from mlx_itune.export.fusing.fuse import fuse
+    from mlx_itune.export.request import HeldOut, Request
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.loading.base import load
     from mlx_itune.training.engine.loop import train
@@ -162,28 +163,16 @@ def run_job(
 
     held_out = prepare(test[:FIDELITY_ROWS], tokenizer).examples
     with clock.step("fuse", "adapter and base as one model, its loss measured"):
-        fused = fuse(
-            MODEL,
-            home / "adapter",
-            home / "fused",
-            data=held_out,
-            calibration=prepare(splits.valid[:CALIBRATION_ROWS], tokenizer).examples,
-            tokenizer=tokenizer,
-            offline=True,
-        )
+        calibration = prepare(splits.valid[:CALIBRATION_ROWS], tokenizer).examples
+        apart = HeldOut(held_out, calibration)
+        fused = fuse(Request(MODEL, home / "adapter", home / "fused", tokenizer, rows=apart))
     with clock.step("export", "for MLX and for llama.cpp, each read back"):
-        shipped: dict[str, Any] = {
-            "model": str(home / "fused"),
-            "adapter": None,
-            "tokenizer": tokenizer,
-            "offline": True,
-        }
-        exports = (
-            *export(
-                Request(format="mlx", out=home / "mlx", merge={"data": held_out}, **shipped)
-            ).artifacts,
-            *export(Request(format="gguf", out=home / "tuned.gguf", **shipped)).artifacts,
+        whole, measured = str(home / "fused"), HeldOut(held_out)
+        requests = (
+            Request(whole, None, home / "mlx", tokenizer, rows=measured),
+            Request(whole, None, home / "tuned.gguf", tokenizer, format="gguf"),
         )
+        exports = tuple(artifact for r in requests for artifact in export(r).artifacts)
     with clock.step("answer", "one question to the exported model"):
         opened = load(str(home / "mlx"), offline=True)
         fused_answer = _answers(opened, load_tokenizer(opened.path), shown[:1])[0]

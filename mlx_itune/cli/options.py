@@ -122,12 +122,13 @@ def fidelity(function: F) -> F:
         click.option("--allow-lossy", is_flag=True, help="Write the result even beyond --max-kl."),
         click.option(
             "--max-kl",
-            type=click.FloatRange(min=0),
+            type=FiniteFloat(min=0),
             help="Mean KL from base + adapter to accept, nats per token (default 0.001).",
         ),
         click.option(
             "--bits",
             type=click.Choice(["2", "3", "4", "5", "6", "8", "16"]),
+            callback=lambda _, __, bits: bits and int(bits),
             help="Force one width; without it the smallest that passes --max-kl.",
         ),
     ):

@@ -7,17 +7,23 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import ModelError, UsageError
-from mlx_itune.kit.files import beside, require_free_bytes, sha256_file, storage_errors, sweep
+from mlx_itune.kit.files import require_free_bytes, sha256_file, staged_directory, storage_errors
+from mlx_itune.kit.json_files import read_object, write_object
+from mlx_itune.kit.wording import first_line
+
+if TYPE_CHECKING:
+    from mlx_itune.export.fusing.fuse import FuseResult
+    from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck
 
 # Data only; a model's Python files are never copied.
 _CARRIED = (
@@ -33,7 +39,7 @@ _CARRIED = (
     "generation_config.json",
     "LICENSE",
 )
-_SHARD_BYTES = 4 << 30
+SHARD_BYTES = 4 << 30
 _EXPONENTS = {mx.float16: 0x7C00, mx.bfloat16: 0x7F80, mx.float32: 0x7F800000}
 
 
@@ -45,6 +51,20 @@ class Artifact:
     format: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, what reading it back showed, the merge, and what users should know.
+
+    tokenizer: of a GGUF file, what reading texts with its tokenizer showed.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    verify: Any
+    fuse: FuseResult | None = None
+    tokenizer: TokenizerCheck | None = None
+    notes: tuple[str, ...] = ()
 
 
 def describe(path: Path, kind: str) -> Artifact:
@@ -68,22 +88,14 @@ def refuse_same(source: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def workshop(out: Path) -> Iterator[Path]:
-    """A folder on the disk of ``out`` that goes when the block ends."""
-    parent = out.absolute().parent
-    made = [p for p in (parent, *parent.parents) if not p.exists()]
-    with storage_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        sweep(parent, out.name)
-        folder = beside(parent / out.name)
-        folder.mkdir(0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for empty in made:
-            with contextlib.suppress(OSError):
-                empty.rmdir()
+def sealed(out: Path, size_bytes: int, what: str) -> Iterator[Path]:
+    """A staged directory for ``what``, which becomes ``out`` if the block finds it good.
+
+    Raises StorageError, also where the disk has no room.
+    """
+    with staged_directory(out) as stage:
+        require_free_bytes(stage, size_bytes + (16 << 20), what)
+        yield stage
 
 
 def write_model(
@@ -94,28 +106,21 @@ def write_model(
     tokenizer: ChatTokenizer,
 ) -> None:
     """Config, weights and tokenizer files into ``stage``. Raises StorageError, ModelError."""
-    size_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    require_free_bytes(stage, size_bytes + (16 << 20), "the model")
-    config = read_json(source / "config.json")
+    config = read_object(source / "config.json", error=ModelError)
     for key in ("quantization", "quantization_config"):
         config.pop(key, None)
         if quantization is not None:
             config[key] = dict(quantization)
-    write_papers(stage, source, config, tokenizer)
-    with storage_errors(stage):
-        _write_tensors(stage, tensors)
+    write_config(stage, source, config, tokenizer)
+    _write_tensors(stage, tensors)
 
 
-def write_papers(
+def write_config(
     stage: Path, source: Path, config: dict[str, Any], tokenizer: ChatTokenizer
 ) -> None:
-    """Everything but the weights: ``config``, and tokenizer and template as they were trained.
-
-    Raises StorageError, ModelError.
-    """
+    """``config``, and tokenizer and template as they were trained. Raises ModelError."""
     carry_tokenizer(stage, source, config, tokenizer)
-    with storage_errors(stage):
-        write_json(stage / "config.json", config)
+    write_object(stage / "config.json", config)
 
 
 def carry_tokenizer(
@@ -123,14 +128,13 @@ def carry_tokenizer(
 ) -> None:
     """The files of the tokenizer, with the template trained; ``config`` gets its end of turn.
 
-    Raises StorageError; ModelError for a tokenizer that has more tokens than the model.
+    Raises ModelError for a tokenizer that has more tokens than the model.
     """
     _require_room(source, config, tokenizer)
-    with storage_errors(stage):
-        for name in _CARRIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, stage / name)
-        _carry_template(stage, config, tokenizer)
+    for name in _CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, stage / name)
+    _carry_template(stage, config, tokenizer)
 
 
 def _require_room(source: Path, config: Mapping[str, Any], tokenizer: ChatTokenizer) -> None:
@@ -142,7 +146,7 @@ def _require_room(source: Path, config: Mapping[str, Any], tokenizer: ChatTokeni
     file = source / "tokenizer.json"
     if file.is_file():
         # Where a token is not in the file, transformers may add one of its own.
-        saved = read_json(file).get("added_tokens") or []
+        saved = read_object(file, error=ModelError).get("added_tokens") or []
     ids = [token["id"] for token in saved if token["content"] != tokenizer.hf.pad_token]
     last = max([*backend.get_vocab(with_added_tokens=False).values(), *ids, *tokenizer.eos_ids])
     if last >= rows:
@@ -172,8 +176,10 @@ def _same(base: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
 
 def _carry_template(stage: Path, config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
     """A built-in template becomes the model's own, with the tokens that end its turns."""
-    settings_file = stage / "tokenizer_config.json"
-    settings = read_json(settings_file) if settings_file.exists() else {}
+    settings_file, generation_file = (
+        stage / name for name in ("tokenizer_config.json", "generation_config.json")
+    )
+    settings = read_object(settings_file, error=ModelError) if settings_file.exists() else {}
     settings.pop("auto_map", None)
     if tokenizer.name != "auto":
         settings.pop("chat_template", None)
@@ -181,13 +187,11 @@ def _carry_template(stage: Path, config: dict[str, Any], tokenizer: ChatTokenize
         (stage / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8")
         ends = sorted(tokenizer.eos_ids)
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-        generation_file = stage / "generation_config.json"
         if generation_file.exists():
-            generation = read_json(generation_file)
-            generation["eos_token_id"] = config["eos_token_id"]
-            write_json(generation_file, generation)
+            generation = read_object(generation_file, error=ModelError)
+            write_object(generation_file, generation | {"eos_token_id": config["eos_token_id"]})
     if settings_file.exists():
-        write_json(settings_file, settings)
+        write_object(settings_file, settings)
 
 
 def require_finite(name: str, tensor: Any) -> None:
@@ -208,47 +212,44 @@ def require_finite(name: str, tensor: Any) -> None:
             )
 
 
-def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
-    shards: list[dict[str, Any]] = [{}]
+def in_shards(
+    sizes: Mapping[str, int], limit_bytes: int = SHARD_BYTES
+) -> dict[str, tuple[str, ...]]:
+    """The files of a checkpoint, and which tensors of these sizes in bytes are in each, in order.
+
+    A file holds ``limit_bytes`` at most, unless a single tensor is larger.
+    """
+    shards: list[list[str]] = [[]]
     filled_bytes = 0
-    for name in sorted(tensors):
-        if shards[-1] and filled_bytes + tensors[name].nbytes > _SHARD_BYTES:
-            shards.append({})
+    for name, size_bytes in sizes.items():
+        if shards[-1] and filled_bytes + size_bytes > limit_bytes:
+            shards.append([])
             filled_bytes = 0
-        shards[-1][name] = tensors[name]
-        filled_bytes += tensors[name].nbytes
-    names = ["model.safetensors"]
+        shards[-1].append(name)
+        filled_bytes += size_bytes
+    count = len(shards)
+    files = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    files = files if count > 1 else ["model.safetensors"]
+    return dict(zip(files, map(tuple, shards), strict=True))
+
+
+def write_index(stage: Path, shards: Mapping[str, Sequence[str]], size_bytes: int) -> None:
+    """model.safetensors.index.json, where there is more than one file."""
     if len(shards) > 1:
-        names = [
-            f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, 1 + len(shards))
-        ]
-    for name, shard in zip(names, shards, strict=True):
-        for tensor_name, tensor in shard.items():
-            require_finite(tensor_name, tensor)
+        places = {name: file for file, names in shards.items() for name in names}
+        index = {"metadata": {"total_size": size_bytes}, "weight_map": places}
+        write_object(stage / "model.safetensors.index.json", index)
+
+
+def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
+    sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
+    shards = in_shards(sizes)
+    for file, names in shards.items():
+        for name in names:
+            require_finite(name, tensors[name])
+        shard = {name: tensors[name] for name in names}
         try:
-            mx.save_safetensors(str(stage / name), shard, metadata={"format": "mlx"})
+            mx.save_safetensors(str(stage / file), shard, metadata={"format": "mlx"})
         except RuntimeError as error:
-            raise OSError(0, (str(error).splitlines() or ["write failed"])[0], name) from error
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
-            "weight_map": {n: f for f, shard in zip(names, shards, strict=True) for n in shard},
-        }
-        write_json(stage / "model.safetensors.index.json", index)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError, StorageError."""
-    try:
-        with storage_errors(path):
-            value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"is not JSON ({error})", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise ModelError("is not a JSON object", where=str(path))
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON object into a file of a directory that is being staged."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            raise OSError(0, first_line(error), file) from error
+    write_index(stage, shards, sum(sizes.values()))

@@ -65,7 +65,7 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     out = Path(os.path.realpath(out))
     with storage_errors(out):
         refuse_occupied(out, overwrite)
-        _make_durably(out.parent)
+        made = _make_durably(out.parent)
         sweep(out.parent, out.name)
         stage = beside(out)
         stage.mkdir()
@@ -79,6 +79,7 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _sync_path(out.parent)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
+        _remove_empty(made)
         raise
     finally:
         _stages.discard(stage)
@@ -136,7 +137,7 @@ def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     refuse_taken(out, overwrite)
     folder = beside(out)
     with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_durably(out.parent)
         sweep(out.parent, out.name)
         folder.mkdir()
     try:
@@ -147,8 +148,11 @@ def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             else:
                 _appear(folder / out.name, out)
             _sync_path(out.parent)
-    finally:
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -262,15 +266,22 @@ def _write_all(descriptor: int, data: bytes | bytearray) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def _make_durably(folder: Path) -> None:
-    """mkdir -p, each new entry synced to its parent."""
-    missing = []
+def _make_durably(folder: Path) -> list[Path]:
+    """mkdir -p, each new entry synced to its parent; the new ones, innermost first."""
+    missing: list[Path] = []
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         _sync_path(path.parent)
+    return missing
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _swap_in(stage: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,46 @@ def test_personal_data_become_placeholders_and_stay_hidden(capsys: Capture, tmp_
     for path in out.rglob("*"):
         if path.is_file():
             assert b"@example" not in path.read_bytes(), path.name
+
+
+def test_personal_data_go_from_every_text_of_a_row(capsys: Capture, tmp_path: Path) -> None:
+    arguments = {"mail": "ann@x.org", "phone": 4155552671}
+    call = {"id": "c1", "type": "function", "function": {"name": "book", "arguments": arguments}}
+    mail = {"type": "string", "description": "as bob@y.org", "enum": ["ann@x.org", "c@z.org"]}
+    schema = {"type": "object", "properties": {"mail": {**mail, "default": "c@z.org"}}}
+    row = {
+        "messages": [
+            {"role": "system", "content": "You help Ann (ann@x.org)."},
+            {"role": "user", "content": "Book a seat for ann@x.org"},
+            {"role": "assistant", "reasoning_content": "Ann is ann@x.org.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": '{"ssn": 401228871, "n": [1, 2]}'},
+            {"role": "assistant", "content": "Done, bob@y.org."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "book", "parameters": schema}}],
+        "metadata": {"author": "c@z.org", "tel": 4155552671, "year": 1999},
+        "contacts": ["bob@y.org", "d@w.org"],
+    }
+    out = tmp_path / "out"
+    run(capsys, write(tmp_path / "rows.jsonl", row), "--out", out, "--steps", "pii", "--pii", "all")
+    (clean,) = rows_of(out / "train.jsonl")
+    system, question, called, result, answer = clean["messages"]
+    assert system["content"] == "You help Ann ([EMAIL_1])."
+    assert question["content"] == "Book a seat for [EMAIL_1]"
+    assert "[EMAIL_1]" in called["content"] + called.get("reasoning_content", "")
+    function = called["tool_calls"][0]["function"]
+    assert function == {"name": "book", "arguments": {"mail": "[EMAIL_1]", "phone": "[PHONE_1]"}}
+    assert (result["tool_call_id"], result["content"]) == ("c1", '{"ssn": "[SSN_1]", "n": [1, 2]}')
+    assert answer["content"] == "Done, [EMAIL_2]."
+    asked = clean["tools"][0]["function"]["parameters"]["properties"]["mail"]
+    assert asked == {
+        "type": "string", "description": "as [EMAIL_2]", "enum": ["[EMAIL_1]", "[EMAIL_3]"],
+        "default": "[EMAIL_3]",
+    }  # fmt: skip
+    assert (clean["author"], clean["tel"], clean["year"]) == ("[EMAIL_3]", "[PHONE_1]", "1999")
+    assert clean["contacts"] == '["[EMAIL_2]","[EMAIL_4]"]'
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert not re.search(rb"@[xyzw].org|4155552671|401228871", path.read_bytes()), path.name
 
 
 def test_system_prompts_are_written_one_way(capsys: Capture, tmp_path: Path) -> None:

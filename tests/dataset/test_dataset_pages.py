@@ -53,17 +53,6 @@ def test_token_texts_join_to_the_decoded_text(chat: Chat, kind: str) -> None:
         assert undivided(texts) == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_runs_are_the_text_in_order_and_whole_characters(chat: Chat, kind: str) -> None:
-    tokenizer = chat(kind)
-    ids = tokenizer.encode_ids("Zürich €5, 日本 🙂!<|end|> ok\n")
-    runs = list(text_runs(tokenizer, ids))
-    assert "".join(run.text for run in runs) == tokenizer.decode(ids)
-    assert [run.start for run in runs] == [0, *(run.end for run in runs)][:-1]
-    assert runs[-1].end == len(ids)
-    assert not any("\ufffd" in run.text for run in runs)
-
-
 @pytest.mark.parametrize("kind", ["gpt2", "llama2"])
 def test_parts_of_a_character_show_their_bytes(chat: Chat, kind: str) -> None:
     tokenizer = chat(kind)
@@ -86,21 +75,6 @@ def long_talk(exchanges: int) -> Conversation:
     for n in range(exchanges):
         turns += [Turn("user", f"question {n} " + "word " * 10), Turn("assistant", f"answer {n}")]
     return Conversation(tuple(turns), "rows.jsonl:7")
-
-
-def test_a_row_that_fits_is_one_example_without_notes(chat: Chat) -> None:
-    (only,) = shown_examples(long_talk(1), chat("gpt2"), max_length=2048)
-    assert (only.row, only.example, only.examples, only.notes) == ("rows.jsonl:7", 1, 1, ())
-    assert only.learned > 0
-
-
-def test_each_part_of_a_split_row_says_why(chat: Chat) -> None:
-    tokenizer = chat("gpt2")
-    found = shown_examples(long_talk(6), tokenizer, max_length=150)
-    assert len(found) > 1
-    assert [e.example for e in found] == list(range(1, len(found) + 1))
-    assert all("cut between exchanges" in " ".join(e.notes) for e in found)
-    assert all(len(e.tokens.input_ids) <= 150 for e in found)
 
 
 def test_a_template_that_rewrites_history_says_so(chat: Chat) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -255,11 +254,3 @@ def test_padding_is_what_random_batches_would_have() -> None:
         measured = 1 - batches.sum() / (size * batches.max(axis=1)).sum()
         assert expected[str(size)] == pytest.approx(measured, abs=0.01)
     assert padding_shares(Counter([50, 900]), 50) == dict.fromkeys(expected, 0.0)
-
-
-def test_shares_add_up(chat: Chat) -> None:
-    stats = gathered(rows()[:2], tokenizer=chat("gpt2"))
-    assert math.isclose(sum(found.share for found in stats.roles.values()), 1)
-    assert stats.tokens is not None
-    assert sum(stats.tokens.share_percent.histogram.counts) == 2
-    assert Counter(stats.scripts).total() == stats.rows

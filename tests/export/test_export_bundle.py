@@ -8,15 +8,19 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlx_itune.export.shipping.bundle import Bundle, Part, check_bundle, write_bundle
-from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.export.shipping.bundle import Part, check_bundle, seal_bundle
+from mlx_itune.kit.errors import ModelError
 
 PROVENANCE = {
     "base": {"id": "acme/base-1b", "revision": "abc", "fingerprint": "f" * 64},
-    "data": [{"path": "train.jsonl", "rows": 3, "sha256": "0" * 64}],
+    "data": [
+        {"name": "notes|x", "path": "notes.jsonl", "licence": "CC BY 4.0"},
+        {"path": "chats.jsonl", "licence": None},
+    ],
     "fuse": {
         "method": "exact merge on the grid",
         "bits": 4,
@@ -26,41 +30,24 @@ PROVENANCE = {
         "top1_agreement": 0.9998,
     },
 }
-DATASET = {
-    "sources": [
-        {"name": "notes|x", "path": "notes.jsonl", "licence": "CC BY 4.0"},
-        {"name": "chats", "path": "chats.jsonl", "licence": None},
-    ]
-}
+
+
+def sealed(out: Path, artefact: Path, kind: str, provenance: Any = PROVENANCE) -> Path:
+    """A bundle of one artefact, whose base has a licence."""
+    base = out.parent / "base"
+    base.mkdir()
+    (base / "LICENSE").write_text("Licence of the base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
+    out.mkdir()
+    (shutil.copytree if artefact.is_dir() else shutil.copyfile)(artefact, out / artefact.name)
+    part = Part(artefact.name, kind)
+    seal_bundle(out, part, name="my-notes-1b", base_folder=base, provenance=provenance)
+    return out
 
 
 @pytest.fixture
 def bundle(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    """An MLX directory, a GGUF file and an Ollama folder, bundled."""
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "LICENSE").write_text("Licence of the base")
-    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
-    gguf = tmp_path / "m.gguf"
-    gguf.write_bytes(b"GGUF weights")
-    ollama = tmp_path / "-it's for ollama"
-    ollama.mkdir()
-    (ollama / "Modelfile").write_text("FROM ./m.gguf\n")
-    (ollama / "m.gguf").write_bytes(b"GGUF weights")
-    mlx = tmp_path / "mlx"
-    shutil.copytree(tiny_model_dir, mlx)
-    parts = [Part(mlx, "mlx"), Part(gguf, "gguf"), Part(ollama, "ollama")]
-    out = tmp_path / "bundle"
-    written = write_bundle(
-        parts,
-        out,
-        name="My Notes 1B",
-        provenance=PROVENANCE,
-        base_folder=base,
-        dataset=DATASET,
-    )
-    assert isinstance(written, Bundle)
-    return out
+    return sealed(tmp_path / "bundle", shutil.copytree(tiny_model_dir, tmp_path / "mlx"), "mlx")
 
 
 def test_the_manifest_says_what_it_is(bundle: Path) -> None:
@@ -70,14 +57,14 @@ def test_the_manifest_says_what_it_is(bundle: Path) -> None:
     assert manifest["licences"] == {
         "base model": "apache-2.0",
         "data: notes|x": "CC BY 4.0",
-        "data: chats": "unknown: ask",
+        "data: chats.jsonl": "unknown: ask",
     }
     on_disk = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert {f["path"] for f in manifest["files"]} == on_disk - {"manifest.json"}
     assert (bundle / "LICENSE.base").read_text() == "Licence of the base"
-    assert check_bundle(bundle).name == "My Notes 1B"
+    assert check_bundle(bundle).name == "my-notes-1b"
     card = (bundle / "README.md").read_text()
-    for said in ("acme/base-1b", "3.5e-06", "99.98%", "notes\\|x", "unknown: ask", "llama-cli -m"):
+    for said in ("acme/base-1b", "3.5e-06", "99.98%", "notes\\|x", "unknown: ask", 'load("mlx")'):
         assert said in card
 
 
@@ -93,32 +80,30 @@ def _flip(folder: Path) -> None:
     file.write_bytes(bytes(raw))
 
 
+def _named(folder: Path, name: str) -> None:
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"mlx/config.json"', name))
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit": (_flip, "mlx/model.safetensors: changed"),
-    "shorter": (lambda f: os.truncate(f / "m.gguf", 5), "m.gguf: has 5 bytes"),
+    "shorter": (lambda f: os.truncate(f / "mlx/config.json", 5), "config.json: has 5 bytes"),
     "missing": (lambda f: (f / "mlx/config.json").unlink(), "mlx/config.json: is missing"),
     "extra": (lambda f: (f / "mlx/modeling.py").write_text("x"), "modeling.py: is not in the"),
     "hidden extra": (lambda f: (f / ".x").write_text("x"), ".x: is not in the manifest"),
     "link": (lambda f: (f / "l").symlink_to("/etc"), "l: is not in the manifest"),
-    "script": (lambda f: (f / "install-ollama.sh").write_text("rm"), "install-ollama.sh"),
+    "script": (lambda f: (f / "install-lmstudio.sh").write_text("rm"), "install-lmstudio.sh"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a bundle"),
-    "broken": (lambda f: (f / "manifest.json").write_text("{}"), "manifest is broken"),
+    "a pipe": (
+        lambda f: ((f / "manifest.json").unlink(), os.mkfifo(f / "manifest.json")),
+        "is a pipe",
+    ),
+    "empty": (lambda f: (f / "manifest.json").write_text('{"v": 1}'), "name: is missing"),
     "newer": (lambda f: (f / "manifest.json").write_text('{"v": 9}'), "has version 9"),
-    "nested": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest is broken"),
-    "no name": (
-        lambda f: (f / "manifest.json").write_text(
-            (f / "manifest.json").read_text().replace('"m.gguf",\n      "b', '5,\n      "b')
-        ),
-        "names 5, outside the bundle",
-    ),
-    "outside": (
-        lambda f: (f / "manifest.json").write_text(
-            (f / "manifest.json")
-            .read_text()
-            .replace('"m.gguf",\n      "b', '"../m.gguf",\n      "b')
-        ),
-        "outside the bundle",
-    ),
+    "nested": (lambda f: (f / "manifest.json").write_text('{"a":' + "[" * 100_000), "levels deep"),
+    "no name": (lambda f: _named(f, "5"), "path: a text is needed, not 5"),
+    "outside": (lambda f: _named(f, '"../m.gguf"'), "outside the bundle"),
+    "whole disk": (lambda f: _named(f, '"/etc/hosts"'), "outside the bundle"),
 }
 
 
@@ -138,51 +123,37 @@ def run(bundle: Path, script: str, tools: Path) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_scripts_install_and_refuse_changed_files(bundle: Path, tmp_path: Path) -> None:
+def test_the_scripts_install_and_refuse_changed_files(tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     said = tools / "said"
     (tools / "ollama").write_text(f'#!/bin/sh\necho "$PWD" "$@" > {said}\n')
     (tools / "ollama").chmod(0o755)
+    folder = tmp_path / "-it's for ollama"
+    folder.mkdir()
+    (folder / "Modelfile").write_text("FROM ./m.gguf\n")
+    (folder / "m.gguf").write_bytes(b"GGUF weights")
+    bundle = sealed(tmp_path / "bundle", folder, "ollama")
     assert run(bundle, "install-ollama.sh", tools).returncode == 0
     assert said.read_text() == f"{bundle}/-it's for ollama create my-notes-1b -f Modelfile\n"
-    done = run(bundle, "install-lmstudio.sh", tools)
-    assert done.returncode == 0, done.stderr
-    installed = tools / ".lmstudio/models/local/my-notes-1b"
-    assert (installed / "model.safetensors").exists()
-    again = run(bundle, "install-lmstudio.sh", tools)
-    assert again.returncode != 0 and "exists already" in again.stderr
-
     said.unlink()
     (bundle / "-it's for ollama/m.gguf").write_bytes(b"GGUF Weights")
     refused = run(bundle, "install-ollama.sh", tools)
     assert refused.returncode != 0 and "changed" in refused.stderr and not said.exists()
 
 
-def test_what_cannot_be_bundled(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    good = tmp_path / "m.gguf"
-    good.write_bytes(b"GGUF")
-    (tmp_path / "linked").mkdir()
-    (tmp_path / "linked/x.gguf").symlink_to(good)
-    odd = tmp_path / "odd\nname.gguf"
-    odd.write_bytes(b"GGUF")
-    for parts, error in (
-        ([], UsageError),
-        ([Part(good, "gguf"), Part(good, "gguf")], UsageError),
-        ([Part(good, "onnx")], UsageError),
-        ([Part(tmp_path / "absent", "mlx")], UsageError),
-        ([Part(tmp_path / "linked", "ollama")], ModelError),
-        ([Part(odd, "gguf")], ModelError),
-    ):
-        with pytest.raises(error):
-            write_bundle(parts, out, name="x")
-        assert not out.exists()
+def test_the_models_folder_of_lm_studio(bundle: Path, tmp_path: Path) -> None:
+    done = run(bundle, "install-lmstudio.sh", tmp_path)
+    assert done.returncode == 0, done.stderr
+    installed = tmp_path / ".lmstudio/models/local/my-notes-1b"
+    assert (installed / "model.safetensors").exists()
+    again = run(bundle, "install-lmstudio.sh", tmp_path)
+    assert again.returncode != 0 and "exists already" in again.stderr
 
 
-def test_unknown_licences_are_said(tmp_path: Path) -> None:
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF")
-    made = write_bundle([Part(file, "gguf")], tmp_path / "out", name="x")
-    assert made.licences == {"base model": "unknown: ask"} and made.fidelity is None
+    made = check_bundle(sealed(tmp_path / "out", file, "gguf", {}))
+    assert made.licences == {"base model": "apache-2.0"} and made.fidelity is None
     assert "Not measured" in (tmp_path / "out/README.md").read_text()

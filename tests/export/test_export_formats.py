@@ -242,7 +242,7 @@ def test_what_is_not_found_good_does_not_stay(
     def stopped(*given: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlx_itune.export.shipping.to_mlx.verify", stopped)
+    monkeypatch.setattr("mlx_itune.export.formats.verify", stopped)
     export(made, run, tmp_path / "mlx", "--to", "mlx", "--adapter", made / "grid", code=130)
     assert names(tmp_path) == []
 

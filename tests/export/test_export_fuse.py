@@ -16,9 +16,10 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.formats import export
 from mlx_itune.export.fusing.fidelity import fidelity
 from mlx_itune.export.fusing.fuse import FuseResult, fuse
-from mlx_itune.export.shipping.to_mlx import export_mlx
+from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.kit.errors import DataError, ModelError, StorageError, UsageError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
@@ -58,11 +59,12 @@ def strong(tiny_quantized_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     return make_adapter(tiny_quantized_dir, tmp_path_factory.mktemp("strong") / "adapter", 0.05)
 
 
-def run(base: Path, adapter: Path, out: Path, examples: Any, **options: Any) -> FuseResult:
-    tokenizer = load_tokenizer(base)
+def run(
+    base: Path, adapter: Path, out: Path, data: Any, calibration: Any = "data", **options: Any
+) -> FuseResult:
     # Tests have few rows, and it is those that the models are compared on here.
-    options = {"calibration": examples, **options}
-    return fuse(str(base), adapter, out, data=examples, tokenizer=tokenizer, **options)
+    rows = HeldOut(data, data if calibration == "data" else calibration)
+    return fuse(Request(str(base), adapter, out, load_tokenizer(base), rows=rows, **options))
 
 
 def adapted(base: Path, adapter: Path) -> LoadedModel:
@@ -130,18 +132,16 @@ def test_the_table_has_every_way_and_the_smallest_that_passes_is_written(
 def test_rows_that_calibrate_are_not_measured_on(
     tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
 ) -> None:
-    tokenizer = load_tokenizer(tiny_quantized_dir)
     many = [examples[n % 2] for n in range(9)]
-    options: dict[str, Any] = {"tokenizer": tokenizer, "max_kl": 1e9}
-    split = fuse(str(tiny_quantized_dir), strong, tmp_path / "a", data=many, **options)
-    assert (split.rows, split.calibration_rows) == (6, 3)
-    # A way that rounds nothing leaves all rows to measure on.
-    whole = fuse(str(tiny_quantized_dir), strong, tmp_path / "b", data=many, bits=16, **options)
-    assert (whole.rows, whole.calibration_rows) == (9, 0)
-    given = fuse(
-        str(tiny_quantized_dir), strong, tmp_path / "c", data=many, calibration=examples, **options
-    )
-    assert (given.rows, given.calibration_rows) == (9, 2)
+    for name, calibration, bits, counts in (
+        ("a", None, None, (6, 3)),
+        # A way that rounds nothing leaves all rows to measure on.
+        ("b", None, 16, (9, 0)),
+        ("c", examples, None, (9, 2)),
+    ):
+        given: dict[str, Any] = {"calibration": calibration, "bits": bits, "max_kl": 1e9}
+        done = run(tiny_quantized_dir, strong, tmp_path / name, many, **given)
+        assert (done.rows, done.calibration_rows) == counts
 
 
 def test_merged_weights_are_base_plus_delta(
@@ -228,7 +228,8 @@ def test_a_built_in_template_travels_with_the_model(
 ) -> None:
     tokenizer = load_tokenizer(tiny_quantized_dir, template="alpaca")
     out = tmp_path / "fused"
-    fuse(str(tiny_quantized_dir), strong, out, data=examples, tokenizer=tokenizer, max_kl=1e9)
+    rows = HeldOut(examples)
+    fuse(Request(str(tiny_quantized_dir), strong, out, tokenizer, rows=rows, max_kl=1e9))
     assert load_tokenizer(out).template_text == tokenizer.template_text
     prompt = stock.reopen(out)[1].apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
@@ -259,9 +260,8 @@ def test_export_to_mlx_keeps_every_tensor(
     quantized: bool, tiny_model_dir: Path, tiny_quantized_dir: Path, examples: Any, tmp_path: Path
 ) -> None:
     base = tiny_quantized_dir if quantized else tiny_model_dir
-    result = export_mlx(
-        str(base), None, tmp_path / "out", data=examples, tokenizer=load_tokenizer(base)
-    )
+    rows = HeldOut(examples)
+    result = export(Request(str(base), None, tmp_path / "out", load_tokenizer(base), rows=rows))
     before, after = (mx.load(str(d / "model.safetensors")) for d in (base, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(mx.array_equal(before[name], after[name]).item() for name in before)
@@ -276,9 +276,7 @@ def test_export_to_mlx_keeps_every_tensor(
 def test_export_with_an_adapter_merges_it(
     tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
 ) -> None:
-    tokenizer = load_tokenizer(tiny_quantized_dir)
-    result = export_mlx(
-        str(tiny_quantized_dir), strong, tmp_path / "out", data=examples, tokenizer=tokenizer
-    )
+    base, tokenizer = str(tiny_quantized_dir), load_tokenizer(tiny_quantized_dir)
+    result = export(Request(base, strong, tmp_path / "out", tokenizer, rows=HeldOut(examples)))
     assert result.fuse is not None
     assert result.verify.kl_mean == pytest.approx(result.fuse.kl_mean, abs=1e-3)

@@ -14,9 +14,8 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers import pre_tokenizers as pre
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.gguf.keys import read_keys
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, adds_bos, tokenizer_limits
-from mlx_itune.export.gguf.tokenizer_check import check_tokenizer
+from mlx_itune.export.gguf.tokenizer_check import check_tokenizer, read_keys
 from mlx_itune.kit.errors import ModelError
 from tests.torture import texts
 

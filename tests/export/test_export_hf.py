@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.artifact import Exported
 from mlx_itune.export.transformers.hf_layout import placed
 from mlx_itune.export.transformers.hf_source import FloatSource
 from mlx_itune.export.transformers.hf_verify import verify_hf
-from mlx_itune.export.transformers.to_hf import HfExport, export_hf
+from mlx_itune.export.transformers.to_hf import export_hf
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model.adapters import adapter as adapters
@@ -26,8 +27,12 @@ from tests.conftest import write_tiny_model
 from tests.export.shipped_models import SHIPPED, mlx_logits, write_adapter, write_model
 
 
-def export(model: Path, out: Path, **options: Any) -> HfExport:
+def export(model: Path, out: Path, **options: Any) -> Exported:
     return export_hf(model, out, tokenizer=load_tokenizer(model), **options)
+
+
+def dtype_of(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["torch_dtype"])
 
 
 def test_weights_are_the_dequantized_ones(tiny_quantized_dir: Path, tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_an_export_exports_to_itself(name: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m", name, bits=4)
     first = export(model, tmp_path / "one", dtype="bfloat16")
     second = export(tmp_path / "one", tmp_path / "two")
-    assert (second.dtype, second.verify.largest_difference) == ("bfloat16", 0)
+    assert (dtype_of(tmp_path / "two"), second.verify.largest_difference) == ("bfloat16", 0)
     assert first.verify.numbers == second.verify.numbers
     one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two"))
     assert one == two
@@ -128,7 +133,8 @@ def test_an_export_exports_to_itself(name: str, tmp_path: Path) -> None:
 
 def test_the_type_is_the_base_s_unless_asked(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m", "llama")
-    assert export(model, tmp_path / "hf").dtype == "float32"
+    export(model, tmp_path / "hf")
+    assert dtype_of(tmp_path / "hf") == "float32"
     with pytest.raises(UsageError, match="unknown dtype"):
         export(model, tmp_path / "other", dtype="int8")
 
@@ -141,7 +147,8 @@ def test_numbers_beyond_float16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="beyond what float16 can hold"):
         export(model, tmp_path / "hf", dtype="float16")
     assert {p.name for p in tmp_path.iterdir()} == {"m"}
-    assert export(model, tmp_path / "hf", dtype="bfloat16").dtype == "bfloat16"
+    export(model, tmp_path / "hf", dtype="bfloat16")
+    assert dtype_of(tmp_path / "hf") == "bfloat16"
 
 
 def test_a_layout_that_is_not_known_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export.fusing.fidelity import fidelity
 from mlx_itune.export.fusing.fuse import FuseResult, fuse
+from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
@@ -49,9 +50,9 @@ def rows(count: int = 6, first: int = 0) -> list[TokenizedExample]:
 
 
 def merged(folder: Path, adapter: Path, out: Path, **options: Any) -> FuseResult:
-    tokenizer = load_tokenizer(folder)
-    options = {"calibration": rows(16, first=100), **options}
-    return fuse(str(folder), adapter, out, data=rows(), tokenizer=tokenizer, **options)
+    held_out = HeldOut(rows(), options.pop("calibration", rows(16, first=100)))
+    request = Request(str(folder), adapter, out, load_tokenizer(folder), rows=held_out, **options)
+    return fuse(request)
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.tokens.templates import built_in
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.export.consumers import consumer_warnings
 from mlx_itune.export.shipping.go_template import go_template
-from mlx_itune.export.shipping.to_ollama import common_system, export_ollama, modelfile
-from mlx_itune.kit.errors import ModelError, StorageError, UsageError
+from mlx_itune.export.shipping.modelfile import common_system, modelfile
+from mlx_itune.kit.errors import ModelError, UsageError
 from tests.conftest import write_tiny_tokenizer
 from tests.export.go_eval import parse_modelfile, render
 
@@ -142,95 +141,46 @@ def test_a_reply_that_was_begun_is_continued(make: Any) -> None:
 
 
 @pytest.mark.parametrize("template", [BY_PLACE, BY_WORDS, DATED], ids=["place", "words", "date"])
-def test_what_has_no_go_form_is_left_out_and_said(make: Any, template: str, tmp_path: Path) -> None:
+def test_what_has_no_go_form(make: Any, template: str) -> None:
     tokenizer = make(template)
     with pytest.raises(ModelError):
         go_template(tokenizer)
-    gguf = tmp_path / "m.gguf"
-    gguf.write_bytes(b"GGUF....")
-    result = export_ollama(gguf, tmp_path / "out", tokenizer=tokenizer, config={})
-    assert not result.template
-    assert "TEMPLATE" not in parse_modelfile(result.modelfile)
-    assert "no TEMPLATE was written" in result.notes[0]
 
 
-def test_the_folder(make: Any, tmp_path: Path) -> None:
-    tokenizer = make(built("chatml"))
-    gguf, lora = tmp_path / "my model.gguf", tmp_path / "lora.gguf"
-    gguf.write_bytes(b"GGUF base")
-    lora.write_bytes(b"GGUF lora")
+def test_every_instruction_is_read_as_it_was_meant() -> None:
     system = 'You say "yes" or "no".\nNothing else: """ never"""!'
-    result = export_ollama(
-        gguf,
-        tmp_path / "out",
-        tokenizer=tokenizer,
-        config={"max_position_embeddings": 2048},
-        adapter_file=lora,
-        generation={
-            "temperature": 0.6,
-            "top_p": 0.95,
-            "repetition_penalty": 1.1,
-            "eos_token_id": 2,
-        },
+    text = modelfile(
+        "model.gguf",
+        adapter="lora.gguf",
         system=system,
+        stops=("<|end|>",),
+        parameters={"num_ctx": 2048, "temperature": 0.6},
         licence="MIT\n\nSee the file.",
     )
-    files = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert files == ["Modelfile", "lora.gguf", "my model.gguf"]
-    assert (tmp_path / "out/my model.gguf").read_bytes() == b"GGUF base"
-    read = parse_modelfile((tmp_path / "out/Modelfile").read_text())
-    assert read["FROM"] == ["./my model.gguf"]
-    assert read["ADAPTER"] == ["./lora.gguf"]
-    assert read["SYSTEM"] == [system]
-    assert read["PARAMETER stop"] == ["<|end|>"]
-    assert read["PARAMETER num_ctx"] == ["2048"]
-    assert read["PARAMETER temperature"] == ["0.6"]
-    assert read["PARAMETER repeat_penalty"] == ["1.1"]
-    assert read["LICENSE"] == ["MIT\n\nSee the file."]
-    assert result.artifact.format == "ollama" and gguf.exists()
-
-
-def test_moving_takes_the_file_only_when_all_went_well(make: Any, tmp_path: Path) -> None:
-    tokenizer = make(built("chatml"))
-    gguf = tmp_path / "m.gguf"
-    gguf.write_bytes(b"GGUF base")
-    full = tmp_path / "full"
-    full.mkdir()
-    (full / "x").write_text("x")
-    with pytest.raises(StorageError):
-        export_ollama(gguf, full, tokenizer=tokenizer, config={}, move=True)
-    with pytest.raises(UsageError, match="U\\+200D"):
-        export_ollama(
-            gguf, tmp_path / "o", tokenizer=tokenizer, config={}, system="a\u200db", move=True
-        )
-    assert gguf.read_bytes() == b"GGUF base" and not (tmp_path / "o").exists()
-    export_ollama(gguf, tmp_path / "o", tokenizer=tokenizer, config={}, move=True)
-    assert (tmp_path / "o/m.gguf").read_bytes() == b"GGUF base" and not gguf.exists()
-
-
-def test_what_is_no_gguf_is_refused(make: Any, tmp_path: Path) -> None:
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"PK\x03\x04")
-    with pytest.raises(ModelError, match="is not a GGUF file"):
-        export_ollama(file, tmp_path / "out", tokenizer=make(NO_SYSTEM), config={})
-    assert not (tmp_path / "out").exists()
+    assert parse_modelfile(text) == {
+        "FROM": ["./model.gguf"],
+        "ADAPTER": ["./lora.gguf"],
+        "SYSTEM": [system],
+        "PARAMETER num_ctx": ["2048"],
+        "PARAMETER temperature": ["0.6"],
+        "PARAMETER stop": ["<|end|>"],
+        "LICENSE": ["MIT\n\nSee the file."],
+    }
 
 
 def test_a_text_that_would_end_its_quotes_is_refused() -> None:
     with pytest.raises(UsageError, match="ends in"):
         modelfile("m.gguf", system='a """\nFROM evil')
+    with pytest.raises(UsageError, match="U\\+200D"):
+        modelfile("m.gguf", system="a\u200db")
 
 
 def test_the_system_prompt_of_all_conversations() -> None:
-    one = [Turn("system", "S"), Turn("user", "a")]
+    def row(*turns: Turn) -> Conversation:
+        return Conversation((*turns, Turn("user", "a"), Turn("assistant", "b")), "x:1")
+
+    one = row(Turn("system", "S"))
     assert common_system([one, one]) == "S"
-    assert common_system([one, [Turn("user", "a")]]) is None
-    assert common_system([one, [Turn("system", "T"), Turn("user", "a")]]) is None
+    assert common_system([one, row()]) is None
+    assert common_system([one, row(Turn("system", "T"))]) is None
     assert common_system([]) is None
-
-
-def test_known_limits_are_said_ahead() -> None:
-    assert "no adapters" in consumer_warnings("lmstudio", {}, adapter_kind="lora")[0]
-    assert "dora" in consumer_warnings("ollama", {}, adapter_kind="dora")[0]
-    assert "U32" in consumer_warnings("ollama", {"quantization": {"bits": 4}})[0]
-    assert consumer_warnings("ollama", {"model_type": "llama"}, adapter_kind="lora") == ()

@@ -18,8 +18,8 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.cli import main
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.gguf.lora import export_gguf_lora
 from mlx_itune.export.gguf.to_gguf import export_gguf
-from mlx_itune.export.gguf.to_gguf_lora import export_gguf_lora
 from mlx_itune.export.transformers.to_hf import export_hf
 from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import ItuneError

@@ -16,8 +16,8 @@ from tests.export.gguf_models import MODELS, write_adapter, write_model
 import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.gguf.lora import export_gguf_lora
 from mlx_itune.export.gguf.to_gguf import export_gguf
-from mlx_itune.export.gguf.to_gguf_lora import export_gguf_lora
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
 from tests.parity.llama_cpp_model import log_probabilities, normalized, opened

@@ -19,9 +19,10 @@ from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.sample_data import write_sample
 from mlx_itune.dataset.sources import load_splits
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.formats import export
 from mlx_itune.export.fusing.fidelity import Fidelity, Reference
 from mlx_itune.export.fusing.fuse import FuseResult, fuse
-from mlx_itune.export.shipping.to_mlx import export_mlx
+from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.loop import train
@@ -75,16 +76,8 @@ class Tuned:
         self.home, self.adapter = home, home / kind
 
     def fused(self, out: Path, **options: Any) -> FuseResult:
-        return fuse(
-            MODEL,
-            self.adapter,
-            out,
-            data=self.rows,
-            calibration=self.spare,
-            tokenizer=self.tokenizer,
-            offline=True,
-            **options,
-        )
+        rows = HeldOut(self.rows, self.spare)
+        return fuse(Request(MODEL, self.adapter, out, self.tokenizer, rows=rows, **options))
 
     def distance(self, model: Any, rows: Any) -> Fidelity:
         return Reference(self.loaded.model, rows).compare(model)
@@ -110,9 +103,8 @@ def test_mlx_lm_reads_a_fused_model_as_we_do(kind: str, made: Path, tmp_path: Pa
     prompt = tuned.tokenizer.decode(tuned.few[0].input_ids[:20].tolist())
     assert isinstance(mlx_lm.generate(model, tokenizer, prompt, max_tokens=4), str)
     # It exports again, as it is.
-    again = export_mlx(
-        str(tmp_path / "out"), None, tmp_path / "again", data=tuned.few, tokenizer=tuned.tokenizer
-    )
+    model_dir, out, rows = str(tmp_path / "out"), tmp_path / "again", HeldOut(tuned.few)
+    again = export(Request(model_dir, None, out, tuned.tokenizer, rows=rows))
     assert again.verify.tensors_equal
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mlx_itune.dataset.checking.leakage import split_of
 from mlx_itune.dataset.cleaning.lenient import LenientReader, refusal_of
 from mlx_itune.dataset.cleaning.outcome import Changed, Dropped, Outcome
-from mlx_itune.dataset.cleaning.pii import find
+from mlx_itune.dataset.cleaning.pii import redact_conversation
 from mlx_itune.dataset.cleaning.spool import Row
 from mlx_itune.dataset.cleaning.steps import MENDING, Step, StepOptions, make_steps
 from mlx_itune.dataset.cleaning.whole import WholeStep
@@ -187,7 +187,7 @@ class _Run:
         """Whether a row's old text may not be shown, because it is what was to be removed."""
         if not self.hides_personal_data:
             return False
-        return any(find(turn.content, self.pii_kinds) for turn in row.turns)
+        return bool(redact_conversation(row, self.pii_kinds)[1])
 
 
 def _each(

@@ -14,9 +14,8 @@ from gguf import GGMLQuantizationType as Type
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from mlx_itune.export.gguf.architectures import architecture_of
+from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of, metadata
 from mlx_itune.export.gguf.blocks import BLOCK, Stored, encode, float_twin, same_codes
-from mlx_itune.export.gguf.layout import Architecture, Facts, metadata
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.loading import mlx_lm_models as stock
 
@@ -76,13 +75,10 @@ def plan(source: Path, kind: str, wide: frozenset[str] = frozenset()) -> Plan:
     No weight is read yet. Raises ModelError for what llama.cpp does not know.
     """
     model, config = stock.read(source)
-    try:
-        architecture, facts = architecture_of(model, config)
-        keys = metadata(architecture, facts)
-        rotary = architecture.rotary(facts)
-        tensors = _tensors(model, architecture, facts, kind, wide)
-    except ModelError as error:
-        raise ModelError(error.message, where=str(source), hint=error.hint) from None
+    architecture, facts = architecture_of(model, config)
+    keys = metadata(architecture, facts)
+    rotary = architecture.rotary(facts)
+    tensors = _tensors(model, architecture, facts, kind, wide)
     for name, factors in rotary.tensors.items():
         tensors.append(Planned(name, Type.F32, Stored(name, mx.array(factors))))
     notes = (*architecture.notes(facts), *rotary.notes, *_notes(tensors, kind, wide))

@@ -5,32 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.kit.errors import ModelError
 
+if TYPE_CHECKING:
+    from mlx_itune.export.gguf.architectures import Facts
+
 Float32 = NDArray[np.float32]
-
-
-class Source(Protocol):
-    """What is asked about a model (see gguf_layout.Facts)."""
-
-    @property
-    def head_dim(self) -> int:
-        """Values of one head."""
-        ...
-
-    @property
-    def context_tokens(self) -> int:
-        """How long a row may be."""
-        ...
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An argument of mlx-lm's model."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -42,62 +27,62 @@ class Rotary:
     notes: tuple[str, ...] = ()
 
 
-def plain(source: Source) -> Rotary:
+def plain(facts: Facts) -> Rotary:
     """A base alone; mlx-lm's module of the architecture knows no scaling."""
-    return Rotary({"rope.freq_base": float(source.get("rope_theta", 10000.0))})
+    return Rotary({"rope.freq_base": float(facts.get("rope_theta", 10000.0))})
 
 
-def scaled(source: Source) -> Rotary:
+def scaled(facts: Facts) -> Rotary:
     """A base and the scaling of mlx-lm's rope_utils. Raises ModelError for one llama.cpp lacks."""
-    keys = dict(plain(source).keys)
-    scaling = source.get("rope_scaling") or {}
+    keys = dict(plain(facts).keys)
+    scaling = facts.get("rope_scaling") or {}
     kind = scaling.get("type") or scaling.get("rope_type", "default")
     if kind == "default":
         return Rotary(keys)
     if kind == "linear":
         return Rotary(keys | _linear(scaling))
     if kind == "llama3":
-        factors = _llama3_factors(source.head_dim, keys["rope.freq_base"], scaling)
+        factors = _llama3_factors(facts.head_dim, keys["rope.freq_base"], scaling)
         return Rotary(keys, {"rope_freqs.weight": factors})
     if kind == "yarn":
         return Rotary(keys | _yarn(scaling))
     raise ModelError(f"llama.cpp has no rotary scaling {kind!r} as mlx-lm computes it")
 
 
-def without_factors(source: Source) -> Rotary:
+def without_factors(facts: Facts) -> Rotary:
     """The same where llama.cpp's loader refuses a tensor of factors. Raises ModelError for one."""
-    found = scaled(source)
+    found = scaled(facts)
     if found.tensors:
         raise ModelError("llama.cpp takes llama3's rotary factors with llama and granite alone")
     return found
 
 
-def with_local_base(source: Source) -> Rotary:
+def with_local_base(facts: Facts) -> Rotary:
     """Gemma 3: another base, and no scaling, in the layers with a window."""
-    found = without_factors(source)
-    local = float(source.get("rope_local_base_freq", 10000.0))
+    found = without_factors(facts)
+    local = float(facts.get("rope_local_base_freq", 10000.0))
     # Versions of llama.cpp before there was this key take 10,000.
     keys = dict(found.keys) | ({} if local == 10000.0 else {"rope.freq_base_swa": local})
     return Rotary(keys)
 
 
-def longrope(source: Source) -> Rotary:
+def longrope(facts: Facts) -> Rotary:
     """Phi 3: part of each head is rotated, and long rows have a factor for each frequency."""
-    keys = dict(plain(source).keys)
-    pairs = int(source.head_dim * source.get("partial_rotary_factor", 1.0)) // 2
-    original = int(source.get("original_max_position_embeddings", 4096))
+    keys = dict(plain(facts).keys)
+    pairs = int(facts.head_dim * facts.get("partial_rotary_factor", 1.0)) // 2
+    original = int(facts.get("original_max_position_embeddings", 4096))
     keys |= {
         "rope.dimension_count": 2 * pairs,
         "rope.scaling.original_context_length": original,
     }
-    scaling = source.get("rope_scaling") or {}
+    scaling = facts.get("rope_scaling") or {}
     kind = scaling.get("type", "default")
     if kind == "default":
         return Rotary(keys)
     if kind == "linear":
         return Rotary(keys | _linear(scaling))
     factors = np.broadcast_to(np.asarray(scaling["long_factor"], dtype=np.float32), (pairs,))
-    stretch = source.context_tokens / original
+    stretch = facts.context_tokens / original
     if stretch > 1:
         magnitude = math.sqrt(1 + math.log(stretch) / math.log(original))
         keys["rope.scaling.attn_factor"] = magnitude

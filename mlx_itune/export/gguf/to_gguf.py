@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.export.artifact import Exported, describe
 from mlx_itune.export.gguf.blocks import Overflow
 from mlx_itune.export.gguf.file import add_keys, header, write
-from mlx_itune.export.gguf.kquants import quantize, require_quantizer
 from mlx_itune.export.gguf.plan import K_QUANTS, KINDS, Plan, Planned, plan
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, tokenizer_limits
-from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck, check_tokenizer
-from mlx_itune.export.gguf.verify import GgufVerification, verify_gguf
-from mlx_itune.kit.errors import ModelError, UsageError, closest
+from mlx_itune.export.gguf.tokenizer_check import check_tokenizer
+from mlx_itune.export.gguf.verify import verify_gguf
+from mlx_itune.kit.errors import ModelError, UsageError, located
 from mlx_itune.kit.files import staged_file
+from mlx_itune.kit.json_files import read_object
+from mlx_itune.kit.wording import did_you_mean
 
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
@@ -33,86 +36,73 @@ _FILE_TYPES = {
     "MXFP4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
 }
 
-Observe = Callable[[str], None]
+# llama.h, enum llama_ftype.
+_K_TYPES = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 
-
-@dataclass(frozen=True)
-class GgufExport:
-    """The file written, what could not be as asked, and what reading it back showed.
-
-    ``write_s``: seconds until the file, of halves where a K-quant is made, was safe on disk.
-    """
-
-    path: str
-    kind: str
-    architecture: str
-    bytes: int
-    write_s: float
-    notes: tuple[str, ...]
-    verify: GgufVerification
-    tokenizer: TokenizerCheck
+# Writes base + adapter as a model directory.
+Merge = Callable[[Path], None]
 
 
 def export_gguf(
     source_dir: Path,
     out_file: Path,
     *,
-    kind: str,
+    kind: str | None,
     tokenizer: ChatTokenizer,
     name: str | None = None,
-    overwrite: bool = False,
-    observe: Observe | None = None,
-) -> GgufExport:
+    merged: Merge | None = None,
+    observe: Callable[[str], None] = lambda _: None,
+) -> Exported:
     """Write a model directory, as mlx-lm reads it, to one GGUF file; compare every tensor.
 
     ``kind``: "f32", "f16", "bf16", "q8_0", "q4_0"; "lossless" for the very codes of MLX's 2- to
     5-bit and mxfp4 layers, floats elsewhere; "native" likewise, wider codes as "q8_0"; "q4_k_m",
-    "q5_k_m", "q6_k" through llama.cpp's quantizer. ``name``: the model's name, by default the
-    directory's. Raises UsageError for another kind, ModelError for
-    what llama.cpp cannot run or a file that does not read back as its source, StorageError.
+    "q5_k_m", "q6_k" through llama.cpp's quantizer; None for `own_kind`. ``name``: the model's name,
+    by default the directory's. ``merged`` makes the model that is written instead, from the one at
+    ``source_dir`` and an adapter. Raises UsageError for another kind, ModelError for what llama.cpp
+    cannot run or a file that does not read back as its source, StorageError.
     """
-    if kind not in KINDS:
-        near = closest(kind, KINDS)
-        hint = f"did you mean {near}?" if near else "one of " + ", ".join(KINDS)
+    if kind not in (None, *KINDS):
+        hint = did_you_mean(str(kind), KINDS) or "one of " + ", ".join(KINDS)
         raise UsageError(f"unknown GGUF type {kind!r}", hint=hint)
     if kind in K_QUANTS:
-        require_quantizer()
-    say = observe or (lambda _: None)
-    with staged_file(out_file, overwrite=overwrite) as stage:
+        _quantizer()
+    with staged_file(out_file) as stage:
+        source = source_dir
+        if merged is not None:
+            source = stage.with_name("merged")
+            merged(source)
+        kind = kind or own_kind(source)
         # The quantizer reads halves, and writes beside them.
         first = stage.with_suffix(".f16") if kind in K_QUANTS else stage
-        started = time.monotonic()
-        say(f"writing {kind if first == stage else 'f16'}")
-        done = _write_whole(source_dir, first, kind, tokenizer, name or source_dir.resolve().name)
-        write_s = time.monotonic() - started
-        say("reading it back")
-        checked = verify_gguf(first, source_dir)
-        if first != stage:
-            say(f"quantizing to {kind}")
-            quantize(first, stage, kind)
-            checked = verify_gguf(stage, source_dir, requantized=True)
-        try:
+        observe(f"writing {kind if first == stage else 'f16'}")
+        name = name or source_dir.resolve().name
+        with located(source_dir):
+            planned = _write_whole(source, first, kind, tokenizer, name)
+            observe("reading it back")
+            checked = verify_gguf(first, source)
+            if first != stage:
+                observe(f"quantizing to {kind}")
+                _quantize(first, stage, kind)
+                checked = verify_gguf(stage, source, requantized=True)
             read = check_tokenizer(stage, tokenizer)
-        except ModelError as error:
-            raise ModelError(error.message, where=str(source_dir), hint=error.hint) from None
-        size_bytes = stage.stat().st_size
-    return GgufExport(
-        path=str(out_file),
-        kind=kind,
-        architecture=done.architecture.name,
-        bytes=size_bytes,
-        write_s=write_s,
-        notes=(*done.notes, *tokenizer_limits(tokenizer)),
-        verify=checked,
-        tokenizer=read,
-    )
+    artifact = describe(out_file, "gguf")
+    notes = (*planned.notes, *tokenizer_limits(tokenizer))
+    return Exported((artifact,), checked, tokenizer=read, notes=notes)
+
+
+def own_kind(source_dir: Path) -> str:
+    """The type that keeps a model's own codes; halves where it has none."""
+    config = read_object(source_dir / "config.json", error=ModelError)
+    return "native" if config.get("quantization") else "f16"
 
 
 def require_exportable(source_dir: Path, kind: str | None, tokenizer: ChatTokenizer) -> None:
     """Raises ModelError, UsageError for what `export_gguf` refuses before it writes a weight."""
     if kind in K_QUANTS:
-        require_quantizer()
-    _described(plan(source_dir, "f32"), source_dir, tokenizer, source_dir.name)
+        _quantizer()
+    with located(source_dir):
+        _described(plan(source_dir, "f32"), source_dir, tokenizer, source_dir.name)
 
 
 def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str) -> Plan:
@@ -127,8 +117,6 @@ def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, n
             return planned
         except Overflow as error:
             wide |= {names[error.name]}
-        except ModelError as error:
-            raise ModelError(error.message, where=str(source), hint=error.hint) from None
 
 
 def _described(planned: Plan, source: Path, tokenizer: ChatTokenizer, name: str) -> gguf.GGUFWriter:
@@ -145,7 +133,7 @@ def _described(planned: Plan, source: Path, tokenizer: ChatTokenizer, name: str)
     tokens = writer.kv_data[0].get(gguf.Keys.Tokenizer.LIST)
     if tokens is None or len(tokens.value) != rows:
         count = 0 if tokens is None else len(tokens.value)
-        raise ModelError(f"has {rows} rows of embeddings for {count} tokens", where=str(source))
+        raise ModelError(f"has {rows} rows of embeddings for {count} tokens")
     return writer
 
 
@@ -156,3 +144,45 @@ def _file_type(tensors: Sequence[Planned]) -> int:
         if len(tensor.shape) > 1:
             matrices[tensor.type.name] += 1
     return int(_FILE_TYPES[matrices.most_common(1)[0][0]])
+
+
+def _quantizer() -> Any:
+    """The llama_cpp package. Raises UsageError where it is not installed."""
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UsageError(
+            "K-quants need llama.cpp's own quantizer",
+            hint="pip install 'mlx-itune[llama-cpp]', or choose q8_0, q4_0 or lossless",
+        ) from error
+    return llama_cpp
+
+
+def _quantize(source: Path, out: Path, kind: str) -> None:
+    """Make a K-quant file of a GGUF file of floats. Raises ModelError where llama.cpp fails."""
+    llama_cpp = _quantizer()
+    said: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def listen(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        if level in (2, 3):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+            said.append(text.decode("utf-8", "replace").strip())
+
+    llama_cpp.llama_log_set(listen, ctypes.c_void_p())
+    try:
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.ftype = _K_TYPES[kind]
+        parameters.nthread = os.cpu_count() or 1
+        failed = llama_cpp.llama_model_quantize(
+            os.fsencode(source), os.fsencode(out), ctypes.byref(parameters)
+        )
+    finally:
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p())
+    if failed or not out.is_file():
+        reason = said[-1] if said else f"error {failed}"
+        raise ModelError(f"llama.cpp could not quantize it: {reason}", where=out.name)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ its own dequantization, and rows of q and k are put back in order from the file'
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -31,7 +32,7 @@ Float32 = NDArray[np.float32]
 # Numbers that are compared at once; a megabyte stays in the processor's cache.
 _CHUNK_NUMBERS = 1 << 18
 # llama.cpp rotates neighbouring values in these, and the two halves of a head in all others.
-NEIGHBOURS = ("llama", "granite", "smollm3")
+_NEIGHBOURS = ("llama", "granite", "smollm3")
 _RE_PACKED = ("Q4_1", "Q5_1", "MXFP4")
 # A K-quant's error, relative to the weights: a few percent at 4 bits; of other weights, over 1.
 _MAX_ERROR = 0.25
@@ -98,7 +99,7 @@ def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> G
                 raise ModelError(
                     f"{tensor.name} is twice there, or not the model's", where=str(file)
                 )
-            heads = _heads(tensor.name, args, architecture)
+            heads = rotated(tensor.name, args, architecture)
             found = _compare(tensor, data, weight, heads, requantized)
             if found is None:
                 raise ModelError(f"{tensor.name} is not what the model holds", where=str(file))
@@ -114,6 +115,37 @@ def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> G
     return GgufVerification(
         f"gguf {version('gguf')}", sum(types.values()), dict(types), exact, rounded, furthest
     )
+
+
+def gguf_name(architecture: str, path: str, layers: int) -> str | None:
+    """The gguf package's own name for a weight or bias of mlx-lm's; None where it has none."""
+    # As Hugging Face's layout calls the experts.
+    theirs = re.sub(r"(mlp|block_sparse_moe)\.switch_mlp", "mlp.experts", path)
+    return _names(architecture, layers).get_name(theirs, try_suffixes=(".weight", ".bias"))
+
+
+@functools.cache
+def _names(architecture: str, layers: int) -> gguf.TensorNameMap:
+    number = next((n for n, a in gguf.MODEL_ARCH_NAMES.items() if a == architecture), None)
+    if number is None:
+        raise ModelError(f"has the unknown architecture {architecture!r}")
+    return gguf.get_tensor_name_map(number, layers)
+
+
+def rotated(name: str, args: Any, architecture: str) -> int | None:
+    """Heads of a tensor (or LoRA) whose rows lie in pairs in the file, or None."""
+    found = re.fullmatch(r"blk\.(\d+)\.attn_([qk])\.(weight|bias)", name)
+    swapped = architecture in _NEIGHBOURS and not getattr(args, "rope_traditional", False)
+    if found is None or not swapped:
+        return None
+    heads = args.num_attention_heads
+    return int(heads if found[2] == "q" else args.num_key_value_heads or heads)
+
+
+def in_halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows (n, ...) of some heads, in pairs as llama.cpp rotates them, as mlx-lm has them."""
+    pairs = rows.reshape(heads, -1, 2, rows.shape[-1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
 class _Reader(gguf.GGUFReader):
@@ -143,8 +175,7 @@ def _compare(
         rows = slice(start, min(start + step, total))
         part = _read(file, tensor, rows.stop - start, total)
         if heads:
-            pairs = part.reshape(-1, head // 2, 2, part.shape[-1])
-            part = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(part.shape)
+            part = in_halves(part, len(part) // head)
         if kind == weight.kind and weight.raw is not None:
             if not np.array_equal(part.view(np.uint8), weight.raw(rows).view(np.uint8)):
                 return None
@@ -207,28 +238,19 @@ def _held(
 
 def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
     """Every tensor that the file must have, by GGUF's name, and the arguments of mlx-lm's model."""
-    numbers = [n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
-    if not numbers:
-        raise ModelError(f"has the unknown architecture {architecture!r}")
     model, _ = stock.read(folder)
-    inner = getattr(model, "language_model", model)
-    return dict(_expected(inner, architecture, numbers[0])), inner.args
+    inner: Any = getattr(model, "language_model", model)
+    return dict(_expected(inner, architecture)), inner.args
 
 
-def _expected(
-    inner: nn.Module, architecture: str, number: gguf.MODEL_ARCH
-) -> Iterator[tuple[str, _Weight]]:
-    names = gguf.get_tensor_name_map(number, len(inner.layers))
-    parameters = dict(tree_flatten(inner.parameters()))
+def _expected(inner: nn.Module, architecture: str) -> Iterator[tuple[str, _Weight]]:
     modules = dict(inner.named_modules())
     table = None
-    for path, array in parameters.items():
+    for path, array in tree_flatten(inner.parameters()):
         layer, _, part = path.rpartition(".")
         if part in ("scales", "biases"):
             continue
-        # As Hugging Face's layout calls the experts.
-        theirs = re.sub(r"(mlp|block_sparse_moe)\.switch_mlp", "mlp.experts", path)
-        name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
+        name = gguf_name(architecture, path, len(inner.layers))
         if name is None:
             raise ModelError(f"{path} has no name in GGUF")
         above_one = architecture.startswith("gemma") and name.endswith("norm.weight")
@@ -294,13 +316,3 @@ def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
     else:
         yield "rope_factors_long.weight", weight
         yield "rope_factors_short.weight", weight
-
-
-def _heads(name: str, args: Any, architecture: str) -> int | None:
-    """Heads whose rows lie in pairs in the file, or None."""
-    found = re.fullmatch(r"blk\.(\d+)\.attn_([qk])\.(weight|bias)", name)
-    swapped = architecture in NEIGHBOURS and not getattr(args, "rope_traditional", False)
-    if found is None or not swapped:
-        return None
-    heads = args.num_attention_heads
-    return int(heads if found[2] == "q" else args.num_key_value_heads or heads)

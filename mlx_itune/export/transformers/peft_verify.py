@@ -10,8 +10,8 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from mlx_itune.export.artifact import read_json
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.json_files import read_object
 from mlx_itune.model.adapters import peft_format
 from mlx_itune.model.adapters.lowrank import AdapterLayer
 from mlx_itune.model.engine.compute import dequantized_weight
@@ -39,7 +39,7 @@ def verify_peft(
     """
     from safetensors.numpy import load_file
 
-    config = read_json(out / peft_format.CONFIG)
+    config = read_object(out / peft_format.CONFIG, error=ModelError)
     scale = config["lora_alpha"] / config["r"]
     left = {
         name.removeprefix(peft_format.PREFIX): array

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,16 @@ import numpy as np
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
-    Artifact,
+    SHARD_BYTES,
+    Exported,
     describe,
-    read_json,
+    in_shards,
     refuse_same,
-    write_json,
-    write_papers,
+    sealed,
+    write_config,
+    write_index,
 )
+from mlx_itune.export.cards import transformers_card
 from mlx_itune.export.transformers.hf_layout import (
     HfTensor,
     class_name,
@@ -27,9 +29,9 @@ from mlx_itune.export.transformers.hf_layout import (
     require_same_function,
 )
 from mlx_itune.export.transformers.hf_source import FloatSource
-from mlx_itune.export.transformers.hf_verify import HfVerification, verify_hf
+from mlx_itune.export.transformers.hf_verify import verify_hf
 from mlx_itune.kit.errors import ModelError, UsageError
-from mlx_itune.kit.files import require_free_bytes, staged_directory, storage_errors
+from mlx_itune.kit.json_files import read_object, write_object
 from mlx_itune.kit.tensorfile import stream_tensors
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
@@ -37,16 +39,6 @@ from mlx_itune.model.loading import base
 
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
-_SHARD_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class HfExport:
-    """What was written, in which float type, and what reading it back showed."""
-
-    artifacts: tuple[Artifact, ...]
-    dtype: str
-    verify: HfVerification
 
 
 def export_hf(
@@ -57,9 +49,8 @@ def export_hf(
     dtype: str | None = None,
     adapter_dir: Path | None = None,
     base_id: str | None = None,
-    shard_bytes: int = _SHARD_BYTES,
-    overwrite: bool = False,
-) -> HfExport:
+    shard_bytes: int = SHARD_BYTES,
+) -> Exported:
     """Write a model directory of mlx-lm's, quantized or not, in transformers' layout, and verify.
 
     dtype: "float16", "bfloat16" or "float32"; None keeps the type of the base's floats.
@@ -74,27 +65,36 @@ def export_hf(
     if adapter_dir is not None:
         refuse_same(adapter_dir, out)
         adapters.load(adapter_dir).require_template(tokenizer.name, tokenizer.template_sha256)
-
     own, where = base.vet(source_dir), str(source_dir / "config.json")
-    class_name(str(own["model_type"]), where)
+    model_type, name = str(own["model_type"]), base_id or source_dir.resolve().name
+    class_name(model_type, where)
     deltas = _deltas(source_dir, adapter_dir)
     source = FloatSource(source_dir, deltas)
     kind = dtype or source.dtype
-    require_same_function(str(own["model_type"]), source.settings, source.shapes, where)
-    tensors = placed(source.shapes, str(own["model_type"]))
-    with staged_directory(out, overwrite=overwrite) as stage:
-        size_bytes = sum(_size_bytes(t, kind) for t in tensors)
-        require_free_bytes(stage, size_bytes + (16 << 20), "the model")
-        config = cleaned_config(
-            own, source.settings, source.shapes, kind, where, scaled=source.scaled
-        )
-        _name_tokens(config, tokenizer)
-        write_papers(stage, source_dir, config, tokenizer)
-        _write_shards(stage, source, tensors, kind, shard_bytes)
+    require_same_function(model_type, source.settings, source.shapes, where)
+    tensors = placed(source.shapes, model_type)
+    sizes = {t.name: int(np.prod(t.shape, dtype=np.int64)) * _STORED[kind][1] for t in tensors}
+    config = cleaned_config(own, source.settings, source.shapes, kind, where, scaled=source.scaled)
+    _name_tokens(config, tokenizer)
+    with sealed(out, sum(sizes.values()), "the model") as stage:
+        write_config(stage, source_dir, config, tokenizer)
+        shards = in_shards(sizes, shard_bytes)
+        _write_tensors(stage, source, tensors, kind, shards)
+        write_index(stage, shards, sum(sizes.values()))
         checked = verify_hf(stage, FloatSource(source_dir, deltas), tensors)
-        papers = _papers(source_dir, adapter_dir)
-        _write_card(stage, base_id or source_dir.resolve().name, kind, checked, papers)
-    return HfExport((describe(out, "hf"),), kind, checked)
+        # Where the adapter, or else the fused source, came from.
+        file = (adapter_dir or source_dir) / adapters.PROVENANCE
+        papers = read_object(file, error=ModelError) if file.is_file() else {}
+        if papers:
+            write_object(stage / adapters.PROVENANCE, papers)
+        measured = (
+            f"Weights in {kind}, exported by mlx-itune and read back: {checked.numbers:,} numbers "
+            f"in {checked.tensors:,} tensors,",
+            f"at most {checked.largest_difference:.3g} from the MLX model's, by rounding alone.",
+        )
+        card = transformers_card(name, measured, tuned=bool(papers))
+        (stage / "README.md").write_text(card, encoding="utf-8")
+    return Exported((describe(out, "hf"),), checked)
 
 
 def _name_tokens(config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
@@ -117,27 +117,13 @@ def _deltas(source_dir: Path, adapter_dir: Path | None) -> dict[str, Callable[[]
     return {path: layer.delta for path, layer in lora.adapted(loaded.model)}
 
 
-def _papers(source_dir: Path, adapter_dir: Path | None) -> dict[str, Any]:
-    """Where the adapter, or else the fused source, came from."""
-    file = (adapter_dir or source_dir) / adapters.PROVENANCE
-    return read_json(file) if file.is_file() else {}
-
-
-def _write_shards(
-    stage: Path, source: FloatSource, tensors: Sequence[HfTensor], kind: str, shard_bytes: int
+def _write_tensors(
+    stage: Path,
+    source: FloatSource,
+    tensors: Sequence[HfTensor],
+    kind: str,
+    shards: dict[str, tuple[str, ...]],
 ) -> None:
-    shards: list[list[HfTensor]] = [[]]
-    filled_bytes = 0
-    for tensor in tensors:
-        needed_bytes = _size_bytes(tensor, kind)
-        if shards[-1] and filled_bytes + needed_bytes > shard_bytes:
-            shards.append([])
-            filled_bytes = 0
-        shards[-1].append(tensor)
-        filled_bytes += needed_bytes
-    count = len(shards)
-    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    files = files if count > 1 else ["model.safetensors"]
     last = {tensor.source: tensor.name for tensor in tensors}
     by_name = {tensor.name: tensor for tensor in tensors}
 
@@ -148,18 +134,9 @@ def _write_shards(
         if last[tensor.source] == name:
             source.release(tensor.source)
 
-    for file, shard in zip(files, shards, strict=True):
-        described = {tensor.name: (_STORED[kind][0], tensor.shape) for tensor in shard}
+    for file, names in shards.items():
+        described = {name: (_STORED[kind][0], by_name[name].shape) for name in names}
         stream_tensors(stage / file, described, parts, {"format": "pt"})
-    if count > 1:
-        index = {
-            "metadata": {"total_size": sum(_size_bytes(t, kind) for t in tensors)},
-            "weight_map": {
-                t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
-            },
-        }
-        with storage_errors(stage):
-            write_json(stage / "model.safetensors.index.json", index)
 
 
 def _stored(piece: Any, kind: str, name: str) -> bytes:
@@ -174,39 +151,3 @@ def _stored(piece: Any, kind: str, name: str) -> bytes:
             f"{name} has numbers beyond what {kind} can hold", hint="use bfloat16 or float32"
         )
     return bytes(rounded.tobytes())
-
-
-def _size_bytes(tensor: HfTensor, kind: str) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64)) * _STORED[kind][1]
-
-
-def _write_card(
-    stage: Path, base_id: str, kind: str, checked: HfVerification, papers: Mapping[str, Any]
-) -> None:
-    """README.md, and provenance.json where there is something to tell."""
-    tuned = ", tuned" if papers else ""
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"base_model: {base_id}",
-        "---",
-        "",
-        f"# {base_id}{tuned}, for transformers",
-        "",
-        f"Weights in {kind}, exported by mlx-itune and read back: {checked.numbers:,} numbers in "
-        f"{checked.tensors:,} tensors,",
-        f"at most {checked.largest_difference:.3g} from the MLX model's, by rounding alone.",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained(".")',
-        'tokenizer = AutoTokenizer.from_pretrained(".")',
-        "```",
-        "",
-    ]
-    with storage_errors(stage):
-        (stage / "README.md").write_text("\n".join(lines), encoding="utf-8")
-        if papers:
-            write_json(stage / adapters.PROVENANCE, papers)

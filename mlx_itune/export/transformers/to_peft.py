@@ -3,60 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.nn as nn
 import numpy as np
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
-    Artifact,
+    Exported,
     carry_tokenizer,
     describe,
     refuse_same,
-    write_json,
+    sealed,
 )
+from mlx_itune.export.cards import peft_card
 from mlx_itune.export.transformers.hf_layout import compared
 from mlx_itune.export.transformers.peft_targets import targets
-from mlx_itune.export.transformers.peft_verify import PeftVerification, verify_peft
+from mlx_itune.export.transformers.peft_verify import verify_peft
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import require_free_bytes, staged_directory, storage_errors
+from mlx_itune.kit.json_files import write_object
 from mlx_itune.kit.tensorfile import write_tensors
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora, peft_format
-from mlx_itune.model.adapters.lowrank import EMBEDDING, AdapterLayer
+from mlx_itune.model.adapters.lowrank import EMBEDDING, LowRank
 from mlx_itune.model.loading import base
 
 _ELSEWAY = "export base + adapter as one model instead: --to hf"
 
 
-@dataclass(frozen=True)
-class PeftExport:
-    """What was written, what reading it back showed, and what a reader should know ahead."""
-
-    artifacts: tuple[Artifact, ...]
-    verify: PeftVerification
-    notes: tuple[str, ...]
-
-
 def export_peft(
-    adapter_dir: Path,
-    model: str,
-    out: Path,
-    *,
-    tokenizer: ChatTokenizer | None = None,
-    offline: bool = False,
-    overwrite: bool = False,
-) -> PeftExport:
+    adapter_dir: Path, model: str, out: Path, *, tokenizer: ChatTokenizer | None = None
+) -> Exported:
     """Write an adapter as PEFT reads it, and compare each update with the adapter's own.
 
     ``model`` is the base it was trained on; ``tokenizer`` travels with the adapter where given.
     A qalora adapter is written as the LoRA that it is. Raises ModelError for what PEFT has no form
     of (grid; DoRA of a token table, whose lengths PEFT takes by column) and another base's adapter.
     """
-    source = base.resolve(model, offline=offline)
+    source = base.resolve(model)
     refuse_same(source, out)
     refuse_same(adapter_dir, out)
     adapter = adapters.load(adapter_dir)
@@ -68,12 +52,12 @@ def export_peft(
             where=str(adapter_dir),
             hint=_ELSEWAY,
         )
-    loaded = base.load(model, compute="dequantized", offline=offline)
+    loaded = base.load(model, compute="dequantized")
     adapters.apply(loaded, adapter)
     loaded.model.eval()
     tied = not any(path == "lm_head" for path, _ in loaded.model.named_modules())
     model_type = str(loaded.config.get("model_type"))
-    layers = dict(lora.adapted(loaded.model))
+    layers = {p: layer for p, layer in lora.adapted(loaded.model) if isinstance(layer, LowRank)}
     if any(path.startswith("language_model.") for path in layers):
         # transformers has such models' layers elsewhere, and PEFT passes over what it cannot find.
         raise ModelError(
@@ -87,32 +71,34 @@ def export_peft(
             tensors |= {f"{peft_format.PREFIX}{module}.{n}": t for n, t in factors.items()}
     quantized = loaded.config.get("quantization") is not None
     notes = _notes(layers, tied, model_type, quantized=quantized)
-    with staged_directory(out, overwrite=overwrite) as stage:
-        require_free_bytes(
-            stage, sum(t.nbytes for t in tensors.values()) + (16 << 20), "the adapter"
-        )
-        config = _config(adapter, loaded, targets(loaded.model, layers, model_type, tied))
+    config = _config(adapter, loaded, targets(loaded.model, layers, model_type, tied))
+    with sealed(out, sum(t.nbytes for t in tensors.values()), "the adapter") as stage:
         write_tensors(
             stage / peft_format.TENSORS,
             {n: ("F32", tuple(t.shape), np.array(t).tobytes()) for n, t in tensors.items()},
             {"format": "pt"},
         )
-        with storage_errors(stage):
-            write_json(stage / peft_format.CONFIG, config)
+        write_object(stage / peft_format.CONFIG, config)
         if tokenizer is not None:
             carry_tokenizer(stage, source, dict(loaded.config), tokenizer)
         checked = verify_peft(stage, loaded.model, layers, model_type)
-        _write_card(stage, adapter, loaded.id, checked, notes)
-    return PeftExport((describe(out, "peft"),), checked, notes)
+        own = adapter.config
+        measured = (
+            f"{own.kind}, rank {own.rank}, scale {own.scale:g}, on {checked.layers} layers; "
+            "exported by mlx-itune and read back:",
+            f"each update is within {checked.largest_difference:.3g} of the MLX adapter's.",
+        )
+        card = peft_card(loaded.id, measured, notes)
+        (stage / "README.md").write_text(card, encoding="utf-8")
+        if adapter.provenance:
+            write_object(stage / adapters.PROVENANCE, adapter.provenance)
+    return Exported((describe(out, "peft"),), checked, notes=notes)
 
 
-def _modules(
-    path: str, layer: AdapterLayer, model_type: str, tied: bool
-) -> dict[str, dict[str, Any]]:
+def _modules(path: str, layer: LowRank, model_type: str, tied: bool) -> dict[str, dict[str, Any]]:
     """PEFT's tensors of one adapted layer, by the module they belong to."""
-    a, b = layer.pair() if hasattr(layer, "pair") else (layer.lora_a, layer.lora_b)
-    held: nn.Module = layer["embedding" if "embedding" in layer else "linear"]
-    if isinstance(held, EMBEDDING):
+    a, b = layer.pair()
+    if isinstance(layer[layer.held], EMBEDDING):
         if "m" in layer:
             raise ModelError(f"PEFT's DoRA of a token table ({path}) is another one", hint=_ELSEWAY)
         found = {path: {"lora_embedding_A": a.T, "lora_embedding_B": b.T}}
@@ -181,37 +167,3 @@ def _notes(
             "experts were checked with PEFT 0.21 under transformers 5; older ones may not know them"
         )
     return tuple(notes)
-
-
-def _write_card(
-    stage: Path,
-    adapter: adapters.Adapter,
-    base_id: str,
-    checked: PeftVerification,
-    notes: tuple[str, ...],
-) -> None:
-    lines = [
-        "---",
-        "library_name: peft",
-        f"base_model: {base_id}",
-        "---",
-        "",
-        f"# LoRA for {base_id}",
-        "",
-        f"{adapter.config.kind}, rank {adapter.config.rank}, scale {adapter.config.scale:g}, on "
-        f"{checked.layers} layers; exported by mlx-itune and read back:",
-        f"each update is within {checked.largest_difference:.3g} of the MLX adapter's.",
-        "",
-        *(f"- {note}" for note in notes),
-        "",
-        "```python",
-        "from peft import PeftModel",
-        "",
-        'model = PeftModel.from_pretrained(base_model, ".")',
-        "```",
-        "",
-    ]
-    with storage_errors(stage):
-        (stage / "README.md").write_text("\n".join(lines), encoding="utf-8")
-        if adapter.provenance:
-            write_json(stage / adapters.PROVENANCE, adapter.provenance)

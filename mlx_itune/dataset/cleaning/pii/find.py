@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from mlx_itune.dataset.cleaning.pii import (
-    birth,
-    contact,
-    money,
-    national,
-    network,
-    phone,
-    place,
-    records,
-    secrets,
+from mlx_itune.dataset.cleaning.pii import birth, contact, phone, place, secrets
+from mlx_itune.dataset.cleaning.pii.kinds import (
+    FORMS,
+    KINDS,
+    LABELLED,
+    LABELLED_VERIFIED,
+    VALID_SHAPE,
+    VERIFIED,
+    WHOLE,
+    Form,
+    Found,
 )
-from mlx_itune.dataset.cleaning.pii.hits import KINDS, WHOLE, Detector, Found, Hit, settle
-from mlx_itune.dataset.cleaning.pii.spots import OLD_AGES, Page, Spot, has_digits, spots
-from mlx_itune.dataset.cleaning.pii.view import plain_view
+from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 from mlx_itune.kit.errors import UsageError, closest
 
 ALL_KINDS = frozenset(KINDS)
+_LAST_GROUP = re.compile(r"[ .\-]+[A-Za-z0-9]+\Z")
+_GROUP_BEFORE = re.compile(r"(?<![A-Za-z0-9])[0-9]+[ \-]\Z")
+_GROUP_BEHIND = re.compile(r"[ \-][0-9]")
+_HAS_DIGIT = re.compile("[0-9]")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """`text[start:end]` holds personal data. `verified`: a checksum or a numbering plan says so."""
+
+    kind: str
+    start: int
+    end: int
+    text: str
+    verified: bool = False
+
+
+# A detector of the caller's own, for example one that knows names of people.
+Detector = Callable[[str], Iterable[Hit]]
 
 
 def known_kinds(kinds: Iterable[str] | None) -> frozenset[str]:
@@ -28,7 +49,7 @@ def known_kinds(kinds: Iterable[str] | None) -> frozenset[str]:
     if kinds is None:
         return ALL_KINDS
     wanted = frozenset([kinds] if isinstance(kinds, str) else kinds)
-    for kind in sorted(wanted - set(KINDS)):
+    for kind in sorted(wanted - ALL_KINDS):
         near = closest(kind, KINDS)
         hint = f"did you mean {near!r}?" if near else f"choose from {', '.join(KINDS)}"
         raise UsageError(f"no such kind of personal data: {kind!r}", hint=hint)
@@ -46,19 +67,31 @@ def find(
     `detectors` add kinds that no rule can know, such as names of people; what they report is
     always kept, and wins over the built-in rules where the two overlap.
     """
-    wanted = ALL_KINDS if kinds is None else known_kinds(kinds)
+    wanted = known_kinds(kinds)
     own = [hit for detector in detectors for hit in detector(text)]
-    view = plain_view(text)
-    found = [one for one in _candidates(view) if not _inside_word(view, one)]
-    if not found and not own:
-        return []
-    outside = [Found(WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]
+    found = [Found(WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]
+    if _HAS_DIGIT.search(text) or not text.isascii() or contact.may_hold_any(text):
+        page = Page(text)
+        found += (one for one in _candidates(page) if not _inside_word(page.text, one))
     always = {hit.kind for hit in own}
     return [
         Hit(one.kind, one.start, one.end, text[one.start : one.end], one.verified)
-        for one in settle([*outside, *found])
+        for one in _settled(found)
         if one.kind in wanted or one.kind in always
     ]
+
+
+def _settled(found: Iterable[Found]) -> list[Found]:
+    """The best candidates that do not overlap, in text order."""
+    chosen: list[Found] = []
+    starts: list[int] = []
+    for one in sorted(set(found), key=lambda f: (-f.rank, f.start - f.end, f.start)):
+        at = bisect_left(starts, one.end)
+        if at == 0 or chosen[at - 1].end <= one.start:
+            at = bisect_left(starts, one.start)
+            starts.insert(at, one.start)
+            chosen.insert(at, one)
+    return chosen
 
 
 def _inside_word(text: str, found: Found) -> bool:
@@ -72,90 +105,74 @@ def _inside_word(text: str, found: Found) -> bool:
     )
 
 
-def _candidates(view: str) -> Iterator[Found]:
-    if "PRIVATE KEY" in view or "AKIA" in view:
-        yield from secrets.key_blocks(Page(view, ""))
-    spelled = contact.may_spell_email(view)
-    at = "@" in view
-    if not (spelled or at or has_digits(view)):
-        return
-    low = view.lower()
-    page = Page(view, low)
-    if at:
-        yield from contact.emails(page)
-        yield from contact.handles(page)
-    if spelled:
-        yield from contact.spelled_emails(page)
-    for spot in spots(page):
-        yield from _short(spot) if spot.count <= 3 else _long(spot)
-    if "°" in view:
-        yield from place.degrees(page)
-    if page.houses:
-        yield from place.addresses_by_word(page)
+def _candidates(page: Page) -> Iterator[Found]:
+    yield from contact.find(page)
+    yield from secrets.key_blocks(page)
+    yield from birth.dates(page)
+    for chunk in page.chunks():
+        yield from place.addresses(page, chunk)
+        yield from place.coordinates(page, chunk)
+        if chunk.digits <= 3:
+            yield from birth.ages(page, chunk)
+            if not chunk.lettered:
+                continue
+        elif chunk.digits >= 7:
+            yield from phone.find(page, chunk)
+        yield from secrets.keys(page, chunk)
+        near = page.near(chunk)
+        for form in FORMS:
+            if chunk.digits >= form.digits and (
+                form.alone or form.label in near.groups or not form.words.isdisjoint(near.words)
+            ):
+                yield from _matches(page, chunk, form)
 
 
-def _short(spot: Spot) -> Iterator[Found]:
-    """Around up to three digits: what letters make more of, and ages."""
-    if spot.run in OLD_AGES:
-        yield from birth.ages(spot)
-    if not spot.lettered:
-        return
-    start, end = spot.token
-    if spot.token_digits >= 4:
-        yield from _identifiers(spot)
-    elif end - start >= 16:
-        yield from secrets.keys(spot)
-        yield from money.crypto_addresses(spot)
-    elif spot.start - start == 2 and spot.count == 2:
-        yield from money.ibans(spot)
-    yield from network.hexadecimal(spot)
-    if not any(map(str.isupper, spot.page.text[max(0, start - 3) : end + 3])):
-        if spot.page.names_plates:
-            yield from contact.usernames(spot)
-        return
-    yield from place.addresses_by_postcode(spot)
-    if spot.page.names_plates or spot.token_digits >= 4:
-        yield from contact.usernames(spot)
-        yield from records.find(spot)
+def _matches(page: Page, chunk: Chunk, form: Form) -> Iterator[Found]:
+    """The places of a chunk that a form fits, whose check and label are right."""
+    at = chunk.start
+    while match := form.pattern.search(page.text, at, chunk.end):
+        found = _judged(page, chunk, form, *match.span())
+        at = found.end if found else match.start() + 1
+        if found:
+            yield found
 
 
-def _identifiers(spot: Spot) -> Iterator[Found]:
-    yield from national.find(spot, lettered=True)
-    yield from money.ibans(spot)
-    yield from money.crypto_addresses(spot)
-    yield from records.vins(spot)
-    yield from secrets.keys(spot)
+def _judged(page: Page, chunk: Chunk, form: Form, start: int, end: int) -> Found | None:
+    text = page.text
+    if form.check:
+        while not form.check(text[start:end]):
+            # An IBAN or a key may be followed by something else that looks like its next group.
+            group = _LAST_GROUP.search(text, start, end) if form.kind == "iban" else None
+            if group is None:
+                return None
+            end = group.start()
+    start, distance = _label_at(page, form, start, end)
+    around = page.around(start, end)
+    named = distance <= form.reach or not form.words.isdisjoint(around.words)
+    if not named:
+        denied = around.label.group == "other" and around.label.distance <= 2
+        if not (form.alone and form.alone(text[start:end])) or denied or _goes_on(text, start, end):
+            return None
+    if form.guard and not form.guard(page, start, end):
+        return None
+    rank = (LABELLED_VERIFIED if named else VERIFIED) if form.check else VALID_SHAPE
+    if named and not form.check:
+        rank = LABELLED - min(distance, form.reach)
+    return Found(rank + form.rank, form.kind, start, end, form.check is not None)
 
 
-def _long(spot: Spot) -> Iterator[Found]:
-    """Around four digits or more."""
-    text, start, end, count = spot.page.text, spot.start, spot.end, spot.count
-    lettered = spot.lettered
-    if spot.arithmetic:
-        if lettered:
-            yield from _identifiers(spot)
-        return
-    if count >= 7:
-        yield from phone.find(spot)
-        yield from national.find(spot, lettered=False)
-        if count >= 12:
-            yield from money.cards(spot)
-    if count <= 14:
-        yield from birth.dates(spot)
-        if count <= 12:
-            yield from place.addresses_by_postcode(spot)
-    if lettered:
-        yield from _identifiers(spot)
-        yield from contact.usernames(spot)
-    elif count >= 8:
-        yield from secrets.keys(spot)
-    dots = text.count(".", start, end)
-    if dots:
-        if dots >= 3:
-            yield from network.addresses(spot)
-        yield from place.coordinates(spot)
-    if lettered or ":" in text[max(0, start - 4) : end + 4]:
-        yield from network.hexadecimal(spot)
-    # A bare year is no number of a record, and the most frequent run of four digits.
-    if lettered or count != 4 or end - start > 4 or text[start : start + 2] not in ("19", "20"):
-        yield from records.find(spot)
+def _label_at(page: Page, form: Form, start: int, end: int) -> tuple[int, int]:
+    """Where the value begins and how far its label is; the label may stand inside: "ID 1234"."""
+    if not form.label:
+        return start, 99
+    around = page.around(start, end)
+    if around.label.group == form.label:
+        return start, around.label.distance
+    if around.label.distance > 1 and form.label in around.behind:
+        return start, 1
+    return start, 99
+
+
+def _goes_on(text: str, start: int, end: int) -> bool:
+    """Whether more groups of digits stand before or behind: a part of something longer."""
+    return bool(_GROUP_BEHIND.match(text, end) or _GROUP_BEFORE.search(text, start - 12, start))

@@ -5,131 +5,154 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mlx_itune.dataset.cleaning.pii.hits import LABELLED, VALID_SHAPE, WHOLE, Found
-from mlx_itune.dataset.cleaning.pii.spots import Page, Spot
-from mlx_itune.dataset.cleaning.pii.streets import ENGLISH, FORMS, FRENCH, NUMBERED, UK_CODE
+from mlx_itune.dataset.cleaning.pii.kinds import LABELLED, VALID_SHAPE, WHOLE, Found
+from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 
-# Beginnings of words of dwelling, in all the languages covered.
-_HOME = (
-    "address", "live", "living", "reside", "ship", "deliver", "mail it to", "moved to", "my house",
-    "my place", "my home", "wohn", "anschrift", "adress", "habit", "domicil", "direcci", "vivo ",
-    "vive ", "indirizzo", "abito ", "abita", "residen", "woon", "adres", "endere", "moro ", "mora ",
-    "send it", "pick me up", "pick him up", "pick her up", "home", "street", "住所", "地址", "住在",
-)  # fmt: skip
-_HOME_REACH = 40
-_LONGEST = 130
-_POSTCODE = re.compile(
-    rf"(?:{UK_CODE}|[A-Z]\d[A-Z]\s?\d[A-Z]\d|\d{{4}}\s?[A-Z]{{2}}"
-    rf"|(?<=[A-Z]{{2}} )\d{{5}}(?:-\d{{4}})?)(?![A-Za-z0-9])"
+_NAME = r"[A-ZÀ-Ý0-9][\w'’.\-]{0,24}"
+_TOWN = r"[A-ZÀ-Ý][\w'’\-]{1,30}"
+_ROADS = (
+    "Street|St|Avenue|Ave|Av|Road|Rd|Drive|Dr|Lane|Ln|Boulevard|Blvd|Court|Ct|Place|Pl|Terrace|Ter"
+    "|Way|Circle|Cir|Square|Sq|Parkway|Pkwy|Highway|Hwy|Close|Crescent|Cres|Gardens|Grove|Mews"
+    "|Row|Trail|Alley|Hill|Walk|Park|View|Green|Rise|Quay|Marg|Nagar|Path|Loop|Run|Plaza|Colony"
+    "|Broadway|Strand|Whitehall|Piccadilly"
 )
-_PLAIN_CODE = re.compile(r"(?<![\w.,$€£])(?:[A-Z]{1,2}-)?\d{4,6}(?:-\d{3,4})?(?![\w%])(?!,\d)")
+_GERMANIC_ROADS = (
+    "straße|strasse|str\\.|weg|platz|allee|gasse|ring|ufer|damm|hof|steig|markt|straat|laan|gracht"
+    "|plein|kade|dijk|dreef|singel|vägen|gatan|gata|veien|vej|gade"
+)
+_FRENCH_ROADS = (
+    "rue|avenue|av\\.|boulevard|bd|bld|place|chemin|allée|impasse|quai|route|cours|square|passage"
+    "|faubourg"
+)
+_ROMANCE_ROADS = (
+    "calle|avenida|avda\\.?|av\\.|paseo|plaza|pza\\.|carrer|ronda|camino|rambla|glorieta|pasaje"
+    "|cuesta|vía|vial|callejón|urbanización|pasadizo|via|viale|piazza|corso|vicolo|largo|strada"
+    "|contrada|borgo|rua|travessa|alameda|praça|estrada|esplanada"
+)
+_HOUSE = r"\d{1,6}[A-Za-z]?(?:[\-/]\d{1,5}[A-Za-z]?)?,?\s"
+_ZIP = r"\d{5}(?:-\d{4})?"
+_NATION = (
+    rf"[A-Z]{{2}}\.?,?\s{_ZIP}|[A-Z]{{1,2}}\d[A-Z\d]?\s?\d[ABD-HJLNP-UW-Z]{{2}}"
+    r"|[A-Z]\d[A-Z]\s?\d[A-Z]\d|(?:NSW|VIC|QLD|WA|SA|TAS|ACT|NT),?\s\d{4}"
+)
+_UNIT = (
+    r"(?:,?\s(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|No|Bldg|#)\.?\s?#?[\w\-]{1,6})?"
+)
+_FLAT = r"(?:Flat|Apt\.?|Apartment|Unit|Level|Suite|Studio)\s\w{1,5}(?:,\s|\s(?=\d))"
+# The number first. Any name for the street will do, if a nation's postcode follows after a comma.
+_ENGLISH = (
+    rf"(?<![\w$€£.,/\-])(?:{_FLAT}(?:{_HOUSE})?|{_HOUSE})"
+    rf"(?:(?P<road>(?:{_NAME}\s){{0,4}}?(?:{_ROADS})\b\.?(?:\s(?:[NS][EW]?|[EW]|North|South|East"
+    rf"|West)\b\.?)?)|(?:{_NAME}\s){{0,4}}?{_NAME}){_UNIT}(?P<tail>(?(road),?|,)\s*"
+    rf"(?:{_NAME},?\s+){{0,5}}?(?(road)(?:{_NATION}|[A-Z][a-z]+,?\s{_ZIP}|\d{{6}}|{_ZIP})"
+    rf"|(?:{_NATION}))(?!\w))?"
+)
+_FRENCH_NAME = r"(?:de|du|des|la|le|les|et|sur|aux?|[dl]['’][\w'’\-]+|[A-ZÀ-Ý0-9][\w'’.\-]*)"
+_FRENCH = (
+    rf"(?<![\w.,])(?P<road>(?:\d{{1,4}}(?:\s?(?:bis|ter|quater))?,?\s)?(?i:{_FRENCH_ROADS})\s)"
+    rf"(?:(?:[\w'’.\-]+[\s,]+){{1,6}}?(?P<tail>\d{{5}}\s{_TOWN}(?:[\s\-](?:{_TOWN}|\d{{1,2}}))*)"
+    rf"|{_FRENCH_NAME}(?:\s{_FRENCH_NAME}){{0,5}})(?!\w)"
+)
+# The number last. "Am Markt 5, 04109 Leipzig": any name, if comma, five digits and town follow.
+_CONNECT = r"(?:de|del|la|las|los|el|di|della|dei|delle|da|do|dos|das|e|y|[A-ZÀ-Ý0-9][\w'’.\-]*)"
+_FLOOR = (
+    r"(?:\s?,?\s?(?i:\d{1,2}[º°ª](?:\s\w{1,3})?|(?:piso|puerta|apto\.?|int\.?|appartamento|piano"
+    r"|Wohnung|Whg\.|bus|Top)\s\w{1,5})|\s?[,\-]\s?\w{1,3}(?!\w))?"
+)
+_NUMBER_LAST = (
+    rf"(?<![\w\-])(?:(?P<road>(?i:{_ROMANCE_ROADS})\s(?:{_CONNECT},?\s){{1,6}}?"
+    rf"(?:n[º°.]?\s?|núm\.?\s?)?|(?i:c/)\s?(?:{_CONNECT},?\s){{1,6}}?"
+    rf"|(?:{_NAME}\s){{0,3}}?(?=[A-ZÄÖÜ])[\w\-]{{0,30}}(?i:{_GERMANIC_ROADS})\s)"
+    rf"|(?:{_TOWN}\s){{1,4}})\d{{1,5}}(?:\s?[a-zA-Z](?!\w))?(?:[\-/]\d{{1,4}}\w?)?(?!\w){_FLOOR}"
+    rf"(?P<tail>(?(road)(?:\s?[,\-]\s?|\s)(?:{_TOWN}[\s,\-]+){{0,3}}?(?i:cp\s)?(?:[A-Z]{{1,2}}-)?"
+    rf"(?:\d{{4,5}}(?:-\d{{3}})?|\d{{8}})(?!\d)(?:\s?[A-Z]{{2}}(?!\w))?"
+    rf"|\s?,\s?(?:\d{{5}}|\d{{4}}\s?[A-Z]{{2}},?)(?=\s[A-ZÀ-Ý]))"
+    rf"(?:,?\s{_TOWN}(?:\s(?:(?:de|del|d[aio]|am|an\sder|im)\s)?{_TOWN})*"
+    r"(?:\s?(?:\([A-Z]{2}\)|/\s?[A-Z]{2}))?)?)?"
+)
+_JAPAN = r"(?P<road>〒\s?\d{3}-\d{4})(?P<tail>[^\n。、,;\"]{0,48})"
+_FORMS = tuple(map(re.compile, (_ENGLISH, _FRENCH, _NUMBER_LAST, _JAPAN)))
+
+# What stands before or behind the number of a house: a name, or a word for a road.
+_ROAD_BEHIND = re.compile(
+    r",?\s(?:[A-ZÀ-Ý0-9]|(?:bis|ter|quater)\b|rue|av|bo?u?l?d|place|chemin|all|impasse|quai|route"
+    r"|cours|square|passage|faubourg)"
+)
+_NAME_BEFORE = re.compile(r"(?:(?<![\w'’.\-])[A-ZÀ-Ý][\w'’.\-]*,?|[º°]|\bn\.?|〒)\s?\Z")
+# Beginnings of words of dwelling, in all the languages covered.
+_HOME = re.compile(
+    "address|live|living|reside|ship|deliver|mail it to|moved to|my (?:house|place|home)|wohn"
+    "|anschrift|adress|habit|domicil|direcci|viv[oe] |indirizzo|abito |abita|residen|woon|adres"
+    "|endere|mor[oa] |send it|pick (?:me|him|her) up|home|street|住所|地址|住在"
+)
+_SENTENCE = re.compile(r"[.!?]\s+[A-Z].*\s")
+_BEFORE, _BEHIND, _HOME_REACH = 64, 130, 56
 
 
-def _search(
-    page: Page, lo: int, hi: int, house: int | None = None
-) -> Iterator[tuple[re.Match[str], bool]]:
-    low = page.low[lo:hi]
-    for hints, form in FORMS:
-        if any(map(low.__contains__, hints)):
-            # Where the house is known, a form that begins with its number begins there.
-            begin = house if house is not None and form in (ENGLISH, FRENCH) else lo
-            for match in form.finditer(page.text, begin, hi):
-                if house is not None and match.start() > house:
-                    break
-                yield match, match["tail"] is not None
-
-
-def _address(match: re.Match[str], rank: int) -> Found:
-    end = match.start() + len(match.group().rstrip(" ,.;\n"))
-    return Found(rank, "address", match.start(), end)
-
-
-def addresses_by_postcode(spot: Spot) -> Iterator[Found]:
-    """Street addresses that end in the postcode that the run belongs to."""
-    text, start, end = spot.page.text, spot.start, spot.end
-    if spot.lettered:
-        if not _POSTCODE.search(text, max(0, start - 3), end + 6):
-            return
-    elif not _PLAIN_CODE.search(text, max(0, start - 3), end + 1) or not _beside_name(text, spot):
+def addresses(page: Page, chunk: Chunk) -> Iterator[Found]:
+    """The street address whose number of the house begins a chunk."""
+    text, at = page.text, chunk.first
+    if not (
+        _ROAD_BEHIND.match(text, chunk.end)
+        or _ROAD_BEHIND.search(text, at, chunk.end)
+        or _NAME_BEFORE.search(text, max(0, at - 26), at)
+    ):
         return
-    for match, whole in _search(spot.page, max(0, start - _LONGEST), end + 48):
-        if whole and match.start() <= start < match.end():
-            yield _address(match, WHOLE - (match.re is NUMBERED))
+    for form in _FORMS:
+        for match in form.finditer(text, max(0, at - _BEFORE), at + _BEHIND):
+            if match.start() > at:
+                break
+            sure = match["tail"] is not None
+            if match.end() > at and (sure or (match["road"] and _is_home(page, match.start()))):
+                rank = WHOLE - (not match["road"]) if sure else VALID_SHAPE
+                end = match.start() + len(match.group().rstrip(" ,.;\n"))
+                yield Found(rank, "address", match.start(), end)
 
 
-def _beside_name(text: str, spot: Spot) -> bool:
-    """Whether a name with a capital stands right before or behind the run."""
-    if spot.count > 4 or text[spot.start - 1 : spot.start] == "-":
-        word = text.rfind(" ", max(0, spot.start - 24), spot.start - 1) + 1
-        if text[word : word + 1].isupper():
-            return True
-    return text[spot.end : spot.end + 1] == " " and text[spot.end + 1 : spot.end + 2].isupper()
-
-
-def addresses_by_word(page: Page) -> Iterator[Found]:
-    """Street addresses without a postcode, soon after a word such as "lives at"."""
-    low = page.low
-    for house in page.houses:
-        lo = max(0, house - _HOME_REACH - 40)
-        lead = low[lo:house]
-        at = max([lead.rfind(word) for word in _HOME])
-        if at < 0:
-            continue
-        for match, _ in _search(page, lo + at + 3, min(len(low), house + 80), house):
-            near = match.start() - lo - at <= _HOME_REACH + 12
-            inside = near and match.start() <= house < match.end()
-            if inside and not _ends_within(page.text, lo + at, match):
-                yield _address(match, VALID_SHAPE)
-
-
-def _ends_within(text: str, begin: int, match: re.Match[str]) -> bool:
-    """Whether a sentence ends between the word and the address."""
-    return re.search(r"[.!?]\s+[A-Z].*\s", text[begin : match.start()]) is not None
+def _is_home(page: Page, start: int) -> bool:
+    """Whether somebody is said to live there, in the same sentence."""
+    words = list(_HOME.finditer(page.low, max(0, start - _HOME_REACH), start))
+    return bool(words) and not _SENTENCE.search(page.text, words[-1].start(), start)
 
 
 _PAIR = re.compile(
-    r"(?<![\w.])(?P<a>[-+]?\d{1,2}\.\d{2,})°?\s?(?P<ns>[NS])?(?:\s?[,;/|]\s?|\s)(?P<word>(?:lon"
-    r"|lng|long|longitude)\s?[:=]\s?)?"
-    r"(?P<b>[-+]?\d{1,3}\.\d{2,})°?\s?(?P<ew>[EWO])?(?![\w.]?\d)"
+    r"(?<![\w.])(?P<a>[-+]?\d{1,2}\.(?P<fine>\d{2,}))°?\s?(?P<ns>[NS])?(?:\s?[,;/|]\s?|\s)"
+    r"(?P<word>(?:lon|lng|long|longitude)\s?[:=]\s?)?"
+    r"(?P<b>[-+]?\d{1,3}\.(?P<fineb>\d{2,}))°?\s?(?P<ew>[EWO])?(?![\w.]?\d)"
 )
 _DEGREES = re.compile(
-    r"(?<!\w)\d{1,2}°\s?\d{1,2}[′']\s?(?:\d{1,2}(?:[.,]\d+)?(?:[″\"]"
-    r"|''))?\s?[NS][,;\s]{0,3}\d{1,3}°\s?\d{1,2}[′']\s?"
-    r"(?:\d{1,2}(?:[.,]\d+)?(?:[″\"]|''))?\s?[EWO]\b"
+    r"(?<!\w)\d{1,2}°\s?\d{1,2}[′']\s?(?:\d{1,2}(?:[.,]\d+)?(?:[″\"]|'')?\s?)?[NS][,;\s]{0,3}"
+    r"\d{1,3}°\s?\d{1,2}[′']\s?(?:\d{1,2}(?:[.,]\d+)?(?:[″\"]|'')?\s?)?[EWO]\b"
 )
 _FIELD = re.compile(
-    r"\b(?:lat|latitude|lon|lng|long|longitude)\b[\"']?\s?(?:[:=]"
-    r"|is)?\s?(?P<value>[-+]?\d{1,3}\.\d{3,})",
-    re.I,
+    r"\b(?:lat|latitude|lon|lng|long|longitude)\b[\"']?\s?(?:[:=]|is)?\s?"
+    r"(?P<value>[-+]?\d{1,3}\.\d{3,})",
+    re.IGNORECASE,
 )
 
 
-def _on_earth(latitude: str, longitude: str) -> bool:
-    """Whether two bare numbers are more likely a place than two small values of a list."""
-    return abs(float(latitude)) >= 1 and max(abs(float(latitude)), abs(float(longitude))) >= 10
-
-
-def degrees(page: Page) -> Iterator[Found]:
-    """Positions in degrees and minutes."""
-    for match in _DEGREES.finditer(page.text):
-        yield Found(LABELLED, "coordinates", *match.span())
-
-
-def coordinates(spot: Spot) -> Iterator[Found]:
+def coordinates(page: Page, chunk: Chunk) -> Iterator[Found]:
     """Latitude and longitude to a hundred metres or finer, with a label or with N, S, E, W."""
-    text, lo = spot.page.text, max(0, spot.start - 32)
-    hi = min(len(text), spot.end + 48)
-    for match in _PAIR.finditer(text, max(0, spot.start - 1), hi):
-        if abs(float(match["a"])) > 90 or abs(float(match["b"])) > 180:
+    text, start, end = page.text, chunk.start, chunk.end + 48
+    if text[chunk.end : chunk.end + 1] == "°":
+        for match in _DEGREES.finditer(text, start, end):
+            yield Found(LABELLED, "coordinates", *match.span())
+    if "." not in text[start : chunk.end]:
+        return
+    for match in _PAIR.finditer(text, start, end):
+        a, b = abs(float(match["a"])), abs(float(match["b"]))
+        if match.start() >= chunk.end or a > 90 or b > 180:
             continue
-        fine = min(len(match[side].partition(".")[2]) for side in "ab")
-        named = spot.label
+        fine = min(len(match["fine"]), len(match["fineb"]))
+        label = page.around(*match.span()).label
         lettered = bool(match["ns"] and match["ew"])
-        labelled = (named.category == "gps" and named.distance <= 4) or match["word"]
+        labelled = (label.group == "gps" and label.distance <= 4) or match["word"]
+        # Two bare numbers are more likely a place than small values of a list.
+        bare = 5 <= fine <= 8 and label.group != "other" and a >= 1 and max(a, b) >= 10
         if (fine >= 3 and (lettered or labelled)) or (lettered and fine >= 2):
             yield Found(LABELLED + 1, "coordinates", *match.span())
-        elif 5 <= fine <= 8 and named.category != "other" and _on_earth(match["a"], match["b"]):
+        elif bare:
             yield Found(VALID_SHAPE, "coordinates", *match.span())
-    for match in _FIELD.finditer(text, lo, hi):
+    for match in _FIELD.finditer(text, max(0, start - 32), end):
         if abs(float(match["value"])) <= 180:
             yield Found(LABELLED, "coordinates", *match.span("value"))

@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from mlx_itune.dataset.cleaning.pii.find import find, known_kinds
-from mlx_itune.dataset.cleaning.pii.hits import Detector, Hit
+from mlx_itune.dataset.cleaning.pii.checks import compact
+from mlx_itune.dataset.cleaning.pii.find import Detector, Hit, find, known_kinds
 from mlx_itune.dataset.conversation import Conversation, Turn
 
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_JOINTS = re.compile(r"[\s.\-/()]+")
-# Kinds whose value is the same however it is grouped.
+# A string or a number of JSON; a string before a colon is a key.
+_SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"(?P<key>\s*:)?|-?[0-9][0-9.eE+\-]*', re.DOTALL)
+# Kinds whose value is the same however it is grouped, or written in capitals.
 _GROUPED = frozenset(
     """phone card iban bank_account ssn national_id tax_id health_id medical_record provider_id
     passport driving_licence plate vin mac""".split()
 )
-_FOLDED = _GROUPED | {"email", "ip", "username", "address"}
+_FOLDED = frozenset(("email", "ip", "username", "address"))
 
 
 class Placeholders:
@@ -28,32 +27,16 @@ class Placeholders:
 
     def __init__(self, *, consistent: bool = True) -> None:
         self._consistent = consistent
-        self._numbers: dict[tuple[str, str], int] = {}
-        self._last: dict[str, int] = {}
+        self._numbers: dict[str, dict[str, int]] = {}
 
     def name(self, hit: Hit) -> str:
         """The placeholder of a hit: "[EMAIL_1]", or "[EMAIL]" where numbers were not asked for."""
         if not self._consistent:
             return f"[{hit.kind.upper()}]"
-        key = (hit.kind, canonical(hit))
-        if key not in self._numbers:
-            self._last[hit.kind] = self._last.get(hit.kind, 0) + 1
-            self._numbers[key] = self._last[hit.kind]
-        return f"[{hit.kind.upper()}_{self._numbers[key]}]"
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def canonical(hit: Hit) -> str:
-    """The value without the accidents of its spelling."""
-    value = _JOINTS.sub("", hit.text) if hit.kind in _GROUPED else hit.text
-    return value.lower() if hit.kind in _FOLDED else value
+        value = compact(hit.text) if hit.kind in _GROUPED else hit.text
+        value = value.lower() if hit.kind in _FOLDED else value
+        numbers = self._numbers.setdefault(hit.kind, {})
+        return f"[{hit.kind.upper()}_{numbers.setdefault(value, len(numbers) + 1)}]"
 
 
 def redact(
@@ -68,18 +51,9 @@ def redact(
 
     Pass the same `placeholders` for several texts to number them together.
     """
-    hits = find(text, kinds, detectors=detectors)
-    return _replaced(text, hits, placeholders or Placeholders(consistent=consistent)), hits
-
-
-def _replaced(text: str, hits: Sequence[Hit], names: Placeholders) -> str:
-    if not hits:
-        return text
-    parts, last = [], 0
-    for hit in hits:
-        parts += [text[last : hit.start], names.name(hit)]
-        last = hit.end
-    return "".join([*parts, text[last:]])
+    names = placeholders or Placeholders(consistent=consistent)
+    cleaner = _Cleaner(known_kinds(kinds), names, tuple(detectors), [])
+    return cleaner.text(text), cleaner.hits
 
 
 def redact_conversation(
@@ -87,25 +61,22 @@ def redact_conversation(
     kinds: Collection[str] | None = None,
     *,
     consistent: bool = True,
-    tags: bool = False,
     detectors: Sequence[Detector] = (),
 ) -> tuple[Conversation, list[Hit]]:
-    """The conversation with placeholders in contents, tool-call arguments, tool results and names.
+    """The conversation with placeholders in every text: turns, tool calls, tools and tags.
 
     JSON stays JSON of the same structure; a number that is personal data becomes a string. A
     conversation without hits comes back as it is. Positions in hits count from the start of the
     string that each was found in.
     """
-    cleaner = _Cleaner(
-        known_kinds(kinds), Placeholders(consistent=consistent), tuple(detectors), []
-    )
-    turns = tuple(cleaner.turn(turn) for turn in conversation.turns)
-    new_tags = conversation.tags
-    if tags:
-        new_tags = {key: cleaner.field(key, value) for key, value in conversation.tags.items()}
+    names = Placeholders(consistent=consistent)
+    cleaner = _Cleaner(known_kinds(kinds), names, tuple(detectors), [])
+    turns = tuple(map(cleaner.turn, conversation.turns))
+    tools = tuple(map(cleaner.value, conversation.tools))
+    tags = {key: cleaner.field(value, key) for key, value in conversation.tags.items()}
     if not cleaner.hits:
-        return conversation, cleaner.hits
-    return dataclasses.replace(conversation, turns=turns, tags=new_tags), cleaner.hits
+        return conversation, []
+    return Conversation(turns, conversation.origin, tools, tags, checked=True), cleaner.hits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,106 +89,62 @@ class _Cleaner:
     hits: list[Hit]
 
     def turn(self, turn: Turn) -> Turn:
-        before = len(self.hits)
-        content, context = self._content(turn)
-        calls = tuple(self._call(call) for call in turn.tool_calls)
-        name = self._text(turn.name) if turn.name is not None else None
-        if len(self.hits) == before:
-            return turn
+        content, given = turn.content, turn.input
+        if given and content.endswith(given):
+            # Alpaca's input is the end of the content, and has to stay so.
+            given = self.text(given)
+            content = self.text(content.removesuffix(turn.input or "")) + given
+        else:
+            content = self.field(content)
         return dataclasses.replace(
-            turn, content=content, input=context, tool_calls=calls, name=name
+            turn,
+            content=content,
+            input=given,
+            tool_calls=tuple(map(self.value, turn.tool_calls)),
+            name=self.text(turn.name) if turn.name is not None else None,
+            # Read as it is in the call that it answers, so that the two stay equal.
+            tool_call_id=turn.tool_call_id and self.text(turn.tool_call_id, "id"),
         )
 
-    def _find(self, text: str) -> list[Hit]:
-        return find(text, self.kinds, detectors=self.detectors)
-
-    def _text(self, text: str) -> str:
-        found = self._find(text)
-        self.hits.extend(found)
-        return _replaced(text, found, self.names)
-
-    def _content(self, turn: Turn) -> tuple[str, str | None]:
-        text = turn.content
-        if not turn.input and text.lstrip()[:1] in ("{", "["):
-            return self._json_text(text), turn.input
-        found = self._find(text)
-        self.hits.extend(found)
-        if not turn.input or not text.endswith(turn.input):
-            return _replaced(text, found, self.names), turn.input
-        # Alpaca's input is the end of the content, and has to stay so.
-        border = len(text) - len(turn.input)
-        border = max([border, *(hit.end for hit in found if hit.start < border)])
-        head = _replaced(text[:border], [hit for hit in found if hit.end <= border], self.names)
-        moved = [
-            dataclasses.replace(hit, start=hit.start - border, end=hit.end - border)
-            for hit in found
-            if hit.start >= border
-        ]
-        tail = _replaced(text[border:], moved, self.names)
-        return head + tail, tail
-
-    def _json_text(self, text: str) -> str:
-        """JSON in a string stays JSON, if it was: its spacing too, unless escapes forbid that."""
-        found = self._find(text)
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            self.hits.extend(found)
-            return _replaced(text, found, self.names)
-        if "\\u" not in text:
-            new = self._in_json(text, found)
-            if _is_json(new):
-                self.hits.extend(found)
-                return new
-        # An escape may hide a value or be cut by one, so the strings are read one by one.
-        new_value = self._value("", value)
-        return text if new_value == value else json.dumps(new_value, ensure_ascii=text.isascii())
-
-    def _in_json(self, text: str, found: list[Hit]) -> str:
-        """The placeholders put into JSON; a bare number is replaced by a string in quotes."""
-        strings = [match.span() for match in _JSON_STRING.finditer(text)]
-        starts = [start for start, _ in strings]
+    def text(self, text: str, key: str = "") -> str:
+        """A text, or the value of a field that is read with its key as its label."""
+        lead = f"{key}: " if key else ""
         parts, last = [], 0
-        for hit in found:
-            at = bisect_right(starts, hit.start) - 1
-            quoted = at >= 0 and hit.end <= strings[at][1]
-            name = self.names.name(hit)
-            parts += [text[last : hit.start], name if quoted else json.dumps(name)]
-            last = hit.end
+        for hit in find(lead + text, self.kinds, detectors=self.detectors):
+            start, end = hit.start - len(lead), hit.end - len(lead)
+            if start >= 0:
+                self.hits.append(dataclasses.replace(hit, start=start, end=end))
+                parts += [text[last:start], self.names.name(hit)]
+                last = end
         return "".join([*parts, text[last:]])
 
-    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
-        function = call.get("function")
-        if not isinstance(function, dict):
-            return call
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            # Kept as JSON text by a caller that built the turn without the readers.
-            new: Any = self._json_text(arguments)
-        else:
-            new = self._value("", arguments)
-        return {**call, "function": {**function, "arguments": new}}
+    def field(self, text: str, key: str = "") -> str:
+        """A text that may be JSON, written out."""
+        return (self.json_text if text.lstrip()[:1] in ("{", "[") else self.text)(text, key)
 
-    def _value(self, key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {self._text(name): self._value(name, inner) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [self._value(key, inner) for inner in value]
-        if isinstance(value, str):
-            return self.field(key, value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            written = str(value)
-            new = self.field(key, written)
-            return value if new == written else new
-        return value
+    def value(self, value: dict[str, Any]) -> Any:
+        """A value of JSON; whatever text in it is JSON again is kept as such."""
+        written = json.dumps(value, ensure_ascii=False)
+        new = self.json_text(written)
+        return value if new == written else json.loads(new)
 
-    def field(self, key: str, value: str) -> str:
-        """The value of a field, read with its key as its label."""
-        lead = f"{key}: " if key else ""
-        found = [
-            dataclasses.replace(hit, start=hit.start - len(lead), end=hit.end - len(lead))
-            for hit in self._find(lead + value)
-            if hit.start >= len(lead)
-        ]
-        self.hits.extend(found)
-        return _replaced(value, found, self.names)
+    def json_text(self, text: str, key: str = "") -> str:
+        """JSON in a string stays JSON, its spacing too; what is none is a text like any other."""
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            return self.text(text, key)
+
+        def scalar(match: re.Match[str]) -> str:
+            nonlocal key
+            value = json.loads(match.group().removesuffix(match["key"] or ""))
+            if match["key"]:
+                new = self.text(value)
+                key = value
+            else:
+                new = self.field(str(value), key)
+            if new == str(value):
+                return match.group()
+            return json.dumps(new, ensure_ascii=match.group().isascii()) + (match["key"] or "")
+
+        return _SCALAR.sub(scalar, text)

@@ -1,0 +1,223 @@
+"""The model cards (README.md) that travel with what is shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_itune.kit.errors import one_line
+
+_PYTHON = """\
+```python
+from mlx_lm import generate, load
+
+model, tokenizer = load("{path}")
+prompt = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "Hello"}}], add_generation_prompt=True
+)
+print(generate(model, tokenizer, prompt))
+```
+"""
+_SWIFT = """\
+```swift
+import HuggingFace
+import MLXHuggingFace
+import MLXLLM
+import MLXLMCommon
+import Tokenizers
+
+let folder = Bundle.main.url(forResource: "{path}", withExtension: nil)!
+let model = try await loadModelContainer(from: folder, using: #huggingFaceTokenizerLoader())
+let session = ChatSession(model)
+print(try await session.respond(to: "Hello"))
+```
+"""
+_TRANSFORMERS = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}")
+inputs = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "Hello"}}],
+    add_generation_prompt=True,
+    return_tensors="pt",
+    return_dict=True,
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
+```
+"""
+_PEFT = """\
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{path}")  # fetches the base it names
+```
+"""
+_LLAMA_CPP = """\
+```sh
+llama-cli -m {path} --jinja -cnv
+```
+"""
+_LLAMA_CPP_LORA = """\
+```sh
+llama-cli -m BASE.gguf --lora {path} --jinja -cnv
+```
+"""
+_OLLAMA = """\
+```sh
+sh install-ollama.sh
+ollama run {name}
+```
+"""
+_LMSTUDIO = """\
+```sh
+sh install-lmstudio.sh
+```
+"""
+_ADAPTER = """\
+```sh
+mlx_lm.generate --model BASE --adapter-path {path} --prompt 'Hello'
+```
+"""
+# Format -> (heading, snippet).
+_SNIPPETS: dict[str, tuple[tuple[str, str], ...]] = {
+    "mlx": (
+        ("Python (mlx-lm)", _PYTHON),
+        ("Swift (mlx-swift-lm 3)", _SWIFT),
+        ("LM Studio", _LMSTUDIO),
+    ),
+    "gguf": (("llama.cpp", _LLAMA_CPP), ("LM Studio", _LMSTUDIO)),
+    "gguf-lora": (("llama.cpp, base and adapter", _LLAMA_CPP_LORA),),
+    "hf": (("transformers", _TRANSFORMERS),),
+    "peft": (("PEFT", _PEFT),),
+    "ollama": (("Ollama", _OLLAMA),),
+    "lmstudio": (("LM Studio", _LMSTUDIO),),
+    "adapter": (("mlx-lm, base and adapter", _ADAPTER),),
+}
+
+
+def model_card(base_id: str, fused: Mapping[str, Any] | None, licence: str | None = None) -> str:
+    """Of an MLX directory: base, method, fidelity; ``fused`` as in provenance.json."""
+    about = {"license": licence, "library_name": "mlx", "pipeline_tag": "text-generation"}
+    lines = _head({**about, "base_model": base_id}, f"{base_id}{', tuned' if fused else ''}")
+    if fused is not None:
+        lines += [
+            "A LoRA adapter merged into its base model by mlx-itune.",
+            "",
+            f"- how: {fused['method']}",
+            "- distance from base + adapter, measured on "
+            f"{fused['tokens']:,} learned tokens of held-out rows:",
+            f"  mean KL {fused['kl_mean']:.3g} nats per token, 99th percentile "
+            f"{fused['kl_p99']:.3g}, same first choice on {fused['top1_agreement']:.2%}",
+            *_table(fused["tried"]),
+            "- `provenance.json` says what it was trained on, and how",
+            "",
+        ]
+    return _text(lines, "```bash", "mlx_lm.generate --model . --prompt 'Hello'", "```")
+
+
+def transformers_card(base_id: str, measured: Sequence[str], *, tuned: bool) -> str:
+    """Of a transformers directory; ``measured``: what reading it back showed."""
+    about = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    title = f"{base_id}{', tuned' if tuned else ''}, for transformers"
+    lines = [*_head({**about, "base_model": base_id}, title), *measured, ""]
+    return _text(
+        lines,
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained(".")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "```",
+    )
+
+
+def peft_card(base_id: str, measured: Sequence[str], notes: Sequence[str]) -> str:
+    """Of a PEFT adapter; ``measured``: what reading it back showed."""
+    about = {"library_name": "peft", "base_model": base_id}
+    lines = [*_head(about, f"LoRA for {base_id}"), *measured, "", *(f"- {n}" for n in notes), ""]
+    return _text(
+        lines,
+        "```python",
+        "from peft import PeftModel",
+        "",
+        'model = PeftModel.from_pretrained(base_model, ".")',
+        "```",
+    )
+
+
+def bundle_card(head: Mapping[str, Any], model_name: str) -> str:
+    """Of a bundle; ``head`` is its manifest, ``model_name`` what Ollama calls the model."""
+    base = one_line(head["base"]["id"] or "unknown")
+    about = {"base_model": base, "pipeline_tag": "text-generation"}
+    lines = _head(about, one_line(head["name"]))
+    lines += [f"Made from {base} by {head['made_by']}."]
+    if head["base"].get("fingerprint"):
+        lines += [f"Fingerprint of the base's weights: `{head['base']['fingerprint']}`."]
+    lines += ["", "## How close it is to what was trained", "", *_fidelity(head["fidelity"]), ""]
+    lines += ["## Licences", "", "| of | licence |", "|---|---|"]
+    lines += [f"| {_cell(of)} | {_cell(licence)} |" for of, licence in head["licences"].items()]
+    lines += ["", "## How to run it", ""]
+    for part in head["parts"]:
+        for title, snippet in _SNIPPETS[part["format"]]:
+            lines += [f"### {title}", "", snippet.format(path=part["path"], name=model_name)]
+    return _text(
+        lines,
+        "## How to check it",
+        "",
+        "`manifest.json` has the SHA-256 of every file; the install scripts check them first.",
+    )
+
+
+def licence_in_card(folder: Path) -> str | None:
+    """The `license:` line of a model directory's card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if lines[:1] != ["---"] or "---" not in lines[1:]:
+        return None
+    for line in lines[1 : lines.index("---", 1)]:
+        key, _, value = line.partition(":")
+        if key.strip() == "license" and value.strip():
+            return value.strip().strip("\"'")
+    return None
+
+
+def _head(about: Mapping[str, str | None], title: str) -> list[str]:
+    known = [f"{key}: {value}" for key, value in about.items() if value]
+    return ["---", *known, "---", "", f"# {title}", ""]
+
+
+def _text(lines: Sequence[str], *last: str) -> str:
+    return "\n".join([*lines, *last, ""])
+
+
+def _table(tried: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Size against fidelity of the ways that were tried, where there was more than one."""
+    if len(tried) < 2:
+        return []
+    rows = [
+        f"  | {t['method']} | {t['bytes'] / 1e6:,.1f} | {t['kl_mean']:.2g} | "
+        f"{t['top1_agreement']:.2%} |"
+        for t in tried
+        if t["kl_mean"] is not None
+    ]
+    return ["", "  | way | MB | mean KL | same first choice |", "  |---|---|---|---|", *rows, ""]
+
+
+def _fidelity(measured: Mapping[str, Any] | None) -> list[str]:
+    if measured is None or measured.get("kl_mean") is None:
+        return ["Not measured: no adapter was merged into these files."]
+    return [
+        f"Merged: {measured['method']}. On {measured['tokens']:,} learned tokens of held-out rows,",
+        f"against base + adapter: mean KL {measured['kl_mean']:.3g} nats per token,",
+        f"99th percentile {measured['kl_p99']:.3g}, same first choice on "
+        f"{measured['top1_agreement']:.2%}.",
+    ]
+
+
+def _cell(text: str) -> str:
+    return one_line(str(text)).replace("|", "\\|")

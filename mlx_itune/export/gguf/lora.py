@@ -1,0 +1,159 @@
+"""An adapter as GGUF, for llama.cpp's `--lora` and Ollama's `ADAPTER`, beside a base; read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gguf
+import mlx.core as mx
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+from mlx_itune.export.artifact import Exported, describe
+from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of, metadata
+from mlx_itune.export.gguf.blocks import Stored
+from mlx_itune.export.gguf.file import header, write
+from mlx_itune.export.gguf.plan import Planned, interleaved, rotated_heads, tensor_name
+from mlx_itune.export.gguf.verify import Float32, gguf_name, in_halves, rotated
+from mlx_itune.kit.errors import ModelError, located
+from mlx_itune.kit.files import staged_file, storage_errors
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters import lora
+from mlx_itune.model.adapters.lowrank import LoRAEmbedding, LoRALinear, LowRank
+from mlx_itune.model.loading import base
+
+_NOT_A_PAIR = {
+    "dora": "its rows change their length, too",
+    "grid": "it moves scales and biases of the quantized weights",
+}
+# Of the largest entry: float32 products in another order.
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class GgufLoraVerification:
+    """Pairs compared, and the largest difference of an update, relative to its largest entry."""
+
+    reader: str
+    pairs: int
+    largest_difference: float
+
+
+def export_gguf_lora(
+    adapter_dir: Path,
+    model: str,
+    out_file: Path,
+    *,
+    observe: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32.
+
+    The runtime adds alpha / rank * B A, which is the adapter's scale. Raises ModelError for
+    adapters that are no such pair, for another base, and for layers that llama.cpp cannot
+    adapt; StorageError.
+    """
+    adapter = adapters.load(adapter_dir)
+    kind, scale = adapter.config.kind, adapter.config.scale
+    if kind in _NOT_A_PAIR:
+        raise ModelError(
+            f"a {kind} adapter is no LoRA to llama.cpp: {_NOT_A_PAIR[kind]}",
+            where=str(adapter_dir),
+            hint="fuse it and export the model with --to gguf",
+        )
+    if scale == 0:
+        raise ModelError("has scale 0, which llama.cpp takes for 1", where=str(adapter_dir))
+    # The weights stay packed: none of them is computed with.
+    loaded = base.load(model, compute="quantized")
+    with located(adapter_dir):
+        architecture, facts = architecture_of(loaded.model, loaded.config)
+        metadata(architecture, facts)
+        adapters.apply(loaded, adapter)
+        tensors = list(_tensors(loaded, architecture, facts))
+    writer = gguf.GGUFWriter(None, architecture.name)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name(f"{loaded.id}, adapter")
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.alpha)
+    start = header(writer, tensors)
+    with staged_file(out_file) as stage:
+        observe("writing the LoRA")
+        write(stage, start, tensors)
+        observe("reading it back")
+        checked = verify_gguf_lora(stage, loaded)
+    return Exported((describe(out_file, "gguf-lora"),), checked)
+
+
+def verify_gguf_lora(file: Path, loaded: base.LoadedModel) -> GgufLoraVerification:
+    """Compare alpha / rank * B A of every pair in ``file`` with the update of the adapted model.
+
+    Raises ModelError for a pair that is missing, extra or another one.
+    """
+    names = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
+    try:
+        with storage_errors(file):
+            reader = gguf.GGUFReader(file)
+        architecture, what, kind, alpha = (reader.fields[name].contents() for name in names)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(f"is no readable GGUF LoRA ({error})", where=str(file)) from error
+    if (what, kind) != ("adapter", "lora"):
+        raise ModelError("does not say that it is a LoRA", where=str(file))
+    tensors = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
+    inner: Any = getattr(loaded.model, "language_model", loaded.model)
+    furthest = 0.0
+    pairs = 0
+    for path, layer in lora.adapted(inner):
+        name = f"{gguf_name(architecture, path, len(inner.layers))}.weight"
+        a, b = tensors.pop(f"{name}.lora_a", None), tensors.pop(f"{name}.lora_b", None)
+        if a is None or b is None:
+            raise ModelError(f"{name} is not there", where=str(file))
+        heads = rotated(name, inner.args, architecture)
+        b = in_halves(b, heads) if heads else b
+        # Of a token table A (vocabulary, rank) times B (dims, rank), transposed.
+        product = a @ b.T if name == "token_embd.weight" else b @ a
+        apart = _apart(float(alpha) / b.shape[-1] * product, np.array(layer.delta(), np.float32))
+        if not apart <= _TOLERANCE:
+            raise ModelError(f"{name} is not what the adapter adds", where=str(file))
+        furthest, pairs = max(furthest, apart), pairs + 1
+    if tensors:
+        raise ModelError(f"{min(tensors)} has no place in the adapter", where=str(file))
+    return GgufLoraVerification(f"gguf {version('gguf')}", pairs, furthest)
+
+
+def _tensors(
+    loaded: base.LoadedModel, architecture: Architecture, facts: Facts
+) -> Iterator[Planned]:
+    """A (rank, in) and B (out, rank) of each layer, experts before; rows of B as the base's."""
+    permuted = architecture.permuted(facts)
+    for path, layer in lora.adapted(loaded.model):
+        path = path.removeprefix("language_model.")
+        name = tensor_name(architecture, f"{path}.weight")
+        if not isinstance(layer, LowRank):
+            raise ModelError(f"{path} is adapted by a {type(layer).__name__}, no LoRA pair")
+        a, b = layer.pair()
+        if isinstance(layer, LoRALinear):
+            a, b = a.T, b.T
+        elif isinstance(layer, LoRAEmbedding):
+            # llama.cpp looks rows of A up, and would multiply by it at the output.
+            if facts.tied:
+                raise ModelError(
+                    f"llama.cpp cannot adapt {path}, which is the output layer, too",
+                    hint="fuse the adapter and export the model with --to gguf",
+                )
+            b = b.T
+        heads = rotated_heads(name, facts) if permuted else None
+        order = None if heads is None else interleaved(b.shape[-2], heads)
+        for end, factor, rows in (("lora_a", a, None), ("lora_b", b, order)):
+            stored = Stored(f"{path}.{end}", mx.contiguous(factor.astype(mx.float32)))
+            yield Planned(f"{name}.{end}", Type.F32, stored, rows)
+
+
+def _apart(update: Float32, want: Float32) -> float:
+    if update.shape != want.shape:
+        return float("inf")
+    largest = float(np.abs(want).max())
+    return float(np.abs(update - want).max()) / largest if largest else float(np.abs(update).max())

@@ -1,0 +1,132 @@
+"""What to fuse or export, and how: one record for every format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.export.gguf.plan import KINDS
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.model.loading import base
+from mlx_itune.model.loading.base import LoadedModel
+
+DEFAULT_MAX_KL = 1e-3
+# The types that each format has.
+TYPES: dict[str, tuple[str, ...]] = {
+    "mlx": (),
+    "gguf": KINDS,
+    "gguf-lora": (),
+    "hf": ("f32", "f16", "bf16"),
+    "peft": (),
+    "ollama": KINDS,
+    "lmstudio": ("mlx", *KINDS),
+}
+FILES = ("gguf", "gguf-lora")
+_ADAPTERS = ("gguf-lora", "peft")
+
+Observe = Callable[[str], None]
+# A model's mean score on a task; None where nothing can be scored.
+Score = Callable[[LoadedModel], float | None]
+
+
+def unobserved(_: str) -> None:
+    """Nobody is told what is being done."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows to measure a merge on, and others to compensate its rounding errors on.
+
+    ``calibration`` None leaves it to the merge to set rows aside; ``questions``: the rows behind
+    ``measured``; ``source``: where they are from, for people.
+    """
+
+    measured: Sequence[TokenizedExample] = ()
+    calibration: Sequence[TokenizedExample] | None = None
+    questions: Sequence[Conversation] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, an adapter to merge or to ship alone, and the form they are to have.
+
+    ``way``, ``bits``: how to merge, None for the smallest result whose mean KL from base + adapter
+    is within ``max_kl`` nats per learned token, on ``rows``; or, if ``allow_lossy``, the nearest.
+    ``every`` measures and scores all ways, for the table. ``type``: one of TYPES[format], None for
+    the format's own choice. ``name``: the model's name where it is shown, for LM Studio
+    "publisher/model". ``separate``: of Ollama, the adapter beside its base. ``bundle``: with
+    manifest, card, licences and scripts.
+    """
+
+    model: str
+    adapter: Path | None
+    out: Path
+    tokenizer: ChatTokenizer
+    format: str = "mlx"
+    rows: HeldOut = HeldOut()
+    way: str | None = None
+    bits: int | None = None
+    max_kl: float = DEFAULT_MAX_KL
+    allow_lossy: bool = False
+    every: bool = False
+    score: Score | None = None
+    compute: str = "auto"
+    type: str | None = None
+    name: str | None = None
+    separate: bool = False
+    bundle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in TYPES:
+            raise UsageError(f"unknown format {self.format!r}", hint="one of " + ", ".join(TYPES))
+        known = TYPES[self.format]
+        if self.type is not None and self.type not in known:
+            choice = did_you_mean(self.type, known) or "one of " + ", ".join(known)
+            raise UsageError(
+                f"--to {self.format} has no type {self.type!r}",
+                hint=choice if known else "leave --type out",
+            )
+        if (self.format in _ADAPTERS or self.separate) and self.adapter is None:
+            raise UsageError("there is no adapter to export", hint="give --adapter")
+        if self.name and self.format in _ADAPTERS and not self.bundle:
+            raise UsageError(f"--name has no effect with --to {self.format}", hint="leave it out")
+        if self.separate and self.format != "ollama":
+            raise UsageError("--separate takes effect only with --to ollama")
+        if self.is_file and self.out.suffix != ".gguf":
+            raise UsageError(
+                "a GGUF export is one file", where=str(self.out), hint=f"--out {self.out}.gguf"
+            )
+
+    @property
+    def is_file(self) -> bool:
+        """Whether ``out`` is one file."""
+        return self.format in FILES and not self.bundle
+
+    @property
+    def merges(self) -> bool:
+        """Whether the adapter is merged, and what that loses is measured."""
+        whole = self.format not in (*_ADAPTERS, "hf")
+        return self.adapter is not None and whole and not self.separate
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether rows are measured on, or tell the system prompt."""
+        as_mlx = self.format == "mlx" or (self.format == "lmstudio" and self.type in (None, "mlx"))
+        return as_mlx or self.merges or self.separate
+
+    def name_of(self, source: Path) -> str:
+        """What the model is called: as the user says, else after its base."""
+        stem = base.public_id(self.model, source).rpartition("/")[2]
+        return self.name or (f"{stem}-tuned" if self.adapter is not None else stem)
+
+
+def tag(name: str) -> str:
+    """A name that is also a file's and an Ollama model's."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.rpartition("/")[2].lower()).strip("-.") or "model"
