@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.json_files import plain
 
 VERSION = 1
 
@@ -38,7 +38,7 @@ class EventLog:
         if self._descriptor is None:
             raise ValueError("the event log is closed")
         time = self._clock().isoformat(timespec="milliseconds")
-        event = {"v": VERSION, "time": time, "event": kind, **_plain(fields)}
+        event = {"v": VERSION, "time": time, "event": kind, **plain(fields)}
         line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
         data = line.encode("utf-8", errors="backslashreplace")
         with storage_errors(self._path):
@@ -62,18 +62,3 @@ class EventLog:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    # Scalars of array libraries know their Python value.
-    if callable(getattr(value, "item", None)):
-        return _plain(value.item())
-    return str(value)
