@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mlx_itune.kit.errors import DataError
@@ -40,12 +40,12 @@ class ControlText:
         self._hide = {n: chr(_IN_CONTENT + i) * len(n) for i, n in enumerate(self._names)}
         self._shadow = {n: chr(_IN_TEMPLATE + i) * len(n) for i, n in enumerate(self._names)}
         self._first = {name[0] for name in self.tokens if name}
-        self._special = _Finder(self.special)
-        self._any = _Finder(self.tokens)
+        self._special = _any_of(self.special)
+        self._any = _any_of(self.tokens)
 
     def spelled_in(self, text: str, *, in_reply: bool = False) -> bool:
         """Whether `text` spells out a control string (in an assistant's turn: a special token)."""
-        return (self._special if in_reply else self._any).search(text)
+        return (self._special if in_reply else self._any).search(text) is not None
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """Each special token spelled out in `text` as (start, end, id)."""
@@ -63,14 +63,12 @@ class ControlText:
         if isinstance(value, str):
             if not value.isascii() and _RESERVED.search(value):
                 raise _reserved()
-            if not self.spelled_in(value, in_reply=in_reply):
-                return value
-            finder = self._special if in_reply else self._any
-            return finder.sub(lambda m: self._hide[m.group()], value)
+            spelled = self._special if in_reply else self._any
+            return spelled.sub(lambda found: self._hide[found.group()], value)
         if isinstance(value, Mapping):
             return {
-                self.hide(key, in_reply=in_reply): self.hide(item, in_reply=in_reply)
-                for key, item in value.items()
+                self.hide(k, in_reply=in_reply): self.hide(v, in_reply=in_reply)
+                for k, v in value.items()
             }
         if isinstance(value, (list, tuple)):
             return [self.hide(item, in_reply=in_reply) for item in value]
@@ -116,18 +114,17 @@ class ControlText:
     def restore(self, text: str) -> str:
         """`text` with the content's control strings back in place. Raises DataError."""
 
-        def restore(match: re.Match[str]) -> str:
-            out, run, at = [], match.group(), 0
-            while at < len(run):
-                index = ord(run[at]) - _IN_CONTENT
+        def names(hidden: re.Match[str]) -> str:
+            run, found = hidden.group(), []
+            while run:
+                index = ord(run[0]) - _IN_CONTENT
                 if index >= len(self._names):
                     raise _reserved()
-                name = self._names[index]
-                out.append(name)
-                at += len(name)
-            return "".join(out)
+                found.append(self._names[index])
+                run = run[len(found[-1]) :]
+            return "".join(found)
 
-        return _HIDDEN.sub(restore, text)
+        return _HIDDEN.sub(names, text)
 
     def shadow_text(self, text: str) -> tuple[str, int]:
         """A rendered text as the shadow tokenizer reads it, and the number of special tokens."""
@@ -169,30 +166,10 @@ class ControlText:
             model["unk_token"] = self._shadow[unknown]
 
 
-class _Finder:
-    """Finds any of some strings; quick where a text lacks what all of them start with."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        # Longest first, so that a token never hides behind a shorter one it starts with.
-        listed = sorted(names, key=len, reverse=True)
-        self._start = common_start(listed)
-        self._pattern = re.compile("|".join(map(re.escape, listed)) or "(?!)")
-
-    def search(self, text: str) -> bool:
-        return self._start in text and self._pattern.search(text) is not None
-
-    def finditer(self, text: str) -> Iterator[re.Match[str]]:
-        return self._pattern.finditer(text) if self._start in text else iter(())
-
-    def sub(self, new: Callable[[re.Match[str]], str], text: str) -> str:
-        return self._pattern.sub(new, text)
-
-
-def common_start(names: Sequence[str]) -> str:
-    """What all of `names` start with."""
-    first, last = (min(names), max(names)) if names else ("", "")
-    same = (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return first[: next(same, min(len(first), len(last)))]
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    # Longest first, so that a token never hides behind a shorter one it starts with.
+    listed = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, listed)) or "(?!)")
 
 
 def _reserved() -> DataError:

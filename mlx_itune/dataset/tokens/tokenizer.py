@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.chat_template import ChatTemplate
-from mlx_itune.dataset.tokens.control_text import ControlText, common_start
+from mlx_itune.dataset.tokens.control_text import ControlText
 from mlx_itune.dataset.tokens.templates import BUILT_IN, built_in
 from mlx_itune.kit.errors import DataError, ModelError, UsageError
 from mlx_itune.kit.json_files import read_object, to_record
@@ -288,7 +288,9 @@ class ChatTokenizer:
         except DataError:
             return after
         # Some templates close the whole text once more, which is no end of a turn.
-        shared = common_start([after, text.partition(PROBE)[2]])
+        shared, others = after, text.partition(PROBE)[2]
+        while not others.startswith(shared):
+            shared = shared[:-1]
         return shared if self._control_text.spans(shared) else after
 
 
