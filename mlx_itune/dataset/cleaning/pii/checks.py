@@ -48,7 +48,8 @@ _GROUPED = re.compile(r"\d+|(?:\d{4}\D{1,3}){3}\d{1,4}(?:\D{1,3}\d{1,3})?|\d{4}\
 
 def issued_card(number: str) -> bool:
     """Whether a card of this number and grouping can be: an issuer's range with its lengths."""
-    return bool(_GROUPED.fullmatch(number) and _ISSUED.fullmatch(compact(number)))
+    plain = compact(number)
+    return bool(_GROUPED.fullmatch(number) and _ISSUED.fullmatch(plain)) and luhn(plain)
 
 
 def iban(number: str) -> bool:

@@ -51,11 +51,6 @@ _LOGIN_HINTS = (
 _CODE = re.compile(r"(?:self|request|req|this|user|os|config|args|form)\b")
 
 
-def may_hold_any(text: str) -> bool:
-    """Whether a text without digits can hold anything personal."""
-    return "@" in text or "PRIVATE KEY" in text or _MAY_SPELL.search(text) is not None
-
-
 def find(page: Page) -> Iterator[Found]:
     """Addresses, handles and user names."""
     text = page.text

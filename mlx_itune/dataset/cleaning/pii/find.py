@@ -24,9 +24,9 @@ from mlx_itune.kit.errors import UsageError, closest
 
 ALL_KINDS = frozenset(KINDS)
 _LAST_GROUP = re.compile(r"[ .\-]+[A-Za-z0-9]+\Z")
+# More groups of digits before or behind: a part of something longer.
 _GROUP_BEFORE = re.compile(r"(?<![A-Za-z0-9])[0-9]+[ \-]\Z")
 _GROUP_BEHIND = re.compile(r"[ \-][0-9]")
-_HAS_DIGIT = re.compile("[0-9]")
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ def find(
     wanted = known_kinds(kinds)
     own = [hit for detector in detectors for hit in detector(text)]
     found = [Found(WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]
-    if _HAS_DIGIT.search(text) or not text.isascii() or contact.may_hold_any(text):
-        page = Page(text)
-        found += (one for one in _candidates(page) if not _inside_word(page.text, one))
+    page = Page(text)
+    found += (one for one in _candidates(page) if not _inside_word(page.text, one))
     always = {hit.kind for hit in own}
     return [
         Hit(one.kind, one.start, one.end, text[one.start : one.end], one.verified)
@@ -108,8 +107,10 @@ def _inside_word(text: str, found: Found) -> bool:
 def _candidates(page: Page) -> Iterator[Found]:
     yield from contact.find(page)
     yield from secrets.key_blocks(page)
-    yield from birth.dates(page)
-    for chunk in page.chunks():
+    chunks = list(page.chunks())
+    if chunks:
+        yield from birth.dates(page)
+    for chunk in chunks:
         yield from place.addresses(page, chunk)
         yield from place.coordinates(page, chunk)
         if chunk.digits <= 3:
@@ -131,48 +132,33 @@ def _matches(page: Page, chunk: Chunk, form: Form) -> Iterator[Found]:
     """The places of a chunk that a form fits, whose check and label are right."""
     at = chunk.start
     while match := form.pattern.search(page.text, at, chunk.end):
-        found = _judged(page, chunk, form, *match.span())
+        found = _judged(page, form, *match.span())
         at = found.end if found else match.start() + 1
         if found:
             yield found
 
 
-def _judged(page: Page, chunk: Chunk, form: Form, start: int, end: int) -> Found | None:
+def _judged(page: Page, form: Form, start: int, end: int) -> Found | None:
     text = page.text
-    if form.check:
-        while not form.check(text[start:end]):
-            # An IBAN or a key may be followed by something else that looks like its next group.
-            group = _LAST_GROUP.search(text, start, end) if form.kind == "iban" else None
-            if group is None:
-                return None
-            end = group.start()
-    start, distance = _label_at(page, form, start, end)
-    around = page.around(start, end)
-    named = distance <= form.reach or not form.words.isdisjoint(around.words)
-    if not named:
-        denied = around.label.group == "other" and around.label.distance <= 2
-        if not (form.alone and form.alone(text[start:end])) or denied or _goes_on(text, start, end):
+    while form.check and not form.check(text[start:end]):
+        # An IBAN may be followed by something that looks like its next group.
+        group = _LAST_GROUP.search(text, start, end) if form.kind == "iban" else None
+        if group is None:
             return None
+        end = group.start()
+    around = page.around(start, end)
+    distance = around.distance(form.label) if form.label else 99
+    named = distance <= form.reach or not form.words.isdisjoint(around.words)
+    if not named and (
+        not (form.alone and form.alone.match(text, start))
+        or around.is_harmless
+        or _GROUP_BEHIND.match(text, end)
+        or _GROUP_BEFORE.search(text, max(0, start - 12), start)
+    ):
+        return None
     if form.guard and not form.guard(page, start, end):
         return None
     rank = (LABELLED_VERIFIED if named else VERIFIED) if form.check else VALID_SHAPE
     if named and not form.check:
         rank = LABELLED - min(distance, form.reach)
     return Found(rank + form.rank, form.kind, start, end, form.check is not None)
-
-
-def _label_at(page: Page, form: Form, start: int, end: int) -> tuple[int, int]:
-    """Where the value begins and how far its label is; the label may stand inside: "ID 1234"."""
-    if not form.label:
-        return start, 99
-    around = page.around(start, end)
-    if around.label.group == form.label:
-        return start, around.label.distance
-    if around.label.distance > 1 and form.label in around.behind:
-        return start, 1
-    return start, 99
-
-
-def _goes_on(text: str, start: int, end: int) -> bool:
-    """Whether more groups of digits stand before or behind: a part of something longer."""
-    return bool(_GROUP_BEHIND.match(text, end) or _GROUP_BEFORE.search(text, start - 12, start))

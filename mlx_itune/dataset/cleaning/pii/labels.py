@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,7 +22,8 @@ else:
 _WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u1fff\u3041-\ud7ff]+")
 _SCRIPTS = "\u2e80"  # from here on words are written without spaces between them
 _NUMBER = ("number", "no", "nr", "num", "nbr", "id", "identifier")
-_NUMBER_ENDINGS = ("nummer", "number", "nr")
+_ENDINGS = ("nummer", "number", "nr")
+_INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}")
 
 
 class Label(NamedTuple):
@@ -32,88 +33,84 @@ class Label(NamedTuple):
     distance: int
 
 
-NO_LABEL = Label("", 99)
-
-
-class _Words(NamedTuple):
+class _Vocabulary(NamedTuple):
     groups: dict[str, str]
     last: frozenset[str]  # the words that end a label of several words
     scripts: dict[str, str]
     links: frozenset[str]
 
 
+def split(words: str) -> list[str]:
+    """The entries of a list that is written with commas."""
+    return [" ".join(word.split()) for word in words.split(",")]
+
+
 @cache
-def _words() -> _Words:
-    table = tomllib.loads(Path(__file__).with_name("labels.toml").read_text(encoding="utf-8"))
+def data_file(name: str) -> dict[str, Any]:
+    """The tables of a data file beside this one, such as "labels"."""
+    text = Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8")
+    table: dict[str, Any] = tomllib.loads(text)
+    return table
+
+
+@cache
+def _vocabulary() -> _Vocabulary:
     groups: dict[str, str] = {}
     scripts: dict[str, str] = {}
-    for group, phrases in table["labels"].items():
-        for phrase in phrases.replace("\n", " ").split(","):
-            words = phrase.split()
-            if words[0] >= _SCRIPTS:
-                scripts[words[0]] = group
-                continue
-            groups[" ".join(words)] = group
-            if len(words) > 1 and words[-1] in _NUMBER:
-                for ending in _NUMBER:
-                    groups.setdefault(" ".join([*words[:-1], ending]), group)
-    links = table["links"]["words"].replace("\n", " ").split(",")
+    for group, phrases in data_file("labels")["labels"].items():
+        for phrase in split(phrases):
+            (scripts if phrase >= _SCRIPTS else groups)[phrase] = group
+            begin, _, ending = phrase.rpartition(" ")
+            for other in _NUMBER if begin and ending in _NUMBER else ():
+                groups.setdefault(f"{begin} {other}", group)
     last = frozenset(phrase.rpartition(" ")[2] for phrase in groups if " " in phrase)
-    return _Words(groups, last, scripts, frozenset(map(str.strip, links)))
+    return _Vocabulary(
+        groups, last, scripts, frozenset(split(data_file("labels")["links"]["words"]))
+    )
 
 
 def words_of(low: str) -> list[str]:
-    """The words of a text in lower case; "s.i.n." counts as a word as well, behind its letters."""
-    words = _WORD.findall(low)
-    if "." not in low:
-        return words
-    joined, letters = [], ""
-    for word in [*words, ""]:
-        if len(word) == 1:
-            letters += word
-        else:
-            joined += [letters] * (len(letters) > 1)
-            letters = ""
-        joined += [word] * bool(word)
-    return joined
+    """The words of a text in lower case; "s.i.n." is one word."""
+    if "." in low:
+        low = _INITIALS.sub(lambda letters: letters[0].replace(".", "") + " ", low)
+    return _WORD.findall(low)
 
 
 def _group(words: Sequence[str], at: int) -> str:
     """The group of the label whose last word is `words[at]` (nearest first), or ""."""
-    known, word = _words(), words[at]
+    known, word = _vocabulary(), words[at]
     if word in known.last:
         for length in (3, 2):
             phrase = " ".join(reversed(words[at : at + length]))
-            if at + length <= len(words) and phrase in known.groups:
+            if phrase in known.groups:
                 return known.groups[phrase]
     if word in known.groups:
         return known.groups[word]
     # burgerservicenr, kontonummer
-    stem = next((word[: -len(end)] for end in _NUMBER_ENDINGS if word.endswith(end)), "")
+    stem = next((word[: -len(end)] for end in _ENDINGS if word.endswith(end)), "")
     return known.groups.get(stem, "")
 
 
 def groups_of(words: Sequence[str], text: str = "") -> frozenset[str]:
     """The groups of all labels among words in reading order, or without spaces in `text`."""
-    nearest_first = words[::-1]
-    found = {_group(nearest_first, at) for at in range(len(words))}
+    found = {_group(words[::-1], at) for at in range(len(words))}
     if not text.isascii():
-        found |= {group for word, group in _words().scripts.items() if word in text}
+        found |= {group for word, group in _vocabulary().scripts.items() if word in text}
     return frozenset(found) - {""}
 
 
 def nearest(words: Sequence[str], lead: str) -> Label:
     """The nearest label among words in reverse order, or at the end of `lead` without spaces."""
-    found, distance, known = NO_LABEL, 0, _words()
+    found, distance, known = Label("", 99), 0, _vocabulary()
     for at, word in enumerate(words):
         if group := _group(words, at):
             found = Label(group, distance)
             break
         distance += word not in known.links and len(word) > 1
     if not lead.isascii():
-        place, group = max((lead.rfind(word) + len(word), group) if word in lead else (-1, "")
-                           for word, group in known.scripts.items())  # fmt: skip
-        script = Label(group, 0 if len(lead) - place <= 8 else 2)
-        if group and script.distance <= found.distance:
-            return script
+        places = {lead.rfind(word) + len(word): group for word, group in known.scripts.items()
+                  if word in lead}  # fmt: skip
+        far = 0 if places and len(lead) - max(places) <= 8 else 2
+        if places and far <= found.distance:
+            return Label(places[max(places)], far)
     return found

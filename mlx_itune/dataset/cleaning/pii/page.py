@@ -26,6 +26,8 @@ _LETTER = re.compile("[A-Za-z]")
 _NO_DIGITS = re.compile("[^0-9]+")
 _LEFT, _LONGEST = 64, 300
 _BEFORE, _BEHIND = 72, 36
+# A label reaches into the next line only if that line goes on or holds nothing else.
+_BREAK = re.compile(r"[\n.]\n|\n(?=[ \t>*\"'(+\-]*[^\s>*\"'(+\-])(?![ \t>*\"'(+\-]*[a-zß-öø-ÿа-я])")
 # What redaction wrote is no label for what follows it.
 _PLACEHOLDER = re.compile(r"\[[a-z_]+(?:_[0-9]+)?\]")
 
@@ -53,6 +55,17 @@ class Around(NamedTuple):
     label: Label
     words: frozenset[str]
     behind: frozenset[str]
+
+    def distance(self, group: str) -> int:
+        """How far the label of a group is: before the value, or else right behind it."""
+        if self.label.group == group:
+            return self.label.distance
+        return 1 if self.label.distance > 1 and group in self.behind else 99
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether a label of something harmless (an order, a version, an ISBN) owns the value."""
+        return self.label.group == "other" and self.label.distance <= 2
 
 
 @cache
@@ -121,18 +134,9 @@ class Page:
 
     def _words_before(self, start: int) -> list[str]:
         """The words before `start`, nearest first; in a table those of the cell and its head."""
-        text, low = self.text, self.low
         cell, head = self.columns.cell(start)
         floor = max(cell, start - _BEFORE)
-        line = low.rfind("\n", floor, start)
-        while line >= 0:
-            # A label reaches into the next line only if that line goes on or holds nothing else.
-            rest = text[line + 1 : start].lstrip(" \t>-*\"'(+")
-            if low[line - 1 : line] in ("\n", ".") or (rest and not rest[0].islower()):
-                floor = line + 1
-                break
-            line = low.rfind("\n", floor, line)
-        lead = low[floor:start]
-        if floor and low[floor - 1].isalpha() and lead[:1].isalpha():
-            lead = lead[lead.find(" ") + 1 :]
+        lead = _BREAK.split(self.text[floor:start])[-1].lower()
+        if floor and self.low[floor - 1].isalpha() and len(lead) == start - floor:
+            lead = lead.partition(" ")[2]
         return words_of(f"{head} {_PLACEHOLDER.sub(' ', lead)}")[::-1]

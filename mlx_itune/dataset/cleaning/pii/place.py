@@ -6,28 +6,14 @@ import re
 from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.kinds import LABELLED, VALID_SHAPE, WHOLE, Found
+from mlx_itune.dataset.cleaning.pii.labels import data_file, split
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 
 _NAME = r"[A-ZÀ-Ý0-9][\w'’.\-]{0,24}"
 _TOWN = r"[A-ZÀ-Ý][\w'’\-]{1,30}"
-_ROADS = (
-    "Street|St|Avenue|Ave|Av|Road|Rd|Drive|Dr|Lane|Ln|Boulevard|Blvd|Court|Ct|Place|Pl|Terrace|Ter"
-    "|Way|Circle|Cir|Square|Sq|Parkway|Pkwy|Highway|Hwy|Close|Crescent|Cres|Gardens|Grove|Mews"
-    "|Row|Trail|Alley|Hill|Walk|Park|View|Green|Rise|Quay|Marg|Nagar|Path|Loop|Run|Plaza|Colony"
-    "|Broadway|Strand|Whitehall|Piccadilly"
-)
-_GERMANIC_ROADS = (
-    "straße|strasse|str\\.|weg|platz|allee|gasse|ring|ufer|damm|hof|steig|markt|straat|laan|gracht"
-    "|plein|kade|dijk|dreef|singel|vägen|gatan|gata|veien|vej|gade"
-)
-_FRENCH_ROADS = (
-    "rue|avenue|av\\.|boulevard|bd|bld|place|chemin|allée|impasse|quai|route|cours|square|passage"
-    "|faubourg"
-)
-_ROMANCE_ROADS = (
-    "calle|avenida|avda\\.?|av\\.|paseo|plaza|pza\\.|carrer|ronda|camino|rambla|glorieta|pasaje"
-    "|cuesta|vía|vial|callejón|urbanización|pasadizo|via|viale|piazza|corso|vicolo|largo|strada"
-    "|contrada|borgo|rua|travessa|alameda|praça|estrada|esplanada"
+_ENGLISH_ROADS, _GERMANIC_ROADS, _FRENCH_ROADS, _ROMANCE_ROADS = (
+    "|".join(map(re.escape, split(data_file("labels")["roads"][language])))
+    for language in ("english", "germanic", "french", "romance")
 )
 _HOUSE = r"\d{1,6}[A-Za-z]?(?:[\-/]\d{1,5}[A-Za-z]?)?,?\s"
 _ZIP = r"\d{5}(?:-\d{4})?"
@@ -42,7 +28,7 @@ _FLAT = r"(?:Flat|Apt\.?|Apartment|Unit|Level|Suite|Studio)\s\w{1,5}(?:,\s|\s(?=
 # The number first. Any name for the street will do, if a nation's postcode follows after a comma.
 _ENGLISH = (
     rf"(?<![\w$€£.,/\-])(?:{_FLAT}(?:{_HOUSE})?|{_HOUSE})"
-    rf"(?:(?P<road>(?:{_NAME}\s){{0,4}}?(?:{_ROADS})\b\.?(?:\s(?:[NS][EW]?|[EW]|North|South|East"
+    rf"(?:(?P<road>(?:{_NAME}\s){{0,4}}?(?:{_ENGLISH_ROADS})\b\.?(?:\s(?:[NS][EW]?|[EW]|North|South|East"
     rf"|West)\b\.?)?)|(?:{_NAME}\s){{0,4}}?{_NAME}){_UNIT}(?P<tail>(?(road),?|,)\s*"
     rf"(?:{_NAME},?\s+){{0,5}}?(?(road)(?:{_NATION}|[A-Z][a-z]+,?\s{_ZIP}|\d{{6}}|{_ZIP})"
     rf"|(?:{_NATION}))(?!\w))?"
@@ -144,11 +130,11 @@ def coordinates(page: Page, chunk: Chunk) -> Iterator[Found]:
         if match.start() >= chunk.end or a > 90 or b > 180:
             continue
         fine = min(len(match["fine"]), len(match["fineb"]))
-        label = page.around(*match.span()).label
+        around = page.around(*match.span())
         lettered = bool(match["ns"] and match["ew"])
-        labelled = (label.group == "gps" and label.distance <= 4) or match["word"]
+        labelled = around.distance("gps") <= 4 or match["word"]
         # Two bare numbers are more likely a place than small values of a list.
-        bare = 5 <= fine <= 8 and label.group != "other" and a >= 1 and max(a, b) >= 10
+        bare = 5 <= fine <= 8 and around.label.group != "other" and a >= 1 and max(a, b) >= 10
         if (fine >= 3 and (lettered or labelled)) or (lettered and fine >= 2):
             yield Found(LABELLED + 1, "coordinates", *match.span())
         elif bare:

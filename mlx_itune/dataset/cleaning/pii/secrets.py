@@ -7,23 +7,11 @@ from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.checks import random
 from mlx_itune.dataset.cleaning.pii.kinds import WHOLE, Found
+from mlx_itune.dataset.cleaning.pii.labels import data_file
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 
 _PREFIXED = re.compile(
-    r"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{22,255}"
-    r"|A(?:KIA|SIA|ROA|IDA)[0-9A-Z]{16}|glpat-[\w\-]{20,64}"
-    r"|sk-(?:(?:proj|ant|svcacct|or-v1|admin)-)?[\w\-]{20,200}"
-    r"|(?:sk|pk|rk|pat|key)_(?:live|test)_[A-Za-z0-9]{10,200}|whsec_[A-Za-z0-9+/=]{20,80}"
-    r"|(?:xox[abeoprs]|xapp)-[A-Za-z0-9\-]{10,200}|AIza[\w\-]{35}|ya29\.[\w\-]{20,400}"
-    r"|GOCSPX-[\w\-]{20,40}|eyJ[\w\-]{8,2000}\.eyJ[\w\-]{8,8000}\.[\w\-]{8,1024}"
-    r"|npm_[A-Za-z0-9]{36}|pypi-[\w\-]{50,400}|hf_[A-Za-z0-9]{30,40}"
-    r"|SG\.[\w\-]{16,32}\.[\w\-]{30,64}|do[op]_v1_[a-f0-9]{64}|shp(?:at|ss|ca|pa)_[a-fA-F0-9]{32}"
-    r"|sq0[a-z]{3}-[\w\-]{22,50}|key-[0-9a-f]{32}|(?:AC|SK)[0-9a-f]{32}"
-    r"|AGE-SECRET-KEY-1[0-9A-Z]{50,64}|\d{8,10}:AA[\w\-]{33}"
-    r"|https://hooks\.slack\.com/services/[A-Za-z0-9/]{20,80}"
-    r"|https://[a-z.]*discord(?:app)?\.com/api/webhooks/\d+/[\w\-]{20,100}"
-    r"|(?:gsk_|r8_|pplx-|nvapi-|lin_api_|dckr_pat_|figd_|ntn_|secret_)[\w\-]{24,120}"
-    r"|AccountKey=[A-Za-z0-9+/]{60,90}={0,2})(?![A-Za-z0-9_])",
+    rf"(?<![A-Za-z0-9_])(?:{'|'.join(data_file('forms')['secrets']['prefixed'])})(?![A-Za-z0-9_])",
     re.ASCII,
 )
 _AWS = re.compile(r"(?<![A-Za-z0-9_])A[KS]IA[0-9A-Z]{16}(?![A-Za-z0-9_])")
