@@ -41,7 +41,7 @@ _LOGIN = re.compile(
     r"|nom d'utilisateur|identifiant|nombre de usuario|nome utente|gebruikersnaam|gamertag"
     r"|usuario|usuário|用户名|ユーザー名)"
     r"[\s\"'`]{0,3}(?:(?:is|ist|est|es|è|é|=>|:=|=|:|：|#|name|id)[\s\"'`:=]{0,3}){1,2}"
-    r"(?P<name>@?(?=[\w.\-]{0,31}[0-9])(?=[\w.\-]{0,31}[A-Za-z])[\w][\w.\-]{1,30}\w)",
+    r"(?P<name>@?(?=[\w.\-]{0,31}[0-9])(?=[\w.\-]{0,31}[A-Za-z])[\w][\w.\-]{1,30}\w)(?!\.?[\w([])",
     re.IGNORECASE,
 )
 _LOGIN_HINTS = (
@@ -66,8 +66,7 @@ def find(page: Page) -> Iterator[Found]:
         for match in _LOGIN.finditer(text):
             start, end = match.span("name")
             quoted = text[start - 1 : start] in ("'", '"', "`")
-            code = text[end : end + 1] in ("(", "[") or (not quoted and _CODE.match(text, start))
-            if not code:
+            if quoted or not _CODE.match(text, start):
                 yield Found(LABELLED, "username", start, end)
 
 

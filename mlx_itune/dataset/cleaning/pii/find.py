@@ -24,7 +24,6 @@ from mlx_itune.kit.errors import UsageError, closest
 
 ALL_KINDS = frozenset(KINDS)
 _LAST_GROUP = re.compile(r"[ .\-]+[A-Za-z0-9]+\Z")
-# More groups of digits before or behind: a part of something longer.
 _GROUP_BEFORE = re.compile(r"(?<![A-Za-z0-9])[0-9]+[ \-]\Z")
 _GROUP_BEHIND = re.compile(r"[ \-][0-9]")
 
@@ -152,8 +151,7 @@ def _judged(page: Page, form: Form, start: int, end: int) -> Found | None:
     if not named and (
         not (form.alone and form.alone.match(text, start))
         or around.is_harmless
-        or _GROUP_BEHIND.match(text, end)
-        or _GROUP_BEFORE.search(text, max(0, start - 12), start)
+        or (form.kind not in ("ip", "mac") and _goes_on(text, start, end))
     ):
         return None
     if form.guard and not form.guard(page, start, end):
@@ -162,3 +160,9 @@ def _judged(page: Page, form: Form, start: int, end: int) -> Found | None:
     if named and not form.check:
         rank = LABELLED - min(distance, form.reach)
     return Found(rank + form.rank, form.kind, start, end, form.check is not None)
+
+
+def _goes_on(text: str, start: int, end: int) -> bool:
+    """Whether more groups of digits stand before or behind: a part of something longer."""
+    before = _GROUP_BEFORE.search(text, max(0, start - 12), start)
+    return before is not None or _GROUP_BEHIND.match(text, end) is not None
