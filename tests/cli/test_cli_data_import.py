@@ -32,7 +32,6 @@ def test_an_import_is_a_data_folder(capsys: Capture, tmp_path: Path) -> None:
     assert (entry["path"], entry["rows"], entry["licence"]) == ("quiz.jsonl", 30, None)
     assert described["counts"] == {"train": 30}
     assert str(tmp_path) not in (tmp_path / "data" / "dataset.json").read_text()
-    assert str(tmp_path) not in (tmp_path / "data" / "ledger.jsonl").read_text()
     assert result(capsys, "data", "check", tmp_path / "data")["rejected"] == 0
 
 

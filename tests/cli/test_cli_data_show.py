@@ -11,7 +11,7 @@ import pytest
 
 from mlx_itune.cli import main
 from mlx_itune.dataset import sources
-from mlx_itune.dataset.importing.ledger import row_id
+from mlx_itune.dataset.importing.provenance import row_id
 
 Capture = pytest.CaptureFixture[str]
 

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 from import_command import Capture, asked, result, rows_in, text, write
 
+from mlx_itune.cli import main
 from mlx_itune.dataset.importing.hub import data_files, fetch, parse_name
 from mlx_itune.dataset.importing.licences import licence_beside
-from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit.errors import UsageError
 
 COMMIT = "b" * 40
 
@@ -59,29 +60,88 @@ def test_a_download_is_pinned_and_takes_no_code(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     name = parse_name("org/quiz")
     assert name is not None
-    data = fetch(name, offline=False)
+    data = fetch(name)
     assert data.revision == COMMIT
     assert [path.name for path in data.files] == ["train[1].jsonl"]
     assert asked_for["revision"] == COMMIT
     assert asked_for["allow_patterns"] == ["train[[]1[]].jsonl", "README.md", "LICENSE*"]
     with pytest.raises(UsageError, match="no data file of a split 'dev'"):
-        fetch(parse_name("org/quiz:dev") or name, offline=False)
+        fetch(parse_name("org/quiz:dev") or name)
 
 
-def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import OfflineModeIsEnabled
+def refused(kind: str) -> Exception:
+    import httpx2
+    from huggingface_hub import errors
 
+    request = httpx2.Request("GET", "https://huggingface.co")
+    response = httpx2.Response(401, request=request)
+    return {
+        "connection": httpx2.ConnectError("no route\nto anywhere"),
+        "404": errors.RepositoryNotFoundError("401 Client Error", response=response),
+        "gated": errors.GatedRepoError("ask for access", response=response),
+        "revision": errors.RevisionNotFoundError("404", response=response),
+        "offline": errors.OfflineModeIsEnabled("offline"),
+        "name": errors.HFValidationError("bad name"),
+        "disk": OSError(28, "No space left on device"),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "told"),
+    [
+        ("connection", 3, "org/quiz: is no local path, and could not be downloaded: no route"),
+        ("404", 2, "org/quiz: is neither a local path nor a data set of the Hub"),
+        ("gated", 2, "org/quiz: is neither a local path nor a data set of the Hub"),
+        ("revision", 2, "org/quiz: has no revision 'v9'"),
+        ("offline", 3, "could not be downloaded: offline"),
+        ("name", 3, "could not be downloaded: bad name"),
+        ("disk", 3, "No space left on device"),
+    ],
+)
+def test_whatever_the_hub_says_is_one_line(
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    code: int,
+    told: str,
+) -> None:
     def unreachable(*args: object, **how: object) -> object:
-        raise OfflineModeIsEnabled("no route\nto anywhere")
+        raise refused(kind)
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
-    name = parse_name("org/quiz")
-    assert name is not None
-    with pytest.raises(StorageError, match=r"could not be downloaded: no route$"):
-        fetch(name, offline=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["data", "import", "org/quiz@v9", "--out", "data"])
+    assert left.value.code == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("dataa/tickets.csv", "did you mean data/tickets.csv?"),
+        ("data/tickts.csv", "did you mean data/tickets.csv?"),
+        ("./data/ticket.csv", "did you mean data/tickets.csv?"),
+        ("data/deep/x", "no such file or folder"),
+        ("tickets", "no such file or folder"),
+        ("~/no/such", "no such file or folder"),
+        ("org/quiz.parquet:train", "no such file or folder"),
+    ],
+)
+def test_a_mistyped_path_is_not_asked_of_the_hub(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, told: str
+) -> None:
+    write(tmp_path / "data" / "tickets.csv", [])
+    monkeypatch.chdir(tmp_path)
+    assert told in text(capsys, "data", "import", typed, "--out", "out", code=3)
 
 
 @pytest.mark.parametrize(

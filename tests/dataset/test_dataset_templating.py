@@ -1,78 +1,82 @@
-"""Task files and the choice of templates: every fault has a place, every choice a reason."""
+"""Task files, their warnings, the choice of templates and few-shot prompts."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.templating.pattern import Pattern, PatternError
-from mlx_itune.dataset.templating.render import Rendered, Renderer, Settings
-from mlx_itune.dataset.templating.task_file import load_tasks
-from mlx_itune.dataset.templating.tasks import Task, TaskError, Template
+from mlx_itune.dataset.rendering.prepare import prepare
+from mlx_itune.dataset.templating.lints import lint
+from mlx_itune.dataset.templating.pattern import PatternError, parse
+from mlx_itune.dataset.templating.render import Renderer, RenderPlan
+from mlx_itune.dataset.templating.rows import Example, values_of
+from mlx_itune.dataset.templating.shots import ExemplarPool, fit
+from mlx_itune.dataset.templating.tasks import Task, TaskError, Template, load_tasks
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.kit.errors import DataError, UsageError
 
-TEN = tuple(Template(n, Pattern(f"{n}. {{q}}"), Pattern("{a}")) for n in range(10))
+TEN = tuple(Template(f"{n}. {{q}}", "{a}") for n in range(10))
 TEN_AND_TWO = (
     *TEN,
-    Template(10, Pattern("Ask for: {a}"), Pattern("{q}"), kind="inverse"),
-    Template(11, Pattern("What gives {a}?"), Pattern("{q}"), kind="inverse", weight=3),
+    Template("Ask for: {a}", "{q}", "inverse"),
+    Template("What gives {a}?", "{q}", "inverse", weight=3),
 )
-FIELDS = {"q": "q", "a": "a"}
-
-Write = Callable[[str], Path]
+SHIPPED = sorted((Path(__file__).parents[2] / "data" / "templates").glob("*.toml"))
 
 
-def examples(renderer: Renderer, row: dict[str, Any]) -> list[Rendered]:
-    return [draft.finished() for draft in renderer.drafts(renderer.values(row))]
+def task(*templates: Template, **more: Any) -> Task:
+    return Task(**{"name": "t", "fields": ("q", "a"), "template": templates, **more})
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(text: str) -> Path:
-        path = tmp_path / "tasks.toml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
+def examples(renderer: Renderer, row: dict[str, Any]) -> list[Example]:
+    return renderer.examples(values_of(renderer.task, row))
 
 
-def test_the_shipped_task_files_load() -> None:
-    folder = Path(__file__).parents[2] / "data" / "templates"
-    tasks = [task for path in sorted(folder.glob("*.toml")) for task in load_tasks(path)]
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"q": f"question {n}", "a": str(n)} for n in range(count)]
+
+
+def used(renderer: Renderer, rows: Sequence[dict[str, Any]]) -> Counter[int]:
+    return Counter(example.template for row in rows for example in examples(renderer, row))
+
+
+def test_the_shipped_task_files_load_and_are_clean() -> None:
+    tasks = [task for path in SHIPPED for task in load_tasks(path)]
     assert {"grade-school-math", "yes-no"} <= {task.name for task in tasks}
-    for task in tasks:
-        assert sum(template.kind == "normal" for template in task.templates) >= 10
+    assert all(sum(t.kind == "normal" for t in task.template) >= 10 for task in tasks)
+    assert lint(tasks) == []
 
 
 def test_a_pattern_inserts_values_verbatim() -> None:
-    pattern = Pattern("{{literal}} 100% {q}{a} %s {q}")
+    pattern = parse("{{literal}} 100% {q}{a} %s {q}")
     values = {"q": "{a} %d {{x}} {", "a": "\\1 {q}"}
     wanted = "{literal} 100% {a} %d {{x}} {\\1 {q} %s {a} %d {{x}} {"
     assert pattern.render(values) == wanted
     assert pattern.fields == ("q", "a")
-    assert Pattern.of_pieces(pattern.pieces).text == pattern.text
+    assert parse(str(pattern)) == pattern
 
 
 @pytest.mark.parametrize("text", ["{", "a } b", "{q", "q}", "{{q}", "{}", "{a{b}}", "a\x01b"])
 def test_a_pattern_refuses_what_it_cannot_mean(text: str) -> None:
     with pytest.raises(PatternError):
-        Pattern(text)
+        parse(text)
 
 
-def test_a_task_file_may_name_columns_and_literal_braces(write: Write) -> None:
-    path = write(
-        "[[task]]\nname = 'x'\nfields = {q = 'deep.question', a = 'Final answer'}\nanswer = 'a'\n"
+def test_a_task_file_may_name_columns_and_literal_braces(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text(
+        "[[task]]\nname = 'x'\nfields = {q = 'deep.0.question', a = 'Final answer'}\nanswer = 'a'\n"
         "[[task.template]]\ninput = 'JSON {{\"q\": \"{q}\"}}'\ntarget = '{answer}'\n"
     )
-    (task,) = load_tasks(path)
-    row = {"deep": {"question": "why?"}, "Final answer": 7, "unused": None}
-    (example,) = examples(Renderer(task, Settings()), row)
+    (loaded,) = load_tasks(path)
+    row = {"deep": [{"question": "why?"}], "Final answer": 7, "unused": None}
+    (example,) = examples(Renderer(loaded, RenderPlan()), row)
     assert (example.prompt, example.completion) == ('JSON {"q": "why?"}', "7")
 
 
@@ -89,47 +93,43 @@ GOOD = '[[task.template]]\ninput = "{premise}"\ntarget = "{answer}"\n'
          "{option_}, an unknown special field (did you mean options_?)"),
         (HEAD + GOOD.replace("{premise}", "{premise} {options_}"), "the task has no options"),
         (HEAD + GOOD.replace("{premise}", "{ premise }"), "did you mean premise?"),
-        (HEAD + GOOD.replace("{premise}", "{premise"), "template 0: the input has a lone '{'"),
+        (HEAD + GOOD.replace("{premise}", "{premise"), "template 0: the input has a lone brace"),
         (HEAD.replace('"label"]', '"label", "extra"]') + GOOD, ":1: task 'rte': field 'extra' is "
          "declared and no template (0-0) uses it"),
-        (HEAD + GOOD + 'wieght = 2\n', "template 0: unknown key 'wieght' (did you mean weight?)"),
-        (HEAD.replace("name", "nmae") + GOOD, "has no name"),
+        (HEAD + GOOD + 'wieght = 2\n', "template 0: wieght: unknown key (did you mean weight?)"),
+        (HEAD.replace("name", "nmae") + GOOD, "unknown key 'nmae' (did you mean name?)"),
         (HEAD.replace('answer = "label"', 'answer = "lable"') + GOOD, "did you mean label?"),
         (HEAD + 'options = "chioces"\n' + GOOD, "options names 'chioces'"),
         (HEAD + 'options = ["a", "a"]\n' + GOOD, "lists 'a' twice"),
-        (HEAD + GOOD + 'kind = "inverted"\n', "kind must be one of normal, inverse"),
-        (HEAD + GOOD + "weight = nan\n", "weight nan"),
-        (HEAD + GOOD + "weight = -1\n", "weight -1"),
+        (HEAD + GOOD + 'kind = "inverted"\n', "template 0: kind: 'normal' or 'inverse' is needed"),
+        (HEAD + GOOD + "weight = nan\n", "template 0: weight"),
+        (HEAD + GOOD + "weight = -1\n", "weight: more than 0.0 is needed, not -1"),
         (HEAD + '[[task.template]]\ninput = ""\ntarget = "{answer}{premise}"\n', "input is empty"),
-        (HEAD + '[[task.template]]\ntarget = "{answer}{premise}"\n', "template 0: has no input"),
+        (HEAD + '[[task.template]]\ntarget = "{answer}{premise}"\n', "template 0: input: is missi"),
         (HEAD + GOOD + '[[task.template]]\nkind = "inverse"\ninput = "{premise}: {label}"\n'
          'target = "{answer}"\n', ":8: task 'rte', template 1: is inverse and has {label} in its "
          "input and in its target"),
         (HEAD, "has no [[task.template]]"),
         ("name = 'x'\n", "has no [[task]]"),
         ("[[task]\n", "not a TOML file"),
+        ("task = [" * 3000, "not a TOML file"),
         (HEAD + GOOD + HEAD + GOOD, "task 'rte' is defined twice"),
+        (HEAD + GOOD.replace("{premise}", "{x}{premise}") + GOOD.replace("{answer}", "{y}"),
+         "line 8: task 'rte', template 1: the target uses {y}"),
     ],
 )  # fmt: skip
-def test_a_broken_task_file_is_refused_with_its_place(write: Write, text: str, said: str) -> None:
-    path = write(text)
+def test_a_broken_task_file_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text(text)
     with pytest.raises(DataError) as refused:
         load_tasks(path)
     assert said in str(refused.value)
     assert str(refused.value).startswith(str(path))
 
 
-def test_every_fault_of_a_task_file_is_told_at_once(write: Write) -> None:
-    bad = GOOD.replace("{premise}", "{x} {premise}") + GOOD.replace("{answer}", "{y}")
-    with pytest.raises(DataError) as refused:
-        load_tasks(write(HEAD + bad))
-    assert "{x}" in str(refused.value)
-    assert "line 8: task 'rte', template 1: the target uses {y}" in str(refused.value)
-
-
 def test_a_task_made_in_code_obeys_the_same_rules() -> None:
     with pytest.raises(TaskError, match=r"task 't', template 0: the input uses \{z\}"):
-        Task("t", {"q": "q"}, (Template(0, Pattern("{z}"), Pattern("{q}")),))
+        task(Template("{z}", "{q}{a}"))
 
 
 @pytest.mark.parametrize(
@@ -139,71 +139,214 @@ def test_a_task_made_in_code_obeys_the_same_rules() -> None:
         ({"q": None, "a": "y"}, "task 't', template 0: field 'q' is null"),
         ({"q": ["x"], "a": "y"}, "task 't', template 0: field 'q' is a list"),
         ({"q": float("nan"), "a": "y"}, "field 'q' is nan"),
+        ({"q": "x", "a": " "}, ": the completion of this row is empty"),
     ],
 )
 def test_a_row_that_lacks_a_field_is_a_fault(row: dict[str, Any], said: str) -> None:
     with pytest.raises(RowFault) as fault:
-        Renderer(Task("t", FIELDS, TEN), Settings()).values(row)
+        examples(Renderer(task(*TEN), RenderPlan()), row)
     assert said in fault.value.message
     assert str(fault.value.at("f.jsonl", 7)).startswith("f.jsonl:7: ")
 
 
-def test_an_empty_reply_is_a_fault() -> None:
-    with pytest.raises(RowFault, match=r"task 't', template \d: the completion of this row"):
-        examples(Renderer(Task("t", FIELDS, TEN), Settings()), {"q": "x", "a": " "})
+@pytest.mark.parametrize(
+    ("asked", "told", "code"),
+    [
+        ("{q}n\nTrue?", "{a}", "stray-n"),
+        ("{q}", "{a}n", "stray-n"),
+        ("{q}\n \n\t\nA:", "{a}", "blank-lines"),
+        ("Question:\nquestion: {q}", "{a}", "doubled-prefix"),
+        ("{q}\nAnswer:", "Answer: {a}", "doubled-prefix"),
+        ("{q} \nA:", "{a}", "trailing-space"),
+        ("two  spaces {q}", "{a}", "double-space"),
+        ("{q}\n", "{a}", "outer-space"),
+        ("\n{q}", "{a}", "outer-space"),
+        (r"{q}\nA:", "{a}", "backslash"),
+        ("...", "!", "empty"),
+        ("{q}", "yes", "constant-target"),
+        ("{q} is {a}?", "{a}", "answer-in-input"),
+        ("{a}", "{q}", "looks-inverse"),
+        *((fine, "{a}", "") for fine in ("{q}\n\nA:", "in {q}\nso", "A: {q} A:", "{{n}}: {q}")),
+    ],
+)
+def test_what_looks_wrong_is_told(asked: str, told: str, code: str) -> None:
+    warnings = lint([task(TEN[0], Template(asked, told), answer="a")])
+    assert {warning.template for warning in warnings} <= {1}
+    codes = [warning.code for warning in warnings]
+    assert code in codes if code else codes == []
+
+
+@pytest.mark.parametrize(
+    ("template", "codes"),
+    [
+        (Template("Q: {q}", "{a}", input_prefix="Q: "), ["doubled-prefix"]),
+        (Template("{q}\nA:", "{a}", target_prefix="A: "), ["doubled-prefix"]),
+        (Template("{q}", "{a}", input_prefix="Q: ", target_prefix="A: "), []),
+        (Template("{q}", "{a}", "inverse"), ["looks-normal"]),
+        (Template("{a}", "{q}", "inverse"), []),
+    ],
+)
+def test_prefixes_and_kinds_are_seen_too(template: Template, codes: list[str]) -> None:
+    assert [warning.code for warning in lint([task(template, answer="a")])] == codes
 
 
 @pytest.mark.parametrize("draws", [1, 10_000])
 def test_each_of_ten_templates_is_used_a_tenth_of_the_time(draws: int) -> None:
-    renderer = Renderer(Task("t", FIELDS, TEN), Settings(draws=draws, seed=3))
-    rows = [{"q": f"question {n}", "a": str(n)} for n in range(10_000 // draws)]
-    used = Counter(e.template for row in rows for e in examples(renderer, row))
-    assert sum(used.values()) == 10_000
-    assert all(900 <= used[n] <= 1_100 for n in range(10)), used
+    counts = used(Renderer(task(*TEN), RenderPlan(draws=draws, seed=3)), rows(10_000 // draws))
+    assert counts.total() == 10_000
+    assert all(900 <= counts[n] <= 1_100 for n in range(10)), counts
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 3.0])
 def test_inverse_templates_weigh_as_a_group(weight: float) -> None:
-    settings = Settings(inverse_weight=weight, seed=1)
-    renderer = Renderer(Task("t", FIELDS, TEN_AND_TWO), settings)
-    rows = [{"q": f"question {n}", "a": str(n)} for n in range(20_000)]
-    used = Counter(e.template for row in rows for e in examples(renderer, row))
-    inverse = used[10] + used[11]
+    plan = RenderPlan(inverse_weight=weight, seed=1)
+    counts = used(Renderer(task(*TEN_AND_TWO), plan), rows(20_000))
+    inverse = counts[10] + counts[11]
     assert abs(inverse / 20_000 - weight / (1 + weight)) < 0.01
     if weight:
-        assert abs(used[11] / inverse - 0.75) < 0.03
+        assert abs(counts[11] / inverse - 0.75) < 0.03
 
 
 def test_a_row_gets_the_same_examples_wherever_it_stands() -> None:
-    task = Task("t", FIELDS, TEN_AND_TWO)
-    rows = [{"q": f"question {n}", "a": str(n % 7), "id": n} for n in range(300)]
-    shuffled = random.Random(5).sample(rows, len(rows))
+    given = [{"q": f"question {n}", "a": str(n % 7), "id": n} for n in range(300)]
 
-    def by_question(rows: list[dict[str, Any]], seed: int) -> dict[str, list[Rendered]]:
-        renderer = Renderer(task, Settings(draws=3, seed=seed))
+    def by_question(rows: list[dict[str, Any]], seed: int) -> dict[str, list[Example]]:
+        renderer = Renderer(task(*TEN_AND_TWO), RenderPlan(draws=3, seed=seed))
         return {row["q"]: examples(renderer, row) for row in rows}
 
-    assert by_question(rows, 1) == by_question(shuffled, 1)
-    assert by_question(rows, 1) != by_question(rows, 2)
-    renamed = [{**row, "id": -1} for row in rows]
-    assert by_question(rows, 1) == by_question(renamed, 1)
+    first = by_question(given, 1)
+    assert first == by_question(random.Random(5).sample(given, len(given)), 1)
+    assert first == by_question([{**row, "id": -1} for row in given], 1)
+    assert first != by_question(given, 2)
 
 
 def test_the_draws_of_a_row_take_its_templates_in_turn() -> None:
-    renderer = Renderer(Task("t", FIELDS, TEN), Settings(draws=10))
-    for n in range(50):
-        used = Counter(e.template for e in examples(renderer, {"q": str(n), "a": "x"}))
-        assert max(used.values()) <= 2
-
-
-@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_an_inverse_weight_is_a_number(weight: float) -> None:
-    with pytest.raises(UsageError):
-        Settings(inverse_weight=weight)
+    renderer = Renderer(task(*TEN), RenderPlan(draws=10))
+    assert all(max(used(renderer, [row]).values()) <= 2 for row in rows(50))
 
 
 def test_a_task_of_inverse_templates_needs_their_weight() -> None:
-    task = Task("t", FIELDS, (Template(0, Pattern("{a}"), Pattern("{q}"), kind="inverse"),))
-    assert examples(Renderer(task, Settings()), {"q": "1", "a": "2"})[0].kind == "inverse"
+    only = task(TEN_AND_TWO[-1])
+    assert examples(Renderer(only, RenderPlan()), {"q": "1", "a": "2"})[0].completion == "1"
     with pytest.raises(DataError, match="all templates are inverse"):
-        Renderer(task, Settings(inverse_weight=0))
+        Renderer(only, RenderPlan(inverse_weight=0))
+    with pytest.raises(UsageError):
+        RenderPlan(inverse_weight=float("nan"))
+
+
+QA = task(*(Template(f"T{n} {{q}}", f"R{n} {{a}}") for n in range(4)))
+ROWS = [{"q": f"ask {n} end", "a": f"reply {n} end"} for n in range(60)]
+
+
+def words(texts: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+def few_shot(
+    rows: Sequence[dict[str, Any]],
+    *,
+    pool: Sequence[dict[str, Any]] = (),
+    task: Task = QA,
+    budget: int = 10_000,
+    **settings: Any,
+) -> list[Example]:
+    plan = RenderPlan(**{"model": "starter", "shot_budget": budget, **settings})
+    renderer = Renderer(task, plan)
+    for row in pool or rows:
+        renderer.pool.add(values_of(task, row))
+    made = [example for row in rows for example in examples(renderer, row)]
+    fit(made, budget, words)
+    return made
+
+
+def test_each_prompt_draws_its_number_of_exemplars() -> None:
+    made = few_shot(ROWS * 20, shots="0,1,2,5", draws=2)
+    counts = Counter(len(example.exemplars) for example in made)
+    assert counts.keys() == {0, 1, 2, 5}
+    assert all(abs(n / len(made) - 0.25) < 0.15 for n in counts.values())
+    assert not any(example.is_dropped for example in made)
+
+
+def test_the_layout_is_the_documented_one() -> None:
+    for example in few_shot(ROWS, shots="2"):
+        *shots, query = example.text.split("\n\n\n")
+        n = example.template
+        assert len(shots) == 2
+        for shot in shots:
+            asked, told = shot.split("\n\n")
+            assert asked.replace("ask", "reply")[3:] == told[3:]
+            assert (asked[:3], told[:3]) == (f"T{n} ", f"R{n} ")
+        assert query.startswith(f"T{n} ask")
+        assert example.completion.startswith(f"R{n} reply")
+    own = Template("{q}", "{a}", input_prefix="Q: ", target_prefix="A: ")
+    given = task(own, xy_delimiter="\n", example_separator="\n--\n")
+    one, two = {"q": "one?", "a": "1"}, {"q": "two?", "a": "2"}
+    (example,) = few_shot([one], pool=[two], task=given, shots="1")
+    assert example.text == "Q: two?\nA: 2\n--\nQ: one?\nA:"
+
+
+def test_an_exemplar_is_never_the_query_nor_reads_like_it() -> None:
+    twice = [*ROWS[:4], *({"q": r["q"].upper() + "  ", "a": r["a"]} for r in ROWS[:4])]
+    for example in few_shot(twice, shots="100"):
+        *shots, query = example.text.split("\n\n\n")
+        key = query[3:].strip().casefold()
+        assert len(shots) == 3
+        assert all(key not in shot.casefold() for shot in shots)
+    given = task(Template("{q}", "{a}"), Template("{q}", "{why}"), fields=("q", "a", "why"))
+    alike = [{"q": "same", "a": "yes", "why": str(n)} for n in range(30)]
+    for example in few_shot(alike, task=given, shots="5"):
+        assert example.is_dropped == (example.template == 0)
+        assert f"same\n\n{example.completion}" not in example.text
+
+
+def test_exemplars_go_until_the_prompt_fits_its_budget() -> None:
+    chance = random.Random(4)
+    long = [{"q": "q " * chance.randint(1, 40), "a": f"{n}"} for n in range(200)]
+    made, free = few_shot(long, shots="5", budget=60), few_shot(long, shots="5", budget=61)
+    assert {len(e.exemplars) for e in made} >= {0, 1, 2, 3}
+    assert all(example.is_dropped or words([example.text])[0] <= 60 for example in made)
+    for tight, loose in zip(made, free, strict=True):
+        assert tight == loose or words([loose.text])[0] == 61
+    alone = few_shot(ROWS[:1], shots="0,3", draws=20)
+    assert {(e.asked, e.is_dropped) for e in alone} == {(0, False), (3, True)}
+
+
+def test_exemplars_depend_on_the_rows_and_not_on_their_order() -> None:
+    made = few_shot(ROWS, shots="3")
+    assert made == few_shot(ROWS, pool=random.Random(1).sample(ROWS, len(ROWS)), shots="3")
+    assert made != few_shot(ROWS, shots="3", seed=9)
+    prompts = "\n".join(example.text for example in few_shot(ROWS, shots="5", draws=8))
+    assert all(prompts.count(f"reply {n} end") > 5 for n in range(60))
+
+
+def test_the_pool_is_bounded_and_keeps_the_same_rows_in_any_order() -> None:
+    values = [values_of(QA, row) for row in rows(500)]
+    kept = []
+    for seed in range(4):
+        pool = ExemplarPool(0, "t", 1920, most=100)
+        for one in random.Random(seed).sample(values, len(values)):
+            pool.add(one)
+        kept.append(set(pool.candidates(values_of(QA, {"q": "?", "a": "?"}), 1)))
+    assert len(kept[0]) == 100
+    assert all(one == kept[0] for one in kept)
+
+
+def test_rows_of_other_splits_leave_the_pool() -> None:
+    renderer = Renderer(QA, RenderPlan(shots="50", model="starter"))
+    for row in ROWS:
+        renderer.pool.add(values_of(QA, row))
+    for row in ROWS[10:]:
+        renderer.pool.remove(values_of(QA, {**row, "q": row["q"].title()}))
+    (example,) = examples(renderer, ROWS[30])
+    assert [n for n in range(60) if f"ask {n} end" in example.text] == [*range(10), 30]
+
+
+@pytest.mark.parametrize("learn", ["all", "last"])
+def test_nothing_of_an_exemplar_is_learned(tiny_model_dir: Path, learn: Any) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    made = few_shot(ROWS, shots="1,2,5")
+    given = [e.conversation(f"f:{n}", {"source": "f"}) for n, e in enumerate(made)]
+    prepared = prepare(given, tokenizer, max_length_tokens=4_096, learn=learn).examples
+    for example, one in zip(prepared, made, strict=True):
+        learned = tokenizer.decode(example.input_ids[example.weights > 0])
+        assert learned == f"{one.completion}<|end|>"

@@ -11,28 +11,28 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.templating.optionless import without_options
-from mlx_itune.dataset.templating.options import OptionsMode
-from mlx_itune.dataset.templating.pattern import Pattern
-from mlx_itune.dataset.templating.render import Rendered, Renderer, Settings
+from mlx_itune.dataset.templating.options import OptionsMode, without_options
+from mlx_itune.dataset.templating.pattern import parse
+from mlx_itune.dataset.templating.render import Renderer, RenderPlan
+from mlx_itune.dataset.templating.rows import Example, values_of
 from mlx_itune.dataset.templating.tasks import Task, Template
 from mlx_itune.kit.errors import DataError
 
 TASK = Task(
     "pick",
-    {"q": "q", "choices": "choices", "label": "label"},
+    ("q", "choices", "label"),
     (
-        Template(0, Pattern("Q: {q}\n\n{options_}\nA:"), Pattern("{answer}")),
-        Template(1, Pattern("{options_}\n\n{q}"), Pattern("It is {label}.")),
+        Template("Q: {q}\n\n{options_}\nA:", "{answer}"),
+        Template("{options_}\n\n{q}", "It is {label}."),
     ),
     answer="label",
     options="choices",
 )
 
 
-def example(row: dict[str, Any], mode: OptionsMode, task: Task = TASK, seed: int = 0) -> Rendered:
-    renderer = Renderer(task, Settings(options=mode, seed=seed))
-    return renderer.drafts(renderer.values(row))[0].finished()
+def example(row: dict[str, Any], mode: OptionsMode, task: Task = TASK, seed: int = 0) -> Example:
+    renderer = Renderer(task, RenderPlan(options=mode, seed=seed))
+    return renderer.examples(values_of(task, row))[0]
 
 
 def random_rows(count: int) -> list[dict[str, Any]]:
@@ -79,10 +79,10 @@ def test_every_style_is_drawn() -> None:
 
 def test_lines_and_letters_are_what_they_say() -> None:
     row = {"q": "1+1?", "choices": ["3", "2"], "label": "2"}
-    made = {example(row, "lines", seed=s) for s in range(20)}
+    made = [example(row, "lines", seed=s) for s in range(20)]
     assert {e.completion for e in made} == {"2", "It is 2."}
     assert all("OPTIONS:\n- 3\n- 2" in e.prompt for e in made)
-    made = {example(row, "letters", seed=s) for s in range(20)}
+    made = [example(row, "letters", seed=s) for s in range(20)]
     assert {e.completion for e in made} == {"(B)", "It is (B)."}
     assert all("OPTIONS:\n(A) 3\n(B) 2" in e.prompt for e in made)
 
@@ -97,7 +97,7 @@ def test_random_markers_are_never_what_an_option_says() -> None:
 
 def test_without_options_there_is_no_trace() -> None:
     row = {"q": "Is it?", "choices": ["surely so", "never ever"], "label": "never ever"}
-    made = {example(row, "none", seed=s) for s in range(20)}
+    made = [example(row, "none", seed=s) for s in range(20)]
     assert {(e.prompt, e.completion) for e in made} == {
         ("Q: Is it?\n\nA:", "never ever"),
         ("Is it?", "It is never ever."),
@@ -122,8 +122,8 @@ def test_without_options_there_is_no_trace() -> None:
     ],
 )  # fmt: skip
 def test_options_leave_with_their_header_and_their_gap(text: str, left: str) -> None:
-    pattern, woven = without_options(Pattern(text))
-    assert (pattern.text, woven) == (left, "")
+    pattern, woven = without_options(parse(text))
+    assert (str(pattern), woven) == (left, "")
 
 
 @pytest.mark.parametrize(
@@ -131,27 +131,18 @@ def test_options_leave_with_their_header_and_their_gap(text: str, left: str) -> 
     ["Which of {options_} is {q}?", "{q} ({options_})", "With these options, is {q}?\n{options_}"],
 )
 def test_options_woven_into_a_sentence_need_a_wording_without(text: str) -> None:
-    templates = (Template(4, Pattern(text), Pattern("{answer}")),)
-    fields, row = {"q": "q", "a": "a"}, {"q": "x", "a": "no"}
-    options = (Pattern("yes"), Pattern("no"))
-    with pytest.raises(DataError, match=r"task 't', template 4: the input speaks of its options"):
-        Renderer(Task("t", fields, templates, "a", options), Settings(options="none"))
-    given = (Template(4, Pattern(text), Pattern("{answer}"), input_no_options=Pattern("Is {q}?")),)
-    assert example(row, "none", Task("t", fields, given, "a", options)).prompt == "Is x?"
+    row, more = {"q": "x", "a": "no"}, {"answer": "a", "options": ("yes", "no")}
+    woven = Task("t", ("q", "a"), (Template(text, "{answer}"),), **more)
+    with pytest.raises(DataError, match=r"task 't', template 0: the input speaks of its options"):
+        Renderer(woven, RenderPlan(options="none"))
+    given = (Template(text, "{answer}", input_no_options="Is {q}?"),)
+    assert example(row, "none", Task("t", ("q", "a"), given, **more)).prompt == "Is x?"
 
 
 def test_without_a_list_the_answer_keeps_its_words() -> None:
-    task = Task(
-        "t",
-        {"q": "q", "a": "a"},
-        (
-            Template(0, Pattern("{q}"), Pattern("{answer}")),
-            Template(1, Pattern("{q}\n{options_}"), Pattern("{answer}")),
-        ),
-        "a",
-        (Pattern("yes"), Pattern("no")),
-    )
-    made = {example({"q": "x", "a": "no"}, "letters", task, s) for s in range(20)}
+    templates = (Template("{q}", "{answer}"), Template("{q}\n{options_}", "{answer}"))
+    task = Task("t", ("q", "a"), templates, "a", options=("yes", "no"))
+    made = [example({"q": "x", "a": "no"}, "letters", task, s) for s in range(20)]
     assert {(e.template, e.completion) for e in made} == {(0, "no"), (1, "(B)")}
 
 
@@ -182,14 +173,8 @@ def test_options_that_do_not_hold_the_answer_are_a_fault(
     [("index", 1, "no"), ("index", "0", "yes"), ("index", True, "no"), ("letter", "B", "no")],
 )
 def test_an_answer_may_be_an_index_or_a_letter(kind: Any, value: Any, wanted: str) -> None:
-    task = Task(
-        "t",
-        {"q": "q", "a": "a"},
-        (Template(0, Pattern("{q}\n{options_}"), Pattern("{answer}")),),
-        "a",
-        (Pattern("yes"), Pattern("no")),
-        kind,
-    )
+    templates = (Template("{q}\n{options_}", "{answer}"),)
+    task = Task("t", ("q", "a"), templates, "a", kind, ("yes", "no"))
     assert example({"q": "x", "a": value}, "lines", task).completion == wanted
     for wrong in (2, "C", -1, "x", "1.0"):
         with pytest.raises(RowFault):
@@ -197,12 +182,11 @@ def test_an_answer_may_be_an_index_or_a_letter(kind: Any, value: Any, wanted: st
 
 
 def test_options_may_come_from_columns_and_from_one_text() -> None:
-    fields = {"q": "q", "one": "one", "two": "two", "a": "a"}
-    templates = (Template(0, Pattern("{q}\n{options_}"), Pattern("{answer}")),)
-    task = Task("t", fields, templates, "a", (Pattern("{one}"), Pattern("{two}")), "index")
+    templates = (Template("{q}\n{options_}", "{answer}"),)
+    task = Task("t", ("q", "one", "two", "a"), templates, "a", "index", ("{one}", "{two}"))
     made = example({"q": "?", "one": "left", "two": "{right}", "a": 1}, "lines", task)
     assert made.prompt == "?\nOPTIONS:\n- left\n- {right}"
     assert made.completion == "{right}"
-    split = Task("t", {"q": "q", "o": "o", "a": "a"}, templates, "a", "o", options_separator="|")
+    split = Task("t", ("q", "o", "a"), templates, "a", options="o", options_separator="|")
     made = example({"q": "?", "o": "red | green", "a": "green"}, "letters", split)
     assert made.prompt.endswith("(A) red\n(B) green")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.kit.errors import DataError
+from mlx_itune.cli.result import Result, pairs
+from mlx_itune.kit.errors import DataError, one_line
+from mlx_itune.kit.wording import count
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.importing.history import History, Step
+    from mlx_itune.dataset.importing.trace import History
 
 _TEXT_SHOWN = 200
 
@@ -20,88 +22,50 @@ _TEXT_SHOWN = 200
 @options.command("trace", "mlx-itune data trace train:12 --data data")
 @click.argument("row")
 @click.option("--data", type=options.DIRECTORY, required=True, metavar="DIR")
-@click.pass_context
-def command(ctx: click.Context, row: str, data: Path, as_json: bool, offline: bool) -> None:
-    """The whole history of one row, after checking that nobody rewrote it.
+def command(row: str, data: Path) -> Result:
+    """The whole history of one row, after checking that nobody rewrote the folder.
 
     ROW is a place in the folder (train:12), the file and line a row was read from
     (gsm8k.jsonl:7, removed and rejected rows too), or a row's id. Exit code 3 if the folder is
-    not what its ledger says.
+    not what its record says.
     """
-    from mlx_itune.cli import report
-    from mlx_itune.dataset.importing.history import history, text_at
-    from mlx_itune.dataset.importing.ledger import read_entries, verify
+    from mlx_itune.dataset.importing.provenance import traceable, verify
+    from mlx_itune.dataset.importing.trace import trace
 
     problems = verify(data)
-    try:
-        entries = read_entries(data)
-        histories = history(data, row)
-    except DataError:
-        if not problems or not (data / "ledger.jsonl").exists():
-            raise
-        entries, histories = [], []
-    head = entries[-1].get("hash") if entries else None
-    if as_json:
-        report.emit(
-            {
-                "row": row,
-                "data": data,
-                "verified": not problems,
-                "problems": problems,
-                "ledger": {"entries": len(entries), "head": head},
-                "histories": [_as_json(one, text_at(data, one.now)) for one in histories],
-            }
-        )
-    else:
-        for one in histories:
-            _tell(one, text_at(data, one.now))
-        for problem in problems:
-            print(f"TAMPERED: {problem}")
-        if not problems:
-            print(f"ledger verified: {len(entries)} steps, head {head}")
-    if problems:
-        ctx.exit(DataError.exit_code)
-
-
-def _as_json(one: History, text: str | None) -> Mapping[str, Any]:
-    return {
-        "id": one.id,
-        "now": one.now,
-        "file": one.file,
-        "line": one.line,
-        "sha256": one.sha256,
-        "text": text,
-        "steps": [{**_when(step), **step.line} for step in one.steps],
+    record = traceable(data)
+    histories = trace(data, row)
+    told = {
+        "row": row,
+        "data": data,
+        "verified": not problems,
+        "problems": problems,
+        "ledger": {"entries": len(record.steps), "head": record.seal},
+        "histories": histories,
     }
+    sealed = f"verified: {count(len(record.steps), 'step')}, seal {record.seal}"
+    return Result(told, _told(histories, problems, sealed), DataError.exit_code if problems else 0)
 
 
-def _when(step: Step) -> Mapping[str, Any]:
-    keys = ("n", "time", "operator", "tool", "version", "command", "settings")
-    return {key: step.entry.get(key) for key in keys}
+def _told(histories: Sequence[History], problems: Sequence[str], sealed: str) -> Iterator[str]:
+    for one in histories:
+        yield f"{one.file}:{one.line} -> {one.now or 'not in the folder'}"
+        text = one.text or ""
+        shown: list[tuple[str, str]] = [
+            ("id", one.id or "-"),
+            (f"sha256 of {one.file}", one.sha256 or "not recorded"),
+            ("text", one_line(text[:_TEXT_SHOWN]) + (" ..." if len(text) > _TEXT_SHOWN else "")),
+        ]
+        yield from (f"  {line}" for line in pairs(shown))
+        yield from map(_step, one.steps)
+    yield from (f"CHANGED: {problem}" for problem in problems)
+    if not problems:
+        yield sealed
 
 
-def _tell(one: History, text: str | None) -> None:
-    from mlx_itune.cli import report
-
-    print(f"{one.file}:{one.line} -> {one.now or 'not in the folder'}")
-    shown: Sequence[tuple[str, str]] = [
-        ("id", one.id or "-"),
-        (f"sha256 of {one.file}", one.sha256 or "not recorded"),
-        *([("text", _short(text))] if text else []),
-    ]
-    report.pairs((f"  {name}", value) for name, value in shown)
-    for step in one.steps:
-        at = step.entry
-        who = f"{at.get('tool')} {at.get('version')}, {at.get('operator')}"
-        place = f" as {step.line['at']}" if "at" in step.line else ""
-        why = ": ".join(str(step.line[key]) for key in ("reason", "detail") if step.line.get(key))
-        print(
-            f"  {at.get('n')}. {at.get('time')} data {at.get('command')} ({who}): "
-            f"{step.line.get('action')}{place}{f' ({why})' if why else ''}"
-        )
-
-
-def _short(text: str) -> str:
-    from mlx_itune.kit.errors import one_line
-
-    return one_line(text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]} ...")
+def _step(step: dict[str, Any]) -> str:
+    why = ": ".join(str(step[key]) for key in ("reason", "detail") if step.get(key))
+    return (
+        f"  {step['n']}. {step['time']} data {step['command']} ({step['tool']} {step['version']}, "
+        f"{step['operator']}): {step['action']}{f' ({why})' if why else ''}"
+    )

@@ -17,7 +17,7 @@ from mlx_itune.dataset.cleaning.steps import MENDING, Step, StepOptions, make_st
 from mlx_itune.dataset.cleaning.whole import WholeStep
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault, fault_at
-from mlx_itune.dataset.importing.folder import FolderWriter
+from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
 from mlx_itune.kit.errors import DataError
 
 FAULTS_KEPT = 50
@@ -72,7 +72,7 @@ def clean(
     steps = make_steps(names, options)
     mend = any(name in MENDING for name in names)
     reader = LenientReader(format, columns, mend)
-    with FolderWriter(out, "clean", sources, settings=settings, operator=operator) as writer:
+    with new_folder(out, "clean", sources, settings=settings, operator=operator) as writer:
         run = _Run(writer, Cleaned(), keep_going, "pii" in names, options.pii)
         rows = run.read(reader, on_bytes)
         for position, (name, step) in enumerate(steps):
@@ -89,7 +89,7 @@ def clean(
         if isinstance(step, WholeStep):
             run.result.duplicate_sources += step.pairs
     run.result.splits = {split: count for split, count in writer.counts.items() if count}
-    run.result.ledger = str(writer.entry.get("hash", ""))
+    run.result.ledger = writer.seal
     return run.result
 
 

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit import network
+from mlx_itune.kit.errors import DataError, ItuneError, UsageError
+from mlx_itune.kit.wording import first_line
 
 _ID = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w.-]+))?(:(?P<split>[\w.-]+))?"
 )
 # The first kind that a data set has is taken: the others, as a rule, say the same again.
 _KINDS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+# A name that ends like a file is a path that was mistyped, not a data set to ask the Hub for.
+_FILE = re.compile(
+    r"\.(parquet|jsonl?|ndjson|[ct]sv|xlsx?|ods|txt|md|html?|pdf|docx|gz|zip|toml|ya?ml)$", re.I
+)
 _NOT_DATA = re.compile(
     r"(^|/)(\.|dataset_infos?\.json|dataset_dict\.json|state\.json|config\.json|package.*\.json)"
 )
@@ -40,84 +46,22 @@ class HubData:
 
 def parse_name(text: str) -> HubName | None:
     """The Hub name in `text`, or None where it can only be a path."""
-    if match := _ID.fullmatch(text):
-        return HubName(match["name"], match["revision"], match["split"])
-    return None
+    match = _ID.fullmatch(text)
+    if match is None or _FILE.search(match["name"]):
+        return None
+    return HubName(match["name"], match["revision"], match["split"])
 
 
-def fetch(hub: HubName, *, offline: bool) -> HubData:
-    """The data files of a Hub data set, from the cache alone when `offline`.
+def fetch(hub: HubName) -> HubData:
+    """The data files of a Hub data set, from the cache alone when offline.
 
-    Raises UsageError for a name that the cache or the Hub does not have, StorageError for a
-    download that failed.
+    Raises UsageError for a name that the cache or the Hub does not have, DataError for a download
+    that failed.
     """
-    return _from_cache(hub) if offline else _download(hub)
-
-
-def data_files(names: Sequence[str], split: str | None) -> list[str]:
-    """Those of a repository's files to read: one kind, and of one split if asked for."""
-    named = [name for name in sorted(names) if not _NOT_DATA.search(name)]
-    if split:
-        named = [name for name in named if _is_of(name, split)]
-    for kind in _KINDS:
-        if chosen := [name for name in named if name.lower().removesuffix(".gz").endswith(kind)]:
-            return chosen
-    return []
-
-
-def _is_of(name: str, split: str) -> bool:
-    path = PurePosixPath(name)
-    is_split = re.compile(rf"{re.escape(split)}([-_.]|$)")
-    return split in path.parts[:-1] or bool(is_split.match(path.stem))
-
-
-def _from_cache(hub: HubName) -> HubData:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
-        folder = Path(
-            snapshot_download(
-                hub.name, repo_type="dataset", revision=hub.revision, local_files_only=True
-            )
-        )
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        raise UsageError(
-            "is no local path, and --offline finds no copy in the Hub's cache",
-            where=hub.name,
-            hint="download it once without --offline",
-        ) from None
-    there = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-    return _chosen(hub, folder, there, folder.name)
-
-
-def _download(hub: HubName) -> HubData:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        info = HfApi().dataset_info(hub.name, revision=hub.revision)
-        commit = str(info.sha)
-        wanted = data_files([file.rfilename for file in info.siblings or ()], hub.split)
-        folder = Path(
-            snapshot_download(
-                hub.name,
-                repo_type="dataset",
-                revision=commit,
-                allow_patterns=[*map(_literally, wanted), "README.md", "LICENSE*"],
-            )
-        )
-    except RepositoryNotFoundError:
-        raise UsageError(
-            "is neither a local path nor a data set of the Hub that you may read", where=hub.name
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StorageError(f"could not be downloaded: {reason}", where=hub.name) from None
-    return _chosen(hub, folder, wanted, commit)
-
-
-def _chosen(hub: HubName, folder: Path, names: Sequence[str], revision: str) -> HubData:
+        folder, names, revision = _from_cache(hub) if network.offline() else _download(hub)
+    except Exception as error:  # the client raises its own kinds, its HTTP library's and the OS's
+        raise _refusal(hub, error) from None
     files = tuple(folder / name for name in data_files(names, hub.split))
     if not files:
         what = f"no data file of a split {hub.split!r}" if hub.split else "no data file"
@@ -127,5 +71,61 @@ def _chosen(hub: HubName, folder: Path, names: Sequence[str], revision: str) -> 
     return HubData(folder, files, revision if _COMMIT.fullmatch(revision) else "unknown")
 
 
-def _literally(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
+def data_files(names: Sequence[str], split: str | None) -> list[str]:
+    """Those of a repository's files to read: one kind, and of one split if asked for."""
+    named = [name for name in sorted(names) if not _NOT_DATA.search(name)]
+    if split:
+        begins = re.compile(rf"{re.escape(split)}([-_.]|$)")
+        paths = {name: PurePosixPath(name) for name in named}
+        named = [n for n, p in paths.items() if split in p.parts[:-1] or begins.match(p.stem)]
+    for kind in _KINDS:
+        if chosen := [name for name in named if name.lower().removesuffix(".gz").endswith(kind)]:
+            return chosen
+    return []
+
+
+def _from_cache(hub: HubName) -> tuple[Path, list[str], str]:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(
+        snapshot_download(
+            hub.name, repo_type="dataset", revision=hub.revision, local_files_only=True
+        )
+    )
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    return folder, names, folder.name
+
+
+def _download(hub: HubName) -> tuple[Path, list[str], str]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().dataset_info(hub.name, revision=hub.revision)
+    wanted = data_files([file.rfilename for file in info.siblings or ()], hub.split)
+    literal = [re.sub(r"([\[\]*?])", r"[\1]", name) for name in wanted]
+    folder = snapshot_download(
+        hub.name,
+        repo_type="dataset",
+        revision=info.sha,
+        allow_patterns=[*literal, "README.md", "LICENSE*"],
+    )
+    return Path(folder), wanted, str(info.sha)
+
+
+def _refusal(hub: HubName, error: Exception) -> ItuneError:
+    """What went wrong, in one line."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if network.offline():
+        return UsageError(
+            "is no local path, and --offline finds no copy in the Hub's cache",
+            where=hub.name,
+            hint="download it once without --offline",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return UsageError(f"has no revision {hub.revision!r}", where=hub.name)
+    if isinstance(error, RepositoryNotFoundError):
+        return UsageError(
+            "is neither a local path nor a data set of the Hub that you may read", where=hub.name
+        )
+    reason = f"is no local path, and could not be downloaded: {first_line(error)}"
+    return DataError(reason, where=hub.name)

@@ -1,67 +1,131 @@
-"""What a transformation reads: files with names that mean something on any machine."""
+"""What a step reads: files on this disk with names that mean something on any machine."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
-from mlx_itune.dataset.importing.ledger import DESCRIPTION, LEDGER, REJECTED
+from mlx_itune.dataset.importing import hub
+from mlx_itune.dataset.importing.licences import joined, licence_beside
+from mlx_itune.dataset.importing.provenance import (
+    VERSION,
+    DatasetRecord,
+    SourceRecord,
+    read_dataset,
+)
 from mlx_itune.dataset.sources import expand
-from mlx_itune.kit.errors import DataError, one_line
+from mlx_itune.kit.errors import DataError, closest, one_line
 
 _SPLIT_OF = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "eval": "valid",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "eval"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 # "test", "validation", "train-00000-of-00002": the word ends where the name or a part of it does.
 _SPLIT_NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:[-_.]|$)")
+_REJECTED = "rejected.jsonl"
+_NAMES_READ = 10_000
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A data folder among the inputs. `paths` gives its raw files' names in the new folder."""
+
+    folder: Path
+    record: DatasetRecord
+    paths: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of rows. `label` is its name in ledgers and origins: relative, never absolute.
+    """A file of rows. `label` is its name in records and origins: relative, never absolute.
 
-    `name` is the source it belongs to; `split` the one its own name speaks of, if any.
+    `name` is the source it belongs to; `split` the one its own name speaks of, if any. `parent`
+    is set for a file of a data folder whose rows carry an origin.
     """
 
     path: Path
     label: str
     name: str
     split: str | None
-
-
-@dataclass(frozen=True)
-class Parent:
-    """A data folder with a ledger among the inputs; its files' labels start with `prefix`."""
-
-    folder: Path
-    prefix: str
+    licence: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Every file of the sources, in a stable order, and the data folders they came in."""
+    """Every file of the sources, in a stable order, and the data folders among them."""
 
     files: tuple[InputFile, ...]
     parents: tuple[Parent, ...] = ()
     folders: tuple[Path, ...] = ()
 
     def new_files(self) -> list[InputFile]:
-        """The files that are not of a data folder with a history of its own."""
-        old = tuple(parent.prefix for parent in self.parents)
-        return [file for file in self.files if not (old and file.label.startswith(old))]
+        """The files that are raw here."""
+        return [file for file in self.files if file.parent is None]
+
+    def sources(self) -> list[SourceRecord]:
+        """The raw files that the parents name, under their names in the new folder."""
+        found: dict[str, SourceRecord] = {}
+        for parent in self.parents:
+            for source in parent.record.sources:
+                path = parent.paths[source.path]
+                there = found.get(path)
+                licence = (there.licence if there else None) or source.licence
+                found[path] = replace(source, path=path, licence=licence)
+        return list(found.values())
+
+    def licences(self) -> dict[str, str | None]:
+        """The licence of each source by name."""
+        known: dict[str, str | None] = {}
+        pairs = [(source.name, source.licence) for source in self.sources()]
+        for name, licence in pairs + [(file.name, file.licence) for file in self.new_files()]:
+            known[name] = known.get(name) or licence
+        return known
+
+
+def gather(sources: Sequence[str], name: str | None = None) -> Inputs:
+    """Files and folders as they are, Hub data sets as files of the cache. A local path wins.
+
+    `name` is what all raw files are called instead of their own names. Raises DataError for a
+    path that is not there, and what hub.fetch raises.
+    """
+    local: list[Path] = []
+    fetched: list[InputFile] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        named = None if path.exists() else hub.parse_name(source)
+        if named is None:
+            local.append(path)
+            continue
+        data = hub.fetch(named)
+        for each in data.files:
+            label = f"{named.name}/{each.relative_to(data.folder).as_posix()}"
+            fetched.append(
+                replace(
+                    _input_file(each, label, each),
+                    name=named.name.rpartition("/")[2],
+                    licence=licence_beside(data.folder),
+                    hub=named.name,
+                    revision=data.revision,
+                )
+            )
+    inputs = find_inputs(local) if local else Inputs(())
+    files = [
+        file if file.parent or file.licence else replace(file, licence=_licence(file.path, local))
+        for file in inputs.files
+    ]
+    files += fetched
+    if name:
+        files = [file if file.parent else replace(file, name=name) for file in files]
+    return _distinct(replace(inputs, files=tuple(files)))
 
 
 def find_inputs(sources: Sequence[Path]) -> Inputs:
@@ -77,29 +141,47 @@ def find_inputs(sources: Sequence[Path]) -> Inputs:
     used: Counter[str] = Counter()
     for source in sources:
         if not source.exists():
-            raise DataError("no such file or folder", where=str(source))
-        prefix = ""
+            raise no_such(source)
+        prefix, parent, licence = "", None, None
         if source.is_dir():
             if len(sources) > 1:
                 name = _name(source)
                 used[name] += 1
                 prefix = f"{name}-{used[name]}/" if names[name] > 1 else f"{name}/"
-            if is_data_folder(source):
-                parents.append(Parent(source, prefix))
+            record = read_dataset(source)
+            if record and record.version >= VERSION:
+                parent = Parent(source, record)
+                parents.append(parent)
+            elif record:
+                # Its rows carry no origin, so its files are what rows come from.
+                licence = joined(each.licence for each in record.sources)
         for path in expand([source]):
-            if path.name == REJECTED and source.is_dir():
+            if path.name == _REJECTED and source.is_dir():
                 continue
-            real = path.resolve()
-            if real in seen:
+            if path.resolve() in seen:
                 raise DataError("is given twice", where=str(path))
-            seen.add(real)
+            seen.add(path.resolve())
             inner = path.relative_to(source).as_posix() if source.is_dir() else path.name
-            files.append(input_file(path, prefix + inner, source))
+            file = _input_file(path, prefix + inner, source)
+            files.append(replace(file, parent=parent, licence=licence))
     folders = tuple(source for source in sources if source.is_dir())
-    return Inputs(tuple(distinct(files)), tuple(parents), folders)
+    return _distinct(Inputs(tuple(files), tuple(parents), folders))
 
 
-def input_file(path: Path, label: str, source: Path) -> InputFile:
+def no_such(path: Path) -> DataError:
+    """The error for a path that is not there: with what may have been meant in its folder."""
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    there = [entry.name for entry in islice(missing.parent.iterdir(), _NAMES_READ)]
+    hint = None
+    if near := closest(missing.name, there):
+        whole = missing.with_name(near) / path.relative_to(missing)
+        hint = f"did you mean {whole if whole.exists() else missing.with_name(near)}?"
+    return DataError("no such file or folder", where=str(path), hint=hint)
+
+
+def _input_file(path: Path, label: str, source: Path) -> InputFile:
     """A file of `source`; a folder's train, valid and test files are one source of its name."""
     stem = path.stem if path.suffix.lower() != ".gz" else Path(path.stem).stem
     # Names end up in rows, so what is no UTF-8 in them has to become text.
@@ -111,29 +193,40 @@ def input_file(path: Path, label: str, source: Path) -> InputFile:
     return InputFile(path, label, name, _SPLIT_OF[match[1]])
 
 
-def is_data_folder(path: Path) -> bool:
-    """Whether a folder was written by this program: it has a ledger and a description."""
-    return (path / LEDGER).is_file() and (path / DESCRIPTION).is_file()
+def _licence(path: Path, sources: Sequence[Path]) -> str | None:
+    """What the file's folder says, or else the folder that was named."""
+    above = [source for source in sources if source.is_dir() and path.is_relative_to(source)]
+    return next((found for place in (path, *above) if (found := licence_beside(place))), None)
 
 
 def _name(source: Path) -> str:
     return one_line(Path(os.path.realpath(source)).name)
 
 
-def distinct(files: list[InputFile]) -> Iterator[InputFile]:
-    """Equal labels get their parent folder's name, and a number where that does not help."""
-    for attempt in range(3):
-        counts = Counter(file.label for file in files)
-        if max(counts.values(), default=1) == 1:
-            break
-        numbers: Counter[str] = Counter()
-        named = []
-        for file in files:
-            label = file.label
-            if counts[label] > 1:
-                numbers[label] += 1
-                parent = _name(file.path.parent)
-                label = f"{parent}/{label}" if attempt == 0 else f"{label}#{numbers[label]}"
-            named.append(dataclasses.replace(file, label=label))
-        files = named
-    return iter(files)
+def _distinct(inputs: Inputs) -> Inputs:
+    """Labels that no two files share, nor a raw file that a data folder among them names."""
+    labels = list(_unique((file.label, _name(file.path.parent)) for file in inputs.files))
+    files = tuple(
+        replace(file, label=label) for file, label in zip(inputs.files, labels, strict=True)
+    )
+    taken: dict[str, str | None] = {file.label: None for file in files if file.parent is None}
+    for parent in inputs.parents:
+        for source in parent.record.sources:
+            path = source.path
+            while path in taken and (taken[path] is None or taken[path] != source.sha256):
+                path = f"{_name(parent.folder)}/{path}"
+            taken[path] = source.sha256 or ""
+            parent.paths[source.path] = path
+    return replace(inputs, files=files)
+
+
+def _unique(names: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Each label; one that was there already with its folder's name, or a number behind it."""
+    used: set[str] = set()
+    for label, folder in names:
+        choice, number = label, 1
+        while choice in used:
+            choice = f"{folder}/{label}" if number == 1 else f"{folder}/{label}#{number}"
+            number += 1
+        used.add(choice)
+        yield choice

@@ -1,9 +1,12 @@
-"""The licence of a source, where it says so beside its files."""
+"""The licences of data: what a source says beside its files, what a data folder's record says."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from mlx_itune.dataset.importing.provenance import read_dataset
 
 _NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "COPYING")
 _READ_BYTES = 20_000
@@ -29,6 +32,23 @@ _WORDINGS = (
     ("BSD-3-Clause", r"redistribution and use in source and binary forms.*neither the name"),
     ("BSD-2-Clause", r"redistribution and use in source and binary forms"),
 )
+
+
+def data_licences(data: Path) -> dict[str, str | None]:
+    """The licence of each source of a data folder, of one of its files, or of any file of rows.
+
+    None where nobody knows. Raises DataError for a broken dataset.json.
+    """
+    record = read_dataset(data if data.is_dir() else data.parent)
+    if record and (data.is_dir() or data.stem in record.counts):
+        return {source.name: source.licence for source in record.sources}
+    return {data.name if data.is_dir() else data.stem: licence_beside(data)}
+
+
+def joined(licences: Iterable[str | None]) -> str | None:
+    """Several licences as one; None if any is unknown."""
+    listed = list(licences)
+    return None if None in listed else " and ".join(dict.fromkeys(map(str, listed))) or None
 
 
 def licence_beside(source: Path) -> str | None:

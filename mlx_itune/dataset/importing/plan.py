@@ -1,50 +1,158 @@
-"""What an import is asked to do, and what came of it."""
+"""What an import is asked to do, as the flags of `data import` say it, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from mlx_itune.dataset.faults import Fault
-from mlx_itune.dataset.importing.inputs import Inputs
-from mlx_itune.dataset.importing.select import Condition
-from mlx_itune.dataset.importing.splitting import Achieved, Shares
+from mlx_itune.dataset.formats import FORMATS
+from mlx_itune.dataset.importing.provenance import SourceRecord
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.settings import setting
+from mlx_itune.kit.wording import did_you_mean
+
+Count = Annotated[int, Interval(ge=1)]
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+Texts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to import and how; see `mlx-itune data import --help`."""
+class ImportPlan:
+    """How to import. Raises UsageError for wishes that contradict each other."""
 
-    inputs: Inputs
-    format: str | None = None
-    kind: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    where: tuple[Condition, ...] = ()
-    sample: int | None = None
-    seed: int = 0
-    shares: Shares | None = None
-    group_by: str | None = None
-    stratify: str | None = None
-    cap: int | None = None
-    weights: Mapping[str, float] | None = None
-    strict: bool = False
+    format: str | None = setting(None, "Read every row as this format.", "F")
+    kind: str | None = setting(None, "Read every file as jsonl, json, csv, tsv, text ...", "K")
+    map: Texts = setting(
+        (),
+        "Which column holds a field, such as instruction=question; may be repeated.",
+        "FIELD=COLUMN",
+    )
+    where: Texts = setting(
+        (), "Keep rows with this tag (or key!=value); repeated: all of them.", "KEY=VALUE"
+    )
+    sample: Count | None = setting(None, "N rows, chosen by content.", "N")
+    seed: Seed = setting(0, "Of the sample and the splits.")
+    split: str | None = setting(
+        None,
+        "Shares of train/valid/test, such as 0.9/0.05/0.05. Without it rows keep the split their "
+        "file is named after; all others go to train.",
+        "A/B/C",
+    )
+    group_by: str | None = setting(
+        None,
+        "Keep rows with the same value on one side of the split; 'first-turn': the same question.",
+        "TAG",
+    )
+    stratify: str | None = setting(
+        None,
+        "Give each source, task or other value rows in every split, and report its shares.",
+        "TAG",
+    )
+    cap: Count | None = setting(None, "At most N rows of each source.", "N")
+    weights: str | None = setting(
+        None, "Shares of the sources, such as flan=0.4,cot=0.05.", "NAME=W,..."
+    )
+    licence: Texts = setting(
+        (), "Licence of the sources, or of one.", "[NAME=]TEXT", "--licence", "--license"
+    )
+    name: str | None = setting(None, "What to call the source, if not after its file.")
+    strict: bool = setting(
+        False,
+        "Write nothing if any row is broken, or leave such rows out (default).",
+        None,
+        "--strict/--drop-faults",
+    )
+    operator: str | None = setting(None, "Name for the record; yours unless given.", "WHO")
+
+    def __post_init__(self) -> None:
+        if (self.group_by or self.stratify) and not self.split:
+            raise UsageError("--group-by and --stratify choose sides of a --split; give one")
+        if self.weights and self.cap:
+            raise UsageError("give --weights or --cap, not both")
+        if self.format is not None and self.format not in FORMATS:
+            hint = did_you_mean(self.format, FORMATS) or "one of " + ", ".join(FORMATS)
+            raise UsageError(f"there is no format {self.format!r}", hint=hint)
+
+    @property
+    def columns(self) -> dict[str, str] | None:
+        """`map` as field -> column; None where nothing is mapped."""
+        return _pairs("--map", self.map) or None
+
+    @property
+    def rates(self) -> dict[str, float] | None:
+        """`weights` as source -> weight."""
+        if self.weights is None:
+            return None
+        rates = {}
+        for name, text in _pairs("--weights", self.weights.split(",")).items():
+            try:
+                rates[name] = float(text)
+            except ValueError:
+                raise UsageError(f"the weight of {name!r} is {text!r}, not a number") from None
+        return rates
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What was asked for and matters for the rows, as the flags are called."""
+        asked = {key.replace("_", "-"): value for key, value in asdict(self).items()}
+        unset = (None, (), False)
+        return {
+            key: value
+            for key, value in asked.items()
+            if value not in unset and key not in ("licence", "operator")
+        }
+
+    def licences(self, sources: Iterable[str]) -> dict[str, str]:
+        """`licence` by source. Raises UsageError for a name that is no source."""
+        given = dict.fromkeys(sources, "")
+        named = {}
+        for text in self.licence:
+            name, equals, licence = (part.strip() for part in text.partition("="))
+            if not equals:
+                given = dict.fromkeys(given, name)
+            elif name in given:
+                named[name] = licence
+            else:
+                hint = did_you_mean(name, given) or "the sources are " + ", ".join(given)
+                raise UsageError(f"--licence is given for {name!r}, which is no source", hint=hint)
+        return given | named
 
 
 @dataclass
-class Outcome:
-    """What came of it. `written` is False when faults (strict) or no good row forbade it."""
+class Imported:
+    """What came of it. `written` is False when faults (strict) or no good row forbade it.
 
+    `faults` are the first ones, warnings included, and `rejected` counts all broken rows; `ledger`
+    is the new folder's seal.
+    """
+
+    out: str
+    written: bool = False
     rows: int = 0
     accepted: int = 0
     rejected: int = 0
-    written: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
-    warnings: list[Fault] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    sources: Sequence[Mapping[str, Any]] = ()
-    split: Achieved | None = None
+    split: Mapping[str, Mapping[str, Any]] | None = None
     mix: Mapping[str, Mapping[str, float]] | None = None
+    sources: Sequence[SourceRecord] = ()
+    faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ledger: str | None = None
+
+
+def _pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
+    """ "a=b" texts as a table. Raises UsageError for another text or a name that occurs twice."""
+    table: dict[str, str] = {}
+    for text in texts:
+        key, _, value = (part.strip() for part in text.partition("="))
+        if not key or not value:
+            raise UsageError(f"{flag} {text!r} is not NAME=VALUE")
+        if key in table:
+            raise UsageError(f"{flag} names {key!r} twice")
+        table[key] = value
+    return table

@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
-from mlx_itune.dataset.importing.ledger import SPLITS
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.importing.provenance import SPLITS
 from mlx_itune.kit.errors import UsageError
 
-# Bands lie in this order, so that a larger test or valid share moves few rows.
-_BANDS = ("test", "valid", "train")
+FIRST_TURN = "first-turn"
 _RANGE = 1 << 64
 _WATCHED = 10_000
 
@@ -33,9 +33,20 @@ class Shares:
     valid: Fraction
     test: Fraction
 
+    def of(self, split: str) -> Fraction:
+        """One split's share."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
+    @property
     def asked(self) -> tuple[str, ...]:
         """The splits with a share above 0."""
-        return tuple(split for split in SPLITS if getattr(self, split))
+        return tuple(split for split in SPLITS if self.of(split))
+
+    @property
+    def bands(self) -> dict[str, tuple[int, int]]:
+        """Where each split's positions lie: in an order by which a larger share moves few rows."""
+        test, valid = int(self.test * _RANGE), int((self.test + self.valid) * _RANGE)
+        return {"test": (0, test), "valid": (test, valid), "train": (valid, _RANGE)}
 
 
 def parse_shares(text: str) -> Shares:
@@ -69,32 +80,21 @@ class Splitter:
     """
 
     def __init__(self, shares: Shares, moved: Mapping[int, str] | None = None) -> None:
-        self._shares = shares
+        self.shares = shares
         self.moved = dict(moved or {})
-        bands = {name: getattr(shares, name) for name in _BANDS}
-        self._test_below = int(bands["test"] * _RANGE)
-        self._valid_below = int((bands["test"] + bands["valid"]) * _RANGE)
         self.counts: dict[str, Counter[str]] = {}
-        self._asked = shares.asked()
+        self._asked, self._bands = shares.asked, shares.bands
         # Positions met so far, by stratum; None once no row of it can be needed elsewhere.
         self._met: dict[str, dict[int, str] | None] = {}
 
     def choose(self, place: int, stratum: str = "") -> str:
         """The split of a row at `place`."""
-        if place < self._test_below:
-            split = "test"
-        elif place < self._valid_below:
-            split = "valid"
-        else:
-            split = "train"
-        if self.moved:
-            split = self.moved.get(place, split)
-        counts = self.counts.get(stratum)
-        if counts is None:
-            counts = self.counts[stratum] = Counter()
-            self._met[stratum] = {}
+        bands = self._bands
+        split = next(name for name, (_, end) in bands.items() if place < end)
+        split = self.moved.get(place, split)
+        counts = self.counts.setdefault(stratum, Counter())
         counts[split] += 1
-        met = self._met[stratum]
+        met = self._met.setdefault(stratum, {})
         if met is not None:
             met[place] = split
             if len(met) > _WATCHED or all(counts[name] for name in self._asked):
@@ -107,51 +107,78 @@ class Splitter:
         Empty when there is nothing to do; otherwise the same rows have to be read again by a
         Splitter that was given this.
         """
-        asked = self._asked
         moved: dict[int, str] = {}
         for stratum in sorted(self._met):
             met = self._met[stratum]
-            if met is None or len(met) < len(asked):
+            if met is None or len(met) < len(self._asked):
                 continue
             now = {place: moved.get(place, split) for place, split in met.items()}
-            for split in asked:
+            for split in self._asked:
                 sizes = Counter(now.values())
                 if sizes[split]:
                     continue
-                giver = max(asked, key=lambda name: sizes[name])
-                edge = self._edges()[split]
+                giver = max(self._asked, key=lambda name: sizes[name])
+                low, high = self._bands[split]
                 place = min(
                     (place for place, other in now.items() if other == giver),
-                    key=lambda place: (min(abs(place - edge[0]), abs(place - edge[1])), place),
+                    key=lambda place: (min(abs(place - low), abs(place - high)), place),
                 )
                 now[place] = moved[place] = split
         return {**self.moved, **moved} if moved else {}
 
-    def _edges(self) -> dict[str, tuple[int, int]]:
+    def described(self, *, strata: bool) -> dict[str, dict[str, object]]:
+        """Shares as asked for and as they came out, and the counts of each stratum."""
+        total = sum(self.counts.values(), Counter[str]())
+        rows = total.total() or 1
+        by_stratum = sorted(self.counts.items()) if strata else ()
         return {
-            "test": (0, self._test_below),
-            "valid": (self._test_below, self._valid_below),
-            "train": (self._valid_below, _RANGE),
+            "requested": {split: float(self.shares.of(split)) for split in SPLITS},
+            "achieved": {split: total[split] / rows for split in SPLITS},
+            "strata": {name: dict(counts) for name, counts in by_stratum},
         }
 
 
-@dataclass
-class Achieved:
-    """Shares that came out, for dataset.json and people."""
+class Groups:
+    """Rows that must stay on one side: those of one group, and groups that share an equal row.
 
-    requested: Mapping[str, float]
-    achieved: Mapping[str, float]
-    strata: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    `see` takes every row's content hash once; `of` answers after that.
+    """
+
+    def __init__(self, by: str) -> None:
+        self._by = by
+        self._group_of: dict[int, int] = {}
+        self._above: dict[int, int] = {}
+        self.is_tagged = False
+
+    def see(self, row: Conversation, content: int) -> None:
+        """A row, whose content hash is `content`."""
+        value = self._value(row)
+        self.is_tagged |= value is not None
+        group = self._root(content if value is None else _hash(value))
+        other = self._root(self._group_of.setdefault(content, group))
+        if group != other:
+            self._above[max(group, other)] = min(group, other)
+
+    def of(self, content: int) -> int:
+        """What stands for all rows that have to be on the same side as this one."""
+        return self._root(self._group_of.get(content, content))
+
+    def _value(self, row: Conversation) -> str | None:
+        """A tag, or the first question without case and spacing, so that it is one when asked
+        twice."""
+        if self._by != FIRST_TURN:
+            return row.tags.get(self._by)
+        asked = (turn.content for turn in row.turns if turn.role == "user")
+        first = next(asked, None)
+        return None if first is None else " ".join(first.casefold().split())
+
+    def _root(self, group: int) -> int:
+        while (above := self._above.get(group, group)) != group:
+            self._above[group] = self._above.get(above, above)
+            group = above
+        return group
 
 
-def achieved(shares: Shares, splitter: Splitter, *, strata: bool) -> Achieved:
-    """What was asked for and what came out."""
-    total: Counter[str] = Counter()
-    for counts in splitter.counts.values():
-        total += counts
-    rows = sum(total.values()) or 1
-    return Achieved(
-        {split: float(getattr(shares, split)) for split in SPLITS},
-        {split: total[split] / rows for split in SPLITS},
-        {name: dict(counts) for name, counts in sorted(splitter.counts.items())} if strata else {},
-    )
+def _hash(value: str) -> int:
+    said = b"group " + value.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big")

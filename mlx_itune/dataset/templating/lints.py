@@ -6,18 +6,26 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mlx_itune.dataset.templating.optionless import OPTIONS
-from mlx_itune.dataset.templating.pattern import Pattern
-from mlx_itune.dataset.templating.tasks import ANSWER, Task, Template
+from mlx_itune.dataset.templating.tasks import ANSWER, OPTIONS, Task, Template
 
-# A newline that lost its backslash: "{hypothesis}n" before a line's end or the next field.
-_STRAY_N = re.compile(r"\}n+(?=\n|\{|$)")
-_BLANK_LINES = re.compile(r"\n[ \t]*\n[ \t]*\n")
-_BACKSLASH = re.compile(r"\\[nt]")
-_TRAILING = re.compile(r"[ \t]+(?=\n|$)")
-_DOUBLE_SPACE = re.compile(r"\S {2,}(?=\S)")
-_TWICE = re.compile(r"(?<!\w)((?:\w[\w ]{0,30})?\w[ ]?:)\s*\1(?!:)", re.IGNORECASE)
-_WORDS = re.compile(r"\w")
+# Code, what to look for in a side as it is written, and what is wrong with it.
+_LOOKS = [
+    (code, re.compile(pattern, re.IGNORECASE), message)
+    for code, pattern, message in (
+        # A newline that lost its backslash: "{hypothesis}n" before a line's end or a field.
+        ("stray-n", r"\}n+(?=\n|\{|$)", "has a lone 'n' where a line break may be meant: {}"),
+        (
+            "backslash",
+            r"\\[nt]",
+            "has {} as two characters; TOML reads escapes in \"...\" and not in '...'",
+        ),
+        ("blank-lines", r"\n[ \t]*\n[ \t]*\n", "has two blank lines in a row"),
+        ("trailing-space", r"[ \t]+(?=\n|$)", "has spaces at the end of a line"),
+        ("double-space", r"\S {2,}(?=\S)", "has two spaces in a row"),
+        ("outer-space", r"\A[ \t\n]|\n\Z", "starts or ends with blank space"),
+        ("doubled-prefix", r"(?<!\w)((?:\w[\w ]{0,30})?\w ?:)\s*\1(?!:)", "has {} twice in a row"),
+    )
+]
 
 
 @dataclass(frozen=True)
@@ -36,69 +44,51 @@ class TemplateWarning:
 def lint(tasks: Sequence[Task]) -> list[TemplateWarning]:
     """Every warning about the templates of `tasks`, in order."""
     return [
-        TemplateWarning(task.name, template.index, code, message)
+        TemplateWarning(task.name, index, code, message)
         for task in tasks
-        for template in task.templates
-        for code, message in (*_of_sides(template), *_of_template(template, task))
+        for index, template in enumerate(task.template)
+        for code, message in (*_written(template), *_meant(task, template))
     ]
 
 
-def _of_sides(template: Template) -> Iterator[tuple[str, str]]:
-    for side, pattern in template.patterns:
-        text = pattern.text
-        if found := _STRAY_N.search(text):
-            yield (
-                "stray-n",
-                f"the {side} has a lone 'n' where a line break may be meant: "
-                + repr(text[max(0, found.start() - 12) : found.end() + 2]),
-            )
-        if found := _BACKSLASH.search(text):
-            yield (
-                "backslash",
-                f"the {side} has {found.group()!r} as two characters; TOML reads escapes in "
-                "\"...\" and not in '...'",
-            )
-        if _BLANK_LINES.search(text):
-            yield "blank-lines", f"the {side} has two blank lines in a row"
-        if _TRAILING.search(text):
-            yield "trailing-space", f"the {side} has spaces at the end of a line"
-        if _DOUBLE_SPACE.search(text):
-            yield "double-space", f"the {side} has two spaces in a row"
-        if text != text.strip("\n") or text[:1] in (" ", "\t"):
-            yield "outer-space", f"the {side} starts or ends with blank space"
-        if found := _TWICE.search(text):
-            yield "doubled-prefix", f"the {side} has {found.group(1)!r} twice in a row"
+def _written(template: Template) -> Iterator[tuple[str, str]]:
+    for side in template.patterns:
+        text = getattr(template, side)
+        for code, pattern, message in _LOOKS:
+            if found := pattern.search(text):
+                near = found.group(1) if pattern.groups else found.group()
+                if code == "stray-n":
+                    near = text[max(0, found.start() - 12) : found.end() + 2]
+                yield code, f"the {side} " + message.format(repr(near))
 
 
-def _of_template(template: Template, task: Task) -> Iterator[tuple[str, str]]:
-    for side, prefix, pattern in (
-        ("input", template.input_prefix, template.input),
-        ("target", template.target_prefix, template.target),
-    ):
-        bare = prefix.strip()
-        if bare and pattern.text.lstrip().lower().startswith(bare.lower()):
-            yield "doubled-prefix", f"{side}_prefix {bare!r} also starts the {side}"
-    ending = template.input.text.rsplit("\n", 1)[-1].strip().lower()
-    if ending and ending == template.target_prefix.strip().lower():
+def _meant(task: Task, template: Template) -> Iterator[tuple[str, str]]:
+    sides = template.patterns
+    given = (template.input_prefix, template.target_prefix)
+    before, after = (
+        (own if own is not None else shared).strip().lower()
+        for own, shared in zip(given, (task.input_prefix, task.target_prefix), strict=True)
+    )
+    asked, told = (getattr(template, side).lstrip().lower() for side in ("input", "target"))
+    ending = asked.rsplit("\n", 1)[-1].strip()
+    for side, prefix, text in (("input", before, asked), ("target", after, told)):
+        if prefix and text.startswith(prefix):
+            yield "doubled-prefix", f"{side}_prefix {prefix!r} also starts the {side}"
+    if ending and ending == after:
         yield "doubled-prefix", f"target_prefix {ending!r} also ends the input"
-    target = template.target.text.lstrip().lower()
-    if len(ending) > 1 and ending.endswith(":") and target.startswith(ending):
+    if len(ending) > 1 and ending.endswith(":") and told.startswith(ending):
         yield "doubled-prefix", f"the input ends with {ending!r} and the target starts with it"
-    if not any(map(_says_something, (template.input, template.target))):
+    if not any(re.search(r"\w", str(sides[side])) for side in ("input", "target")):
         yield "empty", "neither the input nor the target holds a word or a field"
-    elif not template.target.fields:
+    elif not sides["target"].fields:
         yield "constant-target", "the target holds no field: every row gets the same answer"
     if task.answer is None:
         return
     names = {ANSWER, task.answer}
-    asked, told = names & {*template.input.fields}, names & {*template.target.fields}
-    if template.kind == "normal" and asked and told:
+    shows, tells = (names & {*sides[side].fields} for side in ("input", "target"))
+    if template.kind == "normal" and shows and tells:
         yield "answer-in-input", "the input shows the answer that the target asks for"
-    elif template.kind == "normal" and asked:
+    elif template.kind == "normal" and shows:
         yield "looks-inverse", 'the input shows the answer; is it kind = "inverse"?'
-    if template.kind == "inverse" and told and OPTIONS not in template.target.fields:
+    if template.kind == "inverse" and tells and OPTIONS not in sides["target"].fields:
         yield "looks-normal", 'the target is the answer; is it kind = "normal"?'
-
-
-def _says_something(pattern: Pattern) -> bool:
-    return bool(pattern.fields) or any(_WORDS.search(literal) for literal in pattern.literals)

@@ -1,130 +1,147 @@
-"""How answer options are laid out, and what the answer is called among them."""
+"""How answer options are laid out, what the answer is called among them, and leaving them out."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
+from mlx_itune.dataset.templating.pattern import Pattern
+
+OPTIONS = "options_"
 OptionsMode = Literal["random", "lines", "letters", "none"]
-OPTIONS_MODES: tuple[OptionsMode, ...] = ("random", "lines", "letters", "none")
 
 _HEADERS = (
-    "OPTIONS:",
-    "Options:",
-    "Possible answers:",
-    "Choose from:",
-    "Choices:",
-    "Answer choices:",
-    "Answer options:",
-    "Pick one:",
-    "Choose one:",
-    "Select one of these:",
-    "Select an answer:",
-    "Available answers:",
-    "Your choices are:",
-    "Candidates:",
-    "One of these is the answer:",
-    "",
+    *("OPTIONS:", "Options:", "Possible answers:", "Choose from:", "Choices:", "Answer choices:"),
+    *("Answer options:", "Pick one:", "Choose one:", "Select one of these:", "Select an answer:"),
+    *("Available answers:", "Your choices are:", "Candidates:", "One of these is the answer:", ""),
 )
+# Before an item, where "A", "a" or "1" stands for its name.
+_BULLETS = ("- ", "* ", "• ", "+ ")
+_NAMED = ("(A) ", "A. ", "A) ", "A: ", "[A] ", "(a) ", "a) ", "a. ", "(1) ", "1) ", "1. ", "[1] ")
 
 
-class Marker(NamedTuple):
-    """What stands before an item: `before` + its name + `after`; no names when `names` is "".
-
-    `names` is "A", "a" or "1". The answer is called `said_before` + name + `said_after`.
-    """
-
-    before: str
-    names: str = ""
-    after: str = " "
-    said_before: str = ""
-    said_after: str = ""
-
-    @property
-    def is_unique(self) -> bool:
-        """Whether an item can be told by its marker alone."""
-        return bool(self.names)
-
-
-_BULLETS = (Marker("-"), Marker("*"), Marker("•"), Marker("+"))
-_NAMED = (
-    Marker("(", "A", ") ", "(", ")"),
-    Marker("", "A", ". "),
-    Marker("", "A", ") "),
-    Marker("", "A", ": "),
-    Marker("[", "A", "] ", "[", "]"),
-    Marker("(", "a", ") ", "(", ")"),
-    Marker("", "a", ") "),
-    Marker("", "a", ". "),
-    Marker("(", "1", ") ", "(", ")"),
-    Marker("", "1", ") "),
-    Marker("", "1", ". "),
-    Marker("[", "1", "] ", "[", "]"),
-)
-_MARKERS = (*_BULLETS, *_NAMED)
-
-
-class Style(NamedTuple):
-    """One way to lay out options; `marker` None leaves them out."""
+@dataclass(frozen=True)
+class Style:
+    """One way to lay out options; without a `marker` they are left out."""
 
     header: str
-    marker: Marker | None
+    marker: str
+
+    def block(self, options: Sequence[str]) -> str:
+        """The options as text: the header, then one item per line."""
+        lines = [self._marked(number) + option for number, option in enumerate(options)]
+        return "\n".join([self.header, *lines] if self.header else lines) if self.marker else ""
+
+    def answer(self, options: Sequence[str], right: int) -> str:
+        """What an option is called: by its name where the markers are names."""
+        if self.marker not in _NAMED:
+            return options[right]
+        marked = self._marked(right).strip()
+        return marked if marked[0] in "([" else marked.rstrip(").:")
+
+    def _marked(self, number: int) -> str:
+        kind = next((kind for kind in "Aa1" if kind in self.marker), "")
+        return self.marker.replace(kind, _name(number, kind)) if kind else self.marker
+
+    def confuses(self, options: Sequence[str]) -> bool:
+        """Whether an option reads like an item's name: among "2" and "1" an answer "2" could mean
+        either."""
+        names = {self._marked(n).strip(" ().[]:").lower() for n in range(len(options))}
+        return any(option.strip(" ().[]:").lower() in names for option in options)
 
 
-LINES = Style("OPTIONS:", _BULLETS[0])
-LETTERS = Style("OPTIONS:", _NAMED[0])
-NO_OPTIONS = Style("", None)
+LINES = Style(_HEADERS[0], _BULLETS[0])
+LETTERS = Style(_HEADERS[0], _NAMED[0])
+NO_OPTIONS = Style("", "")
 
 
 def style_for(mode: OptionsMode, key: int, options: Sequence[str]) -> Style:
-    """The style of one prompt; under "random" it is a pure function of `key` (64 bits).
-
-    A random marker is never one that an option itself reads like: among the options "2" and "1"
-    an answer "2" could mean either.
-    """
+    """The style of one prompt; under "random" it is a pure function of `key` (64 bits)."""
     if mode != "random":
         return {"lines": LINES, "letters": LETTERS, "none": NO_OPTIONS}[mode]
-    header = _HEADERS[key % len(_HEADERS)]
-    start = key // len(_HEADERS)
-    for step in range(len(_MARKERS)):
-        marker = _MARKERS[(start + step) % len(_MARKERS)]
-        if not marker.is_unique or not _reads_like_a_name(options, marker):
-            return Style(header, marker)
-    raise AssertionError("bullets never read like a name")
+    markers = _BULLETS + _NAMED
+    start, header = divmod(key, len(_HEADERS))
+    styles = (
+        Style(_HEADERS[header], markers[(start + step) % len(markers)])
+        for step in range(len(markers))
+    )
+    return next(
+        style for style in styles if style.marker in _BULLETS or not style.confuses(options)
+    )
 
 
-def block(options: Sequence[str], style: Style) -> str:
-    """The options as text: the header, then one item per line."""
-    marker = style.marker
-    if marker is None:
-        return ""
-    lines = [
-        f"{marker.before}{_name(number, marker.names)}{marker.after}{option}"
-        for number, option in enumerate(options)
-    ]
-    return "\n".join([style.header, *lines] if style.header else lines)
-
-
-def answer_text(options: Sequence[str], right: int, style: Style) -> str:
-    """What option number `right` is called: by its marker if that tells items apart."""
-    marker = style.marker
-    if marker is None or not marker.is_unique:
-        return options[right]
-    return f"{marker.said_before}{_name(right, marker.names)}{marker.said_after}"
-
-
-def _reads_like_a_name(options: Sequence[str], marker: Marker) -> bool:
-    names = {_name(number, marker.names).lower() for number in range(len(options))}
-    return any(option.strip(" ().[]:").lower() in names for option in options)
-
-
-def _name(number: int, names: str) -> str:
-    """The 0-based item as A..Z, AA, AB... or as 1, 2...; "" without names."""
-    if names in ("", "1"):
-        return str(number + 1) if names else ""
+def _name(number: int, kind: str) -> str:
+    """The 0-based item as A..Z, AA, AB... or as 1, 2..."""
+    if kind == "1":
+        return str(number + 1)
     letters = ""
     number += 1
     while number:
         number, rest = divmod(number - 1, 26)
-        letters = chr(ord(names) + rest) + letters
+        letters = chr(ord(kind) + rest) + letters
     return letters
+
+
+# While options are cut, a pattern is one string: fields as START name END, the options as LIST.
+_START, _END, _LIST = "\x00", "\x01", "\x02"
+_FIELD = re.compile(f"{_START}([^{_END}]*){_END}")
+_UNIT = re.compile(
+    f"{_LIST}|(?:{_START}[^{_END}]*{_END}|[^\n{_LIST}{_START}])+?"
+    f"(?:[.:?!]+(?=[ \t\n{_LIST}{_START}]|$)|(?=[\n{_LIST}])|$)"
+)
+# Words that speak of the list wherever they stand.
+_MENTION = re.compile(
+    r"\b(?:options?|option\(s\)|choices?|candidates?|mult(?:i|iple)[- ]choice|alternatives"
+    r"|(?:possible|available|following|given|suggested) answers?|answers? below"
+    r"|(?:choose|pick|select)\s+(?:from|one|between|among|an answer|the answer|the (?:right|correct"
+    r"|best) (?:answer|one)|your answer)"
+    r"|from (?:the|this|these) (?:list|following)"
+    r"|(?:one|which) of (?:the following|these|those))\b",
+    re.IGNORECASE,
+)
+# Words that do so in the sentence that ends in a colon right before it.
+_HEADING = re.compile(
+    f"(?P<before>^|[\n{_END}]|[.?!:][ \t]+)[^\n.?!:{_START}{_END}{_LIST}]*"
+    r"\b(?:following|these|those|below|answers|list|choose|pick|select|labels?|classes|options?)\b"
+    f"[^\n.?!:{_START}{_END}{_LIST}]*:\\s*{_LIST}",
+    re.IGNORECASE,
+)
+# A list within a sentence.
+_WOVEN = re.compile(
+    f"^.*(?:[^\\s.:?!;{_END}{_LIST}][ \t]*{_LIST}|{_LIST}[^\\s{_LIST}]).*$", re.MULTILINE
+)
+
+
+def without_options(pattern: Pattern) -> tuple[Pattern, str]:
+    """The pattern with no trace of its options, and "" or the wording that could not be cut.
+
+    What goes: the list, the sentence that heads it, sentences without a field that speak of it,
+    and the gap. A pattern without `{options_}` is returned as it is.
+    """
+    if OPTIONS not in pattern.fields:
+        return pattern, ""
+    text = "".join(
+        piece if not n % 2 else _LIST if piece == OPTIONS else f"{_START}{piece}{_END}"
+        for n, piece in enumerate(pattern.pieces)
+    )
+    stays = [match.group() for match in _WOVEN.finditer(text)]
+    lines: list[str] = []
+    gap = True
+    for line in _HEADING.sub(rf"\g<before>{_LIST}", text).split("\n"):
+        units = _UNIT.findall(line)
+        spoken = {unit for unit in units if unit == _LIST or _MENTION.search(_FIELD.sub(" ", unit))}
+        stays += [unit for unit in units if unit in spoken and _START in unit]
+        kept = "".join(unit for unit in units if unit not in spoken or _START in unit)
+        if spoken:
+            line = re.sub("[ \t]+", " ", kept).strip()
+            gap |= not line and not (lines and lines[-1].strip())
+        if line.strip() or not (spoken or gap):
+            lines.append(line)
+        gap &= not line.strip()
+    text = "\n".join(lines).strip("\n")
+    if not text.strip():
+        stays.append("{options_} alone")
+    woven = _FIELD.sub(r"{\1}", stays[0]).replace(_LIST, "{options_}").strip() if stays else ""
+    return Pattern(tuple(_FIELD.split(text))), repr(woven) if stays else ""

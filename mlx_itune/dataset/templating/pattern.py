@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
-
-_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
+from dataclasses import dataclass
+from string import Formatter
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -14,68 +15,43 @@ class PatternError(ValueError):
     """The text is no pattern: one line."""
 
 
+@dataclass(frozen=True)
 class Pattern:
-    """Literal text and fields; `{{` and `}}` are literal braces.
+    """Literals and fields in turn: (literal, field, literal, ..., literal)."""
 
-    `text` is the pattern as written, `pieces` alternates literal and field: (literal, field,
-    literal, ..., literal), `fields` names each field once. Raises PatternError.
-    """
-
-    __slots__ = ("_format", "_order", "fields", "pieces", "text")
-
-    def __init__(self, text: str) -> None:
-        stray = _CONTROL.search(text)
-        if stray:
-            raise PatternError(f"a control character {stray.group()!r}")
-        pieces = [""]
-        for piece in _PIECE.finditer(text):
-            written, name = piece.group(), piece.group(1)
-            if name is not None:
-                if not name:
-                    raise PatternError("{} names no field (write {{}} for literal braces)")
-                pieces += [name, ""]
-            elif written in ("{", "}"):
-                shown = text[max(0, piece.start() - 12) : piece.start() + 12]
-                raise PatternError(
-                    f"a lone {written!r} in {shown!r} (write {written * 2} for a literal brace)"
-                )
-            else:
-                pieces[-1] += written[0] if written in ("{{", "}}") else written
-        self._fill(text, tuple(pieces))
-
-    @classmethod
-    def of_pieces(cls, pieces: tuple[str, ...]) -> Pattern:
-        """The pattern of alternating literals and fields."""
-        text = "".join(
-            "{" + piece + "}" if number % 2 else piece.replace("{", "{{").replace("}", "}}")
-            for number, piece in enumerate(pieces)
-        )
-        made = cls.__new__(cls)
-        made._fill(text, pieces)
-        return made
-
-    def _fill(self, text: str, pieces: tuple[str, ...]) -> None:
-        self.text = text
-        self.pieces = pieces
-        self._order = pieces[1::2]
-        self.fields = tuple(dict.fromkeys(self._order))
-        # Values go through one "%s" each: whatever braces or percents they hold stay as they are.
-        self._format = "%s".join(literal.replace("%", "%%") for literal in pieces[::2])
+    pieces: tuple[str, ...]
 
     @property
-    def literals(self) -> tuple[str, ...]:
-        """What stands between the fields, braces unescaped."""
-        return self.pieces[::2]
+    def fields(self) -> tuple[str, ...]:
+        """Each field once."""
+        return tuple(dict.fromkeys(self.pieces[1::2]))
 
     def render(self, values: Mapping[str, str]) -> str:
         """The text with every field replaced by its value, verbatim."""
-        return self._format % tuple([values[name] for name in self._order])
+        return "".join(values[p] if n % 2 else p for n, p in enumerate(self.pieces))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pattern) and self.pieces == other.pieces
+    def __str__(self) -> str:
+        return "".join(
+            "{" + piece + "}" if number % 2 else piece.replace("{", "{{").replace("}", "}}")
+            for number, piece in enumerate(self.pieces)
+        )
 
-    def __hash__(self) -> int:
-        return hash(self.pieces)
 
-    def __repr__(self) -> str:
-        return f"Pattern({self.text!r})"
+@functools.lru_cache(maxsize=4096)
+def parse(text: str) -> Pattern:
+    """The pattern that is written so; `{{` and `}}` are literal braces. Raises PatternError."""
+    if stray := _CONTROL.search(text):
+        raise PatternError(f"a control character {stray.group()!r}")
+    pieces = [""]
+    try:
+        for literal, name, spec, conversion in Formatter().parse(text):
+            pieces[-1] += literal
+            if name is not None:
+                name += f"!{conversion}" if conversion else ""
+                name += f":{spec}" if spec else ""
+                if not name or "{" in name:
+                    raise ValueError("{} names no field")
+                pieces += [name, ""]
+    except ValueError as error:
+        raise PatternError(f"a lone brace: {error} (write {{{{ and }}}} for braces)") from None
+    return Pattern(tuple(pieces))

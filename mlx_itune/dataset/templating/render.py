@@ -1,107 +1,115 @@
-"""One row of one task -> the prompts and replies it yields."""
+"""Rows of one task -> examples: which template, which options, how many exemplars.
+
+Each choice is a pure function of the seed, the task, the row's fields and the number of the draw.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from bisect import bisect_right
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Annotated, Any
 
-from mlx_itune.dataset.conversation import Conversation, Turn
+from annotated_types import Interval
+
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.templating.choose import TemplateChoice, draw_numbers, row_key, task_key
-from mlx_itune.dataset.templating.optionless import OPTIONS
 from mlx_itune.dataset.templating.options import (
     NO_OPTIONS,
-    OPTIONS_MODES,
     OptionsMode,
     Style,
     style_for,
+    without_options,
 )
 from mlx_itune.dataset.templating.pattern import Pattern
-from mlx_itune.dataset.templating.rows import Values, shown, values_of
-from mlx_itune.dataset.templating.shots import ExemplarPool, FewShot, Measure, fit
-from mlx_itune.dataset.templating.tasks import Kind, Task, Template
-from mlx_itune.kit.errors import UsageError
+from mlx_itune.dataset.templating.rows import Example, Values
+from mlx_itune.dataset.templating.shots import ExemplarPool
+from mlx_itune.dataset.templating.tasks import OPTIONS, Task
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.settings import setting
 
 _MOST_SHOTS = 100
+_MASK = 2**64 - 1
+# 2**64 over the golden ratio: steps of it spread over a circle as evenly as any do, so that the
+# draws of one row take its templates in turn.
+_STEP = 0x9E3779B97F4A7C15
+
+Count = Annotated[int, Interval(ge=1, le=10**6)]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a rendering depends on, next to its rows and templates.
+class RenderPlan:
+    """How to render. Raises UsageError for what is no number, share or name."""
 
-    Each row is drawn `draws` times; each draw gets one of `shots` (a number of exemplars), and
-    its prompt stays within `shot_budget_tokens` where it has any. Raises UsageError.
-    """
-
-    draws: int = 1
-    seed: int = 0
-    options: OptionsMode = "lines"
-    inverse_weight: float = 0.3
-    shots: tuple[int, ...] = (0,)
-    shot_budget_tokens: int = 1920
+    task: tuple[str, ...] = setting(
+        (), "Render this task only (repeatable); without it, every task of the file.", "NAME"
+    )
+    draws: Count = setting(1, "Examples per row and task.")
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = setting(0, "Of everything that is drawn.")
+    shots: str = setting("0", "Numbers of exemplars; each example draws one of them.", "N,N,...")
+    shot_budget: Count = setting(
+        1920, "Exemplars are taken out of a prompt until it is this short.", "TOKENS"
+    )
+    model: str | None = setting(
+        None,
+        "Whose tokenizer measures the budget: 'starter', a directory or a Hub id.",
+        "MODEL",
+    )
+    inverse_weight: Annotated[float, Interval(ge=0, le=1e9)] = setting(
+        0.3, "How often inverse templates are drawn, to 1 for the others."
+    )
+    options: OptionsMode = setting(
+        "lines", "How answer options are laid out; with letters the answer is the letter."
+    )
+    split: str | None = setting(
+        None,
+        "train/valid/test, such as 0.9/0.05/0.05; without it, every row is a training row.",
+        "SHARES",
+    )
+    columns: str | None = setting(
+        None, "Names of the columns of a table without a header line.", "NAME,NAME,..."
+    )
+    keep_going: bool = setting(
+        False, "Leave out rows that cannot be rendered; rejected.jsonl lists them."
+    )
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise UsageError(f"cannot draw a row {self.draws} times")
-        if self.options not in OPTIONS_MODES:
-            raise UsageError(f"options must be one of {', '.join(OPTIONS_MODES)}")
-        if not self.shots or not all(0 <= count <= _MOST_SHOTS for count in self.shots):
-            raise UsageError(f"shots must be numbers from 0 to {_MOST_SHOTS}, such as 0,1,2,5")
-        if self.shot_budget_tokens < 1:
-            raise UsageError("the shot budget must be at least one token")
-        if not 0 <= self.inverse_weight < math.inf:
+        if not math.isfinite(self.inverse_weight):
             raise UsageError(f"an inverse weight of {self.inverse_weight} is not a number >= 0")
+        if self.wants_exemplars and self.model is None:
+            raise UsageError(
+                "--shots needs --model, whose tokenizer measures the budget",
+                hint="such as --model starter",
+            )
+        if self.model is not None and not self.wants_exemplars:
+            raise UsageError("--model has no effect without --shots above 0")
+        names = self.column_names
+        if not all(names) or len(set(names)) < len(names):
+            raise UsageError(f"--columns {self.columns!r} must be different names between commas")
+
+    @property
+    def shot_counts(self) -> tuple[int, ...]:
+        """`shots` as numbers."""
+        parts = [part.strip() for part in self.shots.split(",")]
+        if not all(p.isascii() and p.isdigit() and int(p) <= _MOST_SHOTS for p in parts):
+            raise UsageError(f"--shots {self.shots!r} is not a list of numbers such as 0,1,2,5")
+        return tuple(map(int, parts))
 
     @property
     def wants_exemplars(self) -> bool:
         """Whether any draw asks for one."""
-        return max(self.shots) > 0
-
-
-class Rendered(NamedTuple):
-    """One example. `shots` exemplars stand in the prompt of the `shots_asked` that were wanted.
-
-    One that was asked for exemplars and could keep none is `is_dropped`.
-    """
-
-    task: str
-    template: int
-    kind: Kind
-    prompt: str
-    completion: str
-    shots: int
-    shots_asked: int
+        return max(self.shot_counts) > 0
 
     @property
-    def is_dropped(self) -> bool:
-        """Whether it has lost all of its exemplars."""
-        return self.shots_asked > 0 and self.shots == 0
+    def column_names(self) -> tuple[str, ...]:
+        """`columns` as names."""
+        return tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
 
-
-class Draft(NamedTuple):
-    """A Rendered whose exemplars have not met the budget yet (`few` None: it has none to lose)."""
-
-    task: str
-    template: Template
-    prompt: str
-    completion: str
-    asked: int
-    few: FewShot | None
-
-    def finished(self) -> Rendered:
-        """The example with the exemplars it has now."""
-        few = self.few
-        return Rendered(
-            self.task,
-            self.template.index,
-            self.template.kind,
-            self.prompt if few is None else few.text(),
-            self.completion,
-            0 if few is None else len(few.exemplars),
-            self.asked,
-        )
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What was asked for."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, ())}
 
 
 class Renderer:
@@ -111,103 +119,92 @@ class Renderer:
     Raises DataError for a task that cannot be rendered with these settings.
     """
 
-    def __init__(self, task: Task, settings: Settings) -> None:
+    def __init__(self, task: Task, plan: RenderPlan) -> None:
         self.task = task
-        self.settings = settings
-        self.pool = ExemplarPool(settings.seed, task.name, settings.shot_budget_tokens)
-        self._key = task_key(settings.seed, task.name)
-        self._draws_more = settings.wants_exemplars or settings.options == "random"
-        self.choice = TemplateChoice(task, settings.inverse_weight)
-        self._sides: dict[int, tuple[Pattern, Pattern]] = {
-            template.index: task.without_options(template)
-            if settings.options == "none"
-            else (template.input, template.target)
-            for template in task.templates
-        }
+        self.pool = ExemplarPool(plan.seed, task.name, plan.shot_budget)
+        self.shares = _shares(task, plan.inverse_weight)
+        self._plan, self._counts = plan, plan.shot_counts
+        self._key = hashlib.blake2b(f"{plan.seed} {task.name}".encode(), digest_size=32).digest()
+        self._drawn = [index for index, share in enumerate(self.shares) if share]
+        borders = accumulate(self.shares[index] for index in self._drawn)
+        self._borders = [int(border * 2**64) for border in borders]
+        self._sides = [self._sides_of(index) for index in range(len(task.template))]
 
-    def values(self, row: Mapping[str, Any]) -> Values:
-        """The row's values, as `drafts` and the pool take them. Raises RowFault."""
-        return values_of(self.task, row)
-
-    def drafts(self, values: Values) -> list[Draft]:
+    def examples(self, values: Values) -> list[Example]:
         """The examples of a row, before the budget. Raises RowFault for an empty side."""
-        settings = self.settings
-        key = row_key(self._key, values.content())
-        drafts = []
-        for draw in range(settings.draws):
-            template = self.choice.template(key, draw)
-            for_style, for_count, for_exemplars = (
-                draw_numbers(key, draw) if self._draws_more else (0, 0, 0)
+        plan = self._plan
+        key = hashlib.blake2b(values.content(), digest_size=32, key=self._key).digest()
+        made = []
+        for draw in range(plan.draws):
+            digest = hashlib.blake2b(draw.to_bytes(8, "big"), digest_size=24, key=key).digest()
+            for_style, for_count, for_shots = (
+                int.from_bytes(digest[at : at + 8], "big") for at in (0, 8, 16)
             )
-            style = style_for(settings.options, for_style, values.options)
-            prompt, completion = self._pair(template, values, style)
+            point = (int.from_bytes(key[:8], "big") + draw * _STEP) & _MASK
+            at = min(bisect_right(self._borders, point), len(self._drawn) - 1)
+            index = self._drawn[at]
+            style = style_for(plan.options, for_style, values.options)
+            prompt, completion = self._pair(index, values, style)
             for side, text in (("prompt", prompt), ("completion", completion)):
                 if not text.strip():
-                    place = self.task.place(template.index)
+                    place = self.task.place(index)
                     raise RowFault("empty", f"{place}: the {side} of this row is empty")
-            asked = settings.shots[for_count % len(settings.shots)]
-            few = None
-            if asked:
-                chosen = self._exemplars(template, values, style, asked, for_exemplars)
-                few = FewShot(
-                    [self._example(template, x, y) for x, y in chosen],
-                    self.task.example_separator,
-                    self._query(template, prompt),
-                )
-            drafts.append(Draft(self.task.name, template, prompt, completion, asked, few))
-        return drafts
+            example = Example(self.task, index, prompt, completion)
+            example.asked = self._counts[for_count % len(self._counts)]
+            if example.asked:
+                self._add_exemplars(example, values, style, for_shots)
+            made.append(example)
+        return made
 
-    def _pair(self, template: Template, values: Values, style: Style) -> tuple[str, str]:
-        asked, told = self._sides[template.index]
+    def _pair(self, index: int, values: Values, style: Style) -> tuple[str, str]:
+        asked, told = self._sides[index]
         # An answer is a letter only where the prompt shows what the letter stands for.
         has_list = OPTIONS in asked.fields or OPTIONS in told.fields
-        texts = shown(self.task, values, style if has_list else NO_OPTIONS)
+        texts = values.shown(self.task, style if has_list else NO_OPTIONS)
         return asked.render(texts), told.render(texts)
 
-    def _exemplars(
-        self, template: Template, values: Values, style: Style, count: int, number: int
-    ) -> list[tuple[str, str]]:
+    def _add_exemplars(self, example: Example, values: Values, style: Style, number: int) -> None:
         """Other rows through the same template, none of which reads like the query or another."""
-        seen = {self._pair(template, values, style)}
-        chosen: list[tuple[str, str]] = []
+        task, template = self.task, self.task.template[example.template]
+        before = template.input_prefix if template.input_prefix is not None else task.input_prefix
+        after = template.target_prefix if template.target_prefix is not None else task.target_prefix
+        seen = {(example.prompt, example.completion)}
         for candidate in self.pool.candidates(values, number):
-            pair = self._pair(template, candidate, style)
-            if pair not in seen and pair[0].strip() and pair[1].strip():
+            pair = prompt, completion = self._pair(example.template, candidate, style)
+            if pair not in seen and prompt.strip() and completion.strip():
                 seen.add(pair)
-                chosen.append(pair)
-                if len(chosen) == count:
+                example.exemplars.append(f"{before}{prompt}{task.xy_delimiter}{after}{completion}")
+                if len(seen) > example.asked:
                     break
-        return chosen
+        asked = f"{before}{example.prompt}"
+        told = f"{task.xy_delimiter}{after}"
+        example.query = f"{asked}{told}".rstrip() if after.strip() else asked
 
-    def _example(self, template: Template, prompt: str, completion: str) -> str:
-        return (
-            f"{template.input_prefix}{prompt}{self.task.xy_delimiter}"
-            f"{template.target_prefix}{completion}"
-        )
+    def _sides_of(self, index: int) -> tuple[Pattern, Pattern]:
+        """A template's input and target; without options, neither has a trace of them."""
+        patterns = self.task.template[index].patterns
+        if self._plan.options == "none":
+            for side in ("input", "target"):
+                if side == "input" and "input_no_options" in patterns:
+                    patterns["input"] = patterns["input_no_options"]
+                    continue
+                patterns[side], left = without_options(patterns[side])
+                if left:
+                    hint = "write input_no_options for it" if side == "input" else None
+                    place = self.task.place(index)
+                    raise DataError(
+                        f"{place}: the {side} speaks of its options in {left}",
+                        hint=hint or "render with options",
+                    )
+        return patterns["input"], patterns["target"]
 
-    def _query(self, template: Template, prompt: str) -> str:
-        asked = f"{template.input_prefix}{prompt}"
-        if not template.target_prefix.strip():
-            return asked
-        return f"{asked}{self.task.xy_delimiter}{template.target_prefix}".rstrip()
 
-
-def finish(drafts: Sequence[Draft], budget_tokens: int, measure: Measure) -> list[Rendered]:
-    """The drafts as examples, exemplars pruned to the budget, all of them measured together."""
-    fit([draft.few for draft in drafts if draft.few is not None], budget_tokens, measure)
-    return [draft.finished() for draft in drafts]
-
-
-def conversation_of(example: Rendered, origin: str, source: str) -> Conversation:
-    """The example as a prompt and its reply. Exemplars are part of the prompt: never learned."""
-    return Conversation(
-        (Turn("user", example.prompt), Turn("assistant", example.completion)),
-        origin,
-        tags={
-            "task": example.task,
-            "template": str(example.template),
-            "template_kind": example.kind,
-            "shots": str(example.shots),
-            "source": source,
-        },
-    )
+def _shares(task: Task, inverse_weight: float) -> list[float]:
+    """How often each template is drawn. Inverse ones, as a group, count `inverse_weight` to 1."""
+    kinds = [template.kind for template in task.template]
+    groups = {"normal": 1.0, "inverse": inverse_weight}
+    if "normal" not in kinds and not inverse_weight:
+        raise DataError(f"{task.place()}: all templates are inverse, and inverse ones weigh 0")
+    total = math.fsum(groups[kind] for kind in set(kinds))
+    whole = {k: math.fsum(t.weight for t in task.template if t.kind == k) for k in set(kinds)}
+    return [groups[t.kind] / total * t.weight / whole[t.kind] for t in task.template]

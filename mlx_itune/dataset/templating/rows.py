@@ -1,20 +1,19 @@
-"""A raw row -> the values its task's templates show."""
+"""A raw row -> the values its task's templates show; a prompt with its reply."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import orjson
-
+from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.templating.optionless import OPTIONS
-from mlx_itune.dataset.templating.options import Style, answer_text, block
-from mlx_itune.dataset.templating.tasks import ANSWER, Task
-
-_MISSING = "missing-field"
+from mlx_itune.dataset.templating.options import Style
+from mlx_itune.dataset.templating.pattern import parse
+from mlx_itune.dataset.templating.tasks import ANSWER, OPTIONS, Task
 
 
 class Values(NamedTuple):
@@ -29,73 +28,108 @@ class Values(NamedTuple):
 
     def content(self) -> bytes:
         """Bytes that are equal exactly for equal rows."""
-        return _canonical([self.texts, self.options, self.right])
+        return json.dumps(self).encode()
 
     def likeness(self) -> bytes:
         """Bytes that are equal for rows that differ in case and spacing only."""
         texts = [" ".join(text.casefold().split()) for text in (*self.texts, *self.options)]
-        return _canonical(texts)
+        return json.dumps(texts).encode()
 
     def size(self) -> int:
         """Characters in all."""
         return sum(map(len, self.texts)) + sum(map(len, self.options))
 
+    def shown(self, task: Task, style: Style) -> dict[str, str]:
+        """What each field reads in a prompt of this style; the answer as the options call it."""
+        texts = dict(zip(task.columns, self.texts, strict=True))
+        if task.answer is not None:
+            if self.right >= 0:
+                texts[task.answer] = style.answer(self.options, self.right)
+                texts[OPTIONS] = style.block(self.options)
+            texts[ANSWER] = texts[task.answer]
+        return texts
 
-def _canonical(value: list[Any]) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # half of a surrogate pair, which readers refuse
-        return json.dumps(value).encode()
+
+@dataclass
+class Example:
+    """One prompt and its reply. `exemplars` stand before the `query` of the `asked` that were
+    wanted; one that was to have some and could keep none is dropped."""
+
+    task: Task
+    template: int
+    prompt: str
+    completion: str
+    query: str = ""
+    asked: int = 0
+    exemplars: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the exemplars it has now."""
+        separator = self.task.example_separator
+        return separator.join([*self.exemplars, self.query]) if self.exemplars else self.prompt
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it has lost all of its exemplars."""
+        return self.asked > 0 and not self.exemplars
+
+    def conversation(self, origin: str, tags: Mapping[str, str]) -> Conversation:
+        """As a row. Exemplars are part of the prompt: never learned."""
+        all_tags = {
+            "task": self.task.name,
+            "template": str(self.template),
+            "template_kind": self.task.template[self.template].kind,
+            "shots": str(len(self.exemplars)),
+            **tags,
+        }
+        turns = (Turn("user", self.text), Turn("assistant", self.completion))
+        return Conversation(turns, origin, tags=all_tags)
 
 
 def values_of(task: Task, row: Mapping[str, Any]) -> Values:
     """The values of a row. Raises RowFault naming the task and a template that needs them."""
-    texts: dict[str, str] = {}
-    for name, column in task.fields.items():
-        if name == task.options:
-            texts[name] = ""
-            continue
-        texts[name] = _text(task, name, _cell(task, row, name, column))
+    texts = {
+        name: "" if name == task.options else _text(task, name, _cell(task, row, name))
+        for name in task.columns
+    }
     if task.options is None:
         return Values(tuple(texts.values()), (), -1)
-    options = _options(task, row, texts)
-    right = _right(task, texts, options)
-    if task.answer is not None:
-        texts[task.answer] = options[right]
-    return Values(tuple(texts.values()), options, right)
+    if isinstance(task.options, tuple):
+        options = [parse(text).render(texts) for text in task.options]
+    else:
+        options = _listed(task, task.options, _cell(task, row, task.options))
+    if not options or not all(option.strip() for option in options):
+        what = "an option is empty" if options else "the row has no options"
+        raise _fault(task, OPTIONS, "options", what)
+    right = _right(task, texts[str(task.answer)], options)
+    texts[str(task.answer)] = options[right]
+    return Values(tuple(texts.values()), tuple(options), right)
 
 
-def shown(task: Task, values: Values, style: Style) -> dict[str, str]:
-    """What each field reads in a prompt of this style; the answer as the options call it."""
-    texts = dict(zip(task.fields, values.texts, strict=True))
-    if task.answer is not None:
-        answer = texts[task.answer]
-        if values.right >= 0:
-            answer = answer_text(values.options, values.right, style)
-        texts[ANSWER] = texts[task.answer] = answer
-    if values.right >= 0:
-        texts[OPTIONS] = block(values.options, style)
-    return texts
-
-
-def _cell(task: Task, row: Mapping[str, Any], name: str, column: str) -> Any:
-    value = row.get(column)
-    if value is None and column not in row and "." in column:
-        value = _nested(row, column)
-    if value is None:
-        which = "" if name == column else f" (column {column!r})"
-        if column in row:
-            raise _fault(task, name, _MISSING, f"field {name!r}{which} is null in this row")
-        found = ", ".join(map(repr, list(row)[:6])) or "none"
-        raise _fault(task, name, _MISSING, f"the row has no field {name!r}{which}; it has {found}")
-    return value
-
-
-def _nested(row: Mapping[str, Any], column: str) -> Any:
-    value: Any = row
-    for part in column.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _cell(task: Task, row: Mapping[str, Any], name: str) -> Any:
+    column = task.columns[name]
+    value: Any = row.get(column)
+    if column not in row and "." in column:
+        value = row
+        for part in column.split("."):
+            if isinstance(value, list) and part.isdigit():
+                value = value[int(part)] if int(part) < len(value) else None
+            else:
+                value = value.get(part) if isinstance(value, Mapping) else None
+    if value is not None:
+        return value
+    which = "" if name == column else f" (column {column!r})"
+    found = ", ".join(map(repr, list(row)[:6])) or "none"
+    raise _fault(
+        task,
+        name,
+        "missing-field",
+        f"field {name!r}{which} is null in this row"
+        if column in row
+        else f"the row has no field {name!r}{which}; it has {found}",
+        "check the task's fields, or choose tasks with --task",
+    )
 
 
 def _text(task: Task, name: str, value: Any) -> str:
@@ -107,52 +141,41 @@ def _text(task: Task, name: str, value: Any) -> str:
     raise _fault(task, name, "type", f"field {name!r} is {kind}, not text or a number")
 
 
-def _options(task: Task, row: Mapping[str, Any], texts: Mapping[str, str]) -> tuple[str, ...]:
-    if isinstance(task.options, tuple):
-        options = [pattern.render(texts) for pattern in task.options]
-    else:
-        name = str(task.options)
-        value = _cell(task, row, name, task.fields[name])
-        if isinstance(value, str) and task.options_separator is not None:
-            value = [part.strip() for part in value.split(task.options_separator)]
-        if not isinstance(value, list):
-            hint = " (options_separator splits a text)" if isinstance(value, str) else ""
-            raise _fault(
-                task, name, "type", f"field {name!r} is a {type(value).__name__}, not a list{hint}"
-            )
-        options = [_text(task, name, item) for item in value]
-    if not options:
-        raise _fault(task, OPTIONS, "options", "the row has no options")
-    if not all(option.strip() for option in options):
-        raise _fault(task, OPTIONS, "options", "an option is empty")
-    return tuple(options)
+def _listed(task: Task, name: str, value: Any) -> list[str]:
+    if isinstance(value, str) and task.options_separator is not None:
+        return [part.strip() for part in value.split(task.options_separator)]
+    if isinstance(value, list):
+        return [_text(task, name, item) for item in value]
+    hint = " (options_separator splits a text)" if isinstance(value, str) else ""
+    what = f"field {name!r} is a {type(value).__name__}, not a list{hint}"
+    raise _fault(task, name, "type", what)
 
 
-def _right(task: Task, texts: Mapping[str, str], options: tuple[str, ...]) -> int:
-    answer = texts[task.answer or ANSWER]
+def _right(task: Task, answer: str, options: list[str]) -> int:
+    """Which option is the answer."""
+    right = len(options)
     if task.answer_is == "text":
-        right = [n for n, option in enumerate(options) if option.strip() == answer.strip()]
         what = "is none of"
+        right = next((n for n, o in enumerate(options) if o.strip() == answer.strip()), right)
     elif task.answer_is == "index":
-        index = {"false": "0", "true": "1"}.get(answer, answer).strip()
-        right = [int(index)] if index.isascii() and index.isdigit() and len(index) < 10 else []
         what = "is not the index, from 0, of one of"
+        index = {"false": "0", "true": "1"}.get(answer, answer).strip()
+        right = int(index) if re.fullmatch("[0-9]{1,9}", index) else right
     else:
-        letter = answer.strip(" ().[]:").upper()
-        right = [ord(letter) - ord("A")] if len(letter) == 1 and "A" <= letter <= "Z" else []
         what = "is not the letter of one of"
-    if not right or right[0] >= len(options):
+        letter = answer.strip(" ().[]:").upper()
+        right = ord(letter) - ord("A") if re.fullmatch("[A-Z]", letter) else right
+    if right >= len(options):
         listed = ", ".join(map(repr, options[:6]))
         raise _fault(task, OPTIONS, "options", f"the answer {answer[:60]!r} {what}: {listed}")
-    chosen = options[right[0]].strip()
+    chosen = options[right].strip()
     if sum(option.strip() == chosen for option in options) > 1:
         raise _fault(task, OPTIONS, "options", f"the answer {chosen[:60]!r} equals two options")
-    return right[0]
+    return right
 
 
-def _fault(task: Task, name: str, code: str, message: str) -> RowFault:
-    template = task.first_use.get(name)
-    if template is None and name == OPTIONS:
-        template = task.first_use.get(task.answer or ANSWER)
-    hint = "check the task's fields, or choose tasks with --task" if code == _MISSING else ""
+def _fault(task: Task, name: str, code: str, message: str, hint: str = "") -> RowFault:
+    template = task.first_use(name)
+    if template is None and task.answer:
+        template = task.first_use(task.answer)
     return RowFault(code, f"{task.place(template)}: {message}", hint)

@@ -4,252 +4,302 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_itune.dataset.faults import Fault, RowFault
-from mlx_itune.dataset.importing.folder import FolderWriter
-from mlx_itune.dataset.importing.inputs import find_inputs
-from mlx_itune.dataset.importing.splitting import Shares, Splitter, position
-from mlx_itune.dataset.templating.outcome import Outcome, TaskCount
-from mlx_itune.dataset.templating.raw import RawFile, read_raw
-from mlx_itune.dataset.templating.render import (
-    Draft,
-    Rendered,
-    Renderer,
-    Settings,
-    conversation_of,
-    finish,
-)
-from mlx_itune.dataset.templating.shots import Measure
-from mlx_itune.dataset.templating.tasks import Task
-from mlx_itune.kit.errors import UsageError
+from mlx_itune.dataset.faults import Fault, RowFault, fault_at
+from mlx_itune.dataset.importing.folder import ORIGIN, FolderWriter, new_folder, refuse_place
+from mlx_itune.dataset.importing.inputs import InputFile, Inputs, find_inputs
+from mlx_itune.dataset.importing.provenance import SPLITS
+from mlx_itune.dataset.importing.splitting import Splitter, parse_shares, position
+from mlx_itune.dataset.reading import kind_by_name, read_records
+from mlx_itune.dataset.templating.lints import TemplateWarning, lint
+from mlx_itune.dataset.templating.render import Renderer, RenderPlan
+from mlx_itune.dataset.templating.rows import Example, values_of
+from mlx_itune.dataset.templating.shots import Measure, fit
+from mlx_itune.dataset.templating.tasks import Task, load_tasks
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.files import sha256_file
+from mlx_itune.kit.wording import did_you_mean
 
 # Prompts measured together, so that the tokenizer works on many at once.
 _BATCH = 256
-_BATCH_CHARS = 1 << 21
+_FAULTS_KEPT = 50
+_FAULTS_SHOWN = 3
 
+Row = dict[str, Any]
 # (stage, bytes done, bytes in all)
 OnBytes = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to render and how. `shares` cuts files that have no split of their own.
+@dataclass
+class Rendering:
+    """What came of it. `dropped` counts examples that asked for exemplars and could keep none.
 
-    `columns` names the columns of tables without a header. With `keep_going`, rows that cannot be
-    rendered are recorded and left out; without it they are an error.
+    `tasks` has the shares of templates and kinds, as asked for and as they came out; `faults` are
+    the first ones, and `ledger` is the new folder's seal.
     """
 
-    files: tuple[RawFile, ...]
-    tasks: tuple[Task, ...]
-    settings: Settings
-    shares: Shares | None = None
-    columns: tuple[str, ...] = ()
-    keep_going: bool = False
+    out: str
+    rows: int = 0
+    examples: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[TemplateWarning] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    ledger: str = ""
+
+
+def render_rows(
+    source: Path,
+    templates: Path,
+    out: Path,
+    plan: RenderPlan,
+    *,
+    measure: Measure | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Rendering:
+    """Render the rows of `source` through a task file into the data folder `out`.
+
+    Rows are read again for splits and exemplars. `measure` counts the tokens of texts, and is
+    needed where exemplars are asked for. Raises DataError, and writes nothing, for rows that
+    cannot be rendered (unless `keep_going`) and where no example is left.
+    """
+    tasks = _chosen(load_tasks(templates), plan.task, templates)
+    inputs = find_inputs([source])
+    result = Rendering(str(out), warnings=lint(tasks))
+    if not any(file.split == "train" for file in inputs.files) or not source.is_dir():
+        inputs = replace(inputs, files=tuple(replace(f, split=None) for f in inputs.files))
+    else:
+        if plan.split:
+            raise UsageError(f"{source} has splits of its own", hint="leave out --split")
+        for file in inputs.files:
+            if file.split is None:
+                result.notes.append(f"{file.path.name} is no split of {source} and is left out")
+        kept = [file for file in inputs.files if file.split is not None]
+        order = sorted(kept, key=lambda file: (SPLITS.index(str(file.split)), file.label))
+        inputs = replace(inputs, files=tuple(order))
+    refuse_place(out, inputs)
+    job = _Rendering(tasks, plan, inputs, measure, on_bytes or (lambda stage, done, total: None))
+    job.survey()
+    settings = {
+        **plan.recorded,
+        "templates": templates.name,
+        "templates_sha256": sha256_file(templates),
+        "task": [task.name for task in tasks],
+    }
+    with new_folder(out, "render", inputs, settings=settings) as folder:
+        job.write(folder, result)
+        counted = ("rows", "examples", "rejected", "dropped", "tasks")
+        folder.shares = {"render": {key: getattr(result, key) for key in counted}}
+    result.splits, result.ledger = folder.record.counts, folder.seal
+    return result
+
+
+def _chosen(tasks: tuple[Task, ...], names: Sequence[str], file: Path) -> tuple[Task, ...]:
+    known = {task.name: task for task in tasks}
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or "it has " + ", ".join(known)
+            raise UsageError(f"no task {name!r} in {file}", hint=hint)
+    return tuple(known[name] for name in dict.fromkeys(names)) if names else tasks
 
 
 class _Pending(NamedTuple):
-    draft: Draft
+    example: Example
     origin: str
     split: str
-    source: str
+    tags: dict[str, str]
 
 
-def run(
-    plan: Plan,
-    out: Path,
-    *,
-    measure: Measure | None = None,
-    recorded: Mapping[str, Any] | None = None,
-    on_bytes: OnBytes | None = None,
-) -> Outcome:
-    """Render `plan` into the data folder `out`. Rows are read again for splits and exemplars.
-
-    `measure` counts tokens, and is needed where exemplars are asked for. `recorded` goes into the
-    folder's description and ledger.
-    Raises DataError, and writes nothing, for rows that cannot be rendered (unless `keep_going`)
-    and where no example is left.
-    """
-    if plan.settings.wants_exemplars and measure is None:
-        raise UsageError("few-shot prompts need a tokenizer that measures their budget")
-    return _Run(plan, out, measure, recorded or {}, on_bytes).run()
-
-
-class _Run:
+class _Rendering:
     def __init__(
         self,
-        plan: Plan,
-        out: Path,
+        tasks: Sequence[Task],
+        plan: RenderPlan,
+        inputs: Inputs,
         measure: Measure | None,
-        recorded: Mapping[str, Any],
-        on_bytes: OnBytes | None,
+        tell: OnBytes,
     ) -> None:
-        self._plan = plan
-        self._out = out
-        self._measure = measure
-        self._recorded = recorded
-        self._tell = on_bytes or (lambda stage, done, total: None)
-        self._renderers = [Renderer(task, plan.settings) for task in plan.tasks]
-        columns = {column for task in plan.tasks for column in task.fields.values()}
-        self._columns = sorted(columns)
-        self._splitter: Splitter | None = None
-        self._outcome = Outcome(tasks={task.name: TaskCount() for task in plan.tasks})
-        self._faulty: Counter[Path] = Counter()
-        self._pending: list[_Pending] = []
-        self._pending_chars = 0
+        self._plan, self._files, self._tell = plan, inputs.files, tell
+        self._measure = measure or (lambda texts: [0] * len(texts))
+        self._renderers = [Renderer(task, plan) for task in tasks]
+        self._columns = sorted({column for task in tasks for column in task.columns.values()})
+        self._splitter = Splitter(parse_shares(plan.split)) if plan.split else None
+        self._used: Counter[tuple[str, int]] = Counter()
+        self._shots: dict[str, Counter[int]] = {task.name: Counter() for task in tasks}
+        self._dropped: Counter[str] = Counter()
 
-    def run(self) -> Outcome:
-        plan, outcome = self._plan, self._outcome
-        inputs = find_inputs([item.path for item in plan.files])
-        self._about: dict[str, dict[str, Any]] = {file.label: {} for file in inputs.files}
-        self._writer = FolderWriter(
-            self._out,
-            "render",
-            inputs,
-            settings={**asdict(plan.settings), **self._recorded},
-            about=self._about,
-        )
-        self._plan_splits()
-        if plan.settings.wants_exemplars:
-            self._fill_pools()
-        with self._writer as writer:
-            self._write()
-            self._flush()
-            if outcome.rejected and not plan.keep_going:
-                raise outcome.refusal()
-            if not outcome.examples:
-                raise outcome.nothing_left()
-            outcome.describe(self._renderers)
-            writer.description["render"] = {
-                "rows": outcome.rows,
-                "examples": outcome.examples,
-                "rejected": outcome.rejected,
-                "dropped": outcome.dropped,
-                "tasks": outcome.tables,
-            }
-        outcome.splits = {split: count for split, count in writer.counts.items() if count}
-        outcome.ledger = writer.entry["hash"]
-        return outcome
+    def survey(self) -> None:
+        """Read ahead: so that no split that was asked for stays empty; exemplars."""
+        if self._splitter:
+            for file, _, row in self._rows("split", self._files):
+                if not isinstance(row, Fault):
+                    self._split(file, row)
+            self._splitter = Splitter(self._splitter.shares, self._splitter.missing())
+        if not self._plan.wants_exemplars:
+            return
+        train = [file for file in self._files if file.split in (None, "train")]
+        others = [file for file in self._files if file not in train]
+        for stage, files in (("exemplars", train), ("held out", others)):
+            for file, _, row in self._rows(stage, files):
+                if isinstance(row, Fault) or (files is train and self._split(file, row) != "train"):
+                    continue
+                for renderer in self._renderers:
+                    with suppress(RowFault):
+                        values = values_of(renderer.task, row)
+                        # However a row of another split is spelled, no prompt shows it.
+                        take = renderer.pool.add if files is train else renderer.pool.remove
+                        take(values)
+
+    def write(self, folder: FolderWriter, result: Rendering) -> None:
+        """Fill the folder. Raises DataError where it is not to be."""
+        pending: list[_Pending] = []
+        for file, origin, row in self._rows("render", self._files):
+            result.rows += 1
+            try:
+                if isinstance(row, Fault):
+                    raise RowFault(row.code, row.message, row.hint)
+                examples = [
+                    example
+                    for renderer in self._renderers
+                    for example in renderer.examples(values_of(renderer.task, row))
+                ]
+            except RowFault as reason:
+                fault = fault_at(origin, reason.code, reason.message, reason.hint)
+                result.rejected += 1
+                folder.reject(fault)
+                if len(result.faults) < _FAULTS_KEPT:
+                    result.faults.append(fault)
+                continue
+            source = row.get("source")
+            named = isinstance(source, str) and source.strip()
+            tags = {"source": str(source) if named else file.label}
+            if file.parent and ORIGIN in row:
+                tags[ORIGIN] = str(row[ORIGIN])
+            split = self._split(file, row)
+            pending += [_Pending(example, origin, split, tags) for example in examples]
+            if len(pending) >= _BATCH:
+                self._flush(folder, pending)
+        self._flush(folder, pending)
+        result.dropped = self._dropped.total()
+        result.examples = self._used.total()
+        if (result.rejected and not self._plan.keep_going) or not result.examples:
+            raise _refusal(result)
+        result.tasks = [self._table(renderer) for renderer in self._renderers]
 
     def _rows(
-        self, stage: str, files: Sequence[RawFile]
-    ) -> Iterator[tuple[RawFile, int, dict[str, Any] | Fault]]:
-        total = sum(item.path.stat().st_size for item in files)
-        done = 0
+        self, stage: str, files: Sequence[InputFile]
+    ) -> Iterator[tuple[InputFile, str, Row | Fault]]:
+        """The rows of files, each with its address. Raises DataError where --columns does not fit one."""
+        total, done = sum(file.path.stat().st_size for file in files), 0
 
         def on_bytes(more: int) -> None:
             nonlocal done
             done += more
             self._tell(stage, min(done, total - 1), total)
 
-        for item in files:
-            for record in read_raw(item, self._plan.columns, on_bytes):
+        names = self._plan.column_names
+        for file in files:
+            if names and kind_by_name(file.path) not in ("csv", "tsv", "xlsx"):
+                raise DataError(
+                    "is no table without a header",
+                    where=str(file.path),
+                    hint="--columns is for CSV, TSV and XLSX",
+                )
+            header = False if names else None
+            for record in read_records(file.path, header=header, on_bytes=on_bytes):
                 if isinstance(record, Fault):
-                    yield item, record.line, record
-                else:
-                    yield item, record.line, record.value
-        self._tell(stage, total, total)
+                    yield file, record.where, record
+                    continue
+                row, origin = record.value, record.origin(str(file.path))
+                if names:
+                    cells = list(row.values())
+                    if len(cells) != len(names):
+                        raise DataError(
+                            f"has {len(cells)} columns, and --columns names {len(names)}",
+                            where=origin,
+                        )
+                    if cells == list(names):
+                        continue
+                    row = dict(zip(names, cells, strict=True))
+                yield file, origin, row
+        if files:
+            self._tell(stage, total, total)
 
-    def _plan_splits(self) -> None:
-        """A first reading, so that a split that was asked for is not empty on small data."""
-        if self._plan.shares is None:
-            return
-        self._splitter = survey = Splitter(self._plan.shares)
-        for item, _, row in self._rows("split", self._plan.files):
-            if not isinstance(row, Fault):
-                self._split(item, row)
-        self._splitter = Splitter(self._plan.shares, survey.missing())
-
-    def _split(self, item: RawFile, row: Mapping[str, Any]) -> str:
+    def _split(self, file: InputFile, row: Row) -> str:
         """The split of a row: its file's, or by a hash of its fields in any case and spacing."""
-        if item.split is not None:
-            return item.split
+        if file.split is not None:
+            return file.split
         if self._splitter is None:
             return "train"
         texts = [" ".join(str(row.get(c, "")).casefold().split()) for c in self._columns]
         name = json.dumps(texts).encode()
-        return self._splitter.choose(position(name, self._plan.settings.seed))
+        return self._splitter.choose(position(name, self._plan.seed))
 
-    def _fill_pools(self) -> None:
-        """Training rows into the pools; then rows of the other splits out of them."""
-        train = [item for item in self._plan.files if item.split in (None, "train")]
-        for item, _, row in self._rows("exemplars", train):
-            if not isinstance(row, Fault) and self._split(item, row) == "train":
-                for renderer in self._renderers:
-                    with suppress(RowFault):
-                        renderer.pool.add(renderer.values(row))
-        others = [item for item in self._plan.files if item not in train]
-        for _, _, row in self._rows("held out", others) if others else ():
-            if not isinstance(row, Fault):
-                for renderer in self._renderers:
-                    with suppress(RowFault):
-                        renderer.pool.remove(renderer.values(row))
-
-    def _write(self) -> None:
-        outcome = self._outcome
-        per_file: Counter[Path] = Counter()
-        for item, line, row in self._rows("render", self._plan.files):
-            outcome.rows += 1
-            per_file[item.path] += 1
-            if isinstance(row, Fault):
-                self._reject(row)
+    def _flush(self, folder: FolderWriter, pending: list[_Pending]) -> None:
+        """Write examples, exemplars pruned to the budget, all of them measured together."""
+        fit([example for example, *_ in pending], self._plan.shot_budget, self._measure)
+        for example, origin, split, tags in pending:
+            name, row = example.task.name, example.conversation(origin, tags)
+            if example.is_dropped:
+                self._dropped[name] += 1
+                detail = f"{example.asked} exemplars asked for, none fits the budget"
+                folder.remove(row, "no-exemplar", detail, show=False)
                 continue
-            try:
-                drafts = [
-                    draft
-                    for renderer in self._renderers
-                    for draft in renderer.drafts(renderer.values(row))
-                ]
-            except RowFault as fault:
-                self._reject(fault.at(str(item.path), line))
-                continue
-            if outcome.rejected and not self._plan.keep_going:
-                continue
-            split = self._split(item, row)
-            source = row.get("source")
-            if not isinstance(source, str) or not source.strip():
-                source = self._writer.label(str(item.path))
-            origin = f"{item.path}:{line}"
-            for draft in drafts:
-                self._pending.append(_Pending(draft, origin, split, source))
-                self._pending_chars += len(draft.prompt)
-                if draft.few is not None:
-                    self._pending_chars += sum(map(len, draft.few.exemplars))
-            if len(self._pending) >= _BATCH or self._pending_chars >= _BATCH_CHARS:
-                self._flush()
-        for path, rows in per_file.items():
-            faulty = self._faulty[path]
-            # One row gives several examples, and the folder counts rows.
-            about = self._about[self._writer.label(str(path))]
-            about |= {"rows": rows, "accepted": rows - faulty, "rejected": faulty}
+            self._used[name, example.template] += 1
+            self._shots[name][len(example.exemplars)] += 1
+            folder.add(split, row)
+        pending.clear()
 
-    def _flush(self) -> None:
-        pending, self._pending, self._pending_chars = self._pending, [], 0
-        drafts = [one.draft for one in pending]
-        budget = self._plan.settings.shot_budget_tokens
-        examples = finish(drafts, budget, self._measure or (lambda texts: [0] * len(texts)))
-        for one, example in zip(pending, examples, strict=True):
-            self._put(one, example)
+    def _table(self, renderer: Renderer) -> dict[str, Any]:
+        """One task's shares: of each template, kind and number of shots."""
+        task, shots = renderer.task, self._shots[renderer.task.name]
+        whole = max(shots.total(), 1)
+        templates: list[dict[str, Any]] = [
+            {
+                "template": index,
+                "kind": template.kind,
+                "requested": renderer.shares[index],
+                "achieved": self._used[task.name, index] / whole,
+            }
+            for index, template in enumerate(task.template)
+        ]
+        kinds = {
+            kind: {
+                key: sum(each[key] for each in templates if each["kind"] == kind)
+                for key in ("requested", "achieved")
+            }
+            for kind in ("normal", "inverse")
+        }
+        return {
+            "task": task.name,
+            "examples": shots.total(),
+            "dropped": self._dropped[task.name],
+            "templates": templates,
+            "kinds": kinds,
+            "shots": {str(count): shots[count] for count in sorted(shots)},
+        }
 
-    def _put(self, one: _Pending, example: Rendered) -> None:
-        conversation = conversation_of(example, one.origin, one.source)
-        self._outcome.count(example)
-        if example.is_dropped:
-            self._writer.remove(
-                conversation,
-                "no-exemplar",
-                f"{example.shots_asked} exemplars asked for, none fits the budget",
-                show=False,
-            )
-            return
-        self._writer.add(one.split, conversation)
 
-    def _reject(self, fault: Fault) -> None:
-        self._outcome.reject(fault)
-        self._faulty[Path(fault.file)] += 1
-        if self._plan.keep_going:
-            self._writer.reject(fault)
+def _refusal(result: Rendering) -> DataError:
+    """Why nothing is written."""
+    if result.rejected:
+        shown = [str(fault) for fault in result.faults[:_FAULTS_SHOWN]]
+        shown += ["..."] if result.rejected > _FAULTS_SHOWN else []
+        return DataError(
+            f"{result.rejected} of {result.rows} rows cannot be rendered: {' | '.join(shown)}",
+            hint="correct them, or leave them out with --keep-going",
+        )
+    if not result.rows:
+        return DataError("no example is left: there are no rows")
+    return DataError(
+        f"no example is left: {result.dropped} asked for exemplars and could keep none",
+        hint="use a larger --shot-budget, more rows, or 0 among --shots",
+    )
