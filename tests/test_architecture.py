@@ -156,15 +156,19 @@ def test_the_package_knows_no_torch() -> None:
 
 def test_cli_files_import_nothing_heavy_at_the_top() -> None:
     light = (*sys.stdlib_module_names, "click", "mlx_itune")
-    # Flags are made of the table of settings.
-    settings = "mlx_itune.training.settings"
+    # Flags are made of the tables of settings.
+    settings = (
+        "mlx_itune.training.settings",
+        "mlx_itune.dataset.importing.plan",
+        "mlx_itune.dataset.templating.plan",
+    )
     wrong = [
         (path, i)
         for path in MODULES
         if folder_of(path) == "cli"
         for i in imports_of(path)
         if i.top
-        if not i.within(settings)
+        if not i.within(*settings)
         if not i.within(*light) or part_of(i.module) in LAYER.keys() - {"kit", "cli"}
     ]
     assert not wrong, offences("a command imports what is heavy when it runs:", wrong)
@@ -173,6 +177,7 @@ def test_cli_files_import_nothing_heavy_at_the_top() -> None:
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
     code = (
         "import sys, mlx_itune.cli, mlx_itune.training.settings; "
+        "import mlx_itune.dataset.importing.plan, mlx_itune.dataset.templating.plan; "
         "print(*sorted({m.split('.')[0] for m in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -77,7 +77,7 @@ def test_broken_rows_are_listed_and_left_out(capsys: Capture, tmp_path: Path) ->
         ("rows.jsonl", 6),
         ("rows.jsonl", 7),
     ]
-    assert rejected[0].keys() == {"file", "line", "code", "message"}
+    assert rejected[0].keys() == {"file", "line", "origin", "code", "message"}
     made = result(
         capsys, "data", "import", source, "--strict", "--out", tmp_path / "strict", code=3
     )

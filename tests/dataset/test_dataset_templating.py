@@ -14,7 +14,8 @@ from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.templating.lints import lint
 from mlx_itune.dataset.templating.pattern import PatternError, parse
-from mlx_itune.dataset.templating.render import Renderer, RenderPlan
+from mlx_itune.dataset.templating.plan import RenderPlan
+from mlx_itune.dataset.templating.render import Renderer
 from mlx_itune.dataset.templating.rows import Example, values_of
 from mlx_itune.dataset.templating.shots import ExemplarPool, fit
 from mlx_itune.dataset.templating.tasks import Task, TaskError, Template, load_tasks

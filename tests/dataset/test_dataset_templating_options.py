@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.templating.options import OptionsMode, without_options
+from mlx_itune.dataset.templating.options import without_options
 from mlx_itune.dataset.templating.pattern import parse
-from mlx_itune.dataset.templating.render import Renderer, RenderPlan
+from mlx_itune.dataset.templating.plan import OptionsMode, RenderPlan
+from mlx_itune.dataset.templating.render import Renderer
 from mlx_itune.dataset.templating.rows import Example, values_of
 from mlx_itune.dataset.templating.tasks import Task, Template
 from mlx_itune.kit.errors import DataError

@@ -11,7 +11,7 @@ import click
 from mlx_itune.cli import options
 from mlx_itune.cli.record_options import settings as settings_of
 from mlx_itune.cli.result import Result, table
-from mlx_itune.dataset.templating.render import RenderPlan
+from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import one_line
 from mlx_itune.kit.wording import percent
@@ -19,7 +19,7 @@ from mlx_itune.kit.wording import percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlx_itune.dataset.templating.run import Rendering
+    from mlx_itune.dataset.templating.plan import Rendering
 
 _WARNINGS_SHOWN = 10
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 
-from mlx_itune.dataset.faults import Fault
-from mlx_itune.dataset.formats import FORMATS
-from mlx_itune.dataset.importing.provenance import SourceRecord
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.settings import setting
 from mlx_itune.kit.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.importing.provenance import SourceRecord
 
 Count = Annotated[int, Interval(ge=1)]
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
@@ -73,6 +74,8 @@ class ImportPlan:
             raise UsageError("--group-by and --stratify choose sides of a --split; give one")
         if self.weights and self.cap:
             raise UsageError("give --weights or --cap, not both")
+        from mlx_itune.dataset.formats import FORMATS
+
         if self.format is not None and self.format not in FORMATS:
             hint = did_you_mean(self.format, FORMATS) or "one of " + ", ".join(FORMATS)
             raise UsageError(f"there is no format {self.format!r}", hint=hint)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault
-from mlx_itune.dataset.importing.ledger import row_id
+from mlx_itune.dataset.importing.provenance import row_id
 from mlx_itune.kit.errors import DataError, UsageError
 
 Row = Conversation | Fault

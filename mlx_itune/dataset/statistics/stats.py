@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mlx_itune.dataset.conversation import ROLES, Conversation
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.faults import Fault, place_of
 from mlx_itune.dataset.rendering.render import Learn
 from mlx_itune.dataset.statistics.counters import (
     Distribution,
@@ -21,7 +21,7 @@ from mlx_itune.dataset.statistics.token_stats import TokenCounts, TokenStats
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 # Tags that name where a row comes from, and what it asks for; the first one present counts.
-SOURCE_TAGS = ("source", "dataset", "task_source", "origin")
+SOURCE_TAGS = ("source", "dataset", "task_source")
 TASK_TAGS = ("task", "task_name", "category", "task_type", "topic")
 NO_TAG = "(none)"
 
@@ -162,6 +162,8 @@ class _Counts:
         self._sources.add(_first_tag(row.tags, SOURCE_TAGS), amounts)
         self._tasks.add(_first_tag(row.tags, TASK_TAGS), amounts)
         for name, value in row.tags.items():
+            if name == "origin" and place_of(value)[1]:
+                continue  # each row of a data folder has its own
             if name in self._tags or len(self._tags) < _MOST_TAGS:
                 self._tags.setdefault(name, NameCounts()).add(clipped(value))
         if row.turns[0].role == "system":

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mlx_itune.dataset.templating.pattern import Pattern
+from mlx_itune.dataset.templating.plan import OptionsMode
 
 OPTIONS = "options_"
-OptionsMode = Literal["random", "lines", "letters", "none"]
 
 _HEADERS = (
     *("OPTIONS:", "Options:", "Possible answers:", "Choose from:", "Choices:", "Answer choices:"),

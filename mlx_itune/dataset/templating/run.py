@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ from mlx_itune.dataset.importing.inputs import InputFile, Inputs, find_inputs
 from mlx_itune.dataset.importing.provenance import SPLITS
 from mlx_itune.dataset.importing.splitting import Splitter, parse_shares, position
 from mlx_itune.dataset.reading import kind_by_name, read_records
-from mlx_itune.dataset.templating.lints import TemplateWarning, lint
-from mlx_itune.dataset.templating.render import Renderer, RenderPlan
+from mlx_itune.dataset.templating.lints import lint
+from mlx_itune.dataset.templating.plan import Rendering, RenderPlan
+from mlx_itune.dataset.templating.render import Renderer
 from mlx_itune.dataset.templating.rows import Example, values_of
 from mlx_itune.dataset.templating.shots import Measure, fit
 from mlx_itune.dataset.templating.tasks import Task, load_tasks
@@ -33,27 +34,6 @@ _FAULTS_SHOWN = 3
 Row = dict[str, Any]
 # (stage, bytes done, bytes in all)
 OnBytes = Callable[[str, int, int], None]
-
-
-@dataclass
-class Rendering:
-    """What came of it. `dropped` counts examples that asked for exemplars and could keep none.
-
-    `tasks` has the shares of templates and kinds, as asked for and as they came out; `faults` are
-    the first ones, and `ledger` is the new folder's seal.
-    """
-
-    out: str
-    rows: int = 0
-    examples: int = 0
-    rejected: int = 0
-    dropped: int = 0
-    splits: dict[str, int] = field(default_factory=dict)
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[TemplateWarning] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    ledger: str = ""
 
 
 def render_rows(
@@ -197,7 +177,7 @@ class _Rendering:
     def _rows(
         self, stage: str, files: Sequence[InputFile]
     ) -> Iterator[tuple[InputFile, str, Row | Fault]]:
-        """The rows of files, each with its address. Raises DataError where --columns does not fit one."""
+        """The rows of files with their addresses. Raises DataError where --columns misfits."""
         total, done = sum(file.path.stat().st_size for file in files), 0
 
         def on_bytes(more: int) -> None:

@@ -1,0 +1,116 @@
+"""What a rendering is asked to do, as the flags of `data render` say it, and what came of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Interval
+
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.settings import setting
+
+if TYPE_CHECKING:
+    from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.templating.lints import TemplateWarning
+
+_MOST_SHOTS = 100
+
+Count = Annotated[int, Interval(ge=1, le=10**6)]
+OptionsMode = Literal["random", "lines", "letters", "none"]
+
+
+@dataclass(frozen=True)
+class RenderPlan:
+    """How to render. Raises UsageError for what is no number, share or name."""
+
+    task: tuple[str, ...] = setting(
+        (), "Render this task only (repeatable); without it, every task of the file.", "NAME"
+    )
+    draws: Count = setting(1, "Examples per row and task.")
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = setting(0, "Of everything that is drawn.")
+    shots: str = setting("0", "Numbers of exemplars; each example draws one of them.", "N,N,...")
+    shot_budget: Count = setting(
+        1920, "Exemplars are taken out of a prompt until it is this short.", "TOKENS"
+    )
+    model: str | None = setting(
+        None,
+        "Whose tokenizer measures the budget: 'starter', a directory or a Hub id.",
+        "MODEL",
+    )
+    inverse_weight: Annotated[float, Interval(ge=0, le=1e9)] = setting(
+        0.3, "How often inverse templates are drawn, to 1 for the others."
+    )
+    options: OptionsMode = setting(
+        "lines", "How answer options are laid out; with letters the answer is the letter."
+    )
+    split: str | None = setting(
+        None,
+        "train/valid/test, such as 0.9/0.05/0.05; without it, every row is a training row.",
+        "SHARES",
+    )
+    columns: str | None = setting(
+        None, "Names of the columns of a table without a header line.", "NAME,NAME,..."
+    )
+    keep_going: bool = setting(
+        False, "Leave out rows that cannot be rendered; rejected.jsonl lists them."
+    )
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.inverse_weight):
+            raise UsageError(f"an inverse weight of {self.inverse_weight} is not a number >= 0")
+        if self.wants_exemplars and self.model is None:
+            raise UsageError(
+                "--shots needs --model, whose tokenizer measures the budget",
+                hint="such as --model starter",
+            )
+        if self.model is not None and not self.wants_exemplars:
+            raise UsageError("--model has no effect without --shots above 0")
+        names = self.column_names
+        if not all(names) or len(set(names)) < len(names):
+            raise UsageError(f"--columns {self.columns!r} must be different names between commas")
+
+    @property
+    def shot_counts(self) -> tuple[int, ...]:
+        """`shots` as numbers."""
+        parts = [part.strip() for part in self.shots.split(",")]
+        if not all(p.isascii() and p.isdigit() and int(p) <= _MOST_SHOTS for p in parts):
+            raise UsageError(f"--shots {self.shots!r} is not a list of numbers such as 0,1,2,5")
+        return tuple(map(int, parts))
+
+    @property
+    def wants_exemplars(self) -> bool:
+        """Whether any draw asks for one."""
+        return max(self.shot_counts) > 0
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """`columns` as names."""
+        return tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What was asked for."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, ())}
+
+
+@dataclass
+class Rendering:
+    """What came of it. `dropped` counts examples that asked for exemplars and could keep none.
+
+    `tasks` has the shares of templates and kinds, as asked for and as they came out; `faults` are
+    the first ones, and `ledger` is the new folder's seal.
+    """
+
+    out: str
+    rows: int = 0
+    examples: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[TemplateWarning] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    ledger: str = ""
