@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-from mlx_itune.dataset.checking import check, load_lints
-from mlx_itune.dataset.checking.duplicates import Duplicates
-from mlx_itune.dataset.checking.gather import chunks, keep_scratch
-from mlx_itune.dataset.checking.screening import Screen
+from mlx_itune.dataset.checking import Check, load_lints
+from mlx_itune.dataset.checking.lints import Screen
+from mlx_itune.dataset.checking.near_duplicates import Duplicates
+from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.sources import read_rows
 
 _ROW_BYTES = 1000
@@ -130,7 +131,7 @@ def main() -> None:
 
 
 def report(paths: list[Path], size: int, runs: int) -> None:
-    sample = list(itertools.islice(read_rows(paths[0]), 20_000))
+    rows = [row for path in paths for row in read_rows(path) if isinstance(row, Conversation)]
     screen = Screen(load_lints())
 
     def read() -> None:
@@ -138,40 +139,31 @@ def report(paths: list[Path], size: int, runs: int) -> None:
             for _ in read_rows(path):
                 pass
 
-    def gathered() -> None:
-        for _ in chunks(sample):
-            pass
-
     def screened() -> None:
-        for chunk in chunks(sample):
-            list(screen.find(chunk.rows, chunk.words))
+        for row in rows:
+            list(screen.find(row.turns))
 
-    def hashed() -> None:
-        with Duplicates() as duplicates:
-            for chunk in chunks(sample):
-                duplicates.add(chunk.exact, chunk.words)
+    def compared() -> None:
+        with closing(Duplicates()) as duplicates:
+            for row in rows:
+                duplicates.add(row)
+            list(duplicates.near())
 
-    keep_scratch()
-    whole = check(paths)
+    whole = Check(paths)
     faults = list(whole)
-    rows = whole.rows
-    reading = best(runs, read)
-    gather_s = best(runs, gathered)
-    lint_s, hash_s = best(runs, screened) - gather_s, best(runs, hashed) - gather_s
-    total = best(runs, lambda: list(check(paths)))
+    total = best(runs, lambda: list(Check(paths)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
-    print(f"{rows:,} rows, {size / 1e6:,.1f} MB, {len(faults):,} faults: {dict(whole.counts)}")
-    for name, spent, count in (
-        ("read", reading, rows),
-        ("words and hashes", gather_s, len(sample)),
-        ("lints", lint_s, len(sample)),
-        ("signatures", hash_s, len(sample)),
-        ("everything", total, rows),
-    ):
-        print(f"{name:<18}{1e6 * spent / count:6.2f} us/row")
-    print(f"everything        {size / 1e6 / total:6.1f} MB/s")
-    print(f"peak memory       {peak_bytes / 1e6:6.1f} MB")
+    print(
+        f"{whole.rows:,} rows, {size / 1e6:,.1f} MB, {len(faults):,} faults: {dict(whole.counts)}"
+    )
+    stages = {"read": read, "lints": screened, "duplicates": compared}
+    for name, spent in {
+        **{n: best(runs, work) for n, work in stages.items()},
+        "all": total,
+    }.items():
+        print(f"{name:<12}{1e6 * spent / whole.rows:6.2f} us/row")
+    print(f"{size / 1e6 / total:.1f} MB/s, peak memory {peak_bytes / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -223,7 +225,7 @@ def test_own_lints_replace_or_extend(capsys: Capture, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[lint]]\nmessage = 'x'", "no code"),
+        ("[[lint]]\nmessage = 'x'", "code: is missing"),
         ("[[lint]]\ncode = 'a'\npatterns = ['(']", "faulty"),
         ("[[lint]]\ncode = 'a'\nphrase = ['x']", "did you mean phrases"),
         ("[[lint]]\ncode = 'a'\nwhere = 'robot'\nphrases = ['x']", "robot"),
@@ -261,17 +263,40 @@ def test_a_model_finds_what_training_would_not_learn(
     assert found["accepted"] == 3
 
 
-def test_people_see_some_of_each_code_and_all_counts(capsys: Capture, tmp_path: Path) -> None:
-    row = pair("Tell me something about the sea.", "It is wide and salty and deep.")
-    path = write(tmp_path / "rows.jsonl", *[row] * 80, "{")
+def lines(capsys: Capture, *argv: object, code: int = 3) -> list[str]:
     with pytest.raises(SystemExit) as left:
-        main(["data", "check", str(path)])
-    assert left.value.code == 3
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(": duplicate: " in line for line in lines) == 50
-    assert any(f"{path}:81: json: " in line and "(fix: " in line for line in lines)
-    assert lines[-1].startswith("81 rows, 80 accepted, 1 rejected, 79 warnings")
-    assert "79 duplicate" in lines[-1]
+        main(["data", "check", *map(str, argv)])
+    assert left.value.code == code
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_same_fault_is_said_once(capsys: Capture, tmp_path: Path) -> None:
+    table = tmp_path / "tickets.csv"
+    rows = [f'{n},"It fails, {n} times","{{""label"": {n}}}"' for n in range(60)]
+    table.write_text("\n".join(["ID,Ticket text,Label (JSON)", *rows]))
+    first, last = lines(capsys, table)
+    assert first.startswith(f"{table}:2: unknown-format: ")
+    assert f"the same in 59 more rows: {table}:3, {table}:4" in first
+    assert last.startswith("60 rows, 0 accepted, 60 rejected, 0 warnings")
+    # What is shown is what the option takes.
+    shown = re.search(r"(--map .*)\); the same", first)
+    assert shown is not None
+    assert shlex.split(shown[1]) == [
+        "--map", "instruction=Ticket text", "--map", "output=Label (JSON)",
+    ]  # fmt: skip
+    (line,) = lines(capsys, table, *shlex.split(shown[1]), code=0)
+    assert line.startswith("60 rows, 60 accepted")
+
+
+def test_people_see_some_of_each_code_and_all_counts(capsys: Capture, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    rows = [pair(sentence(rng, 12), sentence(rng, 12)) for _ in range(70)]
+    path = write(tmp_path / "rows.jsonl", *rows, *rows, "{")
+    told = lines(capsys, path)
+    assert sum(": duplicate: " in line for line in told) == 50
+    assert any(f"{path}:141: json: " in line and "(fix: " in line for line in told)
+    assert told[-1].startswith("141 rows, 140 accepted, 1 rejected, 70 warnings")
+    assert "70 duplicate" in told[-1]
 
 
 def test_a_minified_array_keeps_its_rows_apart(capsys: Capture, tmp_path: Path) -> None:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from refusals import ANSWERS, REFUSALS
 
 from mlx_itune.dataset.checking import load_lints
-from mlx_itune.dataset.checking.drift import Spelling, SystemPrompts, is_respelled
-from mlx_itune.dataset.checking.gather import chunks
-from mlx_itune.dataset.checking.screening import Screen
+from mlx_itune.dataset.checking.drift import SystemPrompts
+from mlx_itune.dataset.checking.lints import Lint, Screen
 from mlx_itune.dataset.conversation import Conversation, Turn
 
 FILLER = "Here are some more words that follow the start of it, as answers usually have them. " * 3
+CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 
 
-def finds(rows: Iterable[Conversation]) -> list[tuple[str, str]]:
-    screen = Screen(load_lints())
-    return [
-        (chunk.rows[find.row].origin, find.lint.code)
-        for chunk in chunks(rows)
-        for find in screen.find(chunk.rows, chunk.words)
-    ]
+def finds(
+    rows: Iterable[Conversation], lints: Iterable[Lint] = load_lints()
+) -> list[tuple[str, str]]:
+    screen = Screen(tuple(lints))
+    return [(row.origin, lint.code) for row in rows for _, lint, _ in screen.find(row.turns)]
 
 
 def chat(question: str, answer: str, origin: str) -> Conversation:
@@ -42,19 +41,19 @@ def test_refusals_are_told_from_answers(filler: str) -> None:
     assert precision >= 0.95
 
 
-def test_the_quick_look_misses_nothing_that_the_full_one_finds() -> None:
-    """Words and signs only choose rows; every lint on every turn must not find more."""
+def test_words_of_a_lint_spare_time_and_miss_nothing() -> None:
     texts = [*REFUSALS, *ANSWERS, "Copy code", "a <|im_end|> b", "see <Picture Attached>", "x.n\ny"]
     rows = [chat(t, t, f"{n}") for n, t in enumerate(texts)]
-    quick = {(origin, code) for origin, code in finds(rows)}
-    full = {
-        (row.origin, lint.code)
-        for row in rows
-        for lint in load_lints()
-        for turn in row.turns
-        if lint.find(turn.role, turn.content) is not None
-    }
-    assert quick == full
+    slow = [replace(lint, words=(), opens=()) for lint in load_lints()]
+    assert finds(rows) == finds(rows, slow)
+
+
+def test_a_turn_that_calls_tools_may_be_short_or_empty() -> None:
+    turns = Turn("user", "Please, do it."), Turn("tool", ""), Turn("assistant", "It is done, now.")
+    for said in ("", "...", "OK."):
+        call = Turn("assistant", said, tool_calls=(CALL,))
+        assert finds([Conversation((turns[0], call, *turns[1:]), "1")]) == []
+    assert finds([chat("Do it.", "...", "1")]) == [("1", "no-words"), ("1", "short-answer")]
 
 
 def test_plain_text_about_such_things_is_left_alone() -> None:
@@ -90,15 +89,13 @@ def test_plain_text_about_such_things_is_left_alone() -> None:
 def test_spelling_is_told_from_meaning(first: str, second: str, same: bool) -> None:
     prompts = SystemPrompts()
     for n, text in enumerate((first, first, second)):
-        prompts.add(text, "rows.jsonl", n + 1)
+        prompts.add(text, f"rows.jsonl:{n + 1}")
     faults = list(prompts.faults())
     assert bool(faults) == same
     assert prompts.usual() == ({second: first} if same else {})
     if same:
         assert "rows.jsonl:1" in faults[0].message
-
-
-def test_respelling_is_symmetric() -> None:
-    a, b = (Spelling(t, "f", 1, 1, tuple(t.lower().split())) for t in ("Be kind", "be kind"))
-    assert is_respelled(a, b)
-    assert is_respelled(b, a)
+    prompts = SystemPrompts()
+    for text in (second, second, first):
+        prompts.add(text, "rows.jsonl:1")
+    assert prompts.usual() == ({first: second} if same else {})

@@ -4,108 +4,120 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mlx_itune.dataset.checking import columns as columns_module
-from mlx_itune.dataset.checking.chunk import split_words
-from mlx_itune.dataset.checking.columns import Columns
-from mlx_itune.dataset.checking.duplicates import Duplicates, Match
-from mlx_itune.dataset.checking.gather import chunks
 from mlx_itune.dataset.checking.leakage import split_of
-from mlx_itune.dataset.checking.minhash import signatures
-from mlx_itune.dataset.checking.minhash import similarity as estimated
+from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match
 from mlx_itune.dataset.conversation import Conversation, Turn
 
 VOCABULARY = [
-    a + b
+    a + b + c
     for a in "ba ce di fo gu ha ke li mo nu pa re si to vu wa".split()
     for b in "ndo rle sti mba ck lt rn sk pp gle tten ving".split()
+    for c in ("", "ra", "no", "is")
 ]
+# As frequent as in prose: rows of another content share these.
+COMMON = "the of and to a in is that it for was on are with they be at one have this".split()
 
 
-def conversation(question: str, answer: str, number: int = 0) -> Conversation:
-    return Conversation((Turn("user", question), Turn("assistant", answer)), f"rows:{number}")
+def conversation(question: str, answer: str) -> Conversation:
+    return Conversation((Turn("user", question), Turn("assistant", answer)), "rows:1")
+
+
+def sentence(rng: random.Random) -> str:
+    words = [rng.choice(COMMON if rng.random() < 0.4 else VOCABULARY) for _ in range(12)]
+    if rng.random() < 0.2:
+        words[rng.randrange(12)] = str(rng.randint(2, 3000))
+    return " ".join(words[: rng.randint(6, 12)]).capitalize() + rng.choice("...?!")
 
 
 def prose(rng: random.Random, sentences: int) -> str:
-    return " ".join(
-        " ".join(rng.choices(VOCABULARY, k=rng.randint(6, 14))).capitalize() + "."
-        for _ in range(sentences)
+    return " ".join(sentence(rng) for _ in range(sentences))
+
+
+def found(rows: Sequence[Conversation]) -> list[Match]:
+    """The best match of every repeated row."""
+    with closing(Duplicates()) as duplicates:
+        first = [(number, duplicates.add(row)) for number, row in enumerate(rows)]
+        exact = [Match(row, earlier, "exact", 1.0) for row, earlier in first if earlier is not None]
+        return [*exact, *(matches[0] for matches in duplicates.near())]
+
+
+def with_words(text: str, rng: random.Random, change: Callable[[str], str]) -> str:
+    parts = text.split()
+    for place in rng.sample(range(len(parts)), rng.randint(1, 3)):
+        parts[place] = change(parts[place])
+    return " ".join(parts)
+
+
+def slipped(word: str) -> str:
+    # Another number would be another row.
+    return (
+        word if word[0].isdigit() or len(word) < 4 else word[:-3] + word[-2] + word[-3] + word[-1]
     )
 
 
-def found(rows: Sequence[Conversation], **options: float) -> list[Match]:
-    """The best match of every repeated row."""
-
-    def fetch(numbers: Sequence[int]) -> Iterable[tuple[int, Conversation]]:
-        return ((number, rows[number]) for number in numbers)
-
-    with Duplicates(**options) as duplicates:  # type: ignore[arg-type]
-        for chunk in chunks(rows):
-            duplicates.add(chunk.exact, chunk.words)
-        return [matches[0] for matches in duplicates.matches(fetch)]
+def reordered(text: str) -> str:
+    first, second, *rest = re.split(r"(?<=[.?!]) ", text)
+    return " ".join([second, first, *rest])
 
 
-def edited(text: str, rng: random.Random, words: int) -> str:
-    parts = text.split()
-    for place in rng.sample(range(len(parts)), words):
-        parts[place] = "edited" + parts[place]
-    return " ".join(parts)
+EDITS: dict[str, Callable[[str, random.Random], str]] = {
+    "words": lambda text, rng: with_words(text, rng, lambda word: rng.choice(VOCABULARY)),
+    "typos": lambda text, rng: with_words(text, rng, slipped),
+    "added words": lambda text, rng: with_words(text, rng, lambda word: f"{word} really"),
+    "punctuation": lambda text, rng: re.sub(r"[.?!]", lambda _: rng.choice([" ;", "", "!"]), text),
+    "case": lambda text, rng: rng.choice([text.upper(), text.title(), text.replace(" ", "  ")]),
+    "order": lambda text, rng: reordered(text),
+    "longer": lambda text, rng: f"{text} One more thing at the end.",
+}
 
 
-def reordered(text: str, rng: random.Random) -> str:
-    parts = re.split(r"(?<=\.) ", text)
-    place = rng.randrange(len(parts) - 1)
-    parts[place], parts[place + 1] = parts[place + 1], parts[place]
-    return " ".join(parts)
-
-
-@pytest.mark.parametrize(
-    ("change", "least"),
-    [
-        (lambda text, rng: text.upper(), 1.0),
-        (lambda text, rng: re.sub(r"[.,]", " ;", text).replace(" ", "  "), 1.0),
-        (lambda text, rng: edited(text, rng, 1), 0.99),
-        (lambda text, rng: edited(text, rng, 3), 0.97),
-        (reordered, 0.99),
-        (lambda text, rng: text + " One more thing at the end.", 0.99),
-    ],
-    ids=["case", "punctuation", "one word", "three words", "reordered", "longer"],
-)
-def test_planted_copies_are_found_and_nothing_else(
-    change: Callable[[str, random.Random], str], least: float
-) -> None:
+def test_planted_pairs_are_found_and_nothing_else() -> None:
     rng = random.Random(7)
-    originals = [(prose(rng, 3), prose(rng, 6)) for _ in range(600)]
-    planted = rng.sample(range(600), 200)
-    rows = [*originals, *((originals[n][0], change(originals[n][1], rng)) for n in planted)]
+    rows = [(prose(rng, rng.randint(1, 3)), prose(rng, rng.randint(3, 8))) for _ in range(19_500)]
+    planted = rng.sample(range(len(rows)), 500)
+    for number, original in enumerate(planted):
+        question, answer = rows[original]
+        edit = list(EDITS.values())[number % len(EDITS)]
+        rows.append((question if number % 3 else EDITS["typos"](question, rng), edit(answer, rng)))
     matches = found([conversation(*row) for row in rows])
-    right = [m for m in matches if m.later >= 600 and m.earlier == planted[m.later - 600]]
-    recall, precision = len(right) / 200, len(right) / len(matches)
-    print(f"recall {recall:.3f} precision {precision:.3f}")
-    assert recall >= least
-    assert precision == 1.0
+    right = {
+        m.later for m in matches if m.later >= 19_500 and m.earlier == planted[m.later - 19_500]
+    }
+    print(f"found {len(right)} of 500, {len(matches) - len(right)} others")
+    assert len(right) >= 495
+    assert len(matches) - len(right) <= 2
 
 
 def test_kinds_of_repeats() -> None:
     rng = random.Random(1)
     question, answer = prose(rng, 3), prose(rng, 3)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    called, recalled = (
+        Conversation((Turn("user", question), Turn("assistant", "", tool_calls=(c,))), "rows:1")
+        for c in (call, {**call, "function": {"name": "g", "arguments": {}}})
+    )
     rows = [
         conversation(question, answer),
         conversation(question, answer),
         conversation(question.upper(), answer),
-        conversation(question, edited(answer, rng, 1)),
+        conversation(question, answer.replace(answer.split()[3], "edited")),
         conversation("Hello there", "Hi!"),
         conversation("hello  there", "hi!"),
         conversation("Hello there", "Ho!"),
+        called,
+        recalled,
+        called,
     ]
     kinds = {match.later: (match.kind, match.earlier) for match in found(rows)}
-    assert kinds == {1: ("exact", 0), 2: ("spelling", 0), 3: ("near", 0), 5: ("exact", 4)}
+    assert kinds == {
+        1: ("exact", 0), 2: ("spelling", 0), 3: ("near", 0), 5: ("exact", 4), 9: ("exact", 7),
+    }  # fmt: skip
 
 
 def test_another_answer_number_or_name_is_another_row() -> None:
@@ -114,6 +126,7 @@ def test_another_answer_number_or_name_is_another_row() -> None:
     rows = [
         conversation(story + " How many are left of 12?", "There are 5 of them left in the end."),
         conversation(story + " How many are left of 30?", "There are 5 of them left in the end."),
+        conversation(story + " How many are left of 30?", "There are 7 of them left in the end."),
         conversation(story + " Is it so?", "yes"),
         conversation(story + " Is it so?", "no"),
         conversation("What is the capital of France?", "The capital is a big city there."),
@@ -131,13 +144,7 @@ def test_what_many_rows_share_is_their_template() -> None:
     assert [(match.later, match.earlier) for match in found(rows)] == [(40, 17)]
 
 
-def test_other_scripts_are_read_as_words() -> None:
-    def words(text: str) -> list[int]:
-        return split_words([text.encode()]).hashes.tolist()
-
-    assert words("ÉCOLE Straße ПРИВЕТ Ωμέγα") == words("école, straße — привет «ωμέγα»")
-    assert len(words("河流是流动的水")) == 7
-    assert words("“Don’t”") == words("don t")
+def test_scripts_without_spaces_are_compared_by_character() -> None:
     rows = [
         conversation(
             "请问一下，长江有多长？它从哪里流到哪里？", "长江全长约六千三百公里，从青海流到上海。"
@@ -152,52 +159,12 @@ def test_other_scripts_are_read_as_words() -> None:
     assert [(match.later, match.earlier) for match in found(rows)] == [(1, 0)]
 
 
-def test_words_stay_within_their_row() -> None:
-    words = split_words([b"", b"one two", b"three", b"", b"Four,five"])
-    assert words.counts.tolist() == [0, 2, 1, 0, 2]
-    assert words.rows.tolist() == [1, 1, 2, 4, 4]
-
-
-def test_estimates_are_close_to_the_real_similarity() -> None:
-    rng = random.Random(5)
-    errors = []
-    for share in (0.5, 0.8, 0.9):
-        for _ in range(60):
-            a = rng.choices(VOCABULARY, k=120)
-            b = [w if rng.random() < share else rng.choice(VOCABULARY) for w in a]
-            real = [set(pairwise(x)) for x in (a, b)]
-            jaccard = len(real[0] & real[1]) / len(real[0] | real[1])
-            made = signatures(split_words([" ".join(a).encode(), " ".join(b).encode()]))
-            errors.append(float(estimated(made[:1], made[1:])[0]) - jaccard)
-    assert abs(float(np.mean(errors))) < 0.02
-    assert float(np.std(errors)) < 0.09
-
-
-def test_groups_are_the_same_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(6)
-    values = rng.integers(1, 400, (3000, 2)).astype(np.uint64)
-
-    def groups() -> set[tuple[int, ...]]:
-        with Columns(2) as columns:
-            for start in range(0, 3000, 700):
-                columns.append(values[start : start + 700])
-            made = set()
-            for members, sizes in columns.groups(1, np.uint64(0xFFFFFFFFFFFFFFFF)):
-                made |= {tuple(g.tolist()) for g in np.split(members, np.cumsum(sizes)[:-1])}
-            assert (
-                columns.pick(0, np.array([3, 3, 2999])).tolist() == values[[3, 3, 2999], 0].tolist()
-            )
-            return made
-
-    by_value: dict[int, list[int]] = {}
-    for row, value in enumerate(values[:, 1].tolist()):
-        by_value.setdefault(value, []).append(row)
-    expected = {tuple(rows) for rows in by_value.values() if len(rows) > 1}
-    assert groups() == expected
-    monkeypatch.setattr(columns_module, "_SORT_ROWS", 500)
-    monkeypatch.setattr(columns_module, "_BLOCK_ROWS", 300)
-    monkeypatch.setattr(columns_module, "_BUFFER_ROWS", 256)
-    assert groups() == expected
+def test_texts_without_words_and_look_alikes_without_end() -> None:
+    signs = [conversation("?" * n, "! " * n) for n in range(30, 90)]
+    alike = [conversation("The same question as ever, word by word, once more?", f"Yes {'x' * n}.")
+             for n in range(3000)]  # fmt: skip
+    matches = found([*signs, *alike])
+    assert all(match.later >= len(signs) for match in matches)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlx_itune.dataset.checking.checker import Check, check
+from mlx_itune.dataset.checking.check import Check, Tokens
 from mlx_itune.dataset.checking.lints import DEFAULT_LINTS, Lint, load_lints
 
-__all__ = ["DEFAULT_LINTS", "Check", "Lint", "check", "load_lints"]
+__all__ = ["DEFAULT_LINTS", "Check", "Lint", "Tokens", "load_lints"]

@@ -7,14 +7,18 @@ more or less. Another number, another name or a "not" is another prompt.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import combinations
 
 from mlx_itune.dataset.checking.lints import excerpt
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.checking.near_duplicates import families
+from mlx_itune.dataset.faults import Fault, fault_at
+from mlx_itune.kit.wording import count
 
 # Beyond this many distinct system prompts they are data rather than settings.
 MAX_PROMPTS = 5000
@@ -30,13 +34,16 @@ _WORD = re.compile(r"\w+")
 
 @dataclass
 class Spelling:
-    """One text of a system prompt: where it stands first, and in how many rows."""
+    """One text of a system prompt: the row where it stands first, and how many rows have it."""
 
     text: str
-    file: str
-    line: int
+    origin: str
     rows: int = 0
-    words: tuple[str, ...] = field(default=())
+
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """Its words in lower case."""
+        return tuple(_WORD.findall(self.text.lower()))
 
 
 class SystemPrompts:
@@ -46,51 +53,33 @@ class SystemPrompts:
         self._known: dict[str, Spelling] = {}
         self.too_many = False
 
-    def add(self, text: str, file: str, line: int, rows: int = 1) -> None:
-        """The system prompt of some rows, the first of them at this place."""
-        known = self._known.get(text)
-        if known is None:
+    def add(self, text: str, origin: str) -> None:
+        """The system prompt of one more row."""
+        if text not in self._known:
             if len(self._known) >= MAX_PROMPTS:
                 self.too_many = True
                 return
-            known = self._known[text] = Spelling(text, file, line)
-        known.rows += rows
+            self._known[text] = Spelling(text, origin)
+        self._known[text].rows += 1
 
     def clusters(self) -> list[list[Spelling]]:
         """Groups of spellings of one prompt, the most frequent first in each."""
         spellings = sorted(self._known.values(), key=lambda s: -s.rows)
-        for spelling in spellings:
-            spelling.words = tuple(_WORD.findall(spelling.text.lower()))
-        leader: dict[int, int] = {}
-
-        def root(number: int) -> int:
-            while leader.get(number, number) != number:
-                number = leader[number]
-            return number
-
-        for block in _blocks(spellings):
-            for place, b in enumerate(block):
-                for a in block[:place]:
-                    if root(a) != root(b) and is_respelled(spellings[a], spellings[b]):
-                        first, second = sorted((root(a), root(b)))
-                        leader[second] = first
-        groups: dict[int, list[Spelling]] = defaultdict(list)
-        for number, spelling in enumerate(spellings):
-            groups[root(number)].append(spelling)
-        return [group for group in groups.values() if len(group) > 1]
+        pairs = {pair for block in _blocks(spellings) for pair in combinations(block, 2)}
+        same = (pair for pair in sorted(pairs) if is_respelled(*(spellings[n] for n in pair)))
+        return [[spellings[n] for n in group] for group in families(same)]
 
     def faults(self) -> Iterator[Fault]:
         """A warning for each spelling but the most frequent one of its prompt."""
         for usual, *others in self.clusters():
             for other in others:
                 shown, instead = _around(usual.text, other.text)
-                rows = "1 row spells" if other.rows == 1 else f"{other.rows:,} rows spell"
-                yield Fault(
-                    other.file,
-                    other.line,
+                spell = "spells" if other.rows == 1 else "spell"
+                yield fault_at(
+                    other.origin,
                     "system-drift",
-                    f"{rows} the system prompt {excerpt(instead)}, {usual.rows:,} rows "
-                    f"(first {usual.file}:{usual.line}) {excerpt(shown)}",
+                    f"{count(other.rows, 'row')} {spell} the system prompt {excerpt(instead)}, "
+                    f"{count(usual.rows, 'row')} (first {usual.origin}) {excerpt(shown)}",
                     "write it one way (data clean --unify-system)",
                     "warning",
                 )
@@ -104,18 +93,18 @@ def is_respelled(first: Spelling, second: Spelling) -> bool:
     """Whether two system prompts differ in spelling only."""
     a, b = first.words, second.words
     if a == b:
-        return _numbers(first.text) == _numbers(second.text)
+        return True
     if not a or not b or abs(len(a) - len(b)) > 2 + max(len(a), len(b)) // 10:
         return False
     changed = 0.0
-    # Counters would be quicker still, but order matters to what a prompt says.
     for what, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if what == "equal":
             continue
         left, right = a[a0:a1], b[b0:b1]
-        changed += _distance(" ".join(left), " ".join(right))
         if not _is_slip(left, right):
             return False
+        one, other = " ".join(left), " ".join(right)
+        changed += (1 - _likeness(one, other)) * max(len(one), len(other))
     return changed <= max(_MAX_DISTANCE * max(sum(map(len, a)), sum(map(len, b))), 5)
 
 
@@ -132,21 +121,12 @@ def _is_slip(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
     return all(word in _LITTLE for word in (*left, *right))
 
 
-def _distance(left: str, right: str) -> float:
-    """About how many characters differ."""
-    return (1 - SequenceMatcher(None, left, right, autojunk=False).ratio()) * (
-        max(len(left), len(right))
-    )
-
-
 def _are_close(a: str, b: str) -> bool:
-    if min(len(a), len(b)) < 3:
-        return False
-    return SequenceMatcher(None, a, b, autojunk=False).ratio() >= _CLOSE
+    return min(len(a), len(b)) >= 3 and _likeness(a, b) >= _CLOSE
 
 
-def _numbers(text: str) -> list[str]:
-    return re.findall(r"\d+", text)
+def _likeness(a: str, b: str) -> float:
+    return SequenceMatcher(None, a, b, autojunk=False).ratio()
 
 
 def _blocks(spellings: list[Spelling]) -> Iterable[list[int]]:

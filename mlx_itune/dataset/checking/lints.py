@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mlx_itune.dataset.checking.chunk import split_words
-from mlx_itune.dataset.conversation import ROLES
-from mlx_itune.kit.errors import UsageError, closest
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.dataset.conversation import ROLES, Turn
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.json_files import read_bytes, to_record
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,20 +20,9 @@ else:
 
 DEFAULT_LINTS = Path(__file__).with_name("lints.toml")
 
+_LIMIT_BYTES = 1 << 20
 _START_CHARS = 240
 _EXCERPT_CHARS = 60
-_LISTS = ("phrases", "patterns", "starts", "words", "opens", "texts")
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "code": str,
-    "message": str,
-    "hint": str,
-    "where": (str, list),
-    **dict.fromkeys(_LISTS, list),
-    "case": bool,
-    "drop": bool,
-    "max_chars": int,
-    "rare": (int, float),
-}
 
 
 @dataclass(frozen=True)
@@ -42,12 +30,12 @@ class Lint:
     """One entry of the list; the fields are explained at the top of lints.toml."""
 
     code: str
-    message: str
-    hint: str
-    where: frozenset[str]
+    message: str = ""
+    hint: str = ""
+    where: str | tuple[str, ...] = "any"
     phrases: tuple[str, ...] = ()
-    pattern: re.Pattern[str] | None = None
-    start: re.Pattern[str] | None = None
+    patterns: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     opens: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
@@ -56,142 +44,160 @@ class Lint:
     rare: float | None = None
     drop: bool = False
 
-    def find(self, role: str, text: str) -> str | None:
-        """What of `text`, a turn's content, this lint objects to; None when it does not."""
-        if role not in self.where or (self.max_chars is not None and len(text) > self.max_chars):
+    @functools.cached_property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the turns that it looks at."""
+        named = (self.where,) if isinstance(self.where, str) else self.where
+        return ROLES if "any" in named else named
+
+    def find(self, turn: Turn) -> str | None:
+        """What in a turn it objects to; None when it does not."""
+        if turn.role not in self.roles:
             return None
-        for exact in self.texts:
-            if exact in text:
-                return exact
-        if not (self.phrases or self.pattern or self.start):
-            return text.strip() if self.max_chars is not None else None
-        seen = text if self.phrases or self.pattern else text.lstrip()[:_START_CHARS]
-        if not seen.isascii():
-            seen = seen.replace("’", "'")
-        if not self.case:
-            seen = seen.lower()
-        for phrase in self.phrases:
-            if phrase in seen and (match := _whole(phrase).search(seen)):
-                return match.group()
-        if self.pattern and (match := self.pattern.search(seen)):
-            return match.group()
-        if self.start and (match := self.start.match(seen.lstrip()[:_START_CHARS])):
-            return match.group()
-        return None
+        text = turn.content
+        if self.max_chars is not None:
+            # What a turn that calls tools says besides may well be short, or nothing.
+            if len(text) > self.max_chars or turn.tool_calls:
+                return None
+            if not (self.texts or self.phrases or self.patterns or self.starts):
+                return text.strip()
+        exact = next((exact for exact in self.texts if exact in text), None)
+        if exact is not None:
+            return exact
+        if not (self.phrases or self.patterns):
+            text = text.lstrip()[:_START_CHARS]
+        plain = text if text.isascii() else text.replace("’", "'")
+        low = plain.lower()
+        match = self.phrase and self.phrase.search(low)
+        if match is None and (not self.words or any(word in low for word in self.words)):
+            seen = plain if self.case else low
+            match = self.pattern and self.pattern.search(seen)
+            head = seen.lstrip()[:_START_CHARS]
+            if match is None and self.start and head.startswith(self.opens or ("",)):
+                match = self.start.match(head)
+        return match.group() if match else None
+
+    @functools.cached_property
+    def phrase(self) -> re.Pattern[str] | None:
+        """The phrases as one pattern."""
+        escaped = (r"\s+".join(map(re.escape, phrase.lower().split())) for phrase in self.phrases)
+        return _joined([rf"(?<!\w){phrase}(?!\w)" for phrase in escaped])
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str] | None:
+        """The patterns as one."""
+        return _joined(self.patterns)
+
+    @functools.cached_property
+    def start(self) -> re.Pattern[str] | None:
+        """The starts as one."""
+        return _joined(self.starts)
+
+    @functools.cached_property
+    def needles(self) -> list[tuple[str, tuple[str, ...]]] | None:
+        """Texts of which a row has to hold one, in lower case, by a sign that they start with.
+
+        None: a row is looked at whatever it holds.
+        """
+        if self.max_chars is not None or self.starts or (self.patterns and not self.words):
+            return None
+        phrases = (max(phrase.lower().split(), key=len) for phrase in self.phrases)
+        by_sign: dict[str, list[str]] = {}
+        for text in dict.fromkeys((*(t.lower() for t in self.texts), *self.words, *phrases)):
+            # Most signs are rare, and quickly looked for.
+            by_sign.setdefault(text if text[0].isalnum() else text[0], []).append(text)
+        return [(sign, tuple(texts)) for sign, texts in by_sign.items()]
+
+
+class Screen:
+    """A list of lints, made ready to look at many rows."""
+
+    def __init__(self, lints: Sequence[Lint]) -> None:
+        self.lints = tuple(lints)
+        self._needles = [(lint, lint.needles) for lint in lints]
+
+    def find(self, turns: Sequence[Turn]) -> Iterator[tuple[int, Lint, str]]:
+        """The first hit of each lint in some turns: the turn (from 0), the lint, what it found."""
+        lows: dict[tuple[str, ...], str] = {}
+        for lint, needles in self._needles:
+            if needles is not None:
+                low = lows.get(lint.roles)
+                if low is None:
+                    said = [turn.content for turn in turns if turn.role in lint.roles]
+                    low = lows[lint.roles] = "\n".join(said).lower()
+                if not _holds(low, needles):
+                    continue
+            for number, turn in enumerate(turns):
+                found = lint.find(turn)
+                if found is not None:
+                    yield number, lint, found
+                    break
+
+
+def _holds(text: str, needles: Sequence[tuple[str, tuple[str, ...]]]) -> bool:
+    # A plain loop: this runs for every lint and row.
+    for sign, texts in needles:  # noqa: SIM110
+        if sign in text and any(needle in text for needle in texts):
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class _File:
+    lint: tuple[Lint, ...] = ()
+    extend: bool = False
 
 
 def load_lints(path: Path | None = None) -> tuple[Lint, ...]:
     """The lints of a TOML file (None: the built-in list). Raises UsageError for a faulty one."""
-    own = _read(path or DEFAULT_LINTS)
-    if path is None or not own[1]:
-        return own[0]
-    merged = {lint.code: lint for lint in (*load_lints(), *own[0])}
-    return tuple(merged.values())
+    raw = read_bytes(path or DEFAULT_LINTS, error=UsageError, limit_bytes=_LIMIT_BYTES)
+    where = str(path or DEFAULT_LINTS)
+    try:
+        table = tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not a TOML file: {error}", where=where) from error
+    file = to_record(table, _File, where=where, error=UsageError, unknown="refuse")
+    for lint in file.lint:
+        problem = _problem(lint)
+        if problem:
+            raise UsageError(f"{lint.code!r} {problem}", where=where)
+    codes = [lint.code for lint in file.lint]
+    if len({*codes}) < len(codes):
+        twice = next(code for code in codes if codes.count(code) > 1)
+        raise UsageError(f"the code {twice!r} occurs twice", where=where)
+    built_in = load_lints() if path is not None and file.extend else ()
+    return tuple({lint.code: lint for lint in (*built_in, *file.lint)}.values())
 
 
 def excerpt(text: str) -> str:
     """A find as it is shown: one line, not too long, in quotes."""
     line = " ".join(text.split())
-    short = line if len(line) <= _EXCERPT_CHARS else f"{line[: _EXCERPT_CHARS - 3]}..."
-    return repr(short)
+    return repr(line if len(line) <= _EXCERPT_CHARS else f"{line[: _EXCERPT_CHARS - 3]}...")
 
 
-def _whole(phrase: str) -> re.Pattern[str]:
-    # re keeps compiled patterns; a phrase is looked up only once it was found as plain text.
-    return re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)")
-
-
-def _read(path: Path) -> tuple[tuple[Lint, ...], bool]:
-    with storage_errors(path):
-        raw = path.read_bytes()
-    try:
-        table = tomllib.loads(raw.decode("utf-8"))
-    except ValueError as error:
-        raise UsageError(f"not a TOML file: {error}", where=str(path)) from error
-    extra = table.keys() - {"lint", "extend"}
-    items, extend = table.get("lint", []), table.get("extend", False)
-    if extra or not isinstance(extend, bool) or not isinstance(items, list):
-        named = ", ".join(sorted(extra)) or "lint or extend"
-        raise UsageError(
-            f"unexpected {named}", where=str(path), hint="a file of [[lint]] entries is expected"
-        )
-    lints = []
-    for number, item in enumerate(items, 1):
-        code = item.get("code") if isinstance(item, dict) else None
-        where = f"{path}: lint {number}" + (f" ({code})" if isinstance(code, str) else "")
-        lints.append(_lint(item, where))
-    codes = [lint.code for lint in lints]
-    twice = {code for code in codes if codes.count(code) > 1}
-    if twice:
-        raise UsageError(f"the code {min(twice)!r} occurs twice", where=str(path))
-    return tuple(lints), extend
-
-
-def _lint(item: Any, where: str) -> Lint:
-    if not isinstance(item, dict):
-        raise UsageError("is not a table", where=where)
-    _check_types(item, where)
-    code = item["code"]
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", code):
-        raise UsageError("the code must be lower-case words joined by hyphens", where=where)
-    roles = item.get("where", "any")
-    roles = [roles] if isinstance(roles, str) else roles
-    for role in roles:
-        if role not in (*ROLES, "any"):
-            raise UsageError(
-                f"'where' names {role!r}", where=where, hint=f"use {', '.join(ROLES)} or any"
-            )
-    if not {"phrases", "patterns", "starts", "texts", "max_chars"} & item.keys():
-        raise UsageError("has neither phrases, patterns, starts, texts nor max_chars", where=where)
-    for text in item.get("texts", ()):
-        # What starts with something frequent would be looked at everywhere.
-        if not text or text[0] == " " or text[0].islower() or not text[0].isprintable():
-            raise UsageError(f"{text!r} must start with a sign or a capital letter", where=where)
-    for word in (*item.get("words", ()), *item.get("opens", ())):
-        if len(split_words([word.encode()]).keys) != 1:
-            raise UsageError(f"{word!r} is not one word", where=where)
-    return Lint(
-        code=code,
-        message=item.get("message", f"found by the lint {code!r}"),
-        hint=item.get("hint", ""),
-        where=frozenset(ROLES if "any" in roles else roles),
-        phrases=tuple(" ".join(p.lower().split()) for p in item.get("phrases", ())),
-        pattern=_compiled(item.get("patterns", ()), where),
-        start=_compiled(item.get("starts", ()), where),
-        words=tuple(item.get("words", ())),
-        opens=tuple(item.get("opens", ())),
-        texts=tuple(item.get("texts", ())),
-        case=item.get("case", False),
-        max_chars=item.get("max_chars"),
-        rare=item.get("rare"),
-        drop=item.get("drop", False),
-    )
-
-
-def _check_types(item: Mapping[str, Any], where: str) -> None:
-    if "code" not in item:
-        raise UsageError("has no code", where=where)
-    for key, value in item.items():
-        if key not in _TYPES:
-            near = closest(key, _TYPES)
-            hint = f"did you mean {near}?" if near else None
-            raise UsageError(f"unknown key {key!r}", where=where, hint=hint)
-        wrong = not isinstance(value, _TYPES[key]) or (
-            isinstance(value, bool) and _TYPES[key] is not bool
-        )
-        if wrong or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
-            raise UsageError(f"{key!r} has the wrong type", where=where)
-
-
-def _compiled(patterns: Iterable[str], where: str) -> re.Pattern[str] | None:
-    parts = list(patterns)
-    for part in parts:
+def _problem(lint: Lint) -> str | None:
+    """What is wrong with an entry whose types are right."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", lint.code):
+        return "is no code: lower-case words joined by hyphens"
+    unknown = [role for role in lint.roles if role not in ROLES]
+    if unknown:
+        return f"looks at {unknown[0]!r}, which is none of {', '.join(ROLES)} or any"
+    if not (lint.phrases or lint.patterns or lint.starts or lint.texts or lint.max_chars):
+        return "has neither phrases, patterns, starts, texts nor max_chars"
+    if not all(text.strip() for text in (*lint.phrases, *lint.texts)):
+        return "looks for a text that is empty"
+    for pattern in (*lint.patterns, *lint.starts):
         try:
-            re.compile(part)
+            re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise UsageError(f"the pattern {part!r} is faulty: {error}", where=where) from error
-    # One alternation is scanned once; flags inside a part would leak into the others.
+            return f"has a faulty pattern {pattern!r}: {error}"
     try:
-        return re.compile("|".join(f"(?:{part})" for part in parts)) if parts else None
+        _ = lint.pattern, lint.start
     except re.error as error:
-        raise UsageError(f"the patterns cannot be joined: {error}", where=where) from error
+        return f"has patterns that cannot be joined: {error}"
+    return None
+
+
+def _joined(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    # One alternation is scanned once; flags inside a part would leak into the others.
+    return re.compile("|".join(f"(?:{part})" for part in patterns)) if patterns else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mlx_itune.dataset.checking.lints import Lint, excerpt, load_lints
-from mlx_itune.dataset.checking.similarity import THRESHOLD
+from mlx_itune.dataset.checking.near_duplicates import THRESHOLD
 from mlx_itune.dataset.cleaning import filters, texts, turns
 from mlx_itune.dataset.cleaning.outcome import KEPT, Dropped, Outcome, RowStep
 from mlx_itune.dataset.cleaning.whole import DropRepeats, UnifySystem, WholeStep
@@ -81,7 +81,7 @@ def _lint_step(options: StepOptions) -> RowStep:
     def step(row: Conversation) -> Outcome:
         for lint in chosen:
             for number, turn in enumerate(row.turns, 1):
-                found = lint.find(turn.role, turn.content)
+                found = lint.find(turn)
                 if found is not None:
                     return Dropped(f"{lint.code}: {excerpt(found)} in turn {number} ({turn.role})")
         return KEPT

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-
-import numpy as np
+from contextlib import ExitStack, closing
 
 from mlx_itune.dataset.checking.drift import SystemPrompts
-from mlx_itune.dataset.checking.duplicates import Duplicates
-from mlx_itune.dataset.checking.gather import gather, keep_scratch
-from mlx_itune.dataset.checking.similarity import THRESHOLD
+from mlx_itune.dataset.checking.near_duplicates import THRESHOLD, Duplicates
 from mlx_itune.dataset.cleaning.outcome import KEPT, Dropped, Outcome, changed
 from mlx_itune.dataset.cleaning.spool import Row, Spool
 from mlx_itune.dataset.conversation import Conversation, Turn
 
-_CHUNK_ROWS = 256
 Told = Iterator[tuple[Row, Outcome]]
 
 
@@ -55,38 +50,35 @@ class DropRepeats(WholeStep):
         self, rows: Iterable[Row], spool: Spool, stack: ExitStack
     ) -> Callable[[int, Row], Outcome]:
         near = self._kind == "near"
-        keep_scratch()
-        found = stack.enter_context(Duplicates(near=near, threshold=self._threshold))
-        for chunk in _chunks(rows, spool):
-            gathered = gather([row.now for row in chunk])
-            hashes = gathered.exact
+        found = stack.enter_context(closing(Duplicates(near=near, threshold=self._threshold)))
+        pairs: dict[int, int] = {}
+        # Of each repeated row the one before it, and how alike they are in per cent.
+        repeats: dict[int, tuple[int, int]] = {}
+        for number, row in enumerate(rows):
+            spool.append(row)
             if self._kind == "pair":
-                hashes = [_first_pair(row.now) for row in chunk]
-            found.add(hashes, gathered.words if near else None)
-        repeats = np.full(len(spool), -1, np.int64)
-        percent = np.zeros(len(spool), np.uint8)
-        if near:
-            for matches in found.matches(spool.conversations):
-                best = matches[0]
-                repeats[best.later] = best.earlier
-                percent[best.later] = int(100 * best.similarity) * (best.kind == "near")
-        else:
-            later, first = found.exact()
-            repeats[later] = first
+                first: int | None = pairs.setdefault(_first_pair(row.now), number)
+            else:
+                first = found.add(row.now)
+            if first is not None and first != number:
+                repeats[number] = first, 100
+        for best, *_ in found.near():
+            repeats[best.later] = best.earlier, int(100 * best.similarity)
 
         def outcome(number: int, row: Row) -> Outcome:
-            if repeats[number] < 0:
+            if number not in repeats:
                 return KEPT
-            earlier = spool.row(int(repeats[number])).before
+            repeated, percent = repeats[number]
+            earlier = spool.row(repeated).before
             self.pairs[source_of(row.before), source_of(earlier)] += 1
-            return Dropped(self._detail(int(percent[number]), earlier.origin))
+            return Dropped(self._detail(percent, earlier.origin))
 
         return outcome
 
     def _detail(self, percent: int, origin: str) -> str:
         if self._kind == "pair":
             return f"begins like {origin}"
-        return f"{percent} % the same as {origin}" if percent else f"repeats {origin}"
+        return f"{percent} % the same as {origin}" if percent < 100 else f"repeats {origin}"
 
 
 class UnifySystem(WholeStep):
@@ -99,7 +91,7 @@ class UnifySystem(WholeStep):
         for row in rows:
             spool.append(row)
             if row.now.turns[0].role == "system":
-                prompts.add(row.now.turns[0].content, row.now.origin, 0)
+                prompts.add(row.now.turns[0].content, row.now.origin)
         usual = prompts.usual()
 
         def outcome(number: int, row: Row) -> Outcome:
@@ -125,15 +117,3 @@ def source_of(row: Conversation) -> str:
 def _first_pair(row: Conversation) -> int:
     said = [turn.content for turn in row.turns if turn.role != "system"][:2]
     return hash(tuple(said))
-
-
-def _chunks(rows: Iterable[Row], spool: Spool) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        spool.append(row)
-        chunk.append(row)
-        if len(chunk) == _CHUNK_ROWS:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -11,11 +11,12 @@ from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.formats import pairs
 from mlx_itune.dataset.formats.chat import plain_turns, turns_of
 from mlx_itune.dataset.formats.fields import Parsed, Row, system_turn, tags_of, text_of
-from mlx_itune.dataset.formats.mapping import mapped
+from mlx_itune.dataset.formats.mapping import map_example, mapped
 from mlx_itune.dataset.formats.marked import marked_turns
 from mlx_itune.dataset.formats.shapes import Pair, Shapes
 from mlx_itune.dataset.formats.tools import tools_of
 from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.kit.wording import listing
 
 FORMATS = (
     "openai",
@@ -247,13 +248,14 @@ def _checked(format: str | None) -> str | None:
 
 
 def _unknown(row: Row) -> RowFault:
-    keys = ", ".join(map(repr, list(row)[:6])) or "none"
+    keys = listing(map(repr, row), most=6) or "none"
     if row and all(key.isdigit() for key in row):
-        hint = "the table has no header: --map question=1 answer=2 says what its columns are"
+        hint = "the table has no header: --map question=1 --map answer=2 says what its columns are"
         return RowFault("unknown-format", f"columns without names ({keys})", hint)
     known = {key for key, _ in _SIGNS}
-    near = next((f"is {key!r} meant to be {n!r}?" for key in row if (n := closest(key, known))), "")
-    hint = near or "--map instruction=COLUMN output=COLUMN says which keys to use"
+    meant = {key: closest(key, known) for key in row if key.lower() not in known}
+    near = next((f"is {key!r} meant to be {name!r}?" for key, name in meant.items() if name), "")
+    hint = near or f"for instance {map_example(row)}"
     return RowFault("unknown-format", f"no key of a known format (found {keys})", hint)
 
 

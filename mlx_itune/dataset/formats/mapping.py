@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ TEXTS = frozenset(
     "instruction input output question answer prompt completion inputs targets text system "
     "response context".split()
 )
+_ASKED = frozenset("instruction question prompt input inputs query user human".split())
+_ANSWERED = frozenset("output answer response completion target targets reply assistant".split())
 # A tag is any other name, so only a near miss is taken for a typo.
 _NEAR = 1
 
@@ -22,7 +25,9 @@ _NEAR = 1
 def check_columns(columns: Mapping[str, str]) -> None:
     """Raise UsageError for a mapping that cannot be meant: empty, or with a misspelt field."""
     if not columns:
-        raise UsageError("--map names no column", hint="--map instruction=question output=answer")
+        raise UsageError(
+            "--map names no column", hint="--map instruction=question --map output=answer"
+        )
     for field, column in columns.items():
         if not field or not column:
             raise UsageError(f"--map {field}={column} lacks a name", hint="write field=column")
@@ -34,6 +39,16 @@ def check_columns(columns: Mapping[str, str]) -> None:
 def names_positions(columns: Mapping[str, str] | None) -> bool:
     """Whether every column is a number, which is how a table without a header is addressed."""
     return columns is not None and all(column.isdigit() for column in columns.values())
+
+
+def map_example(row: Row) -> str:
+    """How --map could be given for a row: the columns that sound like question and answer, or else
+    the last two."""
+    asked, answered = ["COLUMN", "COLUMN", *row][-2:]
+    asked = next((name for name in row if name.strip().lower() in _ASKED), asked)
+    answered = next((name for name in row if name.strip().lower() in _ANSWERED), answered)
+    quoted = (name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"' for name in (asked, answered))
+    return "--map instruction={} --map output={}".format(*quoted)
 
 
 def mapped(row: Row, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:

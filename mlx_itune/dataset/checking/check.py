@@ -1,0 +1,227 @@
+"""Every fault of every row in one pass; near duplicates and drift when all was seen."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from mlx_itune.dataset.checking.drift import SystemPrompts
+from mlx_itune.dataset.checking.leakage import in_split_order, split_of
+from mlx_itune.dataset.checking.lints import Lint, Screen, excerpt, load_lints
+from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.faults import Fault, fault_at
+from mlx_itune.dataset.rendering.render import Learn, render_many
+from mlx_itune.dataset.sources import expand, read_rows
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.wording import count
+
+_ROWS_AT_ONCE = 64
+_RARE_KEPT = 1 << 12
+# A few hits are worth a look however few rows there are.
+_RARE_ALWAYS = 3
+_SYSTEMS_KEPT = 1000
+_GIVE_TURNS = "give turns, not rendered text"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What training would make of rows: the tokenizer, which turns are learned, how long rows
+    may be."""
+
+    tokenizer: ChatTokenizer
+    learn: Learn = "all"
+    max_length: int = 2048
+
+
+class Check:
+    """Iterate once over the faults; the totals are right when that is done.
+
+    `duplicate_sources` counts the repeated rows by (source of the repeat, source of the first).
+    Raises DataError for a path that is missing or unreadable.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        tokens: Tokens | None = None,
+        near_duplicates: bool = True,
+        lints: Sequence[Lint] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        self.rows = self.accepted = self.rejected = self.warnings = 0
+        self.counts: Counter[str] = Counter()
+        self.duplicate_sources: Counter[tuple[str, str]] = Counter()
+        self.notes: list[str] = []
+        self.paths = in_split_order(expand(paths))
+        self._format, self._columns, self._on_bytes = format, columns, on_bytes
+        self._tokens, self._near = tokens, near_duplicates
+        found = load_lints() if lints is None else lints
+        self._screen = Screen(
+            [*found, *(_control_lints(tokens.tokenizer, found) if tokens else ())]
+        )
+        self._systems = SystemPrompts()
+        self._system_finds: dict[str, list[tuple[int, Lint, str]]] = {}
+        self._rare: dict[str, list[Fault]] = {}
+        self._rare_counts: Counter[str] = Counter()
+        # Of each accepted row its address, its split, and its `source` or else its file.
+        self._places: list[tuple[str, str | None, str]] = []
+
+    def __iter__(self) -> Iterator[Fault]:
+        with closing(Duplicates(near=self._near)) as duplicates:
+            for fault in self._faults(duplicates):
+                self.counts[fault.code] += 1
+                self.warnings += fault.severity == "warning"
+                yield fault
+
+    def _faults(self, duplicates: Duplicates) -> Iterator[Fault]:
+        for path in self.paths:
+            split = split_of(path)
+            read = read_rows(
+                path, format=self._format, columns=self._columns, on_bytes=self._on_bytes
+            )
+            while items := list(islice(read, _ROWS_AT_ONCE)):
+                rows = [item for item in items if isinstance(item, Conversation)]
+                for item in items:
+                    if isinstance(item, Conversation):
+                        yield from self._row(item, split, path.name, duplicates)
+                    else:
+                        self.rejected += item.severity == "error"
+                        yield item
+                if self._tokens:
+                    yield from self._token_faults(rows, self._tokens)
+        self.accepted += len(self._places)
+        self.rows = self.accepted + self.rejected
+        yield from self._rare_faults()
+        yield from self._systems.faults()
+        if self._systems.too_many:
+            self.notes.append("there are too many different system prompts to compare them all")
+        for matches in duplicates.near():
+            yield self._repeat(matches[0].later, matches)
+        if duplicates.cut_short:
+            self.notes.append("there are too many near duplicates to compare all; see the closest")
+
+    def _row(
+        self, row: Conversation, split: str | None, file: str, duplicates: Duplicates
+    ) -> Iterator[Fault]:
+        source = sys.intern(row.tags.get("source") or file)
+        self._places.append((row.origin, split, source))
+        first = duplicates.add(row)
+        if first is not None:
+            yield self._repeat(len(self._places) - 1, [Match(0, first, "exact", 1.0)])
+        turns = row.turns
+        if turns[0].role == "system":
+            system, turns = turns[0].content, turns[1:]
+            self._systems.add(system, row.origin)
+            if system not in self._system_finds:
+                if len(self._system_finds) >= _SYSTEMS_KEPT:
+                    self._system_finds.clear()
+                self._system_finds[system] = list(self._screen.find(row.turns[:1]))
+            for _, lint, found in self._system_finds[system]:
+                yield from self._lint(lint, found, "turn 1 (system)", row.origin)
+        for number, lint, found in self._screen.find(turns):
+            place = f"turn {number + 1 + len(row.turns) - len(turns)} ({turns[number].role})"
+            yield from self._lint(lint, found, place, row.origin)
+
+    def _lint(self, lint: Lint, found: str, place: str, origin: str) -> Iterator[Fault]:
+        message = lint.message or f"found by the lint {lint.code!r}"
+        fault = _warning(origin, lint.code, f"{message}: {excerpt(found)} in {place}", lint.hint)
+        if lint.rare is None:
+            yield fault
+            return
+        self._rare_counts[lint.code] += 1
+        if self._rare_counts[lint.code] <= _RARE_KEPT:
+            self._rare.setdefault(lint.code, []).append(fault)
+
+    def _rare_faults(self) -> Iterator[Fault]:
+        share = {lint.code: lint.rare for lint in self._screen.lints}
+        for code, kept in self._rare.items():
+            if self._rare_counts[code] <= max(_RARE_ALWAYS, (share[code] or 0) * self.accepted):
+                yield from kept
+                left = self._rare_counts[code] - len(kept)
+                if left:
+                    self.notes.append(f"{count(left, 'more row')} {code}")
+
+    def _repeat(self, later: int, matches: Sequence[Match]) -> Fault:
+        """The fault of a row that repeats others: a leak, if one is of another split."""
+        origin, split, source = self._places[later]
+
+        def leaks(match: Match) -> bool:
+            return None not in (split, other := self._places[match.earlier][1]) and other != split
+
+        match = next(filter(leaks, matches), matches[0])
+        first, first_split, first_source = self._places[match.earlier]
+        self.duplicate_sources[source, first_source] += 1
+        code, said = {
+            "exact": ("duplicate", f"repeats {first}"),
+            "spelling": (
+                "respelled-duplicate",
+                f"repeats {first} but for case, spacing or system prompt",
+            ),
+            "near": (
+                "near-duplicate",
+                f"is {int(100 * match.similarity)} % the same as {first}",
+            ),
+        }[match.kind]
+        step = "exact-duplicates" if match.kind == "exact" else "near-duplicates"
+        if not leaks(match):
+            return _warning(origin, code, said, f"keep one of them (data clean --steps {step})")
+        return _warning(
+            origin,
+            "near-leak" if match.kind == "near" else "leak",
+            f"this {split} row {said}, a {first_split} row",
+            f"keep it out of one of the two (data clean --steps {step})",
+        )
+
+    def _token_faults(self, rows: Sequence[Conversation], tokens: Tokens) -> Iterator[Fault]:
+        """What training with these settings would find: refused, too long, nothing to learn."""
+        rendered = render_many(rows, tokens.tokenizer, tokens.learn)
+        for row, parts in zip(rows, rendered, strict=True):
+            if isinstance(parts, DataError):
+                self.accepted -= 1
+                self.rejected += 1
+                hint = parts.hint or "give turns that this template accepts, or choose --template"
+                yield fault_at(row.origin, "template-refuses", parts.message, hint)
+                continue
+            learned = sum(int((part.weights > 0).sum()) for part in parts)
+            longest = max((len(part.input_ids) for part in parts), default=0)
+            if not learned:
+                yield _warning(
+                    row.origin,
+                    "all-masked",
+                    f"no token is learned with --learn {tokens.learn}",
+                    "give an assistant turn a weight above 0, or drop the row",
+                )
+            elif longest > tokens.max_length:
+                inside = sum(int((part.weights[: tokens.max_length] > 0).sum()) for part in parts)
+                lost = f"{learned - inside} learned tokens" if inside else "all that is learned"
+                yield _warning(
+                    row.origin,
+                    "too-long",
+                    f"{longest:,} tokens, --max-length is {tokens.max_length:,}: "
+                    f"cutting loses {lost}",
+                    "raise --max-length, or train with --too-long split",
+                )
+
+
+def _warning(origin: str, code: str, message: str, hint: str) -> Fault:
+    return fault_at(origin, code, message, hint, "warning")
+
+
+def _control_lints(tokenizer: ChatTokenizer, lints: Sequence[Lint]) -> list[Lint]:
+    """A lint for the tokenizer's own control strings that no other lint names."""
+    known = {text for lint in lints for text in lint.texts}
+    texts = [str(tokenizer.hf.convert_ids_to_tokens(i)) for i in sorted(tokenizer.control_ids)]
+    own = tuple(t for t in texts if len(t) > 2 and not t.isalnum() and t not in known)
+    hint = next((lint.hint for lint in lints if lint.code == "template-text"), _GIVE_TURNS)
+    message = "a control token of this model stands inside the content"
+    return [Lint("control-token", message, hint, texts=own)] if own else []

@@ -1,0 +1,337 @@
+"""Rows that say the same: exactly (a hash), or nearly (MinHash proposes pairs, the words decide).
+
+Two rows are near duplicates when the Jaccard similarity of their words is 0.8 or more, that of
+their pairs of neighbouring words, which see the order, 0.6 or more, and neither the prompts nor the
+replies tell another story: rows that differ in numbers only, or one text under two labels, are no
+duplicates. Among eight or more look-alikes the words that most of them share are taken for a
+template that they fill in, and the rest has to be alike as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.kit.files import storage_errors
+
+THRESHOLD = 0.8
+# How much lower the similarity of pairs of words may be: an edited word is in two pairs.
+_PAIRS_BELOW = 0.2
+_PROMPTS, _REPLIES, _NUMBERS, _REST = 0.75, 0.5, 0.5, 0.5
+# A reply of as many words tells its row from others. Slips are few, and close to what was meant.
+_LONG_REPLY, _MOST_SLIPS, _CLOSE = 16, 12, 0.75
+# Below this many words a row says too little to tell "nearly the same" from "another one".
+_MIN_WORDS, _MANY_CHARS = 5, 64
+# Look-alikes that make a family, how alike their words are at least, and how many are asked.
+_FAMILY_ROWS, _FAMILY_BELOW, _FAMILY_SAMPLE = 8, 0.2, 32
+
+# Rows that agree in one band of four minima are compared: 98.8 % of those with similarity 0.6.
+_PERMUTATIONS, _BAND_WIDTH, _SEED = 128, 4, 1
+_BATCH_ROWS, _BATCH_CHARS = 128, 1 << 18
+# Of a band's look-alikes a row is paired with a few before it and with the first.
+_PARTNERS = 4
+# Pairs whose words are compared: those with most bands in common, this many, or one per 16 rows.
+_MIN_BUDGET, _ROWS_PER_PAIR, _MOST_PAIRS = 1 << 17, 16, 1 << 22
+_TEXTS_KEPT = 1 << 13
+
+# In scripts that are written without spaces every character is a word.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uabff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+# Bytes of text as they count for shingles: signs and spaces as a space; NUL stands between rows.
+_FOLDED = np.array(
+    [b if b == 0 or b > 127 or chr(b).isalnum() else 32 for b in range(256)], np.uint8
+)
+_SHINGLE = 8
+_HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row that repeats an earlier one, both numbered from 0 in the order they were added.
+
+    `kind`: the same; the same but for case, spacing and system turns; or nearly the same (with the
+    Jaccard `similarity` of their words).
+    """
+
+    later: int
+    earlier: int
+    kind: Literal["exact", "spelling", "near"]
+    similarity: float
+
+
+class Duplicates:
+    """Add every row, which tells exact repeats, then ask for the near ones.
+
+    About 300 bytes a row stay in memory; texts wait in a temporary file until `close`.
+    """
+
+    def __init__(self, *, near: bool = True, threshold: float = THRESHOLD) -> None:
+        self.rows = 0
+        # Whether there were more look-alikes than are worth comparing.
+        self.cut_short = False
+        self._near, self._threshold = near, threshold
+        self._first: dict[int, int] = {}
+        # Of each row that may have near duplicates its number and the place of its text.
+        self._kept: list[tuple[int, int]] = []
+        self._end = 0
+        self._bands: list[NDArray[np.uint32]] = []
+        self._waiting: list[str] = []
+        with storage_errors(tempfile.gettempdir()):
+            self._file = tempfile.TemporaryFile(prefix="mlx-itune-")  # noqa: SIM115
+        self.close = self._file.close
+
+    def add(self, row: Conversation) -> int | None:
+        """Add a row; the number of the first one that says exactly the same, or None."""
+        number, self.rows = self.rows, self.rows + 1
+        prompts, replies = _sides(row)
+        text = f"{prompts}\n{replies}"
+        is_short = len(text) < _MANY_CHARS and len(_WORD.findall(text)) < _MIN_WORDS
+        first = self._first.setdefault(_exact_key(row, spelled=not is_short), number)
+        if first != number:
+            return first
+        if self._near and not is_short:
+            with storage_errors(tempfile.gettempdir()):
+                self._kept.append((number, self._end))
+                self._end += self._file.write(pickle.dumps((prompts, replies)))
+            self._waiting.append(text)
+            if len(self._waiting) == _BATCH_ROWS or len(text) > _BATCH_CHARS:
+                self._sign()
+        return None
+
+    def near(self) -> Iterator[list[Match]]:
+        """Per row with near duplicates its matches: other spellings first, then the closest."""
+        self._sign()
+        pairs = self._pairs() if self._kept else []
+        text = functools.lru_cache(_TEXTS_KEPT)(self._text)
+        templates = _templates(pairs, text, self._threshold - _FAMILY_BELOW)
+        found: dict[int, list[Match]] = defaultdict(list)
+        for later, earlier in pairs:
+            one, other = text(later), text(earlier)
+            same = one.spelling == other.spelling
+            similarity = 1.0 if same else _similarity(one, other, self._threshold)
+            if similarity and not same and later in templates:
+                rest = _jaccard(one.words - templates[later], other.words - templates[later])
+                similarity *= rest >= _REST
+            if similarity:
+                numbers = self._kept[later][0], self._kept[earlier][0]
+                match = Match(*numbers, "spelling" if same else "near", similarity)
+                found[match.later].append(match)
+        for row in sorted(found):
+            yield sorted(found[row], key=lambda m: (m.kind != "spelling", -m.similarity, m.earlier))
+
+    def _sign(self) -> None:
+        """The bands of the rows that wait: (rows, bands) uint32 hashes of four minima each."""
+        if self._waiting:
+            minima = _minima(self._waiting).reshape(len(self._waiting), -1, _BAND_WIDTH)
+            mixed = minima[..., 0]
+            for column in range(1, _BAND_WIDTH):
+                mixed = mixed * _MIX + minima[..., column]
+            self._bands.append((mixed * _MIX >> _HALF).astype(np.uint32))
+            self._waiting = []
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        """(later, earlier) places in `_kept` of rows that share bands, in order."""
+        pairs, shared = np.zeros(0, np.uint64), np.zeros(0, np.intp)
+        for band in np.concatenate(self._bands).T:
+            order = np.argsort(band, kind="stable")
+            within = _within(band[order])
+            made = [pairs]
+            for back in range(1, _PARTNERS + 1):
+                (later,) = np.nonzero(within >= back)
+                made.append(_packed(order[later], order[later - back]))
+            (later,) = np.nonzero(within > _PARTNERS)
+            made.append(_packed(order[later], order[later - within[later]]))
+            known = len(pairs)
+            pairs, place = np.unique(np.concatenate(made), return_inverse=True)
+            counts = np.bincount(place[known:], minlength=len(pairs))
+            counts[place[:known]] += shared
+            shared = counts
+            if len(pairs) > _MOST_PAIRS:
+                most = np.sort(np.argsort(-shared, kind="stable")[: _MOST_PAIRS // 2])
+                pairs, shared = pairs[most], shared[most]
+        best = np.lexsort((-shared, pairs >> _HALF))
+        best = best[_within((pairs >> _HALF)[best]) < _PARTNERS]
+        budget = max(_MIN_BUDGET, self.rows // _ROWS_PER_PAIR)
+        self.cut_short = len(best) > budget
+        chosen = np.sort(pairs[best[np.argsort(-shared[best], kind="stable")[:budget]]])
+        return list(zip((chosen >> _HALF).tolist(), (chosen & _LOW).tolist(), strict=True))
+
+    def _text(self, place: int) -> _Text:
+        with storage_errors(tempfile.gettempdir()):
+            self._file.seek(self._kept[place][1])
+            prompts, replies = (text.lower() for text in pickle.load(self._file))
+        asked, said = _WORD.findall(prompts), _WORD.findall(replies)
+        return _Text(
+            hash((*prompts.split(), None, *replies.split())),
+            frozenset((*asked, *said)),
+            frozenset(pairwise((*asked, *said))),
+            frozenset(asked),
+            frozenset(said),
+        )
+
+
+class _Text(NamedTuple):
+    """What is compared of a row: sets of words, of neighbouring ones, of each side's."""
+
+    spelling: int
+    words: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
+    prompts: frozenset[str]
+    replies: frozenset[str]
+
+
+def _similarity(one: _Text, other: _Text, threshold: float) -> float:
+    """How alike the words of two near duplicates are; 0.0 for rows that are none."""
+    differ = one.words ^ other.words
+    if not one.words or (differ and differ == _numbers(differ)):
+        return 0.0
+    # Long replies that are the same make two rows the same, whatever little was asked.
+    long = min(len(one.replies), len(other.replies)) >= _LONG_REPLY
+    replies = _jaccard(one.replies, other.replies)
+    if replies < _REPLIES:
+        return 0.0
+    other = _mended(other, one)
+    similarity = _jaccard(one.words, other.words)
+    asked, also = _numbers(one.prompts), _numbers(other.prompts)
+    alike = (
+        similarity >= threshold
+        and _jaccard(one.pairs, other.pairs) >= threshold - _PAIRS_BELOW
+        and _jaccard(one.prompts, other.prompts)
+        >= (_REPLIES if long and replies >= threshold else _PROMPTS)
+        and (asked <= also or also <= asked or _jaccard(asked, also) >= _NUMBERS)
+    )
+    return similarity if alike else 0.0
+
+
+def _mended(text: _Text, like: _Text) -> _Text:
+    """A text without its typing slips: words that are nearly one of the other's become that."""
+    slips: dict[str, str] = {}
+    known = sorted(like.words - text.words)
+    strange = text.words - like.words
+    if len(strange) <= _MOST_SLIPS:
+        for word in strange:
+            near = [other for other in known if other[0] == word[0] and not word[0].isdigit()]
+            slips.update((word, meant) for meant in get_close_matches(word, near, 1, _CLOSE))
+    if not slips:
+        return text
+    words = frozenset(slips.get(word, word) for word in text.words)
+    pairs = frozenset((slips.get(one, one), slips.get(two, two)) for one, two in text.pairs)
+    prompts = frozenset(slips.get(word, word) for word in text.prompts)
+    return text._replace(words=words, pairs=pairs, prompts=prompts)
+
+
+def _numbers(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(word for word in words if word[0].isdigit())
+
+
+def _jaccard(one: frozenset[Any], other: frozenset[Any]) -> float:
+    """What two sets share of what they have together; two empty ones are the same."""
+    both = len(one & other)
+    return both / (len(one) + len(other) - both) if one or other else 1.0
+
+
+def _templates(
+    pairs: Sequence[tuple[int, int]], text: Callable[[int], _Text], threshold: float
+) -> dict[int, frozenset[str]]:
+    """For each row of a big family of look-alikes the words that most of the family share."""
+    alike = (
+        (later, earlier)
+        for later, earlier in pairs
+        if _jaccard(text(later).words, text(earlier).words) >= threshold
+    )
+    templates: dict[int, frozenset[str]] = {}
+    for rows in families(alike):
+        if len(rows) >= _FAMILY_ROWS:
+            sample = rows[:: -(-len(rows) // _FAMILY_SAMPLE)]
+            counts = Counter(word for row in sample for word in text(row).words)
+            shared = frozenset(word for word, n in counts.items() if 2 * n >= len(sample))
+            templates |= dict.fromkeys(rows, shared)
+    return templates
+
+
+def families(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The groups that pairs join, each in rising order."""
+    leader: dict[int, int] = {}
+
+    def root(member: int) -> int:
+        while (up := leader.setdefault(member, member)) != member:
+            leader[member] = leader[up]
+            member = up
+        return member
+
+    for pair in pairs:
+        one, other = sorted(map(root, pair))
+        leader[other] = one
+    found: dict[int, list[int]] = defaultdict(list)
+    for member in sorted(leader):
+        found[root(member)].append(member)
+    return list(found.values())
+
+
+def _minima(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """(rows, permutations): MinHash of each text's shingles of eight bytes, words only."""
+    border = bytes(_SHINGLE)
+    encoded = [border + text.lower().encode("utf-8", "surrogatepass") for text in texts]
+    folded = _FOLDED[np.frombuffer(b"".join([*encoded, border]), np.uint8)]
+    # Of several spaces one is left.
+    kept = folded != ord(" ")
+    kept[1:] |= folded[:-1] != ord(" ")
+    starts = np.cumsum([0, *map(len, encoded)])
+    sizes = np.add.reduceat(kept[: starts[-1]], starts[:-1], dtype=np.intp)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    folded = folded[kept]
+    # A window's bytes are its hash; those before and after a row's text hold NULs and its ends.
+    shingles = np.ndarray((int(starts[-1]),), np.uint64, folded, strides=(1,)) * _MIX
+    shingles ^= shingles >> _HALF
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        shingles, starts.astype(np.uint64), _PERMUTATIONS, _SEED
+    )
+    minima: NDArray[np.uint64] = np.array(matrix.to_rows(), np.uint64)
+    return minima
+
+
+def _within(ranked: NDArray[Any]) -> NDArray[np.intp]:
+    """For each of some sorted values its place among those that equal it."""
+    return np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
+
+
+def _packed(later: NDArray[np.intp], earlier: NDArray[np.intp]) -> NDArray[np.uint64]:
+    packed: NDArray[np.uint64] = later.astype(np.uint64) << _HALF | earlier.astype(np.uint64)
+    return packed
+
+
+def _sides(row: Conversation) -> tuple[str, str]:
+    """What is asked and what is replied; of a call, what it calls. System turns are left out."""
+    asked = [turn.content for turn in row.turns if turn.role in ("user", "tool")]
+    said = [turn.content for turn in row.turns if turn.role == "assistant"]
+    functions = (call["function"] for turn in row.turns for call in turn.tool_calls)
+    calls = [f"{function['name']} {_json(function['arguments'])}" for function in functions]
+    return "\n".join(asked), "\n".join([*said, *calls])
+
+
+def _exact_key(row: Conversation, *, spelled: bool) -> int:
+    """A hash of all that a row says, for this process; not `spelled`: case and spacing aside."""
+    texts = [turn.content for turn in row.turns]
+    if not spelled:
+        texts = [" ".join(text.lower().split()) for text in texts]
+    calls = [_json(turn.tool_calls) for turn in row.turns if turn.tool_calls]
+    return hash((*texts, None, *calls, _json(row.tools) if row.tools else None))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
