@@ -127,16 +127,10 @@ def test_one_row_by_place_or_id(capsys: Capture, data: Path, spec: str, answer: 
     assert learned(row).strip() == f"{answer}<|end|>"
 
 
-def test_a_row_by_its_full_path_and_by_the_hash_of_its_content(capsys: Capture, data: Path) -> None:
-    file = data / "valid.jsonl"
-    wanted = list(sources.read_rows(file))[5]
-    flags = ("--row", f"{file}:6", "--row", row_id(wanted))  # type: ignore[arg-type]
-    shown = result(capsys, data, "--model", "starter", *flags)["rows"]
-    assert [row["row"] for row in shown] == [f"{file}:6"]
-
-
 def test_several_rows_come_in_file_order(capsys: Capture, data: Path) -> None:
-    flags = ("--row", "test:1", "--row", "train:2", "--row", "train:1")
+    first = next(sources.read_rows(data / "train.jsonl"))
+    name = row_id(first)  # type: ignore[arg-type]
+    flags = ("--row", "test:1", "--row", f"{data / 'train.jsonl'}:2", "--row", name)
     shown = result(capsys, data, "--model", "starter", *flags)["rows"]
     places = [Path(row["row"]).name for row in shown]
     assert places == ["train.jsonl:1", "train.jsonl:2", "test.jsonl:1"]
@@ -222,15 +216,6 @@ def test_data_cannot_drive_the_terminal(
     assert "\\x1b[2J" in out and "\\u202e" in out and "[bold]not markup[/bold]" in out
 
 
-def test_token_texts_join_to_the_text(capsys: Capture, tmp_path: Path) -> None:
-    file = write_rows(tmp_path / "rows.jsonl", asked("Größe in €?", "日本 🙂"))
-    (row,) = result(capsys, file, "--model", "starter")["rows"]
-    joined = "".join(token["text"] for token in row["tokens"])
-    assert "\ufffd" not in joined
-    assert "<0xE2>" in joined, "a token with part of a character shows its byte"
-    assert "日本 🙂" in text(capsys, file, "--model", "starter"), "a run shows the character"
-
-
 def test_a_page_instead(capsys: Capture, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "tokens.html"
     said = text(capsys, data, "--model", "starter", "--rows", 2, "--html", out)
@@ -242,13 +227,3 @@ def test_a_page_instead(capsys: Capture, data: Path, tmp_path: Path) -> None:
     assert failed["error"]["where"] == str(out), "nothing is overwritten"
     failed = result(capsys, data, "--model", "starter", "--html", data / "train.jsonl", code=2)
     assert ".html" in failed["error"]["hint"]
-
-
-def test_any_format_by_hand(capsys: Capture, tmp_path: Path) -> None:
-    file = write_rows(tmp_path / "rows.jsonl", {"frage": "Wie?", "antwort": "So."})
-    flags = ("--model", "starter", "--map", "question=frage", "--map", "answer=antwort")
-    (row,) = result(capsys, file, *flags)["rows"]
-    assert learned(row).strip() == "So.<|end|>"
-    failed = result(capsys, file, "--model", "starter", "--format", "alpacca", code=2)
-    assert "did you mean alpaca" in failed["error"]["hint"]
-    assert result(capsys, file, "--model", "starter", "--map", "question", code=2)["error"]

@@ -84,14 +84,6 @@ def test_with_a_model_tokens_are_counted(capsys: Capture, data: Path) -> None:
     assert list(tokens["over"]) == ["512", "1024", "2048", "4096", "8192", "16384", "32768"]
 
 
-def test_tokens_are_those_of_data_show(capsys: Capture, data: Path) -> None:
-    total = result(capsys, data, "--model", "starter")["tokens"]["total"]
-    with pytest.raises(SystemExit):
-        main(["data", "show", str(data), "--model", "starter", "--rows", "99", "--json"])
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert total == sum(len(row["tokens"]) for row in rows)
-
-
 def test_a_table_for_people(capsys: Capture, data: Path) -> None:
     run(data, "--model", "starter", "--max-length", 40)
     out = capsys.readouterr().out

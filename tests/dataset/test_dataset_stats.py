@@ -123,10 +123,6 @@ def test_writing_systems(text: str, script: str) -> None:
     assert main_script([text]) == script
 
 
-def test_the_script_of_a_row_is_that_of_most_letters() -> None:
-    assert main_script(["Translate to Russian, please: hello", "привет"]) == "Latin"
-
-
 def rows() -> list[Conversation | Fault]:
     called = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
     return [
@@ -177,10 +173,6 @@ def test_a_recount_by_hand() -> None:
     assert (stats.system.rows, stats.system.prompts.top[0].name) == (1, "Be brief.")
     assert (stats.weights.turns, dict(stats.weights.values)) == (2, {"0.5": 1, "0": 1})
     assert stats.weights.rows_all_zero == 1
-
-
-def test_no_row_is_no_statistics() -> None:
-    assert count([("train", [Fault("a", 1, "json", "broken")])]) is None
 
 
 def test_tokens_are_those_that_training_renders(chat: Chat) -> None:

@@ -24,7 +24,6 @@ WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\nAdd.\n\n### Response:"
 )
-REAL_LLAMA2 = Path(__file__).parents[3] / "shared/data/tokenizers/llama2.tokenizer.model"
 
 
 @pytest.fixture
@@ -53,15 +52,6 @@ def test_character_ranges_cover_multi_byte_text_in_order(chat, kind):
     at = text.index("<|end|>")
     token = encoded.ids.tolist().index(chat(kind).hf.convert_tokens_to_ids("<|end|>"))
     assert (encoded.starts[token], encoded.ends[token]) == (at, at + 7)
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama3", "merging", "llama2"])
-def test_a_continuation_never_changes_the_prompt_or_the_text(chat, kind):
-    tokenizer = chat(kind)
-    for prompt in ("a:", "a\n", "a ", "wör"):
-        for answer in ("\n\nx", " it", ") 日", "d"):
-            ids = [*tokenizer.encode_ids(prompt), *tokenizer.continuation_ids(prompt, answer)]
-            assert tokenizer.decode(ids).lstrip() == (prompt + answer)
 
 
 def test_the_end_of_a_turn_is_found_where_no_config_names_it(chat):
@@ -197,32 +187,6 @@ def test_a_tokenizer_without_an_end_token_is_refused():
     hf.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         ChatTokenizer(hf, t.PLAIN)
-
-
-@pytest.mark.skipif(not REAL_LLAMA2.exists(), reason="the real Llama 2 pieces are not here")
-@pytest.mark.parametrize("template", ["auto", "alpaca", "chatml"])
-def test_the_real_llama_2_tokenizer(tmp_path, template):
-    (tmp_path / "tokenizer.model").write_bytes(REAL_LLAMA2.read_bytes())
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    settings = {
-        "tokenizer_class": "LlamaTokenizer",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "legacy": False,
-        "chat_template": t.LLAMA2,
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = load_tokenizer(tmp_path, template=template)
-    for answer in ("zolpidem", "\n\n日本 🦙", "  two", ":)"):
-        turns = (Turn("user", "Wörd?"), Turn("assistant", answer))
-        (example,) = render(Conversation(turns, "f:1"), tokenizer)
-        start, end = example.spans[0]
-        assert example.input_ids[:start].tolist() == tokenizer.prompt_ids(turns[:1])
-        prompt = tokenizer.decode(example.input_ids[:start])
-        said = tokenizer.decode(example.input_ids[:end]).removeprefix(prompt)
-        assert said.removesuffix("</s>").strip() == answer.strip()
-        assert int(example.input_ids[end - 1]) in tokenizer.eos_ids
 
 
 @pytest.mark.parametrize(
