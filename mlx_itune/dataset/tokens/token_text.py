@@ -7,8 +7,6 @@ A token that holds only part of a character shows those bytes as <0xE2>.
 
 from __future__ import annotations
 
-import codecs
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,32 +80,19 @@ def _in_parts(tokenizer: ChatTokenizer, ids: Sequence[int], text: str) -> list[s
 
 def _decoded_in_parts(pieces: Sequence[bytes]) -> list[str]:
     """Each piece as text: whole characters as such, bytes of divided ones as <0x..>."""
-    whole = b"".join(pieces)
     owner = [number for number, piece in enumerate(pieces) for _ in piece]
     texts = [""] * len(pieces)
     at = 0
-    while at < len(whole):
-        length = _character_length(whole, at)
-        if length and owner[at] == owner[at + length - 1]:
-            texts[owner[at]] += whole[at : at + length].decode()
-            at += length
-            continue
-        for place in range(at, at + max(length, 1)):
-            texts[owner[place]] += f"<0x{whole[place]:02X}>"
-        at += max(length, 1)
+    # What is no character comes out byte by byte, as half surrogates.
+    for char in b"".join(pieces).decode("utf-8", "surrogateescape"):
+        raw = char.encode("utf-8", "surrogateescape")
+        if owner[at] == owner[at + len(raw) - 1] and not "\udc80" <= char <= "\udcff":
+            texts[owner[at]] += char
+        else:
+            for place, byte in enumerate(raw, at):
+                texts[owner[place]] += f"<0x{byte:02X}>"
+        at += len(raw)
     return texts
-
-
-def _character_length(raw: bytes, at: int) -> int:
-    """How many bytes the UTF-8 character that starts at `at` has; 0 if none starts there."""
-    for length in range(1, 5):
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            if decoder.decode(raw[at : at + length]):
-                return length
-        except UnicodeDecodeError:
-            return 0
-    return 0
 
 
 def _bytes_of(tokenizer: ChatTokenizer, token_id: int) -> bytes | None:
@@ -129,8 +114,7 @@ def _bytes_of(tokenizer: ChatTokenizer, token_id: int) -> bytes | None:
 
 def _is_byte_level(tokenizer: ChatTokenizer) -> bool:
     decoder = tokenizer.hf.backend_tokenizer.decoder
-    state = decoder.__getstate__() if decoder is not None else b"{}"
-    return "ByteLevel" in json.dumps(json.loads(state))
+    return decoder is not None and b"ByteLevel" in decoder.__getstate__()
 
 
 @lru_cache(maxsize=1)
