@@ -181,6 +181,24 @@ def test_licences_are_found_given_and_carried(
     assert "licence of b: Apache-2.0" in told
 
 
+def test_the_licence_of_the_data_travels_with_what_is_shipped(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "quiz.jsonl", asked(range(30)))
+    data, adapter, bundle = (tmp_path / name for name in ("data", "adapter", "bundle"))
+    result(capsys, "data", "import", source, "--licence", "CC BY-NC 4.0", "--out", data)
+    base = ("--model", "starter")
+    flags = ("--data", data, "--out", adapter, "--runs", tmp_path / "runs", "--steps", 1)
+    result(capsys, "train", *base, *flags)
+    said = json.loads((adapter / "provenance.json").read_text())["data"]
+    assert [file["licences"] for file in said] == [{"quiz": "CC BY-NC 4.0"}]
+    flags = ("--adapter", adapter, "--to", "peft", "--bundle", "--out", bundle)
+    result(capsys, "export", *base, *flags)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["licences"]["data: quiz"] == "CC BY-NC 4.0"
+    assert "| data: quiz | CC BY-NC 4.0 |" in (bundle / "README.md").read_text()
+
+
 def test_a_hub_data_set_comes_from_the_cache_when_offline(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

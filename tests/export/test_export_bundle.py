@@ -18,8 +18,8 @@ from mlx_itune.kit.errors import ModelError
 PROVENANCE = {
     "base": {"id": "acme/base-1b", "revision": "abc", "fingerprint": "f" * 64},
     "data": [
-        {"name": "notes|x", "path": "notes.jsonl", "licence": "CC BY 4.0"},
-        {"path": "chats.jsonl", "licence": None},
+        {"path": "train.jsonl", "licences": {"notes|x": "CC BY 4.0"}},
+        {"path": "chats.jsonl"},
     ],
     "fuse": {
         "method": "exact merge on the grid",

@@ -151,9 +151,9 @@ def _files(stage: Path) -> list[BundleFile]:
 
 
 def _data_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Licence of every source of the data, by name."""
+    """Licence of every source of the data, by name; of a file whose sources nobody recorded."""
     return {
-        f"data: {source.get('name') or source.get('path')}": source.get("licence")
-        or UNKNOWN_LICENCE
-        for source in provenance.get("data") or ()
+        f"data: {name}": licence or UNKNOWN_LICENCE
+        for file in provenance.get("data") or ()
+        for name, licence in (file.get("licences") or {file.get("path"): None}).items()
     }

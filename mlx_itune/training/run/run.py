@@ -14,6 +14,7 @@ import functools
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_itune import __version__
+from mlx_itune.dataset.importing.licences import data_licences
 from mlx_itune.dataset.sources import Source
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.config import to_toml
-from mlx_itune.kit.errors import StorageError, UsageError
+from mlx_itune.kit.errors import ItuneError, StorageError, UsageError
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
 from mlx_itune.kit.json_files import plain, read_record, write_object
 from mlx_itune.model.loading.base import LoadedModel
@@ -195,6 +197,10 @@ def provenance(
 ) -> dict[str, Any]:
     """Where an adapter came from; holds no path of this machine. `run` is the id of its run."""
     tokenizer_file = loaded.path / "tokenizer.json"
+    licences: dict[str, str | None] = {}
+    # A description that went wrong meanwhile leaves the licences unknown, not the run unfinished.
+    with suppress(ItuneError):
+        licences = data_licences(settings.data)
     return {
         "v": 1,
         "run": run,
@@ -210,7 +216,12 @@ def provenance(
             "template_sha256": tokenizer.template_sha256,
         },
         "data": [
-            {"path": Path(source.path).name, "rows": source.rows, "sha256": source.sha256}
+            {
+                "path": Path(source.path).name,
+                "rows": source.rows,
+                "sha256": source.sha256,
+                "licences": licences,
+            }
             for source in sources
         ],
         "mask": {"learn": settings.learn, "too_long": settings.too_long},
