@@ -14,6 +14,8 @@ from mlx_itune.kit.errors import DataError, UsageError
 if TYPE_CHECKING:
     from mlx_itune.inference.chat import ChatSession
 
+# Kept between turns: this one, and the one before /reset.
+_CONVERSATIONS = 2
 _ENDS = ("/exit", "/quit")
 _HELP = (
     "/reset starts again, /system TEXT starts again with that system prompt, /exit or Ctrl-D ends; "
@@ -56,10 +58,10 @@ def command(
     )
     session = ChatSession(
         loaded,
-        Generator(loaded, tokenizer, stops),
+        Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS),
         system=system,
         max_tokens=max_tokens,
-        sampling=sampling.of(drawing),
+        drawing=sampling.of(drawing),
     )
     if sys.stdin.isatty():
         _note(_HELP)

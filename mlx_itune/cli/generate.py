@@ -79,7 +79,7 @@ def command(
     else:
         prompts = [said(_words(words if prompt is None else prompt), raw=raw, system=system)]
     opened = open_model(model, adapter, template=template, compute=compute, offline=offline)
-    how = {"max_tokens": max_tokens, "sampling": sampling.of(drawing), "stops": stops}
+    how = {"max_tokens": max_tokens, "drawing": sampling.of(drawing), "stops": stops}
     if file:
         _answer_file(opened, prompts, {**how, "batch_size": batch_size}, out, as_json)
     else:
@@ -107,18 +107,20 @@ def _stream(opened: Any, prompt: Any, how: dict[str, Any], as_json: bool) -> Non
     room = room_tokens(len(ids), loaded.config, how["max_tokens"])
     began = time.monotonic()
     answer = Generator(loaded, tokenizer, how["stops"]).stream(
-        ids, max_tokens=room, sampling=how["sampling"]
+        ids, max_tokens=room, drawing=how["drawing"]
     )
-    if not as_json:
-        for piece in answer:
+    for piece in answer:
+        if not as_json:
             print(piece, end="", flush=True)
+    if not as_json:
         print()
         return
-    whole = answer.answer()
     report.emit(
         {
-            **report.plain(whole),
+            "text": answer.text,
             "prompt_tokens": len(ids),
+            "completion_tokens": answer.completion_tokens,
+            "finish_reason": answer.finish_reason,
             "wall_s": time.monotonic() - began,
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,7 @@ import click
 from mlx_itune.cli.options import SEED, FiniteFloat
 
 if TYPE_CHECKING:
-    from mlx_itune.inference.sampling import Sampling
+    from mlx_itune.model.serving.engine import Drawing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,8 +48,10 @@ def options(function: F) -> F:
     return function
 
 
-def of(given: dict[str, Any]) -> Sampling:
-    """What the options say, but for --max-tokens."""
-    from mlx_itune.inference.sampling import Sampling
+def of(given: dict[str, Any]) -> Drawing:
+    """What the options say, but for --max-tokens; without a temperature there are no dice."""
+    from mlx_itune.model.serving.engine import Drawing
 
-    return Sampling(**{name: value for name, value in given.items() if name != "max_tokens"})
+    names = {field.name for field in dataclasses.fields(Drawing)}
+    drawing = Drawing(**{name: value for name, value in given.items() if name in names})
+    return drawing if drawing.temperature else dataclasses.replace(drawing, seed=None)

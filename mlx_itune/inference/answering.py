@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.inference.generate import Answer, Generator
+from mlx_itune.inference.generate import GREEDY, Generator
 from mlx_itune.inference.prompts import Prompt, room_tokens
-from mlx_itune.inference.sampling import Sampling
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.model.serving.engine import Drawing
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Answered:
     text: str
     prompt_tokens: int
     completion_tokens: int
-    finish_reason: str
+    finish_reason: str | None
 
 
 def answer_all(
@@ -38,16 +38,16 @@ def answer_all(
     prompts: Sequence[Prompt],
     *,
     max_tokens: int = 512,
-    sampling: Sampling,
+    drawing: Drawing = GREEDY,
     stops: Sequence[str] = (),
     batch_size: int = 32,
     observe: Callable[[int], None] | None = None,
 ) -> list[Answered]:
     """The answer to each prompt, in order, as each would get it alone.
 
-    Plain greedy answers are computed `batch_size` at a time; others one by one, prompt number n
-    with the seed + n. Raises DataError, naming the row, for a prompt that does not fit the model,
-    before anything is computed.
+    Greedy answers are computed `batch_size` at a time; drawn ones one by one, prompt number n with
+    the seed + n. Raises DataError, naming the row, for a prompt that does not fit the model, before
+    anything is computed.
     """
     ids, rooms = [], []
     for prompt in prompts:
@@ -56,20 +56,16 @@ def answer_all(
             rooms.append(room_tokens(len(ids[-1]), loaded.config, max_tokens))
         except DataError as error:
             raise DataError(error.message, where=prompt.origin, hint=error.hint) from error
-    generator = Generator(loaded, tokenizer, stops)
-    answers: list[Answer] = []
-    if sampling.is_plain and batch_size > 1 and min(rooms) == max_tokens:
-        answers = generator.answers(ids, max_tokens, batch_size, observe)
-    else:
-        for n, (each, room) in enumerate(zip(ids, rooms, strict=True)):
-            drawn = dataclasses.replace(sampling, seed=sampling.seed + n)
-            answers.append(generator.stream(each, max_tokens=room, sampling=drawn).answer())
-            if observe:
-                observe(n + 1)
+    drawings = [drawing] * len(prompts)
+    if drawing.seed is not None:
+        first = drawing.seed
+        drawings = [dataclasses.replace(drawing, seed=first + n) for n in range(len(prompts))]
+    generator = Generator(loaded, tokenizer, stops, batch_size=batch_size)
+    answers = generator.answers(ids, rooms, drawings, observe)
     return [
         Answered(
-            *(n, p.id, p.words(), p.reference),
-            *(a.text, len(i), a.completion_tokens, a.finish_reason),
+            *(n, prompt.id, prompt.words(), prompt.reference),
+            *(answer.text, len(ids[n]), answer.completion_tokens, answer.finish_reason),
         )
-        for n, (p, a, i) in enumerate(zip(prompts, answers, ids, strict=True))
+        for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]

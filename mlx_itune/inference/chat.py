@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Generator as GeneratorOf
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.inference.generate import GREEDY, AnswerStream, Generator
+from mlx_itune.inference.generate import GREEDY, Answer, Generator
 from mlx_itune.inference.prompts import chat_ids, room_tokens
-from mlx_itune.inference.sampling import Sampling
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.engine.prefix_cache import PrefixCache
 from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.model.serving.engine import Drawing
 
 
 class ChatSession:
@@ -28,14 +27,13 @@ class ChatSession:
         *,
         system: str | None = None,
         max_tokens: int = 512,
-        sampling: Sampling = GREEDY,
+        drawing: Drawing = GREEDY,
     ) -> None:
         self._loaded, self._generator = loaded, generator
-        self._max_tokens, self._sampling = max_tokens, sampling
-        self._memory = PrefixCache(loaded.model)
+        self._max_tokens, self._drawing = max_tokens, drawing
         self.system = system
         self.turns: list[Turn] = []
-        self.last: AnswerStream | None = None
+        self.last: Answer | None = None
         self.reset()
 
     def reset(self, system: str | None = None) -> None:
@@ -57,16 +55,12 @@ class ChatSession:
         except DataError as error:
             raise DataError(error.message, hint="/reset starts a new conversation") from error
         # Another seed for each turn, or the same question would get the same dice.
-        sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + len(asked))
-        self.last = self._generator.stream(
-            prompt, max_tokens=room, sampling=sampling, memory=self._memory
-        )
-        pieces = []
+        seed = (self._drawing.seed or 0) + len(asked)
+        drawing = dataclasses.replace(self._drawing, seed=seed)
+        self.last = self._generator.stream(prompt, max_tokens=room, drawing=drawing)
         try:
-            for piece in self.last:
-                pieces.append(piece)
-                yield piece
+            yield from self.last
         finally:
-            answer = "".join(pieces)
-            if answer.strip():
-                self.turns = [*asked, Turn("assistant", answer)]
+            self.last.close()
+            if self.last.text.strip():
+                self.turns = [*asked, Turn("assistant", self.last.text)]

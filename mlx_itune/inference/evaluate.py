@@ -129,10 +129,9 @@ def _scores(
         if (pair := question(conversation, tokenizer)) is not None
     ]
     prompts = [prompt for _, prompt, _ in asked]
-    answers = Generator(loaded, tokenizer).batch(
+    answers = Generator(loaded, tokenizer, batch_size=batch_size).batch(
         prompts,
         max_new_tokens,
-        batch_size,
         observe=(lambda done: observe("answers", done, len(prompts))) if observe else None,
     )
     pairs: dict[str, list[tuple[str, str]]] = {}

@@ -1,286 +1,146 @@
-"""Answers: greedy ones for many prompts at once, and one, greedy or sampled, as a stream.
-
-The batch is exact: each row sees its own prompt at its own positions, padding is masked out of
-every attention, so the text is the one the row would get alone.
-"""
+"""Answers of one model: many at once, and one, greedy or drawn, as a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import mlx.core as mx
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.inference.sampling import Sampling, next_token, penalized
 from mlx_itune.inference.text_stream import TextStream
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.engine.caches import batch_cache, can_batch
-from mlx_itune.model.engine.prefix_cache import PrefixCache
 from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.model.serving.engine import Drawing, Engine, Order, Token
 
-# Attention over a prompt is quadratic; where exp() is slow (CPU) short chunks skip most of the
-# masked half. A GPU prefers long ones.
-_CPU_CHUNK_TOKENS, _GPU_CHUNK_TOKENS = 64, 2048
-# MLX runs elementwise work of one CPU stream on one core, so two batches run side by side.
-_CPU_LANES = 2
-# Copying a cache to drop rows pays only once this share of the rows is done.
-_DROP_SHARE = 0.25
-GREEDY = Sampling()
-
-Finish = Literal["stop", "length"]
+GREEDY = Drawing()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer; `completion_tokens` counts its tokens, the one that ends it not among them."""
+class Answer(Iterator[str]):
+    """One answer, and an iterator over its pieces, which computes them.
 
-    text: str
-    completion_tokens: int
-    finish_reason: Finish
-
-
-@dataclass
-class _Rows:
-    """One batch on one stream: prompts prefilled, answers growing together."""
-
-    stream: Any
-    cache: list[Any]
-    live: list[int]
-    tokens: Any
-    answers: dict[int, list[int]] = field(default_factory=dict)
-    done: dict[int, Finish] = field(default_factory=dict)
-
-
-class AnswerStream(Iterator[str]):
-    """The pieces of one answer as they come; the counts are whole once it has ended.
-
-    `cached_tokens`: how many of the prompt's tokens were in the cache already.
+    `finish_reason`: "stop" or "length", None before its end. `completion_tokens` counts its tokens,
+    the one that ends it not among them; `cached_tokens` those of the prompt that were computed
+    already.
     """
 
-    def __init__(self, run: Callable[[AnswerStream], Iterator[str]]) -> None:
+    def __init__(self, engine: Engine, text: TextStream, order: Order) -> None:
+        self._engine, self._stream, self._order = engine, text, order
+        self._fresh = ""
+        self._is_submitted = False
+        self.text = ""
         self.completion_tokens = 0
-        self.cached_tokens = 0
-        self.finish_reason: Finish = "length"
-        self._pieces = run(self)
+        self.finish_reason: str | None = None
+        order.deliver = self._take
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt."""
+        return self._order.cached_tokens
+
+    def submit(self) -> None:
+        """Have it computed with whatever else the engine has."""
+        if not self._is_submitted:
+            self._is_submitted = True
+            self._engine.submit(self._order)
+
+    def close(self) -> None:
+        """Break it off; what there is stays."""
+        self._order.is_cancelled = True
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        self.submit()
+        while not self._fresh and self.finish_reason is None and not self._order.is_cancelled:
+            self._engine.step()
+        piece, self._fresh = self._fresh, ""
+        if not piece:
+            raise StopIteration
+        return piece
 
-    def answer(self) -> Answer:
-        """The whole of it."""
-        text = "".join(self)
-        return Answer(text, self.completion_tokens, self.finish_reason)
+    def _take(self, token: Token | Exception) -> None:
+        if isinstance(token, Exception):
+            raise token
+        self.completion_tokens += token.finish != "stop"
+        piece, self.finish_reason = self._stream.take(token.id, token.finish)
+        self.text += piece
+        self._fresh += piece
+        if self.finish_reason:
+            self.close()
 
 
 class Generator:
     """Text generation with one loaded model and its tokenizer.
 
-    stops: texts that end an answer, besides the tokenizer's own ends.
+    stops: texts that end an answer, besides the tokenizer's own ends; batch_size: answers computed
+    at once, which are those that each prompt would get alone; cached_prompts: texts whose past is
+    not computed again.
     """
 
     def __init__(
-        self, loaded: LoadedModel, tokenizer: ChatTokenizer, stops: Sequence[str] = ()
+        self,
+        loaded: LoadedModel,
+        tokenizer: ChatTokenizer,
+        stops: Sequence[str] = (),
+        *,
+        batch_size: int = 32,
+        cached_prompts: int = 0,
     ) -> None:
-        self.model = loaded.model
         self.tokenizer = tokenizer
-        self.stops = tuple(stop for stop in (*tokenizer.stop_strings, *stops) if stop)
-        self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        self._chunk_tokens = _CPU_CHUNK_TOKENS if self._on_cpu else _GPU_CHUNK_TOKENS
+        self._stops = (*tokenizer.stop_strings, *stops)
+        self._engine = Engine(loaded.model, concurrency=batch_size, cached_prompts=cached_prompts)
 
     def stream(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_tokens: int = 512,
-        sampling: Sampling = GREEDY,
-        memory: PrefixCache | None = None,
-    ) -> AnswerStream:
-        """The answer piece by piece; a function of the prompt, ``sampling`` and its seed.
+        self, prompt_ids: Sequence[int], *, max_tokens: int = 512, drawing: Drawing = GREEDY
+    ) -> Answer:
+        """The answer piece by piece; a function of the prompt, ``drawing`` and its seed.
 
-        memory: a cache whose tokens are not computed again, and which then holds this answer too.
-        Raises DataError for an empty prompt, at the first piece.
+        Raises DataError for an empty prompt.
         """
-        memory = memory or PrefixCache(self.model)
-        ids = list(prompt_ids)
+        return self._answer(prompt_ids, max_tokens, drawing, is_alone=True)
 
-        def run(answer: AnswerStream) -> Iterator[str]:
-            return self._pieces(ids, max_tokens, sampling, memory, answer)
-
-        return AnswerStream(run)
-
-    def _pieces(
+    def answers(
         self,
-        ids: list[int],
-        max_tokens: int,
-        sampling: Sampling,
-        memory: PrefixCache,
-        answer: AnswerStream,
-    ) -> Iterator[str]:
-        _require_tokens([ids])
-        cache, answer.cached_tokens = memory.take(ids)
-        self._prefill(mx.array([ids[answer.cached_tokens : -1]], dtype=mx.int32), cache)
-        text, held = TextStream(self.tokenizer.decode, self.stops), list(ids)
-        for token, is_fed in self._tokens(ids, cache, max_tokens, sampling):
-            if is_fed:
-                held.append(token)
-            if token in self.tokenizer.eos_ids:
-                answer.finish_reason = "stop"
-                break
-            answer.completion_tokens += 1
-            if piece := text.push(token):
-                yield piece
-            if text.ended:
-                answer.finish_reason = "stop"
-                break
-        memory.keep(cache, held)
-        if piece := text.finish():
-            yield piece
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int | Sequence[int] = 512,
+        drawings: Sequence[Drawing] | None = None,
+        observe: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """The answer to each prompt, in the order given; greedy ones unless `drawings` says how.
 
-    def _tokens(
-        self, ids: list[int], cache: list[Any], max_tokens: int, sampling: Sampling
-    ) -> Iterator[tuple[int, bool]]:
-        """(token, whether it is in the cache); each is launched before the one before is read."""
-        key = mx.random.key(sampling.seed)
-        recent = mx.array(ids[-sampling.repetition_context :], dtype=mx.int32)
-        token = mx.array(ids[-1:], dtype=mx.int32)
-        for number in range(max_tokens + 1):
-            before = token
-            if number < max_tokens:
-                logits = self.model(before[None], cache=cache)[0, -1]
-                logits = penalized(logits, recent, sampling.repetition_penalty)
-                key, now = mx.random.split(key)
-                token = next_token(logits, sampling, now)[None].astype(mx.int32)
-                recent = mx.concatenate([recent, token])[-sampling.repetition_context :]
-                mx.async_eval(token)  # type: ignore[no-untyped-call]
-            if number:
-                read: Any = before.item()
-                yield int(read), number < max_tokens
+        One that is drawn with a seed is computed by itself. ``observe`` is told the number of
+        finished prompts. Raises DataError for an empty prompt.
+        """
+        most = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
+        found = [
+            self._answer(ids, tokens, drawing, is_alone=drawing.seed is not None)
+            for ids, tokens, drawing in zip(
+                prompts, most, drawings or [GREEDY] * len(prompts), strict=True
+            )
+        ]
+        # Prompts of like length pad each other least.
+        for n in sorted(range(len(found)), key=lambda n: -len(prompts[n])):
+            found[n].submit()
+        done = 0
+        while self._engine.step():
+            before, done = done, sum(answer.finish_reason is not None for answer in found)
+            if observe and done > before:
+                observe(done)
+        if observe and done < len(found):
+            observe(len(found))
+        return found
 
     def batch(
         self,
         prompts: Sequence[Sequence[int]],
         max_tokens: int = 512,
-        batch_size: int = 32,
         observe: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """The text of the greedy answer to each prompt, in the order given; see `answers`."""
-        return [a.text for a in self.answers(prompts, max_tokens, batch_size, observe)]
+        """The text of the greedy answer to each prompt, in the order given."""
+        return [answer.text for answer in self.answers(prompts, max_tokens, observe=observe)]
 
-    def answers(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_tokens: int = 512,
-        batch_size: int = 32,
-        observe: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
-        """The greedy answer to each prompt, in the order given.
-
-        ``observe`` is told the number of finished prompts. An architecture that mlx-lm
-        cannot batch answers one by one. Raises DataError for an empty prompt.
-        """
-        _require_tokens(prompts)
-        if not can_batch(self.model):
-            return self._one_by_one(prompts, max_tokens, observe)
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        waiting = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][::-1]
-        device = mx.default_device()
-        streams = [mx.default_stream(device)]
-        if self._on_cpu:
-            streams += [mx.new_stream(device) for _ in range(_CPU_LANES - 1)]
-        answers: dict[int, Answer] = {}
-        running: list[_Rows] = []
-        while waiting or running:
-            while waiting and streams:
-                running.append(self._start(prompts, waiting.pop(), streams.pop()))
-            for rows in list(running):
-                if self._advance(rows, max_tokens):
-                    running.remove(rows)
-                    streams.append(rows.stream)
-                    for row, ids in rows.answers.items():
-                        answers[row] = Answer(self._cut(ids)[0], len(ids), rows.done[row])
-                    if observe:
-                        observe(len(answers))
-        return [answers[i] for i in range(len(prompts))]
-
-    def _one_by_one(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_tokens: int,
-        observe: Callable[[int], None] | None,
-    ) -> list[Answer]:
-        answers = []
-        for ids in prompts:
-            answers.append(self.stream(ids, max_tokens=max_tokens).answer())
-            if observe:
-                observe(len(answers))
-        return answers
-
-    def _start(self, prompts: Sequence[Sequence[int]], rows: list[int], stream: Any) -> _Rows:
-        """Prefill all but the last token of each prompt; the first step is under way on return."""
-        heads = [list(prompts[i][:-1]) for i in rows]
-        lengths = [len(head) for head in heads]
-        padding = [max(lengths) - length for length in lengths]
-        with mx.stream(stream):
-            cache = batch_cache(self.model, len(rows))
-            if any(padding):
-                for layer in cache:
-                    layer.prepare(lengths=lengths, right_padding=padding)
-            padded = [head + [0] * pad for head, pad in zip(heads, padding, strict=True)]
-            self._prefill(mx.array(padded, dtype=mx.int32), cache)
-            if any(padding):
-                for layer in cache:
-                    layer.finalize()
-            last = mx.array([prompts[i][-1] for i in rows])
-            started = _Rows(stream, cache, rows, last, {i: [] for i in rows})
-            self._launch(started)
-        return started
-
-    def _prefill(self, ids: Any, cache: list[Any]) -> None:
-        """Run ``ids`` (B, T) into the cache; the unused logits are never computed."""
-        for start in range(0, ids.shape[1], self._chunk_tokens):
-            self.model(ids[:, start : start + self._chunk_tokens], cache=cache)
-            mx.async_eval([layer.state for layer in cache])  # type: ignore[no-untyped-call]
-
-    def _launch(self, rows: _Rows) -> None:
-        logits = self.model(rows.tokens[:, None], cache=rows.cache)
-        rows.tokens = mx.argmax(logits[:, -1], axis=-1)
-        mx.async_eval(rows.tokens)  # type: ignore[no-untyped-call]
-
-    def _advance(self, rows: _Rows, max_tokens: int) -> bool:
-        """Take the tokens under way and launch the next step; True when every row is done."""
-        for row, token in zip(rows.live, rows.tokens.tolist(), strict=True):
-            if row in rows.done:
-                continue
-            answer = rows.answers[row]
-            if token not in self.tokenizer.eos_ids:
-                answer.append(token)
-            if token in self.tokenizer.eos_ids or (self.stops and self._cut(answer)[1]):
-                rows.done[row] = "stop"
-            elif len(answer) >= max_tokens:
-                rows.done[row] = "length"
-        keep = [k for k, row in enumerate(rows.live) if row not in rows.done]
-        if not keep:
-            return True
-        with mx.stream(rows.stream):
-            if len(rows.live) - len(keep) >= _DROP_SHARE * len(rows.live):
-                kept = mx.array(keep)
-                rows.live = [rows.live[k] for k in keep]
-                rows.tokens = rows.tokens[kept]
-                for layer in rows.cache:
-                    layer.filter(kept)
-            self._launch(rows)
-        return False
-
-    def _cut(self, ids: list[int]) -> tuple[str, bool]:
-        """The text before the first stop string, and whether there was one."""
-        text = self.tokenizer.decode(ids)
-        at = [found for stop in self.stops if (found := text.find(stop)) >= 0]
-        return (text[: min(at)], True) if at else (text, False)
-
-
-def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:
-    for number, prompt in enumerate(prompts, 1):
-        if not len(prompt):
-            raise DataError(f"prompt {number} of {len(prompts)} is empty")
+    def _answer(
+        self, ids: Sequence[int], max_tokens: int, drawing: Drawing, *, is_alone: bool
+    ) -> Answer:
+        if not len(ids):
+            raise DataError("the prompt is empty")
+        text = TextStream(self.tokenizer.decode, self._stops)
+        ends = frozenset(self.tokenizer.eos_ids)
+        order = Order(list(ids), max_tokens, ends, drawing, lambda token: None, is_alone)
+        return Answer(self._engine, text, order)

@@ -138,13 +138,14 @@ class Answer:
         self._id = f"{'chatcmpl' if asked.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._order = Order(
-            asked.served.adapter,
             asked.prompt_ids,
             asked.max_tokens,
             asked.served.tokenizer.eos_ids,
             asked.request,
-            asked.request.told_logprobs,
             self._deliver,
+            is_alone=asked.request.seed is not None,
+            logprobs=asked.request.told_logprobs,
+            adapter=asked.served.adapter,
         )
 
     def cancel(self) -> None:
@@ -214,9 +215,7 @@ class Answer:
                 if isinstance(token, Exception):
                     raise token
                 self._tokens += 1
-                piece = "" if token.finish == "stop" else text.push(token.id)
-                finish = "stop" if text.ended else token.finish
-                piece += text.finish() if finish else ""
+                piece, finish = text.take(token.id, token.finish)
                 said = {"content": piece} if piece else {}
                 if self._asked.is_chat:
                     said = reply.push(piece, is_last=finish is not None)

@@ -152,9 +152,10 @@ def _opened(
         for chat in set(tokenizers.values())
     }
     engine = Engine(
-        AdapterSet(loaded, named),
+        loaded.model,
         concurrency=settings.concurrency,
         cached_prompts=settings.cached_prompts,
+        switch=AdapterSet(loaded, named).use,
     )
     desk = Desk(
         {name or loaded.id: Served(name, chat, *reads[chat]) for name, chat in tokenizers.items()},

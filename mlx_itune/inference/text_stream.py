@@ -25,6 +25,15 @@ class TextStream:
         self.ended = False
         self.holds = False
 
+    def take(self, token: int, finish: str | None) -> tuple[str, str | None]:
+        """(the text that a token settles, how the answer ends with it, if it does).
+
+        finish: "stop" for a token that ends it and is none of its text, "length" for the last.
+        """
+        text = "" if finish == "stop" else self.push(token)
+        finish = "stop" if self.ended else finish
+        return (text + self.finish(), finish) if finish else (text, None)
+
     def push(self, token: int) -> str:
         """The text that ``token`` settles; ``ended`` once a stop string has come."""
         self._window.append(token)

@@ -8,33 +8,32 @@ from typing import Any
 import pytest
 
 from mlx_itune.inference.generate import Generator
-from mlx_itune.model.engine.prefix_cache import PrefixCache
 from tests.model.architectures import ARCHITECTURES, build
 
 
-def generator(model: Any) -> Generator:
+def generator(model: Any, cached_prompts: int = 0) -> Generator:
     """Tokens as text: each is a character."""
     tokenizer: Any = SimpleNamespace(
         eos_ids=frozenset(), stop_strings=(), decode=lambda ids: "".join(map(chr, ids))
     )
     loaded: Any = SimpleNamespace(model=model)
-    return Generator(loaded, tokenizer)
+    return Generator(loaded, tokenizer, cached_prompts=cached_prompts)
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba2", "granitemoehybrid"])
 def test_a_kept_cache_gives_the_answers_of_a_fresh_one(name: str) -> None:
     model = build(name)
     model.eval()
-    answers, memory = generator(model), PrefixCache(model)
+    answers, remembering = generator(model), generator(model, 4)
     text = [7 + (31 * n) % 290 for n in range(40)]
     for _ in range(3):
-        stream = answers.stream(text, max_tokens=9, memory=memory)
+        stream = remembering.stream(text, max_tokens=9)
         answer = "".join(stream)
         assert answer == "".join(answers.stream(text, max_tokens=9)), name
         # One token of the answer changes, as when a template rewrites it.
         text = [*text, *map(ord, answer[:-2]), 5, 6, 11]
     [whole] = answers.batch([text], 9)
-    assert whole == "".join(answers.stream(text, max_tokens=9, memory=memory))
+    assert whole == "".join(remembering.stream(text, max_tokens=9))
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba2", "granitemoehybrid"])

