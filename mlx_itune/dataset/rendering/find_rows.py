@@ -14,8 +14,9 @@ from mlx_itune.kit.errors import DataError, UsageError
 Row = Conversation | Fault
 Reader = Callable[[Path], Iterator[Row]]
 
-# A line, or "#17": the 17th row of a file that is one line. The file by its path, name or stem.
-_PLACE = re.compile(r"(?:(?P<file>.+):)?(?P<at>#?[1-9][0-9]{0,14})")
+# A line, the 17th row of the file ("#17", "3#17"); the file by its path, name or stem.
+_NUMBER = "[1-9][0-9]{0,14}"
+_PLACE = re.compile(f"(?:(?P<file>.+):)?(?P<at>#{_NUMBER}|{_NUMBER}(?:#{_NUMBER})?)")
 _CONTENT_ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -39,7 +40,7 @@ def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
         passed: set[str] = set()
         for row in read(path):
             at = _at(row)
-            hits = {spec for spec, place in here.items() if place == at}
+            hits = {spec for spec, place in here.items() if place in (at, at.partition("#")[0])}
             # A line may give several rows; an id means one.
             if not hits and not ids and passed == here.keys():
                 break
@@ -60,7 +61,7 @@ def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
     if missing := [spec for spec in wanted if spec in places or spec in ids]:
         raise UsageError(
             f"there is no row {missing[0]!r}",
-            hint="name it as file:line, split:line, or by its id",
+            hint="name it as file:line, split:line, file:#row, or by its id",
         )
 
 
