@@ -23,6 +23,7 @@ from mlx_itune.kit.errors import DataError
 Learn = Literal["all", "last", "marked"]
 
 _ROWS_PER_CALL = 256
+_CHARACTERS_PER_CALL = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +76,26 @@ def render_many(
     conversations: Iterable[Conversation], tokenizer: ChatTokenizer, learn: Learn = "all"
 ) -> Iterator[tuple[TokenizedExample, ...] | DataError]:
     """`render` of each conversation, or why it is refused; tokenized in batches."""
-    rows = iter(conversations)
-    while chunk := list(islice(rows, _ROWS_PER_CALL)):
+    for chunk in _chunks(conversations):
         try:
             # As a list: what is yielded must not be yielded again one by one.
             yield from list(_render_chunk(chunk, tokenizer, learn))
         except DataError:
             yield from (_render_alone(row, tokenizer, learn) for row in chunk)
+
+
+def _chunks(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """Rows to tokenize together: the tokenizer's own records take 100 bytes a token."""
+    chunk: list[Conversation] = []
+    characters = 0
+    for row in conversations:
+        chunk.append(row)
+        characters += sum(len(turn.content) for turn in row.turns)
+        if len(chunk) == _ROWS_PER_CALL or characters > _CHARACTERS_PER_CALL:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def _render_alone(
