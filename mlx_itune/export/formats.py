@@ -29,10 +29,10 @@ from mlx_itune.export.gguf.to_gguf import export_gguf, own_kind, require_exporta
 from mlx_itune.export.gguf.tokenizer import tokenizer_limits
 from mlx_itune.export.request import FILES, Observe, Request, tag, unobserved
 from mlx_itune.export.shipping.bundle import Part, seal_bundle
-from mlx_itune.export.shipping.go_template import go_template
-from mlx_itune.export.shipping.modelfile import (
+from mlx_itune.export.shipping.ollama import (
     MODELFILE,
     common_system,
+    go_template,
     modelfile,
     parameters_of,
     stop_texts,

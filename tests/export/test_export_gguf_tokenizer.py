@@ -30,7 +30,7 @@ def write(folder: Path, out: Path, *, name: str | None = None) -> dict[str, Any]
     if name is not None:
         writer.add_name(name)
     config = json.loads((folder / "config.json").read_text())
-    add_tokenizer(writer, folder, tokenizer, config)
+    add_tokenizer(writer, tokenizer, config["vocab_size"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -189,7 +189,7 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(case: str, tmp_path: Pat
     folder = vocabularies.write(make(), tmp_path / "model")
     with pytest.raises(ModelError) as caught:
         write(folder, tmp_path / "v.gguf")
-    assert said in str(caught.value) and str(folder) in str(caught.value)
+    assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

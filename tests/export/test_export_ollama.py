@@ -11,8 +11,7 @@ import pytest
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.tokens.templates import built_in
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.export.shipping.go_template import go_template
-from mlx_itune.export.shipping.modelfile import common_system, modelfile
+from mlx_itune.export.shipping.ollama import common_system, go_template, modelfile
 from mlx_itune.kit.errors import ModelError, UsageError
 from tests.conftest import write_tiny_tokenizer
 from tests.export.go_eval import parse_modelfile, render

@@ -41,7 +41,7 @@ def write_vocabulary(folder: Path, out: Path) -> ChatTokenizer:
     writer.add_head_count(1)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(config["vocab_size"])
-    add_tokenizer(writer, folder, tokenizer, config)
+    add_tokenizer(writer, tokenizer, config["vocab_size"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -16,8 +16,14 @@ from gguf import GGMLQuantizationType as Type
 from mlx_itune.export.artifact import Exported, describe
 from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of, metadata
 from mlx_itune.export.gguf.blocks import Stored
-from mlx_itune.export.gguf.file import header, write
-from mlx_itune.export.gguf.plan import Planned, interleaved, rotated_heads, tensor_name
+from mlx_itune.export.gguf.plan import (
+    Planned,
+    header,
+    interleaved,
+    rotated_heads,
+    tensor_name,
+    write,
+)
 from mlx_itune.export.gguf.verify import Float32, gguf_name, in_halves, rotated
 from mlx_itune.kit.errors import ModelError, located
 from mlx_itune.kit.files import staged_file, storage_errors

@@ -15,8 +15,7 @@ import gguf
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import Exported, describe
 from mlx_itune.export.gguf.blocks import Overflow
-from mlx_itune.export.gguf.file import add_keys, header, write
-from mlx_itune.export.gguf.plan import K_QUANTS, KINDS, Plan, Planned, plan
+from mlx_itune.export.gguf.plan import K_QUANTS, KINDS, Plan, Planned, add_keys, header, plan, write
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_check import check_tokenizer
 from mlx_itune.export.gguf.verify import verify_gguf
@@ -102,7 +101,7 @@ def require_exportable(source_dir: Path, kind: str | None, tokenizer: ChatTokeni
     if kind in K_QUANTS:
         _quantizer()
     with located(source_dir):
-        _described(plan(source_dir, "f32"), source_dir, tokenizer, source_dir.name)
+        _described(plan(source_dir, "f32"), tokenizer, source_dir.name)
 
 
 def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str) -> Plan:
@@ -110,7 +109,7 @@ def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, n
     wide: frozenset[str] = frozenset()
     while True:
         planned = plan(source, kind, wide)
-        start = header(_described(planned, source, tokenizer, name), planned.tensors)
+        start = header(_described(planned, tokenizer, name), planned.tensors)
         names = {t.stored.name: t.name for t in planned.tensors}
         try:
             write(out, start, planned.tensors)
@@ -119,7 +118,7 @@ def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, n
             wide |= {names[error.name]}
 
 
-def _described(planned: Plan, source: Path, tokenizer: ChatTokenizer, name: str) -> gguf.GGUFWriter:
+def _described(planned: Plan, tokenizer: ChatTokenizer, name: str) -> gguf.GGUFWriter:
     """A writer that knows all keys."""
     writer = gguf.GGUFWriter(None, planned.architecture.name)
     writer.add_type(gguf.GGUFType.MODEL)
@@ -128,12 +127,7 @@ def _described(planned: Plan, source: Path, tokenizer: ChatTokenizer, name: str)
     writer.add_file_type(_file_type(planned.tensors))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_keys(writer, planned.keys)
-    rows = planned.facts.rows
-    add_tokenizer(writer, source, tokenizer, {**planned.facts.config, "vocab_size": rows})
-    tokens = writer.kv_data[0].get(gguf.Keys.Tokenizer.LIST)
-    if tokens is None or len(tokens.value) != rows:
-        count = 0 if tokens is None else len(tokens.value)
-        raise ModelError(f"has {rows} rows of embeddings for {count} tokens")
+    add_tokenizer(writer, tokenizer, planned.facts.rows)
     return writer
 
 

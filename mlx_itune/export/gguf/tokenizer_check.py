@@ -18,7 +18,7 @@ import regex
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.gguf.tokenizer import probe_prompts, tokenizer_limits
-from mlx_itune.export.gguf.tokenizer_added import CONTROL_TEXTS
+from mlx_itune.export.gguf.tokenizer_algorithm import CONTROL_TEXTS
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
 

@@ -8,6 +8,7 @@ install-*.sh       check the hashes, then put the files in place; no network
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from annotated_types import Ge
 from mlx_itune import __version__
 from mlx_itune.export.cards import bundle_card, licence_in_card
 from mlx_itune.export.request import tag
-from mlx_itune.export.shipping.install_scripts import install_scripts
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import sha256_file, storage_errors
 from mlx_itune.kit.json_files import plain, read_object, to_record, write_object
@@ -29,6 +29,40 @@ UNKNOWN_LICENCE = "unknown: ask"
 _VERSION = 1
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 _FIDELITY = ("method", "bits", "tokens", "kl_mean", "kl_p99", "top1_agreement")
+# POSIX shell, no network; hashes are checked before anything is done.
+_HEAD = """\
+#!/bin/sh
+# {what}
+# Checks the SHA-256 of what it installs first; opens no network connection of its own.
+set -eu
+cd -- "$(dirname -- "$0")"
+
+if command -v sha256sum >/dev/null 2>&1; then
+    check() {{ sha256sum -c -; }}
+else
+    check() {{ shasum -a 256 -c -; }}
+fi
+check >/dev/null <<'SUMS' || {{ echo "a file changed since the bundle was made" >&2; exit 1; }}
+{sums}
+SUMS
+"""
+_OLLAMA = """
+command -v ollama >/dev/null 2>&1 || {{ echo "Ollama is not installed" >&2; exit 1; }}
+cd {folder}
+ollama create {name} -f Modelfile
+echo {done}
+"""
+_LMSTUDIO = """
+models=${{LMSTUDIO_MODELS:-"$HOME/.lmstudio/models"}}
+target="$models"/{name}
+if [ -e "$target" ]; then
+    echo "$target exists already" >&2
+    exit 1
+fi
+mkdir -p "$target"
+cp -R -- {source} "$target"/
+echo {done}
+"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +121,7 @@ def seal_bundle(
     )
     (stage / "README.md").write_text(bundle_card(plain(head), tag(name)), encoding="utf-8")
     sums = {file.path: file.sha256 for file in _files(stage)}
-    for script, text in install_scripts(tag(name), part.path, part.format, sums).items():
+    for script, text in _install_scripts(tag(name), part.path, part.format, sums).items():
         (stage / script).write_text(text, encoding="utf-8")
         (stage / script).chmod(0o755)
     write_object(stage / MANIFEST, plain(head) | {"files": plain(_files(stage))})
@@ -157,3 +191,34 @@ def _data_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
         for file in provenance.get("data") or ()
         for name, licence in (file.get("licences") or {file.get("path"): None}).items()
     }
+
+
+def _install_scripts(model: str, path: str, kind: str, sums: Mapping[str, str]) -> dict[str, str]:
+    """Script name -> text, for an artefact at ``path`` that a program has to be told about.
+
+    ``model``: its name, lower case and without spaces; ``kind``: its format; ``sums`` maps every
+    file of the bundle (relative path) to its SHA-256.
+    """
+    within = {p: s for p, s in sorted(sums.items()) if p == path or p.startswith(f"{path}/")}
+    lines = "\n".join(f"{digest}  {file}" for file, digest in within.items())
+    if kind == "ollama":
+        head = _HEAD.format(what="Adds the model to Ollama.", sums=lines)
+        body = _OLLAMA.format(
+            folder=shlex.quote(f"./{path}"),
+            name=shlex.quote(model),
+            done=shlex.quote(f"try: ollama run {model}"),
+        )
+        return {"install-ollama.sh": head + body}
+    if kind not in ("lmstudio", "mlx", "gguf"):
+        return {}
+    source, name = path, f"local/{model}"
+    if kind == "lmstudio":
+        _, publisher, listed, *_ = next(iter(within)).split("/")
+        source, name = f"{path}/{publisher}/{listed}", f"{publisher}/{listed}"
+    head = _HEAD.format(what="Copies the model to where LM Studio looks for models.", sums=lines)
+    body = _LMSTUDIO.format(
+        name=shlex.quote(name),
+        source=shlex.quote(source) + ("/*" if kind != "gguf" else ""),
+        done=shlex.quote("in LM Studio, look under My Models"),
+    )
+    return {"install-lmstudio.sh": head + body}

@@ -1,0 +1,345 @@
+"""What llama.cpp needs to be told to tokenize as a tokenizer.json does, and where it cannot.
+
+llama.cpp (src/llama-vocab.cpp) cuts by regular expressions that it knows by name, merges by rank or
+by score, puts a space before every stretch of text or before none, strips spaces around added
+tokens by the *model's* name, and takes tokens for control tokens by their text. What is said here
+was decided by what the tokenizer does, step by step; what differs is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mlx_itune.kit.errors import ModelError
+
+State = Mapping[str, Any]
+
+# Texts that become control tokens, most of them ends of a reply, whatever type the file gives.
+CONTROL_TEXTS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT] "
+    "[EOS] </s> <eos> <|eom_id|> <|return|> <|call|> <|calls|> <|flush|> <end_of_utterance> "
+    "<turn|> <|tool_response> [e~[ <｜end▁of▁sentence｜> <|fim_prefix|> <fim-prefix> "
+    "<fim_prefix> <PRE> "
+    "▁<PRE> <｜fim▁begin｜> <|code_prefix|> <|prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> "
+    "<SUF> ▁<SUF> <｜fim▁hole｜> <|code_suffix|> <|suffix|> <|fim_middle|> <fim-middle> "
+    "<fim_middle> <MID> ▁<MID> <｜fim▁end｜> <|code_middle|> <|middle|> <|fim_pad|> <fim-pad> "
+    "<fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> "
+    "<|file_sep|>".split()
+)
+# Of a model named so, every added token strips what follows, but these.
+_PHI3, _PHI3_KEEPS = "phi-3", {"<unk>", "<s>", "<|endoftext|>"}
+_SPACE = "▁"
+# A score far below every token that merging may form.
+_NEVER = -1e9
+
+# What `ByteLevel(use_regex=True)` of Hugging Face's tokenizers cuts by: GPT-2's own.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_DIGIT = r"\p{N}"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+)
+_CASED_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Steps -> the name where words are looked up whole before merging, and where they are not.
+_NAMES: dict[tuple[str, ...], tuple[str | None, str | None]] = {
+    (_GPT2,): (None, "gpt-2"),
+    (_DIGIT, _GPT2): (None, "smollm"),
+    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _ENDS,): ("llama-bpe", "dbrx"),
+    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _ENDS,): (None, "qwen2"),
+    (
+        _CONTRACTIONS
+        + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+        + _ENDS.replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),
+    ): (None, "qwen35"),
+    (_CASED % ("", "") + r"|\p{N}" + _CASED_ENDS,): ("tekken", None),
+    (_CASED % ((_CONTRACTIONS + "?",) * 2) + r"|\p{N}{1,3}" + _CASED_ENDS,): (None, "gpt-4o"),
+    (
+        r"\p{N}{1,3}",
+        "[一-龥\u3040-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ): (None, "deepseek-v3"),
+}
+# Other ways to write the same: tiktoken's possessive quantifiers, and a class with one member.
+_SPELLINGS = (
+    ("'(?i:[sdmt]|ll|ve|re)", _CONTRACTIONS),
+    ("]?+\\p{L}", "]?\\p{L}"),
+    ("]++[\\r\\n]", "]+[\\r\\n]"),
+    ("|\\s*[\\r\\n]|", "|\\s*[\\r\\n]+|"),
+    ("\\p{N}{1}", "\\p{N}"),
+    ("\\p{N}{1,1}", "\\p{N}"),
+)
+
+
+def refused(message: str) -> ModelError:
+    """The error for a tokenizer that a GGUF file cannot hold."""
+    return ModelError(message, hint="GGUF is not possible for it; export it with --to mlx")
+
+
+def kind_of(state: State) -> str:
+    """GGUF's name for the algorithm: "gpt2" (byte-level) or "llama" (SentencePiece). Raises
+    ModelError for one it does not have."""
+    model = state["model"]
+    odd = [
+        k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)
+    ]
+    if model["type"] != "BPE" or odd:
+        raise refused(
+            f"tokenizers of type {model['type']}{' with ' + odd[0] if odd else ''} "
+            "have no exact form in GGUF"
+        )
+    if any(step["type"] == "ByteLevel" for step in _steps(state, "pre_tokenizer")):
+        # Qwen's NFC: llama.cpp leaves text as it is (docs/shipping.md), and most text is NFC.
+        if state["normalizer"] not in (None, {"type": "NFC"}):
+            raise refused("llama.cpp does not normalize text as this tokenizer does")
+        if not model["merges"]:
+            raise refused("the tokenizer has no merges, which llama.cpp needs")
+        return "gpt2"
+    if not model.get("byte_fallback"):
+        raise refused("the tokenizer is neither byte-level nor falls back to bytes")
+    return "llama"
+
+
+def merge_pairs(state: State) -> list[tuple[str, str]]:
+    """The merges of a BPE, in order, whichever way they are written."""
+    merges = state["model"]["merges"]
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in merges)
+    return [(left, right) for left, right in pairs]
+
+
+def pre_tokenizer_name(state: State) -> str:
+    """``tokenizer.ggml.pre`` for a byte-level BPE, ``state`` being its tokenizer.json.
+
+    Raises ModelError where llama.cpp knows nothing that is provably equal.
+    """
+    steps = tuple(_expressions(state))
+    if steps not in _NAMES:
+        text = json.dumps(state["pre_tokenizer"], ensure_ascii=False)
+        shown = text if len(text) <= 160 else text[:160] + "..."
+        raise refused(f"llama.cpp knows no pre-tokenizer that cuts text as this one does: {shown}")
+    whole, merged = _NAMES[steps]
+    looks_up = state["model"].get("ignore_merges")
+    name = whole if looks_up else merged
+    if name is None and _merges_reach_every_token(state):
+        name = whole or merged
+    if name is None:
+        raise refused(
+            "llama.cpp has this tokenizer's regular expression only "
+            f"{'without' if looks_up else 'with'} looking whole words up before merging, and here "
+            "that makes a difference"
+        )
+    return name
+
+
+def scores(state: State, size: int) -> list[float]:
+    """``tokenizer.ggml.scores`` of ``size`` tokens of a SentencePiece BPE.
+
+    llama.cpp merges any two neighbours that form a token, best score first, leftmost at a tie; a
+    Hugging Face tokenizer has a list of merges instead. Both are the same where every way to split
+    a token into two others is a merge, and merges come token by token. Raises ModelError where not.
+    """
+    vocabulary: dict[str, int] = state["model"]["vocab"]
+    merges = merge_pairs(state)
+    found = [_NEVER] * size
+    place = 0
+    for left, right in merges:
+        number = vocabulary[left + right]
+        if found[number] == _NEVER:
+            place += 1
+            found[number] = -float(place)
+        elif found[number] != -float(place):
+            raise _merged_otherwise(left, right, "is merged at two places of the list")
+    known, added = set(merges), {token["content"] for token in state["added_tokens"]}
+    made = {left + right for left, right in merges} | {t for t in vocabulary if len(t) == 1}
+    for token in vocabulary:
+        for at in range(1, len(token) if token not in added else 0):
+            pair = token[:at], token[at:]
+            if pair[0] in made and pair[1] in made and pair not in known:
+                raise _merged_otherwise(*pair, "is no merge of this tokenizer")
+    return found
+
+
+def space_prefix(state: State, prompts: Sequence[str]) -> bool:
+    """``tokenizer.ggml.add_space_prefix``: a space before each stretch of plain text, or none.
+
+    Some tokenizers put it before the first stretch only, which llama.cpp cannot. For those the
+    value is taken that tokenizes more of ``prompts``, as the chat template writes them, the same
+    way. Raises ModelError where neither gets the first of them right.
+    """
+    scheme = _scheme(state)
+    if scheme != "first":
+        return scheme == "always"
+
+    def encoded(name: str) -> list[list[int]]:
+        changed = json.loads(json.dumps(state))
+        for step in _steps(changed, "pre_tokenizer"):
+            if step["type"] == "Metaspace":
+                step["prepend_scheme"] = name
+        return _ids(changed, prompts)
+
+    wanted = encoded("first")
+    right = {
+        value: [a == b for a, b in zip(encoded(name), wanted, strict=True)]
+        for value, name in ((True, "always"), (False, "never"))
+    }
+    # The single question first, then as many conversations as possible, then plain text.
+    best = max(right, key=lambda value: (right[value][:1], sum(right[value]), value))
+    if prompts and not right[best][0]:
+        raise refused(
+            "the tokenizer puts a space before the first word of a text only, llama.cpp before "
+            "every stretch of text or none, and this chat template needs both"
+        )
+    return best
+
+
+def limits(state: State, prompts: Sequence[str]) -> tuple[str, ...]:
+    """What llama.cpp will tokenize otherwise whatever the file says, one sentence each."""
+    if kind_of(state) == "llama":
+        if _scheme(state) != "first":
+            return ()
+        if space_prefix(state, prompts):
+            return (
+                "llama.cpp puts a space before text that follows a special token as well: a "
+                "single question is read as trained, later turns of a conversation may not be",
+            )
+        return (
+            "llama.cpp puts no space before a text that does not begin with a special token: chat "
+            "prompts are as trained, other text has to bring that space",
+        )
+    found = []
+    if pre_tokenizer_name(state) in ("tekken", "gpt-4o"):
+        found.append(
+            "llama.cpp tells upper from lower case in ASCII only, and does not count combining "
+            "marks as letters: text in scripts that use them is cut otherwise"
+        )
+    if state["normalizer"]:
+        found.append(
+            "llama.cpp does not compose characters (Unicode NFC) as this tokenizer does: "
+            "give it composed text"
+        )
+    return tuple(found)
+
+
+def control_by_name(state: State) -> list[int]:
+    """Ids of ordinary tokens that llama.cpp would take for control tokens, and no text yields.
+
+    Qwen has such a `</s>`: its own text is cut before merging could form it. Under another text it
+    is left alone.
+    """
+    added = {token["content"] for token in state["added_tokens"]}
+    vocabulary: dict[str, int] = state["model"]["vocab"]
+    names = sorted(CONTROL_TEXTS & vocabulary.keys() - added)
+    found = zip(names, _ids(state, names) if names else (), strict=True)
+    return [vocabulary[name] for name, ids in found if vocabulary[name] not in ids]
+
+
+def stripping_name(state: State, prompts: Sequence[str]) -> str | None:
+    """What `general.name` has to contain so that llama.cpp strips as the added tokens say.
+
+    None where it need not. Raises ModelError where ``prompts``, as the chat template writes them,
+    would be tokenized otherwise.
+    """
+    added = state["added_tokens"]
+    if not any(token["lstrip"] or token["rstrip"] for token in added):
+        return None
+    known = {token["content"] for token in added} | state["model"]["vocab"].keys()
+    as_phi3 = all(
+        not token["lstrip"] and token["rstrip"] == (token["content"] not in _PHI3_KEEPS)
+        for token in added
+    )
+    if as_phi3 and known >= {*_PHI3_KEEPS, "</s>"}:
+        return _PHI3
+    plain = [{**token, "lstrip": False, "rstrip": False} for token in added]
+    if _ids(state, prompts) != _ids({**state, "added_tokens": plain}, prompts):
+        raise refused(
+            "special tokens of this tokenizer swallow the spaces around them, and the chat "
+            "template writes some; llama.cpp would keep them"
+        )
+    return None
+
+
+def _ids(state: State, texts: Sequence[str]) -> list[list[int]]:
+    """What a tokenizer of this state makes of texts."""
+    from tokenizers import Tokenizer
+
+    encode = Tokenizer.from_str(json.dumps(state)).encode_batch_fast
+    return [found.ids for found in encode(list(texts), add_special_tokens=False)]
+
+
+def _steps(state: State, part: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre_tokenizer, one after the other."""
+    whole = state[part]
+    if whole is None:
+        return []
+    key = "normalizers" if part == "normalizer" else "pretokenizers"
+    return list(whole[key]) if whole["type"] == "Sequence" else [whole]
+
+
+def _expressions(state: State) -> Iterator[str]:
+    """The regular expressions that cut a text one after the other; "?..." for what is unknown."""
+    steps = _steps(state, "pre_tokenizer")
+    for number, step in enumerate(steps):
+        kind = step["type"]
+        if kind == "Split" and _keeps_all(step):
+            expression: str = step["pattern"]["Regex"]
+            for spelled, usual in _SPELLINGS:
+                expression = expression.replace(spelled, usual)
+            yield expression
+        elif kind == "Digits" and step["individual_digits"]:
+            yield _DIGIT
+        elif kind == "ByteLevel" and not step["add_prefix_space"] and number == len(steps) - 1:
+            if step["use_regex"]:
+                yield _GPT2
+        else:
+            yield f"?{kind}"
+
+
+def _keeps_all(step: Mapping[str, Any]) -> bool:
+    """Whether a split leaves every match, and what lies between matches, as a piece."""
+    if "Regex" not in step["pattern"]:
+        return False
+    # With "Removed" and inverted, only matches stay; these expressions match every character.
+    removes_nothing = bool(step["invert"]) and step["pattern"]["Regex"].endswith(r"|\s+")
+    return step["behavior"] == "Isolated" or (step["behavior"] == "Removed" and removes_nothing)
+
+
+def _merges_reach_every_token(state: State) -> bool:
+    """Whether looking a word up before merging changes nothing: merging finds the same token."""
+    model = {**state["model"], "ignore_merges": False}
+    added = {token["id"] for token in state["added_tokens"]}
+    words = {word: number for word, number in model["vocab"].items() if number not in added}
+    found = _ids({"version": "1.0", "model": model, "added_tokens": []}, [*words])
+    return found == [[number] for number in words.values()]
+
+
+def _scheme(state: State) -> str:
+    """When a word border is put before plain text: always, first (of the whole text), never."""
+    steps, splits = _steps(state, "normalizer"), _steps(state, "pre_tokenizer")
+    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    doubles = {"type": "Replace", "pattern": {"Regex": f"\\A{_SPACE}"}, "content": 2 * _SPACE}
+    prepends = {"type": "Prepend", "prepend": _SPACE}
+    # After the normalizer no plain space is left to split at.
+    splits = [s for s in splits if not (s["type"] == "Split" and s["pattern"] == {"String": " "})]
+    if not splits and steps in ([prepends, replaces], [replaces]):
+        return "always" if prepends in steps else "never"
+    if len(splits) == 1 and splits[0]["type"] == "Metaspace" and steps in ([], [replaces, doubles]):
+        metaspace = splits[0]
+        scheme = str(metaspace["prepend_scheme"])
+        apart = metaspace["split"] and _crosses_words(state)
+        if metaspace["replacement"] == _SPACE and not apart and (steps == [] or scheme != "never"):
+            return scheme
+    raise refused("llama.cpp cannot prepare text as this SentencePiece tokenizer does")
+
+
+def _crosses_words(state: State) -> bool:
+    """Whether any token holds a space after its first character: splitting at spaces matters."""
+    added = {token["content"] for token in state["added_tokens"]}
+    return any(_SPACE in token[1:] for token in state["model"]["vocab"].keys() - added)
+
+
+def _merged_otherwise(left: str, right: str, why: str) -> ModelError:
+    return refused(f"llama.cpp would merge otherwise: {left!r} + {right!r} {why}")
