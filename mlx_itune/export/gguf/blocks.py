@@ -1,4 +1,4 @@
-"""Weights as mlx-lm stores them, and the blocks that GGUF makes of them.
+"""The blocks that GGUF makes of weights as mlx-lm stores them.
 
 MLX's affine weight is w = s q + b, one (s, b) for 32, 64 or 128 neighbours, and GGUF's Q4_1 and
 Q5_1 are w = d q + m for 32: the same codes in another order, s and b for d and m. MXFP4 is the
@@ -7,80 +7,18 @@ same in both (OCP Microscaling Formats 1.0). Blocks: llama.cpp, ggml/src/ggml-co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
 import gguf
 import mlx.core as mx
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from mlx_itune.export.stored import Stored
 from mlx_itune.kit.errors import ModelError
 
 Bytes = NDArray[np.uint8]
 BLOCK = 32
 _HALF_INFINITY = 0x7C00
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A weight as it lies on disk: (..., rows, columns), packed where ``bits`` says so.
-
-    ``weight`` uint32 codes, ``scales`` and ``biases`` (..., rows, groups); or floats alone.
-    """
-
-    name: str
-    weight: mx.array
-    scales: mx.array | None = None
-    biases: mx.array | None = None
-    group_size: int = 0
-    bits: int = 0
-    mode: str = "float"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The logical shape."""
-        if self.scales is None:
-            return tuple(self.weight.shape)
-        return (*self.weight.shape[:-1], self.scales.shape[-1] * self.group_size)
-
-    def flat(self) -> Stored:
-        """The same as one matrix: experts one below the other."""
-        return self._each(lambda a: a.reshape(-1, a.shape[-1]))
-
-    def rows(self, which: slice | mx.array) -> Stored:
-        """Some rows of a matrix, or some entries of a vector."""
-        return self._each(lambda a: a[which])
-
-    def floats(self) -> mx.array:
-        """The numbers, float32."""
-        if self.scales is None:
-            return self.weight.astype(mx.float32)
-        if self.mode != "affine":
-            return self._dequantized(self.scales, None).astype(mx.float32)
-        assert self.biases is not None
-        return self._dequantized(self.scales.astype(mx.float32), self.biases.astype(mx.float32))
-
-    def codes(self) -> Bytes:
-        """The integers q of an affine weight, (rows, columns) uint8."""
-        assert self.scales is not None
-        one = mx.ones(self.scales.shape)
-        return np.array(self._dequantized(one, mx.zeros(self.scales.shape)).astype(mx.uint8))
-
-    def _dequantized(self, scales: mx.array, biases: mx.array | None) -> mx.array:
-        return mx.dequantize(
-            self.weight,
-            scales,
-            biases,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
-
-    def _each(self, change: Callable[[mx.array], mx.array]) -> Stored:
-        scales, biases = (None if a is None else change(a) for a in (self.scales, self.biases))
-        return replace(self, weight=change(self.weight), scales=scales, biases=biases)
 
 
 class Overflow(Exception):

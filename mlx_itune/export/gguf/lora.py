@@ -15,7 +15,6 @@ from gguf import GGMLQuantizationType as Type
 
 from mlx_itune.export.artifact import Exported, describe
 from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of, metadata
-from mlx_itune.export.gguf.blocks import Stored
 from mlx_itune.export.gguf.plan import (
     Planned,
     header,
@@ -25,6 +24,7 @@ from mlx_itune.export.gguf.plan import (
     write,
 )
 from mlx_itune.export.gguf.verify import Float32, gguf_name, in_halves, rotated
+from mlx_itune.export.stored import Stored
 from mlx_itune.kit.errors import ModelError, located
 from mlx_itune.kit.files import staged_file, storage_errors
 from mlx_itune.model.adapters import adapter as adapters

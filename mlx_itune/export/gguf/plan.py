@@ -16,11 +16,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from gguf import GGMLQuantizationType as Type
-from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of, metadata
-from mlx_itune.export.gguf.blocks import BLOCK, Stored, encode, float_twin, same_codes
+from mlx_itune.export.gguf.blocks import BLOCK, encode, float_twin, same_codes
+from mlx_itune.export.stored import Stored, stored_tensors
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import require_free_bytes, storage_errors, write_durably
 from mlx_itune.model.loading import mlx_lm_models as stock
@@ -97,7 +97,7 @@ def _tensors(
 ) -> list[Planned]:
     permuted = architecture.permuted(facts)
     tensors = []
-    for path, stored in stored_tensors(model).items():
+    for path, stored in stored_tensors(getattr(model, "language_model", model)).items():
         name = tensor_name(architecture, path)
         heads = rotated_heads(name, facts) if permuted else None
         tensors.append(
@@ -116,43 +116,12 @@ def _tensors(
     return tensors
 
 
-def stored_tensors(model: nn.Module) -> dict[str, Stored]:
-    """Every weight and bias of a model by its name, without what wraps a text model.
-
-    Raises ModelError for a parameter that is neither.
-    """
-    inner = getattr(model, "language_model", model)
-    left = {name for name, _ in tree_flatten(inner.parameters())}
-    found = {}
-    for path, module in inner.named_modules():
-        if "weight" in module:
-            weight = Stored(f"{path}.weight", module["weight"])
-            if hasattr(module, "bits"):
-                weight = Stored(
-                    weight.name,
-                    weight.weight,
-                    module["scales"],
-                    module.get("biases"),
-                    module.group_size,
-                    module.bits,
-                    module.mode,
-                )
-            found[weight.name] = weight
-            left -= {f"{path}.{name}" for name in ("weight", "scales", "biases")}
-        if module.get("bias") is not None:
-            found[f"{path}.bias"] = Stored(f"{path}.bias", module["bias"])
-            left.discard(f"{path}.bias")
-    if left:
-        raise ModelError(f"{min(left)} has no place in a GGUF file")
-    return found
-
-
 def tensor_name(architecture: Architecture, path: str) -> str:
     """GGUF's name of a weight or bias of mlx-lm's. Raises ModelError where it has none."""
     layer, _, part = path.rpartition(".")
     name = architecture.tensor(layer)
     known = name is not None and (
-        part == "weight" or name.rpartition(".")[2] in architecture.biases
+        part == "weight" or (part == "bias" and name.rpartition(".")[2] in architecture.biases)
     )
     if not known:
         raise ModelError(f"llama.cpp's {architecture.name} has no {path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_itune.export.stored import stored_tensors
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.loading import mlx_lm_models as stock
 
@@ -21,10 +23,11 @@ _PIECE_BYTES = 8 << 20
 class FloatSource:
     """The parameters of a model directory, dequantized and merged as they are read.
 
-    shapes: of each parameter by mlx-lm's name, unpacked. scaled: whether any layer scales its
-    rotary positions, as some modules of mlx-lm ignore what config.json says. What `deltas[path]`
-    makes, (..., out, in) float32, is added to the weight of the layer at `path`; it is made when
-    that is read. What `release` was told of is out of memory again.
+    shapes: of each parameter by mlx-lm's name, unpacked. dtype: the type that most floats have.
+    scaled: whether any layer scales its rotary positions, as some modules of mlx-lm ignore what
+    config.json says. What `deltas[path]` makes, (..., out, in) float32, is added to the weight of
+    the layer at `path`; it is made when that is read. What `release` was told of is out of memory
+    again.
     """
 
     def __init__(self, path: Path, deltas: Mapping[str, Callable[[], Any]] | None = None) -> None:
@@ -32,32 +35,16 @@ class FloatSource:
         self.path = path
         self.settings: dict[str, Any] = dict(vars(model.args))
         self.scaled = _scaled(model)
-        self._tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
-        self._grids = {
-            name: {"group_size": m.group_size, "bits": m.bits, "mode": m.mode}
-            for name, m in model.named_modules()
-            if hasattr(m, "bits")
-        }
+        self.dtype = _float_type(model)
+        self._stored = stored_tensors(model)
         self._deltas = {f"{name}.weight": delta for name, delta in (deltas or {}).items()}
         self._delta: tuple[str, Any] = ("", None)
-        if any(name.endswith(".global_scale") for name in self._tensors):
+        if any(name.endswith(".global_scale") for name in self._stored):
             raise ModelError("weights with a global scale cannot be exported", where=str(path))
-        parts = {f"{name}.{part}" for name in self._grids for part in ("scales", "biases")}
-        self.shapes = {name: self._shape(name) for name in self._tensors if name not in parts}
+        self.shapes = {name: stored.shape for name, stored in self._stored.items()}
         lost = sorted(self._deltas.keys() - self.shapes.keys())
         if lost:
             raise ModelError(f"the model has no layer {lost[0][:-7]}", where=str(path))
-
-    @property
-    def dtype(self) -> str:
-        """The float type most of the weights have, or that their scales have."""
-        sizes: dict[str, int] = {}
-        for tensor in self._tensors.values():
-            if mx.issubdtype(tensor.dtype, mx.floating):
-                kind = str(tensor.dtype).rpartition(".")[2]
-                sizes[kind] = sizes.get(kind, 0) + tensor.size
-        # The scales of mxfp4 and nvfp4 are bytes; their products are bfloat16.
-        return max(sizes, key=lambda kind: sizes[kind]) if sizes else "bfloat16"
 
     def pieces(self, name: str, expert: int | None = None) -> Iterator[Any]:
         """A parameter, or one expert of it, as float32 NumPy arrays, some rows at a time.
@@ -74,41 +61,32 @@ class FloatSource:
 
     def release(self, name: str) -> None:
         """Let a parameter's memory go; it cannot be read again."""
-        layer = name.removesuffix(".weight")
-        for part in (name, f"{layer}.scales", f"{layer}.biases"):
-            self._tensors.pop(part, None)
+        self._stored.pop(name)
         self._deltas.pop(name, None)
         self._delta = ("", None)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        layer, shape = name.removesuffix(".weight"), tuple(self._tensors[name].shape)
-        if layer == name or layer not in self._grids:
-            return shape
-        groups = self._tensors[f"{layer}.scales"].shape[-1]
-        return (*shape[:-1], groups * self._grids[layer]["group_size"])
-
     def _float(self, name: str, expert: int | None, rows: slice) -> Any:
-        def part(array: Any) -> Any:
-            return (array if expert is None else array[expert])[rows]
-
-        layer = name.removesuffix(".weight")
-        if layer != name and layer in self._grids:
-            scales, biases = self._tensors[f"{layer}.scales"], self._tensors.get(f"{layer}.biases")
-            if mx.issubdtype(scales.dtype, mx.floating):
-                scales = part(scales).astype(mx.float32)
-                biases = None if biases is None else part(biases).astype(mx.float32)
-            else:
-                scales = part(scales)
-            piece = mx.dequantize(
-                part(self._tensors[name]), scales, biases, **self._grids[layer]
-            ).astype(mx.float32)
-        else:
-            piece = part(self._tensors[name]).astype(mx.float32)
+        stored = self._stored[name]
+        if expert is not None:
+            stored = stored.rows(expert)
+        piece = stored.rows(rows).floats()
         if name not in self._deltas:
             return piece
         if self._delta[0] != name:
             self._delta = (name, self._deltas[name]())
-        return piece + part(self._delta[1])
+        delta = self._delta[1] if expert is None else self._delta[1][expert]
+        return piece + delta[rows]
+
+
+def _float_type(model: nn.Module) -> str:
+    """The float type most of the weights have, or that their scales have."""
+    sizes: dict[str, int] = {}
+    for _, tensor in tree_flatten(model.parameters()):
+        if mx.issubdtype(tensor.dtype, mx.floating):
+            kind = str(tensor.dtype).rpartition(".")[2]
+            sizes[kind] = sizes.get(kind, 0) + tensor.size
+    # The scales of mxfp4 and nvfp4 are bytes; their products are bfloat16.
+    return max(sizes, key=lambda kind: sizes[kind]) if sizes else "bfloat16"
 
 
 def _scaled(model: nn.Module) -> bool:
@@ -119,8 +97,5 @@ def _scaled(model: nn.Module) -> bool:
 def _rows(shape: tuple[int, ...]) -> list[slice]:
     """Slices over the first axis, of a bounded size each."""
     count = shape[0] if shape else 1
-    row_bytes = 4
-    for size in shape[1:]:
-        row_bytes *= size
-    step = max(1, _PIECE_BYTES // max(row_bytes, 1))
+    step = max(1, _PIECE_BYTES // max(4 * math.prod(shape[1:]), 1))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
