@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_itune.cli import options
+from mlx_itune.cli.result import Result, table
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.wording import count, number, percent
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-    from mlx_itune.export.fusing.fidelity import Reference
+    from mlx_itune.model.loading.base import LoadedModel
 
 _COLUMNS = ("model", "loss", "exact match", "token F1", "mean KL", "p99 KL", "same first choice")
 
@@ -36,100 +36,79 @@ def command(
     model: str,
     adapter: Path | None,
     data: Path,
-    generate: bool,
-    max_new_tokens: int,
     template: str | None,
     compute: str,
-    as_json: bool,
-    offline: bool,
-) -> None:
+    **answers: Any,
+) -> Result:
     """Loss and scores of the base, the base with its adapter, and every MODEL, on the same rows.
 
     KL, in nats per learned token, is the divergence from base + adapter (without an adapter, from
     the base): what shipping that model instead would change.
     """
-    from mlx_itune.cli import report
     from mlx_itune.cli.opening import open_model, rows_of
     from mlx_itune.dataset.rendering.prepare import prepare
     from mlx_itune.export.fusing.fidelity import Reference
     from mlx_itune.model.loading.base import resolve, vet
 
-    opened = partial(open_model, compute=compute, offline=offline)
+    opened = partial(open_model, compute=compute)
     split, rows = rows_of(data)
     for other in others:
         # A mistyped name is told before the hours that the others take.
-        vet(resolve(other, offline=offline))
+        vet(resolve(other))
     reference, tokenizer = opened(model, adapter, template=template)
     tuned = Reference(reference.model, prepare(rows, tokenizer).examples)
-    measured = partial(
-        _measured, reference=tuned, rows=rows, max_new_tokens=max_new_tokens, generate=generate
-    )
+
+    def measured(name: str, loaded: LoadedModel, own: Any = tokenizer) -> dict[str, Any]:
+        from mlx_itune.cli.progress import Progress
+        from mlx_itune.inference.evaluate import evaluate
+
+        with Progress() as progress:
+
+            def observe(stage: str, done: int, total: int) -> None:
+                progress.update(f"{name} {stage}", done, total)
+
+            result = evaluate(loaded, own, rows, observe=observe, **answers)
+        distance = tuned.compare(loaded.model)
+        scores = ("loss", "perplexity", "exact_match", "token_f1")
+        apart = ("kl_mean", "kl_p99", "top1_agreement")
+        return {
+            "model": name,
+            **{key: getattr(result, key) for key in scores},
+            **{key: getattr(distance, key) for key in apart},
+        }
+
     found = []
     if adapter:
         # The base reads the adapter's template, or its prompts would be other ones.
         plain, _ = opened(model, None, template=tokenizer.name)
-        found.append(measured("base", plain, tokenizer))
+        found.append(measured("base", plain))
         del plain
     name = "tuned" if adapter else "base"
-    found.append(measured(name, reference, tokenizer))
+    found.append(measured(name, reference))
     for other in others:
         loaded, own = opened(other, None, template=template)
         if own.hf.get_vocab() != tokenizer.hf.get_vocab():
             raise ModelError("has another vocabulary; nothing to compare", where=other)
         found.append(measured(other, loaded, own))
         del loaded
-    if as_json:
-        report.emit({"rows": len(rows), "tokens": tuned.tokens, "reference": name, "models": found})
-        return
-    console = report.console()
-    console.print(f"{split}: {len(rows):,} rows, {tuned.tokens:,} learned tokens")
-    console.print(report.table(_COLUMNS, [_row(each) for each in found]))
+    whole = {"rows": len(rows), "tokens": tuned.tokens, "reference": name, "models": found}
+    return Result(whole, _lines(split, whole))
 
 
-def _measured(
-    name: str,
-    loaded: Any,
-    tokenizer: ChatTokenizer,
-    *,
-    reference: Reference,
-    rows: Sequence[Conversation],
-    max_new_tokens: int,
-    generate: bool,
-) -> dict[str, Any]:
-    from mlx_itune.cli.progress import Progress
-    from mlx_itune.inference.evaluate import evaluate
-
-    with Progress() as progress:
-        result = evaluate(
-            loaded,
-            tokenizer,
-            rows,
-            max_new_tokens=max_new_tokens,
-            generate=generate,
-            observe=lambda stage, done, total: progress.update(f"{name} {stage}", done, total),
-        )
-    distance = reference.compare(loaded.model)
-    return {
-        "model": name,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "exact_match": result.exact_match,
-        "token_f1": result.token_f1,
-        "kl_mean": distance.kl_mean,
-        "kl_p99": distance.kl_p99,
-        "top1_agreement": distance.top1_agreement,
-    }
-
-
-def _row(measured: dict[str, Any]) -> list[str]:
-    from mlx_itune.cli import report
-
-    return [
-        Path(measured["model"]).name,
-        report.number(measured["loss"]),
-        report.percent(measured["exact_match"]),
-        report.percent(measured["token_f1"]),
-        report.number(measured["kl_mean"], 2),
-        report.number(measured["kl_p99"], 2),
-        report.percent(measured["top1_agreement"]),
-    ]
+def _lines(split: str, whole: dict[str, Any]) -> Iterator[Any]:
+    yield f"{split}: {count(whole['rows'], 'row')}, {count(whole['tokens'], 'learned token')}"
+    yield table(
+        _COLUMNS,
+        [
+            [
+                Path(each["model"]).name,
+                number(each["loss"]),
+                percent(each["exact_match"]),
+                percent(each["token_f1"]),
+                number(each["kl_mean"], 2),
+                number(each["kl_p99"], 2),
+                percent(each["top1_agreement"]),
+            ]
+            for each in whole["models"]
+        ],
+    )

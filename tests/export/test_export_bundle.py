@@ -18,7 +18,8 @@ from mlx_itune.kit.errors import ModelError
 PROVENANCE = {
     "base": {"id": "acme/base-1b", "revision": "abc", "fingerprint": "f" * 64},
     "data": [
-        {"path": "train.jsonl", "licences": {"notes|x": "CC BY 4.0"}},
+        {"path": "train.jsonl", "licences": {"notes|x": "CC BY 4.0", "web": None}},
+        {"path": "valid.jsonl", "licences": {"notes|x": "CC BY 4.0", "web": None}},
         {"path": "chats.jsonl"},
     ],
     "fuse": {
@@ -57,6 +58,7 @@ def test_the_manifest_says_what_it_is(bundle: Path) -> None:
     assert manifest["licences"] == {
         "base model": "apache-2.0",
         "data: notes|x": "CC BY 4.0",
+        "data: web": "unknown: ask",
         "data: chats.jsonl": "unknown: ask",
     }
     on_disk = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
@@ -157,3 +159,13 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     made = check_bundle(sealed(tmp_path / "out", file, "gguf", {}))
     assert made.licences == {"base model": "apache-2.0"} and made.fidelity is None
     assert "Not measured" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"base": [1]}, {"data": {}}, {"data": [3]}, {"data": [{"licences": {"a": 1}}]}]
+)
+def test_a_provenance_of_wrong_types_is_told(wrong: Any, tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"provenance\.json: .* is needed"):
+        sealed(tmp_path / "out", file, "gguf", wrong)

@@ -216,6 +216,37 @@ def test_an_earlier_export_stays(made: Path, run: Run, tmp_path: Path) -> None:
     assert names(tmp_path) == ["m.gguf"]
 
 
+@pytest.mark.parametrize("device", [True, False])
+def test_an_output_that_is_no_file_stays_what_it_is(
+    made: Path, run: Run, tmp_path: Path, device: bool
+) -> None:
+    out = tmp_path / "m.gguf"
+    if device:
+        out.symlink_to("/dev/null")
+    else:
+        os.mkfifo(out)
+    export(made, run, out, "--to", "gguf", code=5)
+    assert names(tmp_path) == ["m.gguf"] and not out.is_file()
+
+
+def test_of_two_exports_to_one_place_one_is_told(
+    made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_itune.export.gguf import to_gguf
+
+    check = to_gguf.check_tokenizer
+
+    def another_finishes_first(*given: Any) -> Any:
+        (tmp_path / "m.gguf").write_bytes(b"another's")
+        return check(*given)
+
+    monkeypatch.setattr(to_gguf, "check_tokenizer", another_finishes_first)
+    told = export(made, run, tmp_path / "m.gguf", "--to", "gguf", code=5)
+    assert "already exists" in told["error"]
+    assert (tmp_path / "m.gguf").read_bytes() == b"another's"
+    assert names(tmp_path) == ["m.gguf"]
+
+
 def test_a_taken_place_is_refused_before_any_work(
     made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

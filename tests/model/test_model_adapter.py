@@ -293,6 +293,7 @@ def test_names_that_fit_nothing(tiny_model_dir: Path) -> None:
         (["*.nothing"], -1, r"no layer is called \*\.nothing"),
         (["self_attn.q_prj"], -1, "did you mean self_attn.q_proj"),
         (["re:("], -1, "no regular expression"),
+        (["re:((.{1,99}){1,99}){1,99}[^a-z._0-9]"], -1, "takes too long"),
         (["q_proj"], 3, "has 2 layers, not 3"),
         (["q_proj"], 0, "has 2 layers, not 0"),
         (["model.layers.0.mlp.up_proj"], 1, "outside the last layers"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from mlx_itune.export.request import tag
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import sha256_file, storage_errors
 from mlx_itune.kit.json_files import plain, read_object, to_record, write_object
+from mlx_itune.model.adapters import adapter as adapters
 
 MANIFEST = "manifest.json"
 UNKNOWN_LICENCE = "unknown: ask"
@@ -96,26 +97,55 @@ class Manifest:
     files: tuple[BundleFile, ...]
 
 
+@dataclass(frozen=True)
+class _Base:
+    id: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A file that was trained on; ``licences`` by the name of the source in it."""
+
+    path: str | None = None
+    licences: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Papers:
+    base: _Base = _Base()
+    data: tuple[_Data, ...] = ()
+    fuse: dict[str, Any] | None = None
+
+    def licences(self) -> dict[str, str]:
+        """Licence of every source of the data, by name."""
+        known: dict[str, str | None] = {}
+        for file in self.data:
+            known |= file.licences or {file.path or "rows": None}
+        return {f"data: {name}": licence or UNKNOWN_LICENCE for name, licence in known.items()}
+
+
 def seal_bundle(
     stage: Path, part: Part, *, name: str, base_folder: Path, provenance: Mapping[str, Any]
 ) -> None:
     """Add card, licence, scripts and manifest to the artefact that is in ``stage``.
 
     ``provenance`` is the artefact's provenance.json (base, data, fuse); ``base_folder`` the base
-    model's directory, for its licence.
+    model's directory, for its licence. Raises ModelError for a provenance of wrong types.
     """
     licence = next((f for n in _LICENCE_FILES if (f := base_folder / n).is_file()), None)
     if licence is not None:
         shutil.copyfile(licence, stage / "LICENSE.base")
-    base, fuse = provenance.get("base") or {}, provenance.get("fuse")
+    papers = to_record(provenance, _Papers, where=adapters.PROVENANCE, error=ModelError)
     said = licence_in_card(base_folder) or ("see LICENSE.base" if licence else UNKNOWN_LICENCE)
     head = Manifest(
         v=_VERSION,
         name=name,
         made_by=f"mlx-itune {__version__}",
-        base={key: base.get(key) for key in ("id", "revision", "fingerprint")},
-        licences={"base model": said, **_data_licences(provenance)},
-        fidelity={key: fuse.get(key) for key in _FIDELITY} if fuse else None,
+        base=vars(papers.base),
+        licences={"base model": said, **papers.licences()},
+        fidelity={key: papers.fuse.get(key) for key in _FIDELITY} if papers.fuse else None,
         parts=(part,),
         files=(),
     )
@@ -182,15 +212,6 @@ def _files(stage: Path) -> list[BundleFile]:
     return [
         BundleFile(p.relative_to(stage).as_posix(), p.stat().st_size, sha256_file(p)) for p in paths
     ]
-
-
-def _data_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Licence of every source of the data, by name; of a file whose sources nobody recorded."""
-    return {
-        f"data: {name}": licence or UNKNOWN_LICENCE
-        for file in provenance.get("data") or ()
-        for name, licence in (file.get("licences") or {file.get("path"): None}).items()
-    }
 
 
 def _install_scripts(model: str, path: str, kind: str, sums: Mapping[str, str]) -> dict[str, str]:
