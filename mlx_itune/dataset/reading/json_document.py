@@ -20,7 +20,7 @@ from mlx_itune.dataset.reading.strict_json import (
     decoded,
     syntax_fault,
 )
-from mlx_itune.dataset.reading.window import LEAD_CHARS, Window
+from mlx_itune.dataset.reading.window import LEAD_CHARS, Window, size
 
 # Keys of rows: an object that has one of them is a row, not a wrapper around rows.
 _ROW_KEYS = frozenset(
@@ -129,16 +129,16 @@ class _Document:
         `after`: what must follow that, if there was damage, so that it is believed.
         """
         window = self._window
-        window.advance(window.pos + 1)
+        window.pos += 1
         self._in_array, self._to_learn = True, _ROWS_TO_LEARN
         after_row = is_damaged = False
         while char := window.skip_space():
             if char == "]" and not (is_damaged and self._goes_on(after)):
-                window.advance(window.pos + 1)
+                window.pos += 1
                 self._in_array = False
                 return True
             if char == "," and after_row:
-                window.advance(window.pos + 1)
+                window.pos += 1
                 after_row = False
                 continue
             if char in ",]" or (after_row and char != "{"):
@@ -195,14 +195,14 @@ class _Document:
         """
         window = self._window
         line = window.line
-        window.advance(window.pos + 1)
+        window.pos += 1
         read_from: str | None = None
         try:
             while window.skip_space() != "}":
                 key = self._value() if window.skip_space() == '"' else None
                 if key is None or window.skip_space() != ":":
                     raise RowFault("json", f"expected a key in double quotes and ':'{self._at()}")
-                window.advance(window.pos + 1)
+                window.pos += 1
                 if window.skip_space() == "[" and self._holds_objects():
                     if read_from is not None:
                         raise _second_list(key, read_from)
@@ -212,7 +212,7 @@ class _Document:
                 else:
                     self._value()
                 if window.skip_space() == ",":
-                    window.advance(window.pos + 1)
+                    window.pos += 1
                 elif window.skip_space() != "}":
                     raise RowFault("json", f"expected ',' or '}}'{self._at()}")
         except RowFault as fault:
@@ -221,7 +221,7 @@ class _Document:
                 return True
             yield self._fault(fault)
             return False
-        window.advance(window.pos + 1)
+        window.pos += 1
         return True
 
     def _holds_objects(self) -> bool:
@@ -236,7 +236,7 @@ class _Document:
         value, end, refused = self._decode()
         if refused is not None:
             raise refused
-        self._window.advance(end)
+        self._window.pos = end
         return value
 
     def _row(self) -> _Row:
@@ -251,9 +251,10 @@ class _Document:
         window = self._window
         line, began = window.line, window.byte
         margin = self._margin_here() if self._to_learn else self._margin
-        text = window.advance(end)
+        text = window.text[window.pos : end]
+        window.pos = end
         try:
-            refuse_too_long(window.byte - began)
+            refuse_too_long(size(text))
             if not text.isascii():
                 decoded(text.encode("utf-8", "surrogateescape"), began, one_line=False)
             row = as_row(value, refused)
@@ -285,7 +286,7 @@ class _Document:
             except json.JSONDecodeError as error:
                 near_end = error.pos >= len(window.text) - _TOKEN_CHARS
                 if window.ended or not (near_end or error.msg.startswith("Unterminated string")):
-                    byte = window.byte_at(error.pos)
+                    byte = window.byte + size(window.text[window.pos : error.pos])
                     raise syntax_fault(error, f"byte {byte + 1}") from None
             refuse_too_long(window.held)
             if most is not None and window.held > most:
@@ -305,12 +306,12 @@ class _Document:
         line, began = window.line, window.byte
         pattern, is_certain = self._starts()
         while (start := self._next_start(pattern, is_certain, is_whole=False)) is None:
-            window.advance(max(window.pos, len(window.text) - LEAD_CHARS))
+            window.pos = max(window.pos, len(window.text) - LEAD_CHARS)
             if not window.more():
-                window.advance(len(window.text))
+                window.pos = len(window.text)
                 lost = f"{reason.message}; the last {window.byte - began:,} bytes could not be read"
                 return _Row(RowFault(reason.code, lost, reason.hint), line, is_passed=False)
-        window.advance(start)
+        window.pos = start
         return _Row(reason, line, is_passed=False)
 
     def _starts(self) -> tuple[re.Pattern[str], bool]:

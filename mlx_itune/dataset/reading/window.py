@@ -14,9 +14,9 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Window:
-    """The text of a stream around `pos`, as far as it has been asked for.
+    """The text of a stream around the index `pos`, as far as it has been asked for.
 
-    Bytes that are not UTF-8 are lone surrogates in it. `line` and `byte` are where `pos` is.
+    Bytes that are not UTF-8 are lone surrogates in it.
     """
 
     def __init__(self, stream: ByteStream) -> None:
@@ -24,15 +24,16 @@ class Window:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text = ""
         self.pos = 0
-        self.line = 1
-        self.byte = stream.start
         self.ended = False
+        # The line and byte of an index that has been passed.
+        self._line, self._byte, self._counted = 1, stream.start, 0
 
     def more(self) -> bool:
         """Read as much again as is held; False at the end. What is far before `pos` is dropped."""
+        self._count()
         keep = max(0, self.pos - LEAD_CHARS)
-        held = len(self.text) - keep
         pieces = [self.text[keep:]]
+        kept = len(pieces[0])
         wanted = max(_STEP_BYTES, self.held)
         while wanted > 0 and (chunk := self._stream.read()):
             pieces.append(self._decoder.decode(chunk))
@@ -42,35 +43,44 @@ class Window:
             pieces.append(self._decoder.decode(b"", final=True))
         self.text = "".join(pieces)
         self.pos -= keep
-        return not self.ended or len(self.text) > held
+        self._counted = self.pos
+        return not self.ended or len(self.text) > kept
 
     @property
     def held(self) -> int:
         """The characters from `pos` on."""
         return len(self.text) - self.pos
 
-    def advance(self, to: int) -> str:
-        """Move to another place further on; the text between."""
-        passed = self.text[self.pos : to]
-        self.line += passed.count("\n")
-        self.byte = self.byte_at(to)
-        self.pos = to
-        return passed
+    @property
+    def line(self) -> int:
+        """The line of the file that `pos` is on."""
+        self._count()
+        return self._line
 
-    def byte_at(self, at: int) -> int:
-        """The byte of the file, from 0, at a place after `pos`."""
-        passed = self.text[self.pos : at]
-        if not passed.isascii():
-            return self.byte + len(passed.encode("utf-8", "surrogateescape"))
-        return self.byte + len(passed)
+    @property
+    def byte(self) -> int:
+        """The byte of the file, from 0, that `pos` is at."""
+        self._count()
+        return self._byte
 
     def skip_space(self) -> str:
         """Move to the next character that is not white space; nothing at the end."""
         while True:
             match = _SPACE.match(self.text, self.pos)
-            assert match is not None
-            self.advance(match.end())
+            self.pos = match.end() if match else self.pos
             if self.pos < len(self.text):
                 return self.text[self.pos]
             if self.ended or not self.more():
                 return ""
+
+    def _count(self) -> None:
+        if self._counted < self.pos:
+            passed = self.text[self._counted : self.pos]
+            self._line += passed.count("\n")
+            self._byte += size(passed)
+            self._counted = self.pos
+
+
+def size(text: str) -> int:
+    """The bytes of a piece of a window's text."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
