@@ -15,7 +15,7 @@ from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.formats import check_columns, names_positions, parse_rows
 from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.kit.errors import DataError
-from mlx_itune.kit.files import sha256_file
+from mlx_itune.kit.files import open_regular, sha256_file
 
 _FAULTS_SHOWN = 3
 _VALID_SHARE = 0.05
@@ -141,7 +141,7 @@ def split_paths(data: Path) -> dict[str, Path]:
     if not data.exists():
         raise DataError("no such data file or folder", where=str(data))
     if not data.is_dir():
-        return {"train": data}
+        return {"train": _checked(data)}
     inside = _rows_in(data)
     paths: dict[str, Path] = {}
     for split in _SPLITS:
@@ -161,12 +161,13 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     """The files that `paths` name: themselves, or the readable files of a folder, by name.
 
     Of a data folder its rows only: not its description, its log, nor what was removed from it.
-    Raises DataError for a folder with nothing to read.
+    Raises DataError for a folder with nothing to read or a name that is not UTF-8, StorageError for
+    what is no regular file.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
-            files.append(path)
+            files.append(_checked(path))
             continue
         inside = _rows_in(path)
         if not inside:
@@ -234,9 +235,20 @@ def _first(faults: Sequence[Fault]) -> list[str]:
     return [*shown, "..."] if len(faults) > _FAULTS_SHOWN else shown
 
 
+def _checked(path: Path) -> Path:
+    open_regular(path).close()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        # Addresses of rows stand in JSON and UTF-8 files.
+        where = str(path)
+        raise DataError("has a name that is not UTF-8", where=where, hint="rename it") from None
+    return path
+
+
 def _rows_in(folder: Path) -> list[Path]:
     return sorted(
-        path
+        _checked(path)
         for path in folder.iterdir()
         if kind_by_name(path) in _FOLDER_KINDS
         and path.name not in _NOT_ROWS

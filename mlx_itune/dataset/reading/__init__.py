@@ -19,7 +19,7 @@ from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.reading.kinds import KINDS, SUFFIXES, is_lines, kind_by_name, kind_of
 from mlx_itune.dataset.reading.stream import ByteStream, Record
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.files import open_regular, storage_errors
 from mlx_itune.kit.wording import did_you_mean
 
 __all__ = ["KINDS", "SUFFIXES", "Record", "kind_by_name", "read_records"]
@@ -44,7 +44,8 @@ def read_records(
     if kind is not None and kind not in KINDS:
         raise UsageError(f"no kind of file {kind!r}", hint=did_you_mean(kind, KINDS))
     with storage_errors(path):
-        with ByteStream(path, on_bytes) as stream:
+        with open_regular(path) as file:
+            stream = ByteStream(file, on_bytes)
             kind = kind or kind_of(path, stream.head)
             if kind not in ("parquet", "xlsx"):
                 line = yield from _read(stream, str(path), kind, header)

@@ -49,7 +49,9 @@ def read_delimited(
         if columns is None and cells is not None:
             unquoted = {**dialect, "quoting": csv.QUOTE_NONE}
             rows = _parsed(sample, **dialect) or _parsed(sample, **unquoted)
-            found = columns_of(cells, header, rows)
+            # What is not UTF-8 looks like a letter; only the looks count then.
+            names = [cell.encode("utf-8", "surrogateescape").decode("latin-1") for cell in cells]
+            found = columns_of(names if fault else cells, header, rows)
             if isinstance(found, RowFault):
                 yield found.at(name, line)
                 return line

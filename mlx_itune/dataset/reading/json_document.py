@@ -39,7 +39,8 @@ _LIST_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 # What follows the end of an array at the top, and of a list in an object.
 _AFTER_ARRAY = re.compile(r"[ \t\r\n]*(?:[\[{]|\Z)")
 _AFTER_LIST = re.compile(r'[ \t\r\n]*(?:,[ \t\r\n]*"|\}[ \t\r\n]*\Z)')
-_OBJECT_AT_MARGIN = re.compile(r"\n(?=\{)")
+# An object on a line of its own that is not within another.
+_OBJECT_AT_MARGIN = re.compile(r"[^,\[\s]\s*\n(?=\{)")
 
 
 class _Row(NamedTuple):
@@ -133,7 +134,7 @@ class _Document:
         self._in_array, self._to_learn = True, _ROWS_TO_LEARN
         after_row = is_damaged = False
         while char := window.skip_space():
-            if char == "]" and not (is_damaged and self._goes_on(after)):
+            if char == "]" and (not is_damaged or window.at(after, 1)):
                 window.pos += 1
                 self._in_array = False
                 return True
@@ -159,33 +160,26 @@ class _Document:
         yield self._fault(RowFault("json", "the array has no end: ']' is missing"))
         return False
 
-    def _goes_on(self, after: re.Pattern[str]) -> bool:
-        window = self._window
-        if window.held < LEAD_CHARS:
-            window.more()
-        return after.match(window.text, window.pos + 1) is None
-
     def _object(self) -> _Found:
         """The row that an object at the top is, or the rows of the list in it."""
         window = self._window
         try:
             value, end, refused = self._decode(_SINGLE_ROW_BYTES)
         except RowFault:
-            key = _FIRST_KEY.match(window.text, window.pos)
-            if key is None or key[1].strip('"') not in _ROW_KEYS:
-                return (yield from self._wrapped())
-            yield self._row()
-            return True
-        if any(value.get(key) is not None for key in _ROW_KEYS):
-            yield self._take(value, end, refused)
-        elif any(_holds_rows(item) for item in value.values()):
-            return (yield from self._wrapped())
-        elif not value or [] in value.values():
-            reason = "a JSON object that is no row and holds no list of rows"
-            fault = RowFault("no-rows", reason, "write one row per line, or an array of rows")
-            yield self._take(value, end, refused or fault)
+            key = window.at(_FIRST_KEY)
+            is_row = key is not None and key[1].strip('"') in _ROW_KEYS
         else:
-            yield self._take(value, end, refused)
+            is_row = any(value.get(key) is not None for key in _ROW_KEYS)
+            if not is_row and not any(map(_holds_rows, value.values())):
+                if not value or [] in value.values():
+                    reason = "a JSON object that is no row and holds no list of rows"
+                    hint = "write one row per line, or an array of rows"
+                    refused = refused or RowFault("no-rows", reason, hint)
+                yield self._take(value, end, refused)
+                return True
+        if not is_row:
+            return (yield from self._wrapped())
+        yield self._row()
         return True
 
     def _wrapped(self) -> _Found:
@@ -203,7 +197,7 @@ class _Document:
                 if key is None or window.skip_space() != ":":
                     raise RowFault("json", f"expected a key in double quotes and ':'{self._at()}")
                 window.pos += 1
-                if window.skip_space() == "[" and self._holds_objects():
+                if window.skip_space() == "[" and window.at(_LIST_OF_OBJECTS):
                     if read_from is not None:
                         raise _second_list(key, read_from)
                     read_from = key
@@ -223,13 +217,6 @@ class _Document:
             return False
         window.pos += 1
         return True
-
-    def _holds_objects(self) -> bool:
-        """Whether the list at the window's place begins with an object."""
-        window = self._window
-        if window.held < LEAD_CHARS:
-            window.more()
-        return _LIST_OF_OBJECTS.match(window.text, window.pos) is not None
 
     def _value(self) -> Any:
         """The value at the window's place, which moves behind it. Raises RowFault."""

@@ -6,12 +6,9 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from mlx_itune.dataset.faults import RowFault, origin_of
-from mlx_itune.kit.files import open_regular
 
 # What is made of a chunk of this size stays in the processor's cache, and in memory that the
 # allocator hands out again without asking the system: larger chunks take half as long again.
@@ -38,51 +35,26 @@ class Record(NamedTuple):
 
 
 class ByteStream:
-    """Chunks of a file. `head` is the first one, still to be read; a byte order mark is cut off.
+    """Chunks of an open file. `head` is the first one, still to be read; a byte order mark is cut.
 
     `on_bytes` is told how many more bytes of the file itself, compressed or not, are done with.
-    A damaged gzip file ends early and says why in `broken`. Raises OSError, and StorageError for
-    what is no regular file.
+    A damaged gzip file ends early and says why in `broken`. Raises OSError.
     """
 
-    def __init__(self, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
-        self._file = open_regular(path)
-        self._unpacked: gzip.GzipFile | None = None
-        self._on_bytes = on_bytes
-        self._told = 0
-        self._pending: bytes | None = None
+    def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None] | None = None) -> None:
+        self._file, self._on_bytes, self._told = file, on_bytes, 0
         self.broken: RowFault | None = None
-        try:
-            if self._file.read(2) == b"\x1f\x8b":
-                self.tail = b""
-                self._file.seek(0)
-                self._unpacked = gzip.GzipFile(fileobj=self._file)
-            else:
-                size = self._file.seek(0, os.SEEK_END)
-                self._file.seek(max(0, size - _TAIL_BYTES))
-                self.tail = self._file.read(_TAIL_BYTES)
-                self._file.seek(0)
-            head = self._next()
-        except BaseException:
-            self._file.close()
-            raise
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        self.tail = b"" if is_gzip else file.read()
+        file.seek(0)
+        self._content: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
+        head = self._next()
         self.is_whole = len(head) < CHUNK_BYTES
         self.has_bom = head.startswith(_BOM)
         self.start = len(_BOM) if self.has_bom else 0
-        self.head = self._pending = head[self.start :]
-
-    def __enter__(self) -> ByteStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._unpacked is not None:
-            self._unpacked.close()
-        self._file.close()
+        self.head = head[self.start :]
+        self._pending: bytes | None = self.head
 
     def read(self) -> bytes:
         """The next chunk; nothing at the end."""
@@ -135,16 +107,12 @@ class ByteStream:
                 at += len(raw) + 1
 
     def _next(self) -> bytes:
-        if self._unpacked is None:
-            return self._file.read(CHUNK_BYTES)
-        if self.broken is not None:
-            return b""
         pieces: list[bytes] = []
-        size = 0
+        left = 0 if self.broken else CHUNK_BYTES
         try:
-            while size < CHUNK_BYTES and (piece := self._unpacked.read1(CHUNK_BYTES - size)):
+            while left and (piece := self._content.read1(left)):
                 pieces.append(piece)
-                size += len(piece)
+                left -= len(piece)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             self.broken = RowFault(
                 "gzip", f"the compressed file is damaged: {error}", "download it again"

@@ -9,7 +9,7 @@ from mlx_itune.dataset.reading.stream import ByteStream
 
 # What is kept before the place that is read, for what a row begins with.
 LEAD_CHARS = 256
-_STEP_BYTES = 1 << 18
+_STEP_BYTES = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -72,6 +72,12 @@ class Window:
                 return self.text[self.pos]
             if self.ended or not self.more():
                 return ""
+
+    def at(self, pattern: re.Pattern[str], skip: int = 0) -> re.Match[str] | None:
+        """The match of a pattern that looks at less than LEAD_CHARS, here or a little further."""
+        if self.held < LEAD_CHARS + skip and not self.ended:
+            self.more()
+        return pattern.match(self.text, self.pos + skip)
 
     def _count(self) -> None:
         if self._counted < self.pos:
