@@ -81,7 +81,7 @@ def test_the_short_cut_agrees_on_thousands_of_mutations(tmp_path):
     bits = [b'"a"', b":", b'"a": 1, ', b"\\u003a", b'\\"', b" ", b"\\", b"9" * 20, b"{", b"}", b","]
     path, strict = tmp_path / "a.jsonl", StrictDecoder()
     accepted = 0
-    for _ in range(5_000):
+    for _ in range(2_000):
         raw = bytearray(random_.choice(seeds))
         for _ in range(random_.randint(1, 3)):
             at = random_.randrange(len(raw))
@@ -99,4 +99,4 @@ def test_the_short_cut_agrees_on_thousands_of_mutations(tmp_path):
         is_row = isinstance(found, Record)
         assert (json.dumps(found.value) if is_row else found.code) == wanted, raw
         accepted += is_row
-    assert 200 < accepted < 4500
+    assert 80 < accepted < 1800

@@ -80,6 +80,17 @@ def test_headers_as_programs_write_them(tmp_path):
     assert read(path, HEADER) == read(path, "") == []
 
 
+def test_bytes_that_are_not_utf_8_are_told_row_by_row(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = 'frage;antwort\nwas?;"a\nö"\nwo?;da\nwer?;Müller\n'
+    assert values(read(path, rows.encode("cp1252"))) == [
+        ("utf-8", 2), ("wo?", "da"), ("utf-8", 5)
+    ]  # fmt: skip
+    # Without the names of its columns there is no row.
+    (fault,) = read(path, "frage;antwört\nwas?;a\n".encode("cp1252"))
+    assert fault.code == "utf-8" and "names of the columns" in fault.message
+
+
 def test_a_tsv_without_a_header_is_told_by_its_looks(tmp_path):
     path = tmp_path / "a.tsv"
     rows = 'Is it "blue"?\tno\t"Blue" is a colour.\nWhy?\tyes\t"so"\n'

@@ -39,8 +39,7 @@ _LIST_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 # What follows the end of an array at the top, and of a list in an object.
 _AFTER_ARRAY = re.compile(r"[ \t\r\n]*(?:[\[{]|\Z)")
 _AFTER_LIST = re.compile(r'[ \t\r\n]*(?:,[ \t\r\n]*"|\}[ \t\r\n]*\Z)')
-# An object on a line of its own that is not within another.
-_OBJECT_AT_MARGIN = re.compile(r"[^,\[\s]\s*\n(?=\{)")
+_OBJECT_AT_MARGIN = re.compile(r"\n(?=\{)")
 
 
 class _Row(NamedTuple):
@@ -267,7 +266,7 @@ class _Document:
                 value, end, refused = self._decoder.value_at(window.text, window.pos)
                 # A row that ends with the file may have swallowed others: the array's end is its.
                 is_last = window.ended and _AT_END.match(window.text, end)
-                swallows = is_last and self._in_array and self._next_row() is not None
+                swallows = is_last and self._next_row() is not None
                 if (end < len(window.text) or window.ended) and not swallows:
                     return value, end, refused
             except json.JSONDecodeError as error:
@@ -285,7 +284,7 @@ class _Document:
 
     def _next_row(self) -> int | None:
         """Where a whole row begins for certain after the one here, as far as the window goes."""
-        return self._next_start(*self._starts(), is_whole=True)
+        return self._next_start(*self._starts(), is_whole=True) if self._in_array else None
 
     def _skip(self, reason: RowFault) -> _Row:
         """On to the next row; where there is none to be found, the reason says what is lost."""
