@@ -122,6 +122,23 @@ def test_sharegpt_preset_cleans_as_listed(capsys: Capture, tmp_path: Path) -> No
     assert made["steps"]["refusals"] == {"in": 9, "kept": 8, "changed": 0, "removed": 1}
 
 
+def test_html_becomes_the_markdown_it_was(capsys: Capture, tmp_path: Path) -> None:
+    pages = {
+        "<p>He said:</p><blockquote><p>one</p><p>two</p></blockquote><p>So.</p>":
+            "He said:\n\n> one\n>\n> two\n\nSo.",
+        "<blockquote><p>q</p><blockquote>in it</blockquote></blockquote>": "> q\n>\n> > in it",
+        "<ul><li><p>a</p></li><li>b<ol start=3><li>c</li></ol></li></ul>": "- a\n- b\n  3. c",
+        "<table><tr><th>x</th><th>y</th></tr><tr><td><p>1</p><p>2</p></td></tr></table>":
+            "| x | y |\n| --- | --- |\n| 1 2 |  |",
+        "<h2>T</h2><p>see <a href='u'>it</a><br>now</p><hr><p>end":
+            "## T\n\nsee [it](u)\nnow\n\n---\n\nend",
+        "Tags such as `<p>` and </b> are shown.": "Tags such as `<p>` and </b> are shown.",
+    }  # fmt: skip
+    source = write(tmp_path / "rows.jsonl", *(chat("What is it?", page) for page in pages))
+    run(capsys, source, "--out", tmp_path / "out", "--steps", "html-to-text")
+    assert answers(tmp_path / "out") == list(pages.values())
+
+
 def test_splits_are_kept_and_the_held_out_row_stays(capsys: Capture, tmp_path: Path) -> None:
     rng = random.Random(3)
     rows = [chat(sentence(rng, 20), sentence(rng, 20)) for _ in range(12)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +11,31 @@ import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
-from mlx_itune.kit.errors import UsageError, closest, one_line
+from mlx_itune.cli.result import Result, table
+from mlx_itune.kit.errors import UsageError, one_line
+from mlx_itune.kit.wording import count
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.cleaning.run import Cleaned
     from mlx_itune.dataset.cleaning.steps import StepOptions
 
 _SOURCES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is to be done, as the options say it."""
+
+    steps: str | None
+    preset: str | None
+    lints: Path | None
+    codes: str | None
+    pii: str | None
+    unify_system: bool
+    language: str | None
+    script_share: float
+    min_chars: int
+    similarity: float
 
 
 @options.command(
@@ -77,23 +97,12 @@ _SOURCES_SHOWN = 10
 def command(
     sources: tuple[Path, ...],
     out: Path,
-    steps: str | None,
-    preset: str | None,
     format_name: str | None,
     columns: tuple[str, ...],
-    lints: Path | None,
-    codes: str | None,
-    pii: str | None,
-    unify_system: bool,
-    language: str | None,
-    script_share: float,
-    min_chars: int,
-    similarity: float,
     keep_going: bool,
     operator: str | None,
-    as_json: bool,
-    offline: bool,
-) -> None:
+    **given: Any,
+) -> Result:
     """Clean a data set; rows that were removed or changed are listed with the reason.
 
     SRC is a file or folder of rows of any format; a data folder keeps its splits. The new folder
@@ -118,31 +127,14 @@ def command(
       unify-system      one spelling of each system prompt
       exact-duplicates, pair-duplicates (equal first question and answer), near-duplicates
     """
-    from mlx_itune.cli import report
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.checking import load_lints
+    from mlx_itune.dataset.cleaning.rows import RowReader
     from mlx_itune.dataset.cleaning.run import clean
-    from mlx_itune.dataset.cleaning.steps import PRESET_CODES, StepOptions
 
-    if steps is not None and preset is not None:
+    choice = _Choice(**given)
+    if choice.steps is not None and choice.preset is not None:
         raise UsageError("give --steps or --preset, not both")
-    chosen = preset if steps is None else None
-    names = _names(steps, chosen or "default", pii is not None, unify_system, language is not None)
-    loaded = load_lints(lints)
-    dropped = _listed("--drop", codes)
-    if dropped is None and chosen in PRESET_CODES:
-        there = {lint.code for lint in loaded}
-        marked = [lint.code for lint in loaded if lint.drop]
-        dropped = [*marked, *(code for code in PRESET_CODES[chosen] if code in there)]
-    given = StepOptions(
-        lints=loaded,
-        codes=dropped,
-        least_chars=min_chars,
-        scripts=_listed("--language", language) or (),
-        script_share=script_share,
-        pii=_kinds(pii),
-        threshold=similarity,
-    )
+    names, chosen = _names(choice), _step_options(choice)
     rows = reading.RowFiles(sources, format_name, columns)
     with Progress() as progress:
         done = 0
@@ -156,33 +148,59 @@ def command(
             sources,
             out,
             names,
-            given,
-            format=format_name,
-            columns=reading._pairs(columns) or None,
+            chosen,
+            reader=RowReader(format_name, reading._pairs(columns) or None),
             keep_going=keep_going,
-            settings=_settings(names, given, lints),
+            settings=_settings(names, chosen, choice),
             operator=operator,
             on_bytes=on_bytes,
         )
-    if as_json:
-        report.emit(_as_json(cleaned, out))
-    else:
-        _tell(cleaned, out)
+    repeats = [
+        {"later": later, "earlier": earlier, "rows": number}
+        for (later, earlier), number in cleaned.duplicate_sources.most_common()
+    ]
+    return Result({"out": out, **vars(cleaned), "duplicate_sources": repeats}, _lines(cleaned, out))
 
 
-def _names(
-    steps: str | None, preset: str, pii: bool, unify_system: bool, language: bool
-) -> list[str]:
+def _names(choice: _Choice) -> list[str]:
+    """The steps in order, those of an option of their own before the duplicates they lay open."""
     from mlx_itune.dataset.cleaning.steps import PRESETS
 
-    names = list(PRESETS[preset]) if steps is None else _listed("--steps", steps) or []
-    first_whole = next((n for n, name in enumerate(names) if name.endswith("-duplicates")), None)
-    for name, asked in (("unify-system", unify_system), ("language", language), ("pii", pii)):
+    names = _listed("--steps", choice.steps) or list(PRESETS[choice.preset or "default"])
+    for name, asked in (
+        ("unify-system", choice.unify_system),
+        ("language", choice.language is not None),
+        ("pii", choice.pii is not None),
+    ):
         if asked and name not in names:
-            # Before the duplicates, which these steps bring to light.
-            names.insert(len(names) if first_whole is None else first_whole, name)
-            first_whole = None if first_whole is None else first_whole + 1
+            whole = (at for at, known in enumerate(names) if known.endswith("-duplicates"))
+            names.insert(next(whole, len(names)), name)
     return names
+
+
+def _step_options(choice: _Choice) -> StepOptions:
+    from mlx_itune.dataset.checking import load_lints
+    from mlx_itune.dataset.cleaning.pii import KINDS
+    from mlx_itune.dataset.cleaning.steps import PRESET_CODES, StepOptions, known
+
+    lints = load_lints(choice.lints)
+    codes = _listed("--drop", choice.codes)
+    preset = PRESET_CODES.get(choice.preset or "")
+    if codes is None and preset:
+        marked = [lint.code for lint in lints if lint.drop]
+        codes = [*marked, *(lint.code for lint in lints if lint.code in preset)]
+    kinds = None if choice.pii == "all" else _listed("--pii", choice.pii)
+    for kind in kinds or ():
+        known("kind of personal data", kind, KINDS, "all, or some of ")
+    return StepOptions(
+        lints=lints,
+        codes=codes,
+        least_chars=choice.min_chars,
+        scripts=_listed("--language", choice.language) or (),
+        script_share=choice.script_share,
+        pii=kinds,
+        threshold=choice.similarity,
+    )
 
 
 def _listed(flag: str, text: str | None) -> list[str] | None:
@@ -194,83 +212,41 @@ def _listed(flag: str, text: str | None) -> list[str] | None:
     return parts
 
 
-def _kinds(text: str | None) -> list[str] | None:
-    from mlx_itune.dataset.cleaning.pii import KINDS
-
-    if text is None or text.strip() == "all":
-        return None
-    kinds = _listed("--pii", text) or []
-    for kind in kinds:
-        if kind not in KINDS:
-            near = closest(kind, KINDS)
-            hint = f"did you mean {near}?" if near else "all, or some of " + ", ".join(KINDS)
-            raise UsageError(f"there is no kind of personal data {kind!r}", hint=hint)
-    return kinds
-
-
-def _settings(names: list[str], given: StepOptions, lints: Path | None) -> dict[str, Any]:
+def _settings(names: list[str], chosen: StepOptions, choice: _Choice) -> dict[str, Any]:
+    """What the new folder says of how it was made: the steps, and the options that they read."""
+    marked = [lint.code for lint in chosen.lints if lint.drop]
+    of_step: dict[str, dict[str, Any]] = {
+        "refusals": {"drop": chosen.codes or marked},
+        "too-short": {"min-chars": choice.min_chars},
+        "language": {"language": chosen.scripts, "script-share": choice.script_share},
+        "pii": {"pii": chosen.pii or "all"},
+        "near-duplicates": {"similarity": choice.similarity},
+    }
     settings: dict[str, Any] = {"steps": names}
-    if lints is not None:
-        settings["lints"] = lints.name
-    if "refusals" in names:
-        settings["drop"] = given.codes or [lint.code for lint in given.lints if lint.drop]
-    if "too-short" in names:
-        settings["min-chars"] = given.least_chars
-    if "language" in names:
-        settings |= {"language": list(given.scripts), "script-share": given.script_share}
-    if "pii" in names:
-        settings["pii"] = list(given.pii) if given.pii else "all"
-    if "near-duplicates" in names:
-        settings["similarity"] = given.threshold
+    if choice.lints is not None:
+        settings["lints"] = choice.lints.name
+    for name in names:
+        settings |= of_step.get(name, {})
     return settings
 
 
-def _as_json(cleaned: Cleaned, out: Path) -> dict[str, Any]:
-    return {
-        "out": out,
-        "rows": cleaned.rows,
-        "kept": cleaned.kept,
-        "changed": cleaned.changed,
-        "removed": cleaned.removed,
-        "rejected": cleaned.rejected,
-        "steps": {
-            name: {
-                "in": count.rows_in,
-                "kept": count.kept,
-                "changed": count.changed,
-                "removed": count.removed,
-            }
-            for name, count in cleaned.steps.items()
-        },
-        "splits": cleaned.splits,
-        "duplicate_sources": [
-            {"later": later, "earlier": earlier, "rows": count}
-            for (later, earlier), count in cleaned.duplicate_sources.most_common()
-        ],
-        "faults": cleaned.faults,
-        "ledger": cleaned.ledger,
-    }
-
-
-def _tell(cleaned: Cleaned, out: Path) -> None:
-    from mlx_itune.cli import report
-
-    for fault in cleaned.faults:
-        print(one_line(str(fault)))
-    lines = (
-        [name, f"{n.rows_in:,}", f"{n.changed:,}", f"{n.removed:,}", f"{n.kept:,}"]
-        for name, n in cleaned.steps.items()
+def _lines(cleaned: Cleaned, out: Path) -> Iterator[Any]:
+    yield from (one_line(str(fault)) for fault in cleaned.faults)
+    yield table(
+        ["step", "rows in", "changed", "removed", "kept"],
+        (
+            [name, *(f"{did[key]:,}" for key in ("in", "changed", "removed", "kept"))]
+            for name, did in cleaned.steps.items()
+        ),
     )
-    table = report.table(["step", "rows in", "changed", "removed", "kept"], lines)
-    report.console().print(table)
     pairs = cleaned.duplicate_sources.most_common(_SOURCES_SHOWN)
     if any(later != earlier for (later, earlier), _ in pairs):
-        for (later, earlier), count in pairs:
-            print(one_line(f"repeated: {count:,} rows of {later} in {earlier}"))
-    print(
-        f"{cleaned.rows:,} rows, {cleaned.kept:,} kept ({cleaned.changed:,} changed), "
+        for (later, earlier), number in pairs:
+            yield one_line(f"repeated: {count(number, 'row')} of {later} in {earlier}")
+    yield (
+        f"{count(cleaned.rows, 'row')}, {cleaned.kept:,} kept ({cleaned.changed:,} changed), "
         f"{cleaned.removed:,} removed, {cleaned.rejected:,} rejected"
     )
-    splits = ", ".join(f"{count:,} {split}" for split, count in cleaned.splits.items())
+    splits = ", ".join(f"{number:,} {split}" for split, number in cleaned.splits.items())
     listed = [f"{kind}.jsonl" for kind in ("removed", "changed") if getattr(cleaned, kind)]
-    print(f"{out}: {splits}" + (f"; see its {' and '.join(listed)}" if listed else ""))
+    yield f"{out}: {splits}" + (f"; see its {' and '.join(listed)}" if listed else "")

@@ -11,10 +11,11 @@ _CLOSES = re.compile(rf"</(?:{_BLOCKS})\s*>", re.IGNORECASE)
 _FENCED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _LANGUAGE = re.compile(r"(?:language|lang|highlight-source)-([A-Za-z0-9+#.-]+)")
 _WORD = re.compile(r"[A-Za-z0-9+#.-]{1,20}")
-_SKIPPED = frozenset({"script", "style", "svg", "button", "head", "title", "noscript"})
-_MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~"}
-_VOID = frozenset({"br", "hr", "img", "input", "meta", "link", "col", "wbr", "area", "source"})
 _BUTTONS = re.compile(r"^([A-Za-z0-9+#.-]{1,20})?[ \t]*Copy code", re.IGNORECASE)
+_SKIPPED = frozenset({"script", "style", "svg", "button", "head", "title", "noscript"})
+_VOID = frozenset({"br", "hr", "img", "input", "meta", "link", "col", "wbr", "area", "source"})
+_MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~", "code": "`"}
+_ITEM = re.compile(r"(?:- |\d+\. )\Z")
 
 
 def is_html(text: str) -> bool:
@@ -37,69 +38,61 @@ def to_markdown(text: str) -> str:
     return parser.text()
 
 
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n(?!```)", "\n", text)).strip()
+
+
 class _Markdown(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self._parts: list[str] = []
         self._skipping: list[str] = []
-        self._lists: list[tuple[str, int]] = []
+        self._lists: list[tuple[str, int]] = []  # kind, number of the next item
+        self._quotes: list[int] = []  # where in the parts each open quotation begins
         self._pre: list[str] | None = None
         self._language = ""
         self._link = ""
         self._cells: list[str] | None = None
-        self._rows: list[list[str]] = []
         self._cell_start = 0
+        self._rows: list[list[str]] = []
 
     def text(self) -> str:
         """What was read so far."""
         if self._pre is not None:
             self._close_pre()
-        joined = "".join(self._parts)
-        return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n(?!```)", "\n", joined)).strip()
+        while self._quotes:
+            self._close_quote()
+        return _tidy("".join(self._parts))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        given = {key: value or "" for key, value in attrs}
         if self._skipping or tag in _SKIPPED:
-            if tag not in _VOID:
-                self._skipping.append(tag)
-            return
-        if self._pre is not None:
-            self._note_language(given)
-            if tag == "br":
-                self._pre.append("\n")
-            elif tag == "code":
-                # What stands before the code is the page's header: the language and a button.
-                header = "".join(self._pre).strip()
-                self._language = self._language or header * bool(_WORD.fullmatch(header))
-                self._pre.clear()
-            return
-        if tag == "pre":
-            self._pre, self._language = [], ""
-            self._note_language(given)
+            self._skipping += [tag] * (tag not in _VOID)
+        elif self._pre is not None or tag == "pre":
+            self._inside_pre(tag, given)
         elif tag in _MARKS:
             self._parts.append(_MARKS[tag])
-        elif tag == "code":
-            self._parts.append("`")
         elif tag == "br":
             self._parts.append("\n")
         elif tag == "hr":
             self._block("---")
             self._block()
         elif tag == "a":
-            self._link = given.get("href") or ""
+            self._link = given.get("href", "")
             self._parts.append("[" if self._link else "")
         elif tag == "img":
-            self._parts.append(f"![{given.get('alt') or ''}]({given.get('src') or ''})")
+            self._parts.append(f"![{given.get('alt', '')}]({given.get('src', '')})")
         elif tag in ("ul", "ol"):
-            start = given.get("start") or ""
-            self._lists.append((tag, int(start) if start.isdigit() else 1))
+            start = given.get("start", "")
+            self._lists.append((tag, int(start) if start.isdecimal() else 1))
             self._line() if len(self._lists) > 1 else self._block()
         elif tag == "li":
             self._item()
         elif re.fullmatch("h[1-6]", tag):
             self._block("#" * int(tag[1]) + " ")
         elif tag == "blockquote":
-            self._block("> ")
+            self._block()
+            self._quotes.append(len(self._parts))
         elif tag == "table":
             self._block()
             self._rows = []
@@ -107,23 +100,18 @@ class _Markdown(HTMLParser):
             self._cells = []
         elif tag in ("td", "th"):
             self._cell_start = len(self._parts)
-        elif tag in ("p", "div") and not self._lists and self._cells is None:
-            self._block()
+        elif tag in ("p", "div"):
+            self._paragraph()
 
     def handle_endtag(self, tag: str) -> None:
         if self._skipping:
-            if tag in self._skipping:
-                while self._skipping.pop() != tag:
-                    pass
-            return
-        if self._pre is not None:
+            while tag in self._skipping and self._skipping.pop() != tag:
+                pass
+        elif self._pre is not None:
             if tag == "pre":
                 self._close_pre()
-            return
-        if tag in _MARKS:
+        elif tag in _MARKS:
             self._parts.append(_MARKS[tag])
-        elif tag == "code":
-            self._parts.append("`")
         elif tag == "a" and self._link:
             self._parts.append(f"]({self._link})")
             self._link = ""
@@ -132,34 +120,40 @@ class _Markdown(HTMLParser):
                 self._lists.pop()
             self._line() if self._lists else self._block()
         elif tag in ("td", "th") and self._cells is not None:
-            cell = "".join(self._parts[self._cell_start :])
-            del self._parts[self._cell_start :]
-            self._cells.append(" ".join(cell.split()))
+            self._cells.append(" ".join("".join(self._cut(self._cell_start)).split()))
         elif tag == "tr" and self._cells is not None:
             self._rows.append(self._cells)
             self._cells = None
         elif tag == "table":
             self._table()
-        elif (tag in ("p", "div") and not self._lists and self._cells is None) or re.fullmatch(
-            "h[1-6]|blockquote", tag
-        ):
+        elif tag == "blockquote":
+            self._close_quote()
+        elif tag in ("p", "div"):
+            self._paragraph()
+        elif re.fullmatch("h[1-6]", tag):
             self._block()
 
     def handle_data(self, data: str) -> None:
         if self._skipping:
             return
+        # Line breaks inside a paragraph stay: chats are shown with them.
         if self._pre is not None:
             self._pre.append(data)
-            return
-        # Line breaks inside a paragraph stay: chats are shown with them.
-        if not data.strip() and "\n" in data:
-            return
-        self._parts.append(data)
+        elif data.strip() or "\n" not in data:
+            self._parts.append(data)
 
-    def _note_language(self, attrs: dict[str, str | None]) -> None:
-        found = _LANGUAGE.search(attrs.get("class") or "")
-        if found and not self._language:
-            self._language = found[1]
+    def _inside_pre(self, tag: str, attrs: dict[str, str]) -> None:
+        if self._pre is None:
+            self._pre, self._language = [], ""
+        found = _LANGUAGE.search(attrs.get("class", ""))
+        self._language = self._language or (found[1] if found else "")
+        if tag == "br":
+            self._pre.append("\n")
+        elif tag == "code":
+            # What stands before the code is the page's header: the language and a button.
+            header = "".join(self._pre).strip()
+            self._language = self._language or header * bool(_WORD.fullmatch(header))
+            self._pre.clear()
 
     def _close_pre(self) -> None:
         code = "".join(self._pre or ())
@@ -171,23 +165,42 @@ class _Markdown(HTMLParser):
         self._block(f"```{self._language}\n" + code.strip("\n") + "\n```")
         self._block()
 
+    def _close_quote(self) -> None:
+        quoted = _tidy("".join(self._cut(self._quotes.pop()))) if self._quotes else ""
+        if quoted:
+            self._parts.append("\n".join(f"> {line}".rstrip() for line in quoted.split("\n")))
+        self._block()
+
     def _item(self) -> None:
         self._line()
-        depth = max(0, len(self._lists) - 1)
         kind, number = self._lists[-1] if self._lists else ("ul", 1)
-        self._parts.append("  " * depth + (f"{number}. " if kind == "ol" else "- "))
+        mark = f"{number}. " if kind == "ol" else "- "
+        self._parts.append("  " * (len(self._lists) - 1) + mark)
         if self._lists:
             self._lists[-1] = (kind, number + 1)
 
+    def _paragraph(self) -> None:
+        """A border between paragraphs; in an item of a list a line, in a cell nothing."""
+        if self._cells is not None:
+            self._parts.append(" ")
+        elif not self._lists:
+            self._block()
+        elif self._parts and not _ITEM.search(self._parts[-1]):
+            self._line()
+
     def _table(self) -> None:
-        if not self._rows:
-            return
-        width = max(map(len, self._rows))
-        lines = [" | ".join([*row, *[""] * (width - len(row))]) for row in self._rows]
-        lines.insert(1, " | ".join(["---"] * width))
-        self._block("\n".join(f"| {line} |" for line in lines))
-        self._block()
+        if self._rows:
+            width = max(map(len, self._rows))
+            lines = [" | ".join([*row, *[""] * (width - len(row))]) for row in self._rows]
+            lines.insert(1, " | ".join(["---"] * width))
+            self._block("\n".join(f"| {line} |" for line in lines))
+            self._block()
         self._rows = []
+
+    def _cut(self, start: int) -> list[str]:
+        parts = self._parts[start:]
+        del self._parts[start:]
+        return parts
 
     def _line(self) -> None:
         if self._parts and not "".join(self._parts[-2:]).endswith("\n"):
@@ -196,5 +209,4 @@ class _Markdown(HTMLParser):
     def _block(self, text: str = "") -> None:
         if self._parts and not "".join(self._parts[-3:]).endswith("\n\n"):
             self._parts.append("\n\n")
-        if text:
-            self._parts.append(text)
+        self._parts.append(text)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.checking.leakage import split_of
-from mlx_itune.dataset.cleaning.lenient import LenientReader, refusal_of
-from mlx_itune.dataset.cleaning.outcome import Changed, Dropped, Outcome
+from mlx_itune.dataset.cleaning.outcome import Changed, Dropped
 from mlx_itune.dataset.cleaning.pii import redact_conversation
-from mlx_itune.dataset.cleaning.spool import Row
+from mlx_itune.dataset.cleaning.rows import Row, RowReader, refusal_of
 from mlx_itune.dataset.cleaning.steps import MENDING, Step, StepOptions, make_steps
 from mlx_itune.dataset.cleaning.whole import WholeStep
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault, fault_at
+from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
 from mlx_itune.kit.errors import DataError
 
@@ -26,25 +25,18 @@ _ORDER = {"test": 0, "valid": 1, "train": 2}
 
 
 @dataclass
-class StepCount:
-    """What one step did: rows_in = kept + removed; changed rows are kept ones."""
-
-    rows_in: int = 0
-    kept: int = 0
-    changed: int = 0
-    removed: int = 0
-
-
-@dataclass
 class Cleaned:
-    """What came in and what came out: rows = kept + removed + rejected."""
+    """What came in and what came out: rows = kept + removed + rejected.
+
+    Of each step the rows in, kept, changed and removed: in = kept + removed.
+    """
 
     rows: int = 0
     kept: int = 0
     changed: int = 0
     removed: int = 0
     rejected: int = 0
-    steps: dict[str, StepCount] = field(default_factory=dict)
+    steps: dict[str, dict[str, int]] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     duplicate_sources: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -57,8 +49,7 @@ def clean(
     names: Sequence[str],
     options: StepOptions,
     *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    reader: RowReader | None = None,
     keep_going: bool = False,
     settings: Mapping[str, Any] | None = None,
     operator: str | None = None,
@@ -70,18 +61,17 @@ def clean(
     an unknown step.
     """
     steps = make_steps(names, options)
-    mend = any(name in MENDING for name in names)
-    reader = LenientReader(format, columns, mend)
+    # Rows are legal from the last step on that mends them.
+    last = max((at for at, name in enumerate(names, 1) if name in MENDING), default=0)
+    reader = replace(reader or RowReader(), mend=last > 0)
     with new_folder(out, "clean", sources, settings=settings, operator=operator) as writer:
-        run = _Run(writer, Cleaned(), keep_going, "pii" in names, options.pii)
+        hidden = options.pii if "pii" in names else ()
+        counts = {name: {"in": 0, "kept": 0, "changed": 0, "removed": 0} for name in names}
+        run = _Run(writer, Cleaned(steps=counts), keep_going, hidden)
         rows = run.read(reader, on_bytes)
-        for position, (name, step) in enumerate(steps):
-            run.result.steps[name] = StepCount()
-            rows = run.through(name, step, rows)
-            if _is_last_mend(position, names):
-                rows = run.legal(rows)
-        if not mend:
-            rows = run.legal(rows)
+        for position, (name, step) in enumerate([("", None), *steps]):
+            rows = run.through(name, step, rows) if step else rows
+            rows = run.legal(rows) if position == last else rows
         for row in rows:
             run.write(row)
         run.refuse_broken()
@@ -93,19 +83,15 @@ def clean(
     return run.result
 
 
-def _is_last_mend(position: int, names: Sequence[str]) -> bool:
-    return names[position] in MENDING and not any(n in MENDING for n in names[position + 1 :])
-
-
 @dataclass
 class _Run:
     writer: FolderWriter
     result: Cleaned
     keep_going: bool
-    hides_personal_data: bool
-    pii_kinds: Sequence[str] | None
+    # Kinds of personal data that are nowhere to be shown: None for all.
+    hidden: Sequence[str] | None
 
-    def read(self, reader: LenientReader, on_bytes: Callable[[int], None] | None) -> Iterator[Row]:
+    def read(self, reader: RowReader, on_bytes: Callable[[int], None] | None) -> Iterator[Row]:
         """The rows of every file, held-out splits first."""
         files = [
             (file.split or split_of(file.path) or "train", file.path)
@@ -126,25 +112,28 @@ class _Run:
             problem = refusal_of(row.now)
             if problem is None:
                 yield row
-                continue
-            self.reject(fault_at(row.before.origin, *problem))
+            else:
+                self.reject(problem)
 
     def through(self, name: str, step: Step, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows that a step lets pass, as it leaves them."""
         count = self.result.steps[name]
-        told = step.run(rows) if isinstance(step, WholeStep) else _each(step, rows)
+        told = (
+            step.run(rows)
+            if isinstance(step, WholeStep)
+            else ((row, step(row.now)) for row in rows)
+        )
         for row, outcome in told:
-            count.rows_in += 1
+            count["in"] += 1
             if isinstance(outcome, Dropped):
-                count.removed += 1
+                count["removed"] += 1
                 self.result.removed += 1
-                self.writer.remove(
-                    row.before, name, outcome.detail, show=not self._is_personal(row.before)
-                )
+                shown = not self._is_personal(row.before)
+                self.writer.remove(row.before, name, outcome.detail, show=shown)
                 continue
-            count.kept += 1
+            count["kept"] += 1
             if isinstance(outcome, Changed):
-                count.changed += 1
+                count["changed"] += 1
                 row = replace(row, now=outcome.row, notes=(*row.notes, (name, outcome.detail)))
             yield row
 
@@ -185,13 +174,4 @@ class _Run:
 
     def _is_personal(self, row: Conversation) -> bool:
         """Whether a row's old text may not be shown, because it is what was to be removed."""
-        if not self.hides_personal_data:
-            return False
-        return bool(redact_conversation(row, self.pii_kinds)[1])
-
-
-def _each(
-    step: Callable[[Conversation], Outcome], rows: Iterable[Row]
-) -> Iterator[tuple[Row, Outcome]]:
-    for row in rows:
-        yield row, step(row.now)
+        return self.hidden != () and bool(redact_conversation(row, self.hidden)[1])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mlx_itune.dataset.checking.lints import Lint, excerpt, load_lints
 from mlx_itune.dataset.checking.near_duplicates import THRESHOLD
-from mlx_itune.dataset.cleaning import filters, texts, turns
-from mlx_itune.dataset.cleaning.outcome import KEPT, Dropped, Outcome, RowStep
+from mlx_itune.dataset.cleaning import texts, turns
+from mlx_itune.dataset.cleaning.outcome import Dropped, Outcome, RowStep
 from mlx_itune.dataset.cleaning.whole import DropRepeats, UnifySystem, WholeStep
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.wording import did_you_mean
 
 Step = RowStep | WholeStep
 
@@ -47,36 +48,36 @@ class StepOptions:
     threshold: float = THRESHOLD
 
 
+def known(what: str, name: str, options: Iterable[str], every: str = "one of ") -> str:
+    """`name`, if it is one of the options. Raises UsageError with the nearest otherwise."""
+    options = list(options)
+    if name not in options:
+        hint = did_you_mean(name, options) or every + ", ".join(options)
+        raise UsageError(f"there is no {what} {name!r}", hint=hint)
+    return name
+
+
 def make_steps(names: Sequence[str], options: StepOptions) -> list[tuple[str, Step]]:
     """The steps of these names, in order. Raises UsageError for an unknown or impossible one."""
-    made: list[tuple[str, Step]] = []
+    made: dict[str, Step] = {}
     for name in names:
-        if name not in STEPS:
-            near = closest(name, STEPS)
-            hint = f"did you mean {near}?" if near else f"one of {', '.join(STEPS)}"
-            raise UsageError(f"there is no step {name!r}", hint=hint)
-        if any(name == known for known, _ in made):
+        step = STEPS[known("step", name, STEPS)](options)
+        if name in made:
             raise UsageError(f"the step {name!r} is given twice")
-        made.append((name, STEPS[name](options)))
-        if name in MENDING and any(isinstance(step, WholeStep) for _, step in made):
+        if name in MENDING and any(isinstance(before, WholeStep) for before in made.values()):
             raise UsageError(
                 f"the step {name!r} mends rows and comes too late",
                 hint="put it before the steps that compare rows",
             )
-    return made
+        made[name] = step
+    return list(made.items())
 
 
-def _lint_step(options: StepOptions) -> RowStep:
-    known = {lint.code: lint for lint in options.lints}
-    if options.codes is None:
-        chosen = [lint for lint in options.lints if lint.drop]
-    else:
-        unknown = [code for code in options.codes if code not in known]
-        if unknown:
-            near = closest(unknown[0], known)
-            hint = f"did you mean {near}?" if near else f"one of {', '.join(known)}"
-            raise UsageError(f"there is no lint {unknown[0]!r}", hint=hint)
-        chosen = [known[code] for code in options.codes]
+def _drop_lints(options: StepOptions) -> RowStep:
+    chosen = [lint for lint in options.lints if lint.drop]
+    if options.codes is not None:
+        lints = {lint.code: lint for lint in options.lints}
+        chosen = [lints[known("lint", code, lints)] for code in options.codes]
 
     def step(row: Conversation) -> Outcome:
         for lint in chosen:
@@ -84,52 +85,44 @@ def _lint_step(options: StepOptions) -> RowStep:
                 found = lint.find(turn)
                 if found is not None:
                     return Dropped(f"{lint.code}: {excerpt(found)} in turn {number} ({turn.role})")
-        return KEPT
+        return None
 
     return step
 
 
-def _control_strings(options: StepOptions) -> list[str]:
-    lint = next((lint for lint in options.lints if lint.code == "template-text"), None)
-    if lint is None or not lint.texts:
+def _control_strings(options: StepOptions) -> Sequence[str]:
+    found = [lint.texts for lint in options.lints if lint.code == "template-text" and lint.texts]
+    if not found:
         raise UsageError("the lints name no control strings: no template-text with texts")
-    return list(lint.texts)
+    return found[0]
 
 
-def _scripts(options: StepOptions) -> RowStep:
+def _keep_scripts(options: StepOptions) -> RowStep:
     if not options.scripts:
         raise UsageError(
             "the step 'language' needs scripts", hint="give --language, such as latin or cjk"
         )
-    for name in options.scripts:
-        if name not in filters.SCRIPTS:
-            near = closest(name, filters.SCRIPTS)
-            hint = f"did you mean {near}?" if near else f"one of {', '.join(filters.SCRIPTS)}"
-            raise UsageError(f"there is no script {name!r}", hint=hint)
-    return filters.keep_scripts(options.scripts, options.script_share)
-
-
-def _plain(step: RowStep) -> Callable[[StepOptions], Step]:
-    return lambda options: step
+    names = [known("script", name, turns.SCRIPTS) for name in options.scripts]
+    return turns.keep_scripts(names, options.script_share)
 
 
 STEPS: dict[str, Callable[[StepOptions], Step]] = {
-    "html-to-text": _plain(texts.html_to_text),
-    "copy-code": _plain(texts.remove_copy_code),
-    "whitespace": _plain(texts.normalise_whitespace),
-    "trim-leading": _plain(turns.trim_leading),
-    "trim-trailing": _plain(turns.trim_trailing),
-    "merge-turns": _plain(turns.merge_turns),
-    "drop-irregular": _plain(turns.drop_irregular),
-    "empty-answers": _plain(turns.drop_empty_answers),
-    "too-short": lambda options: filters.drop_short(options.least_chars),
-    "language": _scripts,
-    "refusals": _lint_step,
+    "html-to-text": lambda _: texts.html_to_text,
+    "copy-code": lambda _: texts.remove_copy_code,
+    "whitespace": lambda _: texts.normalise_whitespace,
+    "trim-leading": lambda _: turns.trim_leading,
+    "trim-trailing": lambda _: turns.trim_trailing,
+    "merge-turns": lambda _: turns.merge_turns,
+    "drop-irregular": lambda _: turns.drop_irregular,
+    "empty-answers": lambda _: turns.drop_empty_answers,
+    "too-short": lambda options: turns.drop_short(options.least_chars),
+    "language": _keep_scripts,
+    "refusals": _drop_lints,
     "control-text": lambda options: texts.break_control_text(_control_strings(options)),
     "drop-control-text": lambda options: texts.drop_control_text(_control_strings(options)),
     "pii": lambda options: texts.redact_personal_data(options.pii),
-    "unify-system": lambda options: UnifySystem(),
-    "exact-duplicates": lambda options: DropRepeats("exact"),
-    "pair-duplicates": lambda options: DropRepeats("pair"),
+    "unify-system": lambda _: UnifySystem(),
+    "exact-duplicates": lambda _: DropRepeats("exact"),
+    "pair-duplicates": lambda _: DropRepeats("pair"),
     "near-duplicates": lambda options: DropRepeats("near", options.threshold),
 }

@@ -6,9 +6,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from mlx_itune.dataset.cleaning.html_text import is_html, to_markdown
-from mlx_itune.dataset.cleaning.outcome import KEPT, Dropped, Outcome, RowStep, changed, map_texts
+from mlx_itune.dataset.cleaning.outcome import Changed, Dropped, Outcome, RowStep, map_texts
 from mlx_itune.dataset.cleaning.pii import redact_conversation
 from mlx_itune.dataset.conversation import Conversation, Turn
 
@@ -29,11 +30,7 @@ _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 
 def html_to_text(row: Conversation) -> Outcome:
     """Turn answers (and questions) that are HTML into Markdown."""
-
-    def change(turn: Turn, text: str) -> str:
-        return to_markdown(text) if is_html(text) else text
-
-    return map_texts(row, change, lambda n: f"HTML in {_turns(n)}")
+    return map_texts(row, lambda _, text: to_markdown(text) if is_html(text) else text, "HTML")
 
 
 def remove_copy_code(row: Conversation) -> Outcome:
@@ -45,24 +42,22 @@ def remove_copy_code(row: Conversation) -> Outcome:
         text = _PAGE_COUNT.sub("", text)
         if "Copy" not in text:
             return text
-        text = _FENCE_BUTTON.sub(lambda found: f"```{found[1]}\n", text)
-        return _BARE_BUTTON.sub("", text)
+        return _BARE_BUTTON.sub("", _FENCE_BUTTON.sub(lambda found: f"```{found[1]}\n", text))
 
-    return map_texts(row, change, lambda n: f"page noise in {_turns(n)}")
+    return map_texts(row, change, "page noise")
 
 
 def normalise_whitespace(row: Conversation) -> Outcome:
     """Unicode NFC, one kind of space and line end, nothing invisible or trailing."""
 
-    def change(turn: Turn, text: str) -> str:
+    def change(_: Turn, text: str) -> str:
+        text = _LINE_END.sub("\n", text)
         if not text.isascii():
             text = unicodedata.normalize("NFC", text)
-            text = _INVISIBLE.sub("", _SPACES.sub(" ", _LINE_END.sub("\n", text)))
-        elif "\r" in text:
-            text = _LINE_END.sub("\n", text)
+            text = _INVISIBLE.sub("", _SPACES.sub(" ", text))
         return _TRAILING.sub("", text).strip("\n").rstrip()
 
-    return map_texts(row, change, lambda n: f"spacing or spelling of characters in {_turns(n)}")
+    return map_texts(row, change, "spacing or spelling of characters")
 
 
 def break_control_text(strings: Iterable[str]) -> RowStep:
@@ -76,11 +71,9 @@ def break_control_text(strings: Iterable[str]) -> RowStep:
             found[match.group()] += 1
             return f"{match.group()[0]} {match.group()[1:]}"
 
-        outcome = map_texts(row, lambda turn, text: pattern.sub(broken, text), lambda n: "")
-        if outcome is KEPT:
-            return KEPT
-        listed = ", ".join(f"{count} x {text}" for text, count in found.items())
-        return changed(outcome.row, listed)  # type: ignore[union-attr]
+        outcome = map_texts(row, lambda _, text: pattern.sub(broken, text), "")
+        listed = ", ".join(f"{number} x {text}" for text, number in found.items())
+        return outcome and replace(outcome, detail=listed)
 
     return step
 
@@ -93,7 +86,7 @@ def drop_control_text(strings: Iterable[str]) -> RowStep:
         for number, turn in enumerate(row.turns, 1):
             if found := pattern.search(turn.content):
                 return Dropped(f"{found.group()} in turn {number} ({turn.role})")
-        return KEPT
+        return None
 
     return step
 
@@ -103,10 +96,9 @@ def redact_personal_data(kinds: Collection[str] | None) -> RowStep:
 
     def step(row: Conversation) -> Outcome:
         new, hits = redact_conversation(row, kinds)
-        if not hits:
-            return KEPT
         counts = Counter(hit.kind for hit in hits)
-        return changed(new, ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+        listed = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+        return Changed(new, listed) if hits else None
 
     return step
 
@@ -114,7 +106,3 @@ def redact_personal_data(kinds: Collection[str] | None) -> RowStep:
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
     longest_first = sorted(strings, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)))
-
-
-def _turns(count: int) -> str:
-    return f"{count} turn" if count == 1 else f"{count} turns"

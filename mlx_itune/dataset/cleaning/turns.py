@@ -1,14 +1,19 @@
-"""Steps on the order of turns: what stands before the first question, after the last answer, and
-between. Each takes a conversation and gives the new one with what was done, or why it is dropped.
+"""Steps on the turns of a row: what stands before the first question, after the last answer and
+between; and rows that go for what they are: irregular, empty, short, in another script.
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
-from mlx_itune.dataset.cleaning.outcome import KEPT, Dropped, Outcome, changed
+from mlx_itune.dataset.cleaning.outcome import Dropped, Outcome, RowStep, with_turns
 from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.kit.wording import count
 
 
 def trim_leading(row: Conversation) -> Outcome:
@@ -16,12 +21,11 @@ def trim_leading(row: Conversation) -> Outcome:
     system, rest = _parted(row)
     first = next((n for n, turn in enumerate(rest) if turn.role == "user"), len(rest))
     if not first:
-        return KEPT
+        return None
     if first == len(rest):
         return Dropped("nobody asks anything")
-    return _with(
-        row, (*system, *rest[first:]), f"{_turns(first)} before the first question left out"
-    )
+    left = f"{count(first, 'turn')} before the first question left out"
+    return with_turns(row, (*system, *rest[first:]), left)
 
 
 def trim_trailing(row: Conversation) -> Outcome:
@@ -29,10 +33,11 @@ def trim_trailing(row: Conversation) -> Outcome:
     last = max((n for n, turn in enumerate(row.turns) if turn.role == "assistant"), default=-1)
     left = len(row.turns) - 1 - last
     if not left:
-        return KEPT
+        return None
     if last < 0:
         return Dropped("nobody answers")
-    return _with(row, row.turns[: last + 1], f"{_turns(left)} after the last answer left out")
+    said = f"{count(left, 'turn')} after the last answer left out"
+    return with_turns(row, row.turns[: last + 1], said)
 
 
 def merge_turns(row: Conversation) -> Outcome:
@@ -40,31 +45,28 @@ def merge_turns(row: Conversation) -> Outcome:
     merged: list[Turn] = []
     for turn in row.turns:
         before = merged[-1] if merged else None
-        if before is None or before.role != turn.role or turn.role == "tool" or turn.tool_calls:
+        calls = turn.role == "tool" or turn.tool_calls or (before and before.tool_calls)
+        if before is None or before.role != turn.role or calls:
             merged.append(turn)
-        elif not before.tool_calls:
+        else:
             text = "\n\n".join(part for part in (before.content, turn.content) if part.strip())
             merged[-1] = replace(before, content=text, input=None)
-        else:
-            merged.append(turn)
-    count = len(row.turns) - len(merged)
-    return (
-        _with(row, tuple(merged), f"{_turns(count)} joined with the one before") if count else KEPT
-    )
+    joined = len(row.turns) - len(merged)
+    said = f"{count(joined, 'turn')} joined with the one before"
+    return with_turns(row, merged, said) if joined else None
 
 
 def drop_irregular(row: Conversation) -> Outcome:
     """Drop a row in which user and assistant do not take turns, tool calls aside."""
     _, rest = _parted(row)
     spoken = [turn.role for turn in rest if turn.role in ("user", "assistant")]
-    has_tools = any(turn.role == "tool" or turn.tool_calls for turn in rest)
-    if not has_tools:
+    if not any(turn.role == "tool" or turn.tool_calls for turn in rest):
         for number, (one, two) in enumerate(pairwise(spoken), 2):
             if one == two:
                 return Dropped(f"turn {number} is {two!r} again")
     if any(turn.role == "system" for turn in rest):
         return Dropped("a system turn stands inside the conversation")
-    return KEPT
+    return None
 
 
 def drop_empty_answers(row: Conversation) -> Outcome:
@@ -74,7 +76,19 @@ def drop_empty_answers(row: Conversation) -> Outcome:
             return Dropped(f"turn {number} ({turn.role}) is empty")
     if not any(turn.role == "assistant" for turn in row.turns):
         return Dropped("nobody answers")
-    return KEPT
+    return None
+
+
+def drop_short(least_chars: int) -> RowStep:
+    """Drop conversations of fewer characters, the system turn aside."""
+
+    def step(row: Conversation) -> Outcome:
+        size = sum(len(turn.content.strip()) for turn in row.turns if turn.role != "system")
+        if size >= least_chars or any(turn.tool_calls for turn in row.turns):
+            return None
+        return Dropped(f"{size} characters, fewer than {least_chars}")
+
+    return step
 
 
 def _parted(row: Conversation) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
@@ -82,9 +96,43 @@ def _parted(row: Conversation) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
     return row.turns[: int(leads)], row.turns[int(leads) :]
 
 
-def _with(row: Conversation, turns: tuple[Turn, ...], detail: str) -> Outcome:
-    return changed(Conversation(turns, row.origin, row.tools, row.tags, checked=True), detail)
+# The first word of a character's Unicode name, where it is not the name of the script.
+_SCRIPT_OF = {
+    "cjk": "han", "hiragana": "kana", "katakana": "kana", "katakana-hiragana": "kana",
+    **dict.fromkeys(
+        """devanagari bengali gurmukhi gujarati oriya tamil telugu kannada malayalam
+        sinhala""".split(), "indic",
+    ),
+}  # fmt: skip
+_GROUPS = {"cjk": frozenset({"han", "kana", "hangul"}), "japanese": frozenset({"han", "kana"})}
+SCRIPTS = tuple(
+    "arabic armenian cjk cyrillic georgian greek han hangul hebrew indic japanese kana latin thai"
+    .split()
+)  # fmt: skip
 
 
-def _turns(count: int) -> str:
-    return f"{count} turn" if count == 1 else f"{count} turns"
+@cache
+def _script(char: str) -> str:
+    words = unicodedata.name(char, "").lower().replace("fullwidth ", "").replace("halfwidth ", "")
+    first = words.partition(" ")[0]
+    name = _SCRIPT_OF.get(first, first)
+    return name if name in SCRIPTS else ""
+
+
+def keep_scripts(scripts: Collection[str], least: float) -> RowStep:
+    """Drop rows of whose letters less than a share belongs to some scripts."""
+    wanted = frozenset().union(*(_GROUPS.get(name, frozenset({name})) for name in scripts))
+
+    def step(row: Conversation) -> Outcome:
+        shares: Counter[str] = Counter()
+        for char, number in Counter("".join(turn.content for turn in row.turns)).items():
+            if char.isalpha():
+                shares[_script(char)] += number
+        letters = shares.total()
+        share = sum(shares[name] for name in wanted) / letters if letters else 1.0
+        if share >= least:
+            return None
+        most = shares.most_common(1)[0][0] or "another script"
+        return Dropped(f"{100 * share:.0f} % {'/'.join(sorted(scripts))}, mostly {most}")
+
+    return step

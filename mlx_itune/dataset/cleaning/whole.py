@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 from mlx_itune.dataset.checking.drift import SystemPrompts
 from mlx_itune.dataset.checking.near_duplicates import THRESHOLD, Duplicates
-from mlx_itune.dataset.cleaning.outcome import KEPT, Dropped, Outcome, changed
-from mlx_itune.dataset.cleaning.spool import Row, Spool
-from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.cleaning.outcome import Dropped, Outcome, with_turns
+from mlx_itune.dataset.cleaning.rows import Row
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.kit.files import storage_errors
 
-Told = Iterator[tuple[Row, Outcome]]
+
+class Spool:
+    """Rows in a temporary file: written once, read in order or by number.
+
+    The file is our own and gone afterwards, so that pickle is safe here; 8 bytes per row stay in
+    memory.
+    """
+
+    def __init__(self) -> None:
+        with storage_errors(tempfile.gettempdir()):
+            self._file = tempfile.TemporaryFile(prefix="mlx-itune-clean-")  # noqa: SIM115
+        self._starts = array("Q")
+        self.close = self._file.close
+
+    def append(self, row: Row) -> None:
+        """Write one row at the end."""
+        with storage_errors(tempfile.gettempdir()):
+            self._starts.append(self._file.seek(0, 2))
+            pickle.dump(row, self._file, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def row(self, number: int) -> Row:
+        """One row, by number from 0."""
+        self._file.seek(self._starts[number])
+        found: Row = pickle.load(self._file)
+        return found
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.row, range(len(self._starts)))
 
 
 class WholeStep:
@@ -24,17 +55,14 @@ class WholeStep:
     def __init__(self) -> None:
         self.pairs: Counter[tuple[str, str]] = Counter()
 
-    def run(self, rows: Iterable[Row]) -> Told:
+    def run(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Outcome]]:
         """Every row and its outcome; `rows` are read to the end first."""
-        with ExitStack() as stack:
-            spool = stack.enter_context(Spool())
-            decide = self.decide(rows, spool, stack)
+        with closing(Spool()) as spool:
+            decide = self.decide(rows, spool)
             for number, row in enumerate(spool):
                 yield row, decide(number, row)
 
-    def decide(
-        self, rows: Iterable[Row], spool: Spool, stack: ExitStack
-    ) -> Callable[[int, Row], Outcome]:
+    def decide(self, rows: Iterable[Row], spool: Spool) -> Callable[[int, Row], Outcome]:
         """Spool the rows; afterwards say what becomes of each."""
         raise NotImplementedError
 
@@ -46,47 +74,46 @@ class DropRepeats(WholeStep):
         super().__init__()
         self._kind, self._threshold = kind, threshold
 
-    def decide(
-        self, rows: Iterable[Row], spool: Spool, stack: ExitStack
-    ) -> Callable[[int, Row], Outcome]:
-        near = self._kind == "near"
-        found = stack.enter_context(closing(Duplicates(near=near, threshold=self._threshold)))
-        pairs: dict[int, int] = {}
-        # Of each repeated row the one before it, and how alike they are in per cent.
-        repeats: dict[int, tuple[int, int]] = {}
-        for number, row in enumerate(rows):
-            spool.append(row)
-            if self._kind == "pair":
-                first: int | None = pairs.setdefault(_first_pair(row.now), number)
-            else:
-                first = found.add(row.now)
-            if first is not None and first != number:
-                repeats[number] = first, 100
-        for best, *_ in found.near():
-            repeats[best.later] = best.earlier, int(100 * best.similarity)
+    def decide(self, rows: Iterable[Row], spool: Spool) -> Callable[[int, Row], Outcome]:
+        repeats = self._repeats(rows, spool)
 
         def outcome(number: int, row: Row) -> Outcome:
             if number not in repeats:
-                return KEPT
-            repeated, percent = repeats[number]
-            earlier = spool.row(repeated).before
+                return None
+            first, percent = repeats[number]
+            earlier = spool.row(first).before
             self.pairs[source_of(row.before), source_of(earlier)] += 1
-            return Dropped(self._detail(percent, earlier.origin))
+            if self._kind == "pair":
+                return Dropped(f"begins like {earlier.origin}")
+            said = f"{percent} % the same as" if percent < 100 else "repeats"
+            return Dropped(f"{said} {earlier.origin}")
 
         return outcome
 
-    def _detail(self, percent: int, origin: str) -> str:
-        if self._kind == "pair":
-            return f"begins like {origin}"
-        return f"{percent} % the same as {origin}" if percent < 100 else f"repeats {origin}"
+    def _repeats(self, rows: Iterable[Row], spool: Spool) -> dict[int, tuple[int, int]]:
+        """Of each repeated row the number of the one before it, and how alike they are in %."""
+        repeats: dict[int, tuple[int, int]] = {}
+        pairs: dict[int, int] = {}
+        with closing(
+            Duplicates(near=self._kind == "near", threshold=self._threshold)
+        ) as duplicates:
+            for number, row in enumerate(rows):
+                spool.append(row)
+                if self._kind == "pair":
+                    first: int | None = pairs.setdefault(_first_pair(row.now), number)
+                else:
+                    first = duplicates.add(row.now)
+                if first is not None and first != number:
+                    repeats[number] = first, 100
+            for best, *_ in duplicates.near():
+                repeats[best.later] = best.earlier, int(100 * best.similarity)
+        return repeats
 
 
 class UnifySystem(WholeStep):
     """Write system prompts that differ in spelling only the way that most rows do."""
 
-    def decide(
-        self, rows: Iterable[Row], spool: Spool, stack: ExitStack
-    ) -> Callable[[int, Row], Outcome]:
+    def decide(self, rows: Iterable[Row], spool: Spool) -> Callable[[int, Row], Outcome]:
         prompts = SystemPrompts()
         for row in rows:
             spool.append(row)
@@ -98,13 +125,9 @@ class UnifySystem(WholeStep):
             first, *rest = row.now.turns
             text = usual.get(first.content) if first.role == "system" else None
             if text is None:
-                return KEPT
-            turns = (Turn("system", text), *rest)
-            now = row.now
-            return changed(
-                Conversation(turns, now.origin, now.tools, now.tags, checked=True),
-                "system prompt spelled as in most rows",
-            )
+                return None
+            said = "system prompt spelled as in most rows"
+            return with_turns(row.now, (type(first)("system", text), *rest), said)
 
         return outcome
 
