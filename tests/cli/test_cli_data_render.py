@@ -196,6 +196,19 @@ def test_every_task_of_a_file_is_rendered_unless_one_is_named(
     assert {row["source"] for row in made} == {"school"}
 
 
+def test_nested_columns_are_split_by_what_they_say(
+    capsys: Capture, tmp_path: Path, tasks: Path
+) -> None:
+    rows = tmp_path / "raw.jsonl"
+    nested = [{"turns": [{"q": f"Is it {n}?"}, {"a": "yes"}]} for n in range(60)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in nested))
+    columns = '{question = "turns.0.q", answer = "turns.1.a"}'
+    tasks.write_text(TASKS.replace('["question", "answer"]', columns))
+    flags = ("--templates", tasks, "--split", "50/50", "--out", tmp_path / "out")
+    made = render(capsys, rows, *flags)
+    assert min(made["splits"].values()) > 15
+
+
 def test_warnings_are_listed(capsys: Capture, tmp_path: Path, tasks: Path) -> None:
     tasks.write_text(TASKS.replace("{question}", "{question}n\\n", 1))
     rows = write_rows(tmp_path / "raw.jsonl", range(5))

@@ -98,8 +98,8 @@ def test_merged_folders_keep_both_histories(capsys: Capture, tmp_path: Path) -> 
         (history,) = result(capsys, "data", "trace", line, "--data", merged)["histories"]
         origins[line] = history["file"]
         assert len(history["steps"]) == 2
-    assert origins == {"train:1": "quiz.jsonl", "train:18": "data/quiz.jsonl"}
-    forward = result(capsys, "data", "trace", "data/quiz.jsonl:3", "--data", merged)["histories"]
+    assert origins == {"train:1": "quiz.jsonl", "train:18": "quiz.jsonl#2"}
+    forward = result(capsys, "data", "trace", "quiz.jsonl#2:3", "--data", merged)["histories"]
     assert [history["now"] for history in forward] == ["train:12"]
 
 

@@ -13,9 +13,8 @@ import pytest
 from import_command import Capture, asked, result, rows_in, said, sides, text, write
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.importing.mixing import mix, quotas
 from mlx_itune.dataset.importing.provenance import content_hash
-from mlx_itune.dataset.importing.select import Sampler
+from mlx_itune.dataset.importing.select import Sampler, mix, quotas
 from mlx_itune.dataset.importing.splitting import Groups, Splitter, parse_shares, position
 from mlx_itune.kit.errors import ItuneError
 

@@ -79,7 +79,7 @@ def clean(
         if isinstance(step, WholeStep):
             run.result.duplicate_sources += step.pairs
     run.result.splits = {split: count for split, count in writer.counts.items() if count}
-    run.result.ledger = writer.seal
+    run.result.ledger = writer.record.seal
     return run.result
 
 

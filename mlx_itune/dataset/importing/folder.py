@@ -64,7 +64,7 @@ def new_folder(
             writer.add("train", conversation)                                  # as it is
             writer.add("train", new, before=old, reason="pii", detail="2 e-mail addresses")
             writer.remove(conversation, "duplicate", "same as train.jsonl:3")
-        writer.record, writer.seal
+        writer.record.seal
 
     Raises UsageError for an `out` inside a source, StorageError for an `out` that is not empty,
     and DataError at the end when no row was added or a source changed meanwhile.
@@ -103,8 +103,8 @@ def refuse_place(out: Path, inputs: Inputs) -> None:
 class FolderWriter:
     """Writes the rows of a new data folder, and lists what was removed or changed on the way.
 
-    `shares` (split, mix, render) may be filled for dataset.json; `record` and `seal` are there when
-    the folder is.
+    `shares` (split, mix, render) may be filled for dataset.json; `record` is what dataset.json
+    says when the folder is there.
     """
 
     def __init__(self, out: Path, inputs: Inputs, stage: Path, files: contextlib.ExitStack) -> None:
@@ -116,7 +116,6 @@ class FolderWriter:
         self.rejected = 0
         self.shares: dict[str, Any] = {}
         self.record = DatasetRecord()
-        self.seal = ""
         self._stage, self._stack = stage, files
         self._by_path = {str(file.path): file for file in inputs.files}
         self._per_file: Counter[tuple[str, bool]] = Counter()
@@ -221,7 +220,7 @@ class FolderWriter:
             self._source(file, inputs[file.label]) for file in self.inputs.new_files()
         ]
         steps = [earlier for parent in self.inputs.parents for earlier in parent.record.steps]
-        self.record = DatasetRecord(
+        record = DatasetRecord(
             **step,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             made_by=f"mlx-itune {__version__}",
@@ -239,7 +238,7 @@ class FolderWriter:
             earlier=tuple({earlier.seal: earlier for earlier in steps}.values()),
             **self.shares,
         )
-        self.seal = write_dataset(self._stage, self.record)
+        self.record = write_dataset(self._stage, record)
 
     def _source(self, file: InputFile, sha256: str) -> SourceRecord:
         good, bad = (self._per_file[str(file.path), rejected] for rejected in (False, True))

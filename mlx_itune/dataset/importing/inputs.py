@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 from mlx_itune.dataset.importing import hub
 from mlx_itune.dataset.importing.licences import joined, licence_beside
@@ -21,6 +21,9 @@ from mlx_itune.dataset.importing.provenance import (
 from mlx_itune.dataset.sources import expand
 from mlx_itune.kit.errors import DataError, closest, one_line
 
+# (stage, bytes done, bytes in all)
+OnBytes = Callable[[str, int, int], None]
+
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev", "eval"), "valid"),
@@ -28,7 +31,6 @@ _SPLIT_OF = {
 }
 # "test", "validation", "train-00000-of-00002": the word ends where the name or a part of it does.
 _SPLIT_NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:[-_.]|$)")
-_REJECTED = "rejected.jsonl"
 _NAMES_READ = 10_000
 
 
@@ -36,7 +38,6 @@ _NAMES_READ = 10_000
 class Parent:
     """A data folder among the inputs. `paths` gives its raw files' names in the new folder."""
 
-    folder: Path
     record: DatasetRecord
     paths: dict[str, str] = field(default_factory=dict)
 
@@ -73,13 +74,11 @@ class Inputs:
 
     def sources(self) -> list[SourceRecord]:
         """The raw files that the parents name, under their names in the new folder."""
-        found: dict[str, SourceRecord] = {}
-        for parent in self.parents:
-            for source in parent.record.sources:
-                path = parent.paths[source.path]
-                there = found.get(path)
-                licence = (there.licence if there else None) or source.licence
-                found[path] = replace(source, path=path, licence=licence)
+        found = {
+            parent.paths[source.path]: replace(source, path=parent.paths[source.path])
+            for parent in self.parents
+            for source in parent.record.sources
+        }
         return list(found.values())
 
     def licences(self) -> dict[str, str | None]:
@@ -91,81 +90,69 @@ class Inputs:
         return known
 
 
-def gather(sources: Sequence[str], name: str | None = None) -> Inputs:
-    """Files and folders as they are, Hub data sets as files of the cache. A local path wins.
+def find_inputs(sources: Sequence[Path | str], name: str | None = None) -> Inputs:
+    """The files of rows in `sources`, each with a label of its own.
 
-    `name` is what all raw files are called instead of their own names. Raises DataError for a
-    path that is not there, and what hub.fetch raises.
-    """
-    local: list[Path] = []
-    fetched: list[InputFile] = []
-    for source in sources:
-        path = Path(source).expanduser()
-        named = None if path.exists() else hub.parse_name(source)
-        if named is None:
-            local.append(path)
-            continue
-        data = hub.fetch(named)
-        for each in data.files:
-            label = f"{named.name}/{each.relative_to(data.folder).as_posix()}"
-            fetched.append(
-                replace(
-                    _input_file(each, label, each),
-                    name=named.name.rpartition("/")[2],
-                    licence=licence_beside(data.folder),
-                    hub=named.name,
-                    revision=data.revision,
-                )
-            )
-    inputs = find_inputs(local) if local else Inputs(())
-    files = [
-        file if file.parent or file.licence else replace(file, licence=_licence(file.path, local))
-        for file in inputs.files
-    ]
-    files += fetched
-    if name:
-        files = [file if file.parent else replace(file, name=name) for file in files]
-    return _distinct(replace(inputs, files=tuple(files)))
-
-
-def find_inputs(sources: Sequence[Path]) -> Inputs:
-    """The files of rows in `sources` (files, or folders of them), each with a label of its own.
-
-    One folder's files are named within it; with several sources, within the folder's name.
-    Raises DataError for a source that is missing, holds no file of rows, or is given twice.
+    A source is a file, a folder of files, or, as a text that is no path, a data set of the Hub,
+    whose files are read from the cache. `name` is what all raw files are called instead of their
+    own names. Raises DataError for a source that is missing, holds no file of rows, or is given
+    twice, and what hub.fetch raises.
     """
     files: list[InputFile] = []
     parents: list[Parent] = []
-    seen: set[Path] = set()
-    names = Counter(_name(source) for source in sources if source.is_dir())
-    used: Counter[str] = Counter()
+    folders: list[Path] = []
     for source in sources:
-        if not source.exists():
-            raise no_such(source)
-        prefix, parent, licence = "", None, None
-        if source.is_dir():
-            if len(sources) > 1:
-                name = _name(source)
-                used[name] += 1
-                prefix = f"{name}-{used[name]}/" if names[name] > 1 else f"{name}/"
-            record = read_dataset(source)
-            if record and record.version >= VERSION:
-                parent = Parent(source, record)
-                parents.append(parent)
-            elif record:
-                # Its rows carry no origin, so its files are what rows come from.
-                licence = joined(each.licence for each in record.sources)
-        for path in expand([source]):
-            if path.name == _REJECTED and source.is_dir():
-                continue
-            if path.resolve() in seen:
-                raise DataError("is given twice", where=str(path))
-            seen.add(path.resolve())
-            inner = path.relative_to(source).as_posix() if source.is_dir() else path.name
-            file = _input_file(path, prefix + inner, source)
-            files.append(replace(file, parent=parent, licence=licence))
-    folders = tuple(source for source in sources if source.is_dir())
-    return _distinct(Inputs(tuple(files), tuple(parents), folders))
+        path = Path(source).expanduser()
+        if path.exists():
+            prefix = f"{_name(path)}/" if path.is_dir() and len(sources) > 1 else ""
+            record = read_dataset(path)
+            parent = Parent(record) if record and record.version >= VERSION else None
+            parents += [parent] if parent else []
+            folders += [path] if path.is_dir() else []
+            for each in expand([path]):
+                inner = each.relative_to(path).as_posix() if path.is_dir() else each.name
+                file = _input_file(each, prefix + inner, path, parent=parent)
+                # An earlier version's rows carry no origin, so its files are what they come from.
+                licence = joined(s.licence for s in record.sources) if record else None
+                licence = licence or licence_beside(each) or licence_beside(path)
+                files.append(replace(file, licence=licence))
+        elif isinstance(source, str) and (named := hub.parse_name(source)):
+            data = hub.fetch(named)
+            about = {"hub": named.name, "revision": data.revision}
+            licence = licence_beside(data.folder)
+            for each in data.files:
+                label = f"{named.name}/{each.relative_to(data.folder).as_posix()}"
+                file = _input_file(each, label, each, licence=licence, **about)
+                files.append(replace(file, name=named.name.rpartition("/")[2]))
+        else:
+            raise no_such(path)
+    real = [file.path.resolve() for file in files]
+    for file, path in zip(files, real, strict=True):
+        if real.count(path) > 1:
+            raise DataError("is given twice", where=str(file.path))
+    taken: dict[str, str] = {}
+    for at, file in enumerate(files):
+        own = file.name if file.parent else name or file.name
+        files[at] = replace(file, label=_free(file.label, taken), name=own)
+        taken[files[at].label] = ""
+    for parent in parents:
+        for raw in parent.record.sources:
+            # The same raw file in two folders is one; another of its name gets another.
+            parent.paths[raw.path] = _free(raw.path, taken, raw.sha256)
+            taken[parent.paths[raw.path]] = raw.sha256 or ""
+    return Inputs(tuple(files), tuple(parents), tuple(folders))
+
+
+def teller(files: Sequence[InputFile], stage: str, tell: OnBytes) -> Callable[[int], None]:
+    """What a reader of all files in turn is to tell of each further stretch of bytes."""
+    total, done = sum(file.path.stat().st_size for file in files), 0
+
+    def on_bytes(more: int) -> None:
+        nonlocal done
+        done += more
+        tell(stage, min(done, total), max(total, 1))
+
+    return on_bytes
 
 
 def no_such(path: Path) -> DataError:
@@ -181,52 +168,20 @@ def no_such(path: Path) -> DataError:
     return DataError("no such file or folder", where=str(path), hint=hint)
 
 
-def _input_file(path: Path, label: str, source: Path) -> InputFile:
+def _input_file(path: Path, label: str, source: Path, **about: Any) -> InputFile:
     """A file of `source`; a folder's train, valid and test files are one source of its name."""
-    stem = path.stem if path.suffix.lower() != ".gz" else Path(path.stem).stem
     # Names end up in rows, so what is no UTF-8 in them has to become text.
-    label, stem = one_line(label), one_line(stem)
+    stem = one_line(path.stem if path.suffix.lower() != ".gz" else Path(path.stem).stem)
     match = _SPLIT_NAME.match(stem.lower())
-    if match is None:
-        return InputFile(path, label, stem, None)
-    name = stem if path == source else _name(source)
-    return InputFile(path, label, name, _SPLIT_OF[match[1]])
-
-
-def _licence(path: Path, sources: Sequence[Path]) -> str | None:
-    """What the file's folder says, or else the folder that was named."""
-    above = [source for source in sources if source.is_dir() and path.is_relative_to(source)]
-    return next((found for place in (path, *above) if (found := licence_beside(place))), None)
+    name = stem if match is None or path == source else _name(source)
+    return InputFile(path, one_line(label), name, _SPLIT_OF[match[1]] if match else None, **about)
 
 
 def _name(source: Path) -> str:
     return one_line(Path(os.path.realpath(source)).name)
 
 
-def _distinct(inputs: Inputs) -> Inputs:
-    """Labels that no two files share, nor a raw file that a data folder among them names."""
-    labels = list(_unique((file.label, _name(file.path.parent)) for file in inputs.files))
-    files = tuple(
-        replace(file, label=label) for file, label in zip(inputs.files, labels, strict=True)
-    )
-    taken: dict[str, str | None] = {file.label: None for file in files if file.parent is None}
-    for parent in inputs.parents:
-        for source in parent.record.sources:
-            path = source.path
-            while path in taken and (taken[path] is None or taken[path] != source.sha256):
-                path = f"{_name(parent.folder)}/{path}"
-            taken[path] = source.sha256 or ""
-            parent.paths[source.path] = path
-    return replace(inputs, files=files)
-
-
-def _unique(names: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Each label; one that was there already with its folder's name, or a number behind it."""
-    used: set[str] = set()
-    for label, folder in names:
-        choice, number = label, 1
-        while choice in used:
-            choice = f"{folder}/{label}" if number == 1 else f"{folder}/{label}#{number}"
-            number += 1
-        used.add(choice)
-        yield choice
+def _free(label: str, taken: dict[str, str], sha256: str | None = None) -> str:
+    """A label that nothing has yet, or that the same content has."""
+    numbered = (f"{label}#{number}" if number > 1 else label for number in count(1))
+    return next(name for name in numbered if name not in taken or taken[name] == sha256)

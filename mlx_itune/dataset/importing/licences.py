@@ -39,8 +39,7 @@ def data_licences(data: Path) -> dict[str, str | None]:
 
     None where nobody knows. Raises DataError for a broken dataset.json.
     """
-    record = read_dataset(data if data.is_dir() else data.parent)
-    if record and (data.is_dir() or data.stem in record.counts):
+    if record := read_dataset(data):
         return {source.name: source.licence for source in record.sources}
     return {data.name if data.is_dir() else data.stem: licence_beside(data)}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +95,19 @@ class DatasetRecord(Step):
         return (*self.earlier, own)
 
 
-def read_dataset(folder: Path) -> DatasetRecord | None:
-    """The record of a data folder; None for a folder (or a file) without one. Raises DataError."""
-    path = Path(folder) / DATASET
+def read_dataset(data: Path) -> DatasetRecord | None:
+    """The record of a data folder, or of the one that a file of rows is in; None without one.
+
+    Raises DataError for a broken one.
+    """
+    path = (data if data.is_dir() else data.parent) / DATASET
     if not path.is_file():
         return None
     value = read_object(path, error=DataError)
     if not {"sources", "version"} <= value.keys():
         return None
-    return to_record(value, DatasetRecord, where=str(path), error=DataError)
+    record = to_record(value, DatasetRecord, where=str(path), error=DataError)
+    return record if data.is_dir() or data.stem in record.counts else None
 
 
 def traceable(folder: Path) -> DatasetRecord:
@@ -118,12 +122,12 @@ def traceable(folder: Path) -> DatasetRecord:
     return record
 
 
-def write_dataset(folder: Path, record: DatasetRecord) -> str:
-    """Seal a record and write it into its folder; returns the seal."""
+def write_dataset(folder: Path, record: DatasetRecord) -> DatasetRecord:
+    """Write a record into its folder; returns it with its seal."""
     value = {key: item for key, item in plain(record).items() if item is not None}
-    value["seal"] = _seal(value)
-    write_object(folder / DATASET, value)
-    return str(value["seal"])
+    sealed = replace(record, seal=_seal(value))
+    write_object(folder / DATASET, {**value, "seal": sealed.seal})
+    return sealed
 
 
 def verify(folder: Path) -> list[str]:

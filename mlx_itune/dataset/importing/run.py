@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlx_itune.dataset.conversation import Conversation
@@ -15,21 +16,16 @@ from mlx_itune.dataset.importing.folder import (
     new_folder,
     refuse_place,
 )
-from mlx_itune.dataset.importing.inputs import InputFile, Inputs, gather
-from mlx_itune.dataset.importing.mixing import mix, quotas
+from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
 from mlx_itune.dataset.importing.plan import Imported, ImportPlan
 from mlx_itune.dataset.importing.provenance import content_hash
-from mlx_itune.dataset.importing.select import Sampler, parse_where
+from mlx_itune.dataset.importing.select import Sampler, mix, parse_where, quotas
 from mlx_itune.dataset.importing.splitting import Groups, Splitter, parse_shares, position
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.wording import count
 
-# (stage, bytes done, bytes in all)
-OnBytes = Callable[[str, int, int], None]
-
 _FAULTS_KEPT = 50
-_MOST_SOURCES = 10_000
 _VALUES_SHOWN = 8
 
 
@@ -47,7 +43,7 @@ def import_rows(
     that states none. Raises DataError when no row fits, UsageError for tags and sources that are
     not there.
     """
-    inputs = gather(sources, plan.name)
+    inputs = find_inputs(sources, plan.name)
     licences = plan.licences(inputs.licences())
     for name, known in inputs.licences().items():
         if ask and not known and not licences[name]:
@@ -75,10 +71,14 @@ def import_rows(
             moved = stop.moved
             continue
         record = folder.record
-        result.written, result.ledger = True, folder.seal
-        result.splits, result.left_out = record.counts, record.left_out
-        result.sources = record.sources
-        return result
+        return replace(
+            result,
+            written=True,
+            splits=record.counts,
+            left_out=record.left_out,
+            sources=record.sources,
+            ledger=record.seal,
+        )
 
 
 class _Stop(Exception):
@@ -104,17 +104,9 @@ class _Import:
 
     def _rows(self, stage: str) -> Iterator[tuple[InputFile, Conversation | Fault]]:
         """Every row of every file, good ones with a `source` tag."""
-        sizes = [file.path.stat().st_size for file in self._inputs.files]
-        total, done = sum(sizes), 0
-
-        def on_bytes(more: int) -> None:
-            nonlocal done
-            done += more
-            self._tell(stage, min(done, total), total)
-
         plan = self._plan
-        for file, size in zip(self._inputs.files, sizes, strict=True):
-            after = done + size
+        on_bytes = teller(self._inputs.files, stage, self._tell)
+        for file in self._inputs.files:
             for row in read_rows(
                 file.path,
                 format=plan.format,
@@ -126,8 +118,6 @@ class _Import:
                     tags = {**row.tags, "source": file.name}
                     row = Conversation(row.turns, row.origin, row.tools, tags, checked=True)
                 yield file, row
-            done = after
-        self._tell(stage, total, total)
 
     def _wanted(self, row: Conversation) -> bool:
         return all(condition.holds(row.tags) for condition in self._where)
@@ -142,8 +132,6 @@ class _Import:
                 continue
             source, content = self._pot(row), content_hash(row)
             self._sizes[source] += 1
-            if len(self._sizes) > _MOST_SOURCES:
-                raise UsageError(f"the rows name more than {_MOST_SOURCES:,} sources")
             if plan.sample is not None or self._mixes:
                 self._samplers.setdefault(source, Sampler(plan.seed)).see(content)
             if self._groups:
@@ -202,8 +190,6 @@ class _Import:
                 stratum = row.tags.get(plan.stratify, "") if plan.stratify else ""
                 place = position(name.to_bytes(8, "big"), plan.seed)
                 split = splitter.choose(place, stratum)
-                if len(splitter.counts) > _MOST_SOURCES:
-                    raise UsageError(f"{plan.stratify!r} has too many values to stratify by")
             if ORIGIN in row.tags and file.parent is None:
                 note = f"the rows' own field {ORIGIN!r} is kept as {GIVEN_ORIGIN!r}"
                 result.notes = [note]
@@ -231,7 +217,7 @@ class _Import:
             result.rows += 1
             result.rejected += 1
             folder.reject(fault)
-        if len(result.faults) < _FAULTS_KEPT:
+        if sum(kept.severity == fault.severity for kept in result.faults) < _FAULTS_KEPT:
             result.faults.append(fault)
 
     def _nothing(self, values: dict[str, dict[str, None]]) -> str:

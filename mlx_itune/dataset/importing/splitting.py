@@ -13,40 +13,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.importing.provenance import SPLITS
 from mlx_itune.kit.errors import UsageError
 
+# What each split was promised; the three add up to 1.
+Shares = Mapping[str, Fraction]
+
 FIRST_TURN = "first-turn"
 _RANGE = 1 << 64
 _WATCHED = 10_000
-
-
-@dataclass(frozen=True)
-class Shares:
-    """What each split was promised; the three add up to 1."""
-
-    train: Fraction
-    valid: Fraction
-    test: Fraction
-
-    def of(self, split: str) -> Fraction:
-        """One split's share."""
-        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The splits with a share above 0."""
-        return tuple(split for split in SPLITS if self.of(split))
-
-    @property
-    def bands(self) -> dict[str, tuple[int, int]]:
-        """Where each split's positions lie: in an order by which a larger share moves few rows."""
-        test, valid = int(self.test * _RANGE), int((self.test + self.valid) * _RANGE)
-        return {"test": (0, test), "valid": (test, valid), "train": (valid, _RANGE)}
 
 
 def parse_shares(text: str) -> Shares:
@@ -64,7 +42,7 @@ def parse_shares(text: str) -> Shares:
     parts = [part / total for part in parts] + [Fraction(0)] * (3 - len(parts))
     if not parts[0]:
         raise UsageError(f"--split {text!r} leaves nothing to train on", hint=hint)
-    return Shares(*parts)
+    return dict(zip(SPLITS, parts, strict=True))
 
 
 def position(name: bytes, seed: int) -> int:
@@ -83,7 +61,10 @@ class Splitter:
         self.shares = shares
         self.moved = dict(moved or {})
         self.counts: dict[str, Counter[str]] = {}
-        self._asked, self._bands = shares.asked, shares.bands
+        self._asked = [split for split in SPLITS if shares[split]]
+        # In an order by which a larger test or valid share moves few rows.
+        test, valid = (int((shares["test"] + more) * _RANGE) for more in (0, shares["valid"]))
+        self._bands = {"test": (0, test), "valid": (test, valid), "train": (valid, _RANGE)}
         # Positions met so far, by stratum; None once no row of it can be needed elsewhere.
         self._met: dict[str, dict[int, str] | None] = {}
 
@@ -132,7 +113,7 @@ class Splitter:
         rows = total.total() or 1
         by_stratum = sorted(self.counts.items()) if strata else ()
         return {
-            "requested": {split: float(self.shares.of(split)) for split in SPLITS},
+            "requested": {split: float(self.shares[split]) for split in SPLITS},
             "achieved": {split: total[split] / rows for split in SPLITS},
             "strata": {name: dict(counts) for name, counts in by_stratum},
         }

@@ -107,29 +107,30 @@ def values_of(task: Task, row: Mapping[str, Any]) -> Values:
     return Values(tuple(texts.values()), tuple(options), right)
 
 
+def cell(row: Mapping[str, Any], column: str) -> Any:
+    """What a row has in a column, or behind a dotted path; None for nothing."""
+    if column in row or "." not in column:
+        return row.get(column)
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, list):
+            value = value[int(part)] if part.isdigit() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def _cell(task: Task, row: Mapping[str, Any], name: str) -> Any:
     column = task.columns[name]
-    value: Any = row.get(column)
-    if column not in row and "." in column:
-        value = row
-        for part in column.split("."):
-            if isinstance(value, list) and part.isdigit():
-                value = value[int(part)] if int(part) < len(value) else None
-            else:
-                value = value.get(part) if isinstance(value, Mapping) else None
+    value = cell(row, column)
     if value is not None:
         return value
-    which = "" if name == column else f" (column {column!r})"
+    which = f"field {name!r}" + ("" if name == column else f" (column {column!r})")
     found = ", ".join(map(repr, list(row)[:6])) or "none"
-    raise _fault(
-        task,
-        name,
-        "missing-field",
-        f"field {name!r}{which} is null in this row"
-        if column in row
-        else f"the row has no field {name!r}{which}; it has {found}",
-        "check the task's fields, or choose tasks with --task",
-    )
+    lacks = f"{which} is null in this row" if column in row else ""
+    message = lacks or f"the row has no {which}; it has {found}"
+    hint = "check the task's fields, or choose tasks with --task"
+    raise _fault(task, name, "missing-field", message, hint)
 
 
 def _text(task: Task, name: str, value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from mlx_itune.dataset.faults import Fault, RowFault, fault_at
 from mlx_itune.dataset.importing.folder import ORIGIN, FolderWriter, new_folder, refuse_place
-from mlx_itune.dataset.importing.inputs import InputFile, Inputs, find_inputs
+from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
 from mlx_itune.dataset.importing.provenance import SPLITS
 from mlx_itune.dataset.importing.splitting import Splitter, parse_shares, position
 from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.dataset.templating.lints import lint
 from mlx_itune.dataset.templating.plan import Rendering, RenderPlan
 from mlx_itune.dataset.templating.render import Renderer
-from mlx_itune.dataset.templating.rows import Example, values_of
+from mlx_itune.dataset.templating.rows import Example, cell, values_of
 from mlx_itune.dataset.templating.shots import Measure, fit
 from mlx_itune.dataset.templating.tasks import Task, load_tasks
 from mlx_itune.kit.errors import DataError, UsageError
@@ -32,8 +32,6 @@ _FAULTS_KEPT = 50
 _FAULTS_SHOWN = 3
 
 Row = dict[str, Any]
-# (stage, bytes done, bytes in all)
-OnBytes = Callable[[str, int, int], None]
 
 
 def render_rows(
@@ -78,7 +76,7 @@ def render_rows(
         job.write(folder, result)
         counted = ("rows", "examples", "rejected", "dropped", "tasks")
         folder.shares = {"render": {key: getattr(result, key) for key in counted}}
-    result.splits, result.ledger = folder.record.counts, folder.seal
+    result.splits, result.ledger = folder.record.counts, folder.record.seal
     return result
 
 
@@ -142,6 +140,9 @@ class _Rendering:
         """Fill the folder. Raises DataError where it is not to be."""
         pending: list[_Pending] = []
         for file, origin, row in self._rows("render", self._files):
+            if isinstance(row, Fault) and row.severity != "error":
+                result.faults.append(row)
+                continue
             result.rows += 1
             try:
                 if isinstance(row, Fault):
@@ -178,13 +179,7 @@ class _Rendering:
         self, stage: str, files: Sequence[InputFile]
     ) -> Iterator[tuple[InputFile, str, Row | Fault]]:
         """The rows of files with their addresses. Raises DataError where --columns misfits."""
-        total, done = sum(file.path.stat().st_size for file in files), 0
-
-        def on_bytes(more: int) -> None:
-            nonlocal done
-            done += more
-            self._tell(stage, min(done, total - 1), total)
-
+        on_bytes = teller(files, stage, self._tell)
         names = self._plan.column_names
         for file in files:
             if names and kind_by_name(file.path) not in ("csv", "tsv", "xlsx"):
@@ -210,8 +205,6 @@ class _Rendering:
                         continue
                     row = dict(zip(names, cells, strict=True))
                 yield file, origin, row
-        if files:
-            self._tell(stage, total, total)
 
     def _split(self, file: InputFile, row: Row) -> str:
         """The split of a row: its file's, or by a hash of its fields in any case and spacing."""
@@ -219,7 +212,7 @@ class _Rendering:
             return file.split
         if self._splitter is None:
             return "train"
-        texts = [" ".join(str(row.get(c, "")).casefold().split()) for c in self._columns]
+        texts = [" ".join(str(cell(row, c)).casefold().split()) for c in self._columns]
         name = json.dumps(texts).encode()
         return self._splitter.choose(position(name, self._plan.seed))
 
