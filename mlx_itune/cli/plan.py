@@ -20,13 +20,13 @@ def command(config: Path | None, offline: bool, **flags: Any) -> Result:
     Nothing is trained and no weight is loaded: sizes are read from the headers of the model's
     files, lengths from the tokenized rows.
     """
-    from mlx_itune.training.plan.memory_plan import make_plan
+    from mlx_itune.training.plan.memory_plan import make_plan, workload
     from mlx_itune.training.setup import gather
 
     anywhere = {"out": Path("adapter")}
     settings = setting_flags.settings_of(config, flags, offline=offline, instead=anywhere)
     material = gather(settings)
-    plan = make_plan(settings, material.path, material.config, material.train)
+    plan = make_plan(workload(settings, material.path, material.config, material.train))
     return Result(plan, _lines(plan), exit_code=0 if plan.fits else ResourceError.exit_code)
 
 

@@ -26,8 +26,8 @@ from mlx_itune.model.loading import backend
 from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
 from mlx_itune.training.engine.rank_choice import ranks
 from mlx_itune.training.engine.step import Lanes, Learner
-from mlx_itune.training.plan.memory_plan import require_fit
-from mlx_itune.training.plan.workload import mostly_long
+from mlx_itune.training.plan.footprint import mostly_long
+from mlx_itune.training.plan.memory_plan import require_fit, workload
 from mlx_itune.training.run import checkpoint, identity, run
 from mlx_itune.training.settings import TrainSettings
 
@@ -163,12 +163,14 @@ def ready(
 
     Raises ModelError; ResourceError where it will not fit; StorageError on a disk too full.
     """
-    require_fit(settings, material.config, (*material.train, *material.valid))
+    every = (*material.train, *material.valid)
+    require_fit(workload(settings, material.path, material.config, every))
+    hidden = read_shapes(material.path, material.config).hidden
     loaded = load(
         settings.model,
         compute=settings.compute,
         memory_bytes=settings.memory_bytes,
-        float_copies=not mostly_long(material.train, _hidden(material)),
+        float_copies=not mostly_long(material.train, hidden),
     )
     paths = lora.attach(
         loaded.model,
@@ -195,10 +197,6 @@ def ready(
     needed = checkpoint.size_bytes(learner) * (settings.keep + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")
     return Setup(settings, material, loaded, learner, config, tuple(paths))
-
-
-def _hidden(material: Material) -> int:
-    return read_shapes(material.path, material.config).hidden
 
 
 def _micro_batch_tokens(settings: TrainSettings, began: run.Beginning | None) -> int | None:

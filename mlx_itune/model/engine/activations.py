@@ -29,13 +29,22 @@ def bytes_per_token(model: nn.Module) -> int:
                 numbers += sum(matrix_shape(module)) if "weight" in module else 0
             elif isinstance(module, SWITCH):
                 numbers += int(module.weight.shape[-2] + module.weight.shape[-1])
-    return int(_KEPT * numbers * _itemsize(model))
+    return kept_bytes(numbers, _itemsize(model))
+
+
+def kept_bytes(numbers: int, item_bytes: int) -> int:
+    """The same, where so many numbers go into and come out of linear layers."""
+    return int(_KEPT * numbers * item_bytes)
 
 
 def logits_bytes(model: nn.Module) -> int:
     """What one chunk of logits takes, with what its gradient is made of."""
-    size = vocabulary(model)
-    return _LOGITS_COPIES * 4 * chunk_rows(size, hidden_size(model)) * size
+    return logits_of(vocabulary(model), hidden_size(model))
+
+
+def logits_of(vocabulary_size: int, hidden: int) -> int:
+    """The same by sizes."""
+    return _LOGITS_COPIES * 4 * chunk_rows(vocabulary_size, hidden) * vocabulary_size
 
 
 def default_budget_bytes() -> int:

@@ -25,7 +25,7 @@ from mlx_itune.model.loading import backend
 MODES = ("auto", "dequantized", "quantized")
 _HALF = (mx.bfloat16, mx.float16)
 # Of the memory now free, what resident float copies may take; activations need the rest.
-_RESIDENT_SHARE = 0.4
+RESIDENT_SHARE = 0.4
 
 
 def apply(model: nn.Module, mode: str = "auto", memory_bytes: int | None = None) -> str:
@@ -212,7 +212,7 @@ def _dequantize(
 ) -> None:
     itemsize_bytes = 4 if backend.on_cpu() else 2
     needed_bytes = sum(itemsize_bytes * m["weight"].size * 32 // m.bits for _, m in quantized)
-    resident = needed_bytes <= _RESIDENT_SHARE * available_bytes
+    resident = needed_bytes <= RESIDENT_SHARE * available_bytes
     # One layer at a time, so that never all of both copies stand in memory.
     for path, module in quantized:
         if not resident and isinstance(module, nn.QuantizedLinear):

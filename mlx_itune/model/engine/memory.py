@@ -41,15 +41,6 @@ class Machine:
     source: str
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Bytes that MLX holds in arrays now, at most since the last reset, and cached for reuse."""
-
-    active_bytes: int
-    peak_bytes: int
-    cache_bytes: int
-
-
 def machine(memory_gb: float | None = None) -> Machine:
     """What this machine can give; `memory_gb` (of 10**9 bytes) is a limit that the user set."""
     total = _physical_bytes()
@@ -78,11 +69,6 @@ def cache_limit_bytes(limit_bytes: int) -> int:
     """Freed buffers that MLX may keep for reuse, of a run's limit."""
     most = _CPU_CACHE_BYTES if mx.default_device() == mx.cpu else _CACHE_BYTES
     return min(int(limit_bytes * _CACHE_SHARE), most)
-
-
-def usage() -> Usage:
-    """What MLX holds."""
-    return Usage(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory())
 
 
 @contextmanager

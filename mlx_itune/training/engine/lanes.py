@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlx_itune.model.loading import backend
 
-_MAX_LANES = 8
+MAX_LANES = 8
 T = TypeVar("T")
 Item = TypeVar("Item")
 
@@ -26,7 +26,7 @@ class Lanes:
     def __init__(self, count: int | None = None) -> None:
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         parallel = backend.prepare().blas is not None
-        self.count = count or (min(cpus, _MAX_LANES) if parallel else 1)
+        self.count = count or (min(cpus, MAX_LANES) if parallel else 1)
         self._lock = threading.Lock()
         self._local = threading.local()
         self._streams: list[Any] = []

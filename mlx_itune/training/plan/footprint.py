@@ -1,349 +1,420 @@
-"""What a training step holds in memory, from sizes alone; the arithmetic behind `plan`.
+"""What a run holds in memory and how long its epoch takes, from sizes alone.
 
 peak = base + adapter + optimizer + the larger of two moments of a step:
   computing  gradients of the micro-batches that are done
-             + per lane: blocks * what a block keeps for its backward
-                       + the larger of its work space and the logits of one chunk
+             + per lane: what all blocks keep for their backward pass
+                       + the larger of one block's work space and the logits of one chunk
   updating   gradients and new moments, a few times the adapter
 
-What a block keeps per position is counted from its matrices: inputs of adapted layers, outputs
-that attention, norms and gates need again, and attention weights. The constants below say how often
-each stands in memory. They were fitted to measured peaks; `benchmarks/plan.py` prints both.
+Steps are cut into micro-batches as training cuts them. The constants say how often an array stands
+in memory; they were fitted to measured peaks, and `benchmarks/plan.py` prints both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_itune.model.engine.shapes import Matrix, Shapes
-from mlx_itune.training.engine.step_ways import recomputed_blocks
-from mlx_itune.training.plan.step_shape import Group, How, Rectangle
+import numpy as np
+from numpy.typing import NDArray
 
-# Logits of a chunk, float32, with what their gradient is made of: times they stand there.
-LOGITS_COPIES = 6.5
-# Work space of a block's backward, numbers per position: of the MLP's width and of the hidden size;
-# of the queries' width and of that of keys and values.
-MLP_WORK, HIDDEN_WORK, QUERY_WORK, KEY_WORK = 5.5, 12.0, 13.0, 2.0
-# Outputs of its blocks that the CPU's attention keeps besides.
-ATTENTION_OUTPUTS = 2.3
-# Of the outputs of a DoRA layer, those kept before their lengths are set (measured).
-DORA_OUTPUTS = 0.75
-# Attention weights a causal block of queries computes on the CPU: queries per block.
-ATTENTION_BLOCK = 72
+from mlx_itune.dataset.batching import batches
+from mlx_itune.kit.errors import DataError
+from mlx_itune.model.engine import activations, compute, cpu_attention, loss, memory
+from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
+from mlx_itune.model.loading import backend
+from mlx_itune.training.engine.lanes import MAX_LANES
+from mlx_itune.training.engine.microbatch import Example, MicroBatch, Prefix, arrange, by_prefix
+from mlx_itune.training.engine.step_ways import (
+    CPU_KEPT_TOKENS,
+    CPU_TOKENS,
+    FEWEST_TOKENS,
+    GPU_TOKENS,
+    at_once_tokens,
+    overhead_tokens,
+    recomputed_blocks,
+)
+from mlx_itune.training.run.identity import cpus
+from mlx_itune.training.settings import TrainSettings
+
+# Work space of a block's backward pass: times the width of its widest layer, in and out; times
+# queries and keys of a row that is computed alone, a block at a time; the hidden size outside.
+WORK, WORK_ALONE, OUTSIDE = 5.8, 6.0, 2.0
+# Logits of a chunk with what their gradient is made of; of a row computed alone.
+LOGITS, LOGITS_ALONE = 6.5, 3.0
+# Of an adapted DoRA layer's output, what is kept before its lengths are set.
+DORA_KEPT = 0.75
 # Lanes seldom stand at their peaks together: what each more adds, of the first one's.
 LANE_SHARE = 0.7
-# The update, in sizes of the adapter, besides parameters and moments.
-UPDATE_COPIES = 6.0
-# Float copies of a matrix that is made again in each product.
-WEIGHT_COPIES = 3.0
-# Of a backend's lazy evaluation, arrays outside of blocks: numbers per position and hidden size.
-EMBEDDING_WORK = 2.0
-
-# Of a row computed alone, numbers per position in a block's backward pass: times the MLP's width,
-# the hidden size, queries and keys; outside of blocks; and times the logits of a chunk.
-AT_ONCE_MLP, AT_ONCE_HIDDEN, AT_ONCE_HEADS, AT_ONCE_ENDS, AT_ONCE_LOGITS = 6.0, 8.0, 6.0, 2.0, 3.0
-
-# Float vectors of the adapter's size that an optimizer keeps.
+# The update, in sizes of the adapter; float copies of a matrix that is made again in each product.
+UPDATE, WEIGHT_COPIES = 6.0, 3.0
+# Float vectors of the adapter's size that an optimizer keeps; two unless named.
 MOMENTS = {
-    **dict.fromkeys(("adamw", "adam", "adamax", "adadelta"), 2.0),
     **dict.fromkeys(("lion", "sgd", "rmsprop", "adagrad", "muon"), 1.0),
     "adafactor": 0.1,
 }
-_ATTENTION_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "c_attn")
-_MLP_IN = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "w1", "w3")
+# What a block of a graph costs at least.
+_BLOCK_OVERHEAD_S = 2.5e-3
+# Steps that are looked at for the peak: with the longest rows, and with the most tokens.
+_HEAVIEST = 12
+# Rows whose steps are looked at.
+_MOST_ROWS = 200_000
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes at the peak of a step; the parts sum to it."""
+class Row:
+    """What has to be known of an example."""
 
-    weights_bytes: int
-    adapter_bytes: int
-    optimizer_bytes: int
-    gradients_bytes: int
-    activations_bytes: int
-    logits_bytes: int
+    input_ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run before it is made: how training would compute it, and what that takes."""
+
+    settings: TrainSettings
+    shapes: Shapes
+    machine: memory.Machine
+    rows: Sequence[Example]
+
+    def otherwise(self, rows: Sequence[Example] | None = None, **settings: object) -> Workload:
+        """The same with other rows or settings."""
+        changed = dataclasses.replace(self.settings, **settings)  # type: ignore[arg-type]
+        return dataclasses.replace(self, settings=changed, rows=rows or self.rows)
+
+    @functools.cached_property
+    def breakdown(self) -> dict[str, int]:
+        """Bytes at the run's peak by part. Raises DataError where there is nothing to learn."""
+        found = [self._step(groups) for step in self._heaviest if (groups := self._cut(step))]
+        if not found:
+            raise DataError("no row has anything to learn")
+        return max(found, key=lambda parts: sum(parts.values()))
 
     @property
     def peak_bytes(self) -> int:
-        """Their sum."""
-        return (
-            self.weights_bytes
-            + self.adapter_bytes
-            + self.optimizer_bytes
-            + self.gradients_bytes
-            + self.activations_bytes
-            + self.logits_bytes
+        """Of all parts."""
+        return sum(self.breakdown.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has that much."""
+        return self.peak_bytes <= self.machine.limit_bytes
+
+    @functools.cached_property
+    def adapted(self) -> list[Matrix]:
+        """The matrices that get an adapter."""
+        s = self.settings
+        found = chosen(self.shapes, s.keys, s.num_layers, experts=s.adapter != "dora")
+        return [m for m in found if m.bits or s.adapter not in ("grid", "qalora")]
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """Numbers that the adapter learns."""
+        s, norms = self.settings, 0
+        if s.adapter == "grid" and not s.keys:
+            first = 0 if s.num_layers == -1 else self.shapes.layers - s.num_layers
+            norms = sum(size for block, size in self.shapes.norms.items() if block >= first)
+        return norms + sum(map(self._learned, self.adapted))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether activations are float32, and attention computed in blocks."""
+        return self.machine.device == "cpu"
+
+    @property
+    def dense(self) -> bool:
+        """Whether quantized weights are computed as floats."""
+        return self.shapes.quantized and (
+            self.settings.compute == "dequantized"
+            or (self.settings.compute == "auto" and self.on_cpu)
         )
 
+    @functools.cached_property
+    def resident(self) -> bool:
+        """Whether they stand in memory as floats."""
+        floats = self._float_bytes * sum(m.numbers for m in self.shapes.matrices if m.bits)
+        free = min(self.machine.available_bytes, self.settings.memory_bytes or 1 << 62)
+        fit = floats <= compute.RESIDENT_SHARE * free
+        return self.dense and fit and not mostly_long(self.rows, self.shapes.hidden)
 
-def weights_bytes(shapes: Shapes, adapted: Sequence[Matrix], how: How) -> int:
-    """Bytes of the base in memory, as `model.compute` leaves it and adapters keep it."""
-    own = {matrix.path for matrix in adapted}
-    total = shapes.other_bytes + (shapes.other_half_bytes if how.on_cpu else 0)
-    for matrix in shapes.matrices:
-        total += _matrix_bytes(matrix, how, matrix.path in own)
-    return total
+    @functools.cached_property
+    def micro_batch_tokens(self) -> int:
+        """Tokens computed at once."""
+        default = CPU_TOKENS if self.on_cpu else GPU_TOKENS
+        chosen_here = min(default, max(FEWEST_TOKENS, int(self._room_tokens)))
+        return self.settings.micro_batch_tokens or chosen_here
 
+    @functools.cached_property
+    def checkpoints(self) -> bool:
+        """Whether any micro-batch of the heaviest steps has blocks that keep their inputs only."""
+        limit = min(self._kept_tokens, self._at_once)
+        parts = (part for step in self._heaviest for g in self._cut(step) for part in g)
+        return any(_positions(part) > limit for part in parts)
 
-def adapter_parameters(matrix: Matrix, how: How) -> int:
-    """Numbers that an adapter of one matrix learns."""
-    groups = matrix.columns // matrix.group_size if matrix.group_size else 0
-    if how.adapter == "grid":
-        return 2 * how.rank * (groups + matrix.rows) * matrix.experts
-    if how.adapter == "qalora":
-        table = matrix.block is None and "embed" in matrix.path
-        ends = groups + matrix.columns if table else groups + matrix.rows
-        return how.rank * ends * matrix.experts
-    lengths = matrix.rows if how.adapter == "dora" else 0
-    return (how.rank * (matrix.rows + matrix.columns) + lengths) * matrix.experts
+    def epoch_seconds(self, flops_per_s: float) -> float:
+        """Of a sample of an epoch's steps, scaled up."""
+        seconds = tokens = 0.0
+        for step in self._steps[:: max(1, len(self._steps) // 16)]:
+            parts = [part for group in self._cut(step) for part in group]
+            parts += [p for g in self._cut(step) if (p := g[0].prefix)]  # type: ignore[misc]
+            seconds += sum(map(self._flops, parts)) / flops_per_s
+            seconds += _BLOCK_OVERHEAD_S * self.shapes.layers * len(parts) / self._lanes
+            tokens += sum(len(row.input_ids) for row in step)
+        return seconds * sum(len(row.input_ids) for row in self.rows) / max(1.0, tokens)
 
+    def _step(self, groups: Sequence[Sequence[MicroBatch]]) -> dict[str, int]:
+        adapter = 4 * self.parameters
+        kept, logits = max(map(self._group, groups), key=sum)
+        count = sum(len(group) + (group[0].prefix is not None) for group in groups)
+        # The sum so far, what is added to it, and what other lanes have ready.
+        gradients = adapter * (1 if count == 1 else 1 + min(count, self._lanes))
+        if UPDATE * adapter > gradients + kept + logits:
+            gradients, kept, logits = int(UPDATE * adapter), 0, 0
+        return {
+            "weights": self._base_bytes,
+            "adapter": adapter,
+            "optimizer": int(MOMENTS.get(self.settings.optimizer, 2.0) * adapter),
+            "gradients": gradients,
+            "activations": int(kept),
+            "logits": int(logits),
+        }
 
-def parameters(adapted: Sequence[Matrix], how: How) -> int:
-    """Numbers that an adapter learns."""
-    return how.norm_parameters + sum(adapter_parameters(matrix, how) for matrix in adapted)
-
-
-def step_footprint(
-    shapes: Shapes, adapted: Sequence[Matrix], how: How, groups: Sequence[Group]
-) -> Footprint:
-    """The peak of a step computed as `groups`."""
-    adapter = 4 * parameters(adapted, how)
-    optimizer = int(MOMENTS.get(how.optimizer, 2.0) * adapter)
-    activations, logits = max((_group(shapes, adapted, how, g) for g in groups), key=sum)
-    count = sum(len(group.rectangles) + (group.prefix is not None) for group in groups)
-    # The sum so far, what is added to it, and what other lanes have ready.
-    gradients = adapter * (1 if count == 1 else 1 + min(count, how.lanes))
-    update = int(adapter * UPDATE_COPIES)
-    base = weights_bytes(shapes, adapted, how)
-    activations += _held_bytes(adapted, how)
-    if update > gradients + activations + logits:
-        return Footprint(base, adapter, optimizer, update, 0, 0)
-    return Footprint(base, adapter, optimizer, gradients, int(activations), int(logits))
-
-
-def step_flops(shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: Rectangle) -> float:
-    """Floating-point operations of forward and backward, the weights themselves not learned."""
-    positions, total = rectangle.positions, 0.0
-    for block in shapes.blocks():
-        for matrix in block:
-            active = matrix.numbers / matrix.experts * _times(matrix, shapes)
-            total += 4 * active * positions
-    again = recomputed_blocks(shapes.layers, positions, how.kept_tokens) / shapes.layers
-    total *= 1 + 0.5 * (1.0 if positions > how.at_once_tokens else again)
-    total += 6.0 * positions * sum(adapter_parameters(m, how) / m.experts for m in adapted)
-    width = shapes.layers * shapes.heads * shapes.head_dim
-    total += 12.0 * width * rectangle.seen * positions
-    return total + 4.0 * shapes.hidden * shapes.vocabulary * rectangle.learned
-
-
-def kept_per_position(
-    shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: Rectangle
-) -> tuple[float, float]:
-    """Bytes per position that blocks keep until their backward pass, and for its duration.
-
-    The second is what a checkpointed block makes again, above what the last ones, gone by then,
-    kept besides; the logits are gone, too.
-    """
-    own = {matrix.path for matrix in adapted}
-    blocks = [
-        _block_bytes(shapes, block, shapes.norms.get(number, {}), own, how, rectangle.seen)
-        for number, block in enumerate(shapes.blocks())
-    ]
-    count = recomputed_blocks(len(blocks), rectangle.positions, how.kept_tokens)
-    if not count:
-        return sum(blocks), 0.0
-    inputs, kept = count * shapes.hidden * _item_bytes(shapes, how), sum(blocks[count:])
-    return float(inputs + kept), max(0.0, max(blocks[:count]) - kept)
-
-
-def _group(
-    shapes: Shapes, adapted: Sequence[Matrix], how: How, group: Group
-) -> tuple[float, float]:
-    """(activations, logits) of the micro-batches that stand in memory together."""
-    rectangles = group.rectangles
-    alone = [r for r in rectangles if group.prefix is None and r.positions > how.at_once_tokens]
-    parts = [_computing(shapes, adapted, how, r) for r in rectangles if r not in alone]
-    parts.sort(key=sum, reverse=True)
-    if group.prefix is None and len(rectangles) == 1 and parts and rectangles[0].is_one_sequence:
-        # In a part for each lane, which seldom stand at their peaks together.
-        kept, chunk = parts[0]
-        spared = (1 - LANE_SHARE) * (1 - 1 / how.lanes)
-        parts = [(kept - spared * _work(shapes, how, rectangles[0]), chunk)]
-    activations = logits = 0.0
-    for lane, (kept, chunk) in enumerate(parts[: how.lanes]):
-        share = 1.0 if lane == 0 else LANE_SHARE
-        activations += share * kept
-        logits += share * chunk
-    for rectangle in alone:
-        kept, chunk = _at_once(shapes, adapted, how, rectangle)
-        if kept + chunk > activations + logits:
-            activations, logits = kept, chunk
-    if group.prefix is not None:
-        before = _computing(shapes, adapted, how, group.prefix)
-        held = kept_per_position(shapes, adapted, how, group.prefix)[0] * group.prefix.positions
+    def _group(self, group: Sequence[MicroBatch]) -> tuple[float, float]:
+        """(activations, logits) of micro-batches behind one prefix, or behind none."""
+        prefix = group[0].prefix
+        parts = [(self._is_alone(part), self._computing(part)) for part in group]
+        beside = sorted((made for alone, made in parts if not alone), key=sum, reverse=True)
+        kept = logits = 0.0
+        for lane, made in enumerate(beside[: self._lanes]):
+            share = LANE_SHARE if lane else 1.0
+            kept, logits = kept + share * made[0], logits + share * made[1]
+        kept, logits = max([(kept, logits), *(m for alone, m in parts if alone)], key=sum)
+        if prefix is None:
+            return kept + self._held_bytes, logits
         # Its own pass ends in work space and logits, too.
-        if sum(before) > held + activations + logits:
-            return before
-        activations += held
-    return activations, logits
+        held = self._kept(prefix)[0] * prefix.tokens
+        behind = (held + kept + self._held_bytes, logits)
+        return max(behind, self._computing(prefix), key=sum)
 
+    def _computing(self, part: MicroBatch | Prefix) -> tuple[float, float]:
+        """Bytes of one micro-batch: (activations, what logits take above the work space)."""
+        shapes, item, positions = self.shapes, self._item, _positions(part)
+        learned = int(np.count_nonzero(part.weights[:, 1:]))
+        alone = self._is_alone(part)
+        held, again = self._kept(part)
+        widest = max(shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
+        heads = WORK_ALONE * (shapes.query + shapes.key) if alone else 0.0
+        work = item * (WORK * widest + heads) * positions
+        if not alone:
+            work += again * positions + self._made_again_bytes
+            work += 0 if self.on_cpu else 2.0 * item * shapes.heads * self._seen(part) * positions
+        kept = held * positions + item * OUTSIDE * shapes.hidden * positions
+        # The hidden states that meet the head, and their gradient.
+        kept += 2 * item * learned * shapes.hidden
+        chunk = min(learned, loss.chunk_rows(shapes.vocabulary, shapes.hidden))
+        logits = (LOGITS_ALONE if alone else LOGITS) * 4 * chunk * shapes.vocabulary
+        return kept + work, max(0.0, logits - work)
 
-def _computing(
-    shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: Rectangle
-) -> tuple[float, float]:
-    """Bytes of one micro-batch: (activations, what logits take above the work space)."""
-    positions = rectangle.positions
-    item = _item_bytes(shapes, how)
-    held, again = kept_per_position(shapes, adapted, how, rectangle)
-    kept = held * positions
-    kept += EMBEDDING_WORK * shapes.hidden * positions * item
-    work = _work(shapes, how, rectangle)
-    work += _weight_work(shapes, adapted, how) + again * positions
-    # The hidden states that meet the head, and their gradient.
-    kept += 2 * item * rectangle.learned * shapes.hidden
-    logits = LOGITS_COPIES * 4 * min(rectangle.learned, how.chunk_rows) * shapes.vocabulary
-    return kept + work, max(0.0, logits - work)
+    def _kept(self, part: MicroBatch | Prefix) -> tuple[float, float]:
+        """Bytes per position that blocks keep until their backward pass, and for its duration.
 
+        The second is what a checkpointed block makes again, above what the last ones, gone by then,
+        kept besides; the logits are gone, too.
+        """
+        shapes, item, positions = self.shapes, self._item, _positions(part)
+        if self._is_alone(part):
+            return float(item * shapes.layers * (shapes.hidden + shapes.query + shapes.heads)), 0.0
+        own = {m.path for m in self.adapted}
+        kind = self.settings.adapter
+        numbers, casts = 0.0, 0
+        for m in self._in_blocks:
+            adapted, times = m.path in own, shapes.times(m)
+            numbers += times * (m.rows + (m.columns if adapted else 0))
+            numbers += times * DORA_KEPT * m.rows if adapted and kind == "dora" else 0
+            # Each low-rank product keeps its input once more, in float32, and what comes between.
+            between = self.settings.rank + (m.columns if item < 4 else 0)
+            casts += times * between if adapted and kind != "grid" else 0
+        block = (item * numbers + 4 * casts) / shapes.layers
+        block += item * shapes.heads * self._seen(part)
+        count = recomputed_blocks(shapes.layers, positions, self._kept_tokens)
+        last = block * (shapes.layers - count)
+        again = max(0.0, block - last) if count else 0.0
+        return last + item * count * shapes.hidden, again
 
-def _work(shapes: Shapes, how: How, rectangle: Rectangle) -> float:
-    """Bytes that a block's backward pass works in."""
-    item = _item_bytes(shapes, how)
-    query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
-    mlp = max((m.rows * _times(m, shapes) for m in shapes.matrices if _is_mlp_in(m)), default=0)
-    blocks = rectangle.seen / ATTENTION_BLOCK if how.on_cpu else 1.0
-    scores = 0.0 if how.on_cpu else 2.0 * shapes.heads * rectangle.seen
-    return (
-        item
-        * rectangle.positions
-        * max(
-            MLP_WORK * mlp + (HIDDEN_WORK - EMBEDDING_WORK) * shapes.hidden,
-            QUERY_WORK * query
-            - EMBEDDING_WORK * shapes.hidden
-            + KEY_WORK * key * (1 + blocks)
-            + scores,
+    def _seen(self, part: MicroBatch | Prefix) -> float:
+        """Keys computed per position.
+
+        A CPU leaves out what a causal mask hides but for blocks of queries; a GPU computes the row.
+        """
+        width = part.input_ids.shape[1] - 1
+        rows = getattr(part, "lengths", None) or [(width,)]
+        prefix = getattr(part, "prefix", None)
+        shared = prefix.tokens if prefix else 0
+        if not self.on_cpu:
+            return float(shared + width)
+        block = cpu_attention.BLOCK_TOKENS
+        lengths = [n for row in rows for n in row]
+        seen = sum(n * (n + min(n, block)) / 2 for n in lengths)
+        return float(shared + seen / sum(lengths))
+
+    def _flops(self, part: MicroBatch | Prefix) -> float:
+        """Of forward and backward, the weights themselves not learned."""
+        shapes, positions = self.shapes, _positions(part)
+        again = recomputed_blocks(shapes.layers, positions, self._kept_tokens) / shapes.layers
+        again = 1.0 if self._is_alone(part) else again
+        active = sum(m.rows * m.columns * shapes.times(m) for m in self._in_blocks)
+        own = sum(self._learned(m) / m.experts for m in self.adapted)
+        scores = 12.0 * shapes.layers * shapes.query * self._seen(part)
+        learned = np.count_nonzero(part.weights[:, 1:])
+        each = 4 * (1 + 0.5 * again) * active + 6.0 * own + scores
+        return float(each * positions + 4.0 * shapes.hidden * shapes.vocabulary * learned)
+
+    def _learned(self, m: Matrix) -> int:
+        """Numbers that the adapter of one matrix learns."""
+        kind, rank = self.settings.adapter, self.settings.rank
+        groups = m.columns // m.group_size if m.group_size else 0
+        if kind == "grid":
+            return 2 * rank * (groups + m.rows) * m.experts
+        if kind == "qalora":
+            return rank * (groups + (m.columns if m.is_table else m.rows)) * m.experts
+        lengths = m.rows if kind == "dora" else 0
+        return (rank * (m.rows + m.columns) + lengths) * m.experts
+
+    @functools.cached_property
+    def _base_bytes(self) -> int:
+        """Of the base in memory, as model/compute leaves it and adapters keep it."""
+        shapes, kind = self.shapes, self.settings.adapter
+        own = {m.path for m in self.adapted}
+        total = shapes.other_bytes + (shapes.other_half_bytes if self.on_cpu else 0)
+        for m in shapes.matrices:
+            wide = 2 if self.on_cpu and m.half else 1
+            codes, as_floats = m.stored_bytes - m.grid_bytes, self._float_bytes * m.numbers
+            floats = self.dense and (self.resident or m.is_table or m.experts > 1)
+            if m.bits is None:
+                total += m.stored_bytes * wide
+            elif m.path in own and kind == "grid":
+                # Codes of a byte take the place of floats, and the grid stays in its own type.
+                total += (m.numbers if floats else codes) + m.grid_bytes
+            else:
+                kept = m.grid_bytes if m.path in own and kind == "qalora" else 0
+                total += kept + (as_floats if floats else codes + m.grid_bytes * wide)
+        return total
+
+    @property
+    def _held_bytes(self) -> float:
+        """Tuned weights that a grid adapter makes once per step, where they are floats."""
+        if not (self.dense and self.settings.adapter == "grid"):
+            return 0.0
+        held = (m for m in self.adapted if m.experts == 1 and (self.resident or m.block is None))
+        return float(self._float_bytes * sum(m.numbers for m in held))
+
+    @property
+    def _made_again_bytes(self) -> float:
+        """Of weights that are made for one product and go after it."""
+        own = {m.path for m in self.adapted} if self.settings.adapter == "grid" else set()
+        made = [
+            m.numbers for m in self._in_blocks if m.bits and (m.path in own or not self.resident)
+        ]
+        return WEIGHT_COPIES * self._float_bytes * max(made, default=0) if self.dense else 0.0
+
+    @property
+    def _in_blocks(self) -> list[Matrix]:
+        return [m for m in self.shapes.matrices if m.block is not None]
+
+    @property
+    def _item(self) -> int:
+        return 2 if self.shapes.half and not self.on_cpu else 4
+
+    @property
+    def _float_bytes(self) -> int:
+        return 4 if self.on_cpu else 2
+
+    @functools.cached_property
+    def _lanes(self) -> int:
+        """Micro-batches that are computed side by side on this CPU (training/engine/lanes)."""
+        parallel = self.on_cpu and backend.prepare().blas is not None
+        return min(cpus(), MAX_LANES) if parallel else 1
+
+    @functools.cached_property
+    def _at_once(self) -> float:
+        auto = self.on_cpu and self.settings.gradient_checkpointing == "auto"
+        return at_once_tokens(self.shapes.hidden) if auto else float("inf")
+
+    def _is_alone(self, part: MicroBatch | Prefix) -> bool:
+        return getattr(part, "prefix", None) is None and _positions(part) > self._at_once
+
+    @functools.cached_property
+    def _kept_tokens(self) -> float:
+        room = self._room_tokens
+        auto = min(room, CPU_KEPT_TOKENS) if self.on_cpu else room
+        return {"on": 0.0, "off": float("inf")}.get(self.settings.gradient_checkpointing, auto)
+
+    @functools.cached_property
+    def _room_tokens(self) -> float:
+        """Positions that may keep all their activations, by training's own rough estimate."""
+        budget = self.settings.memory_bytes or activations.default_budget_bytes()
+        logits = activations.logits_of(self.shapes.vocabulary, self.shapes.hidden)
+        fixed = self._base_bytes + 4 * 6 * self.parameters + self._lanes * logits
+        numbers = sum(m.rows + m.columns for m in self._in_blocks)
+        room = max(0.0, (budget - fixed) / self._lanes)
+        return room / activations.kept_bytes(numbers, 4)
+
+    @functools.cached_property
+    def _steps(self) -> list[list[Example]]:
+        """The rows of each step of the run, or of its first epochs where it is very long."""
+        s = self.settings
+        few = max(1, _MOST_ROWS // s.batch_size)
+        steps = few if s.steps is None else min(few, s.steps)
+        planned = batches(
+            len(self.rows), s.batch_size, seed=s.seed, epochs=s.planned_epochs, steps=steps
         )
-    )
+        return [[self.rows[index] for index in batch.rows] for batch in planned]
+
+    @functools.cached_property
+    def _heaviest(self) -> list[list[Example]]:
+        """Steps that may set the peak."""
+        by_tokens = sorted(self._steps, key=lambda step: -sum(len(r.input_ids) for r in step))
+        by_longest = sorted(self._steps, key=lambda step: -max(len(r.input_ids) for r in step))
+        return [*by_tokens[:_HEAVIEST], *by_longest[:_HEAVIEST]]
+
+    def _cut(self, rows: Sequence[Example]) -> list[list[MicroBatch]]:
+        """A step's micro-batches, as training arranges them where every fast way is exact."""
+        return by_prefix(
+            arrange(
+                rows,
+                self.micro_batch_tokens,
+                self._lanes,
+                packing="off"
+                if self.settings.packing == "off"
+                else "row"
+                if self.on_cpu
+                else "bins",
+                sharing=self.settings.prefix_sharing != "off",
+                overhead_tokens=overhead_tokens(),
+            )
+        )
 
 
-def _at_once(
-    shapes: Shapes, adapted: Sequence[Matrix], how: How, rectangle: Rectangle
-) -> tuple[float, float]:
-    """`_computing` of a row that is computed alone, a block at a time."""
-    positions = rectangle.positions
-    query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
-    kept = 4.0 * positions * shapes.layers * (shapes.hidden + query + shapes.heads)
-    kept += 4 * positions * AT_ONCE_ENDS * shapes.hidden
-    mlp = max((m.rows * _times(m, shapes) for m in shapes.matrices if _is_mlp_in(m)), default=0)
-    block = AT_ONCE_MLP * mlp + AT_ONCE_HIDDEN * shapes.hidden + AT_ONCE_HEADS * (query + key)
-    work = 4.0 * positions * block
-    kept += 8.0 * rectangle.learned * shapes.hidden
-    logits = AT_ONCE_LOGITS * 4 * min(rectangle.learned, how.chunk_rows) * shapes.vocabulary
-    return kept + work, max(0.0, logits - work)
+def mostly_long(rows: Sequence[Example], hidden: int) -> bool:
+    """Whether most tokens are in rows that are computed alone: float copies gain little there."""
+    lengths = [len(row.input_ids) for row in rows]
+    limit = at_once_tokens(hidden)
+    return 2 * sum(n for n in lengths if n > limit) > sum(lengths)
 
 
-def _block_bytes(
-    shapes: Shapes,
-    block: Sequence[Matrix],
-    norms: Mapping[str, int],
-    own: Collection[str],
-    how: How,
-    seen: float,
-) -> float:
-    """Bytes per position that one block keeps."""
-    query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
-    inputs: dict[str, float] = {}
-    outputs = ranks = casts = 0.0
-    attends = gates = False
-    for matrix in block:
-        last, times = matrix.name.rsplit(".", 1)[-1], _times(matrix, shapes)
-        group = "attention" if last in _ATTENTION_IN else "mlp" if _is_mlp_in(matrix) else last
-        # An adapter's gradient needs the input of its layer, which its siblings share.
-        if matrix.path in own:
-            inputs[f"{group}{matrix.experts > 1}"] = matrix.columns * times
-            casts += matrix.columns * times
-            ranks += 0 if how.adapter == "grid" else how.rank * times
-            outputs += DORA_OUTPUTS * matrix.rows * times if how.adapter == "dora" else 0
-        if last in _ATTENTION_IN or _is_mlp_in(matrix):
-            outputs += matrix.rows * times
-        attends = attends or last in _ATTENTION_IN
-        gates = gates or (_is_mlp_in(matrix) and "gate" in last)
-        if not (last in _ATTENTION_IN or _is_mlp_in(matrix) or last in ("o_proj", "down_proj")):
-            # A layer of another kind of block: what follows it is taken to need its output.
-            outputs += matrix.rows * times
-    for name, size in (norms or {"before": shapes.hidden, "between": shapes.hidden}).items():
-        outputs += query if "q_norm" in name else key if "k_norm" in name else size
-    item = _item_bytes(shapes, how)
-    total = item * (sum(inputs.values()) + outputs) + 4 * ranks
-    if attends:
-        total += item * (shapes.heads * seen + (ATTENTION_OUTPUTS * query if how.on_cpu else 0))
-    if item < 4 and how.adapter != "grid":
-        # Each low-rank product makes a float32 copy of its input, and keeps it.
-        total += 4 * casts
-    return total
-
-
-def seen_keys(lengths: Sequence[int], shared: int, on_cpu: bool, window: int | None) -> float:
-    """Keys computed per position: sequences of `lengths` in one row, each after `shared` tokens.
-
-    A CPU leaves out what a causal mask hides but for blocks of queries; a GPU computes the row.
-    """
-    if not on_cpu:
-        return float(sum(lengths) + shared)
-    total = sum(n * (n + min(n, ATTENTION_BLOCK)) / 2 for n in lengths)
-    if window is not None:
-        total = sum(min(n * (n + min(n, ATTENTION_BLOCK)) / 2, n * window) for n in lengths)
-    return shared + total / max(1, sum(lengths))
-
-
-def _matrix_bytes(matrix: Matrix, how: How, adapted: bool) -> int:
-    wide = 2 if how.on_cpu and matrix.half else 1
-    if matrix.bits is None:
-        return matrix.stored_bytes * wide
-    floats = matrix.numbers * (4 if how.on_cpu else 2)
-    codes = matrix.stored_bytes - matrix.grid_bytes
-    table = matrix.block is None and "embed" in matrix.path
-    held_in_floats = how.dense and (how.resident or table or matrix.experts > 1)
-    if adapted and how.adapter == "grid":
-        # Codes of a byte take the place of floats, and the grid stays in its own type.
-        return (matrix.numbers if held_in_floats else codes) + matrix.grid_bytes
-    kept = matrix.grid_bytes if adapted and how.adapter == "qalora" else 0
-    if held_in_floats:
-        return floats + kept
-    return codes + matrix.grid_bytes * wide + kept
-
-
-def _weight_work(shapes: Shapes, adapted: Sequence[Matrix], how: How) -> float:
-    """Bytes of weights that are made for one product and go after it."""
-    own = {m.path for m in adapted} if how.adapter == "grid" else set()
-    made = [
-        m.numbers
-        for m in shapes.matrices
-        if m.bits and how.dense and (m.path in own or not how.resident) and m.block is not None
+def shortened(rows: Sequence[Example], length: int) -> list[Example]:
+    """The rows in pieces of at most `length` tokens, as --too-long split makes them, about."""
+    return [
+        Row(row.input_ids[start : start + length], row.weights[start : start + length])
+        for row in rows
+        for start in range(0, len(row.input_ids), length)
+        if row.weights[start + 1 : start + length].any()
     ]
-    return WEIGHT_COPIES * (4 if how.on_cpu else 2) * max(made, default=0)
 
 
-def _held_bytes(adapted: Sequence[Matrix], how: How) -> int:
-    """Tuned weights that a grid adapter makes once per step, where they are computed as floats."""
-    held = sum(m.numbers for m in adapted if m.experts == 1 and (how.resident or m.block is None))
-    return (4 if how.on_cpu else 2) * held if how.dense and how.adapter == "grid" else 0
-
-
-def _item_bytes(shapes: Shapes, how: How) -> int:
-    return 2 if shapes.half and not how.on_cpu else 4
-
-
-def _times(matrix: Matrix, shapes: Shapes) -> int:
-    """How often a position passes a layer: experts are several."""
-    return min(shapes.experts_per_token, matrix.experts) if matrix.experts > 1 else 1
-
-
-def _is_mlp_in(matrix: Matrix) -> bool:
-    return matrix.block is not None and matrix.name.rsplit(".", 1)[-1] in _MLP_IN
-
-
-def parts(footprint: Footprint) -> Mapping[str, int]:
-    """The breakdown by name."""
-    return {name.removesuffix("_bytes"): value for name, value in vars(footprint).items()}
+def _positions(part: MicroBatch | Prefix) -> int:
+    """Computed ones, pads included: a row's last token is a target only."""
+    return int(part.input_ids.shape[0] * (part.input_ids.shape[1] - 1))
