@@ -54,7 +54,7 @@ def test_a_resumed_run_counts_every_step_once_as_it_was_made_last(tmp_path: Path
     assert (story.total("supervised_tokens"), story.total("skipped")) == (90, 0)
     page = Page(report.write(run))
     assert page.card("validation loss") == "7 → 5"
-    assert page.card("time") == "42 s"
+    assert page.card("time") == "42.0 s"
     assert "Resumed" in page.texts
     assert "no end was written" in page.told()
 
@@ -88,7 +88,7 @@ def test_a_million_steps_need_memory_for_numbers_only() -> None:
     story = Story()
     for n in range(1, 20_001):
         story.add({"event": "step", "step": n, "loss": 1.0, "tokens": 3, "time": "t"})
-    columns = [story.steps, *story._curves.values(), *story._counted.values()]
+    columns = [story.steps, *story.columns.values()]
     assert sum(column.itemsize for column in columns) <= 64
     assert all(len(column) == 20_000 for column in columns)
 

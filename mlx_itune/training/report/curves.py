@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_itune.kit.axes import compact
-from mlx_itune.kit.charts import line_chart
 from mlx_itune.kit.page import Html, element, grid
+from mlx_itune.training.report.charts import Points, compact, line_chart
 from mlx_itune.training.report.story import Story
-
-Points = Sequence[tuple[float, float]]
 
 _DRAWN = 600
 _AVERAGED = 5000
@@ -20,7 +18,6 @@ _AVERAGED = 5000
 _FEWEST_TO_SMOOTH = 12
 # Values this many times above the 99th percentile would flatten everything else.
 _WILD = 4.0
-_GB = 1e9
 
 STYLE = """
 .both .s1{stroke:var(--c1);stroke-opacity:.32;stroke-width:1.2}.both .f1{fill:var(--c1);
@@ -30,33 +27,37 @@ fill-opacity:.4}
 """
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A chart of columns of the steps, by the names of their lines. smooth: the mean is drawn over
+    the raw curve, and wild values are not; zero_below: the axis starts at zero if the lowest value
+    is below that share of the highest."""
+
+    title: str
+    unit: str
+    lines: Mapping[str, str]
+    smooth: bool = False
+    zero_below: float = 1.0
+    factor: float = 1.0
+
+
+CHARTS = (
+    Chart("Loss", "nats per learned token", {"each step": "loss"}, smooth=True, zero_below=0.4),
+    Chart("Learning rate", "learning rate", {"learning rate": "learning_rate"}),
+    Chart("Gradient norm", "norm", {"before clipping": "gradient_norm"}, smooth=True),
+    Chart(
+        "Learned tokens per second",
+        "tokens per second",
+        {"learned tokens": "supervised_tokens_per_second"},
+    ),
+    Chart("All tokens per second", "tokens per second", {"all tokens": "tokens_per_second"}),
+    Chart("Memory", "GB", {"peak": "peak_memory_bytes", "in use": "memory_bytes"}, factor=1e-9),
+)
+
+
 def curves(story: Story) -> Html:
     """Loss, learning rate, gradient norm, throughput and memory over the steps."""
-    return grid(
-        _loss(story),
-        _plain(
-            {"learning rate": by_step(story, "learning_rate")}, "Learning rate", "learning rate"
-        ),
-        _with_smoothed(by_step(story, "gradient_norm"), "Gradient norm", "norm", "before clipping"),
-        _plain(
-            {"learned tokens": by_step(story, "supervised_tokens_per_second")},
-            "Learned tokens per second",
-            "tokens per second",
-        ),
-        _plain(
-            {"all tokens": by_step(story, "tokens_per_second")},
-            "All tokens per second",
-            "tokens per second",
-        ),
-        _plain(
-            {
-                "peak": by_step(story, "peak_memory_bytes", 1 / _GB),
-                "in use": by_step(story, "memory_bytes", 1 / _GB),
-            },
-            "Memory",
-            "GB",
-        ),
-    )
+    return grid(*(_drawn(story, chart) for chart in CHARTS))
 
 
 def by_step(story: Story, name: str, factor: float = 1.0) -> NDArray[np.float64]:
@@ -94,66 +95,35 @@ def thinned(points: NDArray[np.float64]) -> list[tuple[float, float]]:
     """At most some 600 of the finite `points` (N, 2): the lowest and highest of each stretch."""
     finite = points[np.isfinite(points[:, 1])]
     if len(finite) > _DRAWN:
-        stretches = np.array_split(np.arange(len(finite)), _DRAWN // 2)
         kept = {0, len(finite) - 1}
-        for stretch in stretches:
+        for stretch in np.array_split(np.arange(len(finite)), _DRAWN // 2):
             values = finite[stretch, 1]
             kept |= {int(stretch[values.argmin()]), int(stretch[values.argmax()])}
         finite = finite[sorted(kept)]
     return [(float(x), float(y)) for x, y in finite]
 
 
-def _loss(story: Story) -> Html:
-    return _with_smoothed(
-        by_step(story, "loss"),
-        "Loss",
-        "nats per learned token",
-        "each step",
-        valid=list(zip(story.valid_steps, story.valid_losses, strict=True)),
-        weights=story.weights(),
-        zero_below=0.4,
-    )
-
-
-def _with_smoothed(
-    points: NDArray[np.float64],
-    title: str,
-    y_label: str,
-    raw_name: str,
-    valid: Points = (),
-    weights: NDArray[np.float64] | None = None,
-    zero_below: float = 1.0,
-) -> Html:
-    """The raw curve pale, its mean over it, and validation where there is any.
-
-    The axis starts at zero if the lowest value is below that share of the highest.
-    """
-    drawn, note = _without_wild(points)
-    # Of what is drawn: one wild value would drag the mean up for many steps.
-    mean = smoothed(drawn, weights)
-    series: dict[str, Points] = {raw_name: thinned(drawn)}
-    if len(points) >= _FEWEST_TO_SMOOTH:
-        series["smoothed"] = thinned(mean)
-    kind = "both" if "smoothed" in series else ""
-    if valid:
-        series["validation"] = thinned(np.array(valid, dtype=np.float64))
+def _drawn(story: Story, chart: Chart) -> Html:
+    series: dict[str, Points] = {}
+    note = ""
+    for name, column in chart.lines.items():
+        points = by_step(story, column, chart.factor)
+        if chart.smooth:
+            points, note = _without_wild(points)
+        series[name] = thinned(points)
+        if chart.smooth and len(points) >= _FEWEST_TO_SMOOTH:
+            # Of what is drawn: one wild value would drag the mean up for many steps.
+            weights = story.weights() if column == "loss" else None
+            series["smoothed"] = thinned(smoothed(points, weights))
+    if chart.title == "Loss" and story.valid_steps:
+        series["validation"] = thinned(np.array([story.valid_steps, story.valid_losses], float).T)
     ys = [y for line in series.values() for _, y in line]
-    chart = line_chart(
-        series,
-        title=title,
-        x_label="step",
-        y_label=y_label,
-        from_zero=bool(ys) and min(ys) < zero_below * max(ys),
+    from_zero = not chart.smooth or (bool(ys) and min(ys) < chart.zero_below * max(ys))
+    drawn = line_chart(
+        series, title=chart.title, x_label="step", y_label=chart.unit, from_zero=from_zero
     )
     told = [element("p", {"class": "note"}, note)] if note else []
-    return element("div", {"class": kind}, chart, *told)
-
-
-def _plain(series: dict[str, NDArray[np.float64]], title: str, y_label: str) -> Html:
-    drawn = {name: thinned(points) for name, points in series.items()}
-    return element(
-        "div", None, line_chart(drawn, title=title, x_label="step", y_label=y_label, from_zero=True)
-    )
+    return element("div", {"class": "both" if "smoothed" in series else ""}, drawn, *told)
 
 
 def _without_wild(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:

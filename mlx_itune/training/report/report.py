@@ -6,62 +6,75 @@ say appears only in the answers that `--samples` asked for.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import contextlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlx_itune.kit.axes import compact
+from mlx_itune.kit.errors import StorageError
 from mlx_itune.kit.files import write_durably
+from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section, table
-from mlx_itune.training.report import curves as report_curves
-from mlx_itune.training.report.facts import (
-    config_table,
-    data_facts,
-    model_facts,
-    settings_of,
-    without_folders,
-)
+from mlx_itune.kit.wording import duration, listing, size
+from mlx_itune.training.report import curves
 from mlx_itune.training.report.story import Session, Story, read
 
 NAME = "report.html"
-_SHOWN = 50
+_SHOWN, _LISTED = 50, 20
+# What a start event says that other sections tell already.
+_TOLD = {"run", "report", "steps", "examples", "valid_examples", "sources", "base"}
+_WORDS = {
+    "rows": "rows to train on",
+    "examples": "examples made of them",
+    "supervised_tokens": "learned tokens",
+    "turns": "assistant turns",
+    "split": "cut between exchanges",
+    "dropped": "dropped, wholly or in part",
+    "control_text": "text that spells a control token",
+    "tokens_kept": "tokens kept from an earlier run",
+    "max_length_tokens": "longest row in tokens",
+    "layers": "adapted layers",
+    "compute": "quantized layers are computed",
+}
+_HASH = re.compile("[0-9a-f]{40,}")
+_LOCAL = re.compile(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
+_LINE = re.compile(r"([A-Za-z_][\w-]*) = (.*)")
 
 
 def write(run: Path) -> Path:
     """Make `runs/<id>/report.html` anew and return its path. Raises StorageError."""
-    run = Path(run)
-    path = run / NAME
-    write_durably(path, made(run).encode("utf-8", errors="backslashreplace"))
+    path = Path(run) / NAME
+    write_durably(path, made(Path(run)).encode("utf-8", errors="backslashreplace"))
     return path
 
 
 def made(run: Path) -> str:
     """The page of a run, finished or not. Raises StorageError where events.jsonl is not there."""
     story = read(run)
-    run = Path(run)
     origin = {**_object(run / "run.json"), **_newest(run, "provenance.json")}
     settings = _settings(run)
     parts = [
-        cards(_headline(story)),
-        section("Curves", report_curves.curves(story), note=_curve_note(story)),
+        cards(list(_headline(story))),
+        section("Curves", curves.curves(story), note=_curve_note(story)),
         _validations(story),
         _samples(story),
-        data_facts(story, origin),
-        model_facts(story, origin, _adapter(run, settings)),
-        _checkpoints(story, run),
-        _incidents(story),
-        _sessions(story),
-        _config(settings),
+        *_data(story, origin),
+        *_model(story, origin, _adapter(run, settings)),
+        *_checkpoints(story, run),
+        *_incidents(story),
+        *_sessions(story),
+        *_configuration(settings),
     ]
     return page(
         f"Training run {run.resolve().name}",
         join(parts),
         subtitle=_subtitle(story, settings, origin),
-        style=report_curves.STYLE + _STYLE,
+        style=curves.STYLE + _STYLE,
     )
 
 
@@ -76,95 +89,88 @@ def _subtitle(story: Story, settings: Mapping[str, str], origin: Mapping[str, An
 
 
 def _state(story: Story) -> str:
-    if story.stopped:
-        return f"stopped after step {story.steps[-1]:,}" if story.steps else "stopped"
-    if story.failed:
-        return f"ended by an error after step {story.steps[-1]:,}" if story.steps else "failed"
-    if story.end:
+    after = f" after step {story.steps[-1]:,}" if story.steps else ""
+    if story.ending == "end":
         early = story.end.get("stopped_early") is True
         return "finished early, as validation got no better" if early else "finished"
-    return "not finished: still running, or interrupted"
+    endings = {"stopped": f"stopped{after}", "failed": f"ended by an error{after}"}
+    return endings.get(story.ending, "not finished: still running, or interrupted")
 
 
-def _headline(story: Story) -> list[tuple[str, str]]:
-    end = story.end
+def _headline(story: Story) -> Iterator[tuple[str, str]]:
+    end = {name: value for name, value in story.end.items() if _is_number(value)}
     best, losses = story.best_valid(), [x for x in story.valid_losses if x == x]
-    facts = []
     if losses:
-        change = f"{losses[0]:.4g} → {losses[-1]:.4g}" if len(losses) > 1 else f"{losses[0]:.4g}"
-        facts.append(("validation loss", change))
+        first, last = f"{losses[0]:.4g}", f"{losses[-1]:.4g}"
+        yield "validation loss", f"{first} → {last}" if len(losses) > 1 else first
     if best and len(losses) > 1:
-        facts.append((f"best, at step {best[0]:,}", f"{best[1]:.4g}"))
-    train_loss = _finite(end.get("train_loss"))
-    if train_loss is None:
-        mean = report_curves.smoothed(report_curves.by_step(story, "loss"), story.weights())
-        train_loss = float(mean[-1, 1]) if len(mean) else None
-    if train_loss is not None:
-        facts.append(("training loss at the end", f"{train_loss:.4g}"))
+        yield f"best, at step {best[0]:,}", f"{best[1]:.4g}"
+    mean = curves.smoothed(curves.by_step(story, "loss"), story.weights())
+    if (loss := end.get("train_loss", mean[-1, 1] if len(mean) else None)) is not None:
+        yield "training loss at the end", f"{loss:.4g}"
     done = story.steps[-1] if story.steps else 0
-    of = f" of {story.planned_steps:,}" if story.planned_steps not in (None, done) else ""
-    facts.append(("steps", f"{done:,}{of}"))
-    if (kept := _finite(end.get("adapter_step"))) not in (None, done):
-        facts.append(("the adapter is of step", f"{kept:,.0f}"))
-    if (epochs := _finite(end.get("epochs"))) is not None:
-        facts.append(("epochs", f"{epochs:.3g}"))
-    facts.append(("learned tokens", f"{story.total('supervised_tokens'):,}"))
-    speed = _finite(end.get("supervised_tokens_per_second"))
-    if speed is not None:
-        facts.append(("learned tokens per second", f"{speed:,.0f}"))
+    yield "steps", f"{done:,}" + _of(story.planned_steps, done)
+    if (kept := end.get("adapter_step", done)) != done:
+        yield "the adapter is of step", f"{kept:,.0f}"
+    if "epochs" in end:
+        yield "epochs", f"{end['epochs']:.3g}"
+    yield "learned tokens", f"{story.total('supervised_tokens'):,}"
+    if "supervised_tokens_per_second" in end:
+        yield "learned tokens per second", f"{end['supervised_tokens_per_second']:,.0f}"
     peak = story.curve("peak_memory_bytes")
     if np.isfinite(peak).any():
-        facts.append(("peak memory", _size(float(np.nanmax(peak)))))
-    facts.append(("time", _duration(sum(map(_seconds, story.sessions)))))
+        yield "peak memory", size(float(np.nanmax(peak)))
+    yield "time", duration(sum(map(_seconds, story.sessions)))
     if skipped := story.total("skipped"):
-        facts.append(("skipped steps", f"{skipped:,}"))
-    return facts
+        yield "skipped steps", f"{skipped:,}"
+
+
+def _of(planned: int | None, done: int) -> str:
+    return f" of {planned:,}" if planned not in (None, done) else ""
 
 
 def _curve_note(story: Story) -> str:
-    count = len(story.steps)
-    if not count:
+    steps = len(story.steps)
+    if not steps:
         return "No step was made."
     note = "Losses are per learned token, in nats; the smoothed one weighs a step by its tokens."
-    if count > 600:
-        note += f" {count:,} steps are drawn by the lowest and highest of each stretch."
+    if steps > 600:
+        note += f" {steps:,} steps are drawn by the lowest and highest of each stretch."
     return note
 
 
 def _validations(story: Story) -> Html:
-    if not len(story.valid_steps):
-        return Html("")
     found = list(zip(story.valid_steps, story.valid_losses, strict=True))
+    if not found:
+        return Html("")
     shown = found if len(found) <= _SHOWN else [found[0], *found[1 - _SHOWN :]]
     best = story.best_valid()
     rows = [
-        [f"step {step:,}", f"{loss:.5g}" if loss == loss else "not finite", _mark(step, best)]
+        [
+            f"step {step:,}",
+            f"{loss:.5g}" if loss == loss else "not finite",
+            "lowest" if best and step == best[0] else "",
+        ]
         for step, loss in shown
     ]
-    count = "" if len(found) == len(shown) else f", {len(shown)} of {len(found):,} shown"
-    return folded(f"Validation losses{count}", table(["", "loss", ""], rows, words={2}))
-
-
-def _mark(step: int, best: tuple[int, float] | None) -> str:
-    return "lowest" if best and step == best[0] else ""
+    more = "" if len(found) == len(shown) else f", {len(shown)} of {len(found):,} shown"
+    return folded(f"Validation losses{more}", table(["", "loss", ""], rows, words={2}))
 
 
 def _samples(story: Story) -> Html:
-    if not story.samples:
-        return Html("")
     told = []
     for number, event in enumerate(story.samples, 1):
         task = event.get("task")
         about = f", {task}" if isinstance(task, str) and task else ""
         answers = join(_said(name, event) for name in ("before", "after", "reference"))
         parts = element("div", None, _said("prompt", event)), element("div", None, answers)
-        heading = element("h3", None, f"{number}. {_last_part(event.get('row'))}{about}")
+        heading = element("h3", None, f"{number}. {without_folders(event.get('row'))}{about}")
         told.append(element("article", {"class": "sample"}, heading, grid(*parts)))
     note = (
         "Held-out rows, answered by the model as it came and as it was tuned, without sampling. "
         "A tick marks an answer that is the reference, word for word."
     )
-    return section("Before and after", *told, note=note)
+    return section("Before and after", *told, note=note) if told else Html("")
 
 
 def _said(name: str, event: Mapping[str, Any]) -> Html:
@@ -178,70 +184,120 @@ def _said(name: str, event: Mapping[str, Any]) -> Html:
     return element("div", {"class": f"said {name}"}, label, said)
 
 
-def _checkpoints(story: Story, run: Path) -> Html:
-    if not story.checkpoints:
-        return Html("")
+def _data(story: Story, origin: Mapping[str, Any]) -> Iterator[Html]:
+    """Rows, tokens, what was cut, and the files they came from."""
+    report = story.start.get("report")
+    report = dict(report) if isinstance(report, Mapping) else {}
+    report["validation examples"] = story.start.get("valid_examples")
+    counted = {name: value for name, value in report.items() if not isinstance(value, list)}
+    lists = ((n, v) for n, v in report.items() if isinstance(v, list) and v)
+    cut = [[_name(name), f"{len(listed):,}", _told(listed)] for name, listed in lists]
+    sources = story.start.get("sources") or origin.get("data")
+    sources = list(sources.values()) if isinstance(sources, Mapping) else sources
+    files = [
+        [
+            without_folders(s.get("path") or s.get("file")),
+            _told(s.get("rows")),
+            _told(s.get("sha256")),
+        ]
+        for s in (sources if isinstance(sources, list) else ())
+        if isinstance(s, Mapping)
+    ]
+    parts = _facts("all of it", counted)
+    parts += [table(["file", "rows", "SHA-256"], files, words={2})] if files else []
+    more = [table(["rows with", "", "which"], cut, words={2})] if cut else []
+    if parts or more:
+        yield section("Data", grid(*parts), *more)
+
+
+def _model(story: Story, origin: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[Html]:
+    """Base model, tokenizer, adapter, and the ways that the engine chose."""
+    base = story.start.get("base") or origin.get("base")
+    found = [
+        *_facts("base model", {"id": base} if isinstance(base, str) else base),
+        *_facts("adapter", adapter),
+        *_facts("how it was computed", {k: v for k, v in story.start.items() if k not in _TOLD}),
+        *_facts("text", {"tokenizer": origin.get("tokenizer"), "learned": origin.get("mask")}),
+        *_facts("versions", origin.get("versions")),
+    ]
+    if found:
+        yield section("Model, adapter and engine", grid(*found))
+
+
+def _checkpoints(story: Story, run: Path) -> Iterator[Html]:
     losses = dict(zip(story.valid_steps, story.valid_losses, strict=True))
     rows = []
     for event in list(story.checkpoints)[-_SHOWN:]:
-        name = _last_part(event.get("path"))
-        loss = losses.get(event.get("step"))  # type: ignore[arg-type]
-        kept, size = _kept(run, name)
-        rows.append([name, kept, size, f"{loss:.4g}" if loss is not None else ""])
-    count = story.counts.get("checkpoint", 0)
-    note = f"{count:,} were sealed; old ones make room for new ones." if count > 1 else ""
+        name, step = without_folders(event.get("path")), event.get("step")
+        loss = losses.get(step) if isinstance(step, int) else None
+        rows.append([name, *_kept(run, name), f"{loss:.4g}" if loss is not None else ""])
+    sealed = story.counts.get("checkpoint", 0)
+    note = f"{sealed:,} were sealed; old ones make room for new ones." if sealed > 1 else ""
     columns = ["checkpoint", "", "size", "validation loss"]
-    return section("Checkpoints", table(columns, rows, words={1}), note=note)
+    if rows:
+        yield section("Checkpoints", table(columns, rows, words={1}), note=note)
 
 
 def _kept(run: Path, name: str) -> tuple[str, str]:
     folder = run / "checkpoints" / name
-    try:
-        if not (folder / "manifest.json").is_file():
-            return "removed", ""
-        size = sum(file.stat().st_size for file in folder.iterdir())
-    except (OSError, ValueError):
-        return "removed", ""
-    return "kept", _size(size)
+    with contextlib.suppress(OSError, ValueError):
+        if (folder / "manifest.json").is_file():
+            return "kept", size(sum(file.stat().st_size for file in folder.iterdir()))
+    return "removed", ""
 
 
-def _incidents(story: Story) -> Html:
-    if not story.incidents:
-        return Html("")
+def _incidents(story: Story) -> Iterator[Html]:
     rows = []
     for event in list(story.incidents)[-_SHOWN:]:
         rest = {k: v for k, v in event.items() if k not in ("v", "time", "event", "step")}
-        step = event.get("step")
-        rows.append([f"step {step}", ", ".join(f"{k}: {_short(v)}" for k, v in rest.items())])
+        what = ", ".join(f"{name}: {_told(value, most=8)}" for name, value in rest.items())
+        rows.append([f"step {event.get('step')}", what])
     total = story.counts.get("incident", 0)
     note = f"The last {len(rows)} of {total:,}." if total > len(rows) else ""
-    return section("Incidents", table(["", "what happened"], rows, words={1}), note=note)
+    if rows:
+        yield section("Incidents", table(["", "what happened"], rows, words={1}), note=note)
 
 
-def _sessions(story: Story) -> Html:
-    if len(story.sessions) < 2:
-        return Html("")
+def _sessions(story: Story) -> Iterator[Html]:
     rows = [
         [
             _when(s.began),
             "" if s.first_step is None else f"{s.first_step:,} to {s.last_step:,}",
-            _duration(_seconds(s)),
+            duration(_seconds(s)),
             s.ending,
         ]
         for s in list(story.sessions)[-_SHOWN:]
     ]
-    return section(
-        "Resumed",
-        table(["started", "steps", "time", "ended"], rows, words={3}),
-        note="A step that was made twice counts once, as it was made last.",
-    )
+    if len(rows) > 1:
+        made_of = table(["started", "steps", "time", "ended"], rows, words={3})
+        note = "A step that was made twice counts once, as it was made last."
+        yield section("Resumed", made_of, note=note)
+
+
+def _configuration(settings: Mapping[str, str]) -> Iterator[Html]:
+    rows = [[name.replace("_", "-"), value] for name, value in settings.items()]
+    half = -(-len(rows) // 2)
+    columns = [part for part in (rows[:half], rows[half:]) if part]
+    if columns:
+        side_by_side = grid(*(table(["setting", "value"], part, words={1}) for part in columns))
+        note = "The settings in effect, as config.toml holds them; local paths by their last part."
+        yield section("Configuration", side_by_side, note=note)
 
 
 def _settings(run: Path) -> dict[str, str]:
+    """The lines of config.toml as name -> value; a line that is no `name = value` names itself."""
     try:
-        return settings_of((run / "config.toml").read_text("utf-8", errors="replace"))
+        text = (run / "config.toml").read_text("utf-8", errors="replace")
     except OSError:
         return {}
+    found = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        match = _LINE.fullmatch(line)
+        name, value = match.groups() if match else (line, "")
+        if value.startswith('"') and value.endswith('"') and len(value) > 1:
+            value = without_folders(value[1:-1].replace("\\\\", "\\").replace('\\"', '"'))
+        found[name] = value
+    return found
 
 
 def _adapter(run: Path, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -253,75 +309,71 @@ def _adapter(run: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     return kind | (inner if isinstance(inner, dict) else {}) | stored
 
 
-def _config(settings: Mapping[str, str]) -> Html:
-    if not settings:
-        return Html("")
-    note = "The settings in effect, as config.toml holds them; local paths by their last part."
-    return section("Configuration", config_table(settings), note=note)
-
-
 def _newest(run: Path, name: str) -> dict[str, Any]:
     """A JSON object of the newest checkpoint that has it; empty where there is none."""
-    for file in sorted(run.glob(f"checkpoints/step-*/{name}"), reverse=True):
-        if value := _object(file):
-            return value
-    return {}
+    files = sorted(run.glob(f"checkpoints/step-*/{name}"), reverse=True)
+    return next((value for file in files if (value := _object(file))), {})
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none."""
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    with contextlib.suppress(StorageError):
+        return read_object(file, error=StorageError)
+    return {}
+
+
+def _facts(heading: str, facts: Any) -> list[Html]:
+    """The names and values in a mapping, nested ones too, as one table; none for nothing."""
+    rows = [[name, value] for name, value in _flat(facts) if value]
+    return [table([heading, ""], rows, words={1})] if rows else []
+
+
+def _flat(facts: Any, before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in facts.items() if isinstance(facts, Mapping) else ():
+        name = before + _name(str(key))
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}, ") if before.count(",") < 3 else ()
+        else:
+            yield name, _told(value)
+
+
+def _name(key: str) -> str:
+    return _WORDS.get(key, key.replace("_", " "))
+
+
+def _told(value: Any, most: int = _LISTED) -> str:
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no"}.get(value, "")  # type: ignore[arg-type]
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 1 << 60 else "a very large number"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
+        return listing((without_folders(item)[:120] for item in value), most)
+    text = without_folders(value)
+    return f"{text[:16]}…" if _HASH.fullmatch(text) else text[:400]
+
+
+def without_folders(value: Any) -> str:
+    """The last part of an absolute path, or of one through `..` or `~`; other text as it is."""
+    text = "?" if value is None else str(value)
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if _LOCAL.match(text) else text
 
 
 def _seconds(session: Session) -> float:
-    try:
+    with contextlib.suppress(ValueError, TypeError):
         began = datetime.fromisoformat(session.began)
         return max(0.0, (datetime.fromisoformat(session.last) - began).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+    return 0.0
 
 
 def _when(time: str) -> str:
-    try:
+    with contextlib.suppress(ValueError):
         return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC"
-    except ValueError:
-        return "at an unknown time"
+    return "at an unknown time"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
-
-
-def _size(count_bytes: float) -> str:
-    return f"{count_bytes / 1e9:,.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:,.1f} MB"
-
-
-def _finite(value: Any) -> float | None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if ok and abs(value) < 1e300 else None
-
-
-def _last_part(value: Any) -> str:
-    return str(value).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if value else "?"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return compact(value)
-    if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
-        items = [_last_part(item) for item in value]
-        more = f" and {len(items) - 8:,} more" if len(items) > 8 else ""
-        return " ".join(items[:8]) + more
-    return _last_part(value)[:200]
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
 
 
 _STYLE = """
