@@ -61,13 +61,8 @@ def test_parts_of_a_character_show_their_bytes(chat: Chat, kind: str) -> None:
     assert "".join(texts).strip() == "a<0xE2><0x82><0xAC>"
     assert token_texts(tokenizer, ids[:-1])[-1] == "<0x82>", "cut within a character"
     assert token_texts(tokenizer, []) == []
-
-
-def test_a_replacement_character_of_the_data_stays_one(chat: Chat) -> None:
-    tokenizer = chat("gpt2")
-    assert "".join(run.text for run in text_runs(tokenizer, tokenizer.encode_ids("a\ufffdé"))) == (
-        "a\ufffdé"
-    )
+    runs = text_runs(tokenizer, tokenizer.encode_ids("a\ufffdé"))
+    assert "".join(run.text for run in runs).strip() == "a\ufffdé", "the data's own stays"
 
 
 def long_talk(exchanges: int) -> Conversation:
@@ -176,29 +171,21 @@ def hostile_rows() -> list[Conversation]:
     return [Conversation(turns, f"{HOSTILE}.jsonl:{n}", tags=tags) for n in (1, 2)]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama2"])
-def test_hostile_data_is_only_text_on_the_token_page(chat: Chat, kind: str) -> None:
-    tokenizer = chat(kind, CALLING)
-    found = [e for row in hostile_rows() for e in shown_examples(row, tokenizer, max_length=4096)]
-    document = tokens_page(found, tokenizer, data=HOSTILE, model=HOSTILE)
-    seen = read(document)
-    assert seen.tags <= SAFE_TAGS
-    assert seen.attributes <= SAFE_ATTRIBUTES
-    assert "onerror=alert(1)" in seen.text.replace("·", " ")
-    assert "\u202e" not in document and "\x1b" not in document
-    assert "default-src 'none'" in document
-
-
-def test_hostile_data_is_only_text_on_the_stats_page(chat: Chat) -> None:
+def test_hostile_data_is_only_text_on_both_pages(chat: Chat) -> None:
     tokenizer = chat("gpt2", CALLING)
+    shown = [e for row in hostile_rows() for e in shown_examples(row, tokenizer, max_length=4096)]
     stats = count([(HOSTILE, hostile_rows())], tokenizer=tokenizer, max_length_tokens=20)
     assert stats is not None
-    document = stats_page(stats, data=HOSTILE)
-    seen = read(document)
-    assert seen.tags <= SAFE_TAGS
-    assert seen.attributes <= SAFE_ATTRIBUTES
-    assert "\u202e" not in document and "\x1b" not in document
-    assert "default-src 'none'" in document
+    for document in (
+        tokens_page(shown, tokenizer, data=HOSTILE, model=HOSTILE),
+        stats_page(stats, data=HOSTILE),
+    ):
+        seen = read(document)
+        assert seen.tags <= SAFE_TAGS
+        assert seen.attributes <= SAFE_ATTRIBUTES
+        assert "onerror=alert(1)" in seen.text.replace("·", " ")
+        assert "\u202e" not in document and "\x1b" not in document
+        assert "default-src 'none'" in document
 
 
 def test_the_token_page_has_every_token_with_id_index_and_weight(chat: Chat) -> None:
