@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.cli.opening import open_model, rows_of
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.export.fusing.fuse import fuse
@@ -27,6 +26,7 @@ from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.inference.evaluate import question
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.metrics import exact_match
+from mlx_itune.inference.opening import Opening, open_model, rows_of
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.fingerprint import weight_files
 
@@ -42,7 +42,7 @@ class Judge:
     """Base + adapter on held-out rows, and what it makes of a fused model."""
 
     def __init__(self, adapter: Path, data: Path, rows: int) -> None:
-        self.reference, self.tokenizer = open_model(MODEL, adapter, offline=True)
+        self.reference, self.tokenizer = open_model(Opening(MODEL, adapter))
         held = rows_of(data, "test")[1][:rows]
         self.measured = prepare(held, self.tokenizer).examples
         spare = rows_of(data, "train")[1][:CALIBRATION_ROWS]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
-from mlx_itune.cli import options, sampling
+from mlx_itune.cli import answer_options, options
+from mlx_itune.cli.result import Result
 from mlx_itune.kit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mlx_itune.inference.chat import ChatSession
+    from mlx_itune.inference.opening import Opening
+    from mlx_itune.model.serving.engine import Drawing
 
-# Kept between turns: this one, and the one before /reset.
-_CONVERSATIONS = 2
 _ENDS = ("/exit", "/quit")
 _HELP = (
     "/reset starts again, /system TEXT starts again with that system prompt, /exit or Ctrl-D ends; "
@@ -24,44 +25,29 @@ _HELP = (
 
 
 @options.command("chat", "mlx-itune chat --model starter --adapter adapter")
-@options.model
-@options.adapter
+@answer_options.opening
 @click.option("--system", help="A system prompt.")
-@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="Text that ends an answer.")
-@sampling.options
-@options.template
-@options.compute
+@answer_options.stops
+@answer_options.max_tokens
+@answer_options.drawing
 def command(
-    model: str,
-    adapter: Path | None,
+    opening: Opening,
+    drawing: Drawing,
     system: str | None,
     stops: tuple[str, ...],
     max_tokens: int,
-    template: str | None,
-    compute: str,
     as_json: bool,
-    offline: bool,
-    **drawing: Any,
-) -> None:
+) -> Result:
     """Talk to a model, one line per turn.
 
     /reset starts again, /system TEXT too, with that system prompt; /exit or Ctrl-D ends; Ctrl-C
     stops an answer. With --json the conversation is printed as one object when it ends.
     """
-    from mlx_itune.cli import report
-    from mlx_itune.cli.opening import open_model
     from mlx_itune.inference.chat import ChatSession
-    from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.opening import open_model
 
-    loaded, tokenizer = open_model(
-        model, adapter, template=template, compute=compute, offline=offline
-    )
     session = ChatSession(
-        loaded,
-        Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS),
-        system=system,
-        max_tokens=max_tokens,
-        drawing=sampling.of(drawing),
+        *open_model(opening), stops, system=system, max_tokens=max_tokens, drawing=drawing
     )
     if sys.stdin.isatty():
         _note(_HELP)
@@ -74,14 +60,11 @@ def command(
             _note(f"no such command; {_HELP}")
         elif said:
             _answer(session, said, as_json)
-    if as_json:
-        report.emit({"messages": [turn.message() for turn in session.turns]})
+    return Result({"messages": [turn.message() for turn in session.turns]})
 
 
 def _answer(session: ChatSession, said: str, as_json: bool) -> None:
     """Print one answer; Ctrl-C ends it and keeps what there is."""
-    from contextlib import closing
-
     try:
         with closing(session.say(said)) as pieces:
             for piece in pieces:

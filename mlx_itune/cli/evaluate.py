@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_itune.cli import options
+from mlx_itune.cli import answer_options, options
+from mlx_itune.cli.result import Result, table
+from mlx_itune.kit.json_files import plain
+from mlx_itune.kit.wording import count, number, percent
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from mlx_itune.inference.evaluate import EvalResult
+    from mlx_itune.inference.evaluate import EvalResult, EvalSettings
+    from mlx_itune.inference.opening import Opening
 
 
 @options.command("eval", "mlx-itune eval --model starter --adapter adapter --data test.jsonl")
-@options.model
-@options.adapter
+@answer_options.opening
 @click.option("--data", type=options.ANY_PATH, required=True, metavar="FILE|DIR")
 @click.option(
     "--split",
@@ -28,93 +30,58 @@ if TYPE_CHECKING:
 @click.option(
     "--base/--no-base", default=True, help="With --adapter: score the base model too (default)."
 )
-@click.option("--generate/--no-generate", default=True, help="Write and score answers (default).")
-@click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@options.template
-@options.compute
-def command(
-    model: str,
-    adapter: Path | None,
-    data: Path,
-    split: str,
-    base: bool,
-    generate: bool,
-    max_length: int,
-    max_new_tokens: int,
-    batch_size: int,
-    template: str | None,
-    compute: str,
-    as_json: bool,
-    offline: bool,
-) -> None:
+@answer_options.as_record(
+    "settings",
+    "mlx_itune.inference.evaluate:EvalSettings",
+    answer_options.generate,
+    click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True),
+    answer_options.new_tokens,
+    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
+)
+def command(opening: Opening, data: Path, split: str, base: bool, settings: EvalSettings) -> Result:
     """Exact loss, exact match and token-F1 on all rows; base against tuned with --adapter."""
-    from mlx_itune.cli import report
-    from mlx_itune.cli.opening import open_tokenizer, rows_of
     from mlx_itune.cli.progress import Progress
     from mlx_itune.inference.evaluate import evaluate
+    from mlx_itune.inference.opening import open_tokenizer, rows_of
     from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.model.loading.base import load, resolve
+    from mlx_itune.model.loading.base import load
 
     name, rows = rows_of(data, split)
-    trained = adapters.load(adapter) if adapter else None
-    tokenizer = open_tokenizer(resolve(model, offline=offline), trained, template)
-    loaded = load(model, compute=compute, offline=offline)
+    trained = adapters.load(opening.adapter) if opening.adapter else None
+    tokenizer = open_tokenizer(opening)
+    loaded = load(opening.model, compute=opening.compute)
     loaded.model.eval()
 
     with Progress() as progress:
 
         def run(label: str) -> EvalResult:
-            return evaluate(
-                loaded,
-                tokenizer,
-                rows,
-                max_length_tokens=max_length,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                generate=generate,
-                observe=lambda stage, done, total: progress.update(f"{label} {stage}", done, total),
-            )
+            return evaluate(loaded, tokenizer, rows, settings, progress.labelled(label))
 
-        before = run("base") if base or trained is None else None
-        if trained is None:
-            result, before = before, None
-        else:
-            adapters.apply(loaded, trained)
+        results = {"base": run("base")} if base or trained is None else {}
+        if trained is not None:
+            adapters.apply(loaded, trained, allow_other_base=opening.allow_other_base)
             loaded.model.eval()
-            result = run("tuned")
-    if result is None:
-        raise RuntimeError("nothing was evaluated")
-    if as_json:
-        body: dict[str, Any] = report.plain(result)
-        report.emit(body | ({"base": report.plain(before)} if before else {}))
-        return
-    out = report.console()
-    out.print(f"{name}: {result.rows:,} rows, {result.supervised_tokens:,} learned tokens")
-    out.print(comparison(result, before))
+            results["tuned"] = run("tuned")
+    last = list(results)[-1]
+    data_of_base = {"base": results["base"]} if len(results) > 1 else {}
+    return Result({**plain(results[last]), **plain(data_of_base)}, _lines(name, results))
 
 
-def comparison(result: EvalResult, before: EvalResult | None) -> Table:
+def _lines(name: str, results: dict[str, EvalResult]) -> Iterator[Any]:
     """Loss, perplexity and scores, overall and per task; the base beside where it is known."""
-    from mlx_itune.cli import report
-
-    after = ("tuned",) if before else ("value",)
-    columns = ["", *(("base",) if before else ()), *after]
-    both = [before, result] if before else [result]
-    of_tasks = f", mean over {len(result.tasks)} tasks" if len(result.tasks) > 1 else ""
-    rows: list[list[str]] = [
-        ["loss (nats per token)", *(report.number(r.loss) for r in both)],
-        ["perplexity", *(report.number(r.perplexity) for r in both)],
-        [f"exact match{of_tasks}", *(report.percent(r.exact_match) for r in both)],
-        [f"token F1{of_tasks}", *(report.percent(r.token_f1) for r in both)],
+    each = list(results.values())
+    last = each[-1]
+    yield f"{name}: {count(last.rows, 'row')}, {count(last.supervised_tokens, 'learned token')}"
+    mean = f", mean over {len(last.tasks)} tasks" if len(last.tasks) > 1 else ""
+    rows = [
+        ["loss (nats per token)", *(number(one.loss) for one in each)],
+        ["perplexity", *(number(one.perplexity) for one in each)],
+        [f"exact match{mean}", *(percent(one.exact_match) for one in each)],
+        [f"token F1{mean}", *(percent(one.token_f1) for one in each)],
     ]
-    if len(result.tasks) > 1:
+    if mean:
         rows += [
-            [
-                f"  {task} ({score.rows})",
-                *(report.percent(r.tasks[task].exact_match) for r in both),
-            ]
-            for task, score in result.tasks.items()
+            [f"  {task} ({score.rows})", *(percent(one.tasks[task].exact_match) for one in each)]
+            for task, score in last.tasks.items()
         ]
-    return report.table(columns, rows)
+    yield table(["", *(results if len(each) > 1 else ["value"])], rows)

@@ -59,7 +59,7 @@ def command(runs: Path, data: Path | None, template: str | None, **given: Any) -
 
     With --adapter it is merged first, as `fuse` does, and what that lost is measured.
     """
-    from mlx_itune.cli.held_out import held_out, requested
+    from mlx_itune.cli.measured_rows import measured_rows, requested
     from mlx_itune.export.formats import export
 
     request = requested(given, template)
@@ -71,7 +71,7 @@ def command(runs: Path, data: Path | None, template: str | None, **given: Any) -
             hint="leave them out" if request.adapter else "give --adapter",
         )
     if request.needs_rows:
-        request = replace(request, rows=held_out(request, data, runs))
+        request = replace(request, rows=measured_rows(request, data, runs))
     elif data is not None:
         raise UsageError("--data takes effect only where something is measured on it")
     result = export(request, lambda what: click.echo(what, err=True))

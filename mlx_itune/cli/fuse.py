@@ -48,11 +48,11 @@ def command(
     score: bool, runs: Path, data: Path | None, template: str | None, **given: Any
 ) -> Result:
     """Merge an adapter into its base; the smallest result that still is the model you trained."""
-    from mlx_itune.cli.held_out import held_out, requested, scorer
+    from mlx_itune.cli.measured_rows import measured_rows, requested, scorer
     from mlx_itune.export.fusing.fuse import fuse
 
     request = requested(given, template)
-    rows = held_out(request, data, runs)
+    rows = measured_rows(request, data, runs)
     request = replace(request, rows=rows, score=scorer(rows, request.tokenizer) if score else None)
     result = fuse(request, lambda what: click.echo(f"trying: {what}", err=True))
     return Result(result, _lines(result, rows.source))

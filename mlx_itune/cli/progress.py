@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,10 @@ class Progress:
             # What is told again after its end, or goes on after it, is not worth a line each time.
             self._finished = self._finished or ends
             self._print(stage, f"{stage} {_amount(done, total, note)}")
+
+    def labelled(self, label: str) -> Callable[[str, int, int], None]:
+        """`update`, with a label before the name of each stage."""
+        return lambda stage, done, total: self.update(f"{label} {stage}", done, total)
 
     def say(self, text: str) -> None:
         """One lasting line, above the bar."""

@@ -3,55 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_itune.cli import options
+from mlx_itune.cli.answer_options import as_record
+from mlx_itune.cli.result import Result
+
+if TYPE_CHECKING:
+    from mlx_itune.cli.quickstart_run import Recipe
 
 
 @options.command("quickstart", "mlx-itune quickstart --workdir demo")
 @click.option(
     "--workdir", type=options.DIRECTORY, default=Path("demo"), show_default=True, metavar="DIR"
 )
-@click.option(
-    "--adapter",
-    "kind",
-    type=click.Choice(["lora", "rslora", "dora", "grid", "qalora"]),
-    default="lora",
-    show_default=True,
-    help="Kind of adapter to train.",
+@as_record(
+    "chosen",
+    "mlx_itune.cli.quickstart_run:Recipe",
+    click.option(
+        "--adapter",
+        type=click.Choice(["lora", "rslora", "dora", "grid", "qalora"]),
+        default="lora",
+        show_default=True,
+        help="Kind of adapter to train.",
+    ),
+    click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of training."),
+    click.option(
+        "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
+    ),
+    click.option(
+        "--steps", type=click.IntRange(1), help="Optimizer steps (default: the recipe's)."
+    ),
 )
-@click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of training.")
-@click.option(
-    "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
-)
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps (default: the recipe's).")
-def command(
-    workdir: Path,
-    kind: str,
-    seed: int,
-    data_seed: int,
-    steps: int | None,
-    as_json: bool,
-    offline: bool,
-) -> None:
+def command(workdir: Path, chosen: Recipe) -> Result:
     """The whole job in minutes: data, train, evaluate before and after, fuse, export, one answer.
 
     Everything is made on this machine and nothing is downloaded. A workdir that exists gets a
     new numbered folder inside.
     """
-    from mlx_itune.cli import report
-    from mlx_itune.cli.job import run_job
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.cli.story import tell
+    from mlx_itune.cli.quickstart_page import lines
+    from mlx_itune.cli.quickstart_run import run_job
     from mlx_itune.kit.network import go_offline
 
     go_offline()
     with Progress() as progress:
-        outcome = run_job(
-            workdir, kind=kind, seed=seed, data_seed=data_seed, steps=steps, progress=progress
-        )
-    if as_json:
-        report.emit(outcome)
-    else:
-        tell(outcome)
+        outcome = run_job(workdir, chosen, progress)
+    return Result(outcome, lines(outcome))

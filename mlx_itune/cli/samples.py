@@ -40,72 +40,65 @@ def add(settings: TrainSettings, run: Path, adapter: Path, count: int, progress:
 
 
 def _add(settings: TrainSettings, run: Path, adapter: Path, count: int, progress: Progress) -> int:
-    from mlx_itune.cli.opening import open_tokenizer
-    from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.evaluate import EvalSettings, answer_questions
+    from mlx_itune.inference.opening import Opening, open_tokenizer
+    from mlx_itune.inference.prompts import asked_words
     from mlx_itune.kit.events import EventLog
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.loading.base import load
     from mlx_itune.training.report import report
 
-    trained = adapters.load(adapter)
-    loaded = load(settings.model, compute=settings.compute, offline=settings.offline)
+    loaded = load(settings.model, compute=settings.compute)
     loaded.model.eval()
-    tokenizer = open_tokenizer(loaded.path, trained, settings.template)
-    asked = _asked(settings, tokenizer, count)
-    if not asked:
+    tokenizer = open_tokenizer(Opening(settings.model, adapter, settings.template))
+    rows, longest = _chosen(settings, tokenizer, count)
+    if not rows:
         progress.say("note: no validation row has an answer to compare with")
         return 0
-    prompts = [ids for _, ids, _ in asked]
-    longest = max(len(tokenizer.encode_ids(reference)) for _, _, reference in asked)
     # A base model writes on until it is stopped: no longer than an answer could need.
-    tokens = min(_MOST_TOKENS, longest + longest // 2 + 16)
+    limits = EvalSettings(max_new_tokens=min(_MOST_TOKENS, longest + longest // 2 + 16))
 
-    def answers(stage: str) -> list[str]:
-        progress.update(stage, 0, len(prompts))
-        return Generator(loaded, tokenizer).batch(
-            prompts, tokens, observe=lambda done: progress.update(stage, done, len(prompts))
-        )
-
-    before = answers("answers before")
-    adapters.apply(loaded, trained)
+    before = answer_questions(loaded, tokenizer, rows, limits, progress.labelled("before:"))
+    adapters.apply(loaded, adapters.load(adapter))
     loaded.model.eval()
-    after = answers("answers after")
+    after = answer_questions(loaded, tokenizer, rows, limits, progress.labelled("after:"))
     with EventLog(run / "events.jsonl") as log:
-        for (row, _, reference), old, new in zip(asked, before, after, strict=True):
+        for (row, old, reference), (_, new, _) in zip(before, after, strict=True):
+            last = max(i for i, turn in enumerate(row.turns) if turn.role == "assistant")
             log.emit(
                 "sample",
                 row=_place(row),
                 task=row.tags.get("task"),
-                prompt=_prompt(row),
+                prompt=asked_words(row.turns[:last])[-_MOST_CHARACTERS:],
                 reference=reference[:_MOST_CHARACTERS],
                 before=old[:_MOST_CHARACTERS],
                 after=new[:_MOST_CHARACTERS],
             )
     report.write(run)
-    return len(asked)
+    return len(rows)
 
 
-def _asked(
+def _chosen(
     settings: TrainSettings, tokenizer: ChatTokenizer, count: int
-) -> list[tuple[Conversation, list[int], str]]:
-    """(row, prompt ids, reference): the first rows of different tasks, then the first others."""
+) -> tuple[list[Conversation], int]:
+    """(first rows of different tasks, then the first others; tokens of the longest answer)."""
     from mlx_itune.inference.evaluate import question
 
-    first: list[tuple[Conversation, list[int], str]] = []
-    others: list[tuple[Conversation, list[int], str]] = []
+    first: list[tuple[Conversation, str]] = []
+    others: list[tuple[Conversation, str]] = []
     tasks: set[str] = set()
     for row in islice(_held_out(settings), _LOOKED_AT):
-        found = question(row, tokenizer)
-        if found is None or not found[0] or not found[1].strip():
-            continue
-        if len(found[0]) >= settings.max_length:
+        prompt, reference = question(row, tokenizer) or ([], "")
+        if not prompt or not reference.strip() or len(prompt) >= settings.max_length:
             continue
         task = row.tags.get("task", "")
-        (others if task in tasks else first).append((row, *found))
+        (others if task in tasks else first).append((row, reference))
         tasks.add(task)
         if len(first) == count:
             break
-    return [*first, *others][:count]
+    chosen = [*first, *others][:count]
+    longest = max((len(tokenizer.encode_ids(reference)) for _, reference in chosen), default=0)
+    return [row for row, _ in chosen], longest
 
 
 def _held_out(settings: TrainSettings) -> Iterable[Conversation]:
@@ -126,12 +119,3 @@ def _place(row: Conversation) -> str:
     """`valid.jsonl:12`, without the folder."""
     file, _, line = row.origin.rpartition(":")
     return f"{Path(file).name}:{line}" if file else row.origin
-
-
-def _prompt(row: Conversation) -> str:
-    """The turns before the last answer; with their roles where there are several."""
-    last = max(i for i, turn in enumerate(row.turns) if turn.role == "assistant")
-    turns = row.turns[:last]
-    if len(turns) == 1:
-        return turns[0].content[:_MOST_CHARACTERS]
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)[-_MOST_CHARACTERS:]

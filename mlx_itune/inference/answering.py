@@ -56,10 +56,8 @@ def answer_all(
             rooms.append(room_tokens(len(ids[-1]), loaded.config, max_tokens))
         except DataError as error:
             raise DataError(error.message, where=prompt.origin, hint=error.hint) from error
-    drawings = [drawing] * len(prompts)
-    if drawing.seed is not None:
-        first = drawing.seed
-        drawings = [dataclasses.replace(drawing, seed=first + n) for n in range(len(prompts))]
+    first = drawing.seed or 0
+    drawings = [dataclasses.replace(drawing, seed=first + n) for n in range(len(prompts))]
     generator = Generator(loaded, tokenizer, stops, batch_size=batch_size)
     answers = generator.answers(ids, rooms, drawings, observe)
     return [

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator as GeneratorOf
+from collections.abc import Sequence
 
 from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import GREEDY, Answer, Generator
 from mlx_itune.inference.prompts import chat_ids, room_tokens
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.serving.engine import Drawing
+
+# Whose computed past is kept: this one, and the one before a reset.
+_CONVERSATIONS = 2
 
 
 class ChatSession:
@@ -23,13 +28,15 @@ class ChatSession:
     def __init__(
         self,
         loaded: LoadedModel,
-        generator: Generator,
+        tokenizer: ChatTokenizer,
+        stops: Sequence[str] = (),
         *,
         system: str | None = None,
         max_tokens: int = 512,
         drawing: Drawing = GREEDY,
     ) -> None:
-        self._loaded, self._generator = loaded, generator
+        self._config, self._tokenizer = loaded.config, tokenizer
+        self._generator = Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS)
         self._max_tokens, self._drawing = max_tokens, drawing
         self.system = system
         self.turns: list[Turn] = []
@@ -48,10 +55,9 @@ class ChatSession:
         Raises DataError, with the conversation as it was, when it no longer fits the model.
         """
         asked = [*self.turns, Turn("user", text)]
-        tokenizer = self._generator.tokenizer
-        prompt = chat_ids(tokenizer, asked)
+        prompt = chat_ids(self._tokenizer, asked)
         try:
-            room = room_tokens(len(prompt), self._loaded.config, self._max_tokens)
+            room = room_tokens(len(prompt), self._config, self._max_tokens)
         except DataError as error:
             raise DataError(error.message, hint="/reset starts a new conversation") from error
         # Another seed for each turn, or the same question would get the same dice.

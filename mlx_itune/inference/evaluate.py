@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,19 @@ _BATCH_TOKENS = 8192
 NO_TASK = "all"
 
 Observe = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Rows longer than max_length are cut; generate: write answers, and score them."""
+
+    max_length: int = 2048
+    max_new_tokens: int = 256
+    batch_size: int = 32
+    generate: bool = True
+
+
+DEFAULTS = EvalSettings()
 
 
 @dataclass(frozen=True)
@@ -57,12 +70,7 @@ def evaluate(
     loaded: LoadedModel,
     tokenizer: ChatTokenizer,
     conversations: Sequence[Conversation],
-    *,
-    max_length_tokens: int = 2048,
-    max_new_tokens: int = 256,
-    learn: Literal["all", "last", "marked"] = "all",
-    batch_size: int = 32,
-    generate: bool = True,
+    settings: EvalSettings = DEFAULTS,
     observe: Observe | None = None,
 ) -> EvalResult:
     """Evaluate on all rows; nothing is sampled and nothing left out.
@@ -70,9 +78,7 @@ def evaluate(
     ``observe(stage, done, total)`` is told of progress. Raises DataError when no row has anything
     to learn.
     """
-    examples = prepare(
-        conversations, tokenizer, max_length_tokens=max_length_tokens, learn=learn
-    ).examples
+    examples = prepare(conversations, tokenizer, max_length_tokens=settings.max_length).examples
     sums: list[Any] = []
     nll = choose_nll(loaded.model)
     done = 0
@@ -84,8 +90,8 @@ def evaluate(
     total, weight = np.sum(sums, axis=0)
     loss = float(total / weight) if weight else math.nan
     tasks: dict[str, TaskScore] = {}
-    if generate:
-        tasks = _scores(loaded, tokenizer, conversations, max_new_tokens, batch_size, observe)
+    if settings.generate:
+        tasks = _scores(loaded, tokenizer, conversations, settings, observe)
     return EvalResult(
         rows=len(conversations),
         supervised_tokens=sum(int(np.count_nonzero(e.weights[1:])) for e in examples),
@@ -115,28 +121,30 @@ def question(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list
     return prompt, tokenizer.decode(learned)
 
 
-def _scores(
+def answer_questions(
     loaded: LoadedModel,
     tokenizer: ChatTokenizer,
     conversations: Sequence[Conversation],
-    max_new_tokens: int,
-    batch_size: int,
-    observe: Observe | None,
-) -> dict[str, TaskScore]:
+    settings: EvalSettings = DEFAULTS,
+    observe: Observe | None = None,
+) -> list[tuple[Conversation, str, str]]:
+    """(row, greedy answer, reference) of the rows that ask something."""
     asked = [
-        (conversation.tags.get("task", NO_TASK), *pair)
-        for conversation in conversations
-        if (pair := question(conversation, tokenizer)) is not None
+        (row, *pair) for row in conversations if (pair := question(row, tokenizer)) is not None
     ]
-    prompts = [prompt for _, prompt, _ in asked]
-    answers = Generator(loaded, tokenizer, batch_size=batch_size).batch(
-        prompts,
-        max_new_tokens,
-        observe=(lambda done: observe("answers", done, len(prompts))) if observe else None,
+    told = (lambda done: observe("answers", done, len(asked))) if observe else None
+    answers = Generator(loaded, tokenizer, batch_size=settings.batch_size).batch(
+        [prompt for _, prompt, _ in asked], settings.max_new_tokens, told
     )
+    return [
+        (row, answer, reference) for (row, _, reference), answer in zip(asked, answers, strict=True)
+    ]
+
+
+def _scores(*evaluated: Any) -> dict[str, TaskScore]:
     pairs: dict[str, list[tuple[str, str]]] = {}
-    for (task, _, reference), answer in zip(asked, answers, strict=True):
-        pairs.setdefault(task, []).append((answer, reference))
+    for row, answer, reference in answer_questions(*evaluated):
+        pairs.setdefault(row.tags.get("task", NO_TASK), []).append((answer, reference))
     return {
         task: TaskScore(
             rows=len(rows),

@@ -109,7 +109,7 @@ class Generator:
         """
         most = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
         found = [
-            self._answer(ids, tokens, drawing, is_alone=drawing.seed is not None)
+            self._answer(ids, tokens, drawing, is_alone=drawing.has_own_dice)
             for ids, tokens, drawing in zip(
                 prompts, most, drawings or [GREEDY] * len(prompts), strict=True
             )

@@ -143,7 +143,7 @@ class Answer:
             asked.served.tokenizer.eos_ids,
             asked.request,
             self._deliver,
-            is_alone=asked.request.seed is not None,
+            is_alone=asked.request.has_own_dice,
             logprobs=asked.request.told_logprobs,
             adapter=asked.served.adapter,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mlx_itune.dataset.formats.chat import turns_of
 from mlx_itune.dataset.formats.tools import tools_of
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, UsageError
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.json_files import parse_object, read_bytes
 
 # Names of the known answer beside a `prompt`.
 _ANSWERS = ("reference", "completion", "response", "answer", "output", "target")
@@ -110,83 +110,91 @@ def turns_and_tools(
         raise DataError(fault.message) from fault
 
 
-def read_prompts(path: Path, *, raw: bool = False, system: str | None = None) -> list[Prompt]:
-    """The prompts of a file: of .jsonl one row each, of anything else one line each.
+@dataclass(frozen=True)
+class Asked:
+    """What `generate` is asked: one prompt, as `words` or `prompt`, or a file of them.
 
-    A row has `prompt` (text) or `messages` (and `tools`); a last assistant turn is the answer that
-    is known, and is left out. raw: a text is continued as it is, without the chat template.
-    Raises DataError naming the first broken line, UsageError, StorageError.
+    raw: a text is continued as it is, without the chat template.
     """
-    with storage_errors(path):
-        data = path.read_bytes()
-    try:
-        # Not splitlines: it breaks rows at characters that JSON allows inside a text.
-        lines = list(io.StringIO(data.decode("utf-8-sig"), newline=None))
-    except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8 text", where=str(path)) from error
-    of_line = _of_row if path.suffix.lower() in (".jsonl", ".ndjson") else _of_text
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+
+    words: str | None = None
+    prompt: str | None = None
+    file: Path | None = None
+    system: str | None = None
+    raw: bool = False
+
+    def prompts(self, stdin: Callable[[], str]) -> list[Prompt]:
+        """The prompts, of which `stdin` gives one that is not told otherwise.
+
+        Raises UsageError, DataError naming the first broken line of a file, StorageError.
+        """
+        if self.raw and self.system:
+            raise UsageError("--raw takes no --system", hint="put it into the prompt")
+        if sum(given is not None for given in (self.words, self.prompt, self.file)) > 1:
+            raise UsageError("PROMPT, --prompt and --file exclude each other")
+        if self.file is not None:
+            return self._of_file(self.file)
+        words = self.prompt if self.words is None else self.words
+        return [self._said(stdin() if words in (None, "-") else str(words))]
+
+    def _of_file(self, path: Path) -> list[Prompt]:
+        """Of .jsonl one row each, of anything else one line each."""
         try:
-            prompts.append(of_line(line, where, raw, system))
-        except DataError as error:
-            raise DataError(error.message, where=where, hint=error.hint) from error
-    if not prompts:
-        raise DataError("holds no prompts", where=str(path))
-    return prompts
+            # Not splitlines: it breaks rows at characters that JSON allows inside a text.
+            text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=None)
+        except UnicodeDecodeError as error:
+            raise DataError("is not UTF-8 text", where=str(path)) from error
+        is_rows = path.suffix.lower() in (".jsonl", ".ndjson")
+        found = []
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                prompt = self._of_row(line) if is_rows else self._said(line.removesuffix("\n"))
+            except DataError as error:
+                raise DataError(error.message, where=where, hint=error.hint) from error
+            found.append(dataclasses.replace(prompt, origin=where))
+        if not found:
+            raise DataError("holds no prompts", where=str(path))
+        return found
+
+    def _said(self, text: str) -> Prompt:
+        """The prompt of a user's words. Raises UsageError for an empty one."""
+        if not text.strip():
+            raise UsageError("the prompt is empty", hint="give it some words")
+        if self.raw:
+            return Prompt(text=text)
+        return Prompt((*self._system(), Turn("user", text)))
+
+    def _of_row(self, line: str) -> Prompt:
+        """`prompt` (text) or `messages` (and `tools`), whose last reply is the known answer."""
+        row = parse_object(line, where=None, error=DataError)
+        text = row.get("prompt")
+        if isinstance(text, str) and text.strip():
+            known = next((row[key] for key in _ANSWERS if isinstance(row.get(key), str)), None)
+            return dataclasses.replace(self._said(text), id=row.get("id"), reference=known)
+        if "messages" not in row:
+            raise DataError("has neither a 'prompt' with words nor 'messages'")
+        if self.raw:
+            raise DataError("has messages, which --raw cannot continue", hint="leave out --raw")
+        turns, tools = turns_and_tools(row)
+        known = None
+        if turns and turns[-1].role == "assistant":
+            known, turns = turns[-1].content, turns[:-1]
+        if not turns:
+            raise DataError("asks nothing")
+        if turns[0].role != "system":
+            turns = (*self._system(), *turns)
+        return Prompt(turns, tools, id=row.get("id"), reference=known)
+
+    def _system(self) -> Sequence[Turn]:
+        return [Turn("system", self.system)] if self.system else []
 
 
-def said(text: str, *, raw: bool = False, system: str | None = None, origin: str = "") -> Prompt:
-    """The prompt of a user's words. Raises UsageError for an empty one."""
-    if not text.strip():
-        raise UsageError("the prompt is empty", hint="give --prompt some words")
-    if raw:
-        return Prompt(text=text, origin=origin)
-    return Prompt((*_system(system), Turn("user", text)), origin=origin)
-
-
-def _of_text(line: str, where: str, raw: bool, system: str | None) -> Prompt:
-    return said(line.removesuffix("\n"), raw=raw, system=system, origin=where)
-
-
-def _of_row(line: str, where: str, raw: bool, system: str | None) -> Prompt:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError("is not a JSON object")
-    _require_text(row.get("id"), "the id")
-    text = row.get("prompt")
-    if isinstance(text, str) and text.strip():
-        prompt = said(text, raw=raw, system=system, origin=where)
-        known = next((row[key] for key in _ANSWERS if isinstance(row.get(key), str)), None)
-        return dataclasses.replace(prompt, id=row.get("id"), reference=known)
-    if "messages" not in row:
-        raise DataError("has neither a 'prompt' with words nor 'messages'")
-    if raw:
-        raise DataError("has messages, which --raw cannot continue", hint="leave out --raw")
-    turns, tools = turns_and_tools(row)
-    known = None
-    if turns and turns[-1].role == "assistant":
-        known, turns = turns[-1].content, turns[:-1]
-    if not turns:
-        raise DataError("asks nothing")
-    if turns[0].role != "system":
-        turns = (*_system(system), *turns)
-    return Prompt(turns, tools, None, where, row.get("id"), known)
-
-
-def _require_text(value: Any, what: str = "the prompt") -> None:
+def _require_text(value: Any) -> None:
     """Half a surrogate pair, or bytes that are not UTF-8, are no text to any tokenizer."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{what} holds characters that are not Unicode text") from error
-
-
-def _system(system: str | None) -> Sequence[Turn]:
-    return [Turn("system", system)] if system else []
+        raise DataError("the prompt holds characters that are not Unicode text") from error

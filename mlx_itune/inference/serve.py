@@ -25,7 +25,6 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served, shows_tools
 from mlx_itune.inference.openai_server import application
 from mlx_itune.inference.prompts import context_tokens
-from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapter_files
 from mlx_itune.model.adapters.adapter import Adapter
@@ -142,9 +141,9 @@ class _Http(H11Protocol):
 def _opened(
     settings: ServeSettings, named: Mapping[str, Adapter], door: socket.socket
 ) -> tuple[Desk, Engine, Listening]:
-    path = base.resolve(settings.model, offline=network.offline())
+    path = base.resolve(settings.model)
     tokenizers = _tokenizers(path, named, settings.template)
-    loaded = base.load(settings.model, compute=settings.compute, offline=network.offline())
+    loaded = base.load(settings.model, compute=settings.compute)
     if loaded.id in named:
         raise UsageError(f"an adapter cannot have the base's name, {loaded.id}")
     reads = {

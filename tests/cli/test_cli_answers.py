@@ -116,7 +116,7 @@ def test_where_no_answers_can_be_written_none_are_computed(
     file = tmp_path / "p.txt"
     file.write_text("Hi there\n")
     (tmp_path / "link").symlink_to(file)
-    monkeypatch.setattr("mlx_itune.cli.opening.open_model", None)
+    monkeypatch.setattr("mlx_itune.inference.opening.open_model", None)
     for out, code, told in (
         (file, 5, "already exists"),
         (tmp_path / "link", 5, "already exists"),
@@ -132,12 +132,12 @@ def test_where_no_answers_can_be_written_none_are_computed(
     ("content", "code", "told"),
     [
         (b'{"prompt": "a"}\n{"prompt": ""}', 3, ":2: has neither"),
-        (b'{"prompt": "a"}\n{', 3, ":2: is not JSON"),
+        (b'{"prompt": "a"}\n{', 3, ":2: is not valid JSON"),
         (b"[1]", 3, ":1: is not a JSON object"),
         (b'{"messages": [{"role": "king", "content": "a"}]}', 3, ":1: messages[1]: unknown role"),
         (b'{"messages": []}', 3, ":1: asks nothing"),
-        (b'{"prompt": "\\ud800"}', 3, ":1: the prompt holds characters"),
-        (b'{"prompt": "a", "id": "\\ud800"}', 3, ":1: the id holds characters"),
+        (b'{"prompt": "\\ud800"}', 3, ":1: is not UTF-8 text"),
+        (b'{"prompt": "a", "id": "\\ud800"}', 3, ":1: is not UTF-8 text"),
         (b'{"prompt": "' + b"word " * 3000 + b'"}', 3, "context is 2,048"),
         (b"\xff", 3, "is not UTF-8"),
         (b"\n", 3, "holds no prompts"),

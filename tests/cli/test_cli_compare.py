@@ -69,7 +69,7 @@ def test_a_mistyped_model_is_told_before_anything_is_measured(
     tiny_quantized_dir: Path,
     data: str,
 ) -> None:
-    monkeypatch.setattr("mlx_itune.cli.opening.open_model", pytest.fail)
+    monkeypatch.setattr("mlx_itune.inference.opening.open_model", pytest.fail)
     model = ("--model", str(tiny_quantized_dir), "--data", data)
     code, out, err = run(capsys, "compare", *model, "nowhere")
     assert (code, out, err.count("\n")) == (4, "", 1) and "nowhere: no such model" in err

@@ -10,10 +10,10 @@ import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.cli import samples
-from mlx_itune.cli.opening import open_model
 from mlx_itune.cli.progress import Progress
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import Generator
+from mlx_itune.inference.opening import Opening, open_model
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.run.record import TrainResult
 from mlx_itune.training.settings import TrainSettings, settings_from
@@ -72,7 +72,7 @@ def test_rows_of_different_tasks_are_answered_by_both_models(trained: Trained) -
     assert events[1]["prompt"] == "Dose of b 3?"
     assert events[1]["reference"] == "3 mg of b"
     for key, with_adapter in (("before", None), ("after", adapter)):
-        loaded, tokenizer = open_model(settings.model, with_adapter, offline=True)
+        loaded, tokenizer = open_model(Opening(settings.model, with_adapter))
         prompt = tokenizer.prompt_ids([Turn("user", "Dose of b 3?")])
         alone = "".join(Generator(loaded, tokenizer).stream(prompt, max_tokens=8))
         assert alone and events[1][key].startswith(alone)

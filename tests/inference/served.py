@@ -54,9 +54,9 @@ def expected(
     model: str, adapter: Path | None, questions: Sequence[str], max_tokens: int
 ) -> list[str]:
     """What `generate` answers, each question on its own."""
-    from mlx_itune.cli.opening import open_model
+    from mlx_itune.inference.opening import Opening, open_model
 
-    loaded, tokenizer = open_model(model, adapter, offline=True)
+    loaded, tokenizer = open_model(Opening(model, adapter))
     generator = Generator(loaded, tokenizer)
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in questions]
     return ["".join(generator.stream(ids, max_tokens=max_tokens)) for ids in prompts]

@@ -22,7 +22,7 @@ def opened(tiny_model_dir: Path) -> tuple[LoadedModel, ChatTokenizer]:
 
 
 def session(opened: tuple[LoadedModel, ChatTokenizer], **options: object) -> ChatSession:
-    return ChatSession(opened[0], Generator(*opened, cached_prompts=2), **options)  # type: ignore[arg-type]
+    return ChatSession(*opened, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("drawing", [Drawing(), Drawing(0.9, top_k=20, repetition_penalty=1.2)])

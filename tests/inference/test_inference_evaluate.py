@@ -10,7 +10,7 @@ import pytest
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.inference.evaluate import evaluate, question
+from mlx_itune.inference.evaluate import EvalSettings, evaluate, question
 from mlx_itune.inference.generate import Generator
 from mlx_itune.model.engine.loss import plain_nll
 from mlx_itune.model.loading.base import load
@@ -25,7 +25,7 @@ def row(text: str, answer: str, n: int, **tags: str) -> Conversation:
 def test_loss_is_the_mean_over_supervised_tokens_of_all_rows(tiny_model_dir: Path) -> None:
     loaded, tokenizer = load(str(tiny_model_dir)), load_tokenizer(tiny_model_dir)
     rows = [row("Hello " * n, "yes " * (2 * n), n) for n in range(1, 12)]
-    result = evaluate(loaded, tokenizer, rows, max_new_tokens=3, generate=False)
+    result = evaluate(loaded, tokenizer, rows, EvalSettings(generate=False))
     total = weight = 0.0
     for example in prepare(rows, tokenizer).examples:
         nll, tokens = plain_nll(loaded.model, example.input_ids[None], example.weights[None])
@@ -48,7 +48,7 @@ def test_scores_are_per_task_and_their_mean(tiny_model_dir: Path) -> None:
     ]
     seen: list[tuple[str, int, int]] = []
     result = evaluate(
-        loaded, tokenizer, rows, max_new_tokens=6, observe=lambda *event: seen.append(event)
+        loaded, tokenizer, rows, EvalSettings(max_new_tokens=6), lambda *event: seen.append(event)
     )
     assert {task: score.rows for task, score in result.tasks.items()} == {"own": 1, "other": 2}
     assert result.tasks["own"].exact_match == 1

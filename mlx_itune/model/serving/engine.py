@@ -27,6 +27,7 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 _PROMPTS_AT_ONCE = 8
+_COLDEST = 1e-4
 _END = object()
 # Their attention takes one mask for all rows: their heads come in groups, which a mask of rows is
 # then broadcast against.
@@ -56,6 +57,11 @@ class Drawing:
     # Beyond float32 log-probabilities are infinite.
     logit_bias: Mapping[int, Annotated[float, Ge(-1e9), Le(1e9)]] = field(default_factory=dict)
     seed: int | None = None
+
+    @property
+    def has_own_dice(self) -> bool:
+        """Whether the answer is to be a function of the seed: nothing may draw beside it."""
+        return self.seed is not None and self.temperature > 0
 
 
 @dataclass(frozen=True)
@@ -274,9 +280,9 @@ class Engine:
         how = order.drawing
         top_k = how.top_k if how.top_k < self.vocabulary else 0
         # mlx-lm's own greedy sampler is one for all: a batch of them is drawn in one call.
-        sampler: Callable[[Any], Any] = make_sampler(
-            how.temperature, how.top_p, how.min_p, 1, top_k
-        )
+        # Divided by less, logits overflow.
+        temperature = how.temperature if how.temperature > _COLDEST else 0.0
+        sampler: Callable[[Any], Any] = make_sampler(temperature, how.top_p, how.min_p, 1, top_k)
         return sampler
 
 

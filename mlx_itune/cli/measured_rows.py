@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_itune.cli.opening import open_model, rows_of
-
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
     from mlx_itune.dataset.rendering.render import TokenizedExample
@@ -36,18 +34,15 @@ _PROMPTS = (
 
 def requested(given: Mapping[str, Any], template: str | None) -> Request:
     """What the flags ask for, with the tokenizer of the model. Raises UsageError, ModelError."""
-    from mlx_itune.cli.opening import open_tokenizer
     from mlx_itune.export.request import Request
-    from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.model.loading.base import resolve
+    from mlx_itune.inference.opening import Opening, open_tokenizer
 
-    adapter = adapters.load(given["adapter"]) if given["adapter"] else None
-    tokenizer = open_tokenizer(resolve(given["model"]), adapter, template)
+    tokenizer = open_tokenizer(Opening(given["model"], given["adapter"], template))
     stated = {name: value for name, value in given.items() if value is not None}
     return Request(tokenizer=tokenizer, **{"adapter": None, **stated})
 
 
-def held_out(request: Request, data: Path | None, runs: Path) -> HeldOut:
+def measured_rows(request: Request, data: Path | None, runs: Path) -> HeldOut:
     """Rows of ``data``; without it the validation rows of the run that made the adapter, where it
     is in ``runs`` and its data is as it was; else the (tuned) model's answers to built-in prompts.
 
@@ -71,31 +66,25 @@ def held_out(request: Request, data: Path | None, runs: Path) -> HeldOut:
 
 def scorer(held: HeldOut, tokenizer: ChatTokenizer) -> Callable[[LoadedModel], float | None] | None:
     """A model's share of greedy answers that are exactly the row's; None where rows have none."""
-    from statistics import fmean
-
-    from mlx_itune.inference.evaluate import question
-    from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.evaluate import EvalSettings, answer_questions, question
     from mlx_itune.inference.metrics import exact_match
 
     asked = [pair for row in held.questions if (pair := question(row, tokenizer)) is not None]
     if not asked:
         return None
-    prompts = [prompt for prompt, _ in asked]
-    longest = max(len(tokenizer.encode(reference).ids) for _, reference in asked)
-    limit = int(_LONGER * longest) + _SPARE_TOKENS
+    longest = max(len(tokenizer.encode_ids(reference)) for _, reference in asked)
+    settings = EvalSettings(max_new_tokens=int(_LONGER * longest) + _SPARE_TOKENS)
 
     def score(loaded: LoadedModel) -> float:
-        answers = Generator(loaded, tokenizer).batch(prompts, limit)
-        return fmean(
-            float(exact_match(answer, reference))
-            for answer, (_, reference) in zip(answers, asked, strict=True)
-        )
+        answered = answer_questions(loaded, tokenizer, held.questions, settings)
+        return sum(exact_match(answer, known) for _, answer, known in answered) / len(answered)
 
     return score
 
 
 def _of_data(data: Path, tokenizer: ChatTokenizer, *, part: bool) -> HeldOut:
     from mlx_itune.dataset.sources import load_splits
+    from mlx_itune.inference.opening import rows_of
 
     split, rows = rows_of(data)
     splits = load_splits(data) if data.is_dir() else None
@@ -181,8 +170,9 @@ def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
     from mlx_itune.dataset.conversation import Turn
     from mlx_itune.dataset.rendering.render import TokenizedExample
     from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.opening import Opening, open_model
 
-    loaded, _ = open_model(request.model, request.adapter, compute=request.compute)
+    loaded, _ = open_model(Opening(request.model, request.adapter, compute=request.compute))
     tokenizer = request.tokenizer
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]
     answers = Generator(loaded, tokenizer).batch(prompts, _ANSWER_TOKENS)

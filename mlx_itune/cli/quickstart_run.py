@@ -10,17 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_itune.cli import report
-from mlx_itune.cli.opening import rows_of
 from mlx_itune.cli.progress import Progress
+from mlx_itune.kit.wording import duration
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
     from mlx_itune.export.artifact import Artifact
     from mlx_itune.export.fusing.fuse import FuseResult
     from mlx_itune.inference.evaluate import EvalResult
-    from mlx_itune.model.loading.base import LoadedModel
 
 MODEL = "starter"
 SIZES = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
@@ -87,6 +84,16 @@ class Outcome:
     wall_s: float
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What may be chosen: the kind of adapter, seeds, and steps in place of RECIPE's."""
+
+    adapter: str = "lora"
+    seed: int = 0
+    data_seed: int = 0
+    steps: int | None = None
+
+
 @dataclass
 class _Clock:
     """Times each step and says when it is done."""
@@ -100,82 +107,77 @@ class _Clock:
         started = time.monotonic()
         yield
         self.steps[name] = time.monotonic() - started
-        self.progress.say(f"  {name:<10} {what:<58} {report.seconds(self.steps[name]):>10}")
+        self.progress.say(f"  {name:<10} {what:<58} {duration(self.steps[name]):>10}")
 
 
-def run_job(
-    workdir: Path, *, kind: str, seed: int, data_seed: int, steps: int | None, progress: Progress
-) -> Outcome:
+def run_job(workdir: Path, chosen: Recipe, progress: Progress) -> Outcome:
     """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``."""
     from mlx_itune.dataset.rendering.prepare import prepare
     from mlx_itune.dataset.sample_data import write_sample
     from mlx_itune.dataset.sources import load_splits
-    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
     from mlx_itune.export.formats import export
     from mlx_itune.export.fusing.fuse import fuse
     from mlx_itune.export.request import HeldOut, Request
+    from mlx_itune.inference.evaluate import EvalSettings, answer_questions, evaluate
+    from mlx_itune.inference.opening import Opening, open_model, rows_of
     from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.model.loading.base import load
     from mlx_itune.training.engine.loop import train
     from mlx_itune.training.settings import settings_from
 
     home = _fresh(workdir)
     clock = _Clock(progress)
+    scored = EvalSettings(max_length=RECIPE["max_length"], max_new_tokens=ANSWER_TOKENS)
 
-    learned = min((steps or RECIPE["steps"]) * RECIPE["batch_size"], SIZES["train"])
+    steps = chosen.steps or RECIPE["steps"]
+    learned = min(steps * RECIPE["batch_size"], SIZES["train"])
     rows = f"{learned:,} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
     with clock.step("data", rows):
-        data = write_sample(home / "data", seed=data_seed, sizes=SIZES)
+        data = write_sample(home / "data", seed=chosen.data_seed, sizes=SIZES)
         splits = load_splits(data)
         test = splits.test
         asked_anew = rows_of(data / "unseen.jsonl")[1]
-    with clock.step("train", f"{kind}, loss on the answers only"):
-        recipe = RECIPE | ({"steps": steps} if steps else {})
-        settings = settings_from(
-            {
-                **recipe,
-                "model": MODEL,
-                "data": data,
-                "out": home / "adapter",
-                "runs": home / "runs",
-                "adapter": kind,
-                "seed": seed,
-                "offline": True,
-            }
-        )
+    with clock.step("train", f"{chosen.adapter}, loss on the answers only"):
+        places = {"data": data, "out": home / "adapter", "runs": home / "runs"}
+        given = {"adapter": chosen.adapter, "seed": chosen.seed, "steps": steps, "offline": True}
+        settings = settings_from({**RECIPE, **places, **given, "model": MODEL})
         trained = train(settings, observe=progress.training)
 
-    loaded = load(MODEL, offline=True)
-    loaded.model.eval()
-    tokenizer = load_tokenizer(loaded.path)
+    loaded, tokenizer = open_model(Opening(MODEL))
+    # The first rows of different tasks, chosen before anything is known of the answers.
+    by_task: dict[str, Conversation] = {}
+    for row in test:
+        by_task.setdefault(row.tags.get("task", row.origin), row)
+    shown = list(by_task.values())[:SHOWN]
+
+    def scores(rows: Sequence[Conversation], label: str) -> EvalResult:
+        rows = rows[: SCORED[label]]
+        return evaluate(loaded, tokenizer, rows, scored, progress.labelled(label))
 
     with clock.step("base", "the model as it comes: it continues text"):
-        before = _scores(loaded, tokenizer, test[: SCORED["base"]], "base", progress)
-        shown = _pick(test, tokenizer)
-        base_answers = _answers(loaded, tokenizer, shown)
+        before = scores(test, "base")
+        base_answers = answer_questions(loaded, tokenizer, shown, scored)
 
     with clock.step("tuned", "the same questions, with the adapter"):
         adapters.apply(loaded, adapters.load(home / "adapter"))
         loaded.model.eval()
-        after = _scores(loaded, tokenizer, test[: SCORED["tuned"]], "tuned", progress)
-        anew = _scores(loaded, tokenizer, asked_anew[: SCORED["unseen"]], "unseen", progress)
-        tuned_answers = _answers(loaded, tokenizer, shown)
+        after, anew = scores(test, "tuned"), scores(asked_anew, "unseen")
+        tuned_answers = answer_questions(loaded, tokenizer, shown, scored)
 
-    held_out = prepare(test[:FIDELITY_ROWS], tokenizer).examples
+    measured = prepare(test[:FIDELITY_ROWS], tokenizer).examples
     with clock.step("fuse", "adapter and base as one model, its loss measured"):
         calibration = prepare(splits.valid[:CALIBRATION_ROWS], tokenizer).examples
-        apart = HeldOut(held_out, calibration)
+        apart = HeldOut(measured, calibration)
         fused = fuse(Request(MODEL, home / "adapter", home / "fused", tokenizer, rows=apart))
     with clock.step("export", "for MLX and for llama.cpp, each read back"):
-        whole, measured = str(home / "fused"), HeldOut(held_out)
+        whole = str(home / "fused")
         requests = (
-            Request(whole, None, home / "mlx", tokenizer, rows=measured),
+            Request(whole, None, home / "mlx", tokenizer, rows=HeldOut(measured)),
             Request(whole, None, home / "tuned.gguf", tokenizer, format="gguf"),
         )
         exports = tuple(artifact for r in requests for artifact in export(r).artifacts)
     with clock.step("answer", "one question to the exported model"):
-        opened = load(str(home / "mlx"), offline=True)
-        fused_answer = _answers(opened, load_tokenizer(opened.path), shown[:1])[0]
+        shipped = open_model(Opening(str(home / "mlx")))
+        fused_answer = answer_questions(*shipped, shown[:1], scored)[0][1]
 
     return Outcome(
         base_exact_match=before.exact_match,
@@ -203,8 +205,8 @@ def run_job(
         fused=fused,
         exports=exports,
         answers=tuple(
-            Shown(row.tags.get("task", "all"), _instruction(row), row.turns[-1].content, old, new)
-            for row, old, new in zip(shown, base_answers, tuned_answers, strict=True)
+            Shown(row.tags.get("task", "all"), _instruction(row), known, old, new)
+            for (row, old, known), (_, new, _) in zip(base_answers, tuned_answers, strict=True)
         ),
         fused_answer=fused_answer,
         steps=clock.steps,
@@ -218,45 +220,6 @@ def _fresh(workdir: Path) -> Path:
     if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
         return workdir
     return next(folder for n in itertools.count(2) if not (folder := workdir / f"run-{n}").exists())
-
-
-def _scores(
-    loaded: LoadedModel,
-    tokenizer: ChatTokenizer,
-    rows: Sequence[Conversation],
-    label: str,
-    progress: Progress,
-) -> EvalResult:
-    from mlx_itune.inference.evaluate import evaluate
-
-    return evaluate(
-        loaded,
-        tokenizer,
-        rows,
-        max_length_tokens=RECIPE["max_length"],
-        max_new_tokens=ANSWER_TOKENS,
-        observe=lambda stage, done, total: progress.update(f"{label} {stage}", done, total),
-    )
-
-
-def _pick(rows: Sequence[Conversation], tokenizer: ChatTokenizer) -> list[Conversation]:
-    """The first rows of different tasks, chosen before anything is known of the answers."""
-    from mlx_itune.inference.evaluate import question
-
-    chosen: dict[str, Conversation] = {}
-    for row in rows:
-        if question(row, tokenizer) is not None:
-            chosen.setdefault(row.tags.get("task", row.origin), row)
-    return list(chosen.values())[:SHOWN]
-
-
-def _answers(
-    loaded: LoadedModel, tokenizer: ChatTokenizer, rows: Sequence[Conversation]
-) -> list[str]:
-    from mlx_itune.inference.generate import Generator
-
-    prompts = [tokenizer.prompt_ids(row.turns[:-1], row.tools) for row in rows]
-    return Generator(loaded, tokenizer).batch(prompts, ANSWER_TOKENS)
 
 
 def _instruction(row: Conversation) -> str:

@@ -1,0 +1,92 @@
+"""A model, its adapter and its tokenizer, opened together; the rows that it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.sources import read_rows, split_paths
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.wording import count
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters.adapter import Adapter
+from mlx_itune.model.loading import base
+from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.model.loading.vetting import vet
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Which model with which adapter, read by which template and computed how."""
+
+    model: str
+    adapter: Path | None = None
+    template: str | None = None
+    compute: str = "auto"
+    allow_other_base: bool = False
+
+
+def open_tokenizer(opening: Opening) -> ChatTokenizer:
+    """The tokenizer with the template asked for, else the adapter's, else the model's own.
+
+    Raises ModelError where the adapter's is no longer what it was trained with.
+    """
+    adapter = adapters.load(opening.adapter) if opening.adapter else None
+    return _tokenizer(opening, adapter)
+
+
+def open_model(opening: Opening) -> tuple[LoadedModel, ChatTokenizer]:
+    """The model, with the adapter on it where one is given, ready for inference.
+
+    Raises ModelError, StorageError.
+    """
+    adapter = adapters.load(opening.adapter) if opening.adapter else None
+    tokenizer = _tokenizer(opening, adapter)
+    loaded = base.load(opening.model, compute=opening.compute)
+    if adapter:
+        adapters.apply(loaded, adapter, allow_other_base=opening.allow_other_base)
+    loaded.model.eval()
+    return loaded, tokenizer
+
+
+def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation]]:
+    """(name, rows) of a file, or of a folder's split: all of them, none set aside.
+
+    "auto" is the test file of a folder, else its valid file, else all that it has to train on.
+    Raises DataError for broken rows and an empty file, UsageError for a split that is not there.
+    """
+    if data.is_file() and split != "auto":
+        raise UsageError(f"a single file has no {split} split", where=str(data))
+    parts = split_paths(data)
+    if split == "auto":
+        split = next(name for name in ("test", "valid", "train") if name in parts)
+    paths = [path for part, path in parts.items() if part.partition("/")[0] == split]
+    if not paths:
+        raise UsageError(f"there is no {split} split", where=str(data))
+    found = [row for path in paths for row in read_rows(path)]
+    faults = [row for row in found if isinstance(row, Fault) and row.severity == "error"]
+    if faults:
+        raise DataError(
+            f"{count(len(faults), 'broken row')}, the first: {faults[0]}",
+            where=str(data),
+            hint=f"mlx-itune data check {data}",
+        )
+    rows = [row for row in found if isinstance(row, Conversation)]
+    if not rows:
+        raise DataError("holds no rows", where=str(data))
+    return split if data.is_dir() else data.name, rows
+
+
+def _tokenizer(opening: Opening, adapter: Adapter | None) -> ChatTokenizer:
+    path = base.resolve(opening.model)
+    # Whatever is wrong with the model's files is told in its own words.
+    vet(path)
+    trained = adapter.origin.tokenizer.template if adapter else None
+    tokenizer = load_tokenizer(path, template=opening.template or trained or "auto")
+    if adapter and not opening.allow_other_base:
+        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+    return tokenizer
