@@ -7,7 +7,6 @@ code. What goes wrong with them once a run has begun is told in one line and end
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import math
 import os
@@ -15,45 +14,32 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.json_files import plain
+from mlx_itune.kit.wording import first_line
 from mlx_itune.training.settings import TrainSettings
 
 Observe = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
 
-_STEP_NAMES = {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "gradient_norm": "train/gradient_norm",
-    "supervised_tokens_per_second": "speed/learned_tokens_per_second",
-    "tokens_per_second": "speed/tokens_per_second",
-    "peak_memory_bytes": "memory/peak_bytes",
-    "memory_bytes": "memory/in_use_bytes",
+# What of which events is copied, and as what.
+_NAMES = {
+    "step": {
+        "loss": "train/loss",
+        "learning_rate": "train/learning_rate",
+        "gradient_norm": "train/gradient_norm",
+        "supervised_tokens_per_second": "speed/learned_tokens_per_second",
+        "tokens_per_second": "speed/tokens_per_second",
+        "peak_memory_bytes": "memory/peak_bytes",
+        "memory_bytes": "memory/in_use_bytes",
+    },
+    "valid": {"loss": "valid/loss"},
 }
-_VALID_NAMES = {"loss": "valid/loss"}
 # Files are flushed so often, and at every validation, for a board that is open beside the run.
 _FLUSH_S = 30
-_PRIVATE = frozenset({"data", "out", "runs", "tensorboard", "wandb"})
-
-
-class Board(Protocol):
-    """Where numbers go."""
-
-    name: str
-
-    def open(self, run: str, steps: int) -> None:
-        """Begin run `runs/<id>`."""
-
-    def back_to(self, step: int) -> None:
-        """The run goes on after `step`; what was told of later steps does not stand."""
-
-    def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Finite numbers by name, after `step`."""
-
-    def close(self, result: Mapping[str, float] | None) -> None:
-        """End; `result` is None where the run did not reach its end."""
+_PRIVATE = frozenset({"data", "out", "runs"})
 
 
 @contextlib.contextmanager
@@ -70,62 +56,42 @@ def attached(
     wandb: a project. tensorboard: a directory; each run gets a folder of its id in it. `say` is
     told when a board fails. Raises UsageError at once where a package or a login is missing.
     """
-    boards: list[_Guarded] = []
-    if tensorboard is not None:
-        boards.append(_Guarded(TensorBoard(tensorboard), say))
+    boards: list[Any] = [] if tensorboard is None else [TensorBoard(tensorboard)]
     if wandb is not None:
-        boards.append(_Guarded(WeightsAndBiases(wandb, settings), say))
+        boards.append(WeightsAndBiases(wandb, settings))
+    begun = False
+    result: dict[str, float] | None = None
+
+    def tell(method: str, *what: Any) -> None:
+        for board in list(boards):
+            try:
+                getattr(board, method)(*what)
+            except Exception as error:
+                boards.remove(board)
+                reason = first_line(error)
+                say(f"warning: {board.name} was switched off, training goes on: {reason}")
 
     def observe(event: dict[str, Any]) -> None:
-        for board in boards:
-            board.observe(event)
+        nonlocal begun, result
+        kind = event.get("event")
+        if kind == "start":
+            begun = True
+            tell("open", str(event["run"]), int(event.get("steps") or 0))
+        elif kind == "resume":
+            tell("back_to", int(event.get("step") or 0))
+        elif kind in _NAMES:
+            told = {shown: event.get(name) for name, shown in _NAMES[kind].items()}
+            if finite := _finite(told):
+                tell("numbers", int(event["step"]), finite)
+        elif kind == "end":
+            result = _finite(event)
         watch(event)
 
     try:
         yield observe
     finally:
-        for board in boards:
-            board.close()
-
-
-class _Guarded:
-    """A board that is dropped when it fails, and told of an event at a time."""
-
-    def __init__(self, board: Board, say: Say) -> None:
-        self._board: Board | None = board
-        self._say, self._opened = say, False
-        self._result: dict[str, float] | None = None
-
-    def observe(self, event: dict[str, Any]) -> None:
-        """Hand an event on."""
-        kind = event.get("event")
-        if kind == "start":
-            self._try(lambda b: b.open(str(event["run"]), int(event.get("steps") or 0)))
-            self._opened = True
-        elif kind == "resume":
-            self._try(lambda b: b.back_to(int(event.get("step") or 0)))
-        elif kind in ("step", "valid"):
-            names = _STEP_NAMES if kind == "step" else _VALID_NAMES
-            values = {shown: float(event[n]) for n, shown in names.items() if _finite(event.get(n))}
-            self._try(lambda b: b.numbers(int(event["step"]), values) if values else None)
-        elif kind == "end":
-            self._result = {k: float(v) for k, v in event.items() if _finite(v)}
-
-    def close(self) -> None:
-        """Close the board if it was opened."""
-        if self._opened:
-            self._try(lambda b: b.close(self._result))
-        self._board = None
-
-    def _try(self, act: Callable[[Board], None]) -> None:
-        if self._board is None:
-            return
-        try:
-            act(self._board)
-        except Exception as error:
-            name, self._board = self._board.name, None
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            self._say(f"warning: {name} was switched off, training goes on: {reason}")
+        if begun:
+            tell("close", result)
 
 
 class TensorBoard:
@@ -219,8 +185,7 @@ class WeightsAndBiases:
         try:
             known = self._wandb.login()
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UsageError(f"--wandb: not logged in ({reason})", hint=hint) from error
+            raise UsageError(f"--wandb: not logged in ({first_line(error)})", hint=hint) from error
         if known is False:
             raise UsageError("--wandb: not logged in", hint=hint)
 
@@ -241,11 +206,8 @@ _UNSHARED: dict[str, Any] = {
 
 def shared_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings without what says where things are on this machine."""
-    values: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(settings).items():
-        if name in _PRIVATE or value is None or isinstance(value, Path):
-            continue
-        values[name] = list(value) if isinstance(value, tuple) else value
+    every = plain(settings).items()
+    values = {name: v for name, v in every if name not in _PRIVATE and v is not None}
     # A Hub id is as public as the model; a local directory gives its name alone.
     if re.match(r"[/~.\\]|[A-Za-z]:", settings.model) or Path(settings.model).exists():
         values["model"] = Path(settings.model).resolve().name
@@ -262,6 +224,7 @@ def _required(module: str, package: str) -> Any:
         ) from error
 
 
-def _finite(value: Any) -> bool:
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return numeric and math.isfinite(value)
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among the values."""
+    numbers = {name: v for name, v in values.items() if type(v) in (int, float)}
+    return {name: float(v) for name, v in numbers.items() if math.isfinite(v)}
