@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mlx_itune.cli.training_view import TrainingView, duration
+from mlx_itune.cli.training_view import TrainingView
 from mlx_itune.kit.errors import one_line
+from mlx_itune.kit.wording import duration, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +47,7 @@ class Progress:
         if self._live:
             from rich.live import Live
 
-            from mlx_itune.cli.report import console
+            from mlx_itune.cli.result import console
 
             self._display = Live(
                 get_renderable=self._drawing,
@@ -154,7 +155,7 @@ class Progress:
             facts.append(f"{duration(left_s)} left")
         facts.append(f"{100 * share:.0f} %")
         if view is not None:
-            facts.append(f"epoch {view.epoch + 1}")
+            facts.append(f"epoch {view.epoch}")
         # On a narrow terminal epoch and percent go first, then the bar, then the time left.
         room = width - 1
         while (len(facts) > 3 and _columns(facts) + 6 > room) or (
@@ -179,8 +180,7 @@ def _columns(facts: Sequence[str]) -> int:
 def _amount(done: int, total: int, note: str) -> str:
     if note != _BYTES:
         return f"{done:,} of {total:,} {note}".rstrip()
-    unit, name = (1e6, "MB") if total >= 100_000 else (1e3, "kB")
-    return f"{done / unit:,.1f} of {total / unit:,.1f} {name}"
+    return f"{size(done)} of {size(total)}"
 
 
 def _write(line: str) -> None:
