@@ -1,17 +1,26 @@
-"""Raw rows of every format, and what they become."""
+"""Raw rows of every format, marked texts and mapped columns, and what they become."""
 
+import contextlib
 import json
+import random
+import time
 
 import pytest
 
-from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.conversation import Conversation, Turn, find_problem
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.formats import FORMATS, NO_INPUT, detect, parse_row, parse_rows
-from mlx_itune.kit.errors import UsageError
+from mlx_itune.dataset.formats import FORMATS, NO_INPUT, parse_rows
+from mlx_itune.dataset.sources import content_key, read_rows, said_bytes, to_row
+from mlx_itune.kit.errors import DataError, UsageError
+
+
+def row_of(row, **options):
+    (conversation,) = parse_rows(row, "f:1", **options)
+    return conversation
 
 
 def turns(row, **options):
-    return [(t.role, t.content) for t in parse_row(row, "f:1", **options).turns]
+    return [(t.role, t.content) for t in row_of(row, **options).turns]
 
 
 def fault(row, **options):
@@ -74,7 +83,6 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1234567
     ],
 )
 def test_formats_are_told_by_their_keys(row, format, expected):
-    assert detect(row) == format
     assert turns(row) == expected
     assert turns(row, format=format) == expected
 
@@ -84,19 +92,19 @@ def test_replies_within_a_prompt_are_not_learned():
         "prompt": chat("user", "assistant", "user")["messages"],
         "completion": [{"role": "assistant", "content": "a"}],
     }
-    assert [t.weight for t in parse_row(row, "f:1").turns] == [None, 0.0, None, None]
+    assert [t.weight for t in row_of(row).turns] == [None, 0.0, None, None]
 
 
 @pytest.mark.parametrize("spelling", [*NO_INPUT, None, " N/A ", "<NoInput>\n"])
 def test_alpaca_rows_without_an_input(spelling):
     row = {"instruction": "u", "input": spelling, "output": "a"}
-    assert turns(row) == ASKED and parse_row(row, "f:1").turns[0].input is None
+    assert turns(row) == ASKED and row_of(row).turns[0].input is None
 
 
 def test_alpaca_keeps_what_its_generator_left():
     row = {"instruction": "i", "input": "x", "output": "o", "avg_similarity_score": 0.25}
     row["most_similar_instructions"] = {"a": 0.5}
-    conversation = parse_row(row, "f:1")
+    conversation = row_of(row)
     assert conversation.turns[0] == Turn("user", "i\n\nx", input="x")
     assert conversation.tags == {
         "avg_similarity_score": "0.25",
@@ -112,14 +120,11 @@ def test_seed_tasks_give_a_conversation_for_each_instance():
         "is_classification": False,
     }
     one, two = parse_rows(row, "f:1")
-    assert detect(row) == "seed-tasks"
     assert (one.turns[0].content, two.turns[0].content) == ("i", "i\n\nx")
     assert one.tags == two.tags == {"id": "seed_1", "is_classification": "false"}
     assert fault({"instruction": "i", "instances": []}).code == "no-turns"
     broken = fault({"instruction": "i", "instances": [{"output": "a"}, {"input": "x"}]})
     assert broken.code == "missing-key" and "instances[2]" in broken.message
-    with pytest.raises(RowFault, match="holds 2 conversations"):
-        parse_row(row, "f:1")
 
 
 @pytest.mark.parametrize("human", ["human", "user", "User", "prompter"])
@@ -139,7 +144,7 @@ def test_sharegpt_tools():
         ],
         "tools": json.dumps([{"name": "f"}]),
     }
-    conversation = parse_row(row, "f:1")
+    conversation = row_of(row)
     assert [t.role for t in conversation.turns] == ["user", "assistant", "tool", "assistant"]
     assert conversation.turns[1].tool_calls[0]["function"] == {"name": "f", "arguments": {"x": 1}}
     assert conversation.tools == ({"name": "f"},)
@@ -159,8 +164,7 @@ def test_openhermes_rows_as_they_are():
             {"from": "gpt", "value": "b", "weight": None},
         ],
     }  # fmt: skip
-    assert detect(row) == "openhermes"
-    conversation = parse_row(row, "f:1")
+    conversation = row_of(row)
     assert [t.role for t in conversation.turns] == ["system", *["user", "assistant"] * 2]
     assert [t.weight for t in conversation.turns] == [None, None, 0, None, None]
     assert conversation.tags == {
@@ -172,10 +176,10 @@ def test_openhermes_rows_as_they_are():
 def test_a_system_column_fills_a_gap_and_never_replaces_a_turn():
     row = chat("system", "human", "gpt", key="conversations")
     for key in ("system", "system_prompt"):
-        other = parse_row({**row, key: "another"}, "f:1")
+        other = row_of({**row, key: "another"})
         assert other.turns[0].content == "system 0" and other.tags == {key: "another"}
-        assert parse_row({**row, key: " system 0\n"}, "f:1").tags == {}
-        assert parse_row({**row, key: None}, "f:1").tags == {}
+        assert row_of({**row, key: " system 0\n"}).tags == {}
+        assert row_of({**row, key: None}).tags == {}
 
 
 def test_openai_messages_of_every_age():
@@ -190,7 +194,7 @@ def test_openai_messages_of_every_age():
         ],
         "functions": [{"name": "g"}],
     }  # fmt: skip
-    conversation = parse_row(row, "f:1")
+    conversation = row_of(row)
     user, call, result, legacy, old, last = conversation.turns
     assert user.content == "uv" and call.tool_calls == ({**CALL, "id": "c1"},)
     assert result == Turn("tool", "", tool_call_id="c1")
@@ -208,9 +212,20 @@ def test_openai_messages_of_every_age():
         (chat("user", "narrator"), "unknown-role", "'narrator'"),
         (chat("user"), "no-reply", ""),
         ({"mesages": []}, "unknown-format", "'messages'"),
-        ({"foo": 1}, "unknown-format", "--map"),
+        ({"foo": 1}, "unknown-format", "--map instruction=COLUMN --map output=foo"),
+        (
+            {"Question": "q", "Reply": "a"},
+            "unknown-format",
+            "--map instruction=Question --map output=Reply",
+        ),
+        ({"a b": "q", "c": "a", "d": 1}, "unknown-format", "--map instruction=c --map output=d"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "missing-key", "--map output=chosen"),
+        ({"instruction": "i", "output": {"a": 1}}, "type", "write it as text"),
+        (chat("user", "assistant", "system", "user", "assistant"), "role-order", "comes first"),
+        (chat("user", "asistant"), "unknown-role", "did you mean assistant"),
         ({}, "unknown-format", ""),
-        ({"text": "no marks at all"}, "plain-text", "--format text"),
+        ({"text": "no marks at all"}, "plain-text", "--format text learns it whole"),
+        ({"text": "<start_of_turn>user\nhi<end_of_turn>"}, "plain-text", "give messages"),
         ({"question": "q", "answer": 7}, "type", "--map"),
         ({"conversations": "[broken"}, "json", ""),
         ({"messages": "text"}, "type", ""),
@@ -233,5 +248,171 @@ def test_a_forced_format_refuses_what_is_not_its_own(format):
 
 
 def test_an_unknown_format_is_a_usage_error():
-    with pytest.raises(UsageError, match="did you mean 'sharegpt'"):
+    with pytest.raises(UsageError, match="did you mean sharegpt"):
         parse_rows({}, "f:1", format="share-gpt")
+
+
+TEXTS = {
+    "chatml": (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n u \n<|im_end|>\n"
+        "<|im_start|>assistant\na\n\n<|im_end|>\n",
+        [("system", "s"), ("user", " u \n"), ("assistant", "a\n\n")],
+    ),
+    "llama-2": (
+        "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] a </s><s>[INST] v [/INST] b </s>",
+        [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")],
+    ),
+    "llama-3": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>",
+        ASKED,
+    ),
+    "alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nu\n\n### Input:\nx\n\n### Response:\n  a\n\nb",
+        [("user", "u\n\nx"), ("assistant", "  a\n\nb")],
+    ),
+    "guanaco": (
+        "### Human: u### Assistant: a### Human: v### Assistant: b",
+        [*ASKED, ("user", "v"), ("assistant", "b")],
+    ),
+    "vicuna": (
+        "A chat. USER: u ASSISTANT: a</s>USER: v ASSISTANT: b</s>",
+        [("system", "A chat."), *ASKED, ("user", "v"), ("assistant", "b")],
+    ),
+    "anthropic": ("\n\nHuman: u\n\nAssistant: a", ASKED),
+    "user": ("User: u\nAssistant: a\nmore", [("user", "u"), ("assistant", "a\nmore")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_marked_text_is_parted_exactly(name):
+    text, expected = TEXTS[name]
+    assert turns({"text": text}) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_start|>user\nu<|im_end|>\nlost words\n<|im_start|>assistant\na<|im_end|>",
+        "<|im_start|>user\nu<|im_end|>",
+        "### Instruction:\nu\n\n### Instruction:\nv",
+        "[INST] u",
+        "Assistant: a",
+    ],
+)
+def test_marks_that_make_no_dialogue_are_plain_text(text):
+    assert fault({"text": text}).code in ("plain-text", "role-order", "no-reply")
+
+
+def test_plain_text_can_be_learned_whole():
+    conversation = row_of({"text": "once upon a time", "source": "s"}, format="text")
+    assert conversation.turns == (Turn("assistant", "once upon a time"),)
+    assert conversation.tags == {"kind": "text", "source": "s"}
+    assert row_of(to_row(conversation)) == conversation
+    assert find_problem(conversation.turns) is not None
+    with pytest.raises(DataError):
+        Conversation(conversation.turns, "f:1")
+
+
+# --map
+
+
+def test_columns_are_mapped_and_the_rest_become_tags():
+    row = {"Frage": "u", "A": {"b": [{"c": 42}]}, "input": "not this", "messages": [], "n": 1}
+    conversation = row_of(row, columns={"instruction": "Frage", "output": "A.b.0.c"})
+    assert [t.content for t in conversation.turns] == ["u", "42"]
+    assert conversation.tags["input"] == "not this" and conversation.tags["n"] == "1"
+    part = row_of({"instruction": "u", "antwort": "a"}, columns={"output": "antwort"})
+    assert [t.content for t in part.turns] == ["u", "a"]
+    tagged = row_of({**chat("user", "assistant"), "ds": "x"}, columns={"source": "ds"})
+    assert tagged.tags == {"source": "x"}
+    listed = {"m": json.dumps(chat("user", "assistant")["messages"])}
+    assert len(turns(listed, columns={"messages": "m"})) == 2
+    assert turns({"t": "x"}, columns={"text": "t"}, format="text") == [("assistant", "x")]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "code", "said"),
+    [
+        ({"question": "q"}, {"instruction": "qestion"}, "missing-column", "mean question?"),
+        ({"a": {"deep": 1}}, {"instruction": "a.depe"}, "missing-column", "mean a.deep?"),
+        ({"q": None, "a": "a"}, {"question": "q", "answer": "a"}, "type", "null"),
+        ({"q": " ", "a": "a"}, {"question": "q", "answer": "a"}, "empty", ""),
+        ({"q": ["x"], "a": "a"}, {"question": "q", "answer": "a"}, "type", "'q'"),
+    ],
+)
+def test_a_column_that_is_missing_or_wrong_is_named(row, columns, code, said):
+    found = fault(row, columns=columns)
+    assert found.code == code and said in f"{found.message} {found.hint}"
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"instuction": "q"}, {"outputs": "q"}, {"": "q"}, {"a": ""}]
+)
+def test_a_mapping_that_cannot_be_meant_is_a_usage_error(tmp_path, columns):
+    with pytest.raises(UsageError):
+        list(read_rows(tmp_path / "none", columns=columns))
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        " ", "\n", "</s>", "<s>", "[INST]", "[/INST]", "<|im_start|>", "<|im_start|>user\n",
+        "### Input:\n", "### Instruction:\n", "USER: ", "Human: ", "<|im_end|>", "<<SYS>>",
+    ],
+)  # fmt: skip
+def test_no_text_takes_long(mark):
+    for text in (
+        mark * 60_000,
+        "x" + mark * 60_000 + "x",
+        f"Human: a\nAssistant:{mark * 30_000}x",
+    ):
+        began = time.process_time()
+        with contextlib.suppress(RowFault):
+            parse_rows({"text": text}, "f:1")
+        assert time.process_time() - began < 5
+
+
+def any_conversation(random_):
+    def text():
+        return (
+            "".join(random_.choices("ab \n\"'{}[]:,\\é😀\u2028#", k=random_.randint(1, 30))) + "x"
+        )
+
+    made = [Turn("system", text())] if random_.random() < 0.5 else []
+    for _ in range(random_.randint(1, 3)):
+        context = text() if random_.random() < 0.3 else None
+        asked = text() if context is None else f"{text()}\n\n{context}"
+        made.append(Turn("user", asked, name=random_.choice([None, "ann"]), input=context))
+        if random_.random() < 0.3:
+            arguments = {text(): random_.choice([1, 2.5, 10**20, None, [text()], {"k": text()}])}
+            call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+            call = call if random_.random() < 0.5 else {**call, "id": "c1"}
+            made.append(Turn("assistant", random_.choice(["", text()]), tool_calls=(call,)))
+            made.append(Turn("tool", random_.choice(["", text()]), tool_call_id="c1"))
+        made.append(Turn("assistant", text(), random_.choice([None, 0, 0.5, 1.0])))
+    names = "source text messages system metadata input question kind tools 1 é".split()
+    tags = {name: text() for name in random_.sample(names, random_.randint(0, 5))}
+    tools = ({"type": "function", "function": {"name": text()}},) if random_.random() < 0.3 else ()
+    return Conversation(tuple(made), "f:1", tools, tags)
+
+
+def test_rows_written_and_read_again_are_the_same(tmp_path):
+    random_ = random.Random(11)
+    conversations = [any_conversation(random_) for _ in range(800)]
+    path = tmp_path / "a.jsonl"
+    for ascii_only in (True, False):
+        lines = [json.dumps(to_row(c), ensure_ascii=ascii_only) for c in conversations]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        found = list(read_rows(path))
+        assert [c.turns for c in found] == [c.turns for c in conversations]
+        assert [c.tools for c in found] == [c.tools for c in conversations]
+        assert [c.tags for c in found] == [c.tags for c in conversations]
+    assert [said_bytes(c) for c in found] == [said_bytes(c) for c in conversations]
+
+
+def test_what_is_said_has_its_keys():
+    one = row_of({"instruction": "i", "input": "x", "output": "o"})
+    assert content_key(one) == 4138581881464177436
+    assert content_key(row_of({"question": "q", "answer": "a"})) == 15299395578411588967

@@ -132,9 +132,10 @@ def _lines(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:
     for (code, _, _), alike in same.items():
         shown[code] += 1
         if shown[code] <= _SHOWN_PER_CODE:
-            more = [fault.where for fault in alike[1:]]
-            also = f"; the same in {count(len(more), 'more row')}: {listing(more)}" if more else ""
-            yield one_line(f"{alike[0]}{also}")
+            first, *more = alike
+            at = listing(fault.where.removeprefix(f"{first.file}:") for fault in more)
+            also = f"; the same in {count(len(more), 'more row')}: {at}" if more else ""
+            yield one_line(f"{first}{also}")
         elif shown[code] == _SHOWN_PER_CODE + 1:
             yield f"... more of {code}: counted below, listed by --json"
     yield from (f"note: {note}" for note in checked.notes)

@@ -1,88 +1,51 @@
-"""Lists of messages: OpenAI `messages`, ShareGPT and OpenHermes `conversations`."""
+"""Turns from lists of messages (OpenAI, ShareGPT, OpenHermes), and from texts that carry a
+dialogue in marks (ChatML, Llama, Alpaca, Vicuna...).
+
+What a mark parts is taken exactly: ChatML and Llama 3 to the character, the others without the line
+break or space that belongs to the mark and without end tokens. Everything here is linear in the
+length of the text, which may be anybody's.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
-from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.conversation import ROLES, Turn
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.formats.fields import Row, json_list, kind_name
+from mlx_itune.dataset.formats.fields import Row, json_list, kind_name, value_of
 from mlx_itune.dataset.formats.tools import calls_in_text, calls_of
+from mlx_itune.kit.wording import did_you_mean
 
-ROLE_OF = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "function_response": "tool",
-    "ipython": "tool",
+_NAMES = {
+    "system": "system developer",
+    "user": "user human prompter",
+    "assistant": "assistant gpt bot chatgpt bing bard model function_call tool_call",
+    "tool": "tool function observation tool_response function_response ipython",
 }
+ROLE_OF = {name: role for role, names in _NAMES.items() for name in names.split()}
 _CALLING = frozenset({"function_call", "tool_call"})
-# Which role may follow a plain turn; conversation.find_problem has the rule for all turns.
-_NEXT = {
-    None: frozenset({"system", "user"}),
-    "system": frozenset({"user"}),
-    "user": frozenset({"assistant"}),
-    "assistant": frozenset({"user"}),
-}
-_PLAIN_ROLE = {
-    name: role for name, role in ROLE_OF.items() if role != "tool" and name not in _CALLING
-}
-_new = object.__new__
 
-
-def plain_turns(items: Any, role_key: str, text_key: str) -> tuple[Turn, ...] | None:
-    """The turns of a list in which there is nothing but roles and texts, in a legal order.
-
-    None where anything is out of the ordinary: `turns_of` knows what it is. This is the way that
-    nearly all rows go, so it is written for speed: Turns are filled without their constructor.
-    """
-    if items.__class__ is not list:
-        return None
-    turns = []
-    allowed = _NEXT[None]
-    try:
-        for item in items:
-            if len(item) != 2:
-                return None
-            role = _PLAIN_ROLE[item[role_key]]
-            content = item[text_key]
-            if (
-                content.__class__ is not str
-                or role not in allowed
-                or not content
-                or content.isspace()
-            ):
-                return None
-            turn = _new(Turn)
-            fields = turn.__dict__
-            fields["role"] = role
-            fields["content"] = content
-            turns.append(turn)
-            allowed = _NEXT[role]
-    except (KeyError, TypeError):
-        return None
-    # The last reply is what there is to learn; a question after it does no harm.
-    return tuple(turns) if len(turns) > 1 and (role == "assistant" or len(turns) > 2) else None
+# Blocks of a role and its words: what opens one, stands between the two, and closes it.
+_BLOCKS = (
+    ("<|im_start|>", "\n", "<|im_end|>"),
+    ("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"),
+)
+_ALPACA = re.compile(r"^### (Instruction|Input|Response):[ \t]*\n?", re.MULTILINE)
+_SPEAKERS = (
+    re.compile(r"### (Human|User|Assistant):[ \t]?"),
+    re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT):[ \t]?"),
+    re.compile(r"^(Human|User|Assistant):[ \t]?", re.MULTILINE),
+)
+_ENDS = ("</s>", "<s>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<eos>")
+_STARTS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
+_PREAMBLE = "Below is an instruction that describes a task"
 
 
 def turns_of(row: Row, key: str, role_key: str, text_key: str) -> tuple[Turn, ...]:
     """The turns of the list under `key`, with weights, names, tool calls and content parts."""
-    items = json_list(row[key], repr(key))
+    items = json_list(value_of(row, key), repr(key))
     turns = []
     for number, item in enumerate(items, 1):
         place = f"{key}[{number}]"
@@ -98,6 +61,24 @@ def turns_of(row: Row, key: str, role_key: str, text_key: str) -> tuple[Turn, ..
     return tuple(turns)
 
 
+def marked_turns(text: str) -> tuple[Turn, ...] | None:
+    """The turns of a text, or None where no marks, or none that make sense, part it.
+
+    There has to be a question and a reply, and nothing that belongs to no turn.
+    """
+    for turns in _readings(text):
+        if turns and len(turns) > 1 and any(turn.role == "assistant" for turn in turns):
+            return tuple(turns)
+    return None
+
+
+def _readings(text: str) -> Iterator[list[Turn] | None]:
+    yield from (_in_blocks(text, *block) for block in _BLOCKS)
+    yield _as_llama2(text)
+    yield _as_alpaca(text)
+    yield from (_as_spoken(text, speakers) for speakers in _SPEAKERS)
+
+
 def _first(item: dict[str, Any], *keys: str) -> Any:
     return next((item[key] for key in keys if item.get(key) is not None), None)
 
@@ -107,9 +88,8 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
         raise RowFault("type", f"{place}: the role is {kind_name(role)}, not a string")
     name = role.strip().lower()
     if name not in ROLE_OF:
-        raise RowFault(
-            "unknown-role", f"{place}: unknown role {role!r}", f"one of {', '.join(ROLE_OF)}"
-        )
+        hint = did_you_mean(name, ROLE_OF) or f"one of {', '.join(ROLES)}, or a usual name of these"
+        raise RowFault("unknown-role", f"{place}: unknown role {role!r}", hint)
     if name in _CALLING:
         calls, text = calls_in_text(text, place), None
     else:
@@ -165,3 +145,91 @@ def _content(value: Any, place: str) -> str:
                 "only text can be learned",
             )
     return "".join(parts)
+
+
+def _in_blocks(text: str, opens: str, named: str, closes: str) -> list[Turn] | None:
+    before, *blocks = text.split(opens)
+    if not blocks or _trimmed(before).strip():
+        return None
+    turns = []
+    for block in blocks:
+        name, _, rest = block.partition(named)
+        words, end, after = rest.partition(closes)
+        role = ROLE_OF.get(name.strip().lower())
+        if not end and block is blocks[-1] and role == "assistant" and not _trimmed(rest).strip():
+            # A generation prompt left at the end is no turn.
+            continue
+        if role is None or not end or _trimmed(after).strip():
+            return None
+        turns.append(Turn(role, words))
+    return turns
+
+
+def _as_llama2(text: str) -> list[Turn] | None:
+    before, *rounds = text.split("[INST]")
+    if not rounds or _trimmed(before).strip():
+        return None
+    turns: list[Turn] = []
+    for round_ in rounds:
+        asked, end, reply = round_.partition("[/INST]")
+        if not end:
+            return None
+        if not turns and asked.lstrip().startswith("<<SYS>>") and "<</SYS>>" in asked:
+            system, _, asked = asked.partition("<</SYS>>")
+            turns.append(Turn("system", system.lstrip().removeprefix("<<SYS>>").strip()))
+        turns += [Turn("user", asked.strip()), Turn("assistant", _trimmed(reply).strip())]
+    return turns
+
+
+def _as_alpaca(text: str) -> list[Turn] | None:
+    before, parts = _parted(text, _ALPACA)
+    if not parts or parts[0][0] != "Instruction":
+        return None
+    turns = [Turn("system", before)] if before and not before.startswith(_PREAMBLE) else []
+    previous = "Response"
+    for name, said in parts:
+        if (name, previous) == ("Instruction", "Response"):
+            turns.append(Turn("user", said))
+        elif (name, previous) == ("Input", "Instruction"):
+            if said:
+                turns[-1] = Turn("user", f"{turns[-1].content}\n\n{said}", input=said)
+        elif name == "Response" != previous:
+            turns.append(Turn("assistant", said))
+        else:
+            return None
+        previous = name
+    return turns
+
+
+def _as_spoken(text: str, speakers: re.Pattern[str]) -> list[Turn]:
+    before, parts = _parted(text, speakers)
+    turns = [Turn("system", before)] if before and parts else []
+    return turns + [Turn(ROLE_OF[name.lower()], said) for name, said in parts]
+
+
+def _parted(text: str, marks: re.Pattern[str]) -> tuple[str, list[tuple[str, str]]]:
+    """What stands before the first mark, and each mark's name with what stands behind it."""
+    found = list(marks.finditer(text))
+    ends = [mark.start() for mark in found] + [len(text)]
+    parts = zip(found, ends[1:], strict=True)
+    return _trimmed(text[: ends[0]]), [(m[1], _trimmed(text[m.end() : end])) for m, end in parts]
+
+
+def _trimmed(text: str) -> str:
+    """Without white space and end tokens at the end, and start tokens and line breaks before."""
+    end = len(text)
+    while True:
+        while end and text[end - 1].isspace():
+            end -= 1
+        token = next((token for token in _ENDS if text.endswith(token, 0, end)), None)
+        if token is None:
+            break
+        end -= len(token)
+    start = found = 0
+    while True:
+        while found < end and text[found].isspace():
+            found += 1
+        token = next((token for token in _STARTS if text.startswith(token, found, end)), None)
+        if token is None:
+            return text[start:end].lstrip("\r\n")
+        start = found = found + len(token)

@@ -27,11 +27,16 @@ def kind_name(value: Any) -> str:
     return names.get(type(value), "an object" if isinstance(value, dict) else "a number")
 
 
+def value_of(row: Row, key: str) -> Any:
+    """What stands under `key`, which has to be there."""
+    if key not in row:
+        raise RowFault("missing-key", f"no key {key!r}", map_example(row))
+    return row[key]
+
+
 def text_of(row: Row, key: str) -> str:
     """The text under `key`, which has to be there and say something."""
-    if key not in row:
-        raise RowFault("missing-key", f"no key {key!r}")
-    value = row[key]
+    value = value_of(row, key)
     if not isinstance(value, str):
         raise RowFault("type", f"{key!r} is {kind_name(value)}, not a string", _type_hint(value))
     if not value or value.isspace():
@@ -42,9 +47,7 @@ def text_of(row: Row, key: str) -> str:
 def optional_text(row: Row, key: str) -> str | None:
     """The text under `key`; None where there is none, or only white space."""
     value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise RowFault("type", f"{key!r} is {kind_name(value)}, not a string", _type_hint(value))
-    return value if value and not value.isspace() else None
+    return None if value is None or value == "" or str(value).isspace() else text_of(row, key)
 
 
 def json_list(value: Any, what: str) -> list[Any]:
@@ -64,41 +67,31 @@ def json_value(text: str, what: str) -> Any:
         raise RowFault("json", f"{what} is a string that is not JSON") from None
 
 
-def system_turn(row: Row, turns: tuple[Turn, ...]) -> Parsed:
+def with_system(row: Row, turns: tuple[Turn, ...], *used: str) -> Parsed:
     """`turns` with the system turn of the row's `system` or `system_prompt` column before them.
 
     A system turn of the conversation's own stands. A column that says something else is left over
-    and so becomes a tag, where it can be found.
+    and so becomes a tag, where it can be found. `used`: the keys that the turns took up.
     """
-    used = set()
+    taken = set(used)
     for key in ("system", "system_prompt"):
         text = optional_text(row, key)
-        if text is None:
-            used.add(key)
-        elif not turns or turns[0].role != "system":
+        if text is not None and (not turns or turns[0].role != "system"):
             turns = (Turn("system", text), *turns)
-            used.add(key)
-        elif turns[0].content.strip() == text.strip():
-            used.add(key)
-    return Parsed(turns, frozenset(used))
+            taken.add(key)
+        elif text is None or turns[0].content.strip() == text.strip():
+            taken.add(key)
+    return Parsed(turns, frozenset(taken))
 
 
-def tags_of(row: Row, used: Iterable[str]) -> dict[str, str]:
+def tags_of(row: Row, used: Iterable[str] = ()) -> dict[str, str]:
     """What the format did not use, as text; nulls are left out, `metadata` is spread."""
-    tags: dict[str, str] = {}
-    for key, value in row.items():
-        if value.__class__ is str:
-            if key not in used:
-                tags[key] = value
-        elif value is not None and key not in used and key != "metadata":
-            tags[key] = as_text(value)
+    left = {key: value for key, value in row.items() if value is not None and key not in used}
     extra = row.get("metadata")
-    if extra is not None and extra.__class__ is not str:
-        if isinstance(extra, dict):
-            tags |= {key: as_text(value) for key, value in extra.items() if value is not None}
-        else:
-            tags["metadata"] = as_text(extra)
-    return tags
+    if isinstance(extra, dict):
+        del left["metadata"]
+        left |= {key: value for key, value in extra.items() if value is not None}
+    return {key: as_text(value) for key, value in left.items()}
 
 
 def as_text(value: Any) -> str:
@@ -111,10 +104,26 @@ def as_text(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def map_example(row: Row) -> str:
+    """How --map could be given for a row: its columns that sound like question and answer, or else
+    the last two."""
+    asked, answered = ["COLUMN", "COLUMN", *row][-2:]
+    asked = next((name for name in row if name.strip().lower() in _ASKED), asked)
+    answered = next((name for name in row if name.strip().lower() in _ANSWERED), answered)
+    quoted = (name if name.isidentifier() else f'"{name}"' for name in (asked, answered))
+    return "for instance --map instruction={} --map output={}".format(*quoted)
+
+
+_ASKED = frozenset("instruction question prompt input inputs query user human".split())
+_ANSWERED = frozenset(
+    "output answer response completion target targets generation chosen reply assistant".split()
+)
+
+
 def _type_hint(value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return "write it in quotes, or name the column with --map"
-    return ""
+    return "write it as text" if isinstance(value, (list, dict)) else ""
 
 
 def _refuse_constant(text: str) -> Any:

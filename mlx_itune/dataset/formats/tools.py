@@ -71,17 +71,12 @@ def _objects(value: Any, what: str) -> list[dict[str, Any]]:
     return listed
 
 
-def _refuse_deep(value: Any, what: str) -> None:
+def _refuse_deep(value: list[Any] | dict[str, Any], what: str) -> None:
     """Nesting that no template can print."""
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > _MAX_DEPTH:
-            raise RowFault("tool-calls", f"{what} are nested more than {_MAX_DEPTH} levels deep")
-        deeper: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                deeper += item.values()
-            elif isinstance(item, list):
-                deeper += item
-        level = deeper
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise RowFault("tool-calls", f"{what} are nested more than {_MAX_DEPTH} levels deep")
