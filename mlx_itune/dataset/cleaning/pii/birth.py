@@ -42,7 +42,7 @@ _LABEL = re.compile(
     + r"|(?:\bb\.|\(\*)(?=\s?(?:\d|\Z))|(?<![\w*])\*\s?(?=\d\d?\.|\Z)"
 )
 # A date behind one of these words is the date of something else.
-_OTHERS = re.compile(rf"[.!?]\s+(?=[A-ZÄÖÜ])|\n\s*\n|\b(?:{'|'.join(split(_WORDS['others']))})\b")
+_OTHERS = re.compile(rf"[.!]\s+(?=[A-ZÄÖÜ])|\n\s*\n|\b(?:{'|'.join(split(_WORDS['others']))})\b")
 _BEHIND = re.compile(
     r"[\s(\[,:=\-]{0,3}(?:is\s)?(?:(?:his|her|my|the|their|mein|sein|ihr)\s)?(?:dob\b|d\.o\.b"
     r"|date of birth|birth ?da(?:te|y)|geboren|geburts"
@@ -103,11 +103,11 @@ _AGE_AFTER = re.compile(
     re.IGNORECASE,
 )
 _AGE_BEFORE = re.compile(
-    r"\b(?:aged|age[ds]?|alter|âge|edad|età|leeftijd|idade|alder)\b[\"'*]*\s?(?::|=|is|of|,)?"
-    r"[\s\"'*]{0,3}\Z",
+    r"\b(?:aged|age[ds]?|alter|âge|edad|età|leeftijd|idade|alder)\b(?:[\s\"'*`:=|(),;.?#\-]|</?\w+>"
+    r"|\b(?:is|of|ist|est|es|è|a)\b){0,8}\Z",
     re.IGNORECASE,
 )
-_NOT_AGE = re.compile(r"[\w%]|[.,]\d|\s?(?:days?|months?|weeks?|hours?|minutes?)", re.IGNORECASE)
+_NOT_AGE = re.compile(r"[\w%]|[.,-]\d|\s?(?:days?|months?|weeks?|hours?|minutes?)", re.IGNORECASE)
 # "between 90 and 99 years", "over 90 years old"
 _RANGE = re.compile(r"(?:\b(?:and|to|or|over|under|than|until)|[0-9] ?-)\s?\Z", re.IGNORECASE)
 _PERSON = re.compile(rf"\b(?:{'|'.join(split(_WORDS['persons']))})\b", re.IGNORECASE)
@@ -130,7 +130,7 @@ def ages(page: Page, chunk: Chunk) -> Iterator[Found]:
         person = unit["clinical"] or _PERSON.search(text[max(0, start - 80) : end + 40])
         if not person or _RANGE.search(text, max(0, start - 10), start):
             return
-    elif not _AGE_BEFORE.search(text, max(0, start - 20), start) or _NOT_AGE.match(text, end):
+    elif not _AGE_BEFORE.search(text, max(0, start - 24), start) or _NOT_AGE.match(text, end):
         return
     if not _PUZZLE.search(text, max(0, start - 200), end + 200):
         yield Found(LABELLED, "age", start, end)

@@ -40,7 +40,8 @@ _LOGIN = re.compile(
     r"(?:user ?name|user_name|user id|user_id|\blogin|screen ?name|benutzername|nutzername|handle"
     r"|nom d'utilisateur|identifiant|nombre de usuario|nome utente|gebruikersnaam|gamertag"
     r"|usuario|usuário|用户名|ユーザー名)"
-    r"[\s\"'`]{0,3}(?:(?:is|ist|est|es|è|é|=>|:=|=|:|：|#|name|id)[\s\"'`:=]{0,3}){1,2}"
+    r"[\s\"'`*]{0,4}(?:(?:is\b|ist\b|est\b|es\b|è|é|=>|:=|[=:：;#|>?)\n\t]|-\s|</?\w+>|name\b|id\b)"
+    r"[\s\"'`*:=(]{0,4}){1,3}"
     r"(?P<name>@?(?=[\w.\-]{0,31}[0-9])(?=[\w.\-]{0,31}[A-Za-z])[\w][\w.\-]{1,30}\w)(?!\.?[\w([])",
     re.IGNORECASE,
 )
@@ -48,7 +49,7 @@ _LOGIN_HINTS = (
     "user", "login", "screen", "nutzername", "handle", "utilisateur", "identifiant", "usu",
     "utente", "gebruiker", "gamertag", "用户名", "ユーザー名",
 )  # fmt: skip
-_CODE = re.compile(r"(?:self|request|req|this|user|os|config|args|form)\b")
+_CODE = re.compile(r"(?:self|request|req|this|user|os|config|args|form)\b|\w+\.\w+\.")
 
 
 def find(page: Page) -> Iterator[Found]:

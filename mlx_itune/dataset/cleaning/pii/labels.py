@@ -22,7 +22,7 @@ else:
 _WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u1fff\u3041-\ud7ff]+")
 _SCRIPTS = "\u2e80"  # from here on words are written without spaces between them
 _NUMBER = ("number", "no", "nr", "num", "nbr", "id", "identifier")
-_ENDINGS = ("nummer", "number", "nr")
+_ENDING = re.compile(r"(?<=.)(?:nummer|number|nr)\Z")
 _INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}")
 
 
@@ -87,7 +87,7 @@ def _group(words: Sequence[str], at: int) -> str:
     if word in known.groups:
         return known.groups[word]
     # burgerservicenr, kontonummer
-    stem = next((word[: -len(end)] for end in _ENDINGS if word.endswith(end)), "")
+    stem = _ENDING.sub("", word) if word[-1] == "r" else ""
     return known.groups.get(stem, "")
 
 

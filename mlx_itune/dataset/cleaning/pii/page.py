@@ -26,8 +26,10 @@ _LETTER = re.compile("[A-Za-z]")
 _NO_DIGITS = re.compile("[^0-9]+")
 _LEFT, _LONGEST = 64, 300
 _BEFORE, _BEHIND = 72, 36
-# A label reaches into the next line only if that line goes on or holds nothing else.
-_BREAK = re.compile(r"[\n.]\n|\n(?=[ \t>*\"'(+\-]*[^\s>*\"'(+\-])(?![ \t>*\"'(+\-]*[a-zß-öø-ÿа-я])")
+# A label reaches into the next line only if that line goes on, holds nothing else, or is a reply.
+_BREAK = re.compile(
+    r"[\n.]\n|(?<!\?)\n(?=[ \t>*\"'(+\-]*[^\s>*\"'(+\-])(?![ \t>*\"'(+\-]*[a-zß-öø-ÿа-я])"
+)
 # What redaction wrote is no label for what follows it.
 _PLACEHOLDER = re.compile(r"\[[a-z_]+(?:_[0-9]+)?\]")
 

@@ -61,10 +61,10 @@ _FORMS = tuple(map(re.compile, (_ENGLISH, _FRENCH, _NUMBER_LAST, _JAPAN)))
 
 # What stands before or behind the number of a house: a name, or a word for a road.
 _ROAD_BEHIND = re.compile(
-    r",?\s(?:[A-ZÀ-Ý0-9]|(?:bis|ter|quater)\b|rue|av|bo?u?l?d|place|chemin|all|impasse|quai|route"
+    r"\d{1,6}[A-Za-z]?(?:[\-/]\d{1,5}[A-Za-z]?)?,?\s(?:[A-ZÀ-Ý]|\d{1,3}(?:st|nd|rd|th)\b|(?:bis|ter|quater)\b|rue|av|bo?u?l?d|place|chemin|all|impasse|quai|route"
     r"|cours|square|passage|faubourg)"
 )
-_NAME_BEFORE = re.compile(r"(?:(?<![\w'’.\-])[A-ZÀ-Ý][\w'’.\-]*,?|[º°]|\bn\.?|〒)\s?\Z")
+_NAME_BEFORE = re.compile(r"(?:(?<![\w'’.\-])[A-ZÀ-Ý][\w'’.\-]*,?\s|[º°]\s?|\bn\.?\s?|〒\s?)\Z")
 # Beginnings of words of dwelling, in all the languages covered.
 _HOME = re.compile(
     "address|live|living|reside|ship|deliver|mail it to|moved to|my (?:house|place|home)|wohn"
@@ -78,11 +78,8 @@ _BEFORE, _BEHIND, _HOME_REACH = 64, 130, 56
 def addresses(page: Page, chunk: Chunk) -> Iterator[Found]:
     """The street address whose number of the house begins a chunk."""
     text, at = page.text, chunk.first
-    if not (
-        _ROAD_BEHIND.match(text, chunk.end)
-        or _ROAD_BEHIND.search(text, at, chunk.end)
-        or _NAME_BEFORE.search(text, max(0, at - 26), at)
-    ):
+    named = _ROAD_BEHIND.match(text, at) or _NAME_BEFORE.search(text, max(0, at - 26), at)
+    if not named:
         return
     for form in _FORMS:
         for match in form.finditer(text, max(0, at - _BEFORE), at + _BEHIND):

@@ -11,9 +11,9 @@ from mlx_itune.dataset.cleaning.pii.labels import data_file
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 
 _PREFIXED = re.compile(
-    rf"(?<![A-Za-z0-9_])(?:{'|'.join(data_file('forms')['secrets']['prefixed'])})(?![A-Za-z0-9_])",
-    re.ASCII,
+    rf"(?:{'|'.join(data_file('forms')['secrets']['prefixed'])})(?![A-Za-z0-9_])", re.ASCII
 )
+_BORDER = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9]")
 _AWS = re.compile(r"(?<![A-Za-z0-9_])A[KS]IA[0-9A-Z]{16}(?![A-Za-z0-9_])")
 _KEY_BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
 _BODY = re.compile(r"(?:(?:\s|\\n)*[A-Za-z0-9+/=]{16,})*")
@@ -30,13 +30,12 @@ _SHORTEST, _LONGEST = 16, 9000
 
 def keys(page: Page, chunk: Chunk) -> Iterator[Found]:
     """Keys with a published prefix, and random values given to a key's name, around a chunk."""
-    if chunk.end - chunk.start < _SHORTEST:
+    if chunk.end - chunk.start < _SHORTEST or not chunk.lettered:
         return
     text, lead = page.text, max(0, chunk.start - 40)
-    for match in _PREFIXED.finditer(text, lead, chunk.start + _LONGEST):
-        if match.start() >= chunk.end:
-            break
-        if random(match.group()):
+    for border in _BORDER.finditer(text, lead, chunk.end):
+        match = _PREFIXED.match(text, border.start(), border.start() + _LONGEST)
+        if match and random(match.group()):
             yield Found(WHOLE, "secret", *match.span())
     for name in _ASSIGNED.finditer(text, lead, chunk.end):
         value = _VALUE.match(text, name.end())
