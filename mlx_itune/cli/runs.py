@@ -91,7 +91,7 @@ def _shown(found: dict[str, Any]) -> Iterator[str]:
         ("size", size(found["bytes"])),
     ]
     if found["result"]:
-        lines.insert(2, ("adapter", found["result"]["adapter"]))
+        lines.insert(2, ("adapter", found["result"].adapter))
     yield from pairs(lines)
     yield "\nsettings"
     yield from pairs((f"  {name}", value) for name, value in found["config"].items())

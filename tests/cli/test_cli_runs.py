@@ -76,16 +76,21 @@ def test_the_list_says_how_each_run_stands(capsys: Capture, runs: Path) -> None:
         states = [r["state"] for r in answer(capsys, "runs", "list", "--runs", runs)["runs"]]
         assert states == ["finished", "running", "stopped"]
     assert answer(capsys, "runs", "list", "--runs", runs / "none")["runs"] == []
+    (Path(first["run"]) / "result.json").write_text('{"steps": "many"}')
+    listed = answer(capsys, "runs", "list", "--runs", runs)["runs"]
+    assert (listed[0]["state"], listed[0]["step"]) == ("finished", 6)
     assert "no runs" in call(capsys, "runs", "list", "--runs", runs / "none")[1]
 
 
 def test_one_run_is_shown_whole(capsys: Capture, runs: Path) -> None:
-    first, _, third = sorted(runs.iterdir())
+    first = sorted(runs.iterdir())[0]
     found = answer(capsys, "runs", "show", first)
     assert found["config"]["rank"] == 2 and found["result"]["steps"] == 6
     assert [seal["step"] for seal in found["checkpoint_list"]] == [2, 4, 6]
     assert [seal["best"] for seal in found["checkpoint_list"]].count(True) == 1
-    code, out, _ = call(capsys, "runs", "show", third.name, "--runs", runs)
+    code, out, _ = call(capsys, "runs", "show", first.name, "--runs", runs)
+    assert code == 0 and f"adapter     {found['result']['adapter']}" in out
+    code, out, _ = call(capsys, "runs", "show", "last", "--runs", runs)
     assert code == 0
     for words in ("stopped", "step 2: loss nan", "rows.jsonl:3", "continue with: mlx-itune resume"):
         assert words in out

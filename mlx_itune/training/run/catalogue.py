@@ -147,7 +147,10 @@ def size_of(folder: Path) -> int:
 
 def _numbers(folder: Path, events: Sequence[logs.Told]) -> dict[str, Any]:
     """Where a run is: its result, or its newest checkpoint and what its events say since."""
-    if (result := run.result_of(folder)) is not None:
+    result = None
+    with contextlib.suppress(StorageError):
+        result = run.result_of(folder)
+    if result is not None:
         planned = next((e.steps for e in events if e.event == "start"), result.steps)
         losses = {name: getattr(result, name) for name in Losses.__dataclass_fields__}
         return {"step": result.steps, "steps": planned, **losses}

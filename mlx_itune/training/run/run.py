@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from mlx_itune import __version__
 from mlx_itune.dataset.importing.licences import data_licences
@@ -52,9 +54,9 @@ class How:
     """How steps are computed: a resumed run does it the same way, for the same last bits."""
 
     processes: int
-    lanes: int
+    lanes: Annotated[int, Interval(ge=1, le=64)]
     compute: str
-    micro_batch_tokens: int
+    micro_batch_tokens: Annotated[int, Interval(ge=1, le=1 << 24)]
     ways: dict[str, str]
 
 
@@ -64,7 +66,7 @@ class Machine:
 
     machine: str
     system: str
-    cpus: int
+    cpus: Annotated[int, Interval(ge=1, le=1 << 16)]
     device: str
 
 
