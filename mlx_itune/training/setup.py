@@ -21,7 +21,6 @@ from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes
 from mlx_itune.kit.json_files import plain
 from mlx_itune.model.adapters import adapter, lora
-from mlx_itune.model.engine.shapes import read_shapes
 from mlx_itune.model.loading import backend
 from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
 from mlx_itune.training.engine.rank_choice import ranks
@@ -164,13 +163,13 @@ def ready(
     Raises ModelError; ResourceError where it will not fit; StorageError on a disk too full.
     """
     every = (*material.train, *material.valid)
-    require_fit(workload(settings, material.path, material.config, every))
-    hidden = read_shapes(material.path, material.config).hidden
+    work = workload(settings, material.path, material.config, every)
+    require_fit(work)
     loaded = load(
         settings.model,
         compute=settings.compute,
         memory_bytes=settings.memory_bytes,
-        float_copies=not mostly_long(material.train, hidden),
+        float_copies=not mostly_long(material.train, work.shapes.hidden),
     )
     paths = lora.attach(
         loaded.model,

@@ -261,13 +261,6 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     assert raised.value.exit_code == 2
 
 
-def test_without_boards_only_the_watcher_is_told(settings: TrainSettings) -> None:
-    told: list[dict[str, Any]] = []
-    with attached(settings, told.append) as observe:
-        observe({"event": "step", "step": 1})
-    assert told == [{"event": "step", "step": 1}]
-
-
 def test_a_hub_model_keeps_its_name_and_a_directory_gives_only_its_own(
     settings: TrainSettings,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from pathlib import Path
 
@@ -59,14 +58,6 @@ def test_a_resumed_run_counts_every_step_once_as_it_was_made_last(tmp_path: Path
     assert "no end was written" in page.told()
 
 
-def test_a_run_that_died_again_tells_of_the_steps_it_has(tmp_path: Path) -> None:
-    lines = [line("start", steps=9), *(step(n) for n in range(1, 9)), line("start", steps=9)]
-    story = read(run_of(tmp_path, *lines, line("resume", step=3), step(4, loss=2.0)))
-    assert list(story.steps) == [1, 2, 3, 4]
-    story = read(run_of(tmp_path, *lines, line("resume", step=3)))
-    assert list(story.steps) == [1, 2, 3]
-
-
 def test_many_steps_are_thinned_by_lowest_and_highest(tmp_path: Path) -> None:
     draw = random.Random(1)
     count = 20_000
@@ -109,15 +100,6 @@ def test_the_smoothed_curve_is_the_exponential_mean() -> None:
         assert made[:, 0].tolist() == [0, 1, 3, 4]
         assert made[:, 1] == pytest.approx(expected)
     assert np.array_equal(smoothed(points), smoothed(points, np.zeros(5)))
-
-
-def test_the_mean_of_a_long_run_is_made_of_stretches() -> None:
-    points = np.stack([np.arange(30_000.0), np.linspace(5, 1, 30_000)], axis=1)
-    made = smoothed(points)
-    assert len(made) == 5_000
-    assert made[-1, 0] == 29_999
-    assert 1.0 < made[-1, 1] < 1.4
-    assert math.isclose(made[0, 1], 5, rel_tol=1e-3)
 
 
 def test_odd_events_are_passed_over(tmp_path: Path) -> None:

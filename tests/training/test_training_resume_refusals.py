@@ -98,10 +98,20 @@ def test_another_base_tokenizer_or_template_is_refused_by_name(
         assert error.value.exit_code == 4
         (model / file).write_bytes(whole)
 
+    refused("config.json", lambda b: b.replace(b"10000", b"20000"), r"base\.config\.rope_theta is ")
     refused("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), r"base\.fingerprint is ")
     refused("chat_template.jinja", lambda b: b.replace(b"}}|>\n", b"}}|>: "), "template_sha256 is ")
     refused("tokenizer.json", _ignoring_merges, "tokenizer is ")
-    assert resume(run).result.steps == 6
+    template = model / "chat_template.jinja"
+    template.write_bytes(template.read_bytes().replace(b"}}|>\n", b"}}|>: "))
+    events: list[Event] = []
+    assert resume(run, allow_other_base=True, observe=events.append).result.steps == 6
+    (resumed,) = [event for event in events if event["event"] == "resume"]
+    assert [line.split()[0] for line in resumed["changed"]] == [
+        "tokenizer",
+        "template_sha256",
+        "tokens",
+    ]
 
 
 def _ignoring_merges(tokenizer: bytes) -> bytes:

@@ -72,6 +72,15 @@ def test_what_makes_no_sense_is_refused(words: str) -> None:
         settings_from({**VALUES, **FAULTS[words]})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [("rnak", 4, "rank"), ("lora_alpha", 4, "alpha"), ("preset", "alpacca", "alpaca")],
+)
+def test_what_was_meant_is_said(name: str, value: Any, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"did you mean {meant}"):
+        settings_from({**VALUES, name: value})
+
+
 def test_every_fault_is_named_at_once() -> None:
     faults: dict[str, Any] = {"keep": 0, "adapter": "grd", "optimizer": "adm", "early_stopping": 1}
     with pytest.raises(UsageError) as caught:
@@ -105,6 +114,7 @@ def test_presets_are_complete_and_give_way(preset: Any) -> None:
         assert getattr(chosen, name) == value
     assert 5e-5 <= chosen.learning_rate <= 2e-4
     assert settings_from({**VALUES, "preset": preset, "rank": 4, "epochs": 1.0}).epochs == 1.0
+    assert settings_from({**VALUES, "preset": preset, "steps": 9}).planned_epochs is None
     # What an adapter or optimizer does not have, a preset does not ask of it.
     assert settings_from({**VALUES, "preset": preset, "adapter": "grid"}).dropout == 0
     assert settings_from({**VALUES, "preset": preset, "optimizer": "adam"}).weight_decay == 0

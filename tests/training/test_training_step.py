@@ -11,14 +11,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.kit.errors import DivergedError, UsageError
+from mlx_itune.kit.errors import DivergedError
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine.loss import plain_nll, weighted_nll
 from mlx_itune.model.loading import base
+from mlx_itune.training.engine.job import learning_rate
 from mlx_itune.training.engine.microbatch import split
-from mlx_itune.training.engine.schedule import learning_rate
 from mlx_itune.training.engine.step import Lanes, Learner
-from mlx_itune.training.settings import TrainSettings, settings_from
 from tests.training.learners import learner_of
 
 
@@ -147,19 +146,3 @@ def test_schedule() -> None:
     assert learning_rate(50, 100, peak=1.0, warmup=5.0, schedule="constant") == 1.0
     assert learning_rate(100, 100, peak=1.0, warmup=0.0, schedule="linear") == pytest.approx(0.01)
     assert learning_rate(1, 1, peak=1.0, warmup=0.5) == 1.0
-
-
-def test_settings_name_every_error_at_once(tmp_path: Path) -> None:
-    values: dict[str, Any] = {"model": "m", "data": tmp_path, "out": tmp_path / "out"}
-    with pytest.raises(UsageError) as caught:
-        settings_from({**values, "rank": 0, "dropout": 1.0, "schedule": "cosin"})
-    assert all(word in str(caught.value) for word in ("rank", "dropout", "schedule"))
-    with pytest.raises(UsageError, match="did you mean rank"):
-        settings_from({**values, "rnak": 4})
-    with pytest.raises(UsageError, match="did you mean alpaca"):
-        settings_from({**values, "preset": "alpacca"})
-    chosen = settings_from({**values, "preset": "alpaca", "batch_size": 4})
-    assert (chosen.batch_size, chosen.max_length, chosen.planned_epochs) == (4, 512, 3.0)
-    assert settings_from({**values, "preset": "alpaca", "steps": 9}).planned_epochs is None
-    assert TrainSettings(**values, rank=16, alpha=8.0).scale == 0.5
-    assert TrainSettings(**values, rank=16, alpha=8.0, adapter="rslora").scale == 2.0

@@ -19,7 +19,6 @@ from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.json_files import plain, write_object
 from mlx_itune.model.adapters import adapter
 from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
-from mlx_itune.training.engine.schedule import learning_rate
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.run import checkpoint, logs, run
 from mlx_itune.training.run.macos import resume_line
@@ -312,3 +311,20 @@ class Job:
 def _word(number: float) -> float | str:
     """JSON has no NaN: what is not finite is written as a word."""
     return number if math.isfinite(number) else str(number)
+
+
+def learning_rate(
+    step: int, steps: int, *, peak: float, warmup: float, schedule: str = "cosine"
+) -> float:
+    """The rate of `step` (from 1) of `steps`: a linear rise, then cosine, linear or constant.
+
+    warmup: below 1 a share of the steps, else a number of them. The step after the last would be
+    at 0, so no step is spent on nothing.
+    """
+    rise = min(steps, round(warmup * steps) if warmup < 1 else int(warmup))
+    if step <= rise:
+        return peak * step / rise
+    if schedule == "constant":
+        return peak
+    left = (steps - step + 1) / (steps - rise)
+    return peak * (left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))

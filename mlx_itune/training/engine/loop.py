@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mlx_itune.kit.errors import ItuneError, StorageError
@@ -17,7 +20,6 @@ from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.job import Job, Observe
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
-from mlx_itune.training.engine.stopping import deferred_signals
 from mlx_itune.training.report import report
 from mlx_itune.training.run import run
 from mlx_itune.training.run.logs import EVENTS
@@ -27,6 +29,8 @@ from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.setup import Setup, gather, keep_rows, ready
 
 __all__ = ["Observe", "TrainResult", "train"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> TrainResult:
@@ -125,3 +129,39 @@ def _report(folder: Path, job: Job) -> None:
         report.write(folder)
     except Exception as error:
         job.warn(f"no report.html: {error}")
+
+
+@contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Signals wait in the yielded list; a second one goes at once to whoever handled it before.
+
+    When the block is done, the first is delivered. A signal that is ignored (nohup) stays ignored.
+    """
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        while before:
+            number, handler = before.popitem()
+            signal.signal(number, handler)
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            restore()
+            signal.raise_signal(signal.Signals(number))
+
+    try:
+        for number in _SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, note)
+    except ValueError:
+        # Only the main thread may handle signals; elsewhere they are the caller's.
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        restore()
+    if received:
+        signal.raise_signal(signal.Signals(received[0]))
