@@ -42,6 +42,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "xtc_probability": (0,),
 }
+_NOT_DONE, _TOO_LONG = "unsupported_value", "context_length_exceeded"
 _SEEDS = 1 << 63
 # A longer prompt is refused unread; a token of ordinary text has three to six characters.
 _CHARACTERS_A_TOKEN = 16
@@ -98,13 +99,12 @@ class Request(Drawing):
 class Served:
     """A name of the API: the adapter that is on for it (None: the base) and how it reads.
 
-    family: mlx-lm's tokenizer of it; shows_tools: whether the template has a place for tools.
+    family: mlx-lm's tokenizer of it.
     """
 
     adapter: str | None
     tokenizer: ChatTokenizer
     family: Any
-    shows_tools: bool
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,10 @@ class Desk:
     def read(self, data: bytes, is_chat: bool) -> Asked:
         """What a request asks for, tokenized as in training. Raises Refusal."""
         try:
-            request = _request(data)
-            return self._asked(request, is_chat)
-        except (Refusal, KeyboardInterrupt):
+            return self._asked(_request(data), is_chat)
+        except Refusal:
             raise
-        # Libraries in Rust panic past Exception; the others' requests are none of its business.
+        # Libraries in Rust panic past Exception; other requests are none of this one's business.
         except BaseException as error:
             raise Refusal(500, f"the request cannot be read: {first_line(error)}") from error
 
@@ -148,25 +147,21 @@ class Desk:
         served = self.served[self._name(request)]
         if any(not 0 <= token < self._vocabulary for token in request.logit_bias):
             raise Refusal(400, "logit_bias names no token of this model", param="logit_bias")
-        what = "messages" if is_chat else "prompt"
-        said: Any = (request.messages, request.tools) if is_chat else request.prompt
+        param = "messages" if is_chat else "prompt"
         context = context_tokens(self._config)
+        size = _characters((request.messages, request.tools, request.prompt))
+        if context and size > context * _CHARACTERS_A_TOKEN:
+            told = f"{size:,} characters, and the model's context is {context:,} tokens"
+            raise Refusal(400, f"the prompt has {told}", param=param, code=_TOO_LONG)
         try:
-            if context and (size := _characters(said)) > context * _CHARACTERS_A_TOKEN:
-                raise _TooLong(
-                    f"the prompt has {size:,} characters, and the model's context is "
-                    f"{context:,} tokens"
-                )
             ids = _chat(served, request) if is_chat else _text(served, request.prompt)
-        except _TooLong as error:
-            raise Refusal(400, str(error), param=what, code="context_length_exceeded") from error
         except DataError as error:
-            raise Refusal(400, str(error), param=what) from error
+            raise Refusal(400, str(error), param=param) from error
         wanted = request.max_completion_tokens or request.max_tokens
         try:
             room = room_tokens(len(ids), self._config, wanted)
         except DataError as error:
-            raise Refusal(400, str(error), param=what, code="context_length_exceeded") from error
+            raise Refusal(400, str(error), param=param, code=_TOO_LONG) from error
         stops = (*served.tokenizer.stop_strings, *filter(None, request.stop))
         return Asked(request, is_chat, served, ids, room, stops)
 
@@ -182,34 +177,11 @@ class Desk:
         return found
 
 
-class _TooLong(DataError):
-    """A prompt that no context holds."""
-
-
 def unknown_model(name: str, param: str = "model") -> Refusal:
     """The refusal of a model that is not served."""
     return Refusal(
         404, f"The model {name[:100]!r} does not exist", param=param, code="model_not_found"
     )
-
-
-def shows_tools(tokenizer: ChatTokenizer) -> bool:
-    """Whether a chat template writes the tools that it is given."""
-    name = "qzvxqzvx"
-    tool = {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": name,
-            "parameters": {"type": "object", "properties": {}, "required": []},
-        },
-    }
-    turns = [{"role": "user", "content": "a"}]
-    try:
-        return name in tokenizer.render_text(turns, tools=[tool], add_generation_prompt=True)
-    except DataError:
-        # It looks at them, and misses something in this one.
-        return True
 
 
 def _request(data: bytes) -> Request:
@@ -221,7 +193,7 @@ def _request(data: bytes) -> Request:
     for key, neutral in _NEUTRAL.items():
         if key in body and body[key] not in neutral:
             shown = f"{key}={body[key]!r}"[:100]
-            raise Refusal(400, f"{shown} is not supported", param=key, code="unsupported_value")
+            raise Refusal(400, f"{shown} is not supported", param=key, code=_NOT_DONE)
     if body.get("tool_choice") == "none":
         body.pop("tools", None)
     body |= {key: [body[key]] for key in ("stop", "prompt") if isinstance(body.get(key), str)}
@@ -238,12 +210,11 @@ def _request(data: bytes) -> Request:
 def _chat(served: Served, request: Request) -> list[int]:
     if not request.messages:
         raise DataError("messages is not a list of messages")
-    if request.tools and not served.shows_tools:
+    # One model may have a second template for tools, beside its own.
+    templates = f"{served.tokenizer.template_text} {served.tokenizer.hf.chat_template}"
+    if request.tools and "tools" not in templates:
         raise Refusal(
-            400,
-            "this model's chat template has no place for tools",
-            param="tools",
-            code="unsupported_value",
+            400, "this model's chat template has no place for tools", param="tools", code=_NOT_DONE
         )
     turns, tools = turns_and_tools(
         {"messages": list(request.messages), "tools": list(request.tools)}

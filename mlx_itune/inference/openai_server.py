@@ -32,8 +32,8 @@ from mlx_itune.model.serving.reply import Reply
 T = TypeVar("T")
 
 _BODY_BYTES = 16_000_000
-# A client that stops sending, and a stream in which nothing happens.
-_BODY_S, _SILENCE_S = 60.0, 10.0
+# How long a client may take to send one.
+_BODY_S = 60.0
 _LEAST_LOGPROB = -9999.0
 
 
@@ -154,64 +154,50 @@ class Answer:
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
-        text, reasoning, ends = "", "", None
-        scored: list[Token] = []
-        calls: list[Any] = []
-        async for said, token, finish in self._pieces():
-            ends = finish
-            text += said.get("content", "")
-            reasoning += said.get("reasoning", "")
-            calls += said.get("tool_calls", ())
-            scored += [token] if token else []
-        choice: dict[str, Any] = {"text": text}
+        whole: dict[str, Any] = {"content": "", "reasoning": "", "tool_calls": []}
+        tokens, finish = [], None
+        async for said, token, ends in self._pieces():
+            finish = ends
+            tokens.append(token)
+            for key, value in said.items():
+                whole[key] += value
+        choice: dict[str, Any] = {"text": whole["content"]}
         if self._asked.is_chat:
-            message: dict[str, Any] = {"role": "assistant", "content": text or None}
-            if reasoning:
-                message["reasoning"] = reasoning
-            if calls:
-                message["tool_calls"] = [
-                    {k: call[k] for k in call if k != "index"} for call in calls
-                ]
-            choice = {"message": message}
-        choice |= {"finish_reason": ends, "logprobs": self._logprobs(scored)}
+            for call in whole["tool_calls"]:
+                del call["index"]
+            more = {key: whole[key] for key in ("reasoning", "tool_calls") if whole[key]}
+            choice = {"message": {"role": "assistant", "content": whole["content"] or None, **more}}
+        choice |= {"finish_reason": finish, "logprobs": self._logprobs(tokens)}
         return {**self._around([choice]), "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events, whose end is `[DONE]`."""
-        is_chat, role = self._asked.is_chat, {"role": "assistant"}
+        role = {"role": "assistant"}
         try:
             async for said, token, finish in self._pieces():
-                if token is None:
-                    yield ": still here\n\n"
-                elif said or finish or self._order.logprobs is not None:
-                    choice = (
-                        {"delta": {**role, **said}}
-                        if is_chat
-                        else {"text": said.get("content", "")}
-                    )
-                    role = {}
-                    choice |= {"finish_reason": finish, "logprobs": self._logprobs([token])}
-                    yield _event(self._around([choice]))
+                if not (said or finish or self._order.logprobs is not None):
+                    continue
+                choice: dict[str, Any] = {"text": said.get("content", "")}
+                if self._asked.is_chat:
+                    choice, role = {"delta": {**role, **said}}, {}
+                choice |= {"finish_reason": finish, "logprobs": self._logprobs([token])}
+                yield _event(self._around([choice]))
             if self._asked.request.stream_options.include_usage:
                 yield _event({**self._around([]), "usage": self._usage()})
         except Exception as error:
             yield _event(_as_refusal(error).body)
         yield "data: [DONE]\n\n"
 
-    async def _pieces(self) -> AsyncIterator[tuple[dict[str, Any], Token | None, str | None]]:
-        """(what it says, the token behind it, how it ends); no token where nothing has happened."""
+    async def _pieces(self) -> AsyncIterator[tuple[dict[str, Any], Token, str | None]]:
+        """(what it says, the token behind it, how it ends)."""
         served, request = self._asked.served, self._asked.request
         text = TextStream(served.tokenizer.decode, self._asked.stops)
         reply = Reply(served.family, self._asked.prompt_ids, request.tools)
         self._engine.submit(self._order)
+        finish = None
         try:
-            finish = None
             while finish is None:
-                try:
-                    token = await asyncio.wait_for(self._arrived.get(), _SILENCE_S)
-                except asyncio.TimeoutError:
-                    yield {}, None, None
-                    continue
+                token = await self._arrived.get()
                 if isinstance(token, Exception):
                     raise token
                 self._tokens += 1
@@ -254,30 +240,29 @@ class Answer:
         """The log-probabilities of tokens, but for one that ends the answer."""
         if self._order.logprobs is None:
             return None
-        told = [token for token in tokens if token.finish != "stop"]
-        chosen = [self._scored(token.id, token.logprob) for token in told]
-        top = [[self._scored(*pair) for pair in token.top] for token in told]
-        if self._asked.is_chat:
-            return {
-                "content": [
-                    {**one, "top_logprobs": best} for one, best in zip(chosen, top, strict=True)
-                ]
+        scored = [
+            {
+                **self._scored(token.id, token.logprob),
+                "top_logprobs": [self._scored(*pair) for pair in token.top],
             }
+            for token in tokens
+            if token.finish != "stop"
+        ]
+        if self._asked.is_chat:
+            return {"content": scored}
+        tops = [{top["token"]: top["logprob"] for top in one["top_logprobs"]} for one in scored]
         return {
-            "tokens": [one["token"] for one in chosen],
-            "token_logprobs": [one["logprob"] for one in chosen],
-            "top_logprobs": [{one["token"]: one["logprob"] for one in best} for best in top],
+            "tokens": [one["token"] for one in scored],
+            "token_logprobs": [one["logprob"] for one in scored],
+            "top_logprobs": tops,
         }
 
     def _scored(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._asked.served.tokenizer.decode([token])
-        return {
-            "id": token,
-            "token": text,
-            # A part of a character has bytes that its text does not tell.
-            "bytes": None if "\ufffd" in text else list(text.encode()),
-            "logprob": max(logprob, _LEAST_LOGPROB),
-        }
+        # A part of a character has bytes that its text does not tell.
+        known = None if "\ufffd" in text else list(text.encode())
+        logprob = max(logprob, _LEAST_LOGPROB)
+        return {"id": token, "token": text, "bytes": known, "logprob": logprob}
 
 
 async def _body(request: Request) -> bytes:

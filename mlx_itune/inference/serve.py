@@ -22,7 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served, shows_tools
+from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served
 from mlx_itune.inference.openai_server import application
 from mlx_itune.inference.prompts import context_tokens
 from mlx_itune.kit.errors import ModelError, UsageError
@@ -146,10 +146,7 @@ def _opened(
     loaded = base.load(settings.model, compute=settings.compute)
     if loaded.id in named:
         raise UsageError(f"an adapter cannot have the base's name, {loaded.id}")
-    reads = {
-        chat: (family(path, chat.template_text), shows_tools(chat))
-        for chat in set(tokenizers.values())
-    }
+    families = {chat: family(path, chat.template_text) for chat in set(tokenizers.values())}
     engine = Engine(
         loaded.model,
         concurrency=settings.concurrency,
@@ -157,7 +154,10 @@ def _opened(
         switch=AdapterSet(loaded, named).use,
     )
     desk = Desk(
-        {name or loaded.id: Served(name, chat, *reads[chat]) for name, chat in tokenizers.items()},
+        {
+            name or loaded.id: Served(name, chat, families[chat])
+            for name, chat in tokenizers.items()
+        },
         {settings.model: loaded.id} if None in tokenizers else {},
         loaded.config,
         engine.vocabulary,

@@ -67,7 +67,7 @@ def test_a_panic_under_a_request_is_a_500_of_that_request(family: Any) -> None:
         raise PanicException("index out of bounds")
 
     tokenizer: Any = SimpleNamespace(text_start="", encode_ids=encode_ids, stop_strings=())
-    desk = Desk({"a": Served(None, tokenizer, family, False)}, {}, {}, 10)
+    desk = Desk({"a": Served(None, tokenizer, family)}, {}, {}, 10)
     with pytest.raises(Refusal, match="index out of bounds") as refused:
         desk.read(b'{"prompt": "x"}', is_chat=False)
     assert refused.value.status == 500

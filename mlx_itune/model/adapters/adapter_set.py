@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
@@ -35,11 +34,9 @@ class AdapterSet:
         for name, adapter in named.items():
             adapters.apply(loaded, adapter)
             self._layers[name] = dict(lora.adapted(model))
-            self._warm_up()
             self.current = name
             self.use(None)
             _give_back(stored)
-        self._warm_up()
         release(model)
 
     def use(self, name: str | None) -> None:
@@ -50,16 +47,6 @@ class AdapterSet:
         layers |= self._layers[name]
         self.loaded.model.update_modules(tree_unflatten(list(layers.items())))
         self.current = name
-
-    def vocabulary(self) -> int:
-        """How many logits the model gives."""
-        return int(self.loaded.model(mx.array([[0]])).shape[-1])
-
-    def _warm_up(self) -> None:
-        # Arrays that are made lazily (rotary frequencies, norms) belong to the stream, and so to
-        # the thread, that first asks for them; the server computes in another one.
-        mx.eval(self.loaded.model(mx.array([[0]])))
-        mx.eval(self.loaded.model(mx.array([[0, 0]])))
 
 
 def _give_back(stored: list[tuple[nn.Module, Packed]]) -> None:
