@@ -70,20 +70,9 @@ def test_train_reads_config_and_flags_win(
 ) -> None:
     config = tmp_path / "run.toml"
     config.write_text(f'model = "{tiny_quantized_dir}"\ndata = "{data}"\nsteps = 9\nrank = 2\n')
-    made = result(
-        capsys,
-        "train",
-        "--config",
-        config,
-        "--steps",
-        2,
-        "--batch-size",
-        4,
-        "--out",
-        tmp_path / "adapter",
-        "--runs",
-        tmp_path / "runs",
-    )
+    places = ("--out", tmp_path / "adapter", "--runs", tmp_path / "runs")
+    flags = ("--config", config, "--steps", 2, "--batch-size", 4, *places)
+    made = result(capsys, "train", *flags)
     assert made["steps"] == 2
     assert {"run", "adapter", "epochs", "train_loss", "valid_loss", "wall_s"} <= made.keys()
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -145,34 +134,6 @@ def test_fuse_export_generate_and_chat(
     talk = result(capsys, "chat", "--model", tmp_path / "mlx", "--max-tokens", 5)
     assert [turn["role"] for turn in talk["messages"]] == ["user", "assistant"]
     assert talk["messages"][1]["content"] == answer
-
-
-def test_data_check_lists_every_fault(capsys: Capture, data: Path, tmp_path: Path) -> None:
-    assert result(capsys, "data", "check", data)["rejected"] == 0
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"question": "a", "answer": "b"}\nnot json\n{"messages": []}\n')
-    checked = result(capsys, "data", "check", bad, code=3)
-    assert (checked["rows"], checked["accepted"], checked["rejected"]) == (3, 1, 2)
-    errors = [fault for fault in checked["faults"] if fault["severity"] == "error"]
-    assert [fault["line"] for fault in errors] == [2, 3]
-    assert errors[0].keys() >= {"file", "line", "code", "message", "hint"}
-
-
-def test_data_show_marks_what_is_learned(
-    capsys: Capture, data: Path, tiny_quantized_dir: Path
-) -> None:
-    flags = ("data", "show", data, "--model", tiny_quantized_dir, "--rows", 1)
-    (row,) = result(capsys, *flags)["rows"]
-    learned = "".join(t["text"] for t in row["tokens"] if t["weight"] > 0)
-    assert learned == "- urgent<|end|>"
-    assert "[[- urgent<|end|>]]" in text(capsys, *flags)
-
-
-def test_data_sample_writes_the_splits(capsys: Capture, tmp_path: Path) -> None:
-    sizes = ("--train", 20, "--valid", 5, "--test", 6, "--unseen", 4)
-    made = result(capsys, "data", "sample", "--out", tmp_path / "s", "--seed", 7, *sizes)
-    assert made["rows"] == {"train": 20, "valid": 5, "test": 6, "unseen": 4}
-    assert result(capsys, "data", "check", tmp_path / "s")["accepted"] == 35
 
 
 def test_doctor_reports(capsys: Capture) -> None:

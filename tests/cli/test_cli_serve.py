@@ -144,39 +144,32 @@ def test_completions_continue_plain_text(client: Client) -> None:
     assert first + body["choices"][0]["text"] == longer["choices"][0]["text"]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "http://203.0.113.1/a"}}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def says(content: Any, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content}]}
+
+
 @pytest.mark.parametrize(
     ("status", "param", "fields"),
     [
-        (404, "model", {"model": "gpt-4"}),
         (404, "model", {"model": "mlx-community/Qwen3-0.6B-4bit"}),
         (404, "model", {"model": "../../etc"}),
         (404, "adapters", {"adapters": "/etc"}),
         (400, "model", {"model": ["a"], "adapters": "lora"}),
-        (400, "adapters", {"adapters": {"a": 1}}),
         (400, "messages", {"messages": []}),
         (400, "messages", {"messages": "hi"}),
-        (400, "messages", {"messages": [{"role": "king", "content": "hi"}]}),
-        (400, "messages", {"messages": [{"role": "user", "content": 7}]}),
-        (
-            400,
-            "messages",
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "image_url", "image_url": {"url": "http://203.0.113.1/a"}}
-                        ],
-                    }
-                ]
-            },
-        ),
-        (400, "messages", {"messages": [{"role": "user", "content": "word " * 3000}]}),
-        (400, "messages", {"messages": [{"role": "user", "content": "x" * 40_000}]}),
-        (400, None, {"messages": [{"role": "user", "content": "\ud800"}]}),
+        (400, "messages", says("hi", "king")),
+        (400, "messages", says(7)),
+        (400, "messages", says([IMAGE])),
+        (400, "messages", says("word " * 3000)),
+        (400, "messages", says("x" * 40_000)),
+        (400, None, says("\ud800")),
         (400, "max_tokens", {"max_tokens": 0}),
         (400, "temperature", {"temperature": "hot"}),
-        (400, "tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        (400, "tools", {"tools": [TOOL]}),
         (400, "top_k", {"top_k": 1.5}),
         (400, "n", {"n": 2}),
         (400, "response_format", {"response_format": {"type": "json_object"}}),
@@ -185,36 +178,33 @@ def test_completions_continue_plain_text(client: Client) -> None:
         (400, "logit_bias", {"logit_bias": {"99999999": 1}}),
         (400, "logit_bias", {"logit_bias": {"9" * 5000: 1}}),
         (400, "logit_bias", {"logit_bias": {"1": 1e308}}),
-        (400, "top_logprobs", {"top_logprobs": True, "logprobs": True}),
         (400, "xtc_probability", {"xtc_probability": 1}),
         (400, "stream_options", {"stream_options": 3}),
     ],
 )
-def test_refusals_are_openai_errors_and_hurt_nobody(
+def test_refusals_are_openai_errors(
     client: Client, status: int, param: str | None, fields: dict[str, Any]
 ) -> None:
     got, body = client.chat("Hi", **fields)
     assert (got, body["error"]["param"]) == (status, param), body
     assert body["error"]["type"] == "invalid_request_error"
-    assert client.get("/health")[0] == 200
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+def test_numbers_out_of_all_proportion_stop_nobody(client: Client) -> None:
+    kinds = ("repetition", "presence", "frequency")
+    fields: list[dict[str, Any]] = [
         {name: number}
-        for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        for name in ("temperature", *(f"{kind}_penalty" for kind in kinds))
         for number in (10**19, 1e308, 1e-320)
     ]
-    + [
+    fields += [
         {f"{kind}_context_size": size, f"{kind}_penalty": 1.5}
-        for kind in ("repetition", "presence", "frequency")
-        for size in (0, 10**18, 10**19)
-    ],
-)
-def test_numbers_out_of_all_proportion_stop_nobody(client: Client, fields: dict[str, Any]) -> None:
-    assert client.chat("Hi", max_tokens=2, **fields)[0] in (200, 400)
-    assert client.get("/health")[0] == 200
+        for kind in kinds
+        for size in (0, 10**6, 10**19)
+    ]
+    for each in fields:
+        assert client.chat("Hi", max_tokens=2, **each)[0] in (200, 400), each
+    assert client.text("Hi", max_tokens=2)
 
 
 def test_requests_that_are_no_requests(client: Client) -> None:

@@ -55,36 +55,20 @@ def test_batch_equals_one_by_one_and_the_definition(
     assert generator.batch([], 20) == []
 
 
-def test_rows_that_end_early_do_not_disturb_the_others(
+def test_ends_of_some_do_not_disturb_the_others(
     opened: tuple[LoadedModel, ChatTokenizer],
 ) -> None:
     loaded, tokenizer = opened
     full = Generator(loaded, tokenizer).batch(prompts(tokenizer), 12)
-    # Any token of the first answer, declared an end: the other rows must go on as before.
-    first = tokenizer.encode(full[0]).ids.tolist()[2]
+    # Any token of the first answer, declared an end, and any text of the second one.
+    first, stop = tokenizer.encode_ids(full[0])[2], full[1][4:7]
     early: Any = SimpleNamespace(
-        eos_ids=tokenizer.eos_ids | {first}, stop_strings=(), decode=tokenizer.decode
+        eos_ids=tokenizer.eos_ids | {first}, stop_strings=(stop,), decode=tokenizer.decode
     )
     generator = Generator(loaded, early)
-    assert generator.batch(prompts(tokenizer), 12) == [
-        "".join(generator.stream(ids, max_tokens=12)) for ids in prompts(tokenizer)
-    ]
-
-
-def test_a_stop_string_cuts_the_text_in_batch_and_stream(
-    opened: tuple[LoadedModel, ChatTokenizer],
-) -> None:
-    loaded, tokenizer = opened
-    ids = prompts(tokenizer)[0]
-    text = Generator(loaded, tokenizer).batch([ids], 12)[0]
-    stop = text[4:7]
-    stopping: Any = SimpleNamespace(
-        eos_ids=tokenizer.eos_ids, stop_strings=(stop,), decode=tokenizer.decode
-    )
-    generator = Generator(loaded, stopping)
-    wanted = text[: text.index(stop)]
-    assert generator.batch([ids], 12) == [wanted]
-    assert "".join(generator.stream(ids, max_tokens=12)) == wanted
+    batched = generator.batch(prompts(tokenizer), 12)
+    assert batched == ["".join(generator.stream(ids, max_tokens=12)) for ids in prompts(tokenizer)]
+    assert batched[1] == full[1][: full[1].index(stop)]
 
 
 def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatTokenizer]) -> None:
@@ -97,11 +81,5 @@ def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatToken
 
     assert sampled(1) == sampled(1)
     assert len({sampled(seed) for seed in range(5)}) > 1
-
-
-def test_an_empty_prompt_is_refused(opened: tuple[LoadedModel, ChatTokenizer]) -> None:
-    generator = Generator(*opened)
     with pytest.raises(DataError, match="empty"):
         generator.batch([[1], []], 4)
-    with pytest.raises(DataError, match="empty"):
-        generator.stream([])
