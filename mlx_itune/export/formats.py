@@ -87,8 +87,8 @@ def _mlx(request: Request, source: Path, say: Observe) -> Exported:
         write_model(stage, source, tensors, quantization, request.tokenizer)
         reference = base.load(request.model, compute=request.compute)
         card, papers = source / "README.md", source / adapters.PROVENANCE
-        text = card.read_text("utf-8") if card.is_file() else model_card(reference.id, None)
-        (stage / "README.md").write_text(text, encoding="utf-8")
+        own = card.read_bytes() if card.is_file() else model_card(reference.id, None).encode()
+        (stage / card.name).write_bytes(own)
         if papers.is_file():
             (stage / papers.name).write_bytes(papers.read_bytes())
         say("reading it back with mlx-lm")

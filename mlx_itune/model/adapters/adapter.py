@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors
@@ -330,8 +330,9 @@ def read_arrays(file: Path) -> dict[str, mx.array]:
 
 @dataclass(frozen=True)
 class _Parameters:
-    rank: Annotated[int, Ge(1)]
-    scale: float
+    rank: Annotated[int, Ge(1), Le(1 << 20)]
+    # Times the rank it still fits a float32.
+    scale: Annotated[float, Ge(-1e30), Le(1e30)]
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     keys: tuple[str, ...] | None = None
 
