@@ -31,7 +31,7 @@ def held(layer: nn.Module, way: str, monkeypatch: pytest.MonkeyPatch) -> nn.Modu
     """A layer computed by the kernel, from unpacked codes, or unpacking inside the product."""
     model = nn.Sequential(layer)
     if way == "inside":
-        monkeypatch.setattr(compute, "_RESIDENT_SHARE", 0.0)
+        monkeypatch.setattr(compute, "RESIDENT_SHARE", 0.0)
     compute.apply(model, "quantized" if way == "quantized" else "dequantized")
     kept: nn.Module = model.layers[0]
     return kept
