@@ -19,7 +19,7 @@ from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export.artifact import Exported
 from mlx_itune.export.gguf import plan as gguf_plan
 from mlx_itune.export.gguf.to_gguf import export_gguf
-from mlx_itune.export.gguf.verify import verify_gguf
+from mlx_itune.export.gguf.verify import Reader, verify_gguf
 from mlx_itune.kit.errors import ModelError, StorageError, UsageError
 from mlx_itune.kit.tensorfile import read_header
 
@@ -159,7 +159,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(llama_4bit: Path, kind: str) -> N
             bad[int(tensor.data_offset) + place] ^= 0x10
             path.write_bytes(bad)
             with pytest.raises(ModelError, match="is not what the model holds"):
-                verify_gguf(path, llama_4bit)
+                verify_gguf(Reader(path), llama_4bit)
 
 
 def test_swapped_tensors_and_rows_out_of_order_are_found(
@@ -174,7 +174,7 @@ def test_swapped_tensors_and_rows_out_of_order_are_found(
     data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
     path.write_bytes(data)
     with pytest.raises(ModelError, match="ffn_gate"):
-        verify_gguf(path, llama)
+        verify_gguf(Reader(path), llama)
     monkeypatch.setattr(gguf_plan, "rotated_heads", lambda name, facts: None)
     with pytest.raises(ModelError, match=r"blk\.0\.attn_k\.weight"):
         export(llama, overwrite=True)
@@ -183,25 +183,25 @@ def test_swapped_tensors_and_rows_out_of_order_are_found(
 def test_another_model_is_not_taken_for_this_one(llama: Path, tmp_path: Path) -> None:
     path = file(export(llama, overwrite=True))
     with pytest.raises(ModelError, match="is not what the model holds"):
-        verify_gguf(path, write_model(tmp_path / "other", "llama", seed=1))
+        verify_gguf(Reader(path), write_model(tmp_path / "other", "llama", seed=1))
     tied = tmp_path / "tied"
     shutil.copytree(llama, tied)
     config = json.loads((tied / "config.json").read_text())
     (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     with pytest.raises(ModelError, match=r"output\.weight is twice there, or not the model"):
-        verify_gguf(path, tied)
+        verify_gguf(Reader(path), tied)
     with pytest.raises(ModelError, match=r"output\.weight is missing"):
-        verify_gguf(file(export(tied)), llama)
+        verify_gguf(Reader(file(export(tied))), llama)
 
 
 def test_a_file_cut_short_is_refused(llama: Path) -> None:
     path = file(export(llama, overwrite=True))
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(ModelError, match=r"readable|ends within"):
-        verify_gguf(path, llama)
+        verify_gguf(Reader(path), llama)
     path.write_bytes(b"GGUF but not really")
     with pytest.raises(ModelError, match="no readable GGUF"):
-        verify_gguf(path, llama)
+        verify_gguf(Reader(path), llama)
 
 
 def _change(source: Path, name: str, value: float) -> None:
