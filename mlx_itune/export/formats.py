@@ -45,7 +45,6 @@ from mlx_itune.kit.json_files import read_object
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading import base
-from mlx_itune.model.loading import mlx_lm_models as stock
 
 # mlx-lm's kernels round otherwise than the float32 path they are compared with.
 _READ_BACK_MAX_KL = 1e-2
@@ -78,7 +77,7 @@ def _mlx(request: Request, source: Path, say: Observe) -> Exported:
 
         fused = fuse(request, say, read_back)
         return Exported((describe(request.out, "mlx"),), checked[-1], fused)
-    raw, config = stock.read(source)
+    raw, config = base.read(source)
     tensors = dict(tree_flatten(raw.parameters()))
     # No delta and the base's own grid: every tensor as it is.
     _, layers = merge(raw, {}, Way("requantized", 0))

@@ -160,9 +160,9 @@ def test_vet_refuses(fault: str, tiny_model_dir: Path, tmp_path: Path) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     for name in ("no/such/model/at/all", str(tmp_path / "nothing")):
         with pytest.raises(ModelError, match="no such model"):
-            base.load(name, offline=True)
+            base.load(name)
     with pytest.raises(ModelError, match="local Hub cache"):
-        base.load("some-org/some-model", offline=True)
+        base.load("some-org/some-model")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ItuneError, match="not a directory"):
         base.load(str(tmp_path / "file"))

@@ -108,10 +108,9 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
 def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:
     """The tokenizer of a model, without its weights. Raises ModelError."""
     from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-    from mlx_itune.kit.network import offline
     from mlx_itune.model.loading.base import resolve, vet
 
-    path = resolve(model, offline=offline())
+    path = resolve(model)
     vet(path)
     return load_tokenizer(path, template=template or "auto")
 

@@ -20,7 +20,7 @@ from mlx_itune.dataset.reading.columns import Cells, named_rows
 from mlx_itune.dataset.reading.stream import Record
 from mlx_itune.dataset.reading.strict_json import refuse_strange_text
 from mlx_itune.kit.errors import DataError, UsageError
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 
 _BATCH_BYTES = 8 << 20
 _MAX_BATCH_ROWS = 1024
@@ -46,7 +46,7 @@ def read_parquet(path: Path, on_bytes: Told = None) -> Iterator[Record | Fault]:
         # Neither the whole file nor a whole row group may end up in memory.
         file = parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        said = first_line(error)
+        said = brief(error)
         raise DataError(f"is no readable Parquet file: {said}", where=str(path)) from None
     with file:
         names = file.schema_arrow.names
@@ -64,7 +64,7 @@ def read_parquet(path: Path, on_bytes: Told = None) -> Iterator[Record | Fault]:
                     on_bytes(size * done // rows - told)
                 told = size * done // rows
         except (pyarrow.ArrowException, OSError) as error:
-            lost = f"the last {rows - done:,} rows cannot be read: {first_line(error)}"
+            lost = f"the last {rows - done:,} rows cannot be read: {brief(error)}"
             yield Fault(str(path), done + 2, "parquet", lost, "is the file damaged?")
 
 
@@ -105,14 +105,14 @@ def read_xlsx(
         _refuse_huge(path)
         book = calamine.load_workbook(path)
     except (calamine.CalamineError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        said = first_line(error)
+        said = brief(error)
         raise DataError(f"is no readable XLSX file: {said}", where=str(path)) from None
     sheets = [s for s in book.sheets_metadata if s.typ == calamine.SheetTypeEnum.WorkSheet]
     for sheet in sheets:
         try:
             rows = book.get_sheet_by_name(sheet.name).iter_rows()
         except calamine.CalamineError as error:
-            lost = f"the sheet {sheet.name!r} cannot be read: {first_line(error)}"
+            lost = f"the sheet {sheet.name!r} cannot be read: {brief(error)}"
             yield Fault(str(path), 1, "xlsx", lost, "is the file damaged?")
             continue
         for record in named_rows(_sheet(rows), str(path), header, is_sheet=True):
@@ -132,7 +132,7 @@ def _sheet(rows: Iterator[list[Any]]) -> Iterator[Cells]:
         except StopIteration:
             return
         except (OverflowError, ValueError) as error:
-            reason = f"a date or time that is none: {first_line(error)}"
+            reason = f"a date or time that is none: {brief(error)}"
             yield Cells(line, None, RowFault("xlsx", reason, "correct the cell"))
             continue
         while cells and not cells[-1]:

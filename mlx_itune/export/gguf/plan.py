@@ -23,7 +23,7 @@ from mlx_itune.export.gguf.blocks import BLOCK, encode, float_twin, same_codes
 from mlx_itune.export.stored import Stored, stored_tensors
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import require_free_bytes, storage_errors, write_durably
-from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading import base
 
 # What llama.cpp's own quantizer makes, from halves.
 K_QUANTS = ("q4_k_m", "q5_k_m", "q6_k")
@@ -82,7 +82,7 @@ def plan(source: Path, kind: str, wide: frozenset[str] = frozenset()) -> Plan:
 
     No weight is read yet. Raises ModelError for what llama.cpp does not know.
     """
-    model, config = stock.read(source)
+    model, config = base.read(source)
     architecture, facts = architecture_of(model, config)
     keys = metadata(architecture, facts)
     rotary = architecture.rotary(facts)

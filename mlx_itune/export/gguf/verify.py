@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
-from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading import base
 
 Float32 = NDArray[np.float32]
 
@@ -246,7 +246,7 @@ def _held(
 
 def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
     """Every tensor that the file must have, by GGUF's name, and the arguments of mlx-lm's model."""
-    model, _ = stock.read(folder)
+    model, _ = base.read(folder)
     inner: Any = getattr(model, "language_model", model)
     return dict(_expected(inner, architecture)), inner.args
 
