@@ -157,7 +157,8 @@ def test_vet_refuses(fault: str, tiny_model_dir: Path, tmp_path: Path) -> None:
         vet(copy)
 
 
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("no/such/model/at/all", str(tmp_path / "nothing")):
         with pytest.raises(ModelError, match="no such model"):
             base.load(name)
