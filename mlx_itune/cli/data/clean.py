@@ -149,7 +149,7 @@ def command(
             out,
             names,
             chosen,
-            reader=RowReader(format_name, reading._pairs(columns) or None),
+            reader=RowReader(format_name, rows.columns),
             keep_going=keep_going,
             settings=_settings(names, chosen, choice),
             operator=operator,

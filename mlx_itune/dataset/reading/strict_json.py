@@ -44,15 +44,15 @@ class StrictDecoder:
             raise _too_deep() from None
         except ValueError:
             raise RowFault("json", "a number with too many digits") from None
+        brackets = text.count("[", start, end) + text.count("{", start, end)
+        if brackets > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+            return value, end, _too_deep()
         refused = self._refused
         if text.find("\\u", start, end) >= 0 and _STRANGE_ESCAPE.search(text, start, end):
             try:
                 refuse_strange_text(value)
             except RowFault as fault:
                 refused = refused or fault
-        brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-            refused = refused or _too_deep()
         return value, end, refused
 
     def row(self, raw: bytes, at: int) -> dict[str, Any]:
