@@ -38,7 +38,7 @@ def test_a_kind_that_was_not_asked_for_is_not_taken_for_another() -> None:
 
 
 def test_an_unknown_kind_is_an_error_that_helps() -> None:
-    with pytest.raises(UsageError, match=r"no such kind of personal data: 'emial'.*'email'"):
+    with pytest.raises(UsageError, match=r"no kind of personal data 'emial'.*email"):
         find("x", ["emial"])
 
 

@@ -20,7 +20,8 @@ from mlx_itune.dataset.cleaning.pii.kinds import (
     Found,
 )
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
-from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.wording import did_you_mean
 
 ALL_KINDS = frozenset(KINDS)
 _LAST_GROUP = re.compile(r"[ .\-]+[A-Za-z0-9]+\Z")
@@ -49,9 +50,8 @@ def known_kinds(kinds: Iterable[str] | None) -> frozenset[str]:
         return ALL_KINDS
     wanted = frozenset([kinds] if isinstance(kinds, str) else kinds)
     for kind in sorted(wanted - ALL_KINDS):
-        near = closest(kind, KINDS)
-        hint = f"did you mean {near!r}?" if near else f"choose from {', '.join(KINDS)}"
-        raise UsageError(f"no such kind of personal data: {kind!r}", hint=hint)
+        hint = did_you_mean(kind, KINDS) or f"all, or some of {', '.join(KINDS)}"
+        raise UsageError(f"there is no kind of personal data {kind!r}", hint=hint)
     return wanted
 
 
@@ -119,10 +119,10 @@ def _candidates(page: Page) -> Iterator[Found]:
         elif chunk.digits >= 7:
             yield from phone.find(page, chunk)
         yield from secrets.keys(page, chunk)
-        near = page.near(chunk)
+        words, groups = page.near(chunk)
         for form in FORMS:
             if chunk.digits >= form.digits and (
-                form.alone or form.label in near.groups or not form.words.isdisjoint(near.words)
+                form.alone or form.label in groups or not form.words.isdisjoint(words)
             ):
                 yield from _matches(page, chunk, form)
 
