@@ -105,7 +105,7 @@ def _inside_word(text: str, found: Found) -> bool:
 
 def _candidates(page: Page) -> Iterator[Found]:
     yield from contact.find(page)
-    yield from secrets.key_blocks(page)
+    yield from secrets.find(page)
     chunks = list(page.chunks())
     if chunks:
         yield from birth.dates(page)
@@ -118,7 +118,7 @@ def _candidates(page: Page) -> Iterator[Found]:
                 continue
         elif chunk.digits >= 7:
             yield from phone.find(page, chunk)
-        yield from secrets.keys(page, chunk)
+        yield from secrets.assigned(page, chunk)
         words, groups = page.near(chunk)
         for form in FORMS:
             if chunk.digits >= form.digits and (
@@ -148,21 +148,18 @@ def _judged(page: Page, form: Form, start: int, end: int) -> Found | None:
     around = page.around(start, end)
     distance = around.distance(form.label) if form.label else 99
     named = distance <= form.reach or not form.words.isdisjoint(around.words)
-    if not named and (
-        not (form.alone and form.alone.match(text, start))
-        or around.is_harmless
-        or (form.kind not in ("ip", "mac") and _goes_on(text, start, end))
-    ):
+    # More groups of digits before or behind: a part of something longer.
+    continued = _GROUP_BEFORE.search(text, max(0, start - 12), start) is not None
+    if continued and form.kind == "card":
         return None
+    if not named:
+        continued = continued or _GROUP_BEHIND.match(text, end) is not None
+        alone = form.alone is not None and form.alone.match(text, start)
+        if not alone or around.is_harmless or (continued and form.kind not in ("ip", "mac")):
+            return None
     if form.guard and not form.guard(page, start, end):
         return None
     rank = (LABELLED_VERIFIED if named else VERIFIED) if form.check else VALID_SHAPE
     if named and not form.check:
         rank = LABELLED - min(distance, form.reach)
     return Found(rank + form.rank, form.kind, start, end, form.check is not None)
-
-
-def _goes_on(text: str, start: int, end: int) -> bool:
-    """Whether more groups of digits stand before or behind: a part of something longer."""
-    before = _GROUP_BEFORE.search(text, max(0, start - 12), start)
-    return before is not None or _GROUP_BEHIND.match(text, end) is not None
