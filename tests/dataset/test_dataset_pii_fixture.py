@@ -116,7 +116,7 @@ def test_no_false_alarm_on_real_data(name: str) -> None:
     assert sorted(found) == REAL[name]
 
 
-SIZE = 20_000
+SIZE = 10_000
 HOSTILE = (
     "1", "a", "@", "(", "1-", "1 ", "1.", "a1", "A1", "a@", "@a.", "00 ", "+1", "1:", "ab:cd:",
     "::", "1-1-1-", "a-1-", " at ", "a dot ", "(at)", "Street 1 ", "Calle A ", "12 rue de ",
@@ -133,4 +133,4 @@ def test_no_text_takes_long() -> None:
         start = time.process_time()
         find(text)
         # Linear work takes a second or two on a slow machine, quadratic work minutes.
-        assert time.process_time() - start < 5, pattern
+        assert time.process_time() - start < 3, pattern
