@@ -51,7 +51,7 @@ opening = as_record(
 )
 drawing = as_record(
     "drawing",
-    "mlx_itune.model.serving.engine:Drawing",
+    "mlx_itune.model.serving.drawing:Drawing",
     click.option("--temperature", type=FiniteFloat(min=0), default=0.0, help="0 is greedy."),
     click.option(
         "--top-p",

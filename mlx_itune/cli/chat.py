@@ -15,7 +15,7 @@ from mlx_itune.kit.errors import DataError, UsageError
 if TYPE_CHECKING:
     from mlx_itune.inference.chat import ChatSession
     from mlx_itune.inference.opening import Opening
-    from mlx_itune.model.serving.engine import Drawing
+    from mlx_itune.model.serving.drawing import Drawing
 
 _ENDS = ("/exit", "/quit")
 _HELP = (

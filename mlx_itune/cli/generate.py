@@ -18,7 +18,7 @@ from mlx_itune.kit.wording import count
 if TYPE_CHECKING:
     from mlx_itune.inference.opening import Opening
     from mlx_itune.inference.prompts import Asked
-    from mlx_itune.model.serving.engine import Drawing
+    from mlx_itune.model.serving.drawing import Drawing
 
 
 @options.command(

@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mlx_itune.cli.result import pairs, table
 from mlx_itune.kit.wording import duration, number, percent, size
-
-if TYPE_CHECKING:
-    from mlx_itune.cli.quickstart_run import Outcome, Shown
 
 _WIDTH = 84
 _LINES = 6
 
 
-def lines(outcome: Outcome) -> Iterator[Any]:
+def lines(found: Mapping[str, Any]) -> Iterator[Any]:
     """The per-task table, the answers, the fidelity, the artefacts and what comes next."""
-    scores = ("base_exact_match", "exact_match", "base_token_f1", "token_f1")
-    made = table(
+    keys = ("base_exact_match", "exact_match", "base_token_f1", "token_f1")
+    scores = table(
         ["task", "base: exact", "tuned: exact", "base: F1", "tuned: F1"],
-        [
-            [task, *(percent(getattr(line, score)) for score in scores)]
-            for task, line in outcome.tasks.items()
-        ],
+        [[task, *(percent(line[key]) for key in keys)] for task, line in found["tasks"].items()],
     )
-    made.add_section()
-    means = ("base_exact_match", "tuned_exact_match", "base_token_f1", "tuned_token_f1")
-    made.add_row(
-        "mean over tasks", *(percent(getattr(outcome, mean)) for mean in means), style="bold"
-    )
-    made.add_row("wordings never trained on", "", percent(outcome.unseen_exact_match), "", "")
-    yield from ("", made)
-    yield f"Held-out rows scored: {outcome.base_rows:,} by the base, {outcome.tuned_rows:,} tuned."
-    for shown in outcome.answers:
-        yield from ("", *_told(shown))
-    fused = outcome.fused
+    scores.add_section()
+    keys = ("base_exact_match", "tuned_exact_match", "base_token_f1", "tuned_token_f1")
+    scores.add_row("mean over tasks", *(percent(found[key]) for key in keys), style="bold")
+    scores.add_row("wordings never trained on", "", percent(found["unseen_exact_match"]), "", "")
+    yield from ("", scores)
+    rows = f"{found['base_rows']:,} by the base, {found['tuned_rows']:,} tuned"
+    yield f"Held-out rows scored: {rows}."
+    for shown in found["answers"]:
+        yield from ("", *_told(**shown))
+    fused = found["fused"]
     yield from (
         "",
         f"Fused: {fused.method}. Against base + adapter: mean KL {number(fused.kl_mean, 2)} "
         f"nats per token, same first choice on {percent(fused.top1_agreement)}.",
         "",
-        *pairs(
-            [
-                ("adapter", outcome.adapter),
-                ("fused", fused.out),
-                *((made.format, f"{made.path}  ({size(made.bytes)})") for made in outcome.exports),
-                ("run", outcome.run),
-                ("time", duration(outcome.wall_s)),
-            ]
-        ),
+    )
+    exports = [(each.format, f"{each.path}  ({size(each.bytes)})") for each in found["exports"]]
+    places = [("adapter", found["adapter"]), ("fused", fused.out), *exports, ("run", found["run"])]
+    yield from pairs([*places, ("time", duration(found["wall_s"]))])
+    yield from (
         "",
         "Next:",
         f"  mlx-itune chat --model {fused.out}",
@@ -59,17 +48,18 @@ def lines(outcome: Outcome) -> Iterator[Any]:
     )
 
 
-def _told(shown: Shown) -> Iterator[Any]:
+def _told(task: str, instruction: str, reference: str, base: str, tuned: str) -> Iterator[Any]:
+    """One question and its answers; the reference where the tuned model missed it."""
     from rich.text import Text
 
     from mlx_itune.inference.metrics import exact_match
 
-    first = shown.instruction.split("\n\n")[0]
-    asked = textwrap.shorten(first, _WIDTH - 30, placeholder=" ...")
-    yield Text(f"Held-out note, {shown.task}: {asked}", style="bold")
-    right = exact_match(shown.tuned, shown.reference)
-    answers = [("base", shown.base, "dim"), ("tuned", shown.tuned, "green" if right else "yellow")]
-    for label, text, style in [*answers, *([] if right else [("wanted", shown.reference, "dim")])]:
+    asked = textwrap.shorten(instruction.split("\n\n")[0], _WIDTH - 30, placeholder=" ...")
+    yield Text(f"Held-out note, {task}: {asked}", style="bold")
+    right = exact_match(tuned, reference)
+    answers = [("base", base, "dim"), ("tuned", tuned, "green" if right else "yellow")]
+    answers += [] if right else [("wanted", reference, "dim")]
+    for label, text, style in answers:
         wrapped = (textwrap.wrap(line, _WIDTH) or [""] for line in text.strip().splitlines())
         said = [part for parts in wrapped for part in parts]
         said = [*said[:_LINES], "..."] if len(said) > _LINES else said or ["(nothing)"]

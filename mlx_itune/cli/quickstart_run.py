@@ -15,8 +15,6 @@ from mlx_itune.kit.wording import duration
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.export.artifact import Artifact
-    from mlx_itune.export.fusing.fuse import FuseResult
     from mlx_itune.inference.evaluate import EvalResult
 
 MODEL = "starter"
@@ -34,54 +32,6 @@ ANSWER_TOKENS = 96
 FIDELITY_ROWS = 64
 CALIBRATION_ROWS = 64
 SHOWN = 2
-
-
-@dataclass(frozen=True)
-class TaskLine:
-    """One task's scores, before and after."""
-
-    rows: int
-    base_exact_match: float
-    base_token_f1: float
-    exact_match: float
-    token_f1: float
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One held-out question and its answers."""
-
-    task: str
-    instruction: str
-    reference: str
-    base: str
-    tuned: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the quickstart made and measured; its JSON keys."""
-
-    base_exact_match: float | None
-    tuned_exact_match: float | None
-    base_rows: int
-    tuned_rows: int
-    base_token_f1: float | None
-    tuned_token_f1: float | None
-    unseen_exact_match: float | None
-    base_loss: float
-    tuned_loss: float
-    tasks: dict[str, TaskLine]
-    adapter: str
-    run: str
-    data: str
-    fused: FuseResult
-    exports: tuple[Artifact, ...]
-    answers: tuple[Shown, ...]
-    fused_answer: str
-    steps: dict[str, float]
-    train_steps: int
-    wall_s: float
 
 
 @dataclass(frozen=True)
@@ -110,8 +60,11 @@ class _Clock:
         self.progress.say(f"  {name:<10} {what:<58} {duration(self.steps[name]):>10}")
 
 
-def run_job(workdir: Path, chosen: Recipe, progress: Progress) -> Outcome:
-    """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``."""
+def run_job(workdir: Path, chosen: Recipe, progress: Progress) -> dict[str, Any]:
+    """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``.
+
+    What was made and measured, by the keys of `quickstart --json`.
+    """
     from mlx_itune.dataset.rendering.prepare import prepare
     from mlx_itune.dataset.sample_data import write_sample
     from mlx_itune.dataset.sources import load_splits
@@ -179,40 +132,44 @@ def run_job(workdir: Path, chosen: Recipe, progress: Progress) -> Outcome:
         shipped = open_model(Opening(str(home / "mlx")))
         fused_answer = answer_questions(*shipped, shown[:1], scored)[0][1]
 
-    return Outcome(
-        base_exact_match=before.exact_match,
-        tuned_exact_match=after.exact_match,
-        base_rows=before.rows,
-        tuned_rows=after.rows,
-        base_token_f1=before.token_f1,
-        tuned_token_f1=after.token_f1,
-        unseen_exact_match=anew.exact_match,
-        base_loss=before.loss,
-        tuned_loss=after.loss,
-        tasks={
-            task: TaskLine(
-                score.rows,
-                before.tasks[task].exact_match,
-                before.tasks[task].token_f1,
-                score.exact_match,
-                score.token_f1,
-            )
+    scores_of = {"base": before, "tuned": after}
+    return {
+        **{
+            f"{name}_{key}": getattr(result, key)
+            for name, result in scores_of.items()
+            for key in ("rows", "loss", "exact_match", "token_f1")
+        },
+        "unseen_exact_match": anew.exact_match,
+        "tasks": {
+            task: {
+                "rows": score.rows,
+                "base_exact_match": before.tasks[task].exact_match,
+                "base_token_f1": before.tasks[task].token_f1,
+                "exact_match": score.exact_match,
+                "token_f1": score.token_f1,
+            }
             for task, score in after.tasks.items()
         },
-        adapter=trained.adapter,
-        run=trained.run,
-        data=str(data),
-        fused=fused,
-        exports=exports,
-        answers=tuple(
-            Shown(row.tags.get("task", "all"), _instruction(row), known, old, new)
+        "adapter": trained.adapter,
+        "run": trained.run,
+        "data": str(data),
+        "fused": fused,
+        "exports": exports,
+        "answers": [
+            {
+                "task": row.tags.get("task", "all"),
+                "instruction": next(turn.content for turn in row.turns if turn.role == "user"),
+                "reference": known,
+                "base": old,
+                "tuned": new,
+            }
             for (row, old, known), (_, new, _) in zip(base_answers, tuned_answers, strict=True)
-        ),
-        fused_answer=fused_answer,
-        steps=clock.steps,
-        train_steps=trained.steps,
-        wall_s=time.monotonic() - clock.began_s,
-    )
+        ],
+        "fused_answer": fused_answer,
+        "steps": clock.steps,
+        "train_steps": trained.steps,
+        "wall_s": time.monotonic() - clock.began_s,
+    }
 
 
 def _fresh(workdir: Path) -> Path:
@@ -220,7 +177,3 @@ def _fresh(workdir: Path) -> Path:
     if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
         return workdir
     return next(folder for n in itertools.count(2) if not (folder := workdir / f"run-{n}").exists())
-
-
-def _instruction(row: Conversation) -> str:
-    return next(turn.content for turn in row.turns if turn.role == "user")

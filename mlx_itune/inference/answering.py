@@ -12,7 +12,7 @@ from mlx_itune.inference.generate import GREEDY, Generator
 from mlx_itune.inference.prompts import Prompt, room_tokens
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel
-from mlx_itune.model.serving.engine import Drawing
+from mlx_itune.model.serving.drawing import Drawing
 
 
 @dataclass(frozen=True)

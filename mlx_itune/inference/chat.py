@@ -12,7 +12,7 @@ from mlx_itune.inference.generate import GREEDY, Answer, Generator
 from mlx_itune.inference.prompts import chat_ids, room_tokens
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel
-from mlx_itune.model.serving.engine import Drawing
+from mlx_itune.model.serving.drawing import Drawing
 
 # Whose computed past is kept: this one, and the one before a reset.
 _CONVERSATIONS = 2

@@ -8,7 +8,8 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.text_stream import TextStream
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel
-from mlx_itune.model.serving.engine import Drawing, Engine, Order, Token
+from mlx_itune.model.serving.drawing import Drawing
+from mlx_itune.model.serving.engine import Engine, Order, Token
 
 GREEDY = Drawing()
 

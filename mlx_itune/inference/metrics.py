@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import string
 import unicodedata
 from collections import Counter
 from typing import Any
+
+from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import parse_object
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -49,16 +51,9 @@ def _json_object(text: str) -> dict[str, Any] | None:
     if not text.lstrip().startswith("{"):
         return None
     try:
-        value = json.loads(text, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError):
+        return parse_object(text, where=None, error=DataError)
+    except DataError:
         return None
-    return value if isinstance(value, dict) else None
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("repeated key")
-    return dict(pairs)
 
 
 def _canonical(value: Any) -> Any:

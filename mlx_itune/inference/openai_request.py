@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MaxLen
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.prompts import (
@@ -20,8 +20,8 @@ from mlx_itune.inference.prompts import (
 )
 from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.json_files import parse_object, to_record
-from mlx_itune.kit.wording import brief
-from mlx_itune.model.serving.engine import Drawing
+from mlx_itune.kit.wording import first_line
+from mlx_itune.model.serving.drawing import Drawing
 
 # What mlx-lm's clients say when they do not choose.
 DEFAULT = "default_model"
@@ -83,7 +83,7 @@ class Request(Drawing):
     stream_options: StreamOptions = StreamOptions()
     max_tokens: AnswerTokens = 512
     max_completion_tokens: AnswerTokens | None = None
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], MaxLen(64)] = ()
     logprobs: bool | TopTokens = False
     top_logprobs: TopTokens = 0
 
@@ -141,7 +141,7 @@ class Desk:
             raise
         # Libraries in Rust panic past Exception; other requests are none of this one's business.
         except BaseException as error:
-            raise Refusal(500, f"the request cannot be read: {brief(error)}") from error
+            raise Refusal(500, f"the request cannot be read: {first_line(error)}") from error
 
     def _asked(self, request: Request, is_chat: bool) -> Asked:
         served = self.served[self._name(request)]
@@ -201,7 +201,9 @@ def _request(data: bytes) -> Request:
         request = to_record(body, Request, where=None, error=DataError)
     except DataError as error:
         field = re.split(r"\W", error.message, maxsplit=1)[0]
-        raise Refusal(400, brief(error.message), param=field if field in body else None) from error
+        raise Refusal(
+            400, first_line(error.message), param=field if field in body else None
+        ) from error
     return dataclasses.replace(request, seed=request.seed and request.seed % _SEEDS)
 
 

@@ -11,7 +11,7 @@ from mlx_itune.inference.chat import ChatSession
 from mlx_itune.inference.generate import Generator
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel, load
-from mlx_itune.model.serving.engine import Drawing
+from mlx_itune.model.serving.drawing import Drawing
 
 SAID = ("Hi, who are you?", "The patient takes metformin.", "And zolpidem?", "yes")
 

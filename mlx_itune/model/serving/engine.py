@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from annotated_types import Ge, Le
 from mlx_lm.generate import BatchGenerator, StopSequences, generate_step
 from mlx_lm.models.cache import (
     LRUPromptCache,
@@ -23,45 +22,14 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
     trim_prompt_cache,
 )
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-_PROMPTS_AT_ONCE = 8
-_COLDEST = 1e-4
+from mlx_itune.model.serving.drawing import Drawing
+
 _END = object()
 # Their attention takes one mask for all rows: their heads come in groups, which a mask of rows is
 # then broadcast against.
 _ONE_MASK = ("gemma2", "phi3small")
-
-Penalty = Annotated[float, Ge(-100), Le(100)]
-Tokens = Annotated[int, Ge(0), Le(1 << 20)]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How tokens are drawn, by mlx-lm's sample_utils; the default is greedy.
-
-    Penalties look at the last `..._context_size` tokens, the prompt's included.
-    """
-
-    temperature: Annotated[float, Ge(0), Le(100)] = 0.0
-    top_p: Annotated[float, Ge(0), Le(1)] = 1.0
-    top_k: Annotated[int, Ge(0)] = 0
-    min_p: Annotated[float, Ge(0), Le(1)] = 0.0
-    repetition_penalty: Annotated[float, Ge(0), Le(100)] = 0.0
-    repetition_context_size: Tokens = 20
-    presence_penalty: Penalty = 0.0
-    presence_context_size: Tokens = 20
-    frequency_penalty: Penalty = 0.0
-    frequency_context_size: Tokens = 20
-    # Beyond float32 log-probabilities are infinite.
-    logit_bias: Mapping[int, Annotated[float, Ge(-1e9), Le(1e9)]] = field(default_factory=dict)
-    seed: int | None = None
-
-    @property
-    def has_own_dice(self) -> bool:
-        """Whether the answer is to be a function of the seed: nothing may draw beside it."""
-        return self.seed is not None and self.temperature > 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +88,7 @@ class Engine:
             BatchGenerator,
             model,
             completion_batch_size=concurrency,
-            prefill_batch_size=min(_PROMPTS_AT_ONCE, concurrency),
+            prefill_batch_size=concurrency,
             stream=self._stream,
         )
         self._batch = self._new_batch()
@@ -207,8 +175,8 @@ class Engine:
             [order.max_tokens],
             caches=[cache],
             all_tokens=[list(order.prompt_ids[: order.cached_tokens])],
-            samplers=[self._sampler(order)],
-            logits_processors=[_processors(order.drawing)],
+            samplers=[order.drawing.sampler(self.vocabulary)],
+            logits_processors=[order.drawing.processors()],
             stop_sequences=[StopSequences([(token,) for token in order.eos_ids])],
         )
         self._in_batch[uid] = order
@@ -235,6 +203,11 @@ class Engine:
 
     def _answer(self, order: Order) -> Iterator[None]:
         """Compute one order by itself, token by token."""
+
+        def heed(done: int, total: int) -> None:
+            if order.is_cancelled:
+                raise RuntimeError("cancelled")
+
         try:
             cache, rest = self._remembered(order)
             cache = cache or make_prompt_cache(self._model)
@@ -246,9 +219,10 @@ class Engine:
                 self._model,
                 self._stream,
                 max_tokens=order.max_tokens,
-                sampler=self._sampler(order),
-                logits_processors=_processors(order.drawing, ids[: order.cached_tokens]),
+                sampler=order.drawing.sampler(self.vocabulary),
+                logits_processors=order.drawing.processors(ids[: order.cached_tokens]),
                 prompt_cache=cache,
+                prompt_progress_callback=heed,
             ):
                 ids.append(int(token))
                 is_last = len(ids) - len(order.prompt_ids) == order.max_tokens
@@ -275,37 +249,6 @@ class Engine:
     def _remember(self, order: Order, ids: Sequence[int], cache: list[Any]) -> None:
         if ids and self._past.max_size:
             self._past.insert_cache(order.adapter, list(ids), cache)
-
-    def _sampler(self, order: Order) -> Callable[[Any], Any]:
-        how = order.drawing
-        top_k = how.top_k if how.top_k < self.vocabulary else 0
-        # mlx-lm's own greedy sampler is one for all: a batch of them is drawn in one call.
-        # Divided by less, logits overflow.
-        temperature = how.temperature if how.temperature > _COLDEST else 0.0
-        sampler: Callable[[Any], Any] = make_sampler(temperature, how.top_p, how.min_p, 1, top_k)
-        return sampler
-
-
-def _processors(how: Drawing, before: Sequence[int] = ()) -> list[Callable[[Any, Any], Any]]:
-    """What changes logits, given the tokens so far; `before`: those that mlx-lm does not give."""
-    made: list[Callable[[Any, Any], Any]] = make_logits_processors(
-        dict(how.logit_bias),
-        # 1 changes nothing, and costs a pass over the logits.
-        0 if how.repetition_penalty == 1 else how.repetition_penalty,
-        how.repetition_context_size,
-        how.presence_penalty,
-        how.presence_context_size,
-        how.frequency_penalty,
-        how.frequency_context_size,
-    )
-    if not before:
-        return made
-    past = mx.array(list(before))
-
-    def seeing_all(processor: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        return lambda ids, logits: processor(mx.concatenate([past, ids]), logits)
-
-    return [seeing_all(processor) for processor in made]
 
 
 def can_batch(model: nn.Module) -> bool:
