@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,21 @@ def run(capsys: Capture, *argv: object, code: int = 0) -> dict[str, Any]:
     return value
 
 
+def lines(capsys: Capture, *argv: object, code: int = 3) -> list[str]:
+    with pytest.raises(SystemExit) as left:
+        main(["data", "check", *map(str, argv)])
+    assert (left.value.code or 0) == code
+    return capsys.readouterr().out.splitlines()
+
+
+def refused(capsys: Capture, *argv: object) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(["data", "check", *map(str, argv)])
+    (error,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2
+    return error
+
+
 def codes(found: dict[str, Any]) -> list[tuple[int, str]]:
     return [(fault["line"], fault["code"]) for fault in found["faults"]]
 
@@ -50,18 +64,6 @@ def sentence(rng: random.Random, words: int) -> str:
     return " ".join(rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(words))
 
 
-def test_clean_rows_have_no_fault(capsys: Capture, tmp_path: Path) -> None:
-    rows = [pair(f"What is {n} plus {n}?", f"It is {2 * n}, of course.") for n in range(50)]
-    found = run(capsys, write(tmp_path / "rows.jsonl", *rows))
-    assert found["faults"] == []
-    assert (found["rows"], found["accepted"], found["rejected"], found["warnings"]) == (
-        50,
-        50,
-        0,
-        0,
-    )
-
-
 def test_errors_come_with_line_and_hint_and_exit_3(capsys: Capture, tmp_path: Path) -> None:
     path = write(
         tmp_path / "rows.jsonl",
@@ -78,9 +80,11 @@ def test_errors_come_with_line_and_hint_and_exit_3(capsys: Capture, tmp_path: Pa
 
 
 def test_warnings_alone_exit_0_unless_strict(capsys: Capture, tmp_path: Path) -> None:
-    row = pair("Tell me something about the sea.", "It is wide and salty and deep.")
-    path = write(tmp_path / "rows.jsonl", row, row)
-    assert codes(run(capsys, path)) == [(2, "duplicate")]
+    rows = [pair(f"What is {n} plus {n}?", f"It is {2 * n}, of course.") for n in range(50)]
+    clean = run(capsys, write(tmp_path / "rows.jsonl", *rows), "--strict")
+    assert (clean["rows"], clean["accepted"], clean["warnings"], clean["faults"]) == (50, 50, 0, [])
+    path = write(tmp_path / "rows.jsonl", *rows, rows[0])
+    assert codes(run(capsys, path)) == [(51, "duplicate")]
     assert run(capsys, path, "--strict", code=3)["rejected"] == 0
 
 
@@ -96,34 +100,11 @@ def test_duplicates_name_the_first_place(capsys: Capture, tmp_path: Path) -> Non
         pair(base.replace(base.split()[7], "replaced"), answer),
     )
     found = run(capsys, path)
-    assert codes(found) == [
-        (3, "duplicate"),
-        (4, "respelled-duplicate"),
-        (5, "near-duplicate"),
-    ]
+    assert codes(found) == [(3, "duplicate"), (4, "respelled-duplicate"), (5, "near-duplicate")]
     assert all(f"{path}:" in fault["message"] for fault in found["faults"])
     assert f"{path}:1" in found["faults"][0]["message"]
     exact_only = run(capsys, path, "--no-near-duplicates")
     assert codes(exact_only) == [(3, "duplicate")]
-
-
-def test_rows_of_one_template_are_no_duplicates(capsys: Capture, tmp_path: Path) -> None:
-    asked = (
-        "Read the review below and decide whether the customer is happy. Answer with the single "
-        "word positive or negative, in lower case, without any explanation.\n\nReview: "
-    )
-    rng = random.Random(1)
-    rows = [pair(asked + sentence(rng, 6), rng.choice(("positive", "negative"))) for _ in range(60)]
-    numbers = [
-        pair(
-            f"A train takes {n} hours for the whole way there. How long do two such trains"
-            f" take one after the other?",
-            f"They take {2 * n} hours.",
-        )
-        for n in range(2, 40)
-    ]
-    found = run(capsys, write(tmp_path / "rows.jsonl", *rows, *numbers))
-    assert Counter(code for _, code in codes(found)) == {}
 
 
 def test_rows_of_one_split_in_another_are_leaks(capsys: Capture, tmp_path: Path) -> None:
@@ -135,11 +116,8 @@ def test_rows_of_one_split_in_another_are_leaks(capsys: Capture, tmp_path: Path)
     write(tmp_path / "dev.jsonl", rows[16], rows[1])
     found = run(capsys, tmp_path)
     listed = [(Path(f["file"]).name, f["line"], f["code"]) for f in found["faults"]]
-    assert sorted(listed) == [
-        ("dev.jsonl", 2, "leak"),
-        ("test.jsonl", 1, "leak"),
-        ("test.jsonl", 7, "near-leak"),
-    ]
+    leaks = [("dev.jsonl", 2, "leak"), ("test.jsonl", 1, "leak"), ("test.jsonl", 7, "near-leak")]
+    assert sorted(listed) == leaks
     assert "train.jsonl:1" in next(f["message"] for f in found["faults"] if f["line"] == 1)
 
 
@@ -150,12 +128,8 @@ def test_lints_say_where_and_what(capsys: Capture, tmp_path: Path) -> None:
         "disclaimer": pair("And?", "As an AI language model, I have never seen snow."),
         "vendor-name": pair("Who made you?", "I was made by OpenAI in an office."),
         "error-reply": pair("Go on.", "!Too many requests in 1 hour. Try again later."),
-        "url-only": {
-            "instruction": "Summarize the article.",
-            "input": "https://example.com/a/b",
-            "output": ok,
-        },
-        "attachment": {"instruction": "Describe it.", "input": "<Picture Attached>", "output": ok},
+        "url-only": pair("Summarize the article.\n\nhttps://example.com/a/b", ok),
+        "attachment": pair("Describe it.\n\n<Picture Attached>", ok),
         "merged-instructions": pair("Name a colour.\n\n12. Instruction: Name a tree.", ok),
         "html-debris": pair("Code?", '<div class="markdown"><p>Here it is, my friend.</p></div>'),
         "copy-code": pair("More code?", "```\npythonCopy code\nprint(1)\n```"),
@@ -170,22 +144,6 @@ def test_lints_say_where_and_what(capsys: Capture, tmp_path: Path) -> None:
     by_line |= {f["line"]: f["code"] for f in found["faults"] if f["code"] != "short-answer"}
     assert by_line == dict(enumerate(rows, 1))
     assert all(fault["hint"] for fault in found["faults"])
-
-
-def test_every_control_string_is_seen(capsys: Capture, tmp_path: Path) -> None:
-    strings = (
-        "<|im_start|> <|im_end|> [INST] [/INST] <<SYS>> <s> </s> <|start_header_id|> <|eot_id|>"
-        " <|begin_of_text|> <start_of_turn> <end_of_turn> <|user|> <|assistant|> <|end|>"
-        " <|endoftext|>"
-    ).split()
-    strings += ["### Instruction:", "### Response:", "a USER: b ASSISTANT: c"]
-    rows = [
-        pair(f"Question {n} with {text} inside", f"Answer {n} {text * (n % 2)}, said in words.")
-        for n, text in enumerate(strings)
-    ]
-    found = run(capsys, write(tmp_path / "rows.jsonl", *rows))
-    marked = {line for line, code in codes(found) if code == "template-text"}
-    assert marked == set(range(1, len(strings) + 1))
 
 
 def test_system_prompts_that_drift_are_shown_with_counts(capsys: Capture, tmp_path: Path) -> None:
@@ -239,12 +197,7 @@ def test_a_faulty_lint_file_is_one_line(
     path = write(tmp_path / "rows.jsonl", pair("Who?", "Me, certainly."))
     lints = tmp_path / "own.toml"
     lints.write_text(text)
-    with pytest.raises(SystemExit) as left:
-        main(["data", "check", str(path), "--lints", str(lints)])
-    assert left.value.code == 2
-    err = capsys.readouterr().err
-    assert said in err
-    assert "Traceback" not in err
+    assert said in refused(capsys, path, "--lints", lints)
 
 
 def test_a_model_finds_what_training_would_not_learn(
@@ -261,13 +214,6 @@ def test_a_model_finds_what_training_would_not_learn(
     found = run(capsys, path, "--model", tiny_quantized_dir, "--max-length", 64)
     assert codes(found) == [(2, "all-masked"), (3, "too-long")]
     assert found["accepted"] == 3
-
-
-def lines(capsys: Capture, *argv: object, code: int = 3) -> list[str]:
-    with pytest.raises(SystemExit) as left:
-        main(["data", "check", *map(str, argv)])
-    assert left.value.code == code
-    return capsys.readouterr().out.splitlines()
 
 
 def test_the_same_fault_is_said_once(capsys: Capture, tmp_path: Path) -> None:
@@ -313,7 +259,4 @@ def test_a_minified_array_keeps_its_rows_apart(capsys: Capture, tmp_path: Path) 
 
 def test_model_flags_need_a_model(capsys: Capture, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", pair("Who?", "Me, certainly."))
-    with pytest.raises(SystemExit) as left:
-        main(["data", "check", str(path), "--max-length", "9"])
-    assert left.value.code == 2
-    assert "--model" in capsys.readouterr().err
+    assert "--model" in refused(capsys, path, "--max-length", "9")

@@ -71,6 +71,16 @@ def test_plain_text_about_such_things_is_left_alone() -> None:
     assert finds(rows) == []
 
 
+def test_every_control_string_is_seen() -> None:
+    (lint,) = (lint for lint in load_lints() if lint.code == "template-text")
+    for text in (*lint.texts, "a USER: b ASSISTANT: c"):
+        for row in (
+            chat(f"Ask with {text} inside.", "A fine answer.", "1"),
+            chat("Ask.", f"So: {text}", "1"),
+        ):
+            assert finds([row]) == [("1", "template-text")]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [

@@ -38,67 +38,41 @@ ASKED = [("user", "u"), ("assistant", "a")]
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 12345678901234567890}}}
 
 
+REPLY = [{"role": "assistant", "content": "a"}]
+
+
 @pytest.mark.parametrize(
-    ("row", "format", "expected"),
+    ("format", "row"),
     [
-        ({"inputs": "u", "targets": "a", "task_name": "t"}, "inputs-targets", ASKED),
-        ({"input": "u", "output": "a"}, "input-output", ASKED),
-        ({"prompt": "u", "completion": "a"}, "prompt-completion", ASKED),
-        ({"prompt": "u", "response": "a"}, "prompt-completion", ASKED),
-        ({"question": "u", "answer": "a", "rationale": "r"}, "question-answer", ASKED),
-        ({"question": "u", "response": "a"}, "question-answer", ASKED),
-        ({"instruction": "u", "response": "a"}, "instruction-output", ASKED),
-        ({"instruction": "u", "context": "", "response": "a", "category": "c"}, "alpaca", ASKED),
-        (
-            {"instruction": "u", "context": "c", "response": "a"},
-            "alpaca",
-            [("user", "u\n\nc"), ("assistant", "a")],
-        ),
+        ("inputs-targets", {"inputs": "u", "targets": "a", "task_name": "t"}),
+        ("input-output", {"input": "u", "output": "a"}),
+        ("prompt-completion", {"prompt": "u", "completion": "a"}),
+        ("prompt-completion", {"prompt": "u", "response": "a"}),
+        ("prompt-completion", {"prompt": [{"role": "user", "content": "u"}], "completion": REPLY}),
+        ("question-answer", {"question": "u", "answer": "a", "rationale": "r"}),
+        ("question-answer", {"question": "u", "response": "a"}),
+        ("instruction-output", {"instruction": "u", "response": "a"}),
+        ("alpaca", {"instruction": "u", "context": "", "response": "a", "category": "c"}),
         # What a table has besides: null columns, and columns that another format would claim.
-        (
-            {"messages": None, "conversations": [], "question": "", "input": "u", "output": "a"}
-            | {"conversations": None},
-            "input-output",
-            ASKED,
-        ),
-        ({"instruction": "u", "input": "", "output": "a", "text": "### ..."}, "alpaca", ASKED),
-        (
-            {"prompt": "p", "question": "u", "answer": "a"} | {"prompt": None},
-            "question-answer",
-            ASKED,
-        ),
-        (
-            {"system": "s", "question": "u", "answer": "a"},
-            "question-answer",
-            [("system", "s"), *ASKED],
-        ),
-        (
-            {
-                "prompt": [{"role": "user", "content": "u"}],
-                "completion": [{"role": "assistant", "content": "a"}],
-            },
-            "prompt-completion",
-            ASKED,
-        ),
+        ("input-output", {"messages": None, "question": "", "input": "u", "output": "a"}),
+        ("alpaca", {"instruction": "u", "input": "", "output": "a", "text": "### ..."}),
+        ("question-answer", {"prompt": None, "question": "u", "answer": "a"}),
     ],
 )
-def test_formats_are_told_by_their_keys(row, format, expected):
-    assert turns(row) == expected
-    assert turns(row, format=format) == expected
+def test_formats_are_told_by_their_keys(format, row):
+    assert turns(row) == turns(row, format=format) == ASKED
+    assert turns({**row, "system": "s"}) == [("system", "s"), *ASKED]
 
 
 def test_replies_within_a_prompt_are_not_learned():
-    row = {
-        "prompt": chat("user", "assistant", "user")["messages"],
-        "completion": [{"role": "assistant", "content": "a"}],
-    }
+    row = {"prompt": chat("user", "assistant", "user")["messages"], "completion": REPLY}
     assert [t.weight for t in row_of(row).turns] == [None, 0.0, None, None]
 
 
-@pytest.mark.parametrize("spelling", [*NO_INPUT, None, " N/A ", "<NoInput>\n"])
-def test_alpaca_rows_without_an_input(spelling):
-    row = {"instruction": "u", "input": spelling, "output": "a"}
-    assert turns(row) == ASKED and row_of(row).turns[0].input is None
+def test_alpaca_rows_without_an_input():
+    for spelling in (*NO_INPUT, None, " N/A ", "<NoInput>\n"):
+        row = {"instruction": "u", "input": spelling, "output": "a"}
+        assert turns(row) == ASKED and row_of(row).turns[0].input is None
 
 
 def test_alpaca_keeps_what_its_generator_left():
@@ -106,6 +80,7 @@ def test_alpaca_keeps_what_its_generator_left():
     row["most_similar_instructions"] = {"a": 0.5}
     conversation = row_of(row)
     assert conversation.turns[0] == Turn("user", "i\n\nx", input="x")
+    assert turns({"instruction": "i", "context": "c", "response": "o"})[0] == ("user", "i\n\nc")
     assert conversation.tags == {
         "avg_similarity_score": "0.25",
         "most_similar_instructions": '{"a":0.5}',
@@ -127,11 +102,11 @@ def test_seed_tasks_give_a_conversation_for_each_instance():
     assert broken.code == "missing-key" and "instances[2]" in broken.message
 
 
-@pytest.mark.parametrize("human", ["human", "user", "User", "prompter"])
-@pytest.mark.parametrize("gpt", ["gpt", "assistant", "bot", "chatgpt", "bing", "bard", "model"])
-def test_role_aliases(human, gpt):
-    row = chat("system", human, gpt, key="conversations")
-    assert [role for role, _ in turns(row)] == ["system", "user", "assistant"]
+def test_role_aliases():
+    for human in ("human", "user", "User", "prompter"):
+        for gpt in ("gpt", "assistant", "bot", "chatgpt", "bing", "bard", "model"):
+            row = chat("system", human, gpt, key="conversations")
+            assert [role for role, _ in turns(row)] == ["system", "user", "assistant"]
 
 
 def test_sharegpt_tools():
@@ -241,13 +216,9 @@ def test_every_fault_has_a_code_and_mostly_a_way_out(row, code, said):
     assert found.code == code and said in f"{found.message} {found.hint}"
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_forced_format_refuses_what_is_not_its_own(format):
-    assert fault({"foo": "x"}, format=format).code == "missing-key"
-    assert fault({}, format=format).code == "missing-key"
-
-
-def test_an_unknown_format_is_a_usage_error():
+def test_a_forced_format_refuses_what_is_not_its_own():
+    for format in FORMATS:
+        assert fault({"foo": "x"}, format=format).code == "missing-key"
     with pytest.raises(UsageError, match="did you mean sharegpt"):
         parse_rows({}, "f:1", format="share-gpt")
 
@@ -315,9 +286,6 @@ def test_plain_text_can_be_learned_whole():
         Conversation(conversation.turns, "f:1")
 
 
-# --map
-
-
 def test_columns_are_mapped_and_the_rest_become_tags():
     row = {"Frage": "u", "A": {"b": [{"c": 42}]}, "input": "not this", "messages": [], "n": 1}
     conversation = row_of(row, columns={"instruction": "Frage", "output": "A.b.0.c"})
@@ -355,23 +323,16 @@ def test_a_mapping_that_cannot_be_meant_is_a_usage_error(tmp_path, columns):
         list(read_rows(tmp_path / "none", columns=columns))
 
 
-@pytest.mark.parametrize(
-    "mark",
-    [
-        " ", "\n", "</s>", "<s>", "[INST]", "[/INST]", "<|im_start|>", "<|im_start|>user\n",
-        "### Input:\n", "### Instruction:\n", "USER: ", "Human: ", "<|im_end|>", "<<SYS>>",
-    ],
-)  # fmt: skip
-def test_no_text_takes_long(mark):
-    for text in (
-        mark * 60_000,
-        "x" + mark * 60_000 + "x",
-        f"Human: a\nAssistant:{mark * 30_000}x",
-    ):
-        began = time.process_time()
-        with contextlib.suppress(RowFault):
-            parse_rows({"text": text}, "f:1")
-        assert time.process_time() - began < 5
+def test_no_text_takes_long():
+    marks = [" ", "\n", "</s>", "<s>", "[INST]", "[/INST]", "<|im_start|>", "<|im_start|>user\n"]
+    marks += ["### Input:\n", "### Instruction:\n", "USER: ", "Human: ", "<|im_end|>", "<<SYS>>"]
+    for mark in marks:
+        many = mark * 10_000
+        for text in (many, f"x{many}x", f"Human: a\nAssistant:{many}x"):
+            began = time.process_time()
+            with contextlib.suppress(RowFault):
+                parse_rows({"text": text}, "f:1")
+            assert time.process_time() - began < 2
 
 
 def any_conversation(random_):
@@ -400,7 +361,7 @@ def any_conversation(random_):
 
 def test_rows_written_and_read_again_are_the_same(tmp_path):
     random_ = random.Random(11)
-    conversations = [any_conversation(random_) for _ in range(800)]
+    conversations = [any_conversation(random_) for _ in range(300)]
     path = tmp_path / "a.jsonl"
     for ascii_only in (True, False):
         lines = [json.dumps(to_row(c), ensure_ascii=ascii_only) for c in conversations]
