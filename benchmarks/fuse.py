@@ -56,7 +56,7 @@ class Judge:
 
     def of(self, folder: Path) -> dict[str, Any]:
         """Size, fidelity, texts and score of a model directory."""
-        loaded = base.load(str(folder), offline=True)
+        loaded = base.load(str(folder))
         found = self.distance.compare(loaded.model)
         answers = self._answers(loaded)
         same = [a == b for a, b in zip(self.answers, answers, strict=True)]
@@ -80,7 +80,7 @@ class Judge:
 
 def fused_by_mlx_lm(adapter: Path, out: Path, *flags: str) -> None:
     """The stock program, as its users call it."""
-    source = base.resolve(MODEL, offline=True)
+    source = base.resolve(MODEL)
     paths = ["--model", str(source), "--adapter-path", str(adapter), "--save-path", str(out)]
     command = [sys.executable, "-m", "mlx_lm", "fuse", *paths, *flags]
     subprocess.run(command, check=True, capture_output=True, text=True)

@@ -42,7 +42,7 @@ class Reports(TrainingCallback):  # type: ignore[misc]
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    model, tokenizer = load(str(base.resolve(args.model, offline=True)))
+    model, tokenizer = load(str(base.resolve(args.model)))
     if args.dequantize:
         model = dequantize_model(model)
         model.update(tree_map(lambda weight: weight.astype(mx.float32), model.parameters()))

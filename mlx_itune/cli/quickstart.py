@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_itune.cli import options
+from mlx_itune.cli import options, setting_flags
 from mlx_itune.cli.answer_options import as_record
 from mlx_itune.cli.result import Result
 
@@ -22,20 +22,12 @@ if TYPE_CHECKING:
 @as_record(
     "chosen",
     "mlx_itune.cli.quickstart_run:Recipe",
-    click.option(
-        "--adapter",
-        type=click.Choice(["lora", "rslora", "dora", "grid", "qalora"]),
-        default="lora",
-        show_default=True,
-        help="Kind of adapter to train.",
-    ),
-    click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of training."),
+    setting_flags.flag("adapter", defaulted=True),
+    setting_flags.flag("seed", defaulted=True),
     click.option(
         "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
     ),
-    click.option(
-        "--steps", type=click.IntRange(1), help="Optimizer steps (default: the recipe's)."
-    ),
+    setting_flags.flag("steps", "Optimizer steps (default: the recipe's)."),
 )
 def command(workdir: Path, chosen: Recipe) -> Result:
     """The whole job in minutes: data, train, evaluate before and after, fuse, export, one answer.

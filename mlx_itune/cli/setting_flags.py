@@ -13,23 +13,45 @@ from mlx_itune.kit.errors import UsageError
 from mlx_itune.training.settings import Setting, TrainSettings, settings_from, table
 
 
-def flag(name: str, help_line: str | None = None) -> Callable[[Any], Any]:
-    """The flag of one setting; what it may be is checked with all others, by `settings_of`."""
+def flag(
+    name: str, help_line: str | None = None, *, defaulted: bool = False
+) -> Callable[[Any], Any]:
+    """The flag of one setting, for a command that knows a few.
+
+    defaulted: the function gets the setting's default where the flag is not given, not None.
+    """
     setting = table()[name]
+
+    def admitted(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        if value is not None and not setting.admits(value):
+            raise UsageError(f"{setting.flag} must be {setting.allowed}, not {value}")
+        return value
+
+    return _option(setting, help_line, setting.default if defaulted else None, admitted)
+
+
+def _option(
+    setting: Setting, help_line: str | None = None, default: Any = None, callback: Any = None
+) -> Callable[[Any], Any]:
     return click.option(
         setting.flag,
-        name,
+        setting.name,
         type=_type(setting),
         multiple=setting.kind is tuple,
         metavar=setting.metavar,
         help=help_line or _help(setting),
+        default=default,
+        callback=callback,
     )
 
 
 def flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--config, and the flag of every setting; they reach the function as `config` and by name."""
-    for name in reversed([name for name in table() if name != "offline"]):
-        function = flag(name)(function)
+    """--config, and the flag of every setting; they reach the function as `config` and by name.
+
+    What they may be is checked with the file's values, all at once, by `settings_of`.
+    """
+    for setting in reversed([s for name, s in table().items() if name != "offline"]):
+        function = _option(setting)(function)
     return click.option(
         "--config",
         type=options.ANY_PATH,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from mlx_itune.kit.errors import DataError
@@ -23,7 +23,7 @@ _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
 }
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Turn:
     """One message. `weight` says how much an assistant turn is learned (None: the run decides).
 
@@ -40,32 +40,6 @@ class Turn:
     input: str | None = None
     tool_call_id: str | None = None
 
-    def __init__(
-        self,
-        role: str,
-        content: str,
-        weight: float | None = None,
-        tool_calls: tuple[dict[str, Any], ...] = (),
-        name: str | None = None,
-        input: str | None = None,
-        tool_call_id: str | None = None,
-    ) -> None:
-        # A frozen dataclass's own constructor takes several times as long, for millions of turns.
-        # What stays at its default is read from the class.
-        fields = self.__dict__
-        fields["role"] = role
-        fields["content"] = content
-        if weight is not None:
-            fields["weight"] = weight
-        if tool_calls:
-            fields["tool_calls"] = tool_calls
-        if name is not None:
-            fields["name"] = name
-        if input is not None:
-            fields["input"] = input
-        if tool_call_id is not None:
-            fields["tool_call_id"] = tool_call_id
-
     def message(self) -> dict[str, Any]:
         """The turn as chat templates read it."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
@@ -81,7 +55,7 @@ class Turn:
         return message
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Conversation:
     """Turns in a legal order. `origin` is "file:line"; `tags` keeps string metadata of the row.
 
@@ -93,25 +67,12 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        turns: tuple[Turn, ...],
-        origin: str,
-        tools: tuple[dict[str, Any], ...] = (),
-        tags: Mapping[str, str] | None = None,
-        *,
-        checked: bool = False,
-    ) -> None:
-        """`checked`: the caller has asked find_problem about these turns already."""
-        fields = self.__dict__
-        fields["turns"] = turns
-        fields["origin"] = origin
-        fields["tools"] = tools
-        fields["tags"] = {} if tags is None else tags
-        if not checked:
-            problem = find_problem(turns, is_text=is_text(self.tags))
-            if problem is not None:
-                raise DataError(problem[1], where=origin)
+    checked: InitVar[bool] = field(default=False, kw_only=True)
+
+    def __post_init__(self, checked: bool) -> None:
+        problem = None if checked else find_problem(self.turns, is_text=is_text(self.tags))
+        if problem is not None:
+            raise DataError(problem[1], where=self.origin)
 
     def messages(self) -> list[dict[str, Any]]:
         """The turns as chat templates read them."""

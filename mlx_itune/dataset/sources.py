@@ -16,8 +16,8 @@ from mlx_itune.dataset.formats import check_columns, names_positions, parse_rows
 from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.files import open_regular, sha256_file
+from mlx_itune.kit.wording import listing
 
-_FAULTS_SHOWN = 3
 _VALID_SHARE = 0.05
 _VALID_MAX_ROWS = 500
 
@@ -47,12 +47,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a data folder or file holds. `faults` is empty: a broken row raises instead."""
+    """What a data folder or file holds."""
 
     train: tuple[Conversation, ...]
     valid: tuple[Conversation, ...]
     test: tuple[Conversation, ...]
-    faults: tuple[Fault, ...]
     sources: tuple[Source, ...]
 
 
@@ -122,14 +121,14 @@ def load_splits(
         sources.append(Source(path.name, accepted, sha256_file(path)))
     if faults:
         raise DataError(
-            f"{len(faults)} of {total} rows are broken: " + " | ".join(_first(faults)),
+            f"{len(faults)} of {total} rows are broken: {listing(faults)}",
             where=str(data),
             hint="`mlx-itune data check` lists them all",
         )
     train, valid, test = (tuple(rows.get(split, ())) for split in _SPLITS)
     if "valid" not in rows:
         train, valid = _hold_out(train, seed)
-    return Splits(train, valid, test, (), tuple(sources))
+    return Splits(train, valid, test, tuple(sources))
 
 
 def split_paths(data: Path) -> dict[str, Path]:
@@ -230,11 +229,6 @@ def _message(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def _first(faults: Sequence[Fault]) -> list[str]:
-    shown = [str(fault) for fault in faults[:_FAULTS_SHOWN]]
-    return [*shown, "..."] if len(faults) > _FAULTS_SHOWN else shown
-
-
 def _checked(path: Path) -> Path:
     open_regular(path).close()
     try:
@@ -258,8 +252,7 @@ def _rows_in(folder: Path) -> list[Path]:
 
 
 def _found_in(folder: Path) -> str:
-    there = sorted(path.name for path in folder.iterdir())[:5]
-    return f"found {', '.join(there) if there else 'nothing'}"
+    return f"found {listing(sorted(path.name for path in folder.iterdir()), 5) or 'nothing'}"
 
 
 def _hold_out(

@@ -19,7 +19,7 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes, sha256_file, staged_directory, storage_errors
 from mlx_itune.kit.json_files import read_object, write_object
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 
 if TYPE_CHECKING:
     from mlx_itune.export.fusing.fuse import FuseResult
@@ -251,5 +251,5 @@ def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
         try:
             mx.save_safetensors(str(stage / file), shard, metadata={"format": "mlx"})
         except RuntimeError as error:
-            raise OSError(0, first_line(error), file) from error
+            raise OSError(0, brief(error), file) from error
     write_index(stage, shards, sum(sizes.values()))

@@ -45,7 +45,6 @@ from mlx_itune.kit.json_files import read_object
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading import base
-from mlx_itune.model.loading import mlx_lm_models as stock
 
 # mlx-lm's kernels round otherwise than the float32 path they are compared with.
 _READ_BACK_MAX_KL = 1e-2
@@ -78,7 +77,7 @@ def _mlx(request: Request, source: Path, say: Observe) -> Exported:
 
         fused = fuse(request, say, read_back)
         return Exported((describe(request.out, "mlx"),), checked[-1], fused)
-    raw, config = stock.read(source)
+    raw, config = base.read(source)
     tensors = dict(tree_flatten(raw.parameters()))
     # No delta and the base's own grid: every tensor as it is.
     _, layers = merge(raw, {}, Way("requantized", 0))
@@ -87,8 +86,8 @@ def _mlx(request: Request, source: Path, say: Observe) -> Exported:
         write_model(stage, source, tensors, quantization, request.tokenizer)
         reference = base.load(request.model, compute=request.compute)
         card, papers = source / "README.md", source / adapters.PROVENANCE
-        text = card.read_text("utf-8") if card.is_file() else model_card(reference.id, None)
-        (stage / "README.md").write_text(text, encoding="utf-8")
+        own = card.read_bytes() if card.is_file() else model_card(reference.id, None).encode()
+        (stage / card.name).write_bytes(own)
         if papers.is_file():
             (stage / papers.name).write_bytes(papers.read_bytes())
         say("reading it back with mlx-lm")

@@ -20,7 +20,7 @@ from mlx_itune.inference.prompts import (
 )
 from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.json_files import parse_object, to_record
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 from mlx_itune.model.serving.drawing import Drawing
 
 # What mlx-lm's clients say when they do not choose.
@@ -141,7 +141,7 @@ class Desk:
             raise
         # Libraries in Rust panic past Exception; other requests are none of this one's business.
         except BaseException as error:
-            raise Refusal(500, f"the request cannot be read: {first_line(error)}") from error
+            raise Refusal(500, f"the request cannot be read: {brief(error)}") from error
 
     def _asked(self, request: Request, is_chat: bool) -> Asked:
         served = self.served[self._name(request)]
@@ -201,9 +201,7 @@ def _request(data: bytes) -> Request:
         request = to_record(body, Request, where=None, error=DataError)
     except DataError as error:
         field = re.split(r"\W", error.message, maxsplit=1)[0]
-        raise Refusal(
-            400, first_line(error.message), param=field if field in body else None
-        ) from error
+        raise Refusal(400, brief(error.message), param=field if field in body else None) from error
     return dataclasses.replace(request, seed=request.seed and request.seed % _SEEDS)
 
 

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_itune.inference.openai_request import Asked, Desk, Refusal, unknown_model
 from mlx_itune.inference.text_stream import TextStream
-from mlx_itune.kit.wording import first_line, size
+from mlx_itune.kit.wording import brief, size
 from mlx_itune.model.serving.engine import Engine, Order, Token
 from mlx_itune.model.serving.reply import Reply
 
@@ -307,7 +307,7 @@ def _as_refusal(error: Exception, asked: str = "") -> Refusal:
         return Refusal(error.status_code, f"{asked}: {error.detail.lower()}")
     if isinstance(error, (ClientDisconnect, asyncio.TimeoutError)):
         return Refusal(408, "the request did not arrive")
-    told = f"the answer failed: {type(error).__name__}: {first_line(error)}"
+    told = f"the answer failed: {type(error).__name__}: {brief(error)}"
     print(f"error: {told}", file=sys.stderr)
     return Refusal(500, told)
 

@@ -90,7 +90,7 @@ def located(where: object) -> Iterator[None]:
     try:
         yield
     except ItuneError as error:
-        error.where = error.where or str(where)
+        error.where = error.where or (str(where) if where else None)
         raise
 
 

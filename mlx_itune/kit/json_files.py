@@ -83,6 +83,8 @@ def parse_object(
             parse_constant=float if non_finite else _no_constant,
             parse_float=float if non_finite else _finite,
         )
+        if not isinstance(value, dict):
+            raise error("is not a JSON object", where=where)
         if _depth(value) > _MAX_DEPTH:
             raise RecursionError
         # An escape can spell half a character, which no file or terminal takes.
@@ -93,8 +95,6 @@ def parse_object(
         raise error(f"is nested more than {_MAX_DEPTH} levels deep", where=where) from None
     except ValueError as reason:
         raise error(f"is not valid JSON ({reason})", where=where) from None
-    if not isinstance(value, dict):
-        raise error("is not a JSON object", where=where)
     return value
 
 

@@ -54,11 +54,6 @@ def brief(said: object, most: int = 300) -> str:
     return " ".join(str(said).split())[:most] or type(said).__name__
 
 
-def first_line(said: object, most: int = 300) -> str:
-    """Older name of `brief`."""
-    return brief(said, most)
-
-
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     """ "did you mean train?", or None where no option is near, nor what another tool calls so."""
     options = list(options)

@@ -18,7 +18,7 @@ from typing import Any
 
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.json_files import plain
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 from mlx_itune.training.settings import TrainSettings
 
 Observe = Callable[[dict[str, Any]], None]
@@ -68,7 +68,7 @@ def attached(
                 getattr(board, method)(*what)
             except Exception as error:
                 boards.remove(board)
-                reason = first_line(error)
+                reason = brief(error)
                 say(f"warning: {board.name} was switched off, training goes on: {reason}")
 
     def observe(event: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class WeightsAndBiases:
         try:
             known = self._wandb.login()
         except Exception as error:
-            raise UsageError(f"--wandb: not logged in ({first_line(error)})", hint=hint) from error
+            raise UsageError(f"--wandb: not logged in ({brief(error)})", hint=hint) from error
         if known is False:
             raise UsageError("--wandb: not logged in", hint=hint)
 

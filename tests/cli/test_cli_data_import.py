@@ -11,6 +11,7 @@ import pytest
 from tests.dataset.import_command import (
     Capture,
     asked,
+    imported,
     result,
     rows_in,
     said,
@@ -21,7 +22,7 @@ from tests.dataset.import_command import (
 
 def test_an_import_is_a_data_folder(capsys: Capture, tmp_path: Path) -> None:
     source = write(tmp_path / "quiz.jsonl", asked(range(30), task="arithmetic"))
-    made = result(capsys, "data", "import", source, "--out", tmp_path / "data")
+    made = imported(capsys, tmp_path / "data", source)
     assert (made["rows"], made["accepted"], made["rejected"]) == (30, 30, 0)
     assert made["splits"] == {"train": 30}
     first = rows_in(tmp_path / "data", "train")[0]
@@ -45,7 +46,7 @@ def test_formats_and_sources_mix(capsys: Capture, tmp_path: Path) -> None:
             *asked([1]),
         ],
     )
-    made = result(capsys, "data", "import", array, mixed, "--out", tmp_path / "data")
+    made = imported(capsys, tmp_path / "data", array, mixed)
     assert made["accepted"] == 3
     assert [row["source"] for row in rows_in(tmp_path / "data", "train")] == [
         *("alpaca", "mixed", "mixed")
@@ -59,7 +60,7 @@ def test_columns_are_mapped(capsys: Capture, tmp_path: Path) -> None:
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["q", "a"], ["Why?", "Because,\nyes."]])
     flags = ("--map", "instruction=q", "--map", "output=a")
-    made = result(capsys, "data", "import", table, *flags, "--out", tmp_path / "data")
+    made = imported(capsys, tmp_path / "data", table, *flags)
     assert made["accepted"] == 1
     assert said(rows_in(tmp_path / "data", "train")[0]) == "Why?|Because,\nyes."
 
@@ -78,9 +79,7 @@ def test_broken_rows_are_listed_and_left_out(capsys: Capture, tmp_path: Path) ->
         ("rows.jsonl", 7),
     ]
     assert rejected[0].keys() == {"file", "line", "origin", "code", "message"}
-    made = result(
-        capsys, "data", "import", source, "--strict", "--out", tmp_path / "strict", code=3
-    )
+    made = imported(capsys, tmp_path / "strict", source, "--strict", code=3)
     assert (made["written"], made["rejected"]) == (False, 2)
     assert not (tmp_path / "strict").exists()
 
@@ -88,7 +87,7 @@ def test_broken_rows_are_listed_and_left_out(capsys: Capture, tmp_path: Path) ->
 def test_nothing_good_writes_nothing(capsys: Capture, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text("not json\n")
-    made = result(capsys, "data", "import", source, "--out", tmp_path / "data", code=3)
+    made = imported(capsys, tmp_path / "data", source, code=3)
     assert (made["accepted"], made["rejected"], made["written"]) == (0, 1, False)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
@@ -112,9 +111,7 @@ def test_where_keeps_rows_by_tag(capsys: Capture, tmp_path: Path) -> None:
     def kept(*where: str) -> int:
         flags = [word for text in where for word in ("--where", text)]
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-        return len(
-            result(capsys, "data", "import", source, *flags, "--out", out) and rows_in(out, "train")
-        )
+        return len(imported(capsys, out, source, *flags) and rows_in(out, "train"))
 
     assert kept("source=metamath") == 5
     assert kept("source!=metamath") == 3
@@ -152,11 +149,11 @@ def test_wrong_wishes_are_one_line(
 
 def test_an_occupied_or_inner_out_is_refused(capsys: Capture, tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "rows.jsonl", asked(range(9)))
-    result(capsys, "data", "import", source.parent, "--out", tmp_path / "in" / "data", code=2)
+    imported(capsys, tmp_path / "in" / "data", source.parent, code=2)
     write(tmp_path / "full" / "keep.jsonl", asked([1]))
-    result(capsys, "data", "import", source, "--out", tmp_path / "full", code=5)
+    imported(capsys, tmp_path / "full", source, code=5)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["keep.jsonl"]
-    result(capsys, "data", "import", tmp_path / "gone.jsonl", "--out", tmp_path / "d", code=3)
+    imported(capsys, tmp_path / "d", tmp_path / "gone.jsonl", code=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "in"]
 
 
@@ -166,7 +163,7 @@ def test_licences_are_found_given_and_carried(
     carded = write(tmp_path / "carded" / "a.jsonl", asked(range(9)))
     (carded.parent / "README.md").write_text("---\nlicense: cc-by-nc-4.0\ntags:\n- x\n---\n# A\n")
     other = write(tmp_path / "other" / "b.jsonl", asked(range(9, 18)))
-    made = result(capsys, "data", "import", carded, other, "--out", tmp_path / "1")
+    made = imported(capsys, tmp_path / "1", carded, other)
     assert [source["licence"] for source in made["sources"]] == ["cc-by-nc-4.0", None]
     told = text(
         capsys, "data", "import", tmp_path / "1", "--licence", "b=MIT", "--out", tmp_path / "2"
@@ -186,7 +183,7 @@ def test_the_licence_of_the_data_travels_with_what_is_shipped(
 ) -> None:
     source = write(tmp_path / "quiz.jsonl", asked(range(30)))
     data, adapter, bundle = (tmp_path / name for name in ("data", "adapter", "bundle"))
-    result(capsys, "data", "import", source, "--licence", "CC BY-NC 4.0", "--out", data)
+    imported(capsys, data, source, "--licence", "CC BY-NC 4.0")
     base = ("--model", "starter")
     flags = ("--data", data, "--out", adapter, "--runs", tmp_path / "runs", "--steps", 1)
     result(capsys, "train", *base, *flags)
@@ -213,15 +210,15 @@ def test_a_hub_data_set_comes_from_the_cache_when_offline(
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(commit)
     monkeypatch.chdir(tmp_path)
-    made = result(capsys, "data", "import", "org/quiz", "--out", tmp_path / "1")
+    made = imported(capsys, tmp_path / "1", "org/quiz")
     assert made["splits"] == {"train": 6, "test": 1}
     assert {source["revision"] for source in made["sources"]} == {commit}
     assert {source["name"] for source in made["sources"]} == {"quiz"}
     assert {source["licence"] for source in made["sources"]} == {"mit"}
-    one = result(capsys, "data", "import", "org/quiz:test", "--out", tmp_path / "2")
+    one = imported(capsys, tmp_path / "2", "org/quiz:test")
     assert one["splits"] == {"train": 1}
-    missing = result(capsys, "data", "import", "org/none", "--out", tmp_path / "3", code=2)
+    missing = imported(capsys, tmp_path / "3", "org/none", code=2)
     assert "download it once without --offline" in str(missing["error"])
     write(tmp_path / "org" / "quiz" / "rows.jsonl", asked(range(3)))
-    local = result(capsys, "data", "import", "org/quiz", "--out", tmp_path / "4")
+    local = imported(capsys, tmp_path / "4", "org/quiz")
     assert local["accepted"] == 3

@@ -26,7 +26,22 @@ def result(capsys: Capture, *argv: object, code: int = 0) -> dict[str, Any]:
     return value
 
 
+def imported(capsys: Capture, out: Path, *argv: object, code: int = 0) -> dict[str, Any]:
+    """What `data import ... --out OUT` says."""
+    return result(capsys, "data", "import", *argv, "--out", out, code=code)
+
+
+def traced(capsys: Capture, data: Path, row: str) -> dict[str, Any]:
+    """The one history that `data trace` knows of a row in an unharmed folder."""
+    found = result(capsys, "data", "trace", row, "--data", data)
+    assert (found["verified"], found["problems"]) == (True, [])
+    (history,) = found["histories"]
+    assert isinstance(history, dict)
+    return history
+
+
 def text(capsys: Capture, *argv: object, code: int = 0) -> str:
+    """All that a command prints for people."""
     with pytest.raises(SystemExit) as left:
         main([*map(str, argv), "--offline"])
     assert (left.value.code or 0) == code

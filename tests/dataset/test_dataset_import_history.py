@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from import_command import Capture, asked, result, rows_in, said, text, write
+from import_command import Capture, asked, imported, result, rows_in, said, text, traced, write
 
 from mlx_itune.cli import main
 from mlx_itune.dataset.conversation import Conversation, Turn
@@ -21,12 +21,10 @@ def test_trace_tells_the_history_of_a_row(capsys: Capture, tmp_path: Path) -> No
     source = write(tmp_path / "quiz.jsonl", asked(range(40)))
     source.write_text(source.read_text() + "broken\n")
     one, two = tmp_path / "1", tmp_path / "2"
-    result(capsys, "data", "import", source, "--operator", "kim", "--out", one)
-    result(capsys, "data", "import", one, "--split", "50/25/25", "--out", two)
+    imported(capsys, one, source, "--operator", "kim")
+    imported(capsys, two, one, "--split", "50/25/25")
     row = rows_in(two, "test")[0]
-    traced = result(capsys, "data", "trace", "test:1", "--data", two)
-    assert (traced["verified"], traced["problems"]) == (True, [])
-    (history,) = traced["histories"]
+    history = traced(capsys, two, "test:1")
     number = int(said(row).split("?")[0].removeprefix("What is ")) + 1
     assert row["origin"] == f"quiz.jsonl:{number}"
     assert (history["file"], history["line"], history["now"]) == ("quiz.jsonl", number, "test:1")
@@ -34,8 +32,8 @@ def test_trace_tells_the_history_of_a_row(capsys: Capture, tmp_path: Path) -> No
     assert history["steps"][0]["operator"] == "kim"
     assert json.loads(history["text"]) == row
     for name in (f"quiz.jsonl:{number}", f"{source}:{number}", history["id"]):
-        assert result(capsys, "data", "trace", name, "--data", two)["histories"] == [history]
-    (broken,) = result(capsys, "data", "trace", "quiz.jsonl:41", "--data", one)["histories"]
+        assert traced(capsys, two, name) == history
+    broken = traced(capsys, one, "quiz.jsonl:41")
     assert (broken["now"], broken["steps"][0]["action"]) == (None, "rejected")
     told = text(capsys, "data", "trace", "test:1", "--data", two)
     assert f"quiz.jsonl:{number} -> test:1" in told
@@ -53,17 +51,15 @@ def test_rows_are_traced_through_import_clean_and_render(capsys: Capture, tmp_pa
         '[[task.template]]\ninput = "Q: {q}"\ntarget = "{a}"\n'
     )
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
-    result(capsys, "data", "import", source, "--licence", "MIT", "--out", one)
+    imported(capsys, one, source, "--licence", "MIT")
     flags = ("--steps", "whitespace,exact-duplicates")
     result(capsys, "data", "clean", one, *flags, "--out", two)
     made = result(capsys, "data", "render", two, "--templates", tasks, "--out", three)
-    (history,) = result(capsys, "data", "trace", "train:4", "--data", three)["histories"]
+    history = traced(capsys, three, "train:4")
     assert (history["file"], history["line"]) == ("quiz.jsonl", 4)
     assert [step["command"] for step in history["steps"]] == ["import", "clean", "render"]
-    assert result(capsys, "data", "trace", "quiz.jsonl:4", "--data", three)["histories"] == [
-        history
-    ]
-    (gone,) = result(capsys, "data", "trace", "quiz.jsonl:10", "--data", two)["histories"]
+    assert traced(capsys, three, "quiz.jsonl:4") == history
+    gone = traced(capsys, two, "quiz.jsonl:10")
     assert (gone["now"], gone["steps"][-1]["reason"]) == (None, "exact-duplicates")
     told = text(capsys, "data", "trace", "quiz.jsonl:10", "--data", three, code=2)
     assert "1 by exact-duplicates of data clean" in told
@@ -74,7 +70,7 @@ def test_rows_are_traced_through_import_clean_and_render(capsys: Capture, tmp_pa
 
 def test_a_row_that_was_not_drawn_is_told_so(capsys: Capture, tmp_path: Path) -> None:
     source = write(tmp_path / "quiz.jsonl", asked(range(12)))
-    result(capsys, "data", "import", source, "--sample", 4, "--out", tmp_path / "1")
+    imported(capsys, tmp_path / "1", source, "--sample", 4)
     found = 0
     for line in range(1, 13):
         with pytest.raises(SystemExit) as left:
@@ -89,31 +85,25 @@ def test_merged_folders_keep_both_histories(capsys: Capture, tmp_path: Path) -> 
     # Two raw files of one name: their rows are still told apart.
     for name, numbers in {"one": range(9), "two": range(9, 18)}.items():
         source = write(tmp_path / name / "raw" / "quiz.jsonl", asked(numbers))
-        result(capsys, "data", "import", source, "--out", tmp_path / name / "data")
+        imported(capsys, tmp_path / name / "data", source)
     merged = tmp_path / "merged"
-    folders = [tmp_path / name / "data" for name in ("one", "two")]
-    result(capsys, "data", "import", *folders, "--out", merged)
-    origins = {}
-    for line in ("train:1", "train:18"):
-        (history,) = result(capsys, "data", "trace", line, "--data", merged)["histories"]
-        origins[line] = history["file"]
-        assert len(history["steps"]) == 2
-    assert origins == {"train:1": "quiz.jsonl", "train:18": "quiz.jsonl#2"}
-    forward = result(capsys, "data", "trace", "quiz.jsonl#2:3", "--data", merged)["histories"]
-    assert [history["now"] for history in forward] == ["train:12"]
+    imported(capsys, merged, tmp_path / "one" / "data", tmp_path / "two" / "data")
+    for line, file in {"train:1": "quiz.jsonl", "train:18": "quiz.jsonl#2"}.items():
+        history = traced(capsys, merged, line)
+        assert (history["file"], len(history["steps"])) == (file, 2)
+    assert traced(capsys, merged, "quiz.jsonl#2:3")["now"] == "train:12"
 
 
 def test_trace_tells_when_a_file_was_changed(capsys: Capture, tmp_path: Path) -> None:
     source = write(tmp_path / "quiz.jsonl", asked(range(20)))
-    result(capsys, "data", "import", source, "--out", tmp_path / "1")
+    imported(capsys, tmp_path / "1", source)
     train = tmp_path / "1" / "train.jsonl"
     train.write_text(train.read_text().replace("It is 7", "It is 8"))
-    traced = result(capsys, "data", "trace", "train:1", "--data", tmp_path / "1", code=3)
-    assert traced["problems"] == ["train.jsonl: changed after it was written (its SHA-256 differs)"]
-    assert "CHANGED" in text(capsys, "data", "trace", "train:1", "--data", tmp_path / "1", code=3)
-    result(capsys, "data", "import", tmp_path / "1", "--out", tmp_path / "2")
-    traced = result(capsys, "data", "trace", "train:1", "--data", tmp_path / "2", code=3)
-    assert traced["problems"] == ["train.jsonl: changed by hand before step 2 read it"]
+    told = text(capsys, "data", "trace", "train:1", "--data", tmp_path / "1", code=3)
+    assert "CHANGED: train.jsonl: changed after it was written (its SHA-256 differs)" in told
+    imported(capsys, tmp_path / "2", tmp_path / "1")
+    found = result(capsys, "data", "trace", "train:1", "--data", tmp_path / "2", code=3)
+    assert found["problems"] == ["train.jsonl: changed by hand before step 2 read it"]
 
 
 def test_a_folder_of_an_earlier_version_is_still_imported(capsys: Capture, tmp_path: Path) -> None:
@@ -123,9 +113,9 @@ def test_a_folder_of_an_earlier_version_is_still_imported(capsys: Capture, tmp_p
     source = {"name": "quiz", "path": "quiz.jsonl", "sha256": "0" * 64, "licence": "CC-BY-4.0"}
     described = {"version": 1, "sources": [source], "counts": {"train": 5}, "settings": {}}
     (old / "dataset.json").write_text(json.dumps(described))
-    made = result(capsys, "data", "import", old, "--out", tmp_path / "new")
+    made = imported(capsys, tmp_path / "new", old)
     assert [each["licence"] for each in made["sources"]] == ["CC-BY-4.0"]
-    (history,) = result(capsys, "data", "trace", "train:2", "--data", tmp_path / "new")["histories"]
+    history = traced(capsys, tmp_path / "new", "train:2")
     assert (history["file"], history["line"]) == ("train.jsonl", 2)
     told = text(capsys, "data", "trace", "train:2", "--data", old, code=3)
     assert "no record that rows can be traced by" in told
@@ -133,9 +123,9 @@ def test_a_folder_of_an_earlier_version_is_still_imported(capsys: Capture, tmp_p
 
 def test_a_field_called_origin_is_kept_under_another_name(capsys: Capture, tmp_path: Path) -> None:
     source = write(tmp_path / "quiz.jsonl", asked(range(2), origin="the moon"))
-    made = result(capsys, "data", "import", source, "--out", tmp_path / "1")
+    made = imported(capsys, tmp_path / "1", source)
     assert made["notes"] == ["the rows' own field 'origin' is kept as 'given_origin'"]
-    result(capsys, "data", "import", tmp_path / "1", "--out", tmp_path / "2")
+    imported(capsys, tmp_path / "2", tmp_path / "1")
     (row, _) = rows_in(tmp_path / "2", "train")
     assert (row["origin"], row["given_origin"]) == ("quiz.jsonl:1", "the moon")
 

@@ -11,11 +11,16 @@ import pytest
 from chat_templates import CHATML, QWEN3
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.rendering.shown_example import pieces, shown_examples, single_tokens
+from mlx_itune.dataset.rendering.show_rows import (
+    pieces,
+    shown_examples,
+    single_tokens,
+    text_runs,
+    token_texts,
+)
 from mlx_itune.dataset.rendering.tokens_page import tokens_page
 from mlx_itune.dataset.statistics.stats import count
 from mlx_itune.dataset.statistics.stats_page import stats_page
-from mlx_itune.dataset.tokens.token_text import text_runs, token_texts
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 

@@ -6,11 +6,14 @@ import json
 import time
 from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import phonenumbers
 import pytest
 
 from mlx_itune.dataset.cleaning.pii import KINDS, find
+from tests.fixtures.pii.catalogue import VALUES
 from tests.fixtures.pii.planted import samples
 from tests.fixtures.pii.scoring import score
 
@@ -34,15 +37,53 @@ def test_recall_and_precision(
     )
     with capsys.disabled():
         print(f"\n{planted}\n{result.table()}")
-    assert result.recall >= 0.98, "\n".join(result.faults[:20])
-    assert result.precision >= 0.95, "\n".join(result.faults[:20])
+    assert result.precision >= 0.98, "\n".join(result.faults[:20])
     for kind, count in result.planted.items():
-        assert result.recalled[kind] / count >= 0.9, f"{kind}: {result.faults[:20]}"
+        assert result.recalled[kind] / count >= 0.98, f"{kind}: {result.faults[:20]}"
 
 
 def test_the_fixture_plants_every_kind() -> None:
     planted = {value.kind for sample in samples("planted.txt", 1, 1) for value in sample.values}
     assert planted == set(KINDS)
+
+
+LABELS = {
+    "ssn": "SSN", "mrn": "MRN", "dob": "DOB", "passport": "passport", "member": "member id",
+    "licence": "driver license", "account": "account number", "routing": "routing number",
+    "npi": "NPI", "phone_plain": "phone", "card": "card", "iban": "IBAN", "nhs": "NHS",
+    "plate": "license plate", "vin": "VIN", "bsn": "BSN", "steuer": "Steuer-ID", "gps": "GPS",
+}  # fmt: skip
+LAYOUTS = (
+    "{l}: {v}", "{l}\n{v}", "{l} ....... {v}", "**{l}:** {v}", "<{k}>{v}</{k}>", "{k}={v}",
+    "<td>{l}</td><td>{v}</td>", '{{"{k}":"{v}"}}', "| {l} | {v} |", "{l} is {v}.", "{l} no. {v}",
+    "{l} # {v}", "Name: Roe; {l}: {v}; City: Reno", "{l}: `{v}`", "name;{k};city\nRoe;{v};Reno",
+    "| name | {l} |\n|---|---|\n| Roe | {v} |", "Q: your {l}?\nA: {v}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_label_counts_in_every_layout(name: str) -> None:
+    kind, make = VALUES[name]
+    key = LABELS[name].lower().replace(" ", "_").replace("-", "_")
+    missed = []
+    for layout in LAYOUTS:
+        value = make(Random(7))
+        text = layout.format(l=LABELS[name], k=key, v=value)
+        at = text.index(value) + 1
+        hits = [hit for hit in find(text) if hit.kind == kind]
+        if not any(hit.start <= at and hit.end >= at + len(value) - 2 for hit in hits):
+            missed.append(text)
+    assert not missed
+
+
+def test_the_numbers_of_every_region_are_found_beside_a_label() -> None:
+    for region in sorted(phonenumbers.SUPPORTED_REGIONS):
+        number = phonenumbers.example_number(region)
+        assert number is not None
+        for form in (phonenumbers.PhoneNumberFormat.INTERNATIONAL, 2):
+            written = phonenumbers.format_number(number, form)
+            if sum(map(str.isdigit, written)) >= 7:
+                assert [hit.kind for hit in find(f"Phone: {written}.")] == ["phone"], written
 
 
 def strings(value: Any) -> list[str]:
@@ -75,7 +116,7 @@ def test_no_false_alarm_on_real_data(name: str) -> None:
     assert sorted(found) == REAL[name]
 
 
-SIZE = 100_000
+SIZE = 10_000
 HOSTILE = (
     "1", "a", "@", "(", "1-", "1 ", "1.", "a1", "A1", "a@", "@a.", "00 ", "+1", "1:", "ab:cd:",
     "::", "1-1-1-", "a-1-", " at ", "a dot ", "(at)", "Street 1 ", "Calle A ", "12 rue de ",
@@ -86,10 +127,10 @@ HOSTILE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", HOSTILE)
-def test_no_text_takes_long(pattern: str) -> None:
-    text = (pattern * (SIZE // len(pattern) + 1))[:SIZE]
-    start = time.process_time()
-    find(text)
-    # Linear work takes a second or two on a slow machine, quadratic work minutes.
-    assert time.process_time() - start < 20
+def test_no_text_takes_long() -> None:
+    for pattern in HOSTILE:
+        text = (pattern * (SIZE // len(pattern) + 1))[:SIZE]
+        start = time.process_time()
+        find(text)
+        # Linear work takes a second or two on a slow machine, quadratic work minutes.
+        assert time.process_time() - start < 3, pattern

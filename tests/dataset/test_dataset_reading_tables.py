@@ -3,6 +3,7 @@
 import builtins
 import datetime
 import decimal
+import zipfile
 
 import openpyxl
 import pytest
@@ -102,7 +103,7 @@ def test_a_tsv_without_a_header_is_told_by_its_looks(tmp_path):
     path.write_text("a thing that is said\t7\nanother, again\t8\n")
     faults = list(read_rows(path))
     assert {f.code for f in faults} == {"unknown-format"} and len(faults) == 2
-    assert "--map question=1 answer=2" in faults[0].hint
+    assert "--map question=1 --map answer=2" in faults[0].hint
     assert len(list(read_rows(path, columns={"question": "1", "answer": "2"}))) == 2
 
 
@@ -188,7 +189,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(UsageError, match=r"pip install 'mlx-itune\[tables\]'"):
+    with pytest.raises(UsageError, match="pip install pyarrow"):
         list(read_rows(path))
 
 
@@ -224,6 +225,23 @@ def test_every_sheet_of_a_workbook_is_read(tmp_path):
     assert (formula.code, formula.line) == ("empty", 4), "a formula that nobody computed is empty"
     assert (wide.code, wide.line) == ("columns", 5)
     assert other.origin == f"{path}:2" and other.tags == {"sheet": "two"}
+
+
+def test_a_cell_far_out_is_refused_and_one_that_is_no_date_is_told(tmp_path):
+    path = workbook(tmp_path / "a.xlsx", {"one": [["question", "answer"], ["q", "a"]]})
+    book = openpyxl.load_workbook(path)
+    book["one"]["XFD1048576"] = "x"
+    book.save(path)
+    with pytest.raises(DataError, match="16,384 columns and 1,048,576 rows"):
+        list(read_records(path))
+    late = datetime.timedelta(hours=30)
+    workbook(path, {"one": [["question", "answer"], ["q", late], ["q", "a"]]})
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b"<v>1.25</v>", b"<v>1e300</v>"))
+    assert values(read_records(path)) == [("xlsx", 2), ("q", "a")]
 
 
 def test_a_workbook_that_is_none_is_refused(tmp_path):

@@ -18,156 +18,33 @@ def rows_of(path, data):
     return list(read_rows(path))
 
 
-def turns_of(path, row):
-    (conversation,) = rows_of(path, row)
-    assert isinstance(conversation, Conversation), conversation
-    return [(turn.role, turn.content) for turn in conversation.turns]
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
-@pytest.mark.parametrize(
-    ("row", "turns"),
-    [
-        (
-            {
-                "messages": [
-                    {"role": "developer", "content": "s"},
-                    {"role": "user", "content": [{"type": "text", "text": "u"}]},
-                    {"role": "assistant", "content": "a"},
-                ]
-            },
-            [("system", "s"), ("user", "u"), ("assistant", "a")],
-        ),
-        (
-            {
-                "conversations": [
-                    {"from": "human", "value": "u"},
-                    {"from": "gpt", "value": "a"},
-                ],
-                "system": "s",
-            },
-            [("system", "s"), ("user", "u"), ("assistant", "a")],
-        ),
-        (
-            {"instruction": "i", "input": "x", "output": "o"},
-            [("user", "i\n\nx"), ("assistant", "o")],
-        ),
-        ({"instruction": "i", "input": "", "output": "o"}, [("user", "i"), ("assistant", "o")]),
-        (
-            {"instruction": "i", "input": "<noinput>", "output": "o"},
-            [("user", "i"), ("assistant", "o")],
-        ),
-        ({"instruction": "i", "input": None, "output": "o"}, [("user", "i"), ("assistant", "o")]),
-        ({"instruction": "i", "output": "o"}, [("user", "i"), ("assistant", "o")]),
-        ({"question": "q", "answer": "a"}, [("user", "q"), ("assistant", "a")]),
-        ({"prompt": "p", "completion": "c"}, [("user", "p"), ("assistant", "c")]),
-        (
-            {
-                "messages": [
-                    {"role": "system", "content": ""},
-                    {"role": "user", "content": "u"},
-                    {"role": "assistant", "content": "a"},
-                ]
-            },
-            [("user", "u"), ("assistant", "a")],
-        ),
-    ],
-)
-def test_every_format_is_read(path, row, turns):
-    assert turns_of(path, row) == turns
-
-
-def test_alpaca_input_tools_weights_and_tags_are_kept(path):
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-    row = {
-        "messages": [
-            {"role": "user", "content": "u", "name": "ann"},
-            {"role": "assistant", "content": None, "tool_calls": [call], "weight": 0},
-            {"role": "tool", "content": ""},
-            {"role": "assistant", "content": "a"},
-        ],
-        "tools": [{"type": "function", "function": {"name": "f"}}],
-        "task": "t",
-        "number": 3,
-        "metadata": {"source": "s", "deep": []},
-    }
-    (conversation,) = rows_of(path, row)
-    user, calling, _, _ = conversation.turns
-    assert user.name == "ann" and calling.weight == 0
-    assert calling.tool_calls[0]["function"]["arguments"] == {"x": 1}
-    assert conversation.tools[0]["function"]["name"] == "f"
-    assert conversation.tags == {"task": "t", "number": "3", "source": "s", "deep": "[]"}
-    (alpaca,) = rows_of(path, {"instruction": "i", "input": "x", "output": "o"})
-    assert alpaca.messages()[0] == {
-        "role": "user",
-        "content": "i\n\nx",
-        "instruction": "i",
-        "input": "x",
-    }
-
-
-def user_and(*turns):
-    return {"messages": [{"role": "user", "content": "u"}, *turns]}
-
-
-REPLY = {"role": "assistant", "content": "a"}
+USER = {"role": "user", "content": "u"}
 FAULTS = {
     "utf-8": b'{"question": "\xff", "answer": "a"}',
-    "nul": b'{"question": "\x00", "answer": "a"}',
-    "surrogate": b'{"question": "\\ud800", "answer": "a"}',
-    "duplicate-key": b'{"question": "q", "question": "r", "answer": "a"}',
-    "constant": b'{"question": "q", "answer": "a", "score": NaN}',
-    "json": b'{"question": "q", "answer": ',
+    "duplicate-key": b'{"question": "q", "answer": "a", "deep": {"x": 1, "x": 2}}',
+    "constant": json.dumps({"messages": [{**USER, "weight": 1e999}]}).encode(),
+    "json": QA + QA,
     "not-an-object": b'["q", "a"]',
-    "unknown-format": {"title": "t"},
-    "plain-text": {"text": "t"},
-    "missing-key": {"question": "q"},
-    "empty": {"question": "q", "answer": " \n"},
-    "type": {"question": "q", "answer": 7},
-    "no-turns": {"messages": []},
-    "unknown-role": user_and({"role": "narrator", "content": "x"}),
-    "role-order": user_and({"role": "user", "content": "again"}, REPLY),
-    "content-type": user_and({"role": "assistant", "content": [{"type": "image_url"}]}),
-    "tool-calls": user_and({"role": "assistant", "content": "", "tool_calls": [{"f": 1}]}),
-    "weight": user_and({**REPLY, "weight": -1}),
-    "no-reply": user_and(),
+    "unknown-format": b'{"title": "t"}',
+    "empty": b'{"question": "q", "answer": " \\n"}',
+    "role-order": json.dumps({"messages": [USER, USER]}).encode(),
+    "no-reply": json.dumps({"messages": [USER]}).encode(),
 }
 
 
 @pytest.mark.parametrize("code", FAULTS)
 def test_every_kind_of_fault_is_told_at_its_line_and_spoils_no_other_row(path, code):
-    row = FAULTS[code]
-    raw = row if isinstance(row, bytes) else json.dumps(row).encode()
-    good, fault, after = rows_of(path, b"\n".join([QA, b"", raw, QA, b""]))
+    good, fault, after = rows_of(path, b"\n".join([QA, b"", FAULTS[code], QA, b""]))
     assert isinstance(good, Conversation) and good.origin == f"{path}:1"
     assert isinstance(fault, Fault), fault
     assert (fault.file, fault.line, fault.code) == (str(path), 3, code)
     assert str(fault).startswith(f"{path}:3: {code}: ")
     assert isinstance(after, Conversation) and after.origin == f"{path}:4"
-
-
-@pytest.mark.parametrize(
-    ("raw", "code"),
-    [
-        (b'{"question": "q\\u0000", "answer": "a"}', "nul"),
-        (b'{"question": "q", "answer": "a", "meta": {"\\udc00": 1}}', "surrogate"),
-        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "json"),
-        (b'{"question": "q", "answer": "a", "n": ' + b"9" * 5000 + b"}", "json"),
-        (b'{"question": "q", "answer": "a", "deep": {"x": 1, "x": 2}}', "duplicate-key"),
-        (QA + QA, "json"),
-        (json.dumps(user_and({**REPLY, "weight": 1e308 * 10})).encode(), "constant"),
-        (b'{"messages": {"role": "user"}}', "type"),
-        (b'{"messages": ["u"]}', "type"),
-        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "role-order"),
-    ],
-)
-def test_smuggled_and_malformed_rows_are_faults(path, raw, code):
-    (fault,) = rows_of(path, raw)
-    assert isinstance(fault, Fault) and fault.code == code
 
 
 def test_lines_end_at_the_newline_byte_only(path):
@@ -197,27 +74,6 @@ def test_arrays_give_the_line_each_row_starts_on(path):
         (7, "not-an-object"),
         (7, "unknown-format"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("data", "line", "code"),
-    [
-        (b"[\n" + QA + b",\n{broken\n]", 3, "json"),
-        (b"[\n" + QA + b"\n" + QA + b"]", 3, "json"),
-        (b"[\n" + QA + b",\n", 3, "json"),
-        (b"[" + QA + b"]\nmore", 2, "json"),
-        (b"[" + QA + b',\n{"question": "q", "question": 1}]', 2, "duplicate-key"),
-    ],
-)
-def test_broken_arrays_keep_the_rows_before_the_break(tmp_path, data, line, code):
-    good, fault = rows_of(tmp_path / "rows.json", data)
-    assert isinstance(good, Conversation)
-    assert (fault.line, fault.code) == (line, code)
-
-
-def test_an_array_that_is_not_utf_8_names_the_line(tmp_path):
-    (fault,) = rows_of(tmp_path / "rows.json", b"[\n\n\xff]")
-    assert (fault.line, fault.code) == (3, "utf-8")
 
 
 def write(folder, name, count, start=0):
@@ -272,7 +128,9 @@ def test_all_broken_rows_of_all_files_are_counted_and_the_first_told(tmp_path):
         load_splits(tmp_path)
     line = str(caught.value)
     assert f"4 of 6 rows are broken: {tmp_path / 'train.jsonl'}:2: json: " in line
-    assert "train.jsonl:3: not-an-object" in line and "valid.jsonl:1" in line and "..." in line
+    assert (
+        "train.jsonl:3: not-an-object" in line and "valid.jsonl:1" in line and "and 1 more" in line
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"[]"])

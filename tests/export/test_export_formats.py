@@ -157,15 +157,6 @@ def test_a_bundle_is_whole_and_is_checked(made: Path, run: Run, tmp_path: Path) 
     assert "changed since" in run("verify", tmp_path / "b", code=4)["error"]
 
 
-def test_what_went_out_to_peft_comes_back_the_same(made: Path, run: Run, tmp_path: Path) -> None:
-    export(made, run, tmp_path / "p", "--to", "peft", "--adapter", made / "lora")
-    given = ("--model", made / "model", "--out", tmp_path / "back")
-    found = run("import", tmp_path / "p", *given)
-    assert found["largest_difference"] == 0
-    before, after = ((f / "adapters.safetensors") for f in (made / "lora", tmp_path / "back"))
-    assert before.read_bytes() == after.read_bytes()
-
-
 REFUSED = [
     (("--to", "gguf"), "m", 2, ".gguf"),
     (("--to", "gguf", "--type", "q4_o"), "m.gguf", 2, "did you mean q4_0?"),
@@ -207,13 +198,6 @@ def test_what_gguf_cannot_say_is_refused_before_the_merge(
     given = ["--model", model, "--adapter", adapter, "--data", tmp_path / "rows.jsonl"]
     said = run("export", *given, "--to", "gguf", "--out", tmp_path / "m.gguf", code=4)["error"]
     assert said.startswith(f"error: {model}: llama.cpp has no rotary scaling 'dynamic'")
-
-
-def test_an_earlier_export_stays(made: Path, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"mine")
-    export(made, run, tmp_path / "m.gguf", "--to", "gguf", code=5)
-    assert (tmp_path / "m.gguf").read_bytes() == b"mine"
-    assert names(tmp_path) == ["m.gguf"]
 
 
 @pytest.mark.parametrize("device", [True, False])
@@ -299,8 +283,6 @@ def test_the_command_that_is_shown_can_be_pasted(made: Path, run: Run, tmp_path:
 
 
 def test_a_path_is_no_pattern(made: Path, run: Run, tmp_path: Path) -> None:
-    shutil.copytree(made / "model", tmp_path / "m1")
     shutil.copytree(made / "model", tmp_path / "m[1]")
-    (tmp_path / "m[1]" / "model.safetensors").write_bytes(b"other weights")
     told = run("generate", "--model", tmp_path / "m[1]", "--prompt", "a", code=4)
     assert "opens no path with" in told["error"]

@@ -20,7 +20,7 @@ from mlx_itune.export.formats import export
 from mlx_itune.export.fusing.fidelity import fidelity
 from mlx_itune.export.fusing.fuse import FuseResult, fuse
 from mlx_itune.export.request import HeldOut, Request
-from mlx_itune.kit.errors import DataError, ModelError, StorageError, UsageError
+from mlx_itune.kit.errors import DataError, ModelError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading import mlx_lm_models as stock
@@ -161,35 +161,12 @@ def test_merged_weights_are_base_plus_delta(
         assert mx.allclose(got.astype(mx.float32), wanted, rtol=1e-3, atol=1e-4).item()
 
 
-def test_eight_bits_touch_the_adapted_layers_only(
-    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
-) -> None:
-    run(tiny_quantized_dir, strong, tmp_path / "fused", examples, bits=8)
-    fused = mx.load(str(tmp_path / "fused" / "model.safetensors"))
-    base = mx.load(str(tiny_quantized_dir / "model.safetensors"))
-    for name in ("weight", "scales", "biases"):
-        key = f"model.embed_tokens.{name}"
-        assert mx.array_equal(fused[key], base[key]).item()
-    model, _ = stock.read(tmp_path / "fused")
-    assert model.model.embed_tokens.bits == 4
-    assert {layer.mlp.up_proj.bits for layer in model.layers} == {8}
-
-
-def test_a_float_base_stays_float_and_can_be_quantized(
-    tiny_model_dir: Path, examples: Any, tmp_path: Path
-) -> None:
+def test_a_float_base_can_be_quantized(tiny_model_dir: Path, examples: Any, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_model_dir, tmp_path / "adapter", 0.05)
-    merged = run(tiny_model_dir, adapter, tmp_path / "merged", examples)
-    assert (merged.bits, merged.top1_agreement) == (32, 1)
-    assert merged.kl_mean < 1e-9
     half = run(tiny_model_dir, adapter, tmp_path / "half", examples, bits=16)
     eight = run(tiny_model_dir, adapter, tmp_path / "eight", examples, bits=8, max_kl=1.0)
     assert 0 < half.kl_mean < eight.kl_mean < 1e-2
-    sizes = [
-        (tmp_path / name / "model.safetensors").stat().st_size
-        for name in ("merged", "half", "eight")
-    ]
-    assert sizes[0] > 1.9 * sizes[1] > 1.9 * sizes[2]
+    assert half.base_bytes > 1.9 * half.bytes > 1.9 * 1.6 * eight.bytes
 
 
 def test_beyond_the_limit_nothing_is_written_unless_asked(
@@ -237,22 +214,12 @@ def test_a_built_in_template_travels_with_the_model(
     assert prompt.endswith("### Instruction:\nHi\n\n### Response:")
 
 
-def test_refusals(
-    tiny_quantized_dir: Path, tiny_model_dir: Path, strong: Path, examples: Any, tmp_path: Path
+def test_nothing_to_measure_on_is_refused(
+    tiny_quantized_dir: Path, strong: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="is the model itself"):
-        run(tiny_quantized_dir, strong, tiny_quantized_dir, examples)
-    with pytest.raises(UsageError, match="is the model itself"):
-        run(tiny_quantized_dir, strong, tiny_quantized_dir / "inside", examples)
-    with pytest.raises(ModelError, match="was trained on"):
-        run(tiny_model_dir, strong, tmp_path / "out", examples)
     with pytest.raises(DataError, match="no learned token"):
         run(tiny_quantized_dir, strong, tmp_path / "out", [])
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("kept")
-    with pytest.raises(StorageError, match="not empty"):
-        run(tiny_quantized_dir, strong, tmp_path / "full", examples)
-    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("quantized", [True, False])
@@ -271,12 +238,3 @@ def test_export_to_mlx_keeps_every_tensor(
     assert artifact.format == "mlx"
     assert artifact.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
     assert len(artifact.sha256) == 64
-
-
-def test_export_with_an_adapter_merges_it(
-    tiny_quantized_dir: Path, strong: Path, examples: Any, tmp_path: Path
-) -> None:
-    base, tokenizer = str(tiny_quantized_dir), load_tokenizer(tiny_quantized_dir)
-    result = export(Request(base, strong, tmp_path / "out", tokenizer, rows=HeldOut(examples)))
-    assert result.fuse is not None
-    assert result.verify.kl_mean == pytest.approx(result.fuse.kl_mean, abs=1e-3)

@@ -160,7 +160,7 @@ def test_floats_and_wider_grids_hold_every_kind(
             elif tensor.endswith(("norm.weight", "proj.bias")):
                 assert bits_equal(value, after[tensor]), tensor
         if bits != 16:
-            model = stock.read(out)[0]
+            model = base.read(out)[0]
             wide = {p for p, m in model.named_modules() if getattr(m, "bits", None) == 8}
             quantized = {p for p, m in model.named_modules() if hasattr(m, "bits")}
             assert wide == (touched & quantized if bits == 8 else set())
@@ -203,7 +203,7 @@ def test_a_wider_layer_of_a_mixed_base_stays_wide(tmp_path: Path) -> None:
     import mlx.nn as nn
 
     folder = write_model(tmp_path / "base", "llama")
-    model, config = stock.read(folder)
+    model, config = base.read(folder)
     wide = "model.layers.0.mlp.down_proj"
     nn.quantize(
         model,
@@ -222,7 +222,7 @@ def test_a_wider_layer_of_a_mixed_base_stays_wide(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     adapter = write_adapter(tmp_path / "adapter", folder)
     merged(folder, adapter, tmp_path / "out", bits=6, allow_lossy=True)
-    fused = dict(stock.read(tmp_path / "out")[0].named_modules())
+    fused = dict(base.read(tmp_path / "out")[0].named_modules())
     assert (fused[wide].bits, fused["model.layers.1.mlp.down_proj"].bits) == (8, 6)
     assert fused["model.embed_tokens"].bits == 4
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.tokens.templates import built_in
+from mlx_itune.dataset.tokens.chat_template import built_in
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.export.shipping.ollama import common_system, go_template, modelfile
 from mlx_itune.kit.errors import ModelError, UsageError

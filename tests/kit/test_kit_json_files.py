@@ -83,6 +83,7 @@ def test_a_great_number_of_faults_stays_one_short_line() -> None:
     ("text", "says"),
     [
         (b"[1]", "is not a JSON object"),
+        (b"null", "is not a JSON object"),
         (b'{"a":', "is not valid JSON"),
         (b"\xff{}", "is not UTF-8 text"),
         (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),

@@ -23,7 +23,7 @@ from masks.oracle import (
 from masks.vocabularies import Coder, coder
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.rendering.render import TokenizedExample, render, render_many
-from mlx_itune.dataset.tokens.templates import built_in
+from mlx_itune.dataset.tokens.chat_template import built_in
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 

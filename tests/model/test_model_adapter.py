@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from mlx.utils import tree_map
+from adapter_layers import IDS, moved, saved
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_itune.kit.errors import ModelError
@@ -24,7 +27,6 @@ from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
 
 PARTS = ("weight", "scales", "biases")
-IDS = mx.array([[3, 7, 20, 9, 250, 11]])
 
 
 def quantized(source: Path, out: Path, bits: int, factor: float = 1.0) -> Path:
@@ -45,27 +47,6 @@ def quantized(source: Path, out: Path, bits: int, factor: float = 1.0) -> Path:
     config["quantization"] = {"group_size": 64, "bits": bits, "mode": "affine"}
     (out / "config.json").write_text(json.dumps(config))
     return out
-
-
-def moved(model: nn.Module) -> None:
-    """Take the adapter away from its start."""
-    key = mx.random.key(5)
-    model.update(
-        tree_map(
-            lambda a: a + 0.05 * mx.random.normal(a.shape, key=key), model.trainable_parameters()
-        )
-    )
-
-
-def saved(path: Path, out: Path, kind: str, **options: Any) -> Any:
-    """Write a moved adapter; the logits it gives."""
-    loaded = base.load(str(path))
-    lora.attach(loaded.model, rank=4, scale=2.0, seed=3, kind=kind, **options)
-    moved(loaded.model)
-    config = adapter.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
-    origin = {"base": loaded.papers()}
-    adapter.save(out, loaded.model, config, origin)
-    return np.array(loaded.model(IDS))
 
 
 def theirs(path: Path, folder: Path) -> Any:
@@ -112,7 +93,8 @@ def test_what_inference_keeps_holds_for_these_factors_only(
         model.eval()
         assert np.array_equal(np.array(model(IDS)), trained)
         first.append(trained)
-        moved(model)
+        for _, layer in lora.adapted(model):
+            moved(layer)
     assert np.abs(first[0] - first[1]).max() > 1e-3
 
 
@@ -328,7 +310,7 @@ def test_experts_carry_adapters(kind: str, quantized: bool) -> None:
     assert lora.attach(model, rank=2, scale=2.0, kind=kind) == ["layers.0.experts"]
     layer = model.layers[0].experts
     assert np.array_equal(np.array(layer(x, indices)), before)
-    moved(model)
+    moved(layer)
     delta = np.array(layer.delta())
     after = np.stack([delta[int(e)] @ np.array(x)[i, 0, 0] for i, e in enumerate(indices[:, 0])])
     change = np.array(layer(x, indices))[:, 0, 0] - before[:, 0, 0]

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
+from adapter_layers import IDS, furthest, held, moved
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters import dora, lora
-from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
 
-Numbers = npt.NDArray[np.float64]
-IDS = mx.array([[3, 7, 20, 9, 250, 11]])
 INPUTS, OUTPUTS, RANK, SCALE = 128, 96, 3, 2.0
-
-
-def furthest(ours: Any, oracle: Numbers) -> float:
-    return float(np.abs(np.array(ours) - oracle).max() / np.abs(oracle).max())
-
-
-def held(layer: nn.Module, way: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """A layer as a loaded model would hold it."""
-    model = nn.Sequential(layer)
-    if way == "inside":
-        monkeypatch.setattr(compute, "_RESIDENT_SHARE", 0.0)
-    compute.apply(model, "quantized" if way == "quantized" else "dequantized")
-    kept: nn.Module = model.layers[0]
-    return kept
-
-
-def tuned(layer: nn.Module) -> dict[str, mx.array]:
-    keys = mx.random.split(mx.random.key(0), len(layer.factors))
-    values = {
-        name: layer[name] + 0.1 * mx.random.normal(layer[name].shape, key=key)
-        for name, key in zip(layer.factors, keys, strict=True)
-    }
-    layer.update(values)
-    return values
 
 
 @pytest.mark.parametrize("way", ["quantized", "resident", "inside"])
@@ -65,14 +41,14 @@ def test_product_and_gradients(bits: int | None, way: str, monkeypatch: pytest.M
     assert mx.array_equal(layer(x), base_layer(x)).item()
     assert furthest(layer.m, np.sqrt((weight**2).sum(1))) < 1e-6
 
-    values = tuned(layer)
+    values = moved(layer)
     cotangent = mx.random.normal((2, 5, OUTPUTS), key=mx.random.key(3))
     flat, c = (np.array(a, np.float64).reshape(10, -1) for a in (x, cotangent))
     a, b, m = (np.array(values[name], np.float64) for name in ("lora_a", "lora_b", "m"))
-    moved = weight + SCALE * (a @ b).T
-    norm = np.sqrt((moved**2).sum(1))
+    whole = weight + SCALE * (a @ b).T
+    norm = np.sqrt((whole**2).sum(1))
     bias = np.array(source.bias) if "bias" in source else 0.0
-    assert furthest(layer(x).reshape(10, -1), m / norm * (flat @ moved.T) + bias) < 3e-6
+    assert furthest(layer(x).reshape(10, -1), m / norm * (flat @ whole.T) + bias) < 3e-6
 
     def loss(x: mx.array, values: dict[str, mx.array]) -> mx.array:
         layer.update(values)
@@ -82,11 +58,11 @@ def test_product_and_gradients(bits: int | None, way: str, monkeypatch: pytest.M
     layer.update(values)
     # The norm is a constant (2402.09353, section 4.3).
     scaled = c * (m / norm)
-    assert furthest(d_x.reshape(10, -1), scaled @ moved) < 1e-5
-    assert furthest(gradients["m"], (c * (flat @ moved.T) / norm).sum(0)) < 1e-5
+    assert furthest(d_x.reshape(10, -1), scaled @ whole) < 1e-5
+    assert furthest(gradients["m"], (c * (flat @ whole.T) / norm).sum(0)) < 1e-5
     assert furthest(gradients["lora_a"], SCALE * flat.T @ (scaled @ b.T)) < 1e-5
     assert furthest(gradients["lora_b"], SCALE * (flat @ a).T @ scaled) < 1e-5
-    assert furthest(layer.delta(), (m / norm)[:, None] * moved - weight) < 1e-5
+    assert furthest(layer.delta(), (m / norm)[:, None] * whole - weight) < 1e-5
 
 
 def test_mlx_lm_computes_the_same() -> None:
@@ -95,7 +71,7 @@ def test_mlx_lm_computes_the_same() -> None:
     source = nn.Linear(INPUTS, OUTPUTS, bias=True)
     ours = dora.DoRALinear(source, RANK, SCALE, 0.0, mx.random.key(1))
     theirs = Theirs.from_base(source, r=RANK, scale=SCALE)
-    values = tuned(ours)
+    values = moved(ours)
     theirs.update(values)
     x = mx.random.normal((7, INPUTS))
     assert furthest(ours(x), np.array(theirs(x), np.float64)) < 2e-6
@@ -119,12 +95,12 @@ def test_a_token_table(mode: str, tiny_quantized_dir: Path) -> None:
     lora.attach(loaded.model, rank=4, scale=2.0, keys=["model.embed_tokens"], kind="dora")
     assert np.array_equal(np.array(loaded.model(IDS)), before)
     table = loaded.model.model.embed_tokens
-    values = tuned(table)
+    values = moved(table)
     plain = base.load(str(tiny_quantized_dir), compute="quantized").model.model.embed_tokens
     weight = np.array(plain(mx.arange(plain.weight.shape[0])), np.float64)
     a, b, m = (np.array(values[name], np.float64) for name in ("lora_a", "lora_b", "m"))
-    moved = weight + 2.0 * a @ b
-    full = (m / np.sqrt((moved**2).sum(1)))[:, None] * moved
+    whole = weight + 2.0 * a @ b
+    full = (m / np.sqrt((whole**2).sum(1)))[:, None] * whole
     assert furthest(table(IDS), full[np.array(IDS)]) < 1e-5
     x = mx.random.normal((3, 64))
     assert furthest(table.as_linear(x), np.array(x) @ full.T) < 1e-5

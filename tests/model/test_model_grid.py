@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
+from adapter_layers import IDS, Numbers, furthest, held, moved, moved_model
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchLinear
 
@@ -21,8 +24,6 @@ from mlx_itune.model.adapters import grid, lora
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
 
-Numbers = npt.NDArray[np.float64]
-IDS = mx.array([[3, 7, 20, 9, 250, 11]])
 INPUTS, OUTPUTS, RANK, SCALE, GROUP = 128, 96, 3, 2.0, 32
 # How a layer is computed: by the kernel, from unpacked codes, or unpacking inside the product.
 WAYS = ("quantized", "resident", "inside")
@@ -36,30 +37,8 @@ def unpack(packed: mx.array, bits: int) -> Numbers:
     return np.asarray((grouped * 2.0 ** np.arange(bits)).sum(-1))
 
 
-def prepared(layer: nn.Module, way: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """A quantized layer as a loaded model would hold it."""
-    model = nn.Sequential(layer)
-    if way == "inside":
-        monkeypatch.setattr(compute, "_RESIDENT_SHARE", 0.0)
-    compute.apply(model, "quantized" if way == "quantized" else "dequantized")
-    held: nn.Module = model.layers[0]
-    return held
-
-
-def drawn(layer: nn.Module, seed: int = 0) -> dict[str, mx.array]:
-    keys = mx.random.split(mx.random.key(seed), len(layer.factors))
-    return {
-        name: 0.1 * mx.random.normal(layer[name].shape, key=key)
-        for name, key in zip(layer.factors, keys, strict=True)
-    }
-
-
 def numpy_of(arrays: dict[str, mx.array]) -> dict[str, Numbers]:
     return {name: np.array(array).astype(np.float64) for name, array in arrays.items()}
-
-
-def furthest(ours: Any, oracle: Numbers) -> float:
-    return float(np.abs(np.array(ours) - oracle).max() / np.abs(oracle).max())
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -70,9 +49,8 @@ def test_product_and_gradients_are_the_dense_ones(
     source = nn.Linear(INPUTS, OUTPUTS, bias=True)
     quantized = nn.QuantizedLinear.from_linear(source, GROUP, bits)
     codes, s, b = unpack(quantized.weight, bits), quantized.scales, quantized.biases
-    layer = grid.GridLinear(prepared(quantized, way, monkeypatch), RANK, SCALE, mx.random.key(1))
-    factors = drawn(layer)
-    layer.update(factors)
+    layer = grid.GridLinear(held(quantized, way, monkeypatch), RANK, SCALE, mx.random.key(1))
+    factors = moved(layer)
     x = mx.random.normal((2, 5, INPUTS), key=mx.random.key(2))
     cotangent = mx.random.normal((2, 5, OUTPUTS), key=mx.random.key(3))
 
@@ -110,9 +88,7 @@ def test_product_and_gradients_are_the_dense_ones(
 
 @pytest.mark.parametrize("rows", [1, 7])
 def test_gradients_made_in_pieces_are_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    base_layer = prepared(
-        nn.QuantizedLinear(INPUTS, OUTPUTS, False, GROUP, 4), "resident", monkeypatch
-    )
+    base_layer = held(nn.QuantizedLinear(INPUTS, OUTPUTS, False, GROUP, 4), "resident", monkeypatch)
     layer = grid.GridLinear(base_layer, RANK, SCALE, mx.random.key(1))
     x, c = mx.random.normal((5, INPUTS)), mx.random.normal((5, OUTPUTS))
     whole = layer._grid_gradients(x, c)
@@ -123,9 +99,9 @@ def test_gradients_made_in_pieces_are_the_same(rows: int, monkeypatch: pytest.Mo
 
 def test_the_quantized_path_never_makes_the_dense_weight() -> None:
     size = 4096
-    held = nn.Sequential(nn.QuantizedLinear(size, size, False, 64, 4))
-    compute.apply(held, "quantized")
-    layer = grid.GridLinear(held.layers[0], 4, SCALE, mx.random.key(0))
+    model = nn.Sequential(nn.QuantizedLinear(size, size, False, 64, 4))
+    compute.apply(model, "quantized")
+    layer = grid.GridLinear(model.layers[0], 4, SCALE, mx.random.key(0))
     x = mx.random.normal((2, size))
     mx.eval(x, layer.parameters())
     before = mx.get_active_memory()
@@ -138,7 +114,7 @@ def test_the_quantized_path_never_makes_the_dense_weight() -> None:
     assert all(a.dtype != mx.float32 or a.size <= size * 64 for _, a in tree_flatten(layer))
 
 
-@pytest.mark.parametrize("kind", ["grid", "qalora"])
+@pytest.mark.parametrize("kind", lora.KINDS)
 @pytest.mark.parametrize("mode", ["dequantized", "quantized"])
 def test_at_step_zero_the_model_is_the_base(kind: str, mode: str, tiny_quantized_dir: Path) -> None:
     loaded = base.load(str(tiny_quantized_dir), compute=mode)
@@ -156,12 +132,12 @@ def test_what_is_trained_can_be_stored(
     source = nn.Linear(INPUTS, OUTPUTS, bias=False)
     source.weight = source.weight.astype(kind)
     layer = grid.GridLinear(
-        prepared(nn.QuantizedLinear.from_linear(source, GROUP, 4), way, monkeypatch),
+        held(nn.QuantizedLinear.from_linear(source, GROUP, 4), way, monkeypatch),
         RANK,
         SCALE,
         mx.random.key(0),
     )
-    layer.update(drawn(layer))
+    moved(layer)
     scales, biases = grid.merged_grid(layer)
     assert scales.dtype == mx.float32
     shipped = layer.shipped()
@@ -188,19 +164,19 @@ def test_half_precision_activations_stay_so(unpacked: bool, kind: Any) -> None:
     source.update({name: a.astype(kind) for name, a in source.parameters().items()})
     quantized = nn.QuantizedLinear.from_linear(source, GROUP, 4)
     quantized.packed = compute.Packed.of(quantized)
-    held: nn.Module = quantized
+    below: nn.Module = quantized
     if unpacked:
-        held = source
+        below = source
         parts = quantized.packed.codes(), quantized.scales, quantized.biases
-        held.weight, held.packed = compute.affine(*parts).astype(kind), quantized.packed
-    layer = grid.GridLinear(held, RANK, SCALE, mx.random.key(1))
+        below.weight, below.packed = compute.affine(*parts).astype(kind), quantized.packed
+    layer = grid.GridLinear(below, RANK, SCALE, mx.random.key(1))
     x = mx.random.normal((3, INPUTS)).astype(kind)
-    assert layer(x).dtype == kind and mx.array_equal(layer(x), held(x)).item()
-    layer.update({name: a / 10 for name, a in drawn(layer).items()})
+    assert layer(x).dtype == kind and mx.array_equal(layer(x), below(x)).item()
+    moved(layer, 0.01)
     factors = [layer[name] for name in layer.factors]
     d_x, *gradients = mx.grad(lambda *a: layer._operation(*a).sum(), argnums=range(5))(x, *factors)
     assert d_x.dtype == kind and {g.dtype for g in gradients} == {mx.float32}
-    exact = grid.GridLinear(held, RANK, SCALE, mx.random.key(1))
+    exact = grid.GridLinear(below, RANK, SCALE, mx.random.key(1))
     exact.update(dict(zip(layer.factors, factors, strict=True)))
     wide = [x.astype(mx.float32), *factors]
     oracle = mx.grad(lambda *a: exact._operation(*a).sum(), argnums=range(5))(*wide)
@@ -218,13 +194,13 @@ def test_experts(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SwitchLinear(INPUTS, OUTPUTS, experts, bias=True)
     quantized = source.to_quantized(GROUP, 4)
     codes, s, b = unpack(quantized.weight, 4), quantized.scales, quantized.biases
-    held = prepared(quantized, way, monkeypatch)
-    layer = grid.GridSwitchLinear(held, RANK, SCALE, mx.random.key(1))
+    below = held(quantized, way, monkeypatch)
+    layer = grid.GridSwitchLinear(below, RANK, SCALE, mx.random.key(1))
     x = mx.random.normal((4, 1, 1, INPUTS))
     indices = mx.array([[0, 2], [1, 0], [2, 1], [2, 0]])
-    assert mx.array_equal(layer(x, indices), held(x, indices)).item()
+    assert mx.array_equal(layer(x, indices), below(x, indices)).item()
 
-    factors = drawn(layer)
+    factors = moved(layer)
     cotangent = mx.random.normal((4, 2, 1, OUTPUTS))
 
     def loss(x: mx.array, values: dict[str, mx.array]) -> mx.array:
@@ -261,7 +237,7 @@ def test_a_token_table(kind: str, mode: str, tiny_quantized_dir: Path) -> None:
     loaded = base.load(str(tiny_quantized_dir), compute=mode)
     lora.attach(loaded.model, rank=4, scale=2.0, keys=["model.embed_tokens"], kind=kind)
     table = loaded.model.model.embed_tokens
-    table.update(drawn(table))
+    moved(table)
     ids = mx.array([[5, 9, 5]])
     stored = base.load(str(tiny_quantized_dir), compute="quantized").model.model.embed_tokens
     every = mx.arange(stored.weight.shape[0])
@@ -282,7 +258,7 @@ def test_qalora_is_a_lora_with_a_constant_a_in_each_group(tiny_quantized_dir: Pa
     loaded = base.load(str(tiny_quantized_dir))
     lora.attach(loaded.model, rank=4, scale=2.0, kind="qalora")
     layer = loaded.model.layers[0].mlp.down_proj
-    layer.update(drawn(layer))
+    moved(layer)
     a, b = layer.pair()
     assert a.shape == (128, 4) and np.array_equal(
         np.array(a)[:64], np.tile(np.array(a)[:1], (64, 1))
@@ -324,12 +300,7 @@ def test_other_adapters_let_go_of_the_packed_weights(tiny_quantized_dir: Path) -
 
 
 def test_a_weight_held_for_a_step_is_the_one_that_would_be_made(tiny_quantized_dir: Path) -> None:
-    model = base.load(str(tiny_quantized_dir), compute="dequantized").model
-    lora.attach(model, rank=3, scale=2.0, kind="grid")
-    for number, (_, layer) in enumerate(lora.adapted(model)):
-        for name in layer.factors:
-            draw = mx.random.normal(layer[name].shape, key=mx.random.key(number))
-            layer[name] = layer[name] + 0.05 * draw
+    model = moved_model(tiny_quantized_dir, kind="grid").model
 
     def outcome() -> tuple[Any, Any]:
         return mx.value_and_grad(lambda p: (model.update(p), model(IDS).sum())[1])(parameters)
@@ -337,8 +308,8 @@ def test_a_weight_held_for_a_step_is_the_one_that_would_be_made(tiny_quantized_d
     parameters = model.trainable_parameters()
     value, gradients = outcome()
     with lora.held_weights(model):
-        held, same = outcome()
-    assert held.item() == value.item()
+        kept, same = outcome()
+    assert kept.item() == value.item()
     pairs = zip(tree_flatten(gradients), tree_flatten(same), strict=True)
     assert all(mx.array_equal(one, other) for (_, one), (_, other) in pairs)
     model.update(parameters)

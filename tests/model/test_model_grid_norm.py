@@ -15,6 +15,7 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
+from adapter_layers import IDS, saved
 from architectures import build
 from mlx.utils import tree_flatten
 from mlx_lm.models.gemma2 import RMSNorm as GemmaNorm
@@ -25,20 +26,6 @@ from mlx_itune.model.adapters.adapter_set import AdapterSet
 from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
-from mlx_itune.model.loading import mlx_lm_models as stock
-
-IDS = mx.array([[3, 7, 20, 9, 250, 11]])
-
-
-def moved_model(path: Path, **options: Any) -> base.LoadedModel:
-    loaded = base.load(str(path))
-    lora.attach(loaded.model, rank=3, scale=2.0, kind="grid", **options)
-    for _, layer in lora.adapted(loaded.model):
-        for number, name in enumerate(layer.factors):
-            draw = mx.random.normal(layer[name].shape, key=mx.random.key(number))
-            layer[name] = layer[name] + 0.05 * draw
-    mx.eval(loaded.model.parameters())
-    return loaded
 
 
 @pytest.mark.parametrize("added", [0.0, 1.0])
@@ -95,28 +82,10 @@ def test_they_are_the_blocks_own_and_nothing_else(tiny_quantized_dir: Path) -> N
         )
 
 
-def test_an_adapter_with_norms_comes_back_and_loads_in_mlx_lm(
-    tiny_quantized_dir: Path, tmp_path: Path
-) -> None:
-    loaded = moved_model(tiny_quantized_dir)
-    wanted = loaded.model(IDS)
-    config = adapter.config_of(loaded.model, kind="grid", rank=3, scale=2.0)
-    assert "input_layernorm" in config.keys
-    adapter.save(tmp_path / "a", loaded.model, config, {})
-    again = base.load(str(tiny_quantized_dir))
-    adapter.apply(again, adapter.load(tmp_path / "a"))
-    assert mx.array_equal(again.model(IDS), wanted)
-    model, _ = stock.read(tiny_quantized_dir)
-    model.load_weights(str(tmp_path / "a" / adapter.TENSORS), strict=False)
-    difference = mx.abs(model(IDS) - wanted).max().item()
-    assert difference <= 1e-4 * mx.abs(wanted).max().item()
-
-
 def test_a_set_of_adapters_gives_the_base_back(tiny_quantized_dir: Path, tmp_path: Path) -> None:
-    loaded = moved_model(tiny_quantized_dir)
-    config = adapter.config_of(loaded.model, kind="grid", rank=3, scale=2.0)
-    adapter.save(tmp_path / "a", loaded.model, config, {})
-    bare, adapted = base.load(str(tiny_quantized_dir)).model(IDS), loaded.model(IDS)
+    adapted = mx.array(saved(tiny_quantized_dir, tmp_path / "a", "grid"))
+    assert "input_layernorm" in adapter.load(tmp_path / "a").config.keys
+    bare = base.load(str(tiny_quantized_dir)).model(IDS)
     both = AdapterSet(base.load(str(tiny_quantized_dir)), {"a": adapter.load(tmp_path / "a")})
     for name, wanted in ((None, bare), ("a", adapted), (None, bare)):
         both.use(name)

@@ -12,7 +12,7 @@ from starter.clinical.rows import rows
 
 
 def test_it_is_small_and_quantized() -> None:
-    folder = base.resolve("starter", offline=True)
+    folder = base.resolve("starter")
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4 << 20
@@ -21,7 +21,7 @@ def test_it_is_small_and_quantized() -> None:
 
 
 def test_a_word_is_the_same_token_in_a_note_and_in_an_answer() -> None:
-    tokenizer = load_tokenizer(base.resolve("starter", offline=True))
+    tokenizer = load_tokenizer(base.resolve("starter"))
     turns = [Turn("user", "Note:\nMeds: zolpidem"), Turn("assistant", "zolpidem")]
     messages = [turn.message() for turn in turns]
     text = tokenizer.render_text(messages, add_generation_prompt=False)
@@ -36,7 +36,7 @@ def test_as_it_comes_it_does_not_answer() -> None:
     from mlx_itune.inference.generate import Generator
     from mlx_itune.inference.metrics import exact_match
 
-    loaded = base.load("starter", offline=True)
+    loaded = base.load("starter")
     loaded.model.eval()
     tokenizer = load_tokenizer(loaded.path)
     chats = [row["messages"] for row in rows("test", 20, seed=9)]
@@ -55,7 +55,7 @@ def test_as_it_comes_it_does_not_answer() -> None:
 def test_mlx_lm_loads_it() -> None:
     from mlx_lm import load
 
-    model, tokenizer = load(str(base.resolve("starter", offline=True)))[:2]
+    model, tokenizer = load(str(base.resolve("starter")))[:2]
     assert len(model.layers) == 4
     assert tokenizer.eos_token == "<|end|>"
-    assert Path(base.resolve("starter", offline=True)).name == "starter"
+    assert Path(base.resolve("starter")).name == "starter"

@@ -143,7 +143,7 @@ def test_a_lora_on_head_and_table(tmp_path: Path) -> None:
 
 def test_the_starter(tmp_path: Path) -> None:
     source = tmp_path / "starter"
-    shutil.copytree(base.resolve("starter", offline=True), source)
+    shutil.copytree(base.resolve("starter"), source)
     mine = ours(source)
     assert difference(mine, theirs(exported(source, "f16"))) <= HALF
     assert difference(mine, theirs(exported(source, "lossless"))) <= BLOCKS

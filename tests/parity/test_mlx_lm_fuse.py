@@ -64,7 +64,7 @@ class Tuned:
     """Base + adapter, rows to compare on, rows to calibrate on."""
 
     def __init__(self, home: Path, kind: str) -> None:
-        self.loaded = base.load(MODEL, offline=True)
+        self.loaded = base.load(MODEL)
         adapters.apply(self.loaded, adapters.load(home / kind))
         self.loaded.model.eval()
         self.tokenizer = load_tokenizer(self.loaded.path)
@@ -95,7 +95,7 @@ def test_mlx_lm_reads_a_fused_model_as_we_do(kind: str, made: Path, tmp_path: Pa
     assert result.way == ("exact" if kind in ("grid", "qalora") else result.way)
     model, tokenizer = mlx_lm.load(str(tmp_path / "out"))[:2]
     assert model(mx.array([[5, 6]])).dtype == mx.float16
-    ours = base.load(str(tmp_path / "out"), offline=True).model
+    ours = base.load(str(tmp_path / "out")).model
     ids = mx.array(tuned.few[0].input_ids[None])
     assert tuned.distance(model, tuned.few).kl_mean < result.kl_mean + KERNELS_KL
     gap = mx.abs(in_float32(model)(ids) - ours(ids)).max()
@@ -147,7 +147,7 @@ def test_ours_is_closer_than_mlx_lms_fuse(made: Path, tmp_path: Path) -> None:
     paths = ["--model", str(tuned.loaded.path), "--adapter-path", str(tuned.adapter)]
     command = [sys.executable, "-m", "mlx_lm", "fuse", *paths, "--save-path", str(tmp_path / "m")]
     subprocess.run(command, check=True, capture_output=True)
-    theirs = tuned.distance(base.load(str(tmp_path / "m"), offline=True).model, tuned.rows)
+    theirs = tuned.distance(base.load(str(tmp_path / "m")).model, tuned.rows)
     plain = tuned.fused(tmp_path / "p", way="plain", bits=4, allow_lossy=True)
     ours = tuned.fused(tmp_path / "c", way="compensated", bits=4, allow_lossy=True)
     # Rounded plainly we are where mlx-lm is; compensated well below.

@@ -15,7 +15,7 @@ from mlx_itune.kit.errors import ResourceError
 from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine import compute, shapes
-from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading import base
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.plan import footprint
 from mlx_itune.training.plan import memory_plan as plan
@@ -76,7 +76,7 @@ def test_stored_bytes_are_those_of_the_headers(model: Path) -> None:
 def test_base_and_adapter_bytes_are_those_of_the_loaded_model(
     tiny_quantized_dir: Path, mode: Any, kind: Any
 ) -> None:
-    model, _ = stock.read(tiny_quantized_dir)
+    model, _ = base.read(tiny_quantized_dir)
     compute.apply(model, mode)
     lora.attach(model, rank=4, scale=1.0, kind=kind)
     arrays = dict(tree_flatten(model.parameters()))

@@ -85,7 +85,7 @@ def command(
     checked = Check(
         rows.paths,
         format=format_name,
-        columns=reading._pairs(columns) or None,
+        columns=rows.columns,
         tokens=_tokens(model, **about_tokens) if model else None,
         near_duplicates=not no_near_duplicates,
         lints=load_lints(lints),

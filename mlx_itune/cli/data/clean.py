@@ -149,7 +149,7 @@ def command(
             out,
             names,
             chosen,
-            reader=RowReader(format_name, reading._pairs(columns) or None),
+            reader=RowReader(format_name, rows.columns),
             keep_going=keep_going,
             settings=_settings(names, chosen, choice),
             operator=operator,
@@ -180,8 +180,8 @@ def _names(choice: _Choice) -> list[str]:
 
 def _step_options(choice: _Choice) -> StepOptions:
     from mlx_itune.dataset.checking import load_lints
-    from mlx_itune.dataset.cleaning.pii import KINDS
-    from mlx_itune.dataset.cleaning.steps import PRESET_CODES, StepOptions, known
+    from mlx_itune.dataset.cleaning.pii import known_kinds
+    from mlx_itune.dataset.cleaning.steps import PRESET_CODES, StepOptions
 
     lints = load_lints(choice.lints)
     codes = _listed("--drop", choice.codes)
@@ -190,8 +190,7 @@ def _step_options(choice: _Choice) -> StepOptions:
         marked = [lint.code for lint in lints if lint.drop]
         codes = [*marked, *(lint.code for lint in lints if lint.code in preset)]
     kinds = None if choice.pii == "all" else _listed("--pii", choice.pii)
-    for kind in kinds or ():
-        known("kind of personal data", kind, KINDS, "all, or some of ")
+    known_kinds(kinds)
     return StepOptions(
         lints=lints,
         codes=codes,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlx_itune.kit.errors import DataError, UsageError, closest
+from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.wording import did_you_mean
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
@@ -37,6 +38,7 @@ def forced_format(function: F) -> F:
 class RowFiles:
     """The files of some paths, in order (train, valid, test, then by name), read lazily.
 
+    `columns` maps fields to columns, if --map was given.
     Raises DataError when there is no file, UsageError for an unknown format or a bad --map.
     """
 
@@ -53,7 +55,7 @@ class RowFiles:
             self.bytes = sum(path.stat().st_size for path in self.paths)
         self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
         self._format = _known_format(format_name)
-        self._columns = _pairs(columns)
+        self.columns = _pairs(columns) or None
 
     def read(
         self, path: Path, on_bytes: Callable[[int], None] | None = None
@@ -61,9 +63,7 @@ class RowFiles:
         """The rows of one file; `on_bytes` is told of each further stretch of bytes."""
         from mlx_itune.dataset.sources import read_rows
 
-        return read_rows(
-            path, format=self._format, columns=self._columns or None, on_bytes=on_bytes
-        )
+        return read_rows(path, format=self._format, columns=self.columns, on_bytes=on_bytes)
 
     def splits(
         self, on_bytes: Callable[[int], None]
@@ -89,8 +89,7 @@ def _known_format(name: str | None) -> str | None:
 
     if name is None or name in FORMATS:
         return name
-    near = closest(name, FORMATS)
-    hint = f"did you mean {near}?" if near else "one of " + ", ".join(FORMATS)
+    hint = did_you_mean(name, FORMATS) or "one of " + ", ".join(FORMATS)
     raise UsageError(f"there is no format {name!r}", hint=hint)
 
 
@@ -109,10 +108,9 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
 def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:
     """The tokenizer of a model, without its weights. Raises ModelError."""
     from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-    from mlx_itune.kit.network import offline
     from mlx_itune.model.loading.base import resolve, vet
 
-    path = resolve(model, offline=offline())
+    path = resolve(model)
     vet(path)
     return load_tokenizer(path, template=template or "auto")
 

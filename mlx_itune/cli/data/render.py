@@ -12,7 +12,6 @@ from mlx_itune.cli import options
 from mlx_itune.cli.record_options import settings as settings_of
 from mlx_itune.cli.result import Result, table
 from mlx_itune.dataset.templating.plan import RenderPlan
-from mlx_itune.kit import network
 from mlx_itune.kit.errors import one_line
 from mlx_itune.kit.wording import percent
 
@@ -63,7 +62,7 @@ def _measure_with(model: str) -> Callable[[Sequence[str]], list[int]]:
     from mlx_itune.model.loading.base import resolve
 
     # Any chat template would do: only plain text is counted.
-    tokenizer = load_tokenizer(resolve(model, offline=network.offline()), template="chatml")
+    tokenizer = load_tokenizer(resolve(model), template="chatml")
     return lambda texts: [len(encoded.ids) for encoded in tokenizer.encode_many(texts)]
 
 

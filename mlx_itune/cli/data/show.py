@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,11 @@ from mlx_itune.kit.wording import count
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.rendering.shown_example import Piece, ShownExample
+    from mlx_itune.dataset.conversation import Conversation
+    from mlx_itune.dataset.rendering.show_rows import Piece, ShownExample
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
-_FAULTS_SHOWN = 3
+_LEFT_OUT_SHOWN = 3
 
 
 @options.command("show", "mlx-itune data show rows.jsonl --model starter --rows 2")
@@ -76,47 +76,51 @@ def command(
     Where there is no colour, learned runs stand between [[ and ]]; a weight other than 1 is
     written in front.
     """
-    from mlx_itune.dataset.rendering.find_rows import find_rows, first_rows
-    from mlx_itune.dataset.rendering.shown_example import shown_examples
+    from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.rendering.show_rows import find_rows, first_rows, shown_examples
 
     page_path = reading.html_path(html)
     files = reading.RowFiles([data], format_name, columns)
     tokenizer = reading.tokenizer_of(model, template)
-    broken: list[Fault] = []
-    if wanted:
-        rows = find_rows(files.paths, wanted, files.read)
-    else:
-        rows = first_rows(files.paths, most, files.read, broken.append)
+    rows: Iterable[Conversation | Fault] = (
+        find_rows(files.paths, wanted, files.read)
+        if wanted
+        else first_rows(files.paths, most, files.read)
+    )
     shown: list[ShownExample] = []
-    refused: list[DataError] = []
+    left_out: list[DataError] = []
     for row in rows:
+        if isinstance(row, Fault):
+            reason = f"{row.code}: {row.message}"
+            left_out.append(DataError(reason, where=row.where, hint=row.hint or None))
+            continue
         try:
             shown += shown_examples(row, tokenizer, **policy)
         except DataError as error:
             if policy["too_long"] == "error":
                 raise
-            refused.append(error)
+            left_out.append(error)
     if not shown:
-        raise _nothing_shown(files.name, refused, broken)
+        raise left_out[0] if left_out else DataError("holds no rows", where=files.name)
+    for fault in left_out[:_LEFT_OUT_SHOWN]:
+        print(f"left out: {one_line(str(fault))}", file=sys.stderr)
+    if more := len(left_out[_LEFT_OUT_SHOWN:]):
+        print(f"left out: {count(more, 'more row')}", file=sys.stderr)
     if page_path:
         from mlx_itune.dataset.rendering.tokens_page import tokens_page
         from mlx_itune.kit.files import write_new
 
         page = tokens_page(shown, tokenizer, data=files.name, model=Path(model).name)
         write_new(page_path, page.encode())
-    _tell_left_out([*map(str, refused), *(one_line(str(fault)) for fault in broken)])
-    left_out = [{"row": error.where, "reason": error.message} for error in refused]
-    left_out += [
-        {"row": fault.where, "reason": f"{fault.code}: {fault.message}"} for fault in broken
-    ]
-    found = {"rows": [_row(s, tokenizer) for s in shown], "skipped": left_out, "html": page_path}
+    skipped = [{"row": fault.where, "reason": fault.message} for fault in left_out]
+    found = {"rows": [_row(s, tokenizer) for s in shown], "skipped": skipped, "html": page_path}
     if page_path:
         return Result(found, [f"{one_line(str(page_path))}: {count(len(shown), 'example')}"])
     return Result(found, _lines(shown, tokenizer, borders))
 
 
 def _row(shown: ShownExample, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    from mlx_itune.dataset.rendering.shown_example import single_tokens
+    from mlx_itune.dataset.rendering.show_rows import single_tokens
 
     return {
         "row": shown.row,
@@ -136,7 +140,7 @@ def _lines(
 ) -> Iterator[Text | str]:
     from rich.text import Text
 
-    from mlx_itune.dataset.rendering.shown_example import pieces, single_tokens
+    from mlx_itune.dataset.rendering.show_rows import pieces, single_tokens
 
     out = console()
     coloured = out.color_system is not None and not out.no_color
@@ -194,18 +198,3 @@ def _visible(space: str) -> str:
 def _terminal_text(text: str) -> str:
     """Text that cannot move the cursor, change colours or turn the reading direction."""
     return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in text.split("\n"))
-
-
-def _nothing_shown(name: str, refused: Sequence[DataError], broken: Sequence[Fault]) -> DataError:
-    if refused:
-        return refused[0]
-    if broken:
-        first = f"no row can be read, the first: {broken[0]}"
-        return DataError(first, where=name, hint="see mlx-itune data check")
-    return DataError("holds no rows", where=name)
-
-
-def _tell_left_out(lines: Sequence[str]) -> None:
-    more = len(lines) - _FAULTS_SHOWN
-    for line in [*lines[:_FAULTS_SHOWN], *([count(more, "more row")] if more > 0 else [])]:
-        print(f"left out: {line}", file=sys.stderr)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import combinations
@@ -22,8 +22,7 @@ from mlx_itune.kit.wording import count
 
 # Beyond this many distinct system prompts they are data rather than settings.
 MAX_PROMPTS = 5000
-_MAX_BLOCK = 400
-_MAX_DISTANCE = 0.15
+_MAX_BLOCK = 200
 _CLOSE = 0.7
 _LITTLE = frozenset(
     "a an the to of in on at for with and or is are be that this any all as by from you your very"
@@ -90,59 +89,47 @@ class SystemPrompts:
 
 
 def is_respelled(first: Spelling, second: Spelling) -> bool:
-    """Whether two system prompts differ in spelling only."""
+    """Whether two system prompts differ in spelling only: in a few words, each of them a slip."""
     a, b = first.words, second.words
-    if a == b:
-        return True
-    if not a or not b or abs(len(a) - len(b)) > 2 + max(len(a), len(b)) // 10:
-        return False
-    changed = 0.0
-    for what, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if what == "equal":
-            continue
-        left, right = a[a0:a1], b[b0:b1]
-        if not _is_slip(left, right):
-            return False
-        one, other = " ".join(left), " ".join(right)
-        changed += (1 - _likeness(one, other)) * max(len(one), len(other))
-    return changed <= max(_MAX_DISTANCE * max(sum(map(len, a)), sum(map(len, b))), 5)
+    most = 2 + max(len(a), len(b)) // 10
+    if not a or not b or abs(len(a) - len(b)) > most:
+        return a == b
+    steps = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    changes = [(a[a0:a1], b[b0:b1]) for what, a0, a1, b0, b1 in steps if what != "equal"]
+    changed = sum(max(len(left), len(right)) for left, right in changes)
+    return changed <= most and all(_is_slip(left, right) for left, right in changes)
 
 
 def _is_slip(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
     if any(char.isdigit() for word in (*left, *right) for char in word):
         return False
-    if "".join(left) == "".join(right):
-        return True
-    if len(left) == len(right):
-        return all(
-            (a in _LITTLE and b in _LITTLE) or _are_close(a, b)
-            for a, b in zip(left, right, strict=True)
-        )
-    return all(word in _LITTLE for word in (*left, *right))
+    if len(left) != len(right):
+        return "".join(left) == "".join(right) or _LITTLE.issuperset((*left, *right))
+    return all(
+        _LITTLE.issuperset(pair) or _are_close(*pair) for pair in zip(left, right, strict=True)
+    )
 
 
 def _are_close(a: str, b: str) -> bool:
-    return min(len(a), len(b)) >= 3 and _likeness(a, b) >= _CLOSE
+    ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
+    return min(len(a), len(b)) >= 3 and ratio >= _CLOSE
 
 
-def _likeness(a: str, b: str) -> float:
-    return SequenceMatcher(None, a, b, autojunk=False).ratio()
-
-
-def _blocks(spellings: list[Spelling]) -> Iterable[list[int]]:
-    """Prompts worth comparing: those that begin alike, and those that end alike."""
-    blocks: dict[tuple[str, ...], list[int]] = defaultdict(list)
+def _blocks(spellings: list[Spelling]) -> list[list[int]]:
+    """Prompts worth comparing: those that begin, end or are at their middle alike."""
+    blocks: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for number, spelling in enumerate(spellings):
-        words = spelling.words
-        for key in {
-            ("whole", *sorted(words)[:3]),
+        words, middle = spelling.words, len(spelling.words) // 2
+        keys = (
+            ("first in order", *sorted(words)[:3]),
             ("start", *words[:2]),
             ("end", *words[-2:]),
-            ("middle", *words[len(words) // 2 : len(words) // 2 + 2], str(len(words))),
-        }:
+            (len(words), *words[middle : middle + 2]),
+        )
+        for key in keys:
             if len(blocks[key]) < _MAX_BLOCK:
                 blocks[key].append(number)
-    return [block for block in blocks.values() if len(block) > 1]
+    return list(blocks.values())
 
 
 def _around(usual: str, other: str) -> tuple[str, str]:

@@ -66,7 +66,7 @@ class Lint:
             return exact
         if not (self.phrases or self.patterns):
             text = text.lstrip()[:_START_CHARS]
-        plain = text if text.isascii() else text.replace("’", "'")
+        plain = _plain(text)
         low = plain.lower()
         match = self.phrase and self.phrase.search(low)
         if match is None and (not self.words or any(word in low for word in self.words)):
@@ -124,7 +124,7 @@ class Screen:
                 low = lows.get(lint.roles)
                 if low is None:
                     said = [turn.content for turn in turns if turn.role in lint.roles]
-                    low = lows[lint.roles] = "\n".join(said).lower()
+                    low = lows[lint.roles] = _plain("\n".join(said)).lower()
                 if not _holds(low, needles):
                     continue
             for number, turn in enumerate(turns):
@@ -132,6 +132,10 @@ class Screen:
                 if found is not None:
                     yield number, lint, found
                     break
+
+
+def _plain(text: str) -> str:
+    return text if text.isascii() else text.replace("’", "'")
 
 
 def _holds(text: str, needles: Sequence[tuple[str, tuple[str, ...]]]) -> bool:

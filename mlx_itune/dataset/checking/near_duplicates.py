@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ _BATCH_ROWS, _BATCH_CHARS = 128, 1 << 18
 _PARTNERS = 4
 # Pairs whose words are compared: those with most bands in common, this many, or one per 16 rows.
 _MIN_BUDGET, _ROWS_PER_PAIR, _MOST_PAIRS = 1 << 17, 16, 1 << 22
-_TEXTS_KEPT = 1 << 13
+_TEXTS_KEPT = 256
 
 # In scripts that are written without spaces every character is a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uabff"
@@ -117,19 +117,14 @@ class Duplicates:
         """Per row with near duplicates its matches: other spellings first, then the closest."""
         self._sign()
         pairs = self._pairs() if self._kept else []
+        group_of = {row: number for number, rows in enumerate(families(pairs)) for row in rows}
         text = functools.lru_cache(_TEXTS_KEPT)(self._text)
-        templates = _templates(pairs, text, self._threshold - _FAMILY_BELOW)
         found: dict[int, list[Match]] = defaultdict(list)
-        for later, earlier in pairs:
-            one, other = text(later), text(earlier)
-            same = one.spelling == other.spelling
-            similarity = 1.0 if same else _similarity(one, other, self._threshold)
-            if similarity and not same and later in templates:
-                rest = _jaccard(one.words - templates[later], other.words - templates[later])
-                similarity *= rest >= _REST
-            if similarity:
-                numbers = self._kept[later][0], self._kept[earlier][0]
-                match = Match(*numbers, "spelling" if same else "near", similarity)
+        # Group by group, so that texts are read once.
+        pairs.sort(key=lambda pair: group_of[pair[0]])
+        for _, group in groupby(pairs, key=lambda pair: group_of[pair[0]]):
+            for later, earlier, kind, similarity in _alike(list(group), text, self._threshold):
+                match = Match(self._kept[later][0], self._kept[earlier][0], kind, similarity)
                 found[match.later].append(match)
         for row in sorted(found):
             yield sorted(found[row], key=lambda m: (m.kind != "spelling", -m.similarity, m.earlier))
@@ -195,44 +190,59 @@ class _Text(NamedTuple):
     replies: frozenset[str]
 
 
+def _alike(
+    pairs: Sequence[tuple[int, int]], text: Callable[[int], _Text], threshold: float
+) -> Iterator[tuple[int, int, Literal["spelling", "near"], float]]:
+    """(later, earlier, kind, similarity) of those pairs that are near duplicates."""
+    templates = _templates(pairs, text, threshold - _FAMILY_BELOW)
+    for later, earlier in pairs:
+        one, other = text(later), text(earlier)
+        if one.spelling == other.spelling:
+            yield later, earlier, "spelling", 1.0
+            continue
+        similarity = _similarity(one, other, threshold)
+        shared = templates.get(later, frozenset())
+        if similarity and (
+            not shared or _jaccard(one.words - shared, other.words - shared) >= _REST
+        ):
+            yield later, earlier, "near", similarity
+
+
 def _similarity(one: _Text, other: _Text, threshold: float) -> float:
     """How alike the words of two near duplicates are; 0.0 for rows that are none."""
     differ = one.words ^ other.words
-    if not one.words or (differ and differ == _numbers(differ)):
+    replies = _jaccard(one.replies, other.replies)
+    if not one.words or replies < _REPLIES or (differ and differ == _numbers(differ)):
         return 0.0
     # Long replies that are the same make two rows the same, whatever little was asked.
-    long = min(len(one.replies), len(other.replies)) >= _LONG_REPLY
-    replies = _jaccard(one.replies, other.replies)
-    if replies < _REPLIES:
-        return 0.0
-    other = _mended(other, one)
-    similarity = _jaccard(one.words, other.words)
-    asked, also = _numbers(one.prompts), _numbers(other.prompts)
-    alike = (
-        similarity >= threshold
-        and _jaccard(one.pairs, other.pairs) >= threshold - _PAIRS_BELOW
-        and _jaccard(one.prompts, other.prompts)
-        >= (_REPLIES if long and replies >= threshold else _PROMPTS)
-        and (asked <= also or also <= asked or _jaccard(asked, also) >= _NUMBERS)
-    )
-    return similarity if alike else 0.0
+    is_long = min(len(one.replies), len(other.replies)) >= _LONG_REPLY and replies >= threshold
+    for text in _readings(other, one):
+        similarity = _jaccard(one.words, text.words)
+        asked, also = _numbers(one.prompts), _numbers(text.prompts)
+        if (
+            similarity >= threshold
+            and _jaccard(one.pairs, text.pairs) >= threshold - _PAIRS_BELOW
+            and _jaccard(one.prompts, text.prompts) >= (_REPLIES if is_long else _PROMPTS)
+            and (asked <= also or also <= asked or _jaccard(asked, also) >= _NUMBERS)
+        ):
+            return similarity
+    return 0.0
 
 
-def _mended(text: _Text, like: _Text) -> _Text:
-    """A text without its typing slips: words that are nearly one of the other's become that."""
-    slips: dict[str, str] = {}
+def _readings(text: _Text, like: _Text) -> Iterator[_Text]:
+    """A text, then without its typing slips: words that are nearly one of the other's become it."""
+    yield text
     known = sorted(like.words - text.words)
-    strange = text.words - like.words
-    if len(strange) <= _MOST_SLIPS:
-        for word in strange:
-            near = [other for other in known if other[0] == word[0] and not word[0].isdigit()]
-            slips.update((word, meant) for meant in get_close_matches(word, near, 1, _CLOSE))
-    if not slips:
-        return text
-    words = frozenset(slips.get(word, word) for word in text.words)
-    pairs = frozenset((slips.get(one, one), slips.get(two, two)) for one, two in text.pairs)
-    prompts = frozenset(slips.get(word, word) for word in text.prompts)
-    return text._replace(words=words, pairs=pairs, prompts=prompts)
+    slips: dict[str, str] = {}
+    for word in text.words - like.words if len(known) <= _MOST_SLIPS else ():
+        near = [other for other in known if other[0] == word[0] and not word[0].isdigit()]
+        slips.update((word, meant) for meant in get_close_matches(word, near, 1, _CLOSE))
+    if slips:
+        yield text._replace(
+            words=frozenset(slips.get(word, word) for word in text.words),
+            pairs=frozenset((slips.get(a, a), slips.get(b, b)) for a, b in text.pairs),
+            prompts=frozenset(slips.get(word, word) for word in text.prompts),
+        )
 
 
 def _numbers(words: frozenset[str]) -> frozenset[str]:

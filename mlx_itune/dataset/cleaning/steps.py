@@ -48,11 +48,11 @@ class StepOptions:
     threshold: float = THRESHOLD
 
 
-def known(what: str, name: str, options: Iterable[str], every: str = "one of ") -> str:
+def _known(what: str, name: str, options: Iterable[str]) -> str:
     """`name`, if it is one of the options. Raises UsageError with the nearest otherwise."""
     options = list(options)
     if name not in options:
-        hint = did_you_mean(name, options) or every + ", ".join(options)
+        hint = did_you_mean(name, options) or f"one of {', '.join(options)}"
         raise UsageError(f"there is no {what} {name!r}", hint=hint)
     return name
 
@@ -61,7 +61,7 @@ def make_steps(names: Sequence[str], options: StepOptions) -> list[tuple[str, St
     """The steps of these names, in order. Raises UsageError for an unknown or impossible one."""
     made: dict[str, Step] = {}
     for name in names:
-        step = STEPS[known("step", name, STEPS)](options)
+        step = STEPS[_known("step", name, STEPS)](options)
         if name in made:
             raise UsageError(f"the step {name!r} is given twice")
         if name in MENDING and any(isinstance(before, WholeStep) for before in made.values()):
@@ -77,7 +77,7 @@ def _drop_lints(options: StepOptions) -> RowStep:
     chosen = [lint for lint in options.lints if lint.drop]
     if options.codes is not None:
         lints = {lint.code: lint for lint in options.lints}
-        chosen = [lints[known("lint", code, lints)] for code in options.codes]
+        chosen = [lints[_known("lint", code, lints)] for code in options.codes]
 
     def step(row: Conversation) -> Outcome:
         for lint in chosen:
@@ -102,7 +102,7 @@ def _keep_scripts(options: StepOptions) -> RowStep:
         raise UsageError(
             "the step 'language' needs scripts", hint="give --language, such as latin or cjk"
         )
-    names = [known("script", name, turns.SCRIPTS) for name in options.scripts]
+    names = [_known("script", name, turns.SCRIPTS) for name in options.scripts]
     return turns.keep_scripts(names, options.script_share)
 
 

@@ -4,15 +4,13 @@ between; and rows that go for what they are: irregular, empty, short, in another
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 
 from mlx_itune.dataset.cleaning.outcome import Dropped, Outcome, RowStep, with_turns
 from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.statistics.script import OTHER, letters_by_script
 from mlx_itune.kit.wording import count
 
 
@@ -96,43 +94,33 @@ def _parted(row: Conversation) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
     return row.turns[: int(leads)], row.turns[int(leads) :]
 
 
-# The first word of a character's Unicode name, where it is not the name of the script.
-_SCRIPT_OF = {
-    "cjk": "han", "hiragana": "kana", "katakana": "kana", "katakana-hiragana": "kana",
-    **dict.fromkeys(
-        """devanagari bengali gurmukhi gujarati oriya tamil telugu kannada malayalam
-        sinhala""".split(), "indic",
+# Options that stand for several writing systems.
+_GROUPS = {
+    "cjk": ("Han", "Kana", "Hangul"),
+    "japanese": ("Han", "Kana"),
+    "indic": (
+        "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya", "Tamil", "Telugu", "Kannada",
+        "Malayalam", "Sinhala",
     ),
 }  # fmt: skip
-_GROUPS = {"cjk": frozenset({"han", "kana", "hangul"}), "japanese": frozenset({"han", "kana"})}
 SCRIPTS = tuple(
     "arabic armenian cjk cyrillic georgian greek han hangul hebrew indic japanese kana latin thai"
     .split()
 )  # fmt: skip
 
 
-@cache
-def _script(char: str) -> str:
-    words = unicodedata.name(char, "").lower().replace("fullwidth ", "").replace("halfwidth ", "")
-    first = words.partition(" ")[0]
-    name = _SCRIPT_OF.get(first, first)
-    return name if name in SCRIPTS else ""
-
-
 def keep_scripts(scripts: Collection[str], least: float) -> RowStep:
     """Drop rows of whose letters less than a share belongs to some scripts."""
-    wanted = frozenset().union(*(_GROUPS.get(name, frozenset({name})) for name in scripts))
+    wanted = {name for option in scripts for name in _GROUPS.get(option, (option.capitalize(),))}
 
     def step(row: Conversation) -> Outcome:
-        shares: Counter[str] = Counter()
-        for char, number in Counter("".join(turn.content for turn in row.turns)).items():
-            if char.isalpha():
-                shares[_script(char)] += number
-        letters = shares.total()
-        share = sum(shares[name] for name in wanted) / letters if letters else 1.0
+        found = letters_by_script(turn.content for turn in row.turns)
+        letters = sum(found.values())
+        share = sum(found[name] for name in wanted) / letters if letters else 1.0
         if share >= least:
             return None
-        most = shares.most_common(1)[0][0] or "another script"
+        most = found.most_common(1)[0][0]
+        most = "another script" if most == OTHER else most.lower()
         return Dropped(f"{100 * share:.0f} % {'/'.join(sorted(scripts))}, mostly {most}")
 
     return step

@@ -51,9 +51,10 @@ def turns_of(row: Row, key: str, role_key: str, text_key: str) -> tuple[Turn, ..
         place = f"{key}[{number}]"
         if not isinstance(item, dict):
             raise RowFault("type", f"{place} is {kind_name(item)}, not an object")
+        role, text = item.get(role_key), item.get(text_key)
         # Both spellings occur under both names in the wild.
-        role = _first(item, role_key, "role", "from")
-        text = _first(item, text_key, "content", "value")
+        role = _first(item, "role", "from") if role is None else role
+        text = _first(item, "content", "value") if text is None else text
         turn = _turn(item, place, role, text)
         if turn.role == "system" and not turn.content.strip():
             continue
@@ -90,6 +91,9 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
     if name not in ROLE_OF:
         hint = did_you_mean(name, ROLE_OF) or f"one of {', '.join(ROLES)}, or a usual name of these"
         raise RowFault("unknown-role", f"{place}: unknown role {role!r}", hint)
+    if len(item) == 2 and isinstance(text, str) and name not in _CALLING:
+        # Most turns are nothing but a role and a text.
+        return Turn(ROLE_OF[name], text)
     if name in _CALLING:
         calls, text = calls_in_text(text, place), None
     else:

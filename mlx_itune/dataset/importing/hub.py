@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import DataError, ItuneError, UsageError
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 
 _ID = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w.-]+))?(:(?P<split>[\w.-]+))?"
@@ -127,5 +127,5 @@ def _refusal(hub: HubName, error: Exception) -> ItuneError:
         return UsageError(
             "is neither a local path nor a data set of the Hub that you may read", where=hub.name
         )
-    reason = f"is no local path, and could not be downloaded: {first_line(error)}"
+    reason = f"is no local path, and could not be downloaded: {brief(error)}"
     return DataError(reason, where=hub.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
@@ -97,17 +97,6 @@ class ImportPlan:
             except ValueError:
                 raise UsageError(f"the weight of {name!r} is {text!r}, not a number") from None
         return rates
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What was asked for and matters for the rows, as the flags are called."""
-        asked = {key.replace("_", "-"): value for key, value in asdict(self).items()}
-        unset = (None, (), False)
-        return {
-            key: value
-            for key, value in asked.items()
-            if value not in unset and key not in ("licence", "operator")
-        }
 
     def licences(self, sources: Iterable[str]) -> dict[str, str]:
         """`licence` by source. Raises UsageError for a name that is no source."""

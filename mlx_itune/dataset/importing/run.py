@@ -23,6 +23,7 @@ from mlx_itune.dataset.importing.select import Sampler, mix, parse_where, quotas
 from mlx_itune.dataset.importing.splitting import Groups, Splitter, parse_shares, position
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.settings import asked_for
 from mlx_itune.kit.wording import count
 
 _FAULTS_KEPT = 50
@@ -60,7 +61,7 @@ def import_rows(
                 out,
                 "import",
                 inputs,
-                settings=plan.recorded,
+                settings=asked_for(replace(plan, licence=(), operator=None)),
                 operator=plan.operator,
                 licences=licences,
             ) as folder:

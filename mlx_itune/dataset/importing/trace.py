@@ -13,7 +13,6 @@ import orjson
 from mlx_itune.dataset.formats import parse_rows
 from mlx_itune.dataset.importing.folder import ORIGIN
 from mlx_itune.dataset.importing.provenance import (
-    LISTS,
     SPLITS,
     DatasetRecord,
     row_id,
@@ -66,23 +65,18 @@ def trace(folder: Path, row: str) -> list[History]:
     by_id = bool(_ID.fullmatch(row))
     changes: dict[str, Line] = {}
     found: list[tuple[str, Line]] = []
-    for name in LISTS if not place else ("changed",):
+    for name in ("changed", place[1]) if place else ("changed", *SPLITS, "removed", "rejected"):
         for at, line in _lines(folder, name):
+            origin = line[ORIGIN]
+            is_it = (at if place else origin) in wanted or (by_id and _id_of(line) == row)
             if name == "changed":
-                changes[line[ORIGIN]] = line
-                if by_id and _id_of(line) == row:
-                    wanted.add(line[ORIGIN])
-            elif line[ORIGIN] in wanted or (by_id and _id_of(line) == row):
+                changes[origin] = line
+                wanted |= {origin} if is_it else set()
+            elif is_it:
                 found.append((at, line))
-    gone, found = found, []
-    for name in SPLITS if not place else (place[1],):
-        for at, line in _lines(folder, name):
-            is_hit = at in wanted if place else line[ORIGIN] in wanted
-            if is_hit or (by_id and _id_of(line) == row):
-                found.append((at, line))
-    if not found + gone:
+    if not found:
         raise UsageError(f"no row {row!r} is in {folder.name or folder}", hint=_hint(record, row))
-    return [_history(record, at, line, changes) for at, line in (found + gone)[:_MOST]]
+    return [_history(record, at, line, changes) for at, line in found[:_MOST]]
 
 
 def _lines(folder: Path, name: str) -> Iterator[tuple[str, Line]]:

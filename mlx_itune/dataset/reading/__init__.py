@@ -16,8 +16,13 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.reading.delimited import read_delimited
+from mlx_itune.dataset.reading.json_document import read_document
+from mlx_itune.dataset.reading.json_lines import read_lines
 from mlx_itune.dataset.reading.kinds import KINDS, SUFFIXES, is_lines, kind_by_name, kind_of
+from mlx_itune.dataset.reading.plain import read_text
 from mlx_itune.dataset.reading.stream import ByteStream, Record
+from mlx_itune.dataset.reading.tables import read_parquet, read_xlsx
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.files import open_regular, storage_errors
 from mlx_itune.kit.wording import did_you_mean
@@ -43,39 +48,27 @@ def read_records(
     path = Path(path)
     if kind is not None and kind not in KINDS:
         raise UsageError(f"no kind of file {kind!r}", hint=did_you_mean(kind, KINDS))
-    with storage_errors(path):
-        with open_regular(path) as file:
-            stream = ByteStream(file, on_bytes)
-            kind = kind or kind_of(path, stream.head)
-            if kind not in ("parquet", "xlsx"):
-                line = yield from _read(stream, str(path), kind, header)
-                if stream.broken is not None:
-                    yield stream.broken.at(str(path), line)
-                return
-        from mlx_itune.dataset.reading.tables import read_parquet, read_xlsx
-
+    with storage_errors(path), open_regular(path) as file:
+        stream = ByteStream(file, on_bytes)
+        kind = kind or kind_of(path, stream.head)
         if kind == "parquet":
             yield from read_parquet(path, on_bytes)
-        else:
+        elif kind == "xlsx":
             yield from read_xlsx(path, on_bytes, header=header)
+        else:
+            line = yield from _read(stream, str(path), kind, header)
+            if stream.broken is not None:
+                yield stream.broken.at(str(path), line)
 
 
 def _read(
     stream: ByteStream, name: str, kind: str, header: bool | None
 ) -> Generator[Record | Fault, None, int]:
     if kind in ("csv", "tsv"):
-        from mlx_itune.dataset.reading.delimited import read_delimited
-
         return (yield from read_delimited(stream, name, kind, header=header))
     if kind == "text":
-        from mlx_itune.dataset.reading.plain import read_text
-
         return (yield from read_text(stream, name))
-    prefers_lines = kind == "jsonl"
-    if is_lines(stream.head, stream.tail, is_whole=stream.is_whole, prefers_lines=prefers_lines):
-        from mlx_itune.dataset.reading.json_lines import read_lines
-
-        return (yield from read_lines(stream, name))
-    from mlx_itune.dataset.reading.json_document import read_document
-
-    return (yield from read_document(stream, name))
+    has_lines = is_lines(
+        stream.head, stream.tail, is_whole=stream.is_whole, prefers_lines=kind == "jsonl"
+    )
+    return (yield from (read_lines if has_lines else read_document)(stream, name))

@@ -12,19 +12,10 @@ from mlx_itune.kit.errors import DataError
 
 KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "xlsx", "text")
 SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".parquet": "parquet",
-    ".xlsx": "xlsx",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".markdown": "text",
-}
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".tab": "tsv", ".parquet": "parquet", ".xlsx": "xlsx", ".txt": "text", ".text": "text",
+    ".md": "text", ".markdown": "text",
+}  # fmt: skip
 # Lines looked at before deciding how a JSON file is laid out.
 _LINES = 64
 

@@ -44,15 +44,15 @@ class StrictDecoder:
             raise _too_deep() from None
         except ValueError:
             raise RowFault("json", "a number with too many digits") from None
+        brackets = text.count("[", start, end) + text.count("{", start, end)
+        if brackets > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+            return value, end, _too_deep()
         refused = self._refused
         if text.find("\\u", start, end) >= 0 and _STRANGE_ESCAPE.search(text, start, end):
             try:
                 refuse_strange_text(value)
             except RowFault as fault:
                 refused = refused or fault
-        brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-            refused = refused or _too_deep()
         return value, end, refused
 
     def row(self, raw: bytes, at: int) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def syntax_fault(error: json.JSONDecodeError, place: str) -> RowFault:
     text, at = error.doc, error.pos
     here = text[at : at + 1]
     if here == "\x00":
-        return RowFault("nul", f"a NUL byte at {place} of the file")
+        return _nul(place)
     if _BYTE.match(here):
         return _not_utf8(ord(here) - 0xDC00, place)
     hint = ""
@@ -130,7 +130,7 @@ def decoded(raw: bytes, at: int = 0, *, one_line: bool = True) -> str:
     nul = raw.find(0)
     if nul >= 0:
         column = f"column {nul + 1}, " if one_line else ""
-        raise RowFault("nul", f"a NUL byte at {column}byte {at + nul + 1} of the file")
+        raise _nul(f"{column}byte {at + nul + 1}")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -160,6 +160,11 @@ def refuse_strange_text(value: Any) -> None:
     elif isinstance(value, list):
         for item in value:
             refuse_strange_text(item)
+
+
+def _nul(place: str) -> RowFault:
+    hint = "save the file as UTF-8, if it is UTF-16"
+    return RowFault("nul", f"a NUL byte at {place} of the file", hint)
 
 
 def _not_utf8(byte: int, place: str) -> RowFault:

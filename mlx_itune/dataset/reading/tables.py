@@ -1,4 +1,4 @@
-"""Parquet and XLSX, a batch at a time. Line 1 stands for the header, as in a spreadsheet.
+"""Parquet and XLSX. Line 1 stands for the header, as in a spreadsheet.
 
 Numbers, dates and booleans in a column become text, as every column of a CSV is; lists and structs
 stay what they are.
@@ -6,22 +6,29 @@ stay what they are.
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.faults import Fault, RowFault
-from mlx_itune.dataset.reading.delimited import columns_of
+from mlx_itune.dataset.reading.columns import Cells, named_rows
 from mlx_itune.dataset.reading.stream import Record
 from mlx_itune.dataset.reading.strict_json import refuse_strange_text
 from mlx_itune.kit.errors import DataError, UsageError
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 
 _BATCH_BYTES = 8 << 20
 _MAX_BATCH_ROWS = 1024
-_MAX_BOOK_BYTES = 2 << 30
+# What a workbook may unpack to, and a sheet's grid hold: both are in memory at once.
+_MAX_BOOK_BYTES = 1 << 30
+_MAX_CELLS = 1 << 24
+_CHUNK_BYTES = 1 << 20
+_PLACE = re.compile(rb"<(?:\w+:)?(?:c|row)\s(?:[^<>]*?\s)?r\s*=\s*[\"']([A-Za-z]*)([0-9]*)")
 
 Told = Callable[[int], None] | None
 
@@ -33,102 +40,39 @@ def read_parquet(path: Path, on_bytes: Told = None) -> Iterator[Record | Fault]:
         from pyarrow import parquet
     except ImportError:
         raise UsageError(
-            "reading Parquet needs pyarrow",
-            where=str(path),
-            hint="pip install 'mlx-itune[tables]'",
+            "reading Parquet needs pyarrow", where=str(path), hint="pip install pyarrow"
         ) from None
     try:
         # Neither the whole file nor a whole row group may end up in memory.
         file = parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"is no readable Parquet file: {first_line(error)}", where=str(path)
-        ) from None
+        said = brief(error)
+        raise DataError(f"is no readable Parquet file: {said}", where=str(path)) from None
     with file:
         names = file.schema_arrow.names
         if len({*names}) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             yield Fault(str(path), 1, "header", f"two columns are named {twice!r}", "rename one")
             return
-        rows = file.metadata.num_rows
-        told = _Share(path, rows, on_bytes)
-        done = 0
+        rows, size = file.metadata.num_rows, path.stat().st_size
+        done = told = 0
         try:
             for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
-                for record in _batch(batch, done + 2, str(path)):
-                    done += 1
-                    yield record
-                told.rows(done)
+                yield from _batch(batch, done + 2, str(path))
+                done += batch.num_rows
+                if on_bytes is not None:
+                    on_bytes(size * done // rows - told)
+                told = size * done // rows
         except (pyarrow.ArrowException, OSError) as error:
-            yield Fault(
-                str(path),
-                done + 2,
-                "parquet",
-                f"the last {rows - done:,} rows cannot be read: {first_line(error)}",
-                "is the file damaged?",
-            )
+            lost = f"the last {rows - done:,} rows cannot be read: {brief(error)}"
+            yield Fault(str(path), done + 2, "parquet", lost, "is the file damaged?")
 
 
-def read_xlsx(
-    path: Path, on_bytes: Told = None, *, header: bool | None = None
-) -> Iterator[Record | Fault]:
-    """A Record or Fault per row of every sheet; `sheet` tells several apart.
-
-    Each sheet has a header of its own, and is in memory while it is read.
-    Raises DataError for what is no XLSX file.
-    """
-    import python_calamine as calamine
-
-    try:
-        _refuse_bomb(path)
-        book = calamine.load_workbook(path)
-        sheets = [
-            book.get_sheet_by_name(sheet.name)
-            for sheet in book.sheets_metadata
-            if sheet.typ == calamine.SheetTypeEnum.WorkSheet
-        ]
-    except (calamine.CalamineError, zipfile.BadZipFile) as error:
-        raise DataError(f"is no readable XLSX file: {first_line(error)}", where=str(path)) from None
-    with book:
-        for sheet in sheets:
-            for record in _sheet(sheet.iter_rows(), str(path), header):
-                if isinstance(record, Record) and len(sheets) > 1:
-                    record.value.setdefault("sheet", sheet.name)
-                yield record
-    _Share(path, 1, on_bytes).rows(1)
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Raise DataError for a workbook that would unpack to far more than fits in memory."""
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > _MAX_BOOK_BYTES:
-            raise DataError("is too large a workbook", where=str(path), hint="save it as CSV")
-
-
-def _sheet(
-    rows: Iterator[Sequence[Any]], name: str, header: bool | None
-) -> Iterator[Record | Fault]:
-    columns: list[str] | None = None
-    for line, row in enumerate(rows, 1):
-        cells = [_cell(value) or "" for value in row]
-        while cells and not cells[-1]:
-            cells.pop()
-        if not cells:
-            continue
-        if columns is None:
-            found = columns_of(cells, header, [cells])
-            if isinstance(found, RowFault):
-                yield found.at(name, line)
-                return
-            columns, is_header = found
-            if is_header:
-                continue
-        if len(cells) > len(columns):
-            count = f"{len(cells)} cells, where the first row has {len(columns)}"
-            yield Fault(name, line, "columns", count, "name the column or clear the cell")
-            continue
-        cells += [""] * (len(columns) - len(cells))
-        yield from _record(dict(zip(columns, cells, strict=True)), line, name)
+def _batch_rows(metadata: Any) -> int:
+    """As many rows as make a batch of a few megabytes."""
+    size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
+    per_row = max(1, size // max(1, metadata.num_rows))
+    return int(max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // per_row)))
 
 
 def _batch(batch: Any, line: int, name: str) -> Iterator[Record | Fault]:
@@ -144,16 +88,92 @@ def _batch(batch: Any, line: int, name: str) -> Iterator[Record | Fault]:
             reason = "a text that is not UTF-8"
             yield Fault(name, line + number, "utf-8", reason, "write the column as UTF-8 text")
             continue
-        yield from _record(value, line + number, name)
+        yield _checked(Record(value, line + number), name)
 
 
-def _record(value: dict[str, Any], line: int, name: str) -> Iterator[Record | Fault]:
+def read_xlsx(
+    path: Path, on_bytes: Told = None, *, header: bool | None = None
+) -> Iterator[Record | Fault]:
+    """A Record or Fault per row of every sheet; `sheet` tells several apart.
+
+    Each sheet has a header of its own, and is in memory while it is read.
+    Raises DataError for what is no XLSX file, or too large.
+    """
+    import python_calamine as calamine
+
     try:
-        refuse_strange_text(value)
+        _refuse_huge(path)
+        book = calamine.load_workbook(path)
+    except (calamine.CalamineError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        said = brief(error)
+        raise DataError(f"is no readable XLSX file: {said}", where=str(path)) from None
+    sheets = [s for s in book.sheets_metadata if s.typ == calamine.SheetTypeEnum.WorkSheet]
+    for sheet in sheets:
+        try:
+            rows = book.get_sheet_by_name(sheet.name).iter_rows()
+        except calamine.CalamineError as error:
+            lost = f"the sheet {sheet.name!r} cannot be read: {brief(error)}"
+            yield Fault(str(path), 1, "xlsx", lost, "is the file damaged?")
+            continue
+        for record in named_rows(_sheet(rows), str(path), header, is_sheet=True):
+            if isinstance(record, Record):
+                if len(sheets) > 1:
+                    record.value.setdefault("sheet", sheet.name)
+                record = _checked(record, str(path))
+            yield record
+    if on_bytes is not None:
+        on_bytes(path.stat().st_size)
+
+
+def _sheet(rows: Iterator[list[Any]]) -> Iterator[Cells]:
+    for line in itertools.count(1):
+        try:
+            cells = [_cell(value) or "" for value in next(rows)]
+        except StopIteration:
+            return
+        except (OverflowError, ValueError) as error:
+            reason = f"a date or time that is none: {brief(error)}"
+            yield Cells(line, None, RowFault("xlsx", reason, "correct the cell"))
+            continue
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            yield Cells(line, cells)
+
+
+def _refuse_huge(path: Path) -> None:
+    """Raise DataError for a workbook that takes far more memory than its cells do.
+
+    A single cell far out makes a grid of all before it, and no exception tells of memory that
+    the library cannot have.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > _MAX_BOOK_BYTES:
+            raise DataError("is too large a workbook", where=str(path), hint="save it as CSV")
+        for entry in entries:
+            rest, width, height = b"", 1, 1
+            with archive.open(entry) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    rest += chunk
+                    for letters, digits in _PLACE.findall(rest):
+                        column = 0
+                        for letter in letters.upper()[:8]:
+                            column = 26 * column + letter - 64
+                        width = max(width, column)
+                        height = max(height, int(digits[:9] or 0))
+                    if width * height > _MAX_CELLS:
+                        message = f"has a sheet of {width:,} columns and {height:,} rows"
+                        raise DataError(message, where=str(path), hint="save it as CSV")
+                    rest = rest[max(0, rest.rfind(b"<")) :][:_CHUNK_BYTES]
+
+
+def _checked(record: Record, name: str) -> Record | Fault:
+    try:
+        refuse_strange_text(record.value)
     except RowFault as fault:
-        yield fault.at(name, line)
-    else:
-        yield Record(value, line)
+        return fault.at(name, record.line)
+    return record
 
 
 def _cell(value: Any) -> Any:
@@ -169,27 +189,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def _batch_rows(metadata: Any) -> int:
-    """As many rows as make a batch of a few megabytes."""
-    size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
-    per_row = max(1, size // max(1, metadata.num_rows))
-    return int(max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // per_row)))
-
-
-class _Share:
-    """Rows done, told as the bytes of the file that they are a share of."""
-
-    def __init__(self, path: Path, rows: int, on_bytes: Told) -> None:
-        self._bytes = path.stat().st_size
-        self._rows = max(1, rows)
-        self._on_bytes = on_bytes
-        self._told = 0
-
-    def rows(self, done: int) -> None:
-        """`done` rows are done with."""
-        reached = self._bytes * done // self._rows
-        if self._on_bytes is not None:
-            self._on_bytes(reached - self._told)
-        self._told = reached

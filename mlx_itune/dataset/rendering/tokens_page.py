@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from mlx_itune.dataset.rendering.shown_example import Piece, ShownExample, pieces
+from mlx_itune.dataset.rendering.show_rows import Piece, ShownExample, pieces
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.page import Html, element, join, page, section
 
@@ -19,8 +19,9 @@ _SHADES = (
     ("w1", 1.0000005, "learned (weight 1)"),
     ("wx", float("inf"), "more than 1"),
 )
-_SPACE = {" ": "·", "\t": "→", "\n": "↵"}
-_EDGES = re.compile(r"^[ \t]+|[ \t]+$")
+_SPACE = str.maketrans(" \t\n", "·→↵")
+_NEWLINE = re.compile(r"\n")
+_EDGES = re.compile(r"\n|^[ \t]+|[ \t]+$", re.MULTILINE)
 
 
 def tokens_page(
@@ -33,10 +34,8 @@ def tokens_page(
         shades |= {_shade(piece.weight) for piece in made}
         bodies.append(_example(shown, made))
     subtitle = f"{model}, template {tokenizer.name}, {len(examples):,} examples"
-    toolbar = _toolbar(shades)
-    return page(
-        f"Tokens as trained: {data}", join([toolbar, *bodies]), subtitle=subtitle, style=_STYLE
-    )
+    body = join([_toolbar(shades), *bodies])
+    return page(f"Tokens as trained: {data}", body, subtitle=subtitle, style=_STYLE)
 
 
 def _example(shown: ShownExample, made: Sequence[Piece]) -> Html:
@@ -59,7 +58,8 @@ def _spans(made: Sequence[Piece]) -> Iterator[Html]:
 
 
 def _span(piece: Piece, *, at_border: bool) -> Html:
-    places = f"{piece.start}" if len(piece.ids) == 1 else f"{piece.start} to {_last(piece)}"
+    last = piece.start + len(piece.ids) - 1
+    places = f"{piece.start} to {last}" if last > piece.start else f"{last}"
     told = f"id {', '.join(map(str, piece.ids))} | token {places} | weight {piece.weight:.6g}"
     kinds = ["t", _shade(piece.weight), *(["ctl"] if piece.control else [])]
     shown = _visible(piece.text, at_border or not piece.text.strip())
@@ -71,61 +71,33 @@ def _visible(text: str, edges: bool) -> Iterator[str]:
 
     A token without any text still shows that it is there.
     """
-    if not text:
-        yield element("span", {"class": "ws"}, "∅")
-    for line in re.split(r"(\n)", text):
-        if line == "\n":
-            yield element("span", {"class": "ws"}, _SPACE["\n"])
-            yield line
-        elif edges:
-            yield from _with_marks(line)
-        else:
-            yield line
-
-
-def _with_marks(line: str) -> Iterator[str]:
     end = 0
-    for found in _EDGES.finditer(line):
-        yield line[end : found.start()]
-        marks = "".join(_SPACE[char] for char in found.group())
-        yield element("span", {"class": "ws"}, marks)
-        end = found.end()
-    yield line[end:]
+    for found in (_EDGES if edges else _NEWLINE).finditer(text):
+        yield text[end : found.start()]
+        yield element("span", {"class": "ws"}, found.group().translate(_SPACE))
+        end = found.end() - found.group().endswith("\n")
+    yield text[end:] if text else element("span", {"class": "ws"}, "∅")
 
 
-def _toolbar(shades: Iterable[str]) -> Html:
-    shown = set(shades)
-    samples = [
-        element("span", {"class": f"t {name}"}, words)
-        for name, _, words in _SHADES
-        if name in shown
-    ]
-    samples.append(element("span", {"class": "t w0 ctl"}, "control token"))
-    samples.append(element("span", {"class": "t w1 ctl"}, "learned control token"))
+def _toolbar(shades: set[str]) -> Html:
+    samples = [(f"t {name}", words) for name, _, words in _SHADES if name in shades]
+    samples += [("t w0 ctl", "control token"), ("t w1 ctl", "learned control token")]
+    samples += [("muted", "· space, → tab, ↵ newline, ∅ no text of its own")]
+    legend = [element("span", {"class": kind}, words) for kind, words in samples]
     switches = [
-        element(
-            "label",
-            None,
-            element("input", {"type": "checkbox", "id": name}),
-            f" {words}",
-        )
+        element("label", None, element("input", {"type": "checkbox", "id": name}), f" {words}")
         for name, words in (("borders", "token borders"), ("dim", "fade what is not learned"))
     ]
-    spaces = element("span", {"class": "muted"}, "· space, → tab, ↵ newline, ∅ no text of its own")
     return element(
         "div",
         {"class": "toolbar"},
-        element("div", {"class": "legend"}, *samples, spaces),
+        element("div", {"class": "legend"}, *legend),
         element("div", {"class": "switches"}, *switches),
     )
 
 
 def _shade(weight: float) -> str:
     return next(name for name, top, _ in _SHADES if weight <= top)
-
-
-def _last(piece: Piece) -> int:
-    return piece.start + len(piece.ids) - 1
 
 
 _STYLE = """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_QUANTILES = {"p5": 0.05, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_QUANTILES = (0.05, 0.5, 0.9, 0.95, 0.99)
 _BINS = 40
 
 
@@ -41,22 +41,18 @@ class Distribution:
     histogram: Bins
 
 
-def distribution(counts: Counter[int]) -> Distribution | None:
-    """How often each whole number >= 0 was met, as numbers; None if nothing was."""
-    if not counts:
-        return None
+def distribution(counts: Counter[int]) -> Distribution:
+    """How often each whole number >= 0 was met, of at least one, as numbers."""
     values, times = (np.array(column) for column in zip(*sorted(counts.items()), strict=True))
     up_to = np.cumsum(times)
     total, summed = int(up_to[-1]), int(values @ times)
-    places = [max(1, math.ceil(share * total - 1e-9)) for share in _QUANTILES.values()]
-    quantiles = values[np.searchsorted(up_to, places)].tolist()
-    p5, p50, p90, p95, p99 = quantiles
+    places = [max(1, math.ceil(share * total - 1e-9)) for share in _QUANTILES]
+    p5, p50, p90, p95, p99 = values[np.searchsorted(up_to, places)].tolist()
     low, high = int(values[0]), int(values[-1])
+    bins = _bins(values, times, tail=min(p99, 2 * p95 - low))
     return Distribution(
-        total, summed, summed / total, low, p5, p50, p90, p95, p99, high,
-        error=0.0,
-        histogram=_bins(values, times, tail=min(p99, 2 * p95 - low)),
-    )  # fmt: skip
+        total, summed, summed / total, low, p5, p50, p90, p95, p99, high, error=0.0, histogram=bins
+    )
 
 
 def _bins(values: np.ndarray, times: np.ndarray, tail: int) -> Bins:
@@ -67,22 +63,13 @@ def _bins(values: np.ndarray, times: np.ndarray, tail: int) -> Bins:
     low, high = int(values[0]), int(values[-1])
     if high - low > 1.5 * (tail - low) + _BINS:
         high = tail
-    width = _round_up((high - low + 1) / _BINS)
+    least = (high - low + 1) / _BINS
+    width = next(m * 10**n for n in range(19) for m in (1, 2, 5) if m * 10**n >= least)
     first = low // width * width
     number = (high - first) // width + 1
-    places = (values - first) // width
-    within = places < number
-    counts = np.bincount(places[within], weights=times[within], minlength=number)
-    edges = tuple(first + n * width for n in range(number + 1))
-    return Bins(edges, tuple(counts.astype(int).tolist()), int(times[~within].sum()))
-
-
-def _round_up(least: float) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50 ... that is at least `least`."""
-    power = 1
-    while power * 10 <= least:
-        power *= 10
-    return next(power * step for step in (1, 2, 5, 10) if power * step >= least)
+    places = np.minimum((values - first) // width, number)
+    *counts, beyond = np.bincount(places, weights=times, minlength=number + 1).astype(int).tolist()
+    return Bins(tuple(first + n * width for n in range(number + 1)), tuple(counts), beyond)
 
 
 @dataclass(frozen=True)
@@ -102,6 +89,11 @@ class Ranking:
     other: tuple[int, ...]
     distinct: int
     exact: bool
+
+    @property
+    def total(self) -> int:
+        """The first amount of all names together."""
+        return sum(item.amounts[0] for item in self.top) + self.other[0]
 
 
 class NameCounts:

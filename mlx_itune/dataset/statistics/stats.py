@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlx_itune.dataset.conversation import ROLES, Conversation
@@ -114,18 +114,15 @@ def count(
     tokens = TokenCounts(tokenizer, learn, max_length_tokens) if tokenizer else None
     for split, rows in files:
         accepted = counts.accepted(rows)
-        pairs = tokens.counted(accepted) if tokens else ((row, 0, 0) for row in accepted)
-        for row, total, learned in pairs:
-            counts.add(split, row, total, learned)
+        for row, *sizes in tokens.counted(accepted) if tokens else ((row,) for row in accepted):
+            counts.add(split, row, sizes)
     return counts.stats(tokens.stats() if tokens else None) if counts.rows else None
 
 
 class _Counts:
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows = self._rejected = self._offering = self._calling = self._all_zero = 0
         self._faults: list[str] = []
-        self._broken: object = None
-        self._rejected = 0
         self._splits: dict[str, list[int]] = {}
         self._turns: Counter[int] = Counter()
         self._characters: dict[str, Counter[int]] = {role: Counter() for role in ROLES}
@@ -133,32 +130,32 @@ class _Counts:
         self._sources, self._tasks = NameCounts(4), NameCounts(4)
         self._tags: dict[str, NameCounts] = {}
         self._scripts: Counter[str] = Counter()
-        self._offering = self._calling = 0
         self._functions, self._system, self._weights = NameCounts(), NameCounts(), NameCounts()
-        self._all_zero = 0
 
     def accepted(self, rows: Iterable[Conversation | Fault]) -> Iterator[Conversation]:
         """The conversations among `rows`; broken rows are counted, each once."""
+        broken = ""
         for row in rows:
             if isinstance(row, Conversation):
                 yield row
             elif row.severity == "error":
-                self._rejected += row.where != self._broken
-                self._broken = row.where
+                self._rejected += row.where != broken
+                broken = row.where
                 if len(self._faults) < _FAULTS_KEPT:
                     self._faults.append(str(row))
 
-    def add(self, split: str, row: Conversation, tokens: int, learned: int) -> None:
+    def add(self, split: str, row: Conversation, tokens: Sequence[int]) -> None:
+        """Count one row of so many tokens and learned tokens (none without a tokenizer)."""
         self.rows += 1
         self._turns[len(row.turns)] += 1
         for turn in row.turns:
             self._characters[turn.role][len(turn.content)] += 1
             self._words[turn.role][len(turn.content.split())] += 1
         sums = self._splits.setdefault(split, [0, 0, 0, 0])
-        for n, amount in enumerate((1, len(row.turns), tokens, learned)):
+        for n, amount in enumerate((1, len(row.turns), *tokens)):
             sums[n] += amount
         self._scripts[main_script(turn.content for turn in row.turns)] += 1
-        amounts = (1, sum(len(turn.content) for turn in row.turns), tokens, learned)
+        amounts = (1, sum(len(turn.content) for turn in row.turns), *tokens)
         self._sources.add(_first_tag(row.tags, SOURCE_TAGS), amounts)
         self._tasks.add(_first_tag(row.tags, TASK_TAGS), amounts)
         for name, value in row.tags.items():
@@ -168,27 +165,22 @@ class _Counts:
                 self._tags.setdefault(name, NameCounts()).add(clipped(value))
         if row.turns[0].role == "system":
             self._system.add(clipped(row.turns[0].content, _SYSTEM_CHARS))
-        self._add_tools(row)
-        replies = [turn.weight for turn in row.turns if turn.role == "assistant"]
-        for weight in replies:
-            if weight is not None:
-                self._weights.add(f"{weight:g}")
-        self._all_zero += bool(replies) and replies.count(0) == len(replies)
-
-    def _add_tools(self, row: Conversation) -> None:
         self._offering += bool(row.tools)
         calls = [call for turn in row.turns for call in turn.tool_calls]
         self._calling += bool(calls)
         for call in calls:
-            function = call.get("function", call)
-            name = function.get("name") if isinstance(function, Mapping) else None
-            self._functions.add(clipped(str(name)))
+            self._functions.add(clipped(str(call["function"]["name"])))
+        weights = [turn.weight for turn in row.turns if turn.role == "assistant"]
+        for weight in weights:
+            if weight is not None:
+                self._weights.add(f"{weight:g}")
+        self._all_zero += bool(weights) and not any(weight != 0 for weight in weights)
 
     def stats(self, tokens: TokenStats | None) -> Stats:
         turns = distribution(self._turns)
-        assert turns is not None, "called for at least one row"
         functions, system = self._functions.ranking(), self._system.ranking(10)
-        weights = {item.name: item.amounts[0] for item in self._weights.ranking(12).top}
+        weights = self._weights.ranking(12)
+        values = {item.name: item.amounts[0] for item in weights.top}
         return Stats(
             rows=self.rows,
             rejected=self._rejected,
@@ -198,27 +190,25 @@ class _Counts:
                 for name, (rows, count, total, learned) in self._splits.items()
             },
             turns=turns,
-            roles=dict(self._role_stats(turns.sum)),
+            roles={
+                role: RoleStats(
+                    self._words[role].total(),
+                    self._words[role].total() / turns.sum,
+                    distribution(self._characters[role]),
+                    distribution(self._words[role]),
+                )
+                for role in ROLES
+                if self._words[role]
+            },
             sources=self._sources.ranking(),
             tasks=self._tasks.ranking(),
             tags={name: counts.ranking(10) for name, counts in sorted(self._tags.items())},
             scripts=dict(self._scripts.most_common()),
-            tools=ToolStats(self._offering, self._calling, _total(functions), functions),
-            system=SystemStats(_total(system), system),
-            weights=WeightStats(_total(self._weights.ranking()), weights, self._all_zero),
+            tools=ToolStats(self._offering, self._calling, functions.total, functions),
+            system=SystemStats(system.total, system),
+            weights=WeightStats(weights.total, values, self._all_zero),
             tokens=tokens,
         )
-
-    def _role_stats(self, turns: int) -> Iterator[tuple[str, RoleStats]]:
-        for role in ROLES:
-            characters = distribution(self._characters[role])
-            words = distribution(self._words[role])
-            if characters and words:
-                yield role, RoleStats(characters.count, characters.count / turns, characters, words)
-
-
-def _total(ranking: Ranking) -> int:
-    return sum(item.amounts[0] for item in ranking.top) + ranking.other[0]
 
 
 def _first_tag(tags: Mapping[str, str], names: tuple[str, ...]) -> str:

@@ -7,13 +7,11 @@ from itertools import pairwise
 
 from mlx_itune.dataset.statistics.counters import Distribution
 from mlx_itune.dataset.statistics.stats import Stats
-from mlx_itune.dataset.statistics.tables import Table, distributions, facts, tables
+from mlx_itune.dataset.statistics.tables import distributions, facts, tables
 from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section
 from mlx_itune.kit.page import table as html_table
 
-Attributes = dict[str, str | float | bool]
-
-_WIDTH, _HEIGHT, _TOP, _BOTTOM = 560, 190, 30, 150
+_WIDTH, _HEIGHT, _TOP, _BOTTOM = 560, 176, 30, 150
 _UNFOLDED = 12
 
 
@@ -36,22 +34,16 @@ def stats_page(stats: Stats, *, data: str) -> str:
 
 def _sections(stats: Stats) -> Iterable[Html]:
     for made in tables(stats):
-        first = _table(made, 0, _UNFOLDED)
-        rest = len(made.rows) - _UNFOLDED
-        more = (
-            [folded(f"{rest:,} more", _table(made, _UNFOLDED, len(made.rows)))] if rest > 0 else []
-        )
-        yield section(made.title, first, *more, note=made.note)
-
-
-def _table(made: Table, start: int, end: int) -> Html:
-    if not made.shares:
-        return html_table(made.columns, made.rows[start:end], words=made.wordy)
-    rows = [
-        [*row, _bar(share)]
-        for row, share in zip(made.rows[start:end], made.shares[start:end], strict=True)
-    ]
-    return html_table([*made.columns, ""], rows, words={len(made.columns)})
+        rows = [[*row] for row in made.rows]
+        columns, words = [*made.columns], [*made.wordy]
+        if made.shares:
+            words.append(len(columns))
+            columns.append("")
+            rows = [[*row, _bar(share)] for row, share in zip(rows, made.shares, strict=True)]
+        parts = [html_table(columns, rows[:_UNFOLDED], words=words)]
+        if rest := rows[_UNFOLDED:]:
+            parts.append(folded(f"{len(rest):,} more", html_table(columns, rest, words=words)))
+        yield section(made.title, *parts, note=made.note)
 
 
 def _bar(share: float) -> Html:
@@ -62,51 +54,42 @@ def _bar(share: float) -> Html:
 def _histogram(name: str, found: Distribution, limit: Iterable[tuple[str, int]]) -> Html:
     """Bars over round edges, one more for what lies beyond, and lines at the median and the p95."""
     bins = found.histogram
-    step = _WIDTH / (len(bins.counts) + 2 * bool(bins.beyond))
-    tallest = max(*bins.counts, bins.beyond, 1)
     first, last = bins.edges[0], bins.edges[-1]
-
-    def bar(left: float, count: int, kind: str, told: str) -> Html:
-        height = max(count / tallest * (_BOTTOM - _TOP), 0.5)
-        box: Attributes = {
-            "x": left,
-            "y": _BOTTOM - height,
-            "width": step - 1,
-            "height": height,
-            "class": kind,
-        }
-        return element("rect", box, element("title", None, f"{told}: {count:,}"))
-
+    step = _WIDTH / (len(bins.counts) + 2 * bool(bins.beyond))
+    end = step * len(bins.counts)
+    tallest = max(*bins.counts, bins.beyond)
+    drawn: list[Html] = []
     bars = [
-        bar(n * step, count, "", f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}")
-        for n, (count, (low, high)) in enumerate(
+        (n * step, times, f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}")
+        for n, (times, (low, high)) in enumerate(
             zip(bins.counts, pairwise(bins.edges), strict=True)
         )
-        if count
     ]
-    if bins.beyond:
-        bars.append(bar(_WIDTH - step, bins.beyond, "beyond", f"{last:,} or more"))
-    marks: list[Html] = []
+    for x, times, told in [*bars, (_WIDTH - step, bins.beyond, f"{last:,} or more")]:
+        if times:
+            high = max(times / tallest * (_BOTTOM - _TOP), 0.5)
+            box = {"x": x, "y": _BOTTOM - high, "width": step - 1, "height": high}
+            kind = "" if x < end else "beyond"
+            title = element("title", None, f"{told}: {times:,}")
+            drawn.append(element("rect", {**box, "class": kind}, title))
     spread = [("p50", found.p50), ("p95", found.p95)] if found.min < found.max else []
     for row, (label, value) in enumerate([*spread, *limit]):
         if first <= value < last:
-            at = (value - first + 0.5) / (last - first) * step * len(bins.counts)
-            line: Attributes = {"x1": at, "x2": at, "y1": _TOP - 4, "y2": _BOTTOM, "class": "mark"}
-            marks.append(element("line", line))
-            kind = "end" if at > _WIDTH / 2 else ""
-            marks.append(_text(at, _TOP - 8 + 12 * row, f"{label} {value:,}", kind))
-    edge = step * len(bins.counts)
-    axis = [
+            x = (value - first + 0.5) / (last - first) * end
+            line = {"x1": x, "x2": x, "y1": _TOP - 4, "y2": _BOTTOM}
+            kind = "end" if x > _WIDTH / 2 else ""
+            drawn.append(element("line", {**line, "class": "mark"}))
+            drawn.append(_text(x, _TOP - 8 + 12 * row, f"{label} {value:,}", kind))
+    axis = {"x1": 0, "x2": end, "y1": _BOTTOM, "y2": _BOTTOM}
+    drawn += [
         _text(0, _BOTTOM + 16, f"{first:,}"),
-        _text(edge, _BOTTOM + 16, f"{last:,}", "end"),
+        _text(end, _BOTTOM + 16, f"{last:,}", "end"),
         _text(0, _TOP - 8, f"{tallest:,}"),
-        element("line", {"x1": 0, "x2": edge, "y1": _BOTTOM, "y2": _BOTTOM, "class": "axis"}),
+        element("line", {**axis, "class": "axis"}),
     ]
-    box: Attributes = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT - 14}", "role": "img", "aria-label": name}
+    view = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "aria-label": name}
     heading = element("p", {"class": "plot-name"}, name[:1].upper() + name[1:])
-    return element(
-        "figure", {"class": "plot"}, heading, element("svg", box, join([*bars, *marks, *axis]))
-    )
+    return element("figure", {"class": "plot"}, heading, element("svg", view, *drawn))
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> Html:

@@ -14,15 +14,17 @@ QUANTILES = ("min", "p5", "p50", "p90", "p95", "p99", "max")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts under `columns`, the first of them a name. `shares`: one per row, for a bar.
-    `wordy`: columns that are text and not numbers."""
+    """Rows of texts under `columns`, the first of them a name; those in `wordy` are no numbers.
+
+    `shares`: one per row, for a bar.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     shares: Sequence[float] = ()
     note: str = ""
-    wordy: frozenset[int] = frozenset()
+    wordy: Sequence[int] = ()
 
 
 def facts(stats: Stats) -> Iterator[tuple[str, str]]:
@@ -79,7 +81,13 @@ def tables(stats: Stats) -> Iterator[Table]:
 
 def _tables(stats: Stats) -> Iterator[Table]:
     tokens = stats.tokens
-    yield _splits(stats)
+    sizes = {"tokens": tokens.total, "learned tokens": tokens.supervised} if tokens else {}
+    splits = (
+        (name, (s.rows, s.turns, s.tokens or 0, s.supervised_tokens or 0))
+        for name, s in stats.splits.items()
+    )
+    plain = dict.fromkeys(("rows", "turns", *sizes))
+    yield _amounts("Splits", "split or file", plain, splits)
     yield Table(
         "Lengths",
         ("length", "count", "mean", *QUANTILES),
@@ -95,91 +103,67 @@ def _tables(stats: Stats) -> Iterator[Table]:
         over = {int(length): rows for length, rows in tokens.over.items() if rows}
         if tokens.limit:
             over[tokens.limit.tokens] = tokens.limit.rows_over
-        longer = [(f"over {length:,} tokens", rows) for length, rows in sorted(over.items())]
-        yield _counted("Long rows", ("length", "rows"), longer, tokens.per_row.count)
+        longer = [(f"over {length:,} tokens", (rows,)) for length, rows in sorted(over.items())]
+        yield _amounts("Long rows", "length", {"rows": tokens.per_row.count}, longer)
         yield Table(
             "Padding",
             ("rows in a batch", *tokens.padding),
             [["padding", *map(percent, tokens.padding.values())]],
             note="Of random batches, each padded to its longest row; an estimate from the lengths.",
         )
-    roles = [(role, found.turns) for role, found in stats.roles.items()]
-    yield _counted("Roles", ("role", "turns"), roles, stats.turns.sum)
-    yield _group("Sources", "source", stats.sources, stats)
-    yield _group("Tasks", "task", stats.tasks, stats)
-    yield _counted("Writing", ("writing system", "rows"), stats.scripts.items(), stats.rows)
-    tools = _amounts(stats.tools.functions)
-    yield _counted("Tool calls", ("function", "calls"), tools, stats.tools.calls)
-    weights = stats.weights.values.items()
-    yield _counted("Turn weights", ("weight", "assistant turns"), weights, stats.weights.turns)
-    prompts = _amounts(stats.system.prompts)
-    yield _counted("System prompts", ("system prompt", "rows"), prompts, stats.rows)
-    yield _tags(stats.tags)
+    roles = ((role, (found.turns,)) for role, found in stats.roles.items())
+    yield _amounts("Roles", "role", {"turns": stats.turns.sum}, roles)
+    for title, name, groups in (
+        ("Sources", "source", stats.sources),
+        ("Tasks", "task", stats.tasks),
+    ):
+        named = () if [item.name for item in groups.top] == [NO_TAG] else _entries(groups)
+        yield _amounts(title, name, {"rows": stats.rows, "characters": None, **sizes}, named)
+    scripts = ((name, (rows,)) for name, rows in stats.scripts.items())
+    yield _amounts("Writing", "writing system", {"rows": stats.rows}, scripts)
+    called = _entries(stats.tools.functions)
+    yield _amounts("Tool calls", "function", {"calls": stats.tools.calls}, called)
+    weights = ((value, (turns,)) for value, turns in stats.weights.values.items())
+    yield _amounts("Turn weights", "weight", {"assistant turns": stats.weights.turns}, weights)
+    prompts = _entries(stats.system.prompts)
+    yield _amounts("System prompts", "system prompt", {"rows": stats.rows}, prompts)
+    yield Table(
+        "Other fields",
+        ("field", "different values", "most frequent"),
+        [[name, _distinct(values), _most_frequent(values)] for name, values in stats.tags.items()],
+        wordy=(2,),
+    )
 
 
-def _splits(stats: Stats) -> Table:
-    columns = ["split or file", "rows", "turns"]
-    rows = [[name, f"{s.rows:,}", f"{s.turns:,}"] for name, s in stats.splits.items()]
-    if stats.tokens:
-        columns += ["tokens", "learned tokens"]
-        for row, split in zip(rows, stats.splits.values(), strict=True):
-            row += [f"{split.tokens:,}", f"{split.supervised_tokens:,}"]
-    return Table("Splits", columns, rows)
-
-
-def _counted(
+def _amounts(
     title: str,
-    columns: tuple[str, str],
-    counts: Iterable[tuple[str, int]],
-    total: int,
+    name: str,
+    totals: Mapping[str, int | None],
+    entries: Iterable[tuple[str, Sequence[int]]],
 ) -> Table:
-    listed = list(counts)
-    shares = [amount / total for _, amount in listed]
-    rows = [
-        [name, f"{amount:,}", percent(share)]
-        for (name, amount), share in zip(listed, shares, strict=True)
-    ]
-    return Table(title, (*columns, f"of {columns[1]}"), rows, shares)
-
-
-def _amounts(ranking: Ranking) -> list[tuple[str, int]]:
-    named = [(item.name, item.amounts[0]) for item in ranking.top]
-    return [*named, ("all others", ranking.other[0])] if ranking.other[0] else named
-
-
-def _group(title: str, name: str, ranking: Ranking, stats: Stats) -> Table:
-    if [item.name for item in ranking.top] == [NO_TAG]:
-        return Table(title, (), ())
-    columns = [name, "rows", "of rows", "characters"]
-    totals = []
-    if tokens := stats.tokens:
-        columns += ["tokens", "of tokens", "learned tokens", "of learned"]
-        totals = [tokens.total, tokens.supervised]
-    entries = [(item.name, item.amounts) for item in ranking.top]
-    if ranking.other[0]:
-        entries.append(("all others", ranking.other))
-    rows = []
-    for label, (row_count, characters, *counts) in entries:
-        row = [label, f"{row_count:,}", percent(row_count / stats.rows), f"{characters:,}"]
-        for amount, total in zip(counts, totals, strict=False):
-            row += [f"{amount:,}", percent(amount / total)]
+    """Names with amounts; one of a total has its share beside it, the first of them as a bar."""
+    columns, rows, shares = [name], [], []
+    for column, total in totals.items():
+        columns += [column] if total is None else [column, f"of {column.removesuffix(' tokens')}"]
+    for label, amounts in entries:
+        row = [label]
+        for total, amount in zip(totals.values(), amounts, strict=False):
+            row += [f"{amount:,}"] if total is None else [f"{amount:,}", percent(amount / total)]
         rows.append(row)
-    return Table(title, columns, rows, [amounts[0] / stats.rows for _, amounts in entries])
+        first = next(iter(totals.values()))
+        shares += [amounts[0] / first] if first else []
+    return Table(title, columns, rows, shares)
 
 
-def _tags(tags: Mapping[str, Ranking]) -> Table:
-    rows = [
-        [
-            name,
-            _distinct(ranking),
-            ", ".join(f"{item.name} ({item.amounts[0]:,})" for item in ranking.top[:3])
-            if ranking.top[0].amounts[0] > 1
-            else "each value once",
-        ]
-        for name, ranking in tags.items()
-    ]
-    columns = ("field", "different values", "most frequent")
-    return Table("Other fields", columns, rows, wordy=frozenset({2}))
+def _entries(ranking: Ranking) -> list[tuple[str, Sequence[int]]]:
+    named = [(item.name, item.amounts) for item in ranking.top]
+    return [*named, ("all others", ranking.other)] if ranking.other[0] else [*named]
+
+
+def _most_frequent(values: Ranking) -> str:
+    if values.top[0].amounts[0] == 1:
+        return "each value once"
+    return ", ".join(f"{item.name} ({item.amounts[0]:,})" for item in values.top[:3])
 
 
 def _distinct(ranking: Ranking) -> str:

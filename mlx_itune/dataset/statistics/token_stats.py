@@ -62,8 +62,8 @@ class TokenCounts:
 
     def __init__(self, tokenizer: ChatTokenizer, learn: Learn, limit: int | None) -> None:
         self._tokenizer, self._learn, self._limit = tokenizer, learn, limit
-        self._per_row: Counter[int] = Counter()
-        self._per_example: Counter[int] = Counter()
+        self._rows: Counter[int] = Counter()
+        self._examples: Counter[int] = Counter()
         self._supervised: Counter[int] = Counter()
         self._share: Counter[int] = Counter()
         self._longest: Counter[int] = Counter()
@@ -83,46 +83,46 @@ class TokenCounts:
                 yield row, 0, 0
                 continue
             lengths = [len(example.input_ids) for example in examples]
+            total = sum(lengths)
             learned = sum(int(np.count_nonzero(example.weights)) for example in examples)
             if not learned:
                 self._nothing += 1
                 yield row, 0, 0
                 continue
-            self._per_row[sum(lengths)] += 1
+            self._rows[total] += 1
+            self._examples.update(lengths)
             self._supervised[learned] += 1
-            self._share[round(100 * learned / sum(lengths))] += 1
-            self._per_example.update(lengths)
+            self._share[round(100 * learned / total)] += 1
             self._longest[max(lengths)] += 1
-            yield row, sum(lengths), learned
+            yield row, total, learned
 
     def stats(self) -> TokenStats:
         """All of it. Raises DataError if not one row could be trained on."""
-        per_row, per_example = distribution(self._per_row), distribution(self._per_example)
-        supervised, share = distribution(self._supervised), distribution(self._share)
-        if not (per_row and per_example and supervised and share):
+        if not self._rows:
             raise DataError(
                 f"no row can be trained on: the chat template refuses {self._refused:,}, "
                 f"{self._nothing:,} have nothing to learn",
                 hint=self._refused_kept[0] if self._refused_kept else "try --learn all",
             )
+        per_row, supervised = distribution(self._rows), distribution(self._supervised)
         limit = None
-        if self._limit is not None:
-            beyond = sum(n * max(0, size - self._limit) for size, n in self._per_example.items())
-            limit = LimitStats(self._limit, self._over(self._limit), beyond / per_row.sum)
+        if most := self._limit:
+            beyond = sum(n * max(0, size - most) for size, n in self._examples.items())
+            limit = LimitStats(most, self._over(most), beyond / per_row.sum)
         return TokenStats(
             template=self._tokenizer.name,
             learn=self._learn,
             total=per_row.sum,
             supervised=supervised.sum,
             supervised_share=supervised.sum / per_row.sum,
-            examples=per_example.count,
+            examples=self._examples.total(),
             per_row=per_row,
-            per_example=per_example,
+            per_example=distribution(self._examples),
             supervised_per_row=supervised,
-            share_percent=share,
+            share_percent=distribution(self._share),
             over={str(length): self._over(length) for length in LENGTHS},
             limit=limit,
-            padding=padding_shares(self._per_example, self._limit),
+            padding=padding_shares(self._examples, self._limit),
             control_text_rows=self._control_text,
             nothing_to_learn_rows=self._nothing,
             refused_rows=self._refused,
@@ -139,11 +139,9 @@ def padding_shares(lengths: Counter[int], limit: int | None) -> dict[str, float]
     The longest of n draws exceeds v unless all n do not: its mean follows from the distribution
     alone, and the padding is what that mean exceeds the mean length by.
     """
-    values, counts = (
-        np.array(column, float) for column in zip(*sorted(lengths.items()), strict=True)
-    )
-    if limit is not None:
-        values = np.minimum(values, limit)
+    columns = zip(*sorted(lengths.items()), strict=True)
+    values, counts = (np.array(column, float) for column in columns)
+    values = np.minimum(values, limit or np.inf)
     at_most = np.cumsum(counts) / counts.sum()
     mean = float(values @ counts / counts.sum())
     shares = {}

@@ -20,7 +20,7 @@ _LOOKS = [
             "has {} as two characters; TOML reads escapes in \"...\" and not in '...'",
         ),
         ("blank-lines", r"\n[ \t]*\n[ \t]*\n", "has two blank lines in a row"),
-        ("trailing-space", r"[ \t]+(?=\n|$)", "has spaces at the end of a line"),
+        ("trailing-space", r"(?<![ \t])[ \t]+(?=\n|$)", "has spaces at the end of a line"),
         ("double-space", r"\S {2,}(?=\S)", "has two spaces in a row"),
         ("outer-space", r"\A[ \t\n]|\n\Z", "starts or ends with blank space"),
         ("doubled-prefix", r"(?<!\w)((?:\w[\w ]{0,30})?\w ?:)\s*\1(?!:)", "has {} twice in a row"),

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 
+# Longer ones are no templates, and what looks for wordings in them would take its time.
+_MOST_CHARS = 50_000
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -40,6 +42,8 @@ class Pattern:
 @functools.lru_cache(maxsize=4096)
 def parse(text: str) -> Pattern:
     """The pattern that is written so; `{{` and `}}` are literal braces. Raises PatternError."""
+    if len(text) > _MOST_CHARS:
+        raise PatternError(f"more than {_MOST_CHARS:,} characters")
     if stray := _CONTROL.search(text):
         raise PatternError(f"a control character {stray.group()!r}")
     pieces = [""]

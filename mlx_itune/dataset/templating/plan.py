@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
@@ -88,11 +88,6 @@ class RenderPlan:
     def column_names(self) -> tuple[str, ...]:
         """`columns` as names."""
         return tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What was asked for."""
-        return {key: value for key, value in asdict(self).items() if value not in (None, ())}
 
 
 @dataclass

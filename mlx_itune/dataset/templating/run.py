@@ -24,6 +24,7 @@ from mlx_itune.dataset.templating.shots import Measure, fit
 from mlx_itune.dataset.templating.tasks import Task, load_tasks
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import sha256_file
+from mlx_itune.kit.settings import asked_for
 from mlx_itune.kit.wording import did_you_mean
 
 # Prompts measured together, so that the tokenizer works on many at once.
@@ -67,7 +68,7 @@ def render_rows(
     job = _Rendering(tasks, plan, inputs, measure, on_bytes or (lambda stage, done, total: None))
     job.survey()
     settings = {
-        **plan.recorded,
+        **asked_for(plan),
         "templates": templates.name,
         "templates_sha256": sha256_file(templates),
         "task": [task.name for task in tasks],

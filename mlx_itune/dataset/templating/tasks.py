@@ -1,6 +1,6 @@
 """What a task is: named fields, an answer, options, and the templates that lay them out.
 
-A task file (TOML) holds such tables; whoever makes a Task, every rule is checked.
+A task file (TOML) holds such tables. Whoever makes a Task, every rule is checked.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ else:
 ANSWER, OPTIONS = "answer", "options_"
 SIDES = ("input", "target", "input_no_options")
 Kind = Literal["normal", "inverse"]
+# A problem, and which template has it (None: the task itself).
+Problem = tuple[int | None, str]
 
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*task[ \t]*(\.[ \t]*template[ \t]*)?\]\]", re.MULTILINE)
-_LIMIT_BYTES = 4 << 20
+_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,6 @@ class Template:
         """Each side that is given, by its name in the task file. Raises PatternError."""
         texts = {side: getattr(self, side) for side in SIDES}
         return {side: parse(text) for side, text in texts.items() if text is not None}
-
-    @property
-    def fields(self) -> set[str]:
-        """Every field that a side shows."""
-        return {name for pattern in self.patterns.values() for name in pattern.fields}
 
 
 @dataclass(frozen=True)
@@ -86,40 +83,43 @@ class Task:
     def __post_init__(self) -> None:
         if self.answer is None and ANSWER in self.fields:
             object.__setattr__(self, "answer", ANSWER)
-        if problems := list(_problems(self)):
-            raise TaskError(problems)
+        problems: list[Problem] = [(None, text) for text in _task_problems(self)]
+        for index, template in enumerate(self.template):
+            problems += [(index, text) for text in _template_problems(self, template)]
+        if not problems:
+            unused = [name for name in self.fields if self.first_use(name) is None]
+            last = len(self.template) - 1
+            what = f"is declared and no template (0-{last}) uses it"
+            problems += [(None, f"field {name!r} {what}") for name in unused]
+        if problems:
+            raise TaskError([(index, f"{self.place(index)}: {text}") for index, text in problems])
 
     @cached_property
     def columns(self) -> dict[str, str]:
         """Each field's column."""
-        named = isinstance(self.fields, dict)
-        return dict(self.fields) if named else {name: name for name in self.fields}  # type: ignore[arg-type]
+        fields = self.fields
+        return dict(fields) if isinstance(fields, dict) else {name: name for name in fields}
 
     def place(self, template: int | None = None) -> str:
         """How faults name a template of this task."""
         return f"task {self.name!r}" + ("" if template is None else f", template {template}")
 
-    def shows(self, fields: Iterable[str]) -> set[str]:
-        """The row's own fields that a pattern with these fields shows."""
-        shown = set(fields)
-        if ANSWER in shown and self.answer:
-            shown.add(self.answer)
-        if OPTIONS in shown and isinstance(self.options, str):
-            shown.add(self.options)
-        if OPTIONS in shown and isinstance(self.options, tuple):
-            shown |= {name for text in self.options for name in parse(text).fields}
-        return shown
-
     def first_use(self, field: str) -> int | None:
-        """The first template that shows a field: the one a fault about it names."""
-        uses = (n for n, each in enumerate(self.template) if field in self.shows(each.fields))
-        return next(uses, None)
+        """The first template that shows a field, by name or through a special one."""
+        names = {field} | ({ANSWER} if field == self.answer else set())
+        listed = self.options if isinstance(self.options, tuple) else ()
+        if field == self.options or any(field in parse(text).fields for text in listed):
+            names.add(OPTIONS)
+        for index, template in enumerate(self.template):
+            if any(names & {*pattern.fields} for pattern in template.patterns.values()):
+                return index
+        return None
 
 
 class TaskError(DataError):
-    """A task breaks rules: `problems` lists (template index or None, text)."""
+    """A task breaks rules."""
 
-    def __init__(self, problems: list[tuple[int | None, str]]) -> None:
+    def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(text for _, text in problems))
         self.problems = problems
 
@@ -139,55 +139,46 @@ def load_tasks(path: Path) -> tuple[Task, ...]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"not a TOML file: {error}", where=str(path)) from None
     lines = _lines_of(text)
-    problems: list[tuple[int, str]] = []
-    tasks: dict[str, Task] = {}
-    for key in document.keys() - {"task"}:
-        meant = did_you_mean(key, ["task"])
-        problems.append((1, f"unknown key {key!r}" + (f" ({meant})" if meant else "")))
-    tables = document.get("task")
+    tables = document.pop("task", None)
+    problems = [(1, f"unknown key {key!r}{_meant(key, ['task'])}") for key in document]
     if not isinstance(tables, list):
         problems.append((1, "has no [[task]]"))
-        tables = []
-    for number, table in enumerate(tables):
-        task, wrong = _task(table, number)
-        problems += [(lines.get((number, index), 1), text) for index, text in wrong]
-        if task and task.name in tasks:
+    tasks: dict[str, Task] = {}
+    for number, table in enumerate(tables if isinstance(tables, list) else ()):
+        try:
+            task = _task(table, f"task {number + 1}")
+        except TaskError as error:
+            problems += [(lines.get((number, at), 1), said) for at, said in error.problems]
+            continue
+        if task.name in tasks:
             problems.append((lines[number, None], f"task {task.name!r} is defined twice"))
-        if task:
-            tasks[task.name] = task
+        tasks[task.name] = task
     if problems:
         (line, first), *rest = problems
-        told = [first, *(f"line {line}: {text}" for line, text in rest)]
-        raise DataError("; ".join(told), where=f"{path}:{line}")
+        told = "; ".join([first, *(f"line {line}: {text}" for line, text in rest)])
+        raise DataError(told, where=f"{path}:{line}")
     return tuple(tasks.values())
 
 
-def _task(value: Any, number: int) -> tuple[Task | None, list[tuple[int | None, str]]]:
-    """A table of the file as a Task, or what is wrong with it."""
+def _task(value: Any, here: str) -> Task:
+    """A table of the file as a Task. Raises TaskError."""
     table = dict(value) if isinstance(value, dict) else {}
-    here = f"task {table['name']!r}" if "name" in table else f"task {number + 1}"
-    wrong: list[tuple[int | None, str]] = []
-    templates = []
-    inner = table.pop("template", [])
-    for index, each in enumerate(inner if isinstance(inner, list) else [inner]):
-        template, said = wrong_type(each, Template)
-        templates.append(template)
-        wrong += [(index, f"{here}, template {index}: {said}")] if said else []
-    values: dict[str, Any] = {}
+    here = f"task {table['name']!r}" if "name" in table else here
+    problems: list[Problem] = []
+    templates = table.pop("template", [])
+    templates = templates if isinstance(templates, list) else [templates]
+    for index, each in enumerate(templates):
+        templates[index], said = wrong_type(each, Template)
+        problems += [(index, f"{here}, template {index}: {said}")] if said else []
     faults = [f"has no {key}" for key in ("name", "fields") if key not in table]
-    for key, given in table.items():
-        if key not in _HINTS:
-            faults.append(f"unknown key {key!r}{_meant(key, _HINTS)}")
-            continue
-        values[key], said = wrong_type(given, _HINTS[key])
+    faults += [f"unknown key {key!r}{_meant(key, _HINTS)}" for key in table.keys() - _HINTS.keys()]
+    for key in table.keys() & _HINTS.keys():
+        table[key], said = wrong_type(table[key], _HINTS[key])
         faults += [f"{key}: {said}"] if said else []
-    wrong += [(None, f"{here}: {text}") for text in faults]
-    if wrong:
-        return None, wrong
-    try:
-        return Task(**values, template=tuple(templates)), []
-    except TaskError as error:
-        return None, error.problems
+    problems += [(None, f"{here}: {text}") for text in faults]
+    if problems:
+        raise TaskError(problems)
+    return Task(**table, template=tuple(templates))
 
 
 def _lines_of(text: str) -> dict[tuple[int, int | None], int]:
@@ -201,29 +192,8 @@ def _lines_of(text: str) -> dict[tuple[int, int | None], int]:
     return lines
 
 
-def _problems(task: Task) -> Iterator[tuple[int | None, str]]:
-    """Every broken rule, as (template index or None, text that names the place)."""
-    here = task.place()
-    names = list(task.fields)
-    yield from ((None, f"{here}: {text}") for text in _task_problems(task, names))
-    known = {*names} | ({ANSWER} if task.answer else set()) | ({OPTIONS} if task.options else set())
-    used: set[str] = set()
-    for index, template in enumerate(task.template):
-        try:
-            used |= template.fields
-            problems = list(_template_problems(task, template, known))
-        except PatternError:
-            problems = list(_broken(template))
-            used |= known
-        yield from ((index, f"{task.place(index)}: {text}") for text in problems)
-    for name in names:
-        if task.template and name not in task.shows(used):
-            last = len(task.template) - 1
-            yield None, f"{here}: field {name!r} is declared and no template (0-{last}) uses it"
-
-
-def _task_problems(task: Task, names: list[str]) -> Iterator[str]:
-    options = task.options
+def _task_problems(task: Task) -> Iterator[str]:
+    names, options = list(task.fields), task.options
     if not task.name.strip():
         yield "has no name"
     if not task.template:
@@ -243,13 +213,12 @@ def _task_problems(task: Task, names: list[str]) -> Iterator[str]:
             yield "options lists fewer than two"
         for text in dict.fromkeys(text for text in options if options.count(text) > 1):
             yield f"options lists {text!r} twice"
-        try:
-            unknown = {n for text in options for n in parse(text).fields} - {*names}
-        except PatternError as error:
-            unknown = set()
-            yield f"an option has {error}"
-        for name in sorted(unknown):
-            yield f"an option uses {{{name}}}, which is not a field"
+        for text in options:
+            pattern = _parsed(text)
+            if isinstance(pattern, str):
+                yield f"an option has {pattern}"
+            elif unknown := sorted({*pattern.fields} - {*names}):
+                yield f"an option uses {{{unknown[0]}}}, which is not a field"
     if options is None and (task.answer_is != "text" or task.options_separator is not None):
         yield "answer_is and options_separator need options"
     if options is not None and task.answer is None:
@@ -260,54 +229,55 @@ def _task_problems(task: Task, names: list[str]) -> Iterator[str]:
         yield "options_separator splits the text of a field, at one character or more"
 
 
-def _template_problems(task: Task, template: Template, known: set[str]) -> Iterator[str]:
-    patterns = template.patterns
-    for side, pattern in patterns.items():
-        for name in pattern.fields:
-            if name == task.options:
-                yield (
-                    f"the {side} uses {{{name}}}, which is a list; write {{{OPTIONS}}} for the "
-                    "options as text"
-                )
-            elif name in known:
-                continue
-            elif name in (ANSWER, OPTIONS):
-                what = "answer" if name == ANSWER else "options"
-                yield f"the {side} uses {{{name}}} and the task has no {what}"
-            else:
-                what = "an unknown special field" if name.endswith("_") else "which is not a field"
-                meant = _meant(name, [*known, OPTIONS, ANSWER])
-                yield f"the {side} uses {{{name}}}, {what}{meant}"
-        if not str(pattern).strip():
+def _template_problems(task: Task, template: Template) -> Iterator[str]:
+    known = {*task.fields}
+    known |= {
+        name for name, is_there in ((ANSWER, task.answer), (OPTIONS, task.options)) if is_there
+    }
+    fields: dict[str, tuple[str, ...]] = {"input_no_options": ()}
+    for side in SIDES:
+        text = getattr(template, side)
+        pattern = _parsed(text or "")
+        if text is not None and not text.strip():
             yield f"the {side} is empty"
-    other = patterns.get("input_no_options")
-    if other and OPTIONS not in patterns["input"].fields:
+        if isinstance(pattern, str):
+            yield f"the {side} has {pattern}"
+            continue
+        fields[side] = pattern.fields
+        for name in pattern.fields:
+            here = f"the {side} uses {{{name}}}"
+            if name == task.options:
+                yield f"{here}, which is a list; write {{{OPTIONS}}} for the options as text"
+            elif name in (ANSWER, OPTIONS) and name not in known:
+                yield f"{here} and the task has no {name.rstrip('_')}"
+            elif name not in known:
+                what = "an unknown special field" if name.endswith("_") else "which is not a field"
+                yield f"{here}, {what}{_meant(name, [*known, OPTIONS, ANSWER])}"
+    if len(fields) < len(SIDES):
+        return
+    if template.input_no_options is not None and OPTIONS not in fields["input"]:
         yield f"has input_no_options, and its input no {{{OPTIONS}}}"
-    if other and OPTIONS in other.fields:
+    if OPTIONS in fields["input_no_options"]:
         yield f"input_no_options uses {{{OPTIONS}}}"
     if template.kind == "inverse":
         # The answer goes by two names.
-        both = [
-            {
-                task.answer if name == ANSWER else name
-                for pattern in sides
-                for name in pattern.fields
-            }
-            for sides in ([patterns["input"], other or patterns["input"]], [patterns["target"]])
-        ]
-        for name in sorted(map(str, both[0] & both[1])):
+        asked, told = (
+            {str(task.answer) if name == ANSWER else name for name in names}
+            for names in (fields["input"] + fields["input_no_options"], fields["target"])
+        )
+        for name in sorted(asked & told):
             yield (
                 f"is inverse and has {{{name}}} in its input and in its target, "
                 "so the answer is given away"
             )
 
 
-def _broken(template: Template) -> Iterator[str]:
-    for side in SIDES:
-        try:
-            parse(getattr(template, side) or "")
-        except PatternError as error:
-            yield f"the {side} has {error}"
+def _parsed(text: str) -> Pattern | str:
+    """The pattern, or what is wrong with it."""
+    try:
+        return parse(text)
+    except PatternError as error:
+        return str(error)
 
 
 def _meant(name: str, options: Iterable[str]) -> str:

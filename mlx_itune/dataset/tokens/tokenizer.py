@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.tokens.chat_template import ChatTemplate
+from mlx_itune.dataset.tokens.chat_template import BUILT_IN, ChatTemplate, built_in
 from mlx_itune.dataset.tokens.control_text import ControlText
-from mlx_itune.dataset.tokens.templates import BUILT_IN, built_in
 from mlx_itune.kit.errors import DataError, ModelError, UsageError
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.native import panics_as

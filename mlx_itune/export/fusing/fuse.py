@@ -106,7 +106,7 @@ def fuse(request: Request, observe: Observe = unobserved, check: Check | None = 
     adapters.apply(reference, adapter)
     reference.model.eval()
     layers = dict(lora.adapted(reference.model))
-    raw, config = stock.read(source)
+    raw, config = base.read(source)
     for name, tensor in tree_flatten(raw.parameters()):
         require_finite(name, tensor)
     data, calibration, way = request.rows.measured, request.rows.calibration, request.way or "auto"

@@ -16,6 +16,7 @@ from mlx_itune.export.fusing.fidelity import fidelity
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters.grid_norm import GridNorm
 from mlx_itune.model.engine import compute
+from mlx_itune.model.loading import base
 from mlx_itune.model.loading import mlx_lm_models as stock
 from mlx_itune.model.loading.base import LoadedModel
 
@@ -85,7 +86,7 @@ def require_same_codes(out: Path, raw: nn.Module, layers: Mapping[str, Any]) -> 
     moved |= {f"{path}.weight" for path, m in layers.items() if isinstance(m, GridNorm)}
     before, after = (
         {n: t for n, t in tree_flatten(model.parameters()) if n not in moved}
-        for model in (raw, stock.read(out)[0])
+        for model in (raw, base.read(out)[0])
     )
     _require_equal(after, before, out)
 

@@ -23,10 +23,10 @@ from mlx_itune.export.gguf.plan import (
     tensor_name,
     write,
 )
-from mlx_itune.export.gguf.verify import Float32, gguf_name, in_halves, rotated
+from mlx_itune.export.gguf.verify import Float32, Reader, gguf_name, in_halves, rotated
 from mlx_itune.export.stored import Stored
 from mlx_itune.kit.errors import ModelError, located
-from mlx_itune.kit.files import staged_file, storage_errors
+from mlx_itune.kit.files import staged_file
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.adapters.lowrank import LoRAEmbedding, LoRALinear, LowRank
@@ -100,13 +100,9 @@ def verify_gguf_lora(file: Path, loaded: base.LoadedModel) -> GgufLoraVerificati
     Raises ModelError for a pair that is missing, extra or another one.
     """
     names = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
-    try:
-        with storage_errors(file):
-            reader = gguf.GGUFReader(file)
-        architecture, what, kind, alpha = (reader.fields[name].contents() for name in names)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelError(f"is no readable GGUF LoRA ({error})", where=str(file)) from error
-    if (what, kind) != ("adapter", "lora"):
+    reader = Reader(file)
+    architecture, what, kind, alpha = map(reader.keys().get, names)
+    if architecture is None or alpha is None or (what, kind) != ("adapter", "lora"):
         raise ModelError("does not say that it is a LoRA", where=str(file))
     tensors = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
     inner: Any = getattr(loaded.model, "language_model", loaded.model)

@@ -23,7 +23,7 @@ from mlx_itune.export.gguf.blocks import BLOCK, encode, float_twin, same_codes
 from mlx_itune.export.stored import Stored, stored_tensors
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import require_free_bytes, storage_errors, write_durably
-from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading import base
 
 # What llama.cpp's own quantizer makes, from halves.
 K_QUANTS = ("q4_k_m", "q5_k_m", "q6_k")
@@ -35,6 +35,7 @@ KINDS = (*_CODES, *_FLOATS, *_BLOCKS, *K_QUANTS)
 # Numbers that are converted at once; two megabytes stay in the processor's cache.
 _CHUNK_NUMBERS = 1 << 19
 _ALIGNMENT_BYTES = gguf.GGUF_DEFAULT_ALIGNMENT
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def plan(source: Path, kind: str, wide: frozenset[str] = frozenset()) -> Plan:
 
     No weight is read yet. Raises ModelError for what llama.cpp does not know.
     """
-    model, config = stock.read(source)
+    model, config = base.read(source)
     architecture, facts = architecture_of(model, config)
     keys = metadata(architecture, facts)
     rotary = architecture.rotary(facts)
@@ -189,9 +190,15 @@ def _place(tensor: Planned) -> tuple[int, int, str]:
 
 
 def add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
-    """Add keys under the architecture's name, each in the type of its value."""
+    """Add keys under the architecture's name, each in the type of its value.
+
+    Raises ModelError for a number beyond a key of 32 bits.
+    """
     for name, value in keys.items():
         key = f"{writer.arch}.{name}"
+        fits = 0 <= value < 1 << 32 if isinstance(value, int) else True
+        if not fits or (isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT):
+            raise ModelError(f"{name} is {value:g}, which no key of a GGUF file holds")
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):

@@ -18,7 +18,7 @@ from mlx_itune.export.gguf.blocks import Overflow
 from mlx_itune.export.gguf.plan import K_QUANTS, KINDS, Plan, Planned, add_keys, header, plan, write
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_check import check_tokenizer
-from mlx_itune.export.gguf.verify import verify_gguf
+from mlx_itune.export.gguf.verify import Reader, verify_gguf
 from mlx_itune.kit.errors import ModelError, UsageError, located
 from mlx_itune.kit.files import staged_file
 from mlx_itune.kit.json_files import read_object
@@ -79,12 +79,14 @@ def export_gguf(
         with located(source_dir):
             planned = _write_whole(source, first, kind, tokenizer, name)
             observe("reading it back")
-            checked = verify_gguf(first, source)
+            reader = Reader(first)
+            checked = verify_gguf(reader, source)
             if first != stage:
                 observe(f"quantizing to {kind}")
                 _quantize(first, stage, kind)
-                checked = verify_gguf(stage, source, requantized=True)
-            read = check_tokenizer(stage, tokenizer)
+                reader = Reader(stage)
+                checked = verify_gguf(reader, source, requantized=True)
+            read = check_tokenizer(reader.keys(), tokenizer)
     artifact = describe(out_file, "gguf")
     notes = (*planned.notes, *tokenizer_limits(tokenizer))
     return Exported((artifact,), checked, tokenizer=read, notes=notes)

@@ -6,13 +6,11 @@ llama.cpp's (src/llama-vocab.cpp), written for shortness and not for speed.
 
 from __future__ import annotations
 
-import struct
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import regex
 
@@ -20,7 +18,6 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.gguf.tokenizer import probe_prompts, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_algorithm import CONTROL_TEXTS
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.files import storage_errors
 
 _CONTRACTIONS = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _LAST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,11 +53,6 @@ _EXPRESSIONS: dict[str, tuple[str, ...]] = {
 _WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
 _APPROXIMATE = frozenset({"gpt-4o", "tekken"})
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-# The numbers of GGUF's types of values (github.com/ggml-org/ggml, docs/gguf.md, little-endian).
-_NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-# No key of a sound file comes near; a broken length would ask for all memory.
-_MOST_BYTES = 1 << 30
 
 _TEXTS = (
     "The patient takes metformin 500 mg twice daily, and zolpidem 5mg at night.",
@@ -86,14 +78,14 @@ class TokenizerCheck:
 
 
 def check_tokenizer(
-    file: Path, tokenizer: ChatTokenizer, texts: Sequence[str] = ()
+    keys: Mapping[str, Any], tokenizer: ChatTokenizer, texts: Sequence[str] = ()
 ) -> TokenizerCheck:
-    """Tokenize prompts, ``texts`` and some hard ones with the file's keys; all have to be equal.
+    """Tokenize prompts, ``texts`` and some hard ones with a file's keys; all have to be equal.
 
     Left out are texts that llama.cpp is known to read otherwise (docs/shipping.md). Raises
     ModelError for one that differs, or a chat template that is not the trained one.
     """
-    read = _Vocabulary(read_keys(file))
+    read = _Vocabulary(keys)
     if not read.template.endswith(tokenizer.template_text) and not read.named_templates:
         raise ModelError("holds another chat template than the trained one")
     prompts = probe_prompts(tokenizer)
@@ -118,24 +110,6 @@ def check_tokenizer(
         count += len(wanted)
     same, asked = len(compared) - otherwise, len(prompts) - otherwise
     return TokenizerCheck("llama.cpp's algorithm", same, asked, count)
-
-
-def read_keys(file: Path) -> dict[str, Any]:
-    """Every key and its value. Raises ModelError for a file that is no GGUF, StorageError."""
-    try:
-        with storage_errors(file), file.open("rb") as opened:
-            if opened.read(4) != b"GGUF":
-                raise ModelError("is not a GGUF file", where=str(file))
-            version, _, count = struct.unpack("<IQQ", opened.read(20))
-            if version not in (2, 3):
-                raise ModelError(f"is a GGUF file of version {version}", where=str(file))
-            keys: dict[str, Any] = {}
-            for _ in range(count):
-                key = _string(opened)
-                keys[key] = _value(opened, _number(opened, "I"))
-            return keys
-    except (struct.error, KeyError, ValueError, EOFError) as error:
-        raise ModelError("is a broken or cut GGUF file", where=str(file)) from error
 
 
 class _Vocabulary:
@@ -271,32 +245,3 @@ def _byte_names() -> list[str]:
 
 
 _BYTES = _byte_names()
-
-
-def _value(file: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return _string(file)
-    if kind != _ARRAY:
-        return _number(file, _NUMBERS[kind])
-    inner, count = struct.unpack("<IQ", file.read(12))
-    if inner in (_STRING, _ARRAY):
-        return [_value(file, inner) for _ in range(count)]
-    form = f"<{count}{_NUMBERS[inner]}"
-    return list(struct.unpack(form, _exactly(file, struct.calcsize(form))))
-
-
-def _string(file: BinaryIO) -> str:
-    return _exactly(file, _number(file, "Q")).decode("utf-8")
-
-
-def _number(file: BinaryIO, form: str) -> Any:
-    return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))[0]
-
-
-def _exactly(file: BinaryIO, count_bytes: int) -> bytes:
-    if count_bytes > _MOST_BYTES:
-        raise EOFError
-    data = file.read(count_bytes)
-    if len(data) != count_bytes:
-        raise EOFError
-    return data

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
-from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading import base
 
 Float32 = NDArray[np.float32]
 
@@ -74,18 +74,35 @@ class _Weight:
         return self.shape[-1] if len(self.shape) > 1 else 1
 
 
-def verify_gguf(file: Path, source_dir: Path, *, requantized: bool = False) -> GgufVerification:
-    """Compare every tensor of ``file`` with the model directory that it was made from.
+class Reader(gguf.GGUFReader):
+    """The gguf package's reader of a file. Raises ModelError for one that is no GGUF."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            with storage_errors(file):
+                super().__init__(file)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ModelError(f"is no readable GGUF file ({error})", where=str(file)) from error
+
+    def keys(self) -> dict[str, Any]:
+        """Every key and its value."""
+        return {name: field.contents() for name, field in self.fields.items()}
+
+    def _get(self, *given: Any, **named: Any) -> Any:
+        # Over a plain array: a memmap costs seconds for a vocabulary.
+        if isinstance(self.data, np.memmap):
+            self.data = self.data.view(np.ndarray)  # type: ignore[assignment]
+        return super()._get(*given, **named)
+
+
+def verify_gguf(reader: Reader, source_dir: Path, *, requantized: bool = False) -> GgufVerification:
+    """Compare every tensor of a file with the model directory that it was made from.
 
     ``requantized``: llama.cpp's quantizer made it, whose blocks are only held to be near. Raises
-    ModelError for a tensor that is missing, extra, or not the source's as its type can hold it, or
-    a file that cannot be read.
+    ModelError for a tensor that is missing, extra, or not the source's as its type can hold it.
     """
-    try:
-        with storage_errors(file):
-            reader = _Reader(file)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelError(f"is no readable GGUF file ({error})", where=str(file)) from error
+    file = reader.file
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field is not None else ""
     expected, args = _source(source_dir, architecture)
@@ -146,15 +163,6 @@ def in_halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     """Rows (n, ...) of some heads, in pairs as llama.cpp rotates them, as mlx-lm has them."""
     pairs = rows.reshape(heads, -1, 2, rows.shape[-1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
-
-
-class _Reader(gguf.GGUFReader):
-    """The gguf package's reader, over a plain array: a memmap costs seconds for a vocabulary."""
-
-    def _get(self, *given: Any, **named: Any) -> Any:
-        if isinstance(self.data, np.memmap):
-            self.data = self.data.view(np.ndarray)  # type: ignore[assignment]
-        return super()._get(*given, **named)
 
 
 def _compare(
@@ -238,7 +246,7 @@ def _held(
 
 def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
     """Every tensor that the file must have, by GGUF's name, and the arguments of mlx-lm's model."""
-    model, _ = stock.read(folder)
+    model, _ = base.read(folder)
     inner: Any = getattr(model, "language_model", model)
     return dict(_expected(inner, architecture)), inner.args
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -111,34 +110,11 @@ def _quoted(what: str, text: str) -> str:
     return f'"""{text}"""'
 
 
-@dataclass(frozen=True)
-class Between:
-    """``texts[a, b]`` stands between a content of role a and one of role b.
+def between(tokenizer: ChatTokenizer) -> dict[tuple[str, str], str]:
+    """What the chat template writes between a content of role a and one of role b, by (a, b).
 
-    a is START before everything; b is REPLY where the model is to write. ``system`` says whether a
-    system turn has a place at all.
-    """
-
-    texts: Mapping[tuple[str, str], str]
-
-    @property
-    def system(self) -> bool:
-        """Whether the template has a place for a system turn."""
-        return (START, "system") in self.texts
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for ``messages``. Raises KeyError for roles never seen one after the other."""
-        out, before = [], START
-        for message in messages:
-            out += [self.texts[before, message["role"]], message["content"]]
-            before = message["role"]
-        return "".join([*out, self.texts[before, REPLY]])
-
-
-def between(tokenizer: ChatTokenizer) -> Between:
-    """What the chat template writes between contents, checked on conversations of 1 to 5 turns.
-
-    Raises ModelError, with the reason, for a template that is not of this kind.
+    a is START before everything; b is REPLY where the model is to write. Checked on conversations
+    of 1 to 5 turns. Raises ModelError, with the reason, for a template that is not of this kind.
     """
     if "strftime_now" in tokenizer.template_text:
         raise ModelError("the chat template writes today's date, which Ollama cannot")
@@ -156,15 +132,18 @@ def between(tokenizer: ChatTokenizer) -> Between:
                 # No system turns, or none in a conversation this long.
                 break
             _read(rendered, messages, texts)
-    found = Between(texts)
-    for messages in _checks(found.system):
+    for messages in _checks(system=(START, "system") in texts):
         try:
             wanted = tokenizer.render_text(messages, add_generation_prompt=True)
         except DataError as error:
             raise ModelError(f"the chat template refuses a conversation: {error}") from None
-        if found.render(messages) != wanted:
+        before, said = START, ""
+        for message in messages:
+            said += texts[before, message["role"]] + message["content"]
+            before = message["role"]
+        if said + texts[before, REPLY] != wanted:
             raise ModelError("what the chat template writes depends on what the turns say")
-    return found
+    return texts
 
 
 def go_template(tokenizer: ChatTokenizer) -> str:
@@ -172,7 +151,7 @@ def go_template(tokenizer: ChatTokenizer) -> str:
 
     Raises ModelError where the chat template cannot be translated.
     """
-    texts = dict(between(tokenizer).texts)
+    texts = between(tokenizer)
     bos = tokenizer.hf.bos_token or ""
     starts = {key: text for key, text in texts.items() if key[0] == START}
     if not bos or not all(text.startswith(bos) for text in starts.values()):

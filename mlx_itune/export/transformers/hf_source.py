@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlx_itune.export.stored import stored_tensors
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading import base
 
 # A piece of a matrix in float32; MLX holds two or three of them at once.
 _PIECE_BYTES = 8 << 20
@@ -31,7 +31,7 @@ class FloatSource:
     """
 
     def __init__(self, path: Path, deltas: Mapping[str, Callable[[], Any]] | None = None) -> None:
-        model, self.config = stock.read(path)
+        model, self.config = base.read(path)
         self.path = path
         self.settings: dict[str, Any] = dict(vars(model.args))
         self.scaled = _scaled(model)

@@ -21,9 +21,9 @@ from typing import Annotated, Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
-from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.errors import ModelError, located
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors
 from mlx_itune.kit.json_files import read_object, read_record, to_record, write_object
 from mlx_itune.kit.tensorfile import read_header, write_tensors
@@ -235,33 +235,30 @@ def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = Fal
     another tokenizer, unless `allow_other_base`; when a name or shape does not fit; when the two
     files of an adapter of the grid do not say the same.
     """
-    where = str(adapter.path) if adapter.path else None
-    if not allow_other_base and (changed := _other_base(loaded, adapter.origin)):
-        raise ModelError(
-            "; ".join(changed),
-            where=where,
-            hint="use the base it was trained on, as it was then, or --allow-other-base",
-        )
     config, model = adapter.config, loaded.model
-    # To mlx-lm, no number of layers, or one beyond the model's, is all of them.
-    some = 0 < config.num_layers <= len(model.layers)
-    lora.attach(
-        model,
-        rank=config.rank,
-        scale=config.scale,
-        dropout=config.dropout,
-        keys=config.keys or None,
-        num_layers=config.num_layers if some else -1,
-        kind=config.kind,
-    )
-    _require_fit(adapter.tensors, tensors_of(model), where)
-    model.load_weights(
-        [(name, tensor.astype(mx.float32)) for name, tensor in adapter.tensors.items()],
-        strict=False,
-    )
-    mx.eval(model.trainable_parameters())
-    if adapter.shipped:
-        _require_same(adapter.shipped, shipped_by(model), where)
+    with located(adapter.path):
+        if not allow_other_base and (changed := _other_base(loaded, adapter.origin)):
+            raise ModelError(
+                "; ".join(changed),
+                hint="use the base it was trained on, as it was then, or --allow-other-base",
+            )
+        # To mlx-lm, no number of layers, or one beyond the model's, is all of them.
+        some = 0 < config.num_layers <= len(model.layers)
+        lora.attach(
+            model,
+            rank=config.rank,
+            scale=config.scale,
+            dropout=config.dropout,
+            keys=config.keys or None,
+            num_layers=config.num_layers if some else -1,
+            kind=config.kind,
+        )
+        _require_fit(adapter.tensors, tensors_of(model))
+        factors = [(name, tensor.astype(mx.float32)) for name, tensor in adapter.tensors.items()]
+        model.load_weights(factors, strict=False)
+        mx.eval(model.trainable_parameters())
+        if adapter.shipped:
+            _require_same(adapter.shipped, shipped_by(model))
     for _, layer in lora.adapted(model):
         layer.settle()
 
@@ -283,9 +280,7 @@ def _other_base(loaded: LoadedModel, origin: Origin) -> list[str]:
     return changed
 
 
-def _require_fit(
-    given: Mapping[str, mx.array], expected: Mapping[str, mx.array], where: str | None
-) -> None:
+def _require_fit(given: Mapping[str, mx.array], expected: Mapping[str, mx.array]) -> None:
     faults = [f"{name} is missing" for name in sorted(expected.keys() - given.keys())]
     faults += [f"{name} has no layer" for name in sorted(given.keys() - expected.keys())]
     faults += [
@@ -294,15 +289,12 @@ def _require_fit(
         if name in expected and tensor.shape != expected[name].shape
     ]
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ModelError(f"does not fit the model: {', '.join(faults[:3])}{more}", where=where)
+        raise ModelError(f"does not fit the model: {listing(faults)}")
 
 
-def _require_same(
-    shipped: Mapping[str, mx.array], expected: Mapping[str, mx.array], where: str | None
-) -> None:
+def _require_same(shipped: Mapping[str, mx.array], expected: Mapping[str, mx.array]) -> None:
     """Equal but for the last two bits, as another device may have rounded otherwise."""
-    _require_fit(shipped, expected, where)
+    _require_fit(shipped, expected)
     for name, ours in expected.items():
         theirs = shipped[name]
         wide = ours.astype(mx.float32)
@@ -310,7 +302,6 @@ def _require_same(
         if theirs.dtype != ours.dtype or (mx.abs(theirs.astype(mx.float32) - wide).max() > slack):
             raise ModelError(
                 f"{name} in {TENSORS} is not what {GRID} makes of this base",
-                where=where,
                 hint="the files are not of one adapter, or the base is another one",
             )
 
@@ -330,8 +321,9 @@ def read_arrays(file: Path) -> dict[str, mx.array]:
 
 @dataclass(frozen=True)
 class _Parameters:
-    rank: Annotated[int, Ge(1)]
-    scale: float
+    rank: Annotated[int, Ge(1), Le(1 << 20)]
+    # Times the rank it still fits a float32.
+    scale: Annotated[float, Ge(-1e30), Le(1e30)]
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     keys: tuple[str, ...] | None = None
 

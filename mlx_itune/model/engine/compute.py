@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_itune.kit.errors import UsageError
@@ -259,8 +259,3 @@ def _free_bytes() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def parameter_bytes(model: nn.Module) -> int:
-    """Memory of a model's parameters."""
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class LoadedModel:
         return {"id": self.id, "fingerprint": self.fingerprint, "config": dict(self.function)}
 
 
-def resolve(model: str, *, offline: bool = False) -> Path:
+def resolve(model: str) -> Path:
     """The directory of "starter", a local path or a Hub id `org/name`. Raises ModelError."""
     if model == STARTER:
         return Path(__file__).parent.parent / "starter"
@@ -59,14 +60,13 @@ def resolve(model: str, *, offline: bool = False) -> Path:
             where=model,
             hint="give a model directory, a Hub id like org/name, or 'starter'",
         )
-    return _from_hub(model, offline or network.offline())
+    return _from_hub(model)
 
 
 def load(
     model: str,
     *,
     compute: str = "auto",
-    offline: bool = False,
     memory_bytes: int | None = None,
     float_copies: bool = True,
 ) -> LoadedModel:
@@ -76,23 +76,40 @@ def load(
     than is free; float_copies: whether quantized weights may stand there as floats (see
     model/compute). Raises ModelError.
     """
-    path = resolve(model, offline=offline)
-    vet(path)
-    from mlx_lm.utils import load_model
-
-    try:
-        built, config = load_model(path, lazy=False, strict=True)
-    except MemoryError:
-        raise
-    # mlx-lm reports a bad model with whatever exception it met first.
-    except Exception as error:
-        raise ModelError(f"mlx-lm cannot load it: {brief(error)}", where=str(path)) from error
+    path = resolve(model)
+    built, config = _read(path, lazy=False)
     function = function_of(built, config)
     built.freeze()
     mode = compute_module.apply(built, compute, memory_bytes if float_copies else 0)
     return LoadedModel(
         built, config, path, public_id(model, path), fingerprint(path), mode, function
     )
+
+
+def read(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A vetted model directory exactly as mlx-lm reads it: its module, with weights that stay on
+    disk until they are used, and its effective config. Raises ModelError."""
+    return _read(path, lazy=True)
+
+
+def _read(path: Path, *, lazy: bool) -> tuple[nn.Module, dict[str, Any]]:
+    vet(path)
+    from mlx_lm.utils import load_model
+
+    with mlx_lm_errors(path):
+        model, config = load_model(path, lazy=lazy, strict=True)
+    return model, config
+
+
+@contextmanager
+def mlx_lm_errors(path: Path) -> Iterator[None]:
+    """mlx-lm reports a bad model with whatever exception it met first: ModelError, then."""
+    try:
+        yield
+    except (MemoryError, ModelError):
+        raise
+    except Exception as error:
+        raise ModelError(f"mlx-lm cannot load it: {brief(error)}", where=str(path)) from error
 
 
 def public_id(model: str, path: Path) -> str:
@@ -102,7 +119,8 @@ def public_id(model: str, path: Path) -> str:
     return path.resolve().name if Path(model).expanduser().exists() else model
 
 
-def _from_hub(model: str, offline: bool) -> Path:
+def _from_hub(model: str) -> Path:
+    offline = network.offline()
     # Read when huggingface_hub is imported; set here for callers that use the library directly.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Models exactly as mlx-lm reads them: the weights on disk, no cast, no replaced layer."""
+"""mlx-lm's own loading and answering, to compare with."""
 
 from __future__ import annotations
 
@@ -9,24 +9,8 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.wording import brief
+from mlx_itune.model.loading.base import mlx_lm_errors
 from mlx_itune.model.loading.vetting import vet
-
-
-def read(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A vetted model directory's module and effective config; weights stay on disk until used.
-
-    Raises ModelError.
-    """
-    vet(path)
-    from mlx_lm.utils import load_model
-
-    try:
-        model, config = load_model(path, lazy=True)
-    except Exception as error:
-        raise ModelError(f"mlx-lm cannot load it: {brief(error)}", where=str(path)) from error
-    return model, config
 
 
 def reopen(path: Path) -> tuple[nn.Module, Any]:
@@ -34,10 +18,8 @@ def reopen(path: Path) -> tuple[nn.Module, Any]:
     vet(path)
     from mlx_lm import load
 
-    try:
+    with mlx_lm_errors(path):
         model, tokenizer = load(str(path))[:2]
-    except Exception as error:
-        raise ModelError(f"mlx-lm cannot load it: {brief(error)}", where=str(path)) from error
     return model, tokenizer
 
 

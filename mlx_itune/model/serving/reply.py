@@ -12,7 +12,7 @@ from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import load
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.wording import first_line
+from mlx_itune.kit.wording import brief
 
 
 def family(path: Path, template: str) -> Any:
@@ -26,7 +26,7 @@ def family(path: Path, template: str) -> Any:
     # transformers and mlx-lm raise whatever they met first.
     except Exception as error:
         raise ModelError(
-            f"mlx-lm cannot load the tokenizer: {first_line(error)}", where=str(path)
+            f"mlx-lm cannot load the tokenizer: {brief(error)}", where=str(path)
         ) from error
 
 

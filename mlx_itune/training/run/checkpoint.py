@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,6 +31,7 @@ from mlx_itune.kit.files import (
     sweep,
     write_durably,
 )
+from mlx_itune.kit.json_files import plain, read_bytes, read_object, to_record
 from mlx_itune.model.adapters import adapter
 from mlx_itune.training.engine.step import Learner
 
@@ -40,6 +41,30 @@ OPTIMIZER, LEARNED = "optimizer.safetensors", "learned.safetensors"
 _OURS = frozenset({MANIFEST, STATE, OPTIMIZER, LEARNED})
 _NEEDED = frozenset({STATE, OPTIMIZER, adapter.TENSORS, adapter.CONFIG})
 _NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class SealedFile:
+    """A file as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds; `seal` is the hash of all the rest, set by `sealed`."""
+
+    step: int
+    run: str | None
+    files: dict[str, SealedFile]
+    v: Literal[1] = 1
+    seal: str = ""
+
+    def sealed(self) -> bytes:
+        """The manifest with its seal, in the one way to write it."""
+        rest = {name: value for name, value in plain(self).items() if name != "seal"}
+        return _canonical({**rest, "seal": hashlib.sha256(_canonical(rest)).hexdigest()})
 
 
 @dataclass(frozen=True)
@@ -77,11 +102,11 @@ def write(
             adapter.write_arrays(stage / LEARNED, learned)
         write_durably(stage / STATE, _canonical(state))
         files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+            file.name: SealedFile(file.stat().st_size, sha256_file(file))
             for file in sorted(stage.iterdir())
         }
-        manifest = {"v": 1, "step": state["step"], "run": state.get("run"), "files": files}
-        write_durably(stage / MANIFEST, _canonical({**manifest, "seal": _seal(manifest)}))
+        manifest = Manifest(state["step"], state.get("run"), files)
+        write_durably(stage / MANIFEST, manifest.sealed())
     # What is sealed is sealed; what could not be removed now, the next one removes.
     with contextlib.suppress(StorageError):
         rotate(folder, keep=keep, best_step=best_step, newest=state["step"])
@@ -133,14 +158,7 @@ def rotate(
 
 def complete(folder: Path) -> list[Path]:
     """The sealed checkpoints of a run, oldest first; `read` tells whether one is undamaged."""
-    if not folder.is_dir():
-        return []
-    found = [
-        (int(match.group(1)), path)
-        for path in folder.iterdir()
-        if (match := _NAME.fullmatch(path.name)) and (path / MANIFEST).is_file()
-    ]
-    return [path for _, path in sorted(found)]
+    return [path for path in all_of(folder) if (path / MANIFEST).is_file()]
 
 
 def all_of(folder: Path) -> list[Path]:
@@ -162,30 +180,28 @@ def step_of(path: Path) -> int:
 
 def read(path: Path) -> Checkpoint:
     """Verify a checkpoint against its manifest. Raises StorageError naming what differs."""
-    manifest, raw = _read_json(path / MANIFEST)
-    unsealed = {name: value for name, value in manifest.items() if name != "seal"}
-    files = manifest.get("files")
+    where = str(path / MANIFEST)
+    raw = read_bytes(path / MANIFEST)
+    manifest = to_record(raw, Manifest, where=where, error=StorageError)
     # Every byte of the manifest counts: it is the one way to write what it says.
-    if manifest.get("seal") != _seal(unsealed) or raw != _canonical(manifest):
-        raise StorageError("is not as it was sealed", where=str(path / MANIFEST))
-    if manifest.get("v") != 1 or not isinstance(files, dict) or files.keys() < _NEEDED:
-        raise StorageError("is a manifest of another version", where=str(path / MANIFEST))
-    if name_of(manifest["step"]) != path.name:
-        raise StorageError(
-            f"is the manifest of {name_of(manifest['step'])}", where=str(path / MANIFEST)
-        )
-    for name, entry in files.items():
+    if raw != manifest.sealed():
+        raise StorageError("is not as it was sealed", where=where)
+    if manifest.files.keys() < _NEEDED:
+        raise StorageError("lists too few files", where=where)
+    if name_of(manifest.step) != path.name:
+        raise StorageError(f"is the manifest of {name_of(manifest.step)}", where=where)
+    for name, entry in manifest.files.items():
         file = path / name
         if Path(name).name != name:
-            raise StorageError(f"names {name!r}, outside of it", where=str(path / MANIFEST))
+            raise StorageError(f"names {name!r}, outside of it", where=where)
         if not file.is_file():
             raise StorageError("is missing; the manifest lists it", where=str(file))
-        if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
+        if file.stat().st_size != entry.bytes or sha256_file(file) != entry.sha256:
             raise StorageError("is not what its manifest says", where=str(file))
-    state, _ = _read_json(path / STATE)
-    if state.get("step") != manifest["step"]:
+    state = read_object(path / STATE, error=StorageError)
+    if state.get("step") != manifest.step:
         raise StorageError("is the state of another step", where=str(path / STATE))
-    return Checkpoint(path, state, tuple(files))
+    return Checkpoint(path, state, tuple(manifest.files))
 
 
 def restore(checkpoint: Checkpoint, learner: Learner) -> None:
@@ -229,21 +245,5 @@ def _arrays(file: Path) -> dict[str, Any]:
     return dict(arrays)
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_canonical(manifest)).hexdigest()
-
-
 def _canonical(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _read_json(file: Path) -> tuple[dict[str, Any], bytes]:
-    with storage_errors(file):
-        data = file.read_bytes()
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"is not valid JSON ({error})", where=str(file)) from error
-    if not isinstance(value, dict):
-        raise StorageError("is not a JSON object", where=str(file))
-    return value, data

@@ -6,8 +6,17 @@ a `Detector` for those. docs/decisions/0010-pii.md says what each kind covers.
 
 from __future__ import annotations
 
-from mlx_itune.dataset.cleaning.pii.find import Detector, Hit, find
+from mlx_itune.dataset.cleaning.pii.find import Detector, Hit, find, known_kinds
 from mlx_itune.dataset.cleaning.pii.kinds import KINDS
 from mlx_itune.dataset.cleaning.pii.redact import Placeholders, redact, redact_conversation
 
-__all__ = ["KINDS", "Detector", "Hit", "Placeholders", "find", "redact", "redact_conversation"]
+__all__ = [
+    "KINDS",
+    "Detector",
+    "Hit",
+    "Placeholders",
+    "find",
+    "known_kinds",
+    "redact",
+    "redact_conversation",
+]

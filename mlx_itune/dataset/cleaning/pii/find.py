@@ -20,7 +20,8 @@ from mlx_itune.dataset.cleaning.pii.kinds import (
     Found,
 )
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
-from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.wording import did_you_mean
 
 ALL_KINDS = frozenset(KINDS)
 _LAST_GROUP = re.compile(r"[ .\-]+[A-Za-z0-9]+\Z")
@@ -49,9 +50,8 @@ def known_kinds(kinds: Iterable[str] | None) -> frozenset[str]:
         return ALL_KINDS
     wanted = frozenset([kinds] if isinstance(kinds, str) else kinds)
     for kind in sorted(wanted - ALL_KINDS):
-        near = closest(kind, KINDS)
-        hint = f"did you mean {near!r}?" if near else f"choose from {', '.join(KINDS)}"
-        raise UsageError(f"no such kind of personal data: {kind!r}", hint=hint)
+        hint = did_you_mean(kind, KINDS) or f"all, or some of {', '.join(KINDS)}"
+        raise UsageError(f"there is no kind of personal data {kind!r}", hint=hint)
     return wanted
 
 
@@ -105,7 +105,7 @@ def _inside_word(text: str, found: Found) -> bool:
 
 def _candidates(page: Page) -> Iterator[Found]:
     yield from contact.find(page)
-    yield from secrets.key_blocks(page)
+    yield from secrets.find(page)
     chunks = list(page.chunks())
     if chunks:
         yield from birth.dates(page)
@@ -118,11 +118,11 @@ def _candidates(page: Page) -> Iterator[Found]:
                 continue
         elif chunk.digits >= 7:
             yield from phone.find(page, chunk)
-        yield from secrets.keys(page, chunk)
-        near = page.near(chunk)
+        yield from secrets.assigned(page, chunk)
+        words, groups = page.near(chunk)
         for form in FORMS:
             if chunk.digits >= form.digits and (
-                form.alone or form.label in near.groups or not form.words.isdisjoint(near.words)
+                form.alone or form.label in groups or not form.words.isdisjoint(words)
             ):
                 yield from _matches(page, chunk, form)
 
@@ -148,21 +148,18 @@ def _judged(page: Page, form: Form, start: int, end: int) -> Found | None:
     around = page.around(start, end)
     distance = around.distance(form.label) if form.label else 99
     named = distance <= form.reach or not form.words.isdisjoint(around.words)
-    if not named and (
-        not (form.alone and form.alone.match(text, start))
-        or around.is_harmless
-        or (form.kind not in ("ip", "mac") and _goes_on(text, start, end))
-    ):
+    # More groups of digits before or behind: a part of something longer.
+    continued = _GROUP_BEFORE.search(text, max(0, start - 12), start) is not None
+    if continued and form.kind == "card":
         return None
+    if not named:
+        continued = continued or _GROUP_BEHIND.match(text, end) is not None
+        alone = form.alone is not None and form.alone.match(text, start)
+        if not alone or around.is_harmless or (continued and form.kind not in ("ip", "mac")):
+            return None
     if form.guard and not form.guard(page, start, end):
         return None
     rank = (LABELLED_VERIFIED if named else VERIFIED) if form.check else VALID_SHAPE
     if named and not form.check:
         rank = LABELLED - min(distance, form.reach)
     return Found(rank + form.rank, form.kind, start, end, form.check is not None)
-
-
-def _goes_on(text: str, start: int, end: int) -> bool:
-    """Whether more groups of digits stand before or behind: a part of something longer."""
-    before = _GROUP_BEFORE.search(text, max(0, start - 12), start)
-    return before is not None or _GROUP_BEHIND.match(text, end) is not None

@@ -28,8 +28,8 @@ _FLAT = r"(?:Flat|Apt\.?|Apartment|Unit|Level|Suite|Studio)\s\w{1,5}(?:,\s|\s(?=
 # The number first. Any name for the street will do, if a nation's postcode follows after a comma.
 _ENGLISH = (
     rf"(?<![\w$€£.,/\-])(?:{_FLAT}(?:{_HOUSE})?|{_HOUSE})"
-    rf"(?:(?P<road>(?:{_NAME}\s){{0,4}}?(?:{_ENGLISH_ROADS})\b\.?(?:\s(?:[NS][EW]?|[EW]|North|South|East"
-    rf"|West)\b\.?)?)|(?:{_NAME}\s){{0,4}}?{_NAME}){_UNIT}(?P<tail>(?(road),?|,)\s*"
+    rf"(?:(?P<road>(?:{_NAME}\s){{0,4}}?(?:{_ENGLISH_ROADS})\b\.?(?:\s(?:[NS][EW]?|[EW]|North"
+    rf"|South|East|West)\b\.?)?)|(?:{_NAME}\s){{0,4}}?{_NAME}){_UNIT}(?P<tail>(?(road),?|,)\s*"
     rf"(?:{_NAME},?\s+){{0,5}}?(?(road)(?:{_NATION}|[A-Z][a-z]+,?\s{_ZIP}|\d{{6}}|{_ZIP})"
     rf"|(?:{_NATION}))(?!\w))?"
 )
@@ -61,8 +61,7 @@ _FORMS = tuple(map(re.compile, (_ENGLISH, _FRENCH, _NUMBER_LAST, _JAPAN)))
 
 # What stands before or behind the number of a house: a name, or a word for a road.
 _ROAD_BEHIND = re.compile(
-    r"\d{1,6}[A-Za-z]?(?:[\-/]\d{1,5}[A-Za-z]?)?,?\s(?:[A-ZÀ-Ý]|\d{1,3}(?:st|nd|rd|th)\b|(?:bis|ter|quater)\b|rue|av|bo?u?l?d|place|chemin|all|impasse|quai|route"
-    r"|cours|square|passage|faubourg)"
+    rf"{_HOUSE}(?:[A-ZÀ-Ý]|\d{{1,3}}(?:st|nd|rd|th)\b|(?:bis|ter|quater|{_FRENCH_ROADS})(?!\w))"
 )
 _NAME_BEFORE = re.compile(r"(?:(?<![\w'’.\-])[A-ZÀ-Ý][\w'’.\-]*,?\s|[º°]\s?|\bn\.?\s?|〒\s?)\Z")
 # Beginnings of words of dwelling, in all the languages covered.

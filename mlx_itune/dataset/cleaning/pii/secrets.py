@@ -10,11 +10,11 @@ from mlx_itune.dataset.cleaning.pii.kinds import WHOLE, Found
 from mlx_itune.dataset.cleaning.pii.labels import data_file
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 
-_PREFIXED = re.compile(
-    rf"(?:{'|'.join(data_file('forms')['secrets']['prefixed'])})(?![A-Za-z0-9_])", re.ASCII
-)
-_BORDER = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9]")
-_AWS = re.compile(r"(?<![A-Za-z0-9_])A[KS]IA[0-9A-Z]{16}(?![A-Za-z0-9_])")
+_PREFIXED = {
+    prefix: re.compile(rf"(?<!\w){re.escape(prefix)}{rest}(?!\w)", re.ASCII)
+    for prefixes, rest in data_file("forms")["secrets"].items()
+    for prefix in prefixes.split()
+}
 _KEY_BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
 _BODY = re.compile(r"(?:(?:\s|\\n)*[A-Za-z0-9+/=]{16,})*")
 # What a value that is a key is given to, up to the value itself.
@@ -25,32 +25,29 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 _VALUE = re.compile(r"[A-Za-z0-9_\-+/.=%]{16,2000}(?=[\"'`\s,;)}&]|$)")
-_SHORTEST, _LONGEST = 16, 9000
+_SHORTEST = 16
 
 
-def keys(page: Page, chunk: Chunk) -> Iterator[Found]:
-    """Keys with a published prefix, and random values given to a key's name, around a chunk."""
-    if chunk.end - chunk.start < _SHORTEST or not chunk.lettered:
-        return
-    text, lead = page.text, max(0, chunk.start - 40)
-    for border in _BORDER.finditer(text, lead, chunk.end):
-        match = _PREFIXED.match(text, border.start(), border.start() + _LONGEST)
-        if match and random(match.group()):
-            yield Found(WHOLE, "secret", *match.span())
-    for name in _ASSIGNED.finditer(text, lead, chunk.end):
-        value = _VALUE.match(text, name.end())
-        if value and chunk.first < value.end() and random(value.group(), 3.0):
-            yield Found(WHOLE, "secret", *value.span())
-
-
-def key_blocks(page: Page) -> Iterator[Found]:
-    """Private keys in PEM or PGP armour, cut short or not, and AWS ids, digits or none."""
+def find(page: Page) -> Iterator[Found]:
+    """Keys with a published prefix; private keys in PEM or PGP armour, cut short or not."""
     text = page.text
-    for match in _AWS.finditer(text) if "AKIA" in text or "ASIA" in text else ():
-        yield Found(WHOLE, "secret", *match.span())
+    for prefix, form in _PREFIXED.items():
+        for match in form.finditer(text) if prefix in text else ():
+            if random(match.group()):
+                yield Found(WHOLE, "secret", *match.span())
     for match in _KEY_BLOCK.finditer(text) if "PRIVATE KEY" in text else ():
         closing = f"-----END {match['what']}-----"
         end = text.find(closing, match.end())
         body = _BODY.match(text, match.end())
         cut = body.end() if body else match.end()
         yield Found(WHOLE, "secret", match.start(), end + len(closing) if end >= 0 else cut)
+
+
+def assigned(page: Page, chunk: Chunk) -> Iterator[Found]:
+    """A random value that is given to a key's name, around a chunk."""
+    if chunk.end - chunk.start < _SHORTEST or not chunk.lettered:
+        return
+    for name in _ASSIGNED.finditer(page.text, max(0, chunk.start - 40), chunk.end):
+        value = _VALUE.match(page.text, name.end())
+        if value and chunk.first < value.end() and random(value.group(), 3.0):
+            yield Found(WHOLE, "secret", *value.span())

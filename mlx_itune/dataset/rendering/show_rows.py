@@ -1,0 +1,306 @@
+"""What `data show` shows: rows found by place or name, each as a model would be trained on it.
+
+Decoding token by token is lossy: a character may be spread over several tokens, and SentencePiece
+drops the space before the first one. So each token's text is what it adds to the text before it:
+joined, the texts are the decoded sequence. A token that holds only part of a character shows those
+bytes as <0xE2>.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.importing.provenance import row_id
+from mlx_itune.dataset.rendering.prepare import PrepareReport, TooLong, prepare
+from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.wording import count
+
+Row = Conversation | Fault
+Reader = Callable[[Path], Iterator[Row]]
+
+# A line, the 17th row of the file ("#17", "3#17"); the file by its path, name or stem.
+_NUMBER = "[1-9][0-9]{0,14}"
+_PLACE = re.compile(f"(?:(?P<file>.+):)?(?P<at>#{_NUMBER}|{_NUMBER}(?:#{_NUMBER})?)")
+_CONTENT_ID = re.compile(r"[0-9a-f]{16}")
+
+
+def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Iterator[Conversation]:
+    """The rows that `wanted` names ("file:line", "split:line", a line, an id), in file order.
+
+    Raises DataError for a wanted row that is broken, UsageError for one that is not there.
+    """
+    # An id may look like a place ("case:12"): then no file has that name.
+    places = {
+        spec: (found["file"] or "", found["at"])
+        for spec in wanted
+        if (found := _PLACE.fullmatch(spec))
+        and any(_may_be(path, found["file"] or "") for path in paths)
+    }
+    ids = set(wanted) - places.keys()
+    for path in paths:
+        here = {spec: at for spec, (file, at) in places.items() if _may_be(path, file)}
+        if not here and not ids:
+            continue
+        passed: set[str] = set()
+        for row in read(path):
+            at = _at(row)
+            hits = {spec for spec, place in here.items() if place in (at, at.partition("#")[0])}
+            # A line may give several rows; an id means one.
+            if not hits and not ids and passed == here.keys():
+                break
+            if isinstance(row, Fault):
+                if hits and row.severity == "error":
+                    broken = f"this row is broken: {row.code}: {row.message}"
+                    raise DataError(broken, where=row.where, hint=row.hint or None)
+                continue
+            named = {name for name in ids if _has_id(row, name)}
+            if hits or named:
+                yield row
+            passed |= hits
+            ids -= named
+        places = {spec: place for spec, place in places.items() if spec not in passed}
+    if missing := [spec for spec in wanted if spec in places or spec in ids]:
+        raise UsageError(
+            f"there is no row {missing[0]!r}",
+            hint="name it as file:line, split:line, file:#row, or by its id",
+        )
+
+
+def first_rows(paths: Iterable[Path], most: int, read: Reader) -> Iterator[Row]:
+    """The first `most` rows of the files, with the broken ones on the way."""
+    for path in paths:
+        for row in read(path):
+            if isinstance(row, Conversation):
+                most -= 1
+            elif row.severity != "error":
+                continue
+            yield row
+            if not most:
+                return
+
+
+def _may_be(path: Path, name: str) -> bool:
+    return name in ("", str(path), path.name, path.stem)
+
+
+def _at(row: Row) -> str:
+    return (row.where if isinstance(row, Fault) else row.origin).rpartition(":")[2]
+
+
+def _has_id(row: Conversation, name: str) -> bool:
+    """Whether `name` is the row's own `id` tag or the hash of its content."""
+    if row.tags.get("id") == name:
+        return True
+    return _CONTENT_ID.fullmatch(name) is not None and row_id(row) == name
+
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_REPLACEMENT = "\ufffd"
+# A character has at most four bytes; whatever is still undecodable after that many tokens is not
+# going to become a character.
+_LONGEST_WAIT = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of an example, made of the tokens `ids` from index `start`; one weight for all.
+
+    Several ids only where tokens divide a character, whose bytes alone say nothing.
+    """
+
+    start: int
+    ids: tuple[int, ...]
+    text: str
+    weight: float
+    control: bool
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """One example of a row: number `example` of `examples`, and why it is as it is (`notes`)."""
+
+    row: str
+    example: int
+    examples: int
+    notes: tuple[str, ...]
+    tokens: TokenizedExample
+
+    @property
+    def title(self) -> str:
+        """The row, and which of its examples this is."""
+        return (
+            f"{self.row}, example {self.example} of {self.examples}"
+            if self.examples > 1
+            else self.row
+        )
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are learned."""
+        return int((self.tokens.weights > 0).sum())
+
+
+def shown_examples(
+    row: Conversation,
+    tokenizer: ChatTokenizer,
+    *,
+    max_length: int,
+    learn: Learn = "all",
+    too_long: TooLong = "split",
+) -> tuple[ShownExample, ...]:
+    """The examples of one row, in order. Raises DataError, naming the row, if there are none."""
+    try:
+        prepared = prepare(
+            [row], tokenizer, max_length_tokens=max_length, learn=learn, too_long=too_long
+        )
+    except DataError as error:
+        where = None if row.origin in error.message else row.origin
+        raise DataError(error.message, where=error.where or where, hint=error.hint) from error
+    uncut = len(render(row, tokenizer, learn))
+    notes = tuple(_notes(prepared.report, uncut, max_length))
+    total = len(prepared.examples)
+    return tuple(
+        ShownExample(row.origin, number, total, notes, example)
+        for number, example in enumerate(prepared.examples, 1)
+    )
+
+
+def pieces(example: TokenizedExample, tokenizer: ChatTokenizer) -> Iterator[Piece]:
+    """The whole example in readable pieces, in order."""
+    ids, weights = example.input_ids.tolist(), example.weights.tolist()
+    for run in text_runs(tokenizer, ids):
+        own = tuple(ids[run.start : run.end])
+        if len(set(weights[run.start : run.end])) == 1:
+            control = len(own) == 1 and own[0] in tokenizer.control_ids
+            yield Piece(run.start, own, run.text, weights[run.start], control)
+            continue
+        for offset, text in enumerate(token_texts(tokenizer, own)):
+            at = run.start + offset
+            yield Piece(at, (ids[at],), text, weights[at], ids[at] in tokenizer.control_ids)
+
+
+def single_tokens(example: TokenizedExample, tokenizer: ChatTokenizer) -> Iterator[Piece]:
+    """The whole example token by token; parts of characters show their bytes."""
+    ids, weights = example.input_ids.tolist(), example.weights.tolist()
+    for at, text in enumerate(token_texts(tokenizer, ids)):
+        yield Piece(at, (ids[at],), text, weights[at], ids[at] in tokenizer.control_ids)
+
+
+def _notes(report: PrepareReport, uncut: int, limit: int) -> Iterator[str]:
+    if uncut > 1:
+        yield (
+            "the template writes earlier turns differently once later ones follow, or their tokens "
+            "merge: such a turn is learned alone, in the context that inference builds"
+        )
+    if report.split:
+        yield f"cut between exchanges: the row is longer than {limit:,} tokens"
+    if report.turns_truncated:
+        turns = count(report.turns_truncated, "assistant turn")
+        yield f"{turns} cut short: longer than {limit:,} tokens"
+    if report.turns_dropped:
+        turns = count(report.turns_dropped, "assistant turn")
+        yield f"{turns} left out: no room within {limit:,} tokens"
+    if report.control_text:
+        yield "the text itself spells out a control token of the model"
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """Tokens [start, end) and their text; several only where they divide a character."""
+
+    start: int
+    end: int
+    text: str
+
+
+def token_texts(tokenizer: ChatTokenizer, ids: Sequence[int]) -> list[str]:
+    """One text per id. Joined they equal `decode(ids)`, apart from characters in parts."""
+    texts: list[str] = []
+    for run in text_runs(tokenizer, ids):
+        if run.end - run.start == 1 and _REPLACEMENT not in run.text:
+            texts.append(run.text)
+        else:
+            texts += _in_parts(tokenizer, ids[run.start : run.end], run.text)
+    return texts
+
+
+def text_runs(tokenizer: ChatTokenizer, ids: Sequence[int]) -> Iterator[TextRun]:
+    """The shortest runs of tokens that end between two characters."""
+    anchor, start = 0, 0
+    before = ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[anchor:end])
+        whole = text.startswith(before) and (
+            not text.endswith(_REPLACEMENT) or _is_valid(tokenizer, ids[start:end])
+        )
+        if not whole and end - start < _LONGEST_WAIT and end < len(ids):
+            continue
+        yield TextRun(start, end, text[len(before) :])
+        # What comes next is decoded together with this run, which tells a first word from others.
+        anchor, start = start, end
+        before = tokenizer.decode(ids[anchor:end])
+
+
+def _is_valid(tokenizer: ChatTokenizer, ids: Sequence[int]) -> bool:
+    """Whether the tokens are whole characters: the data itself may hold a replacement character."""
+    pieces = [_bytes_of(tokenizer, i) for i in ids]
+    try:
+        return None not in pieces and bool(b"".join(p for p in pieces if p).decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _in_parts(tokenizer: ChatTokenizer, ids: Sequence[int], text: str) -> list[str]:
+    """The texts of tokens that share characters: whole ones as such, bytes of divided ones as
+    <0x..>. The last token has all where bytes are unknown."""
+    pieces = [_bytes_of(tokenizer, i) for i in ids]
+    known = [piece for piece in pieces if piece is not None]
+    texts = [""] * len(ids)
+    if len(known) < len(pieces):
+        return [*texts[1:], text]
+    owner = [number for number, piece in enumerate(known) for _ in piece]
+    at = 0
+    # What is no character comes out byte by byte, as half surrogates.
+    for char in b"".join(known).decode("utf-8", "surrogateescape"):
+        raw = char.encode("utf-8", "surrogateescape")
+        if owner[at] == owner[at + len(raw) - 1] and not "\udc80" <= char <= "\udcff":
+            texts[owner[at]] += char
+        else:
+            for place, byte in enumerate(raw, at):
+                texts[owner[place]] += f"<0x{byte:02X}>"
+        at += len(raw)
+    return texts
+
+
+def _bytes_of(tokenizer: ChatTokenizer, token_id: int) -> bytes | None:
+    """The bytes a token stands for, None where its vocabulary does not tell."""
+    piece = tokenizer.hf.convert_ids_to_tokens(token_id)
+    if piece is None:
+        return None
+    if token_id in tokenizer.control_ids:
+        return str(piece).encode()
+    if found := _BYTE_PIECE.fullmatch(piece):
+        return bytes([int(found[1], 16)])
+    decoder = tokenizer.hf.backend_tokenizer.decoder
+    if decoder is not None and b"ByteLevel" in decoder.__getstate__():
+        table = _byte_alphabet()
+        if all(char in table for char in piece):
+            return bytes(table[char] for char in piece)
+        return str(piece).encode()
+    return str(piece).replace("▁", " ").encode()
+
+
+@lru_cache(maxsize=1)
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the rest follows U+0100."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + n): b for n, b in enumerate(others)}
