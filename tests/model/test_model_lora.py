@@ -143,6 +143,12 @@ FAULTS: dict[str, tuple[Any, str]] = {
         ),
         "outside the model",
     ),
+    "shard": (
+        lambda p: (p / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"x": "model-00002-of-00002.safetensors"}}'
+        ),
+        "is missing",
+    ),
 }
 
 
