@@ -20,4 +20,5 @@ def command(bundle: Path) -> Result:
     checked = check_bundle(bundle)
     total = size(sum(file.bytes for file in checked.files))
     files = count(len(checked.files), "file")
-    return Result(checked, [f"{bundle}: {files}, {total}, each as the manifest says"])
+    about = {"path": str(bundle), **vars(checked)}
+    return Result(about, [f"{bundle}: {files}, {total}, each as the manifest says"])

@@ -148,7 +148,9 @@ def test_a_bundle_is_whole_and_is_checked(made: Path, run: Run, tmp_path: Path) 
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["fidelity"]["kl_mean"] == found["fuse"]["kl_mean"]
     assert manifest["base"]["id"] == "model" and manifest["base"]["fingerprint"]
-    assert len(run("verify", tmp_path / "b")["files"]) == len(names(tmp_path / "b")) - 1
+    checked = run("verify", tmp_path / "b")
+    assert checked["path"] == str(tmp_path / "b") and checked["name"] == "notes"
+    assert len(checked["files"]) == len(names(tmp_path / "b")) - 1
     with (tmp_path / "b" / "notes.gguf").open("r+b") as file:
         file.seek(artifact["bytes"] // 2)
         byte = file.read(1)[0]

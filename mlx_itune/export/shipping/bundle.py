@@ -150,11 +150,14 @@ def seal_bundle(
         files=(),
     )
     (stage / "README.md").write_text(bundle_card(plain(head), tag(name)), encoding="utf-8")
-    sums = {file.path: file.sha256 for file in _files(stage)}
+    files = [_file(path, stage) for path in stage.rglob("*") if path.is_file()]
+    sums = {file.path: file.sha256 for file in files}
     for script, text in _install_scripts(tag(name), part.path, part.format, sums).items():
         (stage / script).write_text(text, encoding="utf-8")
         (stage / script).chmod(0o755)
-    write_object(stage / MANIFEST, plain(head) | {"files": plain(_files(stage))})
+        files.append(_file(stage / script, stage))
+    files.sort(key=lambda file: PurePosixPath(file.path))
+    write_object(stage / MANIFEST, plain(head) | {"files": plain(files)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -207,11 +210,8 @@ def _inside(name: str, folder: Path) -> PurePosixPath:
     return path
 
 
-def _files(stage: Path) -> list[BundleFile]:
-    paths = sorted(p for p in stage.rglob("*") if p.is_file())
-    return [
-        BundleFile(p.relative_to(stage).as_posix(), p.stat().st_size, sha256_file(p)) for p in paths
-    ]
+def _file(path: Path, stage: Path) -> BundleFile:
+    return BundleFile(path.relative_to(stage).as_posix(), path.stat().st_size, sha256_file(path))
 
 
 def _install_scripts(model: str, path: str, kind: str, sums: Mapping[str, str]) -> dict[str, str]:
