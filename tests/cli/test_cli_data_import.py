@@ -129,6 +129,7 @@ def test_where_keeps_rows_by_tag(capsys: Capture, tmp_path: Path) -> None:
     [
         (["--split", "0.9/0.2/0.1"], "adds up to 1.2", 2),
         (["--split", "0.9/x"], "is not a list of numbers", 2),
+        (["--split", "1e999999/1"], "is not a list of numbers", 2),
         (["--split", "0/0.5/0.5"], "leaves nothing to train on", 2),
         (["--where", "source"], "is not key=value", 2),
         (["--group-by", "id"], "--split", 2),

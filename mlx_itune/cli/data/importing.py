@@ -14,7 +14,7 @@ from mlx_itune.cli.record_options import settings as settings_of
 from mlx_itune.cli.result import Result, table
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import DataError, one_line
-from mlx_itune.kit.wording import percent
+from mlx_itune.kit.wording import count, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,7 @@ def _told(made: Imported) -> Iterator[str | Table]:
     if made.rejected > listed:
         yield f"... and {made.rejected - listed:,} more"
     yield (
-        f"{made.rows:,} rows, {made.accepted:,} accepted, {made.rejected:,} rejected"
+        f"{count(made.rows, 'row')}, {made.accepted:,} accepted, {made.rejected:,} rejected"
         + "".join(f", {n:,} left out by --{why}" for why, n in made.left_out.items())
     )
     if not made.written:
@@ -72,14 +72,14 @@ def _told(made: Imported) -> Iterator[str | Table]:
         licences[source.name] = source.licence or licences.get(source.name)
     for name, licence in licences.items():
         unknown = f"not known (record it with --licence '{name}=...')"
-        yield f"licence of {name}: {licence or unknown}"
+        yield one_line(f"licence of {name}: {licence or unknown}")
     if made.mix:
         asked, came = made.mix["requested"], made.mix["achieved"]
-        lines = ([name, percent(asked[name]), percent(came[name])] for name in asked)
+        lines = ([one_line(name), percent(asked[name]), percent(came[name])] for name in asked)
         yield table(["source", "asked", "got"], lines)
     if made.split and made.split["strata"]:
         rows = (
-            [value or "(none)", *(f"{counts.get(split, 0):,}" for split in made.splits)]
+            [one_line(value) or "(none)", *(f"{counts.get(split, 0):,}" for split in made.splits)]
             for value, counts in made.split["strata"].items()
         )
         yield table(["stratum", *made.splits], rows)

@@ -13,7 +13,7 @@ from mlx_itune.cli.record_options import settings as settings_of
 from mlx_itune.cli.result import Result, table
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.kit.errors import one_line
-from mlx_itune.kit.wording import percent
+from mlx_itune.kit.wording import count, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,20 +70,20 @@ def _told(made: Rendering) -> Iterator[str | Table]:
     yield from (f"warning: {one_line(str(each))}" for each in made.warnings[:_WARNINGS_SHOWN])
     if len(made.warnings) > _WARNINGS_SHOWN:
         yield f"... and {len(made.warnings) - _WARNINGS_SHOWN} more (--json lists all)"
-    yield from (f"note: {note}" for note in made.notes)
+    yield from (one_line(f"note: {note}") for note in made.notes)
     yield from (one_line(str(fault)) for fault in made.faults)
     for task in made.tasks:
         rows = [
             (str(t["template"]), t["kind"], percent(t["requested"]), percent(t["achieved"]))
             for t in task["templates"]
         ]
-        title = f"{task['task']}: {task['examples']:,} examples"
+        title = one_line(f"{task['task']}: {task['examples']:,} examples")
         yield table(("template", "kind", "requested", "achieved"), rows, title=title)
         if set(task["shots"]) != {"0"}:
             listed = ", ".join(f"{n} with {shots}" for shots, n in task["shots"].items())
             yield f"exemplars: {listed}; {task['dropped']} dropped that could keep none"
-    sizes = ", ".join(f"{count:,} {name}" for name, count in made.splits.items())
+    sizes = ", ".join(f"{rows:,} {name}" for name, rows in made.splits.items())
     yield (
-        f"{made.out}: {made.rows:,} rows, {made.rejected:,} rejected; {sizes} examples, "
+        f"{made.out}: {count(made.rows, 'row')}, {made.rejected:,} rejected; {sizes} examples, "
         f"{made.dropped:,} dropped"
     )

@@ -49,16 +49,16 @@ def command(row: str, data: Path) -> Result:
 
 def _told(histories: Sequence[History], problems: Sequence[str], sealed: str) -> Iterator[str]:
     for one in histories:
-        yield f"{one.file}:{one.line} -> {one.now or 'not in the folder'}"
+        yield one_line(f"{one.file}:{one.line} -> {one.now or 'not in the folder'}")
         text = one.text or ""
         shown: list[tuple[str, str]] = [
             ("id", one.id or "-"),
             (f"sha256 of {one.file}", one.sha256 or "not recorded"),
-            ("text", one_line(text[:_TEXT_SHOWN]) + (" ..." if len(text) > _TEXT_SHOWN else "")),
+            ("text", text[:_TEXT_SHOWN] + (" ..." if len(text) > _TEXT_SHOWN else "")),
         ]
-        yield from (f"  {line}" for line in pairs(shown))
-        yield from map(_step, one.steps)
-    yield from (f"CHANGED: {problem}" for problem in problems)
+        yield from (one_line(f"  {line}") for line in pairs(shown))
+        yield from (one_line(_step(step)) for step in one.steps)
+    yield from (one_line(f"CHANGED: {problem}") for problem in problems)
     if not problems:
         yield sealed
 

@@ -11,6 +11,7 @@ nearest to it, as long as there are at least as many distinct rows (or groups) a
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
@@ -23,6 +24,7 @@ from mlx_itune.kit.errors import UsageError
 Shares = Mapping[str, Fraction]
 
 FIRST_TURN = "first-turn"
+_NUMBER = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})\s*%?\s*")
 _RANGE = 1 << 64
 _WATCHED = 10_000
 
@@ -30,12 +32,12 @@ _WATCHED = 10_000
 def parse_shares(text: str) -> Shares:
     """ "0.9/0.05/0.05", "90/5/5" or "0.9/0.1" (train/valid/test). Raises UsageError."""
     hint = "write train/valid/test, such as 0.9/0.05/0.05 or 90/5/5"
-    try:
-        parts = [Fraction(part.strip().removesuffix("%").strip()) for part in text.split("/")]
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"--split {text!r} is not a list of numbers", hint=hint) from None
-    if len(parts) not in (2, 3) or any(part < 0 for part in parts):
-        raise UsageError(f"--split {text!r} is not two or three shares >= 0", hint=hint)
+    numbers = [_NUMBER.fullmatch(part) for part in text.split("/")]
+    if not all(numbers):
+        raise UsageError(f"--split {text!r} is not a list of numbers", hint=hint)
+    parts = [Fraction(number[1]) for number in numbers if number]
+    if len(parts) not in (2, 3):
+        raise UsageError(f"--split {text!r} is not two or three shares", hint=hint)
     total = sum(parts)
     if total not in (1, 100):
         raise UsageError(f"--split {text!r} adds up to {float(total):g}, not 1 or 100", hint=hint)
