@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +16,16 @@ from mlx_itune.kit.wording import count
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.cleaning.run import Cleaned
-    from mlx_itune.dataset.cleaning.steps import StepOptions
 
 _SOURCES_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What is to be done, as the options say it."""
-
-    steps: str | None
-    preset: str | None
-    lints: Path | None
-    codes: str | None
-    pii: str | None
-    unify_system: bool
-    language: str | None
-    script_share: float
-    min_chars: int
-    similarity: float
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    """The names of a list that is written with commas."""
+    names = None if value is None else [part.strip() for part in value.split(",")]
+    if names and not all(names):
+        raise click.BadParameter(f"{value!r} has an empty name", ctx, param)
+    return names
 
 
 @options.command(
@@ -43,7 +33,7 @@ class _Choice:
 )
 @click.argument("sources", nargs=-1, required=True, type=options.ANY_PATH, metavar="SRC...")
 @click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
-@click.option("--steps", metavar="S1,S2,...", help="Steps, run in this order.")
+@click.option("--steps", callback=_names, metavar="S1,S2,...", help="Steps, run in this order.")
 @click.option(
     "--preset",
     type=click.Choice(["default", "sharegpt", "alpaca"]),
@@ -54,16 +44,21 @@ class _Choice:
     "--lints", type=options.ANY_PATH, metavar="FILE", help="Your own list of lints (data check)."
 )
 @click.option(
-    "--drop", "codes", metavar="CODE,...", help="Lints whose rows the step 'refusals' drops."
+    "--drop",
+    callback=_names,
+    metavar="CODE,...",
+    help="Lints whose rows the step 'refusals' drops.",
 )
 @click.option(
     "--pii",
+    callback=_names,
     metavar="KIND,...",
     help="Redact personal data of these kinds, or 'all'; adds the step 'pii'.",
 )
 @click.option("--unify-system", is_flag=True, help="Add the step 'unify-system'.")
 @click.option(
     "--language",
+    callback=_names,
     metavar="SCRIPT,...",
     help="Keep rows mostly in these scripts, such as latin or cjk; adds the step 'language'.",
 )
@@ -97,8 +92,11 @@ class _Choice:
 def command(
     sources: tuple[Path, ...],
     out: Path,
+    steps: list[str] | None,
+    preset: str | None,
     format_name: str | None,
     columns: tuple[str, ...],
+    lints: Path | None,
     keep_going: bool,
     operator: str | None,
     **given: Any,
@@ -128,13 +126,18 @@ def command(
       exact-duplicates, pair-duplicates (equal first question and answer), near-duplicates
     """
     from mlx_itune.cli.progress import Progress
+    from mlx_itune.dataset.checking import load_lints
     from mlx_itune.dataset.cleaning.rows import RowReader
     from mlx_itune.dataset.cleaning.run import clean
+    from mlx_itune.dataset.cleaning.steps import StepOptions, settings_of, steps_of
 
-    choice = _Choice(**given)
-    if choice.steps is not None and choice.preset is not None:
+    if steps is not None and preset is not None:
         raise UsageError("give --steps or --preset, not both")
-    names, chosen = _names(choice), _step_options(choice)
+    asked = {"unify-system": given.pop("unify_system"), "language": given["language"],
+             "pii": given["pii"]}  # fmt: skip
+    chosen = StepOptions(load_lints(lints), **given).with_preset(preset)
+    names = steps_of(steps, preset, [name for name, wanted in asked.items() if wanted])
+    settings = settings_of(names, chosen) | ({"lints": lints.name} if lints else {})
     rows = reading.RowFiles(sources, format_name, columns)
     with Progress() as progress:
         done = 0
@@ -151,7 +154,7 @@ def command(
             chosen,
             reader=RowReader(format_name, rows.columns),
             keep_going=keep_going,
-            settings=_settings(names, chosen, choice),
+            settings=settings,
             operator=operator,
             on_bytes=on_bytes,
         )
@@ -160,73 +163,6 @@ def command(
         for (later, earlier), number in cleaned.duplicate_sources.most_common()
     ]
     return Result({"out": out, **vars(cleaned), "duplicate_sources": repeats}, _lines(cleaned, out))
-
-
-def _names(choice: _Choice) -> list[str]:
-    """The steps in order, those of an option of their own before the duplicates they lay open."""
-    from mlx_itune.dataset.cleaning.steps import PRESETS
-
-    names = _listed("--steps", choice.steps) or list(PRESETS[choice.preset or "default"])
-    for name, asked in (
-        ("unify-system", choice.unify_system),
-        ("language", choice.language is not None),
-        ("pii", choice.pii is not None),
-    ):
-        if asked and name not in names:
-            whole = (at for at, known in enumerate(names) if known.endswith("-duplicates"))
-            names.insert(next(whole, len(names)), name)
-    return names
-
-
-def _step_options(choice: _Choice) -> StepOptions:
-    from mlx_itune.dataset.checking import load_lints
-    from mlx_itune.dataset.cleaning.pii import known_kinds
-    from mlx_itune.dataset.cleaning.steps import PRESET_CODES, StepOptions
-
-    lints = load_lints(choice.lints)
-    codes = _listed("--drop", choice.codes)
-    preset = PRESET_CODES.get(choice.preset or "")
-    if codes is None and preset:
-        marked = [lint.code for lint in lints if lint.drop]
-        codes = [*marked, *(lint.code for lint in lints if lint.code in preset)]
-    kinds = None if choice.pii == "all" else _listed("--pii", choice.pii)
-    known_kinds(kinds)
-    return StepOptions(
-        lints=lints,
-        codes=codes,
-        least_chars=choice.min_chars,
-        scripts=_listed("--language", choice.language) or (),
-        script_share=choice.script_share,
-        pii=kinds,
-        threshold=choice.similarity,
-    )
-
-
-def _listed(flag: str, text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise UsageError(f"{flag} {text!r} has an empty name")
-    return parts
-
-
-def _settings(names: list[str], chosen: StepOptions, choice: _Choice) -> dict[str, Any]:
-    """What the new folder says of how it was made: the steps, and the options that they read."""
-    marked = [lint.code for lint in chosen.lints if lint.drop]
-    of_step: dict[str, dict[str, Any]] = {
-        "refusals": {"drop": chosen.codes or marked},
-        "too-short": {"min-chars": choice.min_chars},
-        "language": {"language": chosen.scripts, "script-share": choice.script_share},
-        "pii": {"pii": chosen.pii or "all"},
-        "near-duplicates": {"similarity": choice.similarity},
-    }
-    settings: dict[str, Any] = {"steps": names}
-    if choice.lints is not None:
-        settings["lints"] = choice.lints.name
-    for name in names:
-        settings |= of_step.get(name, {})
-    return settings
 
 
 def _lines(cleaned: Cleaned, out: Path) -> Iterator[Any]:

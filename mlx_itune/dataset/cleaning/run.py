@@ -65,7 +65,7 @@ def clean(
     last = max((at for at, name in enumerate(names, 1) if name in MENDING), default=0)
     reader = replace(reader or RowReader(), mend=last > 0)
     with new_folder(out, "clean", sources, settings=settings, operator=operator) as writer:
-        hidden = options.pii if "pii" in names else ()
+        hidden = options.kinds if "pii" in names else ()
         counts = {name: {"in": 0, "kept": 0, "changed": 0, "removed": 0} for name in names}
         run = _Run(writer, Cleaned(steps=counts), keep_going, hidden)
         rows = run.read(reader, on_bytes)
