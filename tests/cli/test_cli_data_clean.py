@@ -183,22 +183,6 @@ def test_pair_duplicates_reproduce_a_planted_count(capsys: Capture, tmp_path: Pa
     assert made["steps"]["pair-duplicates"]["removed"] == 12
 
 
-def test_personal_data_become_placeholders_and_stay_hidden(capsys: Capture, tmp_path: Path) -> None:
-    source = write(
-        tmp_path / "rows.jsonl",
-        chat("Write to anna.meier@example.com, please.", "I wrote to anna.meier@example.com."),
-        chat("My mail is b@example.org.", "I'm sorry, but I can't help with that."),
-        chat("What is a river?", "Water that flows to the sea."),
-    )
-    out = tmp_path / "out"
-    made = run(capsys, source, "--out", out, "--steps", "refusals", "--pii", "email")
-    assert made["steps"]["pii"]["changed"] == 1
-    assert answers(out)[0] == "I wrote to [EMAIL_1]."
-    for path in out.rglob("*"):
-        if path.is_file():
-            assert b"@example" not in path.read_bytes(), path.name
-
-
 def test_personal_data_go_from_every_text_of_a_row(capsys: Capture, tmp_path: Path) -> None:
     arguments = {"mail": "ann@x.org", "phone": 4155552671}
     call = {"id": "c1", "type": "function", "function": {"name": "book", "arguments": arguments}}
@@ -216,8 +200,10 @@ def test_personal_data_go_from_every_text_of_a_row(capsys: Capture, tmp_path: Pa
         "metadata": {"author": "c@z.org", "tel": 4155552671, "year": 1999},
         "contacts": ["bob@y.org", "d@w.org"],
     }
-    out = tmp_path / "out"
-    run(capsys, write(tmp_path / "rows.jsonl", row), "--out", out, "--steps", "pii", "--pii", "all")
+    refused = chat("My mail is d@w.org.", "I'm sorry, but I can't help with that.")
+    out, source = tmp_path / "out", write(tmp_path / "rows.jsonl", row, refused)
+    made = run(capsys, source, "--out", out, "--steps", "refusals", "--pii", "all")
+    assert (made["steps"]["pii"]["changed"], made["removed"]) == (1, 1)
     (clean,) = rows_of(out / "train.jsonl")
     system, question, called, result, answer = clean["messages"]
     assert system["content"] == "You help Ann ([EMAIL_1])."
