@@ -55,46 +55,27 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("{path}")  # fetches the base it names
 ```
 """
-_LLAMA_CPP = """\
-```sh
-llama-cli -m {path} --jinja -cnv
-```
-"""
-_LLAMA_CPP_LORA = """\
-```sh
-llama-cli -m BASE.gguf --lora {path} --jinja -cnv
-```
-"""
-_OLLAMA = """\
-```sh
-sh install-ollama.sh
-ollama run {name}
-```
-"""
-_LMSTUDIO = """\
-```sh
-sh install-lmstudio.sh
-```
-"""
-_ADAPTER = """\
-```sh
-mlx_lm.generate --model BASE --adapter-path {path} --prompt 'Hello'
-```
-"""
+
+
+def _shell(*lines: str) -> str:
+    return "\n".join(["```sh", *lines, "```", ""])
+
+
+_LMSTUDIO = ("LM Studio", _shell("sh install-lmstudio.sh"))
 # Format -> (heading, snippet).
 _SNIPPETS: dict[str, tuple[tuple[str, str], ...]] = {
-    "mlx": (
-        ("Python (mlx-lm)", _PYTHON),
-        ("Swift (mlx-swift-lm 3)", _SWIFT),
-        ("LM Studio", _LMSTUDIO),
+    "mlx": (("Python (mlx-lm)", _PYTHON), ("Swift (mlx-swift-lm 3)", _SWIFT), _LMSTUDIO),
+    "gguf": (("llama.cpp", _shell("llama-cli -m {path} --jinja -cnv")), _LMSTUDIO),
+    "gguf-lora": (
+        (
+            "llama.cpp, base and adapter",
+            _shell("llama-cli -m BASE.gguf --lora {path} --jinja -cnv"),
+        ),
     ),
-    "gguf": (("llama.cpp", _LLAMA_CPP), ("LM Studio", _LMSTUDIO)),
-    "gguf-lora": (("llama.cpp, base and adapter", _LLAMA_CPP_LORA),),
     "hf": (("transformers", _TRANSFORMERS),),
     "peft": (("PEFT", _PEFT),),
-    "ollama": (("Ollama", _OLLAMA),),
-    "lmstudio": (("LM Studio", _LMSTUDIO),),
-    "adapter": (("mlx-lm, base and adapter", _ADAPTER),),
+    "ollama": (("Ollama", _shell("sh install-ollama.sh", "ollama run {name}")),),
+    "lmstudio": (_LMSTUDIO,),
 }
 
 

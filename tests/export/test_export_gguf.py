@@ -250,7 +250,7 @@ NO_FACTORS = ("qwen2", "qwen3", "smollm3", "olmo2", "gemma3_text")
     ("name", "changes", "reason"),
     [
         ("gemma2", {"query_pre_attn_scalar": 30}, "query_pre_attn_scalar is 30"),
-        ("llama", {"rope_theta": 1e300}, "rope.freq_base is 1e\\+300, which no key"),
+        ("llama", {"rope_theta": 1e300}, "rope.freq_base is 1e.300, which no key"),
         ("llama", {"max_position_embeddings": -1}, "context_length is -1, which no key"),
         ("smollm3", {"no_rope_layer_interval": 2}, "leaves out every 4th"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "no rotary scaling"),

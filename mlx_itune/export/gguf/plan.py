@@ -198,7 +198,7 @@ def add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
         key = f"{writer.arch}.{name}"
         fits = 0 <= value < 1 << 32 if isinstance(value, int) else True
         if not fits or (isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT):
-            raise ModelError(f"{name} is {value:g}, which no key of a GGUF file holds")
+            raise ModelError(f"{name} is {value!s:.20}, which no key of a GGUF file holds")
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
