@@ -208,9 +208,10 @@ def _request(data: bytes) -> Request:
 def _chat(served: Served, request: Request) -> list[int]:
     if not request.messages:
         raise DataError("messages is not a list of messages")
-    # One model may have a second template for tools, beside its own.
-    templates = f"{served.tokenizer.template_text} {served.tokenizer.hf.chat_template}"
-    if request.tools and "tools" not in templates:
+    tokenizer = served.tokenizer
+    # A model's own template may have a second one beside it, for tools.
+    own = str(tokenizer.hf.chat_template) if tokenizer.name == "auto" else ""
+    if request.tools and "tools" not in tokenizer.template_text + own:
         raise Refusal(
             400, "this model's chat template has no place for tools", param="tools", code=_NOT_DONE
         )
