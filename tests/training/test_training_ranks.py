@@ -90,9 +90,9 @@ def test_two_processes_learn_what_one_learns(tiny_model_dir: Path, tmp_path: Pat
 def test_a_lost_process_ends_in_a_checkpoint_that_goes_on(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    expected = finished(launched(tmp_path, flags(tiny_model_dir, tmp_path, "whole", 100)))
+    expected = finished(launched(tmp_path, flags(tiny_model_dir, tmp_path, "whole", 40)))
     assert [code for code, _, _ in expected] == [0, 0]
-    first, second = launched(tmp_path, flags(tiny_model_dir, tmp_path, "cut", 100))
+    first, second = launched(tmp_path, flags(tiny_model_dir, tmp_path, "cut", 40))
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         logs = list((tmp_path / "cut-runs").glob("2*/events.jsonl"))

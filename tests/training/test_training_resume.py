@@ -88,18 +88,6 @@ def test_early_stopping_counts_across_sessions(
     assert resume(run).result.steps == 4
 
 
-def test_a_run_without_a_checkpoint_begins_again_in_its_folder(
-    settings: Any, tmp_path: Path
-) -> None:
-    expected = in_peace(settings, tmp_path)
-    with pytest.raises(Cut):
-        train(settings(), observe=cut_after("valid", 0))
-    run = the_run(tmp_path)
-    resume(run)
-    assert the_run(tmp_path) == run
-    assert outcome(run, tmp_path / "adapter") == expected
-
-
 def test_a_finished_run_says_so_and_writes_a_missing_adapter_again(
     settings: Any, tmp_path: Path
 ) -> None:

@@ -34,7 +34,6 @@ _KINDS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
     "adafactor": (optim.Adafactor, {"relative_step": False, "scale_parameter": False}),
     "muon": (optim.Muon, {}),
 }
-NAMES = tuple(_KINDS)
 _BY_MATRIX = ("adafactor", "muon")
 # What is set here has a flag of its own, or would put the learning rate out of effect.
 _TAKEN = ("self", "learning_rate", "weight_decay", "relative_step", "warmup_init")

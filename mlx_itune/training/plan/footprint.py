@@ -26,7 +26,14 @@ from mlx_itune.model.engine import activations, compute, cpu_attention, loss, me
 from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.lanes import MAX_LANES
-from mlx_itune.training.engine.microbatch import Example, MicroBatch, Prefix, arrange, by_prefix
+from mlx_itune.training.engine.microbatch import (
+    Example,
+    MicroBatch,
+    Prefix,
+    arrange,
+    by_prefix,
+    prefixes_of,
+)
 from mlx_itune.training.engine.step_ways import (
     CPU_KEPT_TOKENS,
     CPU_TOKENS,
@@ -158,8 +165,8 @@ class Workload:
         """Of a sample of an epoch's steps, scaled up."""
         seconds = tokens = 0.0
         for step in self._steps[:: max(1, len(self._steps) // 16)]:
-            parts = [part for group in self._cut(step) for part in group]
-            parts += [p for g in self._cut(step) if (p := g[0].prefix)]  # type: ignore[misc]
+            made = [part for group in self._cut(step) for part in group]
+            parts: list[MicroBatch | Prefix] = [*made, *prefixes_of(made)]
             seconds += sum(map(self._flops, parts)) / flops_per_s
             seconds += _BLOCK_OVERHEAD_S * self.shapes.layers * len(parts) / self._lanes
             tokens += sum(len(row.input_ids) for row in step)

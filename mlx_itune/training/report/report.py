@@ -341,8 +341,10 @@ def _name(key: str) -> str:
 
 
 def _told(value: Any, most: int = _LISTED) -> str:
-    if value is None or isinstance(value, bool):
-        return {True: "yes", False: "no"}.get(value, "")  # type: ignore[arg-type]
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) < 1 << 60 else "a very large number"
     if isinstance(value, float):

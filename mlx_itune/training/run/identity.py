@@ -16,7 +16,7 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, ItuneError, UsageError
 from mlx_itune.kit.files import sha256_file
 from mlx_itune.kit.json_files import plain
-from mlx_itune.training.run.run import DataFile, Machine
+from mlx_itune.training.run.run import DataFile, How, Machine
 from mlx_itune.training.settings import TrainSettings, table
 
 # These may change between two sessions of a run: where things are is checked by content, and how
@@ -119,7 +119,7 @@ def refuse(changed: list[str], error: type[ItuneError], where: str, hint: str = 
         raise error("; ".join(changed[:_SHOWN]) + more, where=where, hint=way + hint)
 
 
-def how_facts(how: Any) -> dict[str, Any]:
+def how_facts(how: How) -> dict[str, Any]:
     """How steps are computed, flat."""
     flat = dataclasses.asdict(how)
     return {**flat.pop("ways"), **flat}
