@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def settings_of(
     from mlx_itune.kit.config import from_toml
     from mlx_itune.kit.network import go_offline
 
+    if config is not None and config.suffix.lower() in (".yaml", ".yml"):
+        _refuse_yaml(config)
     values: dict[str, Any] = {**(instead or {})}
     values |= from_toml(config, TrainSettings) if config else {}
     values |= {name: value for name, value in given.items() if value not in (None, ())}
@@ -85,6 +88,25 @@ def settings_of(
         hint = f"see {click.get_current_context().command_path} --help"
         raise UsageError(f"missing {', '.join(missing)}", hint=hint)
     return settings_from(values)
+
+
+def _refuse_yaml(path: Path) -> None:
+    """Another tool's configuration: what each of its keys is called here."""
+    from mlx_itune.kit.json_files import read_bytes
+    from mlx_itune.kit.wording import name_here
+
+    text = read_bytes(path, error=UsageError, limit_bytes=1 << 20).decode(errors="replace")
+    keys = dict.fromkeys(re.findall(r"^[ \t-]*([A-Za-z_][\w-]*)[ \t]*:", text, re.MULTILINE))
+    here = {key: name_here(key, table()) for key in keys}
+    here |= {"scale": "alpha / rank"} if "scale" in here else {}
+    renamed = [f"{key} is {name}" for key, name in here.items() if name and name != key]
+    unknown = [key for key, name in here.items() if name is None]
+    told = [*renamed, *([f"unknown here: {', '.join(unknown)}"] if unknown else [])]
+    raise UsageError(
+        "is YAML; a configuration is lines of `key = value` (TOML)",
+        where=str(path),
+        hint="; ".join(told) or None,
+    )
 
 
 def _type(setting: Setting) -> Any:

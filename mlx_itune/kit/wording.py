@@ -57,11 +57,18 @@ def brief(said: object, most: int = 300) -> str:
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     """ "did you mean train?", or None where no option is near, nor what another tool calls so."""
     options = list(options)
-    plain_name = name.lstrip("-").lower().replace("-", "_")
-    other = _ELSEWHERE.get(plain_name)
-    same = [o for o in options if other and o.lstrip("-").replace("-", "_") == other]
-    near = same[0] if same else closest(name, options)
+    near = name_here(name, options) or closest(name, options)
     return f"did you mean {near}?" if near else None
+
+
+def name_here(name: str, options: Iterable[str]) -> str | None:
+    """The option that is `name`, or that another tool calls so; dashes and case do not count."""
+
+    def folded(text: str) -> str:
+        return text.lstrip("-").lower().replace("-", "_")
+
+    wanted = {folded(name), _ELSEWHERE.get(folded(name))}
+    return next((option for option in options if folded(option) in wanted), None)
 
 
 # What mlx-lm, PEFT, transformers, axolotl and LLaMA-Factory call our settings.

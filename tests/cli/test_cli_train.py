@@ -73,6 +73,22 @@ def test_a_validation_that_ends_not_finite_ships_nothing(
     assert "validation loss after step 4 is not finite" in not_shipped(place)
 
 
+def test_a_warm_up_without_an_end_is_told(place: Place) -> None:
+    code, _, err = place.train("--warmup", 300)
+    assert code == 0 and "warning: all 4 steps are warm-up" in err
+
+
+def test_another_tool_s_configuration_is_told_the_names_here(place: Place) -> None:
+    config = place.home / "lora_config.yaml"
+    config.write_text(
+        "model: x\niters: 100\nlora_parameters:\n  rank: 8\n  scale: 20.0\nlr: 1e-5\n"
+    )
+    code, _, err = place.call("train", "--config", config)
+    assert code == 2 and err.count("\n") == 1
+    for words in ("is YAML", "iters is steps", "scale is alpha / rank", "lr is learning_rate"):
+        assert words in err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

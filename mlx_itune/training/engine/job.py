@@ -321,10 +321,15 @@ def learning_rate(
     warmup: below 1 a share of the steps, else a number of them. The step after the last would be
     at 0, so no step is spent on nothing.
     """
-    rise = min(steps, round(warmup * steps) if warmup < 1 else int(warmup))
+    rise = warmup_steps(steps, warmup)
     if step <= rise:
         return peak * step / rise
     if schedule == "constant":
         return peak
     left = (steps - step + 1) / (steps - rise)
     return peak * (left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+
+
+def warmup_steps(steps: int, warmup: float) -> int:
+    """How many of the steps the rate rises in."""
+    return min(steps, round(warmup * steps) if warmup < 1 else int(warmup))

@@ -18,7 +18,7 @@ from mlx_itune.kit.lock import locked
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
-from mlx_itune.training.engine.job import Job, Observe
+from mlx_itune.training.engine.job import Job, Observe, warmup_steps
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
 from mlx_itune.training.report import report
 from mlx_itune.training.run import run
@@ -71,6 +71,9 @@ def work(
     with EventLog(folder / EVENTS) as log:
         job = Job(setup, folder, log if is_writer() else None, record, observe, began)
         job.tell("start", **_start(setup, folder, job))
+        steps = len(job.plan)
+        if steps > 1 and warmup_steps(steps, setup.settings.warmup) == steps:
+            job.warn(f"all {steps} steps are warm-up: lower --warmup or --batch-size")
         if resumed is not None:
             job.tell("resume", **resumed)
         # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.
