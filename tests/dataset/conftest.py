@@ -35,10 +35,12 @@ SPECIALS = [
 ]  # fmt: skip
 
 
-def _byte_level(split: Any = None) -> Tokenizer:
+def _byte_level(pattern: str = "") -> Tokenizer:
+    """`pattern` stands for GPT-2's own, which cuts a text into what may become a token."""
     tokenizer = Tokenizer(models.BPE())
-    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, *steps] if split else steps)
+    steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=420,
@@ -58,20 +60,24 @@ def gpt2() -> Tokenizer:
 
 def llama3() -> Tokenizer:
     """Byte-level BPE with Llama 3's pattern, which keeps runs of newlines together."""
-    pattern = (
+    return _byte_level(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
-    return _byte_level(pre_tokenizers.Split(Regex(pattern), "isolated"))
 
 
 def merging() -> Tokenizer:
     """Byte-level BPE without any pattern: its tokens cross every border they can."""
-    return _byte_level(pre_tokenizers.Split(Regex(r"[\s\S]{1,200}"), "isolated"))
+    return _byte_level(r"[\s\S]{1,200}")
 
 
-def _sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
-    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+def _sentencepiece(**steps: Any) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    for name, step in steps.items():
+        setattr(tokenizer, name, step)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=500,
         special_tokens=["<unk>", "<s>", "</s>"],
@@ -81,8 +87,8 @@ def _sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.train_from_iterator(TEXT * 3, trainer)
     state = json.loads(tokenizer.to_str())
     vocab = state["model"]["vocab"]
-    for piece in pieces:
-        vocab[piece] = len(vocab)
+    for byte in range(256):
+        vocab[f"<0x{byte:02X}>"] = len(vocab)
     state["model"] |= {"byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True}
     tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -93,32 +99,17 @@ def _sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
 
 def llama2() -> Tokenizer:
     """SentencePiece BPE with byte fallback, a space put before the text only."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    return _sentencepiece(tokenizer)
+    return _sentencepiece(pre_tokenizer=pre_tokenizers.Metaspace("▁", "first", split=False))
 
 
 def llama2_legacy() -> Tokenizer:
     """The older conversion: a normalizer puts a space after every special token too."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    return _sentencepiece(tokenizer)
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    return _sentencepiece(normalizer=normalizers.Sequence(steps))
 
 
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-    "gpt2": gpt2,
-    "llama3": llama3,
-    "merging": merging,
-    "llama2": llama2,
-    "llama2_legacy": llama2_legacy,
+    made.__name__: made for made in (gpt2, llama3, merging, llama2, llama2_legacy)
 }
 
 

@@ -55,12 +55,10 @@ def test_a_second_run_reads_what_the_first_one_made(data, chat, monkeypatch):
 
 def test_anything_that_tokens_depend_on_makes_them_anew(data, chat):
     tokenizer = chat("gpt2", t.CHATML)
-    assert not tokenized(data, tokenizer).kept
-    assert not tokenized(data, chat("gpt2", t.PHI3)).kept
-    assert not tokenized(data, chat("llama3", t.CHATML)).kept
-    assert not tokenized(data, tokenizer, max_length_tokens=30).kept
-    assert not tokenized(data, tokenizer, learn="last").kept
-    assert not tokenized(data, tokenizer, seed=1).kept
+    for other in (tokenizer, chat("gpt2", t.PHI3), chat("llama3", t.CHATML)):
+        assert not tokenized(data, other).kept
+    for options in ({"max_length_tokens": 30}, {"learn": "last"}, {"seed": 1}):
+        assert not tokenized(data, tokenizer, **options).kept
     assert tokenized(data, tokenizer).kept
     data.write_text(data.read_text().replace("What", "Who"))
     assert not tokenized(data, tokenizer).kept

@@ -26,7 +26,7 @@ def test_the_text_is_transformers_text(name):
     hf, ours = fast("gpt2"), ChatTemplate(FAMILIES[name], SPECIAL)
     hf.chat_template = FAMILIES[name]
     dice, refused = random.Random(name), 0
-    for _ in range(60):
+    for _ in range(30):
         row, prompt = messages(dice), dice.random() < 0.5
         try:
             theirs = hf.apply_chat_template(row, tokenize=False, add_generation_prompt=prompt)
@@ -36,11 +36,12 @@ def test_the_text_is_transformers_text(name):
                 ours.render(row, (), add_generation_prompt=prompt)
         else:
             assert ours.render(row, (), add_generation_prompt=prompt) == theirs
-    assert refused < 60 or name == "command_r_tools"  # which wants tools
+    assert refused < 30 or name == "command_r_tools"  # which wants tools
 
 
-def test_templates_stay_in_their_sandbox():
-    for attack in (
+@pytest.mark.parametrize(
+    "attack",
+    [
         "{{ messages.__class__.__mro__ }}",
         "{{ ''.__class__ }}",
         "{{ messages.append(1) }}",
@@ -48,15 +49,15 @@ def test_templates_stay_in_their_sandbox():
         "{{ cycler.__init__.__globals__ }}",
         "{{ dict.__base__ }}",
         "{{ (messages[0].content.format)('a') and ''.format.__self__.__class__ }}",
-    ):
-        template = ChatTemplate(attack, {})
-        try:
-            text = template.render(
-                [{"role": "user", "content": "x"}], (), add_generation_prompt=False
-            )
-        except Exception:
-            continue
-        assert "class" not in text and "<" not in text, attack
+    ],
+)
+def test_templates_stay_in_their_sandbox(attack):
+    row = [{"role": "user", "content": "x"}]
+    try:
+        text = ChatTemplate(attack, {}).render(row, (), add_generation_prompt=False)
+    except Exception:
+        return
+    assert "class" not in text and "<" not in text
 
 
 def test_a_broken_template_is_one_line():

@@ -1,14 +1,12 @@
 """Token texts that join to what is decoded, and pages on which data is only ever text."""
 
-from __future__ import annotations
-
 import random
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
 from chat_templates import CHATML, QWEN3
+from conftest import TOKENIZERS
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.show_rows import (
@@ -21,149 +19,116 @@ from mlx_itune.dataset.rendering.show_rows import (
 from mlx_itune.dataset.rendering.tokens_page import tokens_page
 from mlx_itune.dataset.statistics.stats import count
 from mlx_itune.dataset.statistics.stats_page import stats_page
-from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
-Chat = Callable[..., ChatTokenizer]
-
-# The calls of a turn behind its words.
-CALLING = CHATML.replace("+ m.content +", "+ m.content + (m.tool_calls or '') | string +")
-KINDS = ("gpt2", "llama3", "merging", "llama2", "llama2_legacy")
 HOSTILE = "</script></style><img src=x onerror=alert(1)>\"'& \u202e \x1b[31m --> ]]> <b>"
 SCRAPS = (
     "the ", "a", " ", "  ", "\n", "\t", "é", "日本", "🙂", "👩\u200d👧", "</s>", "<|end|>",
-    "\ufffd", "x y", "\u0301", ":)", "<0xE2>", "▁", "ሀ", "𓀀",
+    "\ufffd", "x y", "\u0301", ":)", "▁", "ሀ", "𓀀",
 )  # fmt: skip
 
+each_kind = pytest.mark.parametrize("kind", TOKENIZERS)
 
-def undivided(texts: list[str]) -> str:
+
+def talk(*contents, origin="rows.jsonl:1", weights=()):
+    turns = [Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(contents)]
+    for n, weight in enumerate(weights):
+        turns[2 * n + 1] = Turn("assistant", contents[2 * n + 1], weight)
+    return Conversation(tuple(turns), origin)
+
+
+def undivided(texts):
     """Texts joined, with the bytes of divided characters put together again."""
 
-    def whole(found: re.Match[str]) -> str:
+    def whole(found):
         return bytes.fromhex(found.group().replace("<0x", "").replace(">", "")).decode()
 
     return re.sub("(?:<0x[0-9A-F]{2}>)+", whole, "".join(texts))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_token_texts_join_to_the_decoded_text(chat: Chat, kind: str) -> None:
+@each_kind
+def test_token_texts_join_to_the_decoded_text(chat, kind):
     tokenizer = chat(kind)
     rng = random.Random(0)
-    for _ in range(200):
-        scraps = [s for s in SCRAPS if s != "<0xE2>"]
-        text = "".join(rng.choice(scraps) for _ in range(rng.randint(1, 20)))
-        ids = tokenizer.encode_ids(text)
+    for _ in range(100):
+        ids = tokenizer.encode_ids("".join(rng.choices(SCRAPS, k=rng.randint(1, 20))))
         texts = token_texts(tokenizer, ids)
         assert len(texts) == len(ids)
         assert undivided(texts) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama2"])
-def test_parts_of_a_character_show_their_bytes(chat: Chat, kind: str) -> None:
+def test_parts_of_a_character_show_their_bytes(chat, kind):
     tokenizer = chat(kind)
     ids = tokenizer.encode_ids("a€")
-    texts = token_texts(tokenizer, ids)
-    assert "".join(texts).strip() == "a<0xE2><0x82><0xAC>"
+    assert "".join(token_texts(tokenizer, ids)).strip() == "a<0xE2><0x82><0xAC>"
     assert token_texts(tokenizer, ids[:-1])[-1] == "<0x82>", "cut within a character"
     assert token_texts(tokenizer, []) == []
     runs = text_runs(tokenizer, tokenizer.encode_ids("a\ufffdé"))
     assert "".join(run.text for run in runs).strip() == "a\ufffdé", "the data's own stays"
 
 
-def long_talk(exchanges: int) -> Conversation:
-    turns = []
-    for n in range(exchanges):
-        turns += [Turn("user", f"question {n} " + "word " * 10), Turn("assistant", f"answer {n}")]
-    return Conversation(tuple(turns), "rows.jsonl:7")
-
-
-def test_a_template_that_rewrites_history_says_so(chat: Chat) -> None:
-    turns = (
-        Turn("user", "one"),
-        Turn("assistant", "<think>\nhm\n</think>\n\nfirst"),
-        Turn("user", "two"),
-        Turn("assistant", "<think>\nso\n</think>\n\nsecond"),
-    )
-    found = shown_examples(
-        Conversation(turns, "rows.jsonl:1"), chat("gpt2", QWEN3), max_length=2048
-    )
-    assert len(found) == 2
-    assert all("in the context that inference builds" in " ".join(e.notes) for e in found)
-
-
-def test_a_cut_turn_and_a_row_without_room_say_so(chat: Chat) -> None:
-    tokenizer = chat("gpt2")
-    row = Conversation((Turn("user", "hi"), Turn("assistant", "word " * 80)), "rows.jsonl:3")
-    (cut,) = shown_examples(row, tokenizer, max_length=60, too_long="truncate")
-    assert "cut short" in " ".join(cut.notes)
-    with pytest.raises(DataError, match=r"rows\.jsonl:3: nothing is left"):
-        shown_examples(row, tokenizer, max_length=60, too_long="drop")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_pieces_cover_every_token_with_its_weight(chat: Chat, kind: str) -> None:
+@each_kind
+def test_pieces_cover_every_token_with_its_weight(chat, kind):
     tokenizer = chat(kind)
-    row = Conversation(
-        (
-            Turn("user", "Zürich 日本?"),
-            Turn("assistant", "🙂 yes", weight=0.5),
-            Turn("user", "more"),
-            Turn("assistant", "no €", weight=2.0),
-        ),
-        "rows.jsonl:1",
-    )
-    for examined in shown_examples(row, tokenizer, max_length=2048):
-        ids, weights = examined.tokens.input_ids.tolist(), examined.tokens.weights.tolist()
+    row = talk("Zürich 日本?", "🙂 yes", "more", "no €", weights=(0.5, 2.0))
+    for shown in shown_examples(row, tokenizer, max_length=2048):
+        ids, weights = shown.tokens.input_ids.tolist(), shown.tokens.weights.tolist()
         for made in (pieces, single_tokens):
-            found = list(made(examined.tokens, tokenizer))
+            found = list(made(shown.tokens, tokenizer))
             assert [i for piece in found for i in piece.ids] == ids
             assert [piece.weight for piece in found for _ in piece.ids] == weights
             assert all(ids[piece.start] == piece.ids[0] for piece in found)
-        shown = "".join(piece.text for piece in pieces(examined.tokens, tokenizer))
-        assert shown == tokenizer.decode(ids)
+        text = "".join(piece.text for piece in pieces(shown.tokens, tokenizer))
+        assert text == tokenizer.decode(ids)
 
 
-class Reader(HTMLParser):
-    """The elements and attributes of a page, and the title and text of each token."""
+def test_an_example_says_why_it_is_as_it_is(chat):
+    thinking = talk("one", "<think>\nhm\n</think>\n\n1", "two", "<think>\nso\n</think>\n\n2")
+    found = shown_examples(thinking, chat("gpt2", QWEN3), max_length=2048)
+    assert ["in the context that inference builds" in e.notes[0] for e in found] == [True, True]
+    long = talk("hi", "word " * 80)
+    (cut,) = shown_examples(long, chat("gpt2"), max_length=60, too_long="truncate")
+    assert "cut short" in " ".join(cut.notes)
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: nothing is left"):
+        shown_examples(long, chat("gpt2"), max_length=60, too_long="drop")
 
-    def __init__(self) -> None:
+
+class Page(HTMLParser):
+    """The elements and attributes of a page, and the title and class of each token."""
+
+    def __init__(self, document):
         super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-        self.tokens: list[tuple[str, str]] = []
-        self.text = ""
+        self.tags, self.attributes, self.tokens, self.text = set(), set(), [], ""
+        document.encode("utf-8")
+        self.feed(document)
+        self.close()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
+    def handle_starttag(self, tag, attrs):
         found = dict(attrs)
+        self.tags.add(tag)
+        self.attributes |= found.keys()
         if tag == "span" and "title" in found:
-            self.tokens.append((found["title"] or "", found.get("class") or ""))
+            self.tokens.append((found["title"], found.get("class")))
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text += data
 
 
-def read(document: str) -> Reader:
-    reader = Reader()
-    reader.feed(document)
-    reader.close()
-    document.encode("utf-8")
-    return reader
+SAFE_TAGS = set(
+    "html head meta title style body main header h1 h2 p section div dl dt dd span sup label input "
+    "figure svg text rect line table thead tbody tr th td details summary".split()
+)
+SAFE_ATTRIBUTES = set(
+    "lang charset http-equiv content name class title id type scope role viewbox aria-label "
+    "x y x1 x2 y1 y2 width height".split()
+)
 
 
-SAFE_TAGS = {
-    "html", "head", "meta", "title", "style", "body", "main", "header", "h1", "h2", "p", "section",
-    "div", "dl", "dt", "dd", "span", "sup", "label", "input", "figure", "svg", "text", "rect",
-    "line", "table", "thead", "tbody", "tr", "th", "td", "details", "summary",
-}  # fmt: skip
-SAFE_ATTRIBUTES = {
-    "lang", "charset", "http-equiv", "content", "name", "class", "title", "id", "type", "scope",
-    "role", "viewbox", "aria-label", "x", "y", "x1", "x2", "y1", "y2", "width", "height",
-}  # fmt: skip
-
-
-def hostile_rows() -> list[Conversation]:
+def test_hostile_data_is_only_text_on_both_pages(chat):
+    # The calls of a turn behind its words.
+    calling = CHATML.replace("+ m.content +", "+ m.content + (m.tool_calls or '') | string +")
+    tokenizer = chat("gpt2", calling)
     called = {"type": "function", "function": {"name": HOSTILE, "arguments": {}}}
     turns = (
         Turn("system", HOSTILE),
@@ -173,53 +138,41 @@ def hostile_rows() -> list[Conversation]:
         Turn("assistant", HOSTILE, tool_calls=(called,), weight=3),
     )
     tags = {"source": HOSTILE, HOSTILE: HOSTILE, "task": HOSTILE}
-    return [Conversation(turns, f"{HOSTILE}.jsonl:{n}", tags=tags) for n in (1, 2)]
-
-
-def test_hostile_data_is_only_text_on_both_pages(chat: Chat) -> None:
-    tokenizer = chat("gpt2", CALLING)
-    shown = [e for row in hostile_rows() for e in shown_examples(row, tokenizer, max_length=4096)]
-    stats = count([(HOSTILE, hostile_rows())], tokenizer=tokenizer, max_length_tokens=20)
-    assert stats is not None
+    rows = [Conversation(turns, f"{HOSTILE}.jsonl:{n}", tags=tags) for n in (1, 2)]
+    shown = [e for row in rows for e in shown_examples(row, tokenizer, max_length=4096)]
+    stats = count([(HOSTILE, rows)], tokenizer=tokenizer, max_length_tokens=20)
     for document in (
         tokens_page(shown, tokenizer, data=HOSTILE, model=HOSTILE),
         stats_page(stats, data=HOSTILE),
     ):
-        seen = read(document)
-        assert seen.tags <= SAFE_TAGS
-        assert seen.attributes <= SAFE_ATTRIBUTES
-        assert "onerror=alert(1)" in seen.text.replace("·", " ")
+        page = Page(document)
+        assert page.tags <= SAFE_TAGS and page.attributes <= SAFE_ATTRIBUTES
+        assert "onerror=alert(1)" in page.text.replace("·", " ")
         assert "\u202e" not in document and "\x1b" not in document
         assert "default-src 'none'" in document
 
 
-def test_the_token_page_has_every_token_with_id_index_and_weight(chat: Chat) -> None:
+def test_the_token_page_has_every_token_with_id_index_and_weight(chat):
     tokenizer = chat("gpt2")
-    row = Conversation((Turn("user", "hi"), Turn("assistant", "yes €", weight=0.5)), "rows.jsonl:1")
-    (examined,) = shown_examples(row, tokenizer, max_length=2048)
-    seen = read(tokens_page([examined], tokenizer, data="rows.jsonl", model="tiny"))
-    ids = examined.tokens.input_ids.tolist()
-    told = [re.fullmatch(r"id ([\d, ]+) \| token .+ \| weight (.+)", t) for t, _ in seen.tokens]
-    assert [int(i) for found in told if found for i in found[1].split(", ")] == ids
-    assert {found[2] for found in told if found} == {"0", "0.5"}
-    kinds = {kind for title, kind in seen.tokens if title.endswith("weight 0.5")}
+    row = talk("hi", " yes €\n", weights=(0.5,))
+    (shown,) = shown_examples(row, tokenizer, max_length=2048)
+    page = Page(tokens_page([shown], tokenizer, data="rows.jsonl", model="tiny"))
+    told = [re.fullmatch(r"id ([\d, ]+) \| token .+ \| weight (.+)", t) for t, _ in page.tokens]
+    ids = [int(i) for found in told for i in found[1].split(", ")]
+    assert ids == shown.tokens.input_ids.tolist()
+    assert {found[2] for found in told} == {"0", "0.5"}
+    kinds = {kind for title, kind in page.tokens if title.endswith("weight 0.5")}
     assert kinds == {"t wb", "t wb ctl"}
-    assert "€" in seen.text, "the bytes of one character stand together"
+    assert "€" in page.text, "the bytes of one character stand together"
+    assert "·yes" in page.text and "€↵\n" in page.text, "white space at a border can be seen"
 
 
-def test_the_stats_page_shows_what_was_counted(chat: Chat) -> None:
-    rows = [long_talk(n % 5 + 1) for n in range(30)]
-    bare = count([("train", rows)])
+def test_the_stats_page_shows_what_was_counted(chat):
+    rows = [talk(*("question " * 10, "answer") * (n % 5 + 1)) for n in range(30)]
+    bare = Page(stats_page(count([("train", rows)]), data="rows.jsonl")).text
+    assert "Turns per conversation" in bare and "Tokens per row" not in bare
     full = count([("train", rows)], tokenizer=chat("gpt2"), max_length_tokens=100)
-    assert bare is not None and full is not None
-    text = read(stats_page(bare, data="rows.jsonl")).text
-    assert "Turns per conversation" in text and "Tokens per row" not in text
-    text = read(stats_page(full, data="rows.jsonl")).text
-    assert full.tokens is not None
-    for wanted in (
-        "Tokens per row",
-        "Learned share of a row",
-        f"{full.tokens.total:,}",
-        "limit 100",
-    ):
+    text = Page(stats_page(full, data="rows.jsonl")).text
+    total = f"{full.tokens.total:,}"
+    for wanted in ("Tokens per row", "Learned share of a row", total, "limit 100"):
         assert wanted in text

@@ -1,14 +1,11 @@
 """Tokenizer and template: offsets, end tokens, the built-in templates, refusals."""
 
 import json
-import shutil
-from pathlib import Path
-from typing import Any
 
 import chat_templates as t
 import numpy as np
 import pytest
-from conftest import fast
+from conftest import TOKENIZERS, fast
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.render import render
@@ -41,7 +38,11 @@ def folder(tmp_path):
     return build
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama3", "merging", "llama2", "llama2_legacy"])
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_character_ranges_cover_multi_byte_text_in_order(chat, kind):
     text = "Wörd 日本🦙 e\u0301 x<|end|>é it"
     encoded = chat(kind).encode(text)
@@ -57,33 +58,32 @@ def test_character_ranges_cover_multi_byte_text_in_order(chat, kind):
 def test_the_end_of_a_turn_is_found_where_no_config_names_it(chat):
     tokenizer = chat("gpt2", t.CHATML)
     names = {tokenizer.hf.convert_ids_to_tokens(i) for i in tokenizer.eos_ids}
-    assert names == {"</s>", "<|im_end|>"}
-    assert tokenizer.stop_strings == ()
-
-
-def test_plain_text_endings_become_stop_strings():
-    text = t.PLAIN.replace("'\n\n'", "'\n~~\n'")
-    tokenizer = ChatTokenizer(fast("gpt2"), text)
-    assert tokenizer.stop_strings == ("~~",)
-    (example,) = render(Conversation((Turn("user", "a"), Turn("assistant", "b")), "f:1"), tokenizer)
+    assert names == {"</s>", "<|im_end|>"} and tokenizer.stop_strings == ()
+    plain = chat("gpt2", t.PLAIN.replace("'\n\n'", "'\n~~\n'"))
+    assert plain.stop_strings == ("~~",), "an end in plain text"
+    (example,) = render(Conversation((Turn("user", "a"), Turn("assistant", "b")), "f:1"), plain)
     start, end = example.spans[0]
-    assert tokenizer.decode(example.input_ids[start:end]) == " b\n~~</s>"
+    assert plain.decode(example.input_ids[start:end]) == " b\n~~</s>"
+    hf = fast("gpt2")
+    hf.eos_token = None
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        ChatTokenizer(hf, t.PLAIN)
 
 
 def test_config_files_add_end_tokens_and_wrong_types_in_them_are_refused(folder):
     tokenizer = load_tokenizer(folder(config={"eos_token_id": [3, 10**9]}))
-    assert 3 in tokenizer.eos_ids
-    assert max(tokenizer.eos_ids) < 10**9
+    assert 3 in tokenizer.eos_ids and max(tokenizer.eos_ids) < 10**9
     with pytest.raises(ModelError, match=r"generation_config\.json: is not a JSON object"):
         load_tokenizer(folder(config={}, generation_config=[1]))
 
 
 def test_the_name_and_hash_of_the_template_are_told(folder):
     path = folder()
-    auto, again = load_tokenizer(path), load_tokenizer(path)
-    assert auto.name == "auto" and auto.template_text == t.CHATML
-    assert auto.template_sha256 == again.template_sha256
-    assert load_tokenizer(path, template="alpaca").template_sha256 != auto.template_sha256
+    auto, again, other = (load_tokenizer(path, template=n) for n in ("auto", "auto", "alpaca"))
+    assert (auto.name, auto.template_text, other.name) == ("auto", t.CHATML, "alpaca")
+    assert auto.template_sha256 == again.template_sha256 != other.template_sha256
+    with pytest.raises(UsageError, match="did you mean alpaca"):
+        load_tokenizer(path, template="alpacca")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama2"])
@@ -112,44 +112,29 @@ def test_alpaca_takes_system_turns_and_dialogues(folder):
 
 def test_chatml_ends_turns_with_a_token_the_model_has(folder):
     path = folder("gpt2", None)
+    state = json.loads((path / "tokenizer.json").read_text())
     user = [{"role": "user", "content": "a"}]
-    text = load_tokenizer(path, template="chatml").render_text(user, add_generation_prompt=True)
-    assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
-
-    hf = fast("gpt2")
-    raw = json.loads(hf.backend_tokenizer.to_str())
-    raw["added_tokens"] = [a for a in raw["added_tokens"] if a["content"] != "<|im_end|>"]
-    (path / "tokenizer.json").write_text(json.dumps(raw))
-    settings = json.loads((path / "tokenizer_config.json").read_text())
-    settings.pop("added_tokens_decoder", None)
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    text = load_tokenizer(path, template="chatml").render_text(user, add_generation_prompt=True)
-    assert text == "<|im_start|>user\na</s>\n<|im_start|>assistant\n"
+    for end in ("<|im_end|>", "</s>"):
+        tokenizer = load_tokenizer(path, template="chatml")
+        text = tokenizer.render_text(user, add_generation_prompt=True)
+        assert text == f"<|im_start|>user\na{end}\n<|im_start|>assistant\n"
+        kept = [token for token in state["added_tokens"] if token["content"] != "<|im_end|>"]
+        (path / "tokenizer.json").write_text(json.dumps({**state, "added_tokens": kept}))
+        change(path / "tokenizer_config.json", added_tokens_decoder={})
 
 
-@pytest.mark.parametrize("name", ["alpaca", "chatml"])
-def test_built_in_templates_refuse_tools_instead_of_dropping_them(folder, name):
-    tokenizer = load_tokenizer(folder("gpt2", None), template=name)
-    with pytest.raises(DataError, match="no place for tools"):
-        tokenizer.prompt_ids([Turn("user", "a")], [{"name": "look"}])
-
-
-def test_a_tokenizer_without_a_template_says_what_to_pass(folder):
+def test_built_in_templates_refuse_tools_instead_of_dropping_them(folder):
+    path = folder("gpt2", None)
+    for name in ("alpaca", "chatml", "vicuna"):
+        with pytest.raises(DataError, match="no place for tools"):
+            load_tokenizer(path, template=name).prompt_ids([Turn("user", "a")], [{"name": "x"}])
     with pytest.raises(ModelError, match="no chat template; pass --template chatml, alpaca"):
-        load_tokenizer(folder("gpt2", None))
-
-
-def test_a_typo_in_the_template_name_gets_a_hint(folder):
-    with pytest.raises(UsageError, match="did you mean alpaca"):
-        load_tokenizer(folder(), template="alpacca")
+        load_tokenizer(path)
 
 
 def test_missing_broken_and_hostile_tokenizers_are_refused_in_one_line(folder, tmp_path):
     with pytest.raises(ModelError, match="is not a model directory"):
         load_tokenizer(tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="cannot load the tokenizer"):
-        load_tokenizer(tmp_path / "empty")
     path = folder()
     for hostile in ("{{ ''.__class__.__mro__ }}", "{% for %}", "{{ messages[99].content }}", "no"):
         (path / "chat_template.jinja").write_text(hostile)
@@ -172,47 +157,34 @@ def test_a_config_that_transformers_refuses_is_told_with_the_reason(folder):
 
 def test_python_of_a_model_directory_is_never_run(folder):
     path = folder()
-    settings = json.loads((path / "tokenizer_config.json").read_text())
-    settings["auto_map"] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-    settings["tokenizer_class"] = "Evil"
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    evil = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    change(path / "tokenizer_config.json", auto_map=evil, tokenizer_class="Evil")
     (path / "evil.py").write_text(f"open({str(path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     with pytest.raises(ModelError):
         load_tokenizer(path)
     assert not (path / "ran").exists()
 
 
-def test_a_tokenizer_without_an_end_token_is_refused():
-    hf = fast("gpt2")
-    hf.eos_token = None
-    with pytest.raises(ModelError, match="no end-of-sequence token"):
-        ChatTokenizer(hf, t.PLAIN)
-
-
 @pytest.mark.parametrize(
-    "change",
+    "broken",
     [
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
         {"model": {"type": "BPE", "vocab": [], "merges": 3}},
         {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(?i"}, "behavior": "Isolated"}},
     ],
 )
-def test_native_code_that_gives_up_is_one_line(
-    change: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(tiny_model_dir, tmp_path / "m")
-    file = tmp_path / "m" / "tokenizer.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+def test_native_code_that_gives_up_is_one_line(broken, folder, capfd):
+    path = folder()
+    change(path / "tokenizer.json", **broken)
     with pytest.raises(ModelError, match="cannot load the tokenizer: ") as caught:
-        load_tokenizer(tmp_path / "m")
+        load_tokenizer(path)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_padding_without_end_is_not_made(tiny_model_dir: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model_dir, tmp_path / "m")
-    file = tmp_path / "m" / "tokenizer.json"
+def test_a_padding_without_end_is_not_made(folder):
+    path = folder()
     padding = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None}
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding": padding}))
-    assert load_tokenizer(tmp_path / "m", template="vicuna").name == "vicuna"
+    change(path / "tokenizer.json", padding=padding)
+    assert load_tokenizer(path, template="vicuna").name == "vicuna"
