@@ -5,7 +5,7 @@ from pathlib import Path
 
 import chat_templates as t
 import pytest
-from conftest import fast
+from small_tokenizers import fast
 
 from mlx_itune.dataset.tokens.chat_template import ChatTemplate
 from mlx_itune.kit.errors import DataError

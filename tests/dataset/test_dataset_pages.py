@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 from chat_templates import CHATML, QWEN3
-from conftest import TOKENIZERS
+from small_tokenizers import TOKENIZERS
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.show_rows import (

@@ -3,7 +3,7 @@
 import chat_templates as t
 import numpy as np
 import pytest
-from conftest import SPECIALS, TOKENIZERS, fast
+from small_tokenizers import SPECIALS, TOKENIZERS, fast
 from tokenizers import AddedToken
 
 from mlx_itune.dataset.conversation import Conversation, Turn

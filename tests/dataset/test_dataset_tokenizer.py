@@ -5,7 +5,7 @@ import json
 import chat_templates as t
 import numpy as np
 import pytest
-from conftest import TOKENIZERS, fast
+from small_tokenizers import TOKENIZERS, fast
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.render import render

@@ -31,6 +31,10 @@ class Said(str):
         return self
 
 
+Text = Callable[[Messages, Tools, bool], Pieces]
+Reply = Callable[[Messages, int, Tools], Pieces]
+
+
 class Refused(Exception):
     """The template, or common sense, has no place for these turns."""
 
@@ -51,8 +55,8 @@ class Family:
     """
 
     name: str
-    pieces: Callable[[Messages, Tools, bool], Pieces]
-    reply: Callable[[Messages, int, Tools], Pieces]
+    pieces: Text
+    reply: Reply
     special: tuple[str, ...]
     eos: str
     bos: str | None = None
@@ -95,6 +99,45 @@ def said(message: Message, text: str | None = None) -> Said:
     Calls are not content: the markup around them may not come from inside their arguments.
     """
     return Said(message["content"] if text is None else text, reply=message["role"] == "assistant")
+
+
+def layout(
+    before: str | Mapping[str, str],
+    after: str | Mapping[str, str],
+    prompt: str,
+    *,
+    start: str = "",
+    opening: str | None = None,
+    closing: str = "",
+    trim: Callable[[str], str] = str,
+) -> Text:
+    """A text in which each turn stands between two of the template's own, by role ("{}" is it).
+
+    opening: what stands for a system turn that is missing. closing: what ends a finished text.
+    """
+    roles = ("system", "user", "assistant")
+    first = {r: before.format(r) if isinstance(before, str) else before.get(r, "") for r in roles}
+    last = {r: after.format(r) if isinstance(after, str) else after.get(r, "") for r in roles}
+
+    def pieces(messages: Messages, tools: Tools, asks: bool) -> Pieces:
+        out: Pieces = [start]
+        if opening is not None and messages[0]["role"] != "system":
+            out += [first["system"], opening, last["system"]]
+        for m in messages:
+            out += [first[m["role"]], said(m, trim(m["content"])), last[m["role"]]]
+        return [*out, prompt if asks else closing]
+
+    return pieces
+
+
+def up_to(end: str, *, start: str = "", trim: Callable[[str], str] = str) -> Reply:
+    """A reply that is its words and the end of the turn."""
+    return lambda messages, n, tools: [start, said(messages[n], trim(messages[n]["content"])), end]
+
+
+def is_last(messages: Messages, n: int, tools: Tools) -> bool:
+    """Whether no turn follows turn `n`."""
+    return n == len(messages) - 1
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -42,12 +42,9 @@ def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
     found = []
     for turn in conversation.turns:
         message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-        if turn.tool_calls:
-            message["tool_calls"] = [dict(call) for call in turn.tool_calls]
-        if turn.name is not None:
-            message["name"] = turn.name
-        if turn.tool_call_id is not None:
-            message["tool_call_id"] = turn.tool_call_id
+        calls = [dict(call) for call in turn.tool_calls] or None
+        extras = {"tool_calls": calls, "name": turn.name, "tool_call_id": turn.tool_call_id}
+        message |= {key: value for key, value in extras.items() if value is not None}
         if turn.input is not None:
             message["input"] = turn.input
             message["instruction"] = turn.content[: len(turn.content) - len(turn.input) - 2]

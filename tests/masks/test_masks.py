@@ -27,7 +27,7 @@ from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.render import render
 from mlx_itune.kit.errors import DataError
 
-ROWS = {"starter": 300, "sentencepiece": 100, "merging": 100}
+ROWS = {"starter": 200, "sentencepiece": 80, "merging": 80}
 HOSTILE = {"starter": 30, "small_legacy": 15}
 # One of each kind: plain words around turns, rewritten history, tools that move.
 REAL = (("llama2", "llama2"), ("llama2", "mistral_v3"), ("llama3", "qwen3"))
@@ -54,7 +54,7 @@ def test_every_label_and_every_prompt_is_the_oracles(name):
     for base, count in ROWS.items():
         tally.add(compare(base, FAMILIES[name], count))
     assert not tally.faults, report(tally)
-    assert tally.rows == 500 and tally.turns > 500 and tally.refused < 50
+    assert tally.rows == 360 and tally.turns > 360 and tally.refused < 36
     # Only white space that a special token swallows may keep turns from sharing their text.
     assert FAMILIES[name].rstrip or not tally.apart
 
@@ -137,19 +137,12 @@ def test_a_wrong_label_a_wrong_context_and_a_lost_turn_are_seen():
     row = Conversation(turns, "f.jsonl:1")
     expected = expect(family, view, row, "all")
     (right,) = render(row, tokenizer)
+    ids, weights = right.input_ids, right.weights
+    wrong = [replace(right, weights=np.abs(weights - np.eye(1, len(ids), n)[0]))
+             for n in range(len(ids))]  # fmt: skip
+    wrong.append(replace(right, input_ids=ids + np.eye(1, len(ids), 1, dtype=np.int32)[0]))
+    longer = np.append(ids, ids[-1]), np.append(weights, np.float32(0))
+    wrong.append(replace(right, input_ids=longer[0], weights=longer[1]))
     assert disagreement(view, tokenizer, row, expected, [right]) is None
-    for at in range(len(right.weights)):
-        weights = right.weights.copy()
-        weights[at] = 1 - weights[at]
-        wrong = replace(right, weights=weights)
-        assert disagreement(view, tokenizer, row, expected, [wrong])
-    ids = right.input_ids.copy()
-    ids[1] += 1
-    assert disagreement(view, tokenizer, row, expected, [replace(right, input_ids=ids)])
-    longer = replace(
-        right,
-        input_ids=np.append(right.input_ids, right.input_ids[-1]),
-        weights=np.append(right.weights, np.float32(0)),
-    )
-    assert disagreement(view, tokenizer, row, expected, [longer])
     assert disagreement(view, tokenizer, row, expected, [])
+    assert all(disagreement(view, tokenizer, row, expected, [one]) for one in wrong)

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
+from small_tokenizers import TOKENIZERS
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -28,15 +26,9 @@ FILES = {
     "llama3": REAL / "llama3.tokenizer.model",
 }
 STARTER = ROOT / "mlx_itune/model/starter/tokenizer.json"
-# Older conversions of SentencePiece put a space after every special token too.
-LEGACY = ("llama2_legacy", "small_legacy")
-SMALL = ("gpt2", "merging", "sentencepiece", "small_llama3", "small_legacy")
-
-_SMALL_NAMES = {
-    "sentencepiece": "llama2",
-    "small_llama3": "llama3",
-    "small_legacy": "llama2_legacy",
-}
+# Small ones go by another name where a real one has theirs. Legacy: an older conversion of
+# SentencePiece, which puts a space after every special token too.
+_SMALL_NAMES = {"sentencepiece": "llama2", "small_legacy": "llama2_legacy"}
 
 # Names of control tokens in the oracle's own texts: one character each, outside everything else.
 _FIRST_NAME = 0xF1000
@@ -52,22 +44,21 @@ def base(name: str) -> Tokenizer:
         return converted
     if name == "starter":
         return Tokenizer.from_file(str(STARTER))
-    kind = _SMALL_NAMES.get(name, name)
-    built: Tokenizer = _small_ones().TOKENIZERS[kind]()
-    return built
+    return TOKENIZERS[_SMALL_NAMES.get(name, name)]()
 
 
 def _as_before(tokenizer: Tokenizer) -> Tokenizer:
     """The form that most copies of Llama 2's tokenizer.json have: a normalizer, no splitting."""
     before = Tokenizer(tokenizer.model)
-    before.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    before.normalizer = normalizers.Sequence(steps)
     before.decoder = tokenizer.decoder
-    before.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
-    )
+    before.add_special_tokens([_token(t) for t in ("<unk>", "<s>", "</s>")])
     return before
+
+
+def _token(text: str, *, special: bool = True, rstrip: bool = False) -> AddedToken:
+    return AddedToken(text, special=special, normalized=False, rstrip=rstrip)
 
 
 def missing(name: str) -> str | None:
@@ -82,31 +73,11 @@ def _llama2() -> Tokenizer:
         path = Path(folder)
         (path / "tokenizer.model").write_bytes(FILES["llama2"].read_bytes())
         (path / "config.json").write_text('{"model_type": "llama"}')
-        settings = {
-            "tokenizer_class": "LlamaTokenizer",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "unk_token": "<unk>",
-            "legacy": False,
-        }
+        settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+        settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         (path / "tokenizer_config.json").write_text(json.dumps(settings))
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
     return tokenizer
-
-
-@cache
-def _small_ones() -> ModuleType:
-    """The in-process tokenizers that tests/dataset trains."""
-    folder = ROOT / "tests/dataset"
-    spec = importlib.util.spec_from_file_location("dataset_tokenizers", folder / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
 
 
 class Coder:
@@ -123,16 +94,9 @@ class Coder:
         brought = {t.content: i for i, t in source.get_added_tokens_decoder().items()}
         special = tuple(dict.fromkeys((*brought, *family.special)))
         full = _copy(source)
-        full.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in brought])
-        full.add_special_tokens(
-            [
-                AddedToken(t, special=True, normalized=False, rstrip=family.rstrip)
-                for t in family.special
-            ]
-        )
-        full.add_tokens(
-            [AddedToken(t, special=False, normalized=False) for t in family.markup + family.loose]
-        )
+        full.add_special_tokens([_token(t) for t in brought])
+        full.add_special_tokens([_token(t, rstrip=family.rstrip) for t in family.special])
+        full.add_tokens([_token(t, special=False) for t in family.markup + family.loose])
         self.hf = PreTrainedTokenizerFast(
             tokenizer_object=full,
             eos_token=family.eos,
@@ -151,17 +115,9 @@ class Coder:
         self._true_id = {self._bare.token_to_id(n): self.ids[t] for t, n in self.names.items()}
 
     def _with_names(self, bare: Tokenizer) -> Tokenizer:
-        bare.add_special_tokens(
-            [
-                AddedToken(
-                    name,
-                    special=True,
-                    normalized=False,
-                    rstrip=self.family.rstrip and token in self.family.special,
-                )
-                for token, name in self.names.items()
-            ]
-        )
+        swallow = self.family.special if self.family.rstrip else ()
+        names = [_token(name, rstrip=token in swallow) for token, name in self.names.items()]
+        bare.add_special_tokens(names)
         return bare
 
     def named(self, pieces: Pieces) -> str:

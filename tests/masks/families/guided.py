@@ -15,17 +15,19 @@ from masks.family import (
     Tools,
     calls_of,
     json_text,
+    layout,
     must_alternate,
     said,
     system_and_rest,
+    up_to,
 )
 
 # ---- Command-R ---------------------------------------------------------------------------------
 
-_TURN, _USER, _CHATBOT, _SYSTEM, _END = (
+_TURN, _USER, _CHATBOT, _SYSTEM = (
     "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>",
-    "<|END_OF_TURN_TOKEN|>",
 )  # fmt: skip
+_END = "<|END_OF_TURN_TOKEN|>"
 _ACTION_GUIDE = (
     "Write 'Action:' followed by a json-formatted list of actions.\n```json\n[\n    {\n"
     '        "tool_name": NAME,\n        "parameters": PARAMETERS\n    }\n]```'
@@ -44,14 +46,8 @@ def _command_r(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
         must_alternate(rest)
     for m in rest:
         if m["role"] == "tool":
-            out += [
-                _TURN,
-                _SYSTEM,
-                "<results>\n",
-                said(m, m["content"].strip()),
-                "</results>",
-                _END,
-            ]
+            result = said(m, m["content"].strip())
+            out += [_TURN, _SYSTEM, "<results>\n", result, "</results>", _END]
         elif m["role"] == "user":
             out += [_TURN, _USER, said(m, m["content"].strip()), _END]
         else:
@@ -98,26 +94,26 @@ def _command_r_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
     return words
 
 
-def _without_tools(messages: Messages, n: int, tools: Tools) -> bool:
-    # With tools, every prompt ends in a guide that finished turns do not show.
-    return not tools
+_command_r7b_turns = layout(
+    {
+        "system": _TURN + _SYSTEM,
+        "user": _TURN + _USER,
+        "assistant": f"{_TURN}{_CHATBOT}<|START_RESPONSE|>",
+    },
+    {"system": _END, "user": _END, "assistant": f"<|END_RESPONSE|>{_END}"},
+    f"{_TURN}{_CHATBOT}<|START_RESPONSE|>",
+    start="<BOS_TOKEN>",
+    opening="",
+    trim=str.strip,
+)
 
 
 def _command_r7b(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    system, rest = system_and_rest(messages)
-    must_alternate(rest)
-    out: Pieces = ["<BOS_TOKEN>", _TURN, _SYSTEM, Said(system or ""), _END]
-    for n, m in enumerate(rest):
-        if m["role"] == "user":
-            out += [_TURN, _USER, said(m, m["content"].strip()), _END]
-        else:
-            out += [_TURN, _CHATBOT, "<|START_RESPONSE|>", *_command_r7b_reply(rest, n, tools)]
-    return out + ([_TURN, _CHATBOT, "<|START_RESPONSE|>"] if prompt else [])
-
-
-def _command_r7b_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    # A response's own end is not yet the end of the turn.
-    return [said(messages[n], messages[n]["content"].strip()), "<|END_RESPONSE|>", _END]
+    must_alternate(system_and_rest(messages)[1])
+    out = _command_r7b_turns(messages, tools, prompt)
+    if messages[0]["role"] == "system":
+        out[2] = said(messages[0])  # the one text that stays as it is
+    return out
 
 
 # ---- gpt-oss (harmony) -------------------------------------------------------------------------
@@ -141,49 +137,49 @@ def _namespace(tools: Tools) -> Pieces:
 def _harmony(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     system, rest = system_and_rest(messages)
     today = datetime.now().strftime("%Y-%m-%d")
-    out: Pieces = ["<|start|>", "system", "<|message|>", "You are a large language model.\n"]
+    out: Pieces = ["<|start|>system<|message|>You are a large language model.\n"]
     out += [f"Knowledge cutoff: 2024-06\nCurrent date: {today}\n\nReasoning: medium\n\n"]
     out += ["# Valid channels: analysis, commentary, final."]
-    out += (
-        ["\nCalls to these tools must go to the commentary channel: 'functions'."] if tools else []
-    )
-    out += ["<|end|>"]
+    guide = "\nCalls to these tools must go to the commentary channel: 'functions'."
+    out += [guide if tools else "", "<|end|>"]
     if system or tools:
-        out += ["<|start|>", "developer", "<|message|>"]
+        out += ["<|start|>developer<|message|>"]
         out += ["# Instructions\n\n", Said(system), "\n\n"] if system else []
         out += ["# Tools\n\n", *_namespace(tools)] if tools else []
         out += ["<|end|>"]
+    answers = [n for n, m in enumerate(rest) if _is_answer(m)]
     called: str | None = None
     for n, m in enumerate(rest):
         if m["role"] == "user":
-            out += ["<|start|>", "user", "<|message|>", said(m), "<|end|>"]
+            out += ["<|start|>user<|message|>", said(m), "<|end|>"]
         elif m["role"] == "tool":
             if called is None:
                 raise Refused("a result without a call")
-            out += ["<|start|>", "functions.", Said(called), " to=assistant", "<|channel|>"]
-            out += ["commentary", "<|message|>", Said(json_text(m["content"])), "<|end|>"]
+            out += ["<|start|>functions.", Said(called), " to=assistant<|channel|>commentary"]
+            out += ["<|message|>", Said(json_text(m["content"])), "<|end|>"]
         else:
-            called = calls_of(m)[0][0] if m.get("tool_calls") else called
             ends = n == len(rest) - 1 and not prompt
-            answered = any(
-                later["role"] == "assistant" and not later.get("tool_calls")
-                for later in rest[n + 1 :]
-            )
-            out += ["<|start|>", "assistant", *_harmony_words(m, ends=ends, thinks=not answered)]
-            called = called if m.get("tool_calls") or ends else None
-    return out + (["<|start|>", "assistant"] if prompt else [])
+            thinks = not any(later > n for later in answers)
+            out += ["<|start|>assistant", *_harmony_words(m, ends=ends, thinks=thinks)]
+            if m.get("tool_calls"):
+                called = calls_of(m)[0][0]
+            elif not ends:
+                called = None
+    return out + (["<|start|>assistant"] if prompt else [])
+
+
+def _is_answer(m: Message) -> bool:
+    return m["role"] == "assistant" and not m.get("tool_calls")
 
 
 def _harmony_words(m: Message, *, ends: bool, thinks: bool) -> Pieces:
     if not m.get("tool_calls"):
-        end = "<|return|>" if ends else "<|end|>"
-        return ["<|channel|>", "final", "<|message|>", said(m), end]
+        return ["<|channel|>final<|message|>", said(m), "<|return|>" if ends else "<|end|>"]
     name, arguments = calls_of(m)[0]
     out: Pieces = []
     if m["content"] and thinks:
-        out += ["<|channel|>", "analysis", "<|message|>", said(m), "<|end|>"]
-        out += ["<|start|>", "assistant"]
-    out += [" to=functions.", Said(name), "<|channel|>", "commentary json", "<|message|>"]
+        out += ["<|channel|>analysis<|message|>", said(m), "<|end|><|start|>assistant"]
+    out += [" to=functions.", Said(name), "<|channel|>commentary json<|message|>"]
     return [*out, Said(json_text(arguments)), "<|call|>"]
 
 
@@ -194,9 +190,7 @@ def _harmony_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
 
 
 def _harmony_kept(messages: Messages, n: int, tools: Tools) -> bool:
-    answers = [
-        k for k, m in enumerate(messages) if m["role"] == "assistant" and not m.get("tool_calls")
-    ]
+    answers = [k for k, m in enumerate(messages) if _is_answer(m)]
     if n in answers and n < len(messages) - 1:
         # A model ends its answer with another token than the one history shows.
         return False
@@ -207,15 +201,22 @@ def _harmony_kept(messages: Messages, n: int, tools: Tools) -> bool:
     return not any(m.get("tool_calls") and m["content"] for m in messages[since + 1 : n + 1])
 
 
+_COMMAND_R_TOKENS = ("<BOS_TOKEN>", "<EOS_TOKEN>", _TURN, _USER, _CHATBOT, _SYSTEM, _END)
+_HARMONY_TOKENS = tuple(
+    "<|startoftext|> <|endoftext|> <|return|> <|constrain|> <|channel|> <|start|> <|end|> "
+    "<|message|> <|call|>".split()
+)
+
 FAMILIES = (
     Family(
         "command_r",
         _command_r,
         _command_r_reply,
-        ("<BOS_TOKEN>", "<EOS_TOKEN>", _TURN, _USER, _CHATBOT, _SYSTEM, _END),
+        _COMMAND_R_TOKENS,
         bos="<BOS_TOKEN>",
         eos=_END,
-        kept=_without_tools,
+        # With tools, every prompt ends in a guide that finished turns do not show.
+        kept=lambda messages, n, tools: not tools,
         open_ended=lambda messages, n: bool(messages[n].get("tool_calls")),
         tool_use_template="command_r_tools",
         tools=True,
@@ -224,11 +225,9 @@ FAMILIES = (
     Family(
         "command_r7b",
         _command_r7b,
-        _command_r7b_reply,
-        (
-            *("<BOS_TOKEN>", "<EOS_TOKEN>", _TURN, _USER, _CHATBOT, _SYSTEM, _END),
-            *("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
-        ),
+        # A response's own end is not yet the end of the turn.
+        up_to(f"<|END_RESPONSE|>{_END}", trim=str.strip),
+        (*_COMMAND_R_TOKENS, "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
         bos="<BOS_TOKEN>",
         eos=_END,
     ),
@@ -236,17 +235,7 @@ FAMILIES = (
         "gpt_oss",
         _harmony,
         _harmony_reply,
-        (
-            "<|startoftext|>",
-            "<|endoftext|>",
-            "<|return|>",
-            "<|constrain|>",
-            "<|channel|>",
-            "<|start|>",
-            "<|end|>",
-            "<|message|>",
-            "<|call|>",
-        ),
+        _HARMONY_TOKENS,
         bos="<|startoftext|>",
         eos="<|return|>",
         more_eos=("<|call|>", "<|endoftext|>"),

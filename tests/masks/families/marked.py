@@ -12,21 +12,14 @@ from masks.family import (
     Said,
     Tools,
     json_text,
+    layout,
     must_alternate,
     said,
     system_and_rest,
+    up_to,
 )
 
-
-def _chatml(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = []
-    for m in messages:
-        out += ["<|im_start|>", m["role"], "\n", said(m), "<|im_end|>", "\n"]
-    return out + (["<|im_start|>", "assistant\n"] if prompt else [])
-
-
-def _chatml_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n]), "<|im_end|>"]
+_chatml = layout("<|im_start|>{}\n", "<|im_end|>\n", "<|im_start|>assistant\n")
 
 
 def _built_in_chatml(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
@@ -35,111 +28,74 @@ def _built_in_chatml(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     return _chatml(messages, tools, prompt)
 
 
-def _llama3_0(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = ["<|begin_of_text|>"]
-    for m in messages:
-        out += ["<|start_header_id|>", m["role"], "<|end_header_id|>", "\n\n"]
-        out += [said(m, m["content"].strip()), "<|eot_id|>"]
-    if prompt:
-        out += ["<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"]
-    return out
-
-
-def _llama3_0_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n], messages[n]["content"].strip()), "<|eot_id|>"]
-
-
 def _gemma_turns(messages: Messages, prefix: Pieces, prompt: bool) -> Pieces:
     must_alternate(messages)
-    out: Pieces = []
+    out: Pieces = ["<bos>"]
     for n, m in enumerate(messages):
         role = "model" if m["role"] == "assistant" else m["role"]
-        out += ["<start_of_turn>", role, "\n", *(prefix if n == 0 else [])]
-        out += [said(m, m["content"].strip()), "<end_of_turn>", "\n"]
-    return out + (["<start_of_turn>", "model\n"] if prompt else [])
+        out += [f"<start_of_turn>{role}\n", *(prefix if n == 0 else [])]
+        out += [said(m, m["content"].strip()), "<end_of_turn>\n"]
+    return out + (["<start_of_turn>model\n"] if prompt else [])
 
 
 def _gemma2(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    if messages[0]["role"] == "system":
-        raise Refused("no system turns")
-    return ["<bos>", *_gemma_turns(messages, [], prompt)]
+    return _gemma_turns(messages, [], prompt)
 
 
 def _gemma3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     system, rest = system_and_rest(messages)
-    prefix = [] if system is None else [Said(system), "\n\n"]
-    return ["<bos>", *_gemma_turns(rest, prefix, prompt)]
-
-
-def _gemma_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n], messages[n]["content"].strip()), "<end_of_turn>"]
-
-
-def _phi3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = []
-    for m in messages:
-        out += [f"<|{m['role']}|>", "\n", said(m), "<|end|>", "\n"]
-    return out + (["<|assistant|>", "\n"] if prompt else ["<|endoftext|>"])
-
-
-def _phi3_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n]), "<|end|>"]
-
-
-def _phi4(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = []
-    for m in messages:
-        out += ["<|im_start|>", m["role"], "<|im_sep|>", said(m), "<|im_end|>"]
-    return out + (["<|im_start|>", "assistant", "<|im_sep|>"] if prompt else [])
+    return _gemma_turns(rest, [] if system is None else [Said(system), "\n\n"], prompt)
 
 
 def _granite(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     system, rest = system_and_rest(messages)
-    out: Pieces = ["<|start_of_role|>", "system", "<|end_of_role|>"]
+    out: Pieces = ["<|start_of_role|>system<|end_of_role|>"]
     if system is not None:
         out += [Said(system)]
     else:
         today = datetime.now().strftime("%B %d, %Y")
         out += [f"Knowledge Cutoff Date: April 2024. Today's Date: {today}. You are Granite."]
-        if tools:
-            out += [" Answer with ", "<|tool_call|>", " and a JSON list where a tool is needed."]
-        else:
-            out += [" You are a helpful AI assistant."]
-    out += ["<|end_of_text|>", "\n"]
+        with_tools = " Answer with <|tool_call|> and a JSON list where a tool is needed."
+        out += [with_tools if tools else " You are a helpful AI assistant."]
+    out += ["<|end_of_text|>\n"]
     if tools:
-        out += ["<|start_of_role|>", "available_tools", "<|end_of_role|>"]
-        out += [Said(json_text(tools, indent=4)), "<|end_of_text|>", "\n"]
+        out += ["<|start_of_role|>available_tools<|end_of_role|>"]
+        out += [Said(json_text(tools, indent=4)), "<|end_of_text|>\n"]
     for m in rest:
-        out += ["<|start_of_role|>", m["role"], "<|end_of_role|>", said(m), "<|end_of_text|>", "\n"]
-    return out + (["<|start_of_role|>", "assistant", "<|end_of_role|>"] if prompt else [])
-
-
-def _granite_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n]), "<|end_of_text|>"]
+        out += [f"<|start_of_role|>{m['role']}<|end_of_role|>", said(m), "<|end_of_text|>\n"]
+    return out + (["<|start_of_role|>assistant<|end_of_role|>"] if prompt else [])
 
 
 _CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_LLAMA3_TOKENS = (
+LLAMA3_TOKENS = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
     "<|eom_id|>", "<|eot_id|>", "<|python_tag|>",
 )  # fmt: skip
 _GEMMA_TOKENS = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
+_to_im_end = up_to("<|im_end|>")
+_to_end_of_turn = up_to("<end_of_turn>", trim=str.strip)
 
 FAMILIES = (
-    Family("chatml", _chatml, _chatml_reply, _CHATML_TOKENS, eos="<|im_end|>"),
+    Family("chatml", _chatml, _to_im_end, _CHATML_TOKENS, eos="<|im_end|>"),
     Family(
         "built_in_chatml",
         _built_in_chatml,
-        _chatml_reply,
+        _to_im_end,
         _CHATML_TOKENS,
         eos="<|im_end|>",
         built_in="chatml",
     ),
     Family(
         "llama3_0",
-        _llama3_0,
-        _llama3_0_reply,
-        _LLAMA3_TOKENS,
+        layout(
+            "<|start_header_id|>{}<|end_header_id|>\n\n",
+            "<|eot_id|>",
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            start="<|begin_of_text|>",
+            trim=str.strip,
+        ),
+        up_to("<|eot_id|>", trim=str.strip),
+        LLAMA3_TOKENS,
         bos="<|begin_of_text|>",
         eos="<|end_of_text|>",
         more_eos=("<|eot_id|>",),
@@ -147,18 +103,18 @@ FAMILIES = (
     Family(
         "gemma2",
         _gemma2,
-        _gemma_reply,
+        _to_end_of_turn,
         _GEMMA_TOKENS,
         bos="<bos>",
         eos="<eos>",
         more_eos=("<end_of_turn>",),
         system=False,
     ),
-    Family("gemma3", _gemma3, _gemma_reply, _GEMMA_TOKENS, bos="<bos>", eos="<eos>"),
+    Family("gemma3", _gemma3, _to_end_of_turn, _GEMMA_TOKENS, bos="<bos>", eos="<eos>"),
     Family(
         "phi3",
-        _phi3,
-        _phi3_reply,
+        layout("<|{}|>\n", "<|end|>\n", "<|assistant|>\n", closing="<|endoftext|>"),
+        up_to("<|end|>"),
         ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
         eos="<|endoftext|>",
         # generation_config.json of the real one names all three.
@@ -167,8 +123,8 @@ FAMILIES = (
     ),
     Family(
         "phi4",
-        _phi4,
-        _chatml_reply,
+        layout("<|im_start|>{}<|im_sep|>", "<|im_end|>", "<|im_start|>assistant<|im_sep|>"),
+        _to_im_end,
         (*_CHATML_TOKENS, "<|im_sep|>"),
         bos="<|endoftext|>",
         eos="<|im_end|>",
@@ -176,7 +132,7 @@ FAMILIES = (
     Family(
         "granite",
         _granite,
-        _granite_reply,
+        up_to("<|end_of_text|>"),
         ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
         eos="<|end_of_text|>",
         tools=True,

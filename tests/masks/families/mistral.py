@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from masks.family import (
     Family,
     Message,
@@ -11,32 +13,19 @@ from masks.family import (
     Said,
     Tools,
     json_text,
+    layout,
     must_alternate,
     said,
     system_and_rest,
+    up_to,
 )
+
+_v1_turns = layout({"user": "[INST] "}, {"user": " [/INST]", "assistant": "</s> "}, "", start="<s>")
 
 
 def _v1(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     must_alternate(messages)
-    out: Pieces = ["<s>"]
-    for m in messages:
-        if m["role"] == "user":
-            out += ["[INST] ", said(m), " [/INST]"]
-        elif m["role"] == "assistant":
-            out += [said(m), "</s>", " "]
-        else:
-            raise Refused("only user and assistant")
-    return out
-
-
-def _v1_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n]), "</s>"]
-
-
-def _check_turns(rest: Messages) -> None:
-    talk = [m for m in rest if m["role"] != "tool" and not m.get("tool_calls")]
-    must_alternate(talk)
+    return _v1_turns(messages, tools, prompt)
 
 
 def _tool_list(tools: Tools) -> Pieces:
@@ -67,52 +56,33 @@ def _calls(m: Message) -> Pieces:
     return [Said(", ".join(listed))]
 
 
-def _turns(messages: Messages, tools: Tools, space: str, trimmed: bool) -> Pieces:
-    """v3 and Nemo differ in one space around their tokens and in trimming replies."""
+def _said_or_called(m: Message, space: str, trim: Callable[[str], str]) -> Pieces:
+    if m.get("tool_calls"):
+        return [f"[TOOL_CALLS]{space}[", *_calls(m), "]</s>"]
+    return [space, said(m, trim(m["content"])), "</s>"]
+
+
+def _turns(messages: Messages, tools: Tools, space: str, trim: Callable[[str], str]) -> Pieces:
     system, rest = system_and_rest(messages)
-    _check_turns(rest)
+    must_alternate([m for m in rest if m["role"] != "tool" and not m.get("tool_calls")])
     users = [m for m in rest if m["role"] == "user"]
     out: Pieces = ["<s>"]
     for n, m in enumerate(rest):
         if m["role"] == "user":
             # The template compares turns by value: a repeated question gets the tools each time.
             if tools and m == users[-1]:
-                out += ["[AVAILABLE_TOOLS]", space, "["]
-                out += [*_tool_list(tools), "]", "[/AVAILABLE_TOOLS]"]
-            out += ["[INST]", space]
+                out += [f"[AVAILABLE_TOOLS]{space}[", *_tool_list(tools), "][/AVAILABLE_TOOLS]"]
+            out += [f"[INST]{space}"]
             if n == len(rest) - 1 and system is not None:
                 out += [Said(system), "\n\n"]
             out += [said(m), "[/INST]"]
         elif m["role"] == "tool":
             key = _nine(m.get("tool_call_id"))
-            out += ["[TOOL_RESULTS]", space, '{"content": ', said(m), ', "call_id": "', Said(key)]
-            out += ['"}', "[/TOOL_RESULTS]"]
+            out += [f'[TOOL_RESULTS]{space}{{"content": ', said(m), ', "call_id": "', Said(key)]
+            out += ['"}[/TOOL_RESULTS]']
         else:
-            out += _said_or_called(m, space, trimmed)
+            out += _said_or_called(m, space, trim)
     return out
-
-
-def _said_or_called(m: Message, space: str, trimmed: bool) -> Pieces:
-    if m.get("tool_calls"):
-        return ["[TOOL_CALLS]", space, "[", *_calls(m), "]", "</s>"]
-    text = m["content"].strip() if trimmed else m["content"]
-    return [space, said(m, text), "</s>"]
-
-
-def _v3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    return _turns(messages, tools, " ", True)
-
-
-def _v3_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return _said_or_called(messages[n], " ", True)
-
-
-def _nemo(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    return _turns(messages, tools, "", False)
-
-
-def _nemo_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return _said_or_called(messages[n], "", False)
 
 
 def _kept(messages: Messages, n: int, tools: Tools) -> bool:
@@ -132,33 +102,34 @@ _TOKENS = (
     "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
 )  # fmt: skip
 
+
+def _with_tools(name: str, space: str, trim: Callable[[str], str]) -> Family:
+    """v3 and Nemo differ in one space around their tokens and in trimming replies."""
+    return Family(
+        name,
+        lambda messages, tools, prompt: _turns(messages, tools, space, trim),
+        lambda messages, n, tools: _said_or_called(messages[n], space, trim),
+        _TOKENS,
+        bos="<s>",
+        eos="</s>",
+        kept=_kept,
+        tools=True,
+        calls=3,
+        call_ids=True,
+    )
+
+
 FAMILIES = (
     Family(
         "mistral_v1",
         _v1,
-        _v1_reply,
+        up_to("</s>"),
         ("<unk>", "<s>", "</s>"),
         bos="<s>",
         eos="</s>",
         words=("[INST] ", " [/INST]"),
         system=False,
     ),
-    *(
-        Family(
-            name,
-            pieces,
-            reply,
-            _TOKENS,
-            bos="<s>",
-            eos="</s>",
-            kept=_kept,
-            tools=True,
-            calls=3,
-            call_ids=True,
-        )
-        for name, pieces, reply in (
-            ("mistral_v3", _v3, _v3_reply),
-            ("mistral_nemo", _nemo, _nemo_reply),
-        )
-    ),
+    _with_tools("mistral_v3", " ", str.strip),
+    _with_tools("mistral_nemo", "", str),
 )

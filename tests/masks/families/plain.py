@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from masks.family import (
     Family,
     Messages,
@@ -9,9 +11,12 @@ from masks.family import (
     Refused,
     Said,
     Tools,
+    is_last,
+    layout,
     must_alternate,
     said,
     system_and_rest,
+    up_to,
 )
 
 _VICUNA_SYSTEM = (
@@ -26,7 +31,7 @@ _ALPACA_SYSTEM_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request."
 )
-_LLAMA2_TOKENS = ("<unk>", "<s>", "</s>")
+_SPEAKERS = ("<|user|>\n", "<|system|>\n", "<|assistant|>\n")
 
 
 def _llama2(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
@@ -34,58 +39,14 @@ def _llama2(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     must_alternate(rest)
     out: Pieces = []
     for n, m in enumerate(rest):
-        if m["role"] == "user":
-            text = m["content"]
-            out += ["<s>", "[INST] "]
-            if n == 0 and system is not None:
-                out += ["<<SYS>>\n", Said(system), "\n<</SYS>>\n\n", said(m, text.rstrip())]
-            else:
-                out += [said(m, text.strip())]
-            out += [" [/INST]"]
+        if m["role"] == "assistant":
+            out += [" ", said(m, m["content"].strip()), " </s>"]
+        elif n == 0 and system is not None:
+            out += ["<s>[INST] <<SYS>>\n", Said(system), "\n<</SYS>>\n\n"]
+            out += [said(m, m["content"].rstrip()), " [/INST]"]
         else:
-            out += [" ", said(m, m["content"].strip()), " ", "</s>"]
+            out += ["<s>[INST] ", said(m, m["content"].strip()), " [/INST]"]
     return out
-
-
-def _llama2_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [" ", said(messages[n], messages[n]["content"].strip()), " ", "</s>"]
-
-
-def _zephyr(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = []
-    for m in messages:
-        out += [f"<|{m['role']}|>\n", said(m), "</s>", "\n"]
-    return out + (["<|assistant|>\n"] if prompt else [])
-
-
-def _to_end_token(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n]), "</s>"]
-
-
-def _vicuna(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    system, rest = system_and_rest(messages)
-    out: Pieces = ["<s>", _VICUNA_SYSTEM if system is None else Said(system), " "]
-    for m in rest:
-        if m["role"] == "user":
-            out += ["USER: ", said(m), " "]
-        else:
-            out += ["ASSISTANT: ", said(m), "</s>"]
-    return out + (["ASSISTANT:"] if prompt else [])
-
-
-def _vicuna_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [" ", said(messages[n]), "</s>"]
-
-
-def _alpaca(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    system, rest = system_and_rest(messages)
-    out: Pieces = ["<s>", _ALPACA_SYSTEM if system is None else Said(system), "\n\n"]
-    for m in rest:
-        if m["role"] == "user":
-            out += ["### Instruction:\n", said(m), "\n\n"]
-        else:
-            out += ["### Response:\n", said(m), "</s>", "\n\n"]
-    return out + (["### Response:\n"] if prompt else [])
 
 
 def _built_in_alpaca(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
@@ -101,123 +62,87 @@ def _built_in_alpaca(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
                 out += ["\n\n"]
             elif n == 0:
                 out += [_ALPACA_SYSTEM_WITH_INPUT if given else _ALPACA_SYSTEM, "\n\n"]
-            if given:
-                out += ["### Instruction:\n", Said(m["instruction"]), "\n\n"]
-                out += ["### Input:\n", Said(given), "\n\n"]
-            else:
-                out += ["### Instruction:\n", said(m), "\n\n"]
+            out += ["### Instruction:\n", Said(m["instruction"]) if given else said(m), "\n\n"]
+            out += ["### Input:\n", Said(given), "\n\n"] if given else []
         else:
             out += ["### Response:", said(m), "</s>"]
     return out + (["### Response:"] if prompt else [])
 
 
-def _starter(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    names = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response: "}
-    out: Pieces = []
-    for m in messages:
-        out += [names[m["role"]], said(m)]
-        out += ["<|end|>", "\n\n"] if m["role"] == "assistant" else ["\n\n"]
-    return out + (["### Response:"] if prompt else [])
-
-
-def _starter_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [" ", said(messages[n]), "<|end|>"]
+_olmo2_with_newlines = layout(
+    "<|{}|>\n",
+    {"system": "\n", "user": "\n", "assistant": "<|endoftext|>\n"},
+    "<|assistant|>\n",
+    start="<|endoftext|>",
+)
 
 
 def _olmo2(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = ["<|endoftext|>"]
-    for n, m in enumerate(messages):
-        out += [f"<|{m['role']}|>\n", said(m)]
-        if m["role"] == "assistant":
-            out += ["<|endoftext|>", *(["\n"] if n < len(messages) - 1 else [])]
-        else:
-            out += ["\n"]
-    return out + (["<|assistant|>\n"] if prompt else [])
+    out = _olmo2_with_newlines(messages, tools, prompt)
+    if messages[-1]["role"] == "assistant":
+        out[-2] = "<|endoftext|>"
+    return out
 
 
-def _olmo2_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n]), "<|endoftext|>"]
-
-
-def _roles(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = []
-    for m in messages:
-        out += [m["role"].upper(), ": ", said(m), "\n"]
-    return out + (["ASSISTANT:"] if prompt else [])
-
-
-def _roles_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    # Nothing tells the last white space of the words from the template's own.
-    return [" ", said(messages[n], messages[n]["content"].rstrip())]
-
-
-def _glm4(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out: Pieces = ["[gMASK]", "<sop>"]
-    for m in messages:
-        out += [f"<|{m['role']}|>", "\n", said(m)]
-    return out + (["<|assistant|>"] if prompt else [])
-
-
-def _glm4_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return ["\n", said(messages[n], messages[n]["content"].rstrip())]
-
-
-def _is_last(messages: Messages, n: int, tools: Tools) -> bool:
-    return n == len(messages) - 1
-
+_spm = partial(Family, special=("<unk>", "<s>", "</s>"), bos="<s>", eos="</s>")
 
 FAMILIES = (
-    Family(
+    _spm(
         "llama2",
         _llama2,
-        _llama2_reply,
-        _LLAMA2_TOKENS,
-        bos="<s>",
-        eos="</s>",
+        up_to(" </s>", start=" ", trim=str.strip),
         words=("[INST]", "[/INST]", "<<SYS>>\n", "\n<</SYS>>\n\n"),
     ),
-    Family(
+    _spm(
         "zephyr",
-        _zephyr,
-        _to_end_token,
-        _LLAMA2_TOKENS,
-        bos="<s>",
-        eos="</s>",
-        words=("<|user|>\n", "<|system|>\n", "<|assistant|>\n"),
+        layout("<|{}|>\n", "</s>\n", "<|assistant|>\n"),
+        up_to("</s>"),
+        words=_SPEAKERS,
     ),
-    Family(
+    _spm(
         "vicuna",
-        _vicuna,
-        _vicuna_reply,
-        _LLAMA2_TOKENS,
-        bos="<s>",
-        eos="</s>",
+        layout(
+            {"user": "USER: ", "assistant": "ASSISTANT: "},
+            {"system": " ", "user": " ", "assistant": "</s>"},
+            "ASSISTANT:",
+            start="<s>",
+            opening=_VICUNA_SYSTEM,
+        ),
+        up_to("</s>", start=" "),
         words=("USER: ", " ASSISTANT:", "ASSISTANT: "),
     ),
-    Family(
+    _spm(
         "alpaca",
-        _alpaca,
-        _to_end_token,
-        _LLAMA2_TOKENS,
-        bos="<s>",
-        eos="</s>",
+        layout(
+            {"user": "### Instruction:\n", "assistant": "### Response:\n"},
+            {"system": "\n\n", "user": "\n\n", "assistant": "</s>\n\n"},
+            "### Response:\n",
+            start="<s>",
+            opening=_ALPACA_SYSTEM,
+        ),
+        up_to("</s>"),
         words=("### Instruction:\n", "\n\n### Response:\n"),
     ),
-    Family(
+    _spm(
         "built_in_alpaca",
         _built_in_alpaca,
-        _to_end_token,
-        _LLAMA2_TOKENS,
-        bos="<s>",
-        eos="</s>",
+        up_to("</s>"),
         words=("### Instruction:\n", "### Input:\n", "\n\n### Response:"),
         built_in="alpaca",
         inputs=True,
     ),
     Family(
         "starter",
-        _starter,
-        _starter_reply,
+        layout(
+            {
+                "system": "### System:\n",
+                "user": "### Instruction:\n",
+                "assistant": "### Response: ",
+            },
+            {"system": "\n\n", "user": "\n\n", "assistant": "<|end|>\n\n"},
+            "### Response:",
+        ),
+        up_to("<|end|>", start=" "),
         ("<|end|>",),
         eos="<|end|>",
         words=("### System:\n", "### Instruction:\n", "\n\n### Response:"),
@@ -225,31 +150,33 @@ FAMILIES = (
     Family(
         "olmo2",
         _olmo2,
-        _olmo2_reply,
+        up_to("<|endoftext|>"),
         ("<|endoftext|>",),
         bos="<|endoftext|>",
         eos="<|endoftext|>",
-        words=("<|user|>\n", "<|system|>\n", "<|assistant|>\n"),
+        words=_SPEAKERS,
     ),
-    Family(
+    # Nothing tells the last white space of these replies from the template's own.
+    _spm(
         "roles",
-        _roles,
-        _roles_reply,
-        _LLAMA2_TOKENS,
-        eos="</s>",
+        layout(
+            {"system": "SYSTEM: ", "user": "USER: ", "assistant": "ASSISTANT: "}, "\n", "ASSISTANT:"
+        ),
+        up_to("", start=" ", trim=str.rstrip),
+        bos=None,
         words=("USER: ", "\nASSISTANT:"),
-        kept=_is_last,
+        kept=is_last,
         open_ended=lambda messages, n: True,
     ),
     Family(
         "glm4",
-        _glm4,
-        _glm4_reply,
+        layout("<|{}|>\n", "", "<|assistant|>", start="[gMASK]<sop>"),
+        up_to("", start="\n", trim=str.rstrip),
         ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
         eos="<|endoftext|>",
         # A turn ends where the next speaker's token stands.
         more_eos=("<|user|>",),
-        kept=_is_last,
+        kept=is_last,
         open_ended=lambda messages, n: True,
     ),
 )

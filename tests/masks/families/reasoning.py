@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 
 from masks.families.tooled import qwen_calls, qwen_result, qwen_tools
 from masks.family import (
@@ -14,9 +15,11 @@ from masks.family import (
     Said,
     Tools,
     calls_of,
+    is_last,
     json_text,
     said,
     system_and_rest,
+    up_to,
 )
 
 # ---- Qwen 3 ------------------------------------------------------------------------------------
@@ -38,37 +41,33 @@ def _last_question(messages: Messages) -> int:
     return max((n for n, m in enumerate(messages) if m["role"] == "user"), default=-1)
 
 
-def _qwen3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
+def _qwen3(messages: Messages, tools: Tools, prompt: bool, opened: str = "") -> Pieces:
     system, _ = system_and_rest(messages)
     out: Pieces = []
-    if tools:
-        # The system text ends in two new lines of the template's; the list opens without its own.
-        out += ["<|im_start|>", "system\n", *([Said(system), "\n\n"] if system is not None else [])]
-        listing = qwen_tools(tools)
-        out += [listing[0].removeprefix("\n\n"), *listing[1:], "<|im_end|>", "\n"]
-    elif system is not None:
-        out += ["<|im_start|>", "system\n", Said(system), "<|im_end|>", "\n"]
+    if tools or system is not None:
+        # The system text ends in two new lines of the template's before the list.
+        out += ["<|im_start|>system\n", *([Said(system)] if system is not None else [])]
+        out += ["\n\n"] if tools and system is not None else []
+        out += [*(qwen_tools(tools) if tools else []), "<|im_end|>\n"]
     asked = _last_question(messages)
     for n, m in enumerate(messages):
         if m["role"] == "user":
-            out += ["<|im_start|>", "user\n", said(m), "<|im_end|>", "\n"]
+            out += ["<|im_start|>user\n", said(m), "<|im_end|>\n"]
         elif m["role"] == "tool":
             out += qwen_result(messages, n)
         elif m["role"] == "assistant":
             reasoning, _ = _split_thought(m)
             shown = n > asked and (n == len(messages) - 1 or bool(reasoning))
-            out += ["<|im_start|>", "assistant\n", *_qwen3_words(m, shown), "\n"]
-    return out + (["<|im_start|>", "assistant\n"] if prompt else [])
+            out += ["<|im_start|>assistant\n", *_qwen3_words(m, shown), "\n"]
+    return out + (["<|im_start|>assistant\n", opened] if prompt else [])
 
 
-def _qwen3_words(m: Message, shown: bool) -> Pieces:
+def _qwen3_words(m: Message, shown: bool, opened: int = 0) -> Pieces:
+    """The turn; so many pieces of its reasoning block stand in the prompt already."""
     reasoning, answer = _split_thought(m)
-    out: Pieces = []
-    if shown:
-        out += ["<think>", "\n", said(m, reasoning.strip("\n")), "\n", "</think>", "\n\n"]
-        out += [said(m, answer.lstrip("\n"))]
-    else:
-        out += [said(m, answer)]
+    block: Pieces = ["<think>\n", said(m, reasoning.strip("\n")), "\n</think>\n\n"]
+    out: Pieces = block[opened:] if shown else []
+    out += [said(m, answer.lstrip("\n") if shown else answer)]
     return [*out, *qwen_calls(m, glue=bool(answer)), "<|im_end|>"]
 
 
@@ -87,26 +86,21 @@ def _qwen3_kept(messages: Messages, n: int, tools: Tools) -> bool:
 
 
 def _qwen3_off(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out = _qwen3(messages, tools, prompt)
-    return out + (["<think>", "\n\n", "</think>", "\n\n"] if prompt else [])
+    return _qwen3(messages, tools, prompt, "<think>\n\n</think>\n\n")
 
 
 def _qwen3_off_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
     if _split_thought(messages[n])[0].strip("\n"):
         raise Refused("reasoning after a prompt that closed it")
-    return _qwen3_words(messages[n], shown=True)[6:]
-
-
-def _qwen3_off_kept(messages: Messages, n: int, tools: Tools) -> bool:
-    return n == len(messages) - 1
+    return _qwen3_words(messages[n], shown=True, opened=3)
 
 
 def _qwen3_thinking(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    return _qwen3(messages, tools, prompt) + (["<think>", "\n"] if prompt else [])
+    return _qwen3(messages, tools, prompt, "<think>\n")
 
 
 def _qwen3_thinking_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return _qwen3_words(messages[n], shown=True)[2:]
+    return _qwen3_words(messages[n], shown=True, opened=1)
 
 
 # ---- DeepSeek ----------------------------------------------------------------------------------
@@ -137,8 +131,8 @@ def _deepseek_v3_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
     out: Pieces = [said(m)]
     for k, (name, arguments) in enumerate(calls_of(m)):
         out += ["\n"] if k else ["<｜tool▁calls▁begin｜>"]
-        out += ["<｜tool▁call▁begin｜>", "function", "<｜tool▁sep｜>", Said(name), "\n```json\n"]
-        out += [Said(json_text(arguments)), "\n```", "<｜tool▁call▁end｜>"]
+        out += ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>", Said(name), "\n```json\n"]
+        out += [Said(json_text(arguments)), "\n```<｜tool▁call▁end｜>"]
     out += ["<｜tool▁calls▁end｜>"] if calls_of(m) else []
     return [*out, "<｜end▁of▁sentence｜>"]
 
@@ -151,7 +145,7 @@ def _deepseek_r1(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
             out += ["<｜User｜>", said(m)]
         else:
             out += ["<｜Assistant｜>", _deepseek_r1_words(m), "<｜end▁of▁sentence｜>"]
-    return out + (["<｜Assistant｜>", "<think>", "\n"] if prompt else [])
+    return out + (["<｜Assistant｜><think>\n"] if prompt else [])
 
 
 def _deepseek_r1_words(m: Message) -> Said:
@@ -169,10 +163,6 @@ def _deepseek_r1_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
     return [said(m, words), "<｜end▁of▁sentence｜>"]
 
 
-def _deepseek_r1_kept(messages: Messages, n: int, tools: Tools) -> bool:
-    return _opens_as_asked(messages[n])
-
-
 # ---- SmolLM3 -----------------------------------------------------------------------------------
 
 
@@ -181,52 +171,39 @@ def _smollm3_mode(messages: Messages) -> str:
     return "/no_think" if "/no_think" in (system or "") else "/think"
 
 
-def _smollm3_open(messages: Messages) -> Pieces:
-    return ["<think>", "\n\n", "</think>", "\n"] if _smollm3_mode(messages) != "/think" else []
-
-
 def _smollm3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     system, rest = system_and_rest(messages)
     mode = _smollm3_mode(messages)
+    opening = "<|im_start|>assistant\n" + ("" if mode == "/think" else "<think>\n\n</think>\n")
     wanted = (system or "").replace("/no_think", "").replace("/think", "").rstrip()
-    out: Pieces = ["<|im_start|>", "system\n"]
+    out: Pieces = ["<|im_start|>system\n"]
     if "/system_override" in (system or ""):
         out += [Said(wanted.replace("/system_override", "").rstrip())]
     else:
         today = datetime.now().strftime("%d %B %Y")
-        out += ["## Metadata\n\nKnowledge Cutoff Date: June 2025\n", f"Today Date: {today}\n"]
+        out += [f"## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: {today}\n"]
         out += [f"Reasoning Mode: {mode}\n\n## Custom Instructions\n\n"]
         if wanted:
             out += [Said(wanted), "\n\n"]
         elif mode == "/think":
-            out += ["You are SmolLM. First think, within ", "<think>", " and ", "</think>"]
-            out += [", then answer.\n\n"]
+            out += ["You are SmolLM. First think, within <think> and </think>, then answer.\n\n"]
         else:
             out += ["You are SmolLM.\n\n"]
-        out += ["### Tools\n\n<tools>\n", *_smollm3_tools(tools), "</tools>\n\n"] if tools else []
-    out += ["<|im_end|>", "\n"]
+        listed = [piece for tool in tools for piece in (Said(json_text(tool["function"])), "\n")]
+        out += ["### Tools\n\n<tools>\n", *listed, "</tools>\n\n"] if tools else []
+    out += ["<|im_end|>\n"]
     for m in rest:
         if m["role"] == "assistant":
-            out += ["<|im_start|>", "assistant\n", *_smollm3_open(messages)]
-            out += [said(m, m["content"].lstrip("\n")), "<|im_end|>", "\n"]
+            out += [opening, said(m, m["content"].lstrip("\n")), "<|im_end|>\n"]
         else:
-            out += ["<|im_start|>", "user\n", said(m), "<|im_end|>", "\n"]
-    return out + (["<|im_start|>", "assistant\n", *_smollm3_open(messages)] if prompt else [])
-
-
-def _smollm3_tools(tools: Tools) -> Pieces:
-    return [piece for tool in tools for piece in (Said(json_text(tool["function"])), "\n")]
-
-
-def _smollm3_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return [said(messages[n], messages[n]["content"].lstrip("\n")), "<|im_end|>"]
+            out += ["<|im_start|>user\n", said(m), "<|im_end|>\n"]
+    return out + ([opening] if prompt else [])
 
 
 _QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_MARKUP = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
-_DEEPSEEK_TOKENS = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>")
 _ROLES = ("<｜User｜>", "<｜Assistant｜>")
 _THOUGHTS = ("<think>", "</think>")
 _CALLS = (
@@ -235,77 +212,49 @@ _CALLS = (
     "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>",
 )  # fmt: skip
 
+_qwen = partial(
+    Family, special=_QWEN_TOKENS, eos="<|im_end|>", markup=_QWEN_MARKUP, tools=True, thinks=True
+)
+_deepseek = partial(
+    Family,
+    special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),
+    bos="<｜begin▁of▁sentence｜>",
+    eos="<｜end▁of▁sentence｜>",
+)
+
 FAMILIES = (
-    Family(
-        "qwen3",
-        _qwen3,
-        _qwen3_reply,
-        _QWEN_TOKENS,
-        eos="<|im_end|>",
-        more_eos=("<|endoftext|>",),
-        markup=_QWEN_MARKUP,
-        kept=_qwen3_kept,
-        tools=True,
-        calls=3,
-        thinks=True,
-    ),
-    Family(
-        "qwen3_off",
-        _qwen3_off,
-        _qwen3_off_reply,
-        _QWEN_TOKENS,
-        eos="<|im_end|>",
-        markup=_QWEN_MARKUP,
-        kept=_qwen3_off_kept,
-        tools=True,
-        calls=2,
-        thinks=True,
-    ),
-    Family(
+    _qwen("qwen3", _qwen3, _qwen3_reply, more_eos=_QWEN_TOKENS[:1], kept=_qwen3_kept, calls=3),
+    _qwen("qwen3_off", _qwen3_off, _qwen3_off_reply, kept=is_last, calls=2),
+    _qwen(
         "qwen3_thinking",
         _qwen3_thinking,
         _qwen3_thinking_reply,
-        _QWEN_TOKENS,
-        eos="<|im_end|>",
-        more_eos=("<|endoftext|>",),
-        markup=_QWEN_MARKUP,
+        more_eos=_QWEN_TOKENS[:1],
         kept=_qwen3_kept,
-        tools=True,
         calls=2,
-        thinks=True,
     ),
-    Family(
+    _deepseek(
         "deepseek_v3",
         _deepseek_v3,
         _deepseek_v3_reply,
-        _DEEPSEEK_TOKENS,
-        bos="<｜begin▁of▁sentence｜>",
-        eos="<｜end▁of▁sentence｜>",
         markup=(*_ROLES, *_CALLS),
         loose=_THOUGHTS,
         calls=3,
     ),
-    Family(
+    _deepseek(
         "deepseek_r1",
         _deepseek_r1,
         _deepseek_r1_reply,
-        _DEEPSEEK_TOKENS,
-        bos="<｜begin▁of▁sentence｜>",
-        eos="<｜end▁of▁sentence｜>",
         markup=(*_ROLES, *_THOUGHTS),
         loose=_CALLS,
-        kept=_deepseek_r1_kept,
+        kept=lambda messages, n, tools: _opens_as_asked(messages[n]),
         thinks=True,
     ),
-    Family(
+    _qwen(
         "smollm3",
         _smollm3,
-        _smollm3_reply,
-        _QWEN_TOKENS,
-        eos="<|im_end|>",
-        markup=("<think>", "</think>"),
-        tools=True,
-        thinks=True,
+        up_to("<|im_end|>", trim=lambda text: text.lstrip("\n")),
+        markup=_THOUGHTS,
         words=("/no_think", "/think", "/system_override"),
     ),
 )

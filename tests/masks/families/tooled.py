@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from masks.families.marked import LLAMA3_TOKENS
 from masks.family import (
     Family,
     Message,
@@ -28,29 +29,29 @@ _TOOL_GUIDE = (
 )
 
 
-def _header(role: str) -> Pieces:
-    return ["<|start_header_id|>", role, "<|end_header_id|>", "\n\n"]
+def _header(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 
 def _llama3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     system, rest = system_and_rest(messages)
-    out: Pieces = ["<|begin_of_text|>", *_header("system")]
+    out: Pieces = ["<|begin_of_text|>", _header("system")]
     out += ["Environment: ipython\n"] if tools else []
     out += ["Cutting Knowledge Date: December 2023\n"]
     out += [f"Today Date: {datetime.now().strftime('%d %b %Y')}\n\n"]
     out += [Said((system or "").strip()), "<|eot_id|>"]
     if tools:
-        out += [*_header("user"), _TOOL_GUIDE]
+        out += [_header("user"), _TOOL_GUIDE]
         for tool in tools:
             out += [Said(json_text(tool, indent=4)), "\n\n"]
         out += [said(rest[0], rest[0]["content"].strip()), "<|eot_id|>"]
         rest = rest[1:]
     for m in rest:
         if m["role"] == "tool":
-            out += [*_header("ipython"), Said(json_text(m["content"])), "<|eot_id|>"]
+            out += [_header("ipython"), Said(json_text(m["content"])), "<|eot_id|>"]
         else:
-            out += [*_header(m["role"]), *_llama3_words(m)]
-    return out + (_header("assistant") if prompt else [])
+            out += [_header(m["role"]), *_llama3_words(m)]
+    return out + ([_header("assistant")] if prompt else [])
 
 
 def _llama3_words(m: Message) -> Pieces:
@@ -64,10 +65,6 @@ def _llama3_words(m: Message) -> Pieces:
     return [Said(words), "<|eot_id|>"]
 
 
-def _llama3_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    return _llama3_words(messages[n])
-
-
 # ---- Qwen 2.5 ----------------------------------------------------------------------------------
 
 _QWEN_DEFAULT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -75,17 +72,11 @@ _QWEN_DEFAULT = "You are Qwen, created by Alibaba Cloud. You are a helpful assis
 
 def qwen_tools(tools: Tools) -> Pieces:
     """The part of the system turn that lists the tools, up to its end."""
-    out: Pieces = ["\n\n# Tools\n\nYou may call one or more functions.\n\n", "<tools>"]
+    out: Pieces = ["# Tools\n\nYou may call one or more functions.\n\n<tools>"]
     for tool in tools:
         out += ["\n", Said(json_text(tool))]
-    out += ["\n", "</tools>", "\n\nReturn each call as JSON within ", "<tool_call>", "</tool_call>"]
-    return [
-        *out,
-        ":\n",
-        "<tool_call>",
-        '\n{"name": NAME, "arguments": ARGUMENTS}\n',
-        "</tool_call>",
-    ]
+    out += ["\n</tools>\n\nReturn each call as JSON within <tool_call></tool_call>:\n"]
+    return [*out, '<tool_call>\n{"name": NAME, "arguments": ARGUMENTS}\n</tool_call>']
 
 
 def qwen_calls(m: Message, glue: bool) -> Pieces:
@@ -93,8 +84,7 @@ def qwen_calls(m: Message, glue: bool) -> Pieces:
     out: Pieces = []
     for n, (name, arguments) in enumerate(calls_of(m)):
         words = f'{{"name": "{name}", "arguments": {json_text(arguments)}}}'
-        out += ["\n"] if n or glue else []
-        out += ["<tool_call>", "\n", Said(words), "\n", "</tool_call>"]
+        out += ["\n" if n or glue else "", "<tool_call>\n", Said(words), "\n</tool_call>"]
     return out
 
 
@@ -102,49 +92,36 @@ def qwen_result(messages: Messages, n: int) -> Pieces:
     """A tool result; neighbours share one user turn."""
     first = n == 0 or messages[n - 1]["role"] != "tool"
     last = n == len(messages) - 1 or messages[n + 1]["role"] != "tool"
-    out: Pieces = ["<|im_start|>", "user"] if first else []
-    out += ["\n", "<tool_response>", "\n", said(messages[n]), "\n", "</tool_response>"]
-    return out + (["<|im_end|>", "\n"] if last else [])
+    out: Pieces = ["<|im_start|>user"] if first else []
+    out += ["\n<tool_response>\n", said(messages[n]), "\n</tool_response>"]
+    return out + (["<|im_end|>\n"] if last else [])
 
 
 def _qwen25(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
     system, rest = system_and_rest(messages)
-    out: Pieces = ["<|im_start|>", "system\n", _QWEN_DEFAULT if system is None else Said(system)]
-    out += [*(qwen_tools(tools) if tools else []), "<|im_end|>", "\n"]
+    out: Pieces = ["<|im_start|>system\n", _QWEN_DEFAULT if system is None else Said(system)]
+    out += [*(["\n\n", *qwen_tools(tools)] if tools else []), "<|im_end|>\n"]
     for n, m in enumerate(rest):
         if m["role"] == "tool":
             out += qwen_result(rest, n)
+        elif m["role"] == "assistant":
+            out += ["<|im_start|>assistant\n", *_qwen25_reply(rest, n, tools), "\n"]
         else:
-            words = _qwen25_reply(rest, n, tools) if m["role"] == "assistant" else None
-            out += ["<|im_start|>", m["role"], "\n"]
-            out += [*(words or [said(m), "<|im_end|>"]), "\n"]
-    return out + (["<|im_start|>", "assistant\n"] if prompt else [])
+            out += [f"<|im_start|>{m['role']}\n", said(m), "<|im_end|>\n"]
+    return out + (["<|im_start|>assistant\n"] if prompt else [])
 
 
 def _qwen25_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
     m = messages[n]
-    if not m.get("tool_calls"):
-        return [said(m), "<|im_end|>"]
-    words = [said(m)] if m["content"] else []
-    return [*words, *qwen_calls(m, glue=bool(words)), "<|im_end|>"]
+    return [said(m), *qwen_calls(m, glue=bool(m["content"])), "<|im_end|>"]
 
-
-_QWEN_MARKUP = ("<tool_call>", "</tool_call>")
 
 FAMILIES = (
     Family(
         "llama3",
         _llama3,
-        _llama3_reply,
-        (
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eom_id|>",
-            "<|eot_id|>",
-            "<|python_tag|>",
-        ),
+        lambda messages, n, tools: _llama3_words(messages[n]),
+        LLAMA3_TOKENS,
         bos="<|begin_of_text|>",
         eos="<|eot_id|>",
         more_eos=("<|end_of_text|>", "<|eom_id|>"),
@@ -158,7 +135,7 @@ FAMILIES = (
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         eos="<|im_end|>",
         more_eos=("<|endoftext|>",),
-        markup=_QWEN_MARKUP,
+        markup=("<tool_call>", "</tool_call>"),
         tools=True,
         calls=3,
     ),
