@@ -201,9 +201,11 @@ def test_personal_data_go_from_every_text_of_a_row(capsys: Capture, tmp_path: Pa
         "contacts": ["bob@y.org", "d@w.org"],
     }
     refused = chat("My mail is d@w.org.", "I'm sorry, but I can't help with that.")
-    out, source = tmp_path / "out", write(tmp_path / "rows.jsonl", row, refused)
-    made = run(capsys, source, "--out", out, "--steps", "refusals", "--pii", "all")
-    assert (made["steps"]["pii"]["changed"], made["removed"]) == (1, 1)
+    source = write(tmp_path / "rows.jsonl", row, refused, {"of d@w.org": "has no known key"})
+    out, flags = tmp_path / "out", ("--steps", "refusals", "--pii", "all", "--keep-going")
+    made = run(capsys, source, "--out", out, *flags)
+    assert (made["steps"]["pii"]["changed"], made["removed"], made["rejected"]) == (1, 1, 1)
+    assert "[EMAIL_1]" in made["faults"][0]["message"]
     (clean,) = rows_of(out / "train.jsonl")
     system, question, called, result, answer = clean["messages"]
     assert system["content"] == "You help Ann ([EMAIL_1])."

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_itune.dataset.checking.leakage import split_of
 from mlx_itune.dataset.cleaning.outcome import Changed, Dropped
-from mlx_itune.dataset.cleaning.pii import redact_conversation
+from mlx_itune.dataset.cleaning.pii import redact, redact_conversation
 from mlx_itune.dataset.cleaning.rows import Row, RowReader, refusal_of
 from mlx_itune.dataset.cleaning.steps import MENDING, Step, StepOptions, make_steps
 from mlx_itune.dataset.cleaning.whole import WholeStep
@@ -129,7 +129,7 @@ class _Run:
                 count["removed"] += 1
                 self.result.removed += 1
                 shown = not self._is_personal(row.before)
-                self.writer.remove(row.before, name, outcome.detail, show=shown)
+                self.writer.remove(row.before, name, self._said(outcome.detail), show=shown)
                 continue
             count["kept"] += 1
             if isinstance(outcome, Changed):
@@ -159,6 +159,7 @@ class _Run:
             self.result.rows -= 1
             return
         self.result.rejected += 1
+        fault = replace(fault, message=self._said(fault.message))
         if len(self.result.faults) < FAULTS_KEPT:
             self.result.faults.append(fault)
         self.writer.reject(fault)
@@ -171,6 +172,10 @@ class _Run:
                 f"{self.result.rejected} rows are broken: {first}",
                 hint="--keep-going leaves them out and lists them in rejected.jsonl",
             )
+
+    def _said(self, text: str) -> str:
+        """What is said of a row, which may quote it."""
+        return text if self.hidden == () else redact(text, self.hidden)[0]
 
     def _is_personal(self, row: Conversation) -> bool:
         """Whether a row's old text may not be shown, because it is what was to be removed."""

@@ -121,9 +121,9 @@ def _candidates(page: Page) -> Iterator[Found]:
         yield from secrets.assigned(page, chunk)
         words, groups = page.near(chunk)
         for form in FORMS:
-            if chunk.digits >= form.digits and (
-                form.alone or form.label in groups or not form.words.isdisjoint(words)
-            ):
+            if chunk.digits < form.digits:
+                break
+            if form.alone or form.label in groups or not form.words.isdisjoint(words):
                 yield from _matches(page, chunk, form)
 
 

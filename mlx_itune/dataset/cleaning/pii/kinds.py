@@ -152,4 +152,6 @@ def _form(row: dict[str, Any], lists: dict[str, str]) -> Form:
     )
 
 
-FORMS = tuple(_form(row, data_file("forms")["words"]) for row in data_file("forms")["forms"])
+_LISTS = data_file("forms")["words"]
+# Those of the fewest digits first.
+FORMS = sorted((_form(row, _LISTS) for row in data_file("forms")["forms"]), key=lambda f: f.digits)
