@@ -55,7 +55,6 @@ def test_equal_values_get_equal_placeholders_however_written() -> None:
     text = "Use 4111 1111 1111 1111 or 4111111111111111, not 5555-5555-5555-4444. A@b.org = a@B.org"
     new, _ = redact(text)
     assert new == "Use [CARD_1] or [CARD_1], not [CARD_2]. [EMAIL_1] = [EMAIL_1]"
-    assert redact("a@b.org c@d.org", consistent=False)[0] == "[EMAIL] [EMAIL]"
 
 
 def test_redacting_twice_changes_nothing_more() -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from mlx_itune.dataset.cleaning.pii.find import Detector, Hit, find, known_kinds
 from mlx_itune.dataset.cleaning.pii.kinds import KINDS
-from mlx_itune.dataset.cleaning.pii.redact import Placeholders, redact, redact_conversation
+from mlx_itune.dataset.cleaning.pii.redact import redact, redact_conversation
 
 __all__ = [
     "KINDS",
     "Detector",
     "Hit",
-    "Placeholders",
     "find",
     "known_kinds",
     "redact",

@@ -94,14 +94,6 @@ def de_kvnr(number: str) -> bool:
     return sum(part // 10 + part % 10 for part in parts) % 10 == int(plain[9])
 
 
-def ipv4(address: str) -> bool:
-    """Whether an address may point to somebody: not the machine itself, not a mask."""
-    parts = address.split(".")
-    if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts):
-        return False
-    return parts[0] not in ("0", "255") and not address.startswith("127.0.")
-
-
 def ipv6(address: str) -> bool:
     """A version 6 address that is not the machine itself."""
     if address.count(":") < (2 if "::" in address else 6) or len(address.replace(":", "")) < 4:

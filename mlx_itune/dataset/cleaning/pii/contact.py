@@ -10,7 +10,6 @@ from mlx_itune.dataset.cleaning.pii.page import Page
 
 # Scripts that write no spaces (from 2E80 on) run into an address without being a part of it.
 _LOCAL = re.compile(r"(?:[^\W\u2e80-\uffff]|[.!#$%&'*+/=?^`{|}~-]){1,64}\Z")
-_QUOTED = re.compile(r'"[^"\s@][^"\n@]{0,60}"\Z')
 _HOST = re.compile(
     r"(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.)+(?:xn--[a-z0-9-]{2,30}|[^\W\d_]{2,24})"
     r"|\[(?:\d{1,3}\.){3}\d{1,3}\]"
@@ -96,9 +95,6 @@ def _name_before(text: str, at: int, host: str) -> int | None:
     """Where the part of an address before its @ begins."""
     local = _LOCAL.search(text, max(0, at - 64), at)
     name = local.group().lstrip(_MARKS) if local else ""
-    if not name:
-        quoted = _QUOTED.search(text, max(0, at - 64), at)
-        name = quoted.group() if quoted else ""
     if not name or host.rpartition(".")[2].lower() in _FILES or ".." in name or name[-1] == ".":
         return None
     return at - len(name)

@@ -100,11 +100,6 @@ def is_id(page: Page, start: int, end: int) -> bool:
     )
 
 
-def is_plate(page: Page, start: int, end: int) -> bool:
-    value = page.text[start:end]
-    return any(map(str.isalpha, value)) and any(map(str.isdigit, value)) and is_id(page, start, end)
-
-
 _VERSION = re.compile(
     r"(?:\b(?:v|rv|version|versions|ver\.?|release|releases|build|firmware|revision|rev\.?"
     r"|section|§|chapter|kapitel|clause|paragraph|upgraded? (?:to|from)|updated? (?:to|from)"
@@ -127,11 +122,6 @@ def is_address(page: Page, start: int, end: int) -> bool:
     small = all(int(part) < 20 for part in parts) and parts[0] != "10" and len(set(parts)) > 1
     upgraded = _UPGRADE.search(page.low, max(0, start - 48), start)
     return not (upgraded or around.is_harmless or (small and not _PORT.match(page.text, end)))
-
-
-def no_fingerprint(page: Page, start: int, end: int) -> bool:
-    around = page.text[max(0, start - 3) : start], page.text[end : end + 2]
-    return not (re.search(r"[0-9A-Fa-f]{2}[:\-]\Z", around[0]) or around[1][:1] in (":", "-"))
 
 
 def _form(row: dict[str, Any], lists: dict[str, str]) -> Form:

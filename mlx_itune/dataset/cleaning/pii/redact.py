@@ -22,37 +22,11 @@ _GROUPED = frozenset(
 _FOLDED = frozenset(("email", "ip", "username", "address"))
 
 
-class Placeholders:
-    """Numbers the values of one text or conversation by kind, in order of appearance."""
-
-    def __init__(self, *, consistent: bool = True) -> None:
-        self._consistent = consistent
-        self._numbers: dict[str, dict[str, int]] = {}
-
-    def name(self, hit: Hit) -> str:
-        """The placeholder of a hit: "[EMAIL_1]", or "[EMAIL]" where numbers were not asked for."""
-        if not self._consistent:
-            return f"[{hit.kind.upper()}]"
-        value = compact(hit.text) if hit.kind in _GROUPED else hit.text
-        value = value.lower() if hit.kind in _FOLDED else value
-        numbers = self._numbers.setdefault(hit.kind, {})
-        return f"[{hit.kind.upper()}_{numbers.setdefault(value, len(numbers) + 1)}]"
-
-
 def redact(
-    text: str,
-    kinds: Collection[str] | None = None,
-    *,
-    consistent: bool = True,
-    detectors: Sequence[Detector] = (),
-    placeholders: Placeholders | None = None,
+    text: str, kinds: Collection[str] | None = None, *, detectors: Sequence[Detector] = ()
 ) -> tuple[str, list[Hit]]:
-    """`text` with placeholders for personal data, and what was replaced.
-
-    Pass the same `placeholders` for several texts to number them together.
-    """
-    names = placeholders or Placeholders(consistent=consistent)
-    cleaner = _Cleaner(known_kinds(kinds), names, tuple(detectors), [])
+    """`text` with placeholders for personal data, and what was replaced."""
+    cleaner = _Cleaner(known_kinds(kinds), tuple(detectors))
     return cleaner.text(text), cleaner.hits
 
 
@@ -60,7 +34,6 @@ def redact_conversation(
     conversation: Conversation,
     kinds: Collection[str] | None = None,
     *,
-    consistent: bool = True,
     detectors: Sequence[Detector] = (),
 ) -> tuple[Conversation, list[Hit]]:
     """The conversation with placeholders in every text: turns, tool calls, tools and tags.
@@ -69,8 +42,7 @@ def redact_conversation(
     conversation without hits comes back as it is. Positions in hits count from the start of the
     string that each was found in.
     """
-    names = Placeholders(consistent=consistent)
-    cleaner = _Cleaner(known_kinds(kinds), names, tuple(detectors), [])
+    cleaner = _Cleaner(known_kinds(kinds), tuple(detectors))
     turns = tuple(map(cleaner.turn, conversation.turns))
     tools = tuple(map(cleaner.value, conversation.tools))
     tags = {key: cleaner.field(value, key) for key, value in conversation.tags.items()}
@@ -81,12 +53,19 @@ def redact_conversation(
 
 @dataclasses.dataclass(frozen=True)
 class _Cleaner:
-    """One conversation's redaction: the numbering, and the hits as they come."""
+    """One conversation's redaction: the hits as they come, and the numbers of their values."""
 
     kinds: frozenset[str]
-    names: Placeholders
     detectors: tuple[Detector, ...]
-    hits: list[Hit]
+    hits: list[Hit] = dataclasses.field(default_factory=list)
+    numbers: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+
+    def placeholder(self, hit: Hit) -> str:
+        """ "[EMAIL_1]"; equal values of one kind, however they are written, have equal numbers."""
+        value = compact(hit.text) if hit.kind in _GROUPED else hit.text
+        value = value.lower() if hit.kind in _FOLDED else value
+        numbers = self.numbers.setdefault(hit.kind, {})
+        return f"[{hit.kind.upper()}_{numbers.setdefault(value, len(numbers) + 1)}]"
 
     def turn(self, turn: Turn) -> Turn:
         content, given = turn.content, turn.input
@@ -114,7 +93,7 @@ class _Cleaner:
             start, end = hit.start - len(lead), hit.end - len(lead)
             if start >= 0:
                 self.hits.append(dataclasses.replace(hit, start=start, end=end))
-                parts += [text[last:start], self.names.name(hit)]
+                parts += [text[last:start], self.placeholder(hit)]
                 last = end
         return "".join([*parts, text[last:]])
 
