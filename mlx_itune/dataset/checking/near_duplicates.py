@@ -90,7 +90,7 @@ class Duplicates:
         self._kept: list[tuple[int, int]] = []
         self._end = 0
         self._bands: list[NDArray[np.uint32]] = []
-        self._waiting: list[str] = []
+        self._waiting: list[tuple[int, str, str]] = []
         with storage_errors(tempfile.gettempdir()):
             self._file = tempfile.TemporaryFile(prefix="mlx-itune-")  # noqa: SIM115
         self.close = self._file.close
@@ -105,10 +105,7 @@ class Duplicates:
         if first != number:
             return first
         if self._near and not is_short:
-            with storage_errors(tempfile.gettempdir()):
-                self._kept.append((number, self._end))
-                self._end += self._file.write(pickle.dumps((prompts, replies)))
-            self._waiting.append(text)
+            self._waiting.append((number, prompts, replies))
             if len(self._waiting) == _BATCH_ROWS or len(text) > _BATCH_CHARS:
                 self._sign()
         return None
@@ -130,14 +127,20 @@ class Duplicates:
             yield sorted(found[row], key=lambda m: (m.kind != "spelling", -m.similarity, m.earlier))
 
     def _sign(self) -> None:
-        """The bands of the rows that wait: (rows, bands) uint32 hashes of four minima each."""
-        if self._waiting:
-            minima = _minima(self._waiting).reshape(len(self._waiting), -1, _BAND_WIDTH)
-            mixed = minima[..., 0]
-            for column in range(1, _BAND_WIDTH):
-                mixed = mixed * _MIX + minima[..., column]
-            self._bands.append((mixed * _MIX >> _HALF).astype(np.uint32))
-            self._waiting = []
+        """Put away the rows that wait: their texts, and (rows, bands) hashes of four minima."""
+        if not self._waiting:
+            return
+        with storage_errors(tempfile.gettempdir()):
+            for number, *texts in self._waiting:
+                self._kept.append((number, self._end))
+                self._end += self._file.write(pickle.dumps(texts))
+        minima = _minima([f"{prompts}\n{replies}" for _, prompts, replies in self._waiting])
+        minima = minima.reshape(len(self._waiting), -1, _BAND_WIDTH)
+        mixed = minima[..., 0]
+        for column in range(1, _BAND_WIDTH):
+            mixed = mixed * _MIX + minima[..., column]
+        self._bands.append((mixed * _MIX >> _HALF).astype(np.uint32))
+        self._waiting = []
 
     def _pairs(self) -> list[tuple[int, int]]:
         """(later, earlier) places in `_kept` of rows that share bands, in order."""
