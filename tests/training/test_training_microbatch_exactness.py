@@ -118,7 +118,8 @@ def test_some_blocks_made_again_and_rows_in_parts_change_nothing(
                 loss, _, tree = learner.gradients(learner.arranged(rows))
                 lanes.close()
                 assert loss == pytest.approx(plain, rel=1e-6)
-                assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5
+                # Rounding of five blocks and 420 tokens: up to 2.5e-5 (gemma2), by the CPU's BLAS.
+                assert furthest(plain_gradients, dict(tree_flatten(tree))) < 4e-5
 
 
 @pytest.mark.skipif(not cpu.is_faster(), reason="only a Linux CPU computes rows at once")
