@@ -70,14 +70,8 @@ def test_a_file_is_answered_as_each_prompt_alone(cli: Any, tmp_path: Path) -> No
         ("yes?", None),
         ("system: Short.\n\nuser: The patient takes metformin.", "known"),
     ]
-    alone = [
-        json.loads(cli("generate", "--prompt", text, *more, "--json")[1])["text"]
-        for text, more in (
-            ("Hi there", ()),
-            ("yes?", ()),
-            ("The patient takes metformin.", ("--system", "Short.")),
-        )
-    ]
+    asked = (("Hi there",), ("yes?",), ("The patient takes metformin.", "--system", "Short."))
+    alone = [json.loads(cli("generate", *each, "--json")[1])["text"] for each in asked]
     assert [a["text"] for a in answers] == alone
     for extra in (("--batch-size", "1"), ("--batch-size", "2")):
         assert cli("generate", "--file", str(file), *extra)[1] == printed
@@ -106,39 +100,33 @@ def test_where_no_answers_can_be_written_none_are_computed(
     file.write_text("Hi there\n")
     (tmp_path / "link").symlink_to(file)
     monkeypatch.setattr("mlx_itune.inference.opening.open_model", None)
-    for out, code, told in (
-        (file, 5, "already exists"),
-        (tmp_path / "link", 5, "already exists"),
-        (Path("/dev/null"), 5, "already exists"),
-        (tmp_path, 5, "is a directory"),
-    ):
-        got, _, err = cli("generate", "--file", str(file), "--out", str(out))
-        assert (got, err.count("\n")) == (code, 1) and told in err
+    for out in (file, tmp_path / "link", Path("/dev/null"), tmp_path):
+        code, _, err = cli("generate", "--file", str(file), "--out", str(out))
+        told = "is a directory" if out == tmp_path else "already exists"
+        assert (code, err.count("\n")) == (5, 1) and told in err
     assert file.read_text() == "Hi there\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "code", "told"),
+    ("content", "told"),
     [
-        (b'{"prompt": "a"}\n{"prompt": ""}', 3, ":2: has neither"),
-        (b'{"prompt": "a"}\n{', 3, ":2: is not valid JSON"),
-        (b'{"messages": [{"role": "king", "content": "a"}]}', 3, ":1: messages[1]: unknown role"),
-        (b'{"messages": []}', 3, ":1: asks nothing"),
-        (b'{"prompt": "\\ud800"}', 3, ":1: is not UTF-8 text"),
-        (b'{"prompt": "a", "id": "\\ud800"}', 3, ":1: is not UTF-8 text"),
-        (b'{"prompt": "' + b"word " * 3000 + b'"}', 3, "context is 2,048"),
-        (b"\xff", 3, "is not UTF-8"),
-        (b"\n", 3, "holds no prompts"),
+        (b'{"prompt": "a"}\n{"prompt": ""}', ":2: has neither"),
+        (b'{"prompt": "a"}\n{', ":2: is not valid JSON"),
+        (b'{"messages": [{"role": "king", "content": "a"}]}', ":1: messages[1]: unknown role"),
+        (b'{"messages": []}', ":1: asks nothing"),
+        (b'{"prompt": "a", "id": "\\ud800"}', ":1: is not UTF-8 text"),
+        (b'{"prompt": "' + b"word " * 3000 + b'"}', "context is 2,048"),
+        (b"\xff", "is not UTF-8"),
+        (b"\n", "holds no prompts"),
     ],
 )
 def test_broken_files_are_one_line_and_write_nothing(
-    cli: Any, tmp_path: Path, content: bytes, code: int, told: str
+    cli: Any, tmp_path: Path, content: bytes, told: str
 ) -> None:
     file, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
     file.write_bytes(content)
-    got, printed, err = cli("generate", "--file", str(file), "--out", str(out))
-    assert (got, printed, err.count("\n")) == (code, "", 1), err
-    assert told in err
+    code, printed, err = cli("generate", "--file", str(file), "--out", str(out))
+    assert (code, printed, err.count("\n"), told in err) == (3, "", 1, True), err
     assert not out.exists()
 
 

@@ -87,16 +87,11 @@ def test_rows_of_different_tasks_are_answered_by_both_models(trained: Trained) -
     assert (run / "report.html").read_text().count('class="sample"') == 3
 
 
-def test_none_asked_for_costs_nothing(trained: Trained, tmp_path: Path) -> None:
-    settings, _ = trained
-    with Progress() as progress:
-        assert samples.add(settings, tmp_path / "none", tmp_path / "none", 0, progress) == 0
-
-
 def test_what_goes_wrong_is_a_warning(trained: Trained, tmp_path: Path, capsys: Capture) -> None:
     settings, result = trained
     before = (Path(result.run) / "events.jsonl").read_bytes()
     with Progress() as progress:
+        assert samples.add(settings, tmp_path / "none", tmp_path / "none", 0, progress) == 0
         assert samples.add(settings, Path(result.run), tmp_path / "none", 2, progress) == 0
     err = capsys.readouterr().err
     assert err.startswith("warning: no answers for the report: ")
