@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
@@ -99,31 +99,14 @@ def find_inputs(sources: Sequence[Path | str], name: str | None = None) -> Input
     twice, and what hub.fetch raises.
     """
     files: list[InputFile] = []
-    parents: list[Parent] = []
     folders: list[Path] = []
     for source in sources:
         path = Path(source).expanduser()
         if path.exists():
-            prefix = f"{_name(path)}/" if path.is_dir() and len(sources) > 1 else ""
-            record = read_dataset(path)
-            parent = Parent(record) if record and record.version >= VERSION else None
-            parents += [parent] if parent else []
             folders += [path] if path.is_dir() else []
-            for each in expand([path]):
-                inner = each.relative_to(path).as_posix() if path.is_dir() else each.name
-                file = _input_file(each, prefix + inner, path, parent=parent)
-                # An earlier version's rows carry no origin, so its files are what they come from.
-                licence = joined(s.licence for s in record.sources) if record else None
-                licence = licence or licence_beside(each) or licence_beside(path)
-                files.append(replace(file, licence=licence))
+            files += _local_files(path, f"{_name(path)}/" if len(sources) > 1 else "")
         elif isinstance(source, str) and (named := hub.parse_name(source)):
-            data = hub.fetch(named)
-            about = {"hub": named.name, "revision": data.revision}
-            licence = licence_beside(data.folder)
-            for each in data.files:
-                label = f"{named.name}/{each.relative_to(data.folder).as_posix()}"
-                file = _input_file(each, label, each, licence=licence, **about)
-                files.append(replace(file, name=named.name.rpartition("/")[2]))
+            files += _hub_files(named)
         else:
             raise no_such(path)
     real = [file.path.resolve() for file in files]
@@ -135,12 +118,36 @@ def find_inputs(sources: Sequence[Path | str], name: str | None = None) -> Input
         own = file.name if file.parent else name or file.name
         files[at] = replace(file, label=_free(file.label, taken), name=own)
         taken[files[at].label] = ""
+    parents = list({id(file.parent): file.parent for file in files if file.parent}.values())
     for parent in parents:
         for raw in parent.record.sources:
             # The same raw file in two folders is one; another of its name gets another.
             parent.paths[raw.path] = _free(raw.path, taken, raw.sha256)
             taken[parent.paths[raw.path]] = raw.sha256 or ""
     return Inputs(tuple(files), tuple(parents), tuple(folders))
+
+
+def _local_files(source: Path, prefix: str) -> Iterator[InputFile]:
+    """The files of a folder, labelled within it behind `prefix`, or a file itself."""
+    record = read_dataset(source)
+    parent = Parent(record) if record and record.version >= VERSION else None
+    # An earlier version's rows carry no origin, so its files are what they come from.
+    licence = joined(raw.licence for raw in record.sources) if record else None
+    for path in expand([source]):
+        is_inside = source.is_dir()
+        label = prefix + path.relative_to(source).as_posix() if is_inside else path.name
+        said = licence or licence_beside(path) or licence_beside(source)
+        yield _input_file(path, label, source, licence=said, parent=parent)
+
+
+def _hub_files(named: hub.HubName) -> Iterator[InputFile]:
+    data = hub.fetch(named)
+    licence = licence_beside(data.folder)
+    for path in data.files:
+        label = f"{named.name}/{path.relative_to(data.folder).as_posix()}"
+        about = {"licence": licence, "hub": named.name, "revision": data.revision}
+        file = _input_file(path, label, path, **about)
+        yield replace(file, name=named.name.rpartition("/")[2])
 
 
 def teller(files: Sequence[InputFile], stage: str, tell: OnBytes) -> Callable[[int], None]:
