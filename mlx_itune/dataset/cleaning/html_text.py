@@ -15,7 +15,11 @@ _BUTTONS = re.compile(r"^([A-Za-z0-9+#.-]{1,20})?[ \t]*Copy code", re.IGNORECASE
 _SKIPPED = frozenset({"script", "style", "svg", "button", "head", "title", "noscript"})
 _VOID = frozenset({"br", "hr", "img", "input", "meta", "link", "col", "wbr", "area", "source"})
 _MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~", "code": "`"}
+_HEADS = {f"h{depth}": "\n\n" + "#" * depth + " " for depth in range(1, 7)}
+_OPENING = {**_MARKS, **_HEADS, "br": "\n", "hr": "\n\n---\n\n", "table": "\n\n"}
+_CLOSING = {**_MARKS, **dict.fromkeys(_HEADS, "\n\n")}
 _ITEM = re.compile(r"(?:- |\d+\. )\Z")
+_CODE = re.compile("\0([0-9]+)\0")
 
 
 def is_html(text: str) -> bool:
@@ -38,10 +42,6 @@ def to_markdown(text: str) -> str:
     return parser.text()
 
 
-def _tidy(text: str) -> str:
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n(?!```)", "\n", text)).strip()
-
-
 class _Markdown(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -49,6 +49,7 @@ class _Markdown(HTMLParser):
         self._skipping: list[str] = []
         self._lists: list[tuple[str, int]] = []  # kind, number of the next item
         self._quotes: list[int] = []  # where in the parts each open quotation begins
+        self._codes: list[str] = []  # blocks of code, which stay as they are
         self._pre: list[str] | None = None
         self._language = ""
         self._link = ""
@@ -62,7 +63,7 @@ class _Markdown(HTMLParser):
             self._close_pre()
         while self._quotes:
             self._close_quote()
-        return _tidy("".join(self._parts))
+        return self._cut(0)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
@@ -70,13 +71,8 @@ class _Markdown(HTMLParser):
             self._skipping += [tag] * (tag not in _VOID)
         elif self._pre is not None or tag == "pre":
             self._inside_pre(tag, given)
-        elif tag in _MARKS:
-            self._parts.append(_MARKS[tag])
-        elif tag == "br":
-            self._parts.append("\n")
-        elif tag == "hr":
-            self._block("---")
-            self._block()
+        elif tag in _OPENING:
+            self._parts.append(_OPENING[tag])
         elif tag == "a":
             self._link = given.get("href", "")
             self._parts.append("[" if self._link else "")
@@ -85,17 +81,12 @@ class _Markdown(HTMLParser):
         elif tag in ("ul", "ol"):
             start = given.get("start", "")
             self._lists.append((tag, int(start) if start.isdecimal() else 1))
-            self._line() if len(self._lists) > 1 else self._block()
+            self._line() if len(self._lists) > 1 else self._parts.append("\n\n")
         elif tag == "li":
             self._item()
-        elif re.fullmatch("h[1-6]", tag):
-            self._block("#" * int(tag[1]) + " ")
         elif tag == "blockquote":
-            self._block()
+            self._parts.append("\n\n")
             self._quotes.append(len(self._parts))
-        elif tag == "table":
-            self._block()
-            self._rows = []
         elif tag == "tr":
             self._cells = []
         elif tag in ("td", "th"):
@@ -110,28 +101,25 @@ class _Markdown(HTMLParser):
         elif self._pre is not None:
             if tag == "pre":
                 self._close_pre()
-        elif tag in _MARKS:
-            self._parts.append(_MARKS[tag])
+        elif tag in _CLOSING:
+            self._parts.append(_CLOSING[tag])
         elif tag == "a" and self._link:
             self._parts.append(f"]({self._link})")
             self._link = ""
         elif tag in ("ul", "ol"):
-            if self._lists:
-                self._lists.pop()
-            self._line() if self._lists else self._block()
+            self._lists = self._lists[:-1]
+            self._line() if self._lists else self._parts.append("\n\n")
         elif tag in ("td", "th") and self._cells is not None:
-            self._cells.append(" ".join("".join(self._cut(self._cell_start)).split()))
+            self._cells.append(" ".join(self._cut(self._cell_start).split()))
         elif tag == "tr" and self._cells is not None:
             self._rows.append(self._cells)
             self._cells = None
-        elif tag == "table":
+        elif tag == "table" and self._rows:
             self._table()
         elif tag == "blockquote":
             self._close_quote()
         elif tag in ("p", "div"):
             self._paragraph()
-        elif re.fullmatch("h[1-6]", tag):
-            self._block()
 
     def handle_data(self, data: str) -> None:
         if self._skipping:
@@ -158,55 +146,49 @@ class _Markdown(HTMLParser):
     def _close_pre(self) -> None:
         code = "".join(self._pre or ())
         self._pre = None
-        button = _BUTTONS.match(code.lstrip())
-        if button:
+        if button := _BUTTONS.match(code.lstrip()):
             code = code.lstrip()[button.end() :]
             self._language = self._language or button[1] or ""
-        self._block(f"```{self._language}\n" + code.strip("\n") + "\n```")
-        self._block()
+        self._parts.append(f"\n\n\0{len(self._codes)}\0\n\n")
+        self._codes.append(f"```{self._language}\n" + code.strip("\n") + "\n```")
 
     def _close_quote(self) -> None:
-        quoted = _tidy("".join(self._cut(self._quotes.pop()))) if self._quotes else ""
-        if quoted:
-            self._parts.append("\n".join(f"> {line}".rstrip() for line in quoted.split("\n")))
-        self._block()
+        quoted = self._cut(self._quotes.pop()) if self._quotes else ""
+        lines = (f"> {line}".rstrip() for line in quoted.split("\n") if quoted)
+        # Like code, what is quoted is laid out already.
+        self._parts.append(f"\0{len(self._codes)}\0\n\n" * bool(quoted))
+        self._codes.append("\n".join(lines))
 
     def _item(self) -> None:
         self._line()
         kind, number = self._lists[-1] if self._lists else ("ul", 1)
         mark = f"{number}. " if kind == "ol" else "- "
         self._parts.append("  " * (len(self._lists) - 1) + mark)
-        if self._lists:
-            self._lists[-1] = (kind, number + 1)
+        self._lists[-1:] = [(kind, number + 1)] * bool(self._lists)
 
     def _paragraph(self) -> None:
-        """A border between paragraphs; in an item of a list a line, in a cell nothing."""
+        """A border between paragraphs; in an item of a list a line, in a cell a space."""
         if self._cells is not None:
             self._parts.append(" ")
         elif not self._lists:
-            self._block()
+            self._parts.append("\n\n")
         elif self._parts and not _ITEM.search(self._parts[-1]):
             self._line()
 
     def _table(self) -> None:
-        if self._rows:
-            width = max(map(len, self._rows))
-            lines = [" | ".join([*row, *[""] * (width - len(row))]) for row in self._rows]
-            lines.insert(1, " | ".join(["---"] * width))
-            self._block("\n".join(f"| {line} |" for line in lines))
-            self._block()
+        width = max(map(len, self._rows))
+        lines = [" | ".join([*row, *[""] * (width - len(row))]) for row in self._rows]
+        lines.insert(1, " | ".join(["---"] * width))
+        self._parts.append("\n".join(f"| {line} |" for line in lines) + "\n\n")
         self._rows = []
 
-    def _cut(self, start: int) -> list[str]:
-        parts = self._parts[start:]
+    def _cut(self, start: int) -> str:
+        """The parts from `start` on, taken out and laid out."""
+        text = re.sub(r"[ \t]+\n", "\n", "".join(self._parts[start:]))
         del self._parts[start:]
-        return parts
+        text = re.sub(r"\n{3,}", "\n\n", text).strip()
+        return _CODE.sub(lambda place: self._codes[int(place[1])], text)
 
     def _line(self) -> None:
         if self._parts and not "".join(self._parts[-2:]).endswith("\n"):
             self._parts.append("\n")
-
-    def _block(self, text: str = "") -> None:
-        if self._parts and not "".join(self._parts[-3:]).endswith("\n\n"):
-            self._parts.append("\n\n")
-        self._parts.append(text)
