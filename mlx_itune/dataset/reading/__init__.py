@@ -12,22 +12,36 @@ Files ending in .gz are read through gzip.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.reading.delimited import read_delimited
 from mlx_itune.dataset.reading.json_document import read_document
 from mlx_itune.dataset.reading.json_lines import read_lines
-from mlx_itune.dataset.reading.kinds import KINDS, SUFFIXES, is_lines, kind_by_name, kind_of
 from mlx_itune.dataset.reading.plain import read_text
-from mlx_itune.dataset.reading.stream import ByteStream, Record
+from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record
 from mlx_itune.dataset.reading.tables import read_parquet, read_xlsx
-from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import open_regular, storage_errors
 from mlx_itune.kit.wording import did_you_mean
 
-__all__ = ["KINDS", "SUFFIXES", "Record", "kind_by_name", "read_records"]
+__all__ = ["Record", "kind_by_name", "read_records"]
+
+KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "xlsx", "text")
+SUFFIXES = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".tab": "tsv", ".parquet": "parquet", ".xlsx": "xlsx", ".txt": "text", ".text": "text",
+    ".md": "text", ".markdown": "text",
+}  # fmt: skip
+# Lines looked at before deciding how a JSON file is laid out.
+_LINES = 64
+
+_BRACKET = re.compile(rb"^[ \t]*[{\[]", re.MULTILINE)
+_ONE_LINE_ARRAY = re.compile(rb"\[\s*\{.*\}\s*\]", re.DOTALL)
 
 
 def read_records(
@@ -50,7 +64,7 @@ def read_records(
         raise UsageError(f"no kind of file {kind!r}", hint=did_you_mean(kind, KINDS))
     with storage_errors(path), open_regular(path) as file:
         stream = ByteStream(file, on_bytes)
-        kind = kind or kind_of(path, stream.head)
+        kind = kind or _kind_of(path, stream.head)
         if kind == "parquet":
             yield from read_parquet(path, on_bytes)
         elif kind == "xlsx":
@@ -68,7 +82,94 @@ def _read(
         return (yield from read_delimited(stream, name, kind, header=header))
     if kind == "text":
         return (yield from read_text(stream, name))
-    has_lines = is_lines(
+    has_lines = _is_lines(
         stream.head, stream.tail, is_whole=stream.is_whole, prefers_lines=kind == "jsonl"
     )
     return (yield from (read_lines if has_lines else read_document)(stream, name))
+
+
+def kind_by_name(path: Path) -> str | None:
+    """The kind that a file's name promises; `.gz` is looked through."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _kind_of(path: Path, head: bytes) -> str:
+    """The kind of file that `path` names and `head` begins. Raises DataError for another's."""
+    by_name = kind_by_name(path)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"PK\x03\x04"):
+        return "xlsx"
+    if by_name in ("parquet", "xlsx"):
+        raise DataError(f"is not a {by_name} file", where=str(path), hint="is it damaged?")
+    if by_name is None and b"\x00" in head and not _BRACKET.search(head):
+        raise DataError(
+            "is no kind of file that can be read",
+            where=str(path),
+            hint=f"give one of {', '.join(sorted(SUFFIXES))}",
+        )
+    if by_name == "text" and isinstance(_value(head.lstrip(BLANK).partition(b"\n")[0]), dict):
+        return "jsonl"
+    return by_name or "json"
+
+
+def _is_lines(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) -> bool:
+    """Whether JSON that begins with `head` (and ends with `tail`, where known) has a row per line.
+
+    Otherwise it is a document: an array, an object around one, or objects over several lines.
+    One bad line must not turn lines into a document, nor the other way round: several lines have
+    their say, and the end of the file.
+    """
+    first = head.lstrip(BLANK)[:1]
+    if first not in (b"[", b"{"):
+        return True
+    lines = head.lstrip(BLANK).split(b"\n", _LINES)
+    if len(lines) > _LINES or (not is_whole and len(lines) > 1):
+        lines.pop()
+    lines = [stripped for line in lines if (stripped := line.strip(BLANK))]
+    alone = _value(lines[0])
+    # Rows begin and end on their line, whole or damaged; elements of an array end with a comma.
+    rows = sum(line[:1] == b"{" and len(line) > 1 and line[-1] not in b",[]" for line in lines)
+    joined = sum(line[-1:] == b"," for line in lines)
+    if first == b"{":
+        if prefers_lines:
+            return alone is not None or not _is_spread(head)
+        return (alone is not None or rows > max(joined, 1)) and not (len(lines) == 1 and is_whole)
+    ends_as_array = tail.rstrip(BLANK).endswith(b"]")
+    if is_whole and prefers_lines:
+        if _is_spread(head) or _all_objects(_value(head)):
+            return False
+        if len(lines) == 1:
+            return not _ONE_LINE_ARRAY.fullmatch(lines[0])
+        return not (joined >= max(rows, 1) and ends_as_array and alone is None)
+    if len(lines) > 1 and alone is not None:
+        is_array = alone and _all_objects(alone) and not rows and _value(lines[1]) is None
+        return prefers_lines or not is_array
+    ends_as_array = ends_as_array or not tail
+    if rows > joined and not (rows == 1 and ends_as_array):
+        return True
+    return prefers_lines and not (joined > rows or ends_as_array)
+
+
+def _is_spread(text: bytes) -> bool:
+    """Whether a text begins with a whole JSON value that takes several lines."""
+    start = text.lstrip(BLANK).decode("utf-8", "replace")
+    try:
+        _, end = json.JSONDecoder().raw_decode(start)
+    except (ValueError, RecursionError):
+        return False
+    return "\n" in start[:end]
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _all_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
