@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -90,8 +90,7 @@ class ChatTokenizer:
         self._backend.encode_special_tokens = False
 
         # What the tokenizer itself puts before a plain text, which templates write for themselves.
-        adds_start = hf.bos_token_id is not None and hf("a")["input_ids"][:1] == [hf.bos_token_id]
-        self.text_start: str = hf.bos_token if adds_start else ""
+        self.text_start: str = hf.bos_token if _adds_bos(hf) else ""
 
         after = self._after_a_reply()
         ends = [token for _, _, token in self._control_text.spans(after)]
@@ -119,13 +118,7 @@ class ChatTokenizer:
 
         Raises DataError where content cannot be kept from being read as a control token.
         """
-        hidden = [self._control_text.is_hidden_in(text) for text in texts]
-        plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
-        batch = iter(self._backend.encode_batch(plain, add_special_tokens=False))
-        return [
-            _encoded(self._encode_hidden(text) if hides else next(batch))
-            for text, hides in zip(texts, hidden, strict=True)
-        ]
+        return [_encoded(found) for found in self._encodings(texts, self._backend.encode_batch)]
 
     def encode_ids(self, text: str) -> list[int]:
         """Token ids of a rendered `text`."""
@@ -133,13 +126,14 @@ class ChatTokenizer:
 
     def encode_ids_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_ids` of each text, which is quicker than `encode_many`."""
+        return [found.ids for found in self._encodings(texts, self._backend.encode_batch_fast)]
+
+    def _encodings(self, texts: Sequence[str], encode_batch: Callable[..., Any]) -> Iterator[Any]:
         hidden = [self._control_text.is_hidden_in(text) for text in texts]
         plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
-        batch = iter(self._backend.encode_batch_fast(plain, add_special_tokens=False))
-        return [
-            (self._encode_hidden(text) if hides else next(batch)).ids
-            for text, hides in zip(texts, hidden, strict=True)
-        ]
+        batch = iter(encode_batch(plain, add_special_tokens=False))
+        for text, hides in zip(texts, hidden, strict=True):
+            yield self._encode_hidden(text) if hides else next(batch)
 
     def _encode_hidden(self, text: str) -> Any:
         """The encoding of a text with hidden control strings, by the shadow tokenizer."""
@@ -358,7 +352,10 @@ def _loaded(path: Path, template: str) -> ChatTokenizer:
         if hf.is_fast:
             hf.backend_tokenizer.no_padding()
             hf.backend_tokenizer.no_truncation()
-        text = hf.chat_template if template == "auto" else _built_in_for(hf, template)
+        text = hf.chat_template
+        if template != "auto":
+            knows_im_end = "<|im_end|>" in hf.get_vocab()
+            text = built_in(template, adds_bos=_adds_bos(hf), knows_im_end=knows_im_end)
         if not text:
             raise ModelError(
                 "the tokenizer has no chat template",
@@ -369,13 +366,8 @@ def _loaded(path: Path, template: str) -> ChatTokenizer:
         raise ModelError(error.message, where=error.where or str(path), hint=error.hint) from error
 
 
-def _built_in_for(hf: Any, name: str) -> str:
-    bos = hf.bos_token_id
-    return built_in(
-        name,
-        adds_bos=bos is not None and hf("a")["input_ids"][:1] == [bos],
-        knows_im_end="<|im_end|>" in hf.get_vocab(),
-    )
+def _adds_bos(hf: Any) -> bool:
+    return hf.bos_token_id is not None and hf("a")["input_ids"][:1] == [hf.bos_token_id]
 
 
 @dataclass(frozen=True)
