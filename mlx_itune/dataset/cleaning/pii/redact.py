@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 from mlx_itune.dataset.cleaning.pii.checks import compact
@@ -19,7 +20,13 @@ _GROUPED = frozenset(
     """phone card iban bank_account ssn national_id tax_id health_id medical_record provider_id
     passport driving_licence plate vin mac""".split()
 )
+_REMEMBERED_CHARS = 2000
 _FOLDED = frozenset(("email", "ip", "username", "address"))
+
+
+@lru_cache(4096)
+def _remembered(text: str, kinds: frozenset[str]) -> tuple[Hit, ...]:
+    return tuple(find(text, kinds))
 
 
 def redact(
@@ -60,6 +67,12 @@ class _Cleaner:
     hits: list[Hit] = dataclasses.field(default_factory=list)
     numbers: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
+    def hits_in(self, text: str) -> Sequence[Hit]:
+        """The hits in a text; system prompts and tools are the same in row after row."""
+        if self.detectors or len(text) > _REMEMBERED_CHARS:
+            return find(text, self.kinds, detectors=self.detectors)
+        return _remembered(text, self.kinds)
+
     def placeholder(self, hit: Hit) -> str:
         """ "[EMAIL_1]"; equal values of one kind, however they are written, have equal numbers."""
         value = compact(hit.text) if hit.kind in _GROUPED else hit.text
@@ -89,7 +102,7 @@ class _Cleaner:
         """A text, or the value of a field that is read with its key as its label."""
         lead = f"{key}: " if key else ""
         parts, last = [], 0
-        for hit in find(lead + text, self.kinds, detectors=self.detectors):
+        for hit in self.hits_in(lead + text):
             start, end = hit.start - len(lead), hit.end - len(lead)
             if start >= 0:
                 self.hits.append(dataclasses.replace(hit, start=start, end=end))
