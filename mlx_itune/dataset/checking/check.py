@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from mlx_itune.dataset.checking.drift import SystemPrompts
 from mlx_itune.dataset.checking.leakage import in_split_order, split_of
 from mlx_itune.dataset.checking.lints import Lint, Screen, excerpt, load_lints
 from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match
-from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.faults import Fault, fault_at
 from mlx_itune.dataset.rendering.render import Learn, render_many
 from mlx_itune.dataset.sources import expand, read_rows
@@ -70,7 +71,8 @@ class Check:
             [*found, *(_control_lints(tokens.tokenizer, found) if tokens else ())]
         )
         self._systems = SystemPrompts()
-        self._system_finds: dict[str, list[tuple[int, Lint, str]]] = {}
+        # Most rows have the system prompt of the one before.
+        self._in_system = functools.lru_cache(_SYSTEMS_KEPT)(self._lints_in_system)
         self._rare: dict[str, list[Fault]] = {}
         self._rare_counts: Counter[str] = Counter()
         # Of each accepted row its address, its split, and its `source` or else its file.
@@ -89,7 +91,8 @@ class Check:
             read = read_rows(
                 path, format=self._format, columns=self._columns, on_bytes=self._on_bytes
             )
-            while items := list(islice(read, _ROWS_AT_ONCE)):
+            # Tokenizing pays in batches; a row may be large.
+            while items := list(islice(read, _ROWS_AT_ONCE if self._tokens else 1)):
                 rows = [item for item in items if isinstance(item, Conversation)]
                 for item in items:
                     if isinstance(item, Conversation):
@@ -118,19 +121,18 @@ class Check:
         first = duplicates.add(row)
         if first is not None:
             yield self._repeat(len(self._places) - 1, [Match(0, first, "exact", 1.0)])
-        turns = row.turns
-        if turns[0].role == "system":
-            system, turns = turns[0].content, turns[1:]
-            self._systems.add(system, row.origin)
-            if system not in self._system_finds:
-                if len(self._system_finds) >= _SYSTEMS_KEPT:
-                    self._system_finds.clear()
-                self._system_finds[system] = list(self._screen.find(row.turns[:1]))
-            for _, lint, found in self._system_finds[system]:
+        skipped = int(row.turns[0].role == "system")
+        for turn in row.turns[:skipped]:
+            self._systems.add(turn.content, row.origin)
+            for lint, found in self._in_system(turn.content):
                 yield from self._lint(lint, found, "turn 1 (system)", row.origin)
+        turns = row.turns[skipped:]
         for number, lint, found in self._screen.find(turns):
-            place = f"turn {number + 1 + len(row.turns) - len(turns)} ({turns[number].role})"
+            place = f"turn {number + 1 + skipped} ({turns[number].role})"
             yield from self._lint(lint, found, place, row.origin)
+
+    def _lints_in_system(self, text: str) -> list[tuple[Lint, str]]:
+        return [(lint, found) for _, lint, found in self._screen.find([Turn("system", text)])]
 
     def _lint(self, lint: Lint, found: str, place: str, origin: str) -> Iterator[Fault]:
         message = lint.message or f"found by the lint {lint.code!r}"
@@ -149,7 +151,7 @@ class Check:
                 yield from kept
                 left = self._rare_counts[code] - len(kept)
                 if left:
-                    self.notes.append(f"{count(left, 'more row')} {code}")
+                    self.notes.append(f"{count(left, 'more row')} with {code}")
 
     def _repeat(self, later: int, matches: Sequence[Match]) -> Fault:
         """The fault of a row that repeats others: a leak, if one is of another split."""

@@ -128,7 +128,7 @@ class Screen:
                 if not _holds(low, needles):
                     continue
             for number, turn in enumerate(turns):
-                found = lint.find(turn)
+                found = lint.find(turn) if turn.role in lint.roles else None
                 if found is not None:
                     yield number, lint, found
                     break
@@ -139,10 +139,12 @@ def _plain(text: str) -> str:
 
 
 def _holds(text: str, needles: Sequence[tuple[str, tuple[str, ...]]]) -> bool:
-    # A plain loop: this runs for every lint and row.
-    for sign, texts in needles:  # noqa: SIM110
-        if sign in text and any(needle in text for needle in texts):
-            return True
+    # Plain loops: this runs for every lint and row.
+    for sign, texts in needles:
+        if sign in text:
+            for needle in texts:
+                if needle in text:
+                    return True
     return False
 
 
