@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
@@ -108,8 +107,10 @@ def given(page: str, made: Path) -> None:
 
 def hub(ids: set[str]) -> None:
     """Each id in the cache of the Hub, with a chat template as such models have one."""
+    from huggingface_hub import constants
+
     for name in ids:
-        folder = Path(os.environ["HF_HOME"]) / "hub" / f"models--{name.replace('/', '--')}"
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
         snapshot = folder / "snapshots" / ("0" * 40)
         if not snapshot.exists():
             shutil.copytree(STARTER, snapshot)
