@@ -18,7 +18,7 @@ from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.dataset.templating.render import Renderer
 from mlx_itune.dataset.templating.rows import Example, values_of
 from mlx_itune.dataset.templating.shots import ExemplarPool, fit
-from mlx_itune.dataset.templating.tasks import Task, TaskError, Template, load_tasks
+from mlx_itune.dataset.templating.tasks import Task, Template, load_tasks
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.kit.errors import DataError, UsageError
 
@@ -126,11 +126,6 @@ def test_a_broken_task_file_is_refused_with_its_place(tmp_path: Path, text: str,
         load_tasks(path)
     assert said in str(refused.value)
     assert str(refused.value).startswith(str(path))
-
-
-def test_a_task_made_in_code_obeys_the_same_rules() -> None:
-    with pytest.raises(TaskError, match=r"task 't', template 0: the input uses \{z\}"):
-        task(Template("{z}", "{q}{a}"))
 
 
 @pytest.mark.parametrize(
@@ -260,14 +255,6 @@ def few_shot(
     return made
 
 
-def test_each_prompt_draws_its_number_of_exemplars() -> None:
-    made = few_shot(ROWS * 20, shots="0,1,2,5", draws=2)
-    counts = Counter(len(example.exemplars) for example in made)
-    assert counts.keys() == {0, 1, 2, 5}
-    assert all(abs(n / len(made) - 0.25) < 0.15 for n in counts.values())
-    assert not any(example.is_dropped for example in made)
-
-
 def test_the_layout_is_the_documented_one() -> None:
     for example in few_shot(ROWS, shots="2"):
         *shots, query = example.text.split("\n\n\n")
@@ -330,16 +317,6 @@ def test_the_pool_is_bounded_and_keeps_the_same_rows_in_any_order() -> None:
         kept.append(set(pool.candidates(values_of(QA, {"q": "?", "a": "?"}), 1)))
     assert len(kept[0]) == 100
     assert all(one == kept[0] for one in kept)
-
-
-def test_rows_of_other_splits_leave_the_pool() -> None:
-    renderer = Renderer(QA, RenderPlan(shots="50", model="starter"))
-    for row in ROWS:
-        renderer.pool.add(values_of(QA, row))
-    for row in ROWS[10:]:
-        renderer.pool.remove(values_of(QA, {**row, "q": row["q"].title()}))
-    (example,) = examples(renderer, ROWS[30])
-    assert [n for n in range(60) if f"ask {n} end" in example.text] == [*range(10), 30]
 
 
 @pytest.mark.parametrize("learn", ["all", "last"])
