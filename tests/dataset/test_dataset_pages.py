@@ -17,8 +17,8 @@ from mlx_itune.dataset.rendering.show_rows import (
     token_texts,
 )
 from mlx_itune.dataset.rendering.tokens_page import tokens_page
+from mlx_itune.dataset.statistics.report import stats_page
 from mlx_itune.dataset.statistics.stats import count
-from mlx_itune.dataset.statistics.stats_page import stats_page
 from mlx_itune.kit.errors import DataError
 
 HOSTILE = "</script></style><img src=x onerror=alert(1)>\"'& \u202e \x1b[31m --> ]]> <b>"

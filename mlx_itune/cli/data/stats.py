@@ -53,8 +53,8 @@ def command(
     DATA is a file or folder of rows of any format. With --model, tokens and learned tokens too.
     """
     from mlx_itune.cli.progress import Progress
+    from mlx_itune.dataset.statistics.report import stats_page
     from mlx_itune.dataset.statistics.stats import count
-    from mlx_itune.dataset.statistics.stats_page import stats_page
     from mlx_itune.kit.files import write_new
 
     page_path = reading.html_path(html)
@@ -86,7 +86,7 @@ def command(
 
 
 def _lines(stats: Stats, page_path: Path | None) -> Iterator[Any]:
-    from mlx_itune.dataset.statistics.tables import facts, tables
+    from mlx_itune.dataset.statistics.report import facts, tables
 
     yield from pairs(facts(stats))
     refused = stats.tokens.refused if stats.tokens else ()
