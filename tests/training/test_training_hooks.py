@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -77,41 +78,12 @@ def board(monkeypatch: Patch) -> dict[str, Any]:
     return written
 
 
-class FakeWandb(ModuleType):
-    """What of the wandb package is used, kept for a look."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.begun: list[dict[str, Any]] = []
-        self.rows: list[dict[str, Any]] = []
-        self.metrics: list[Any] = []
-        self.finished: list[int] = []
-        self.logins = 0
-        self.known = True
-        self.summary: dict[str, Any] = {}
-        self.Settings = SimpleNamespace
-
-    def login(self) -> bool:
-        self.logins += 1
-        return self.known
-
-    def init(self, **how: Any) -> FakeWandb:
-        self.begun.append(how)
-        return self
-
-    def define_metric(self, name: str, step_metric: str | None = None) -> None:
-        self.metrics.append((name, step_metric))
-
-    def log(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def finish(self, exit_code: int) -> None:
-        self.finished.append(exit_code)
-
-
 @pytest.fixture
-def wandb(monkeypatch: Patch) -> FakeWandb:
-    fake = FakeWandb()
+def wandb(monkeypatch: Patch) -> MagicMock:
+    fake = MagicMock()
+    fake.init.return_value = fake
+    fake.Settings = SimpleNamespace
+    fake.summary = {}
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return fake
@@ -194,44 +166,45 @@ def test_a_board_that_fails_is_dropped_and_told_once(
 
 
 def test_wandb_gets_numbers_and_settings_and_nothing_private(
-    settings: TrainSettings, wandb: FakeWandb, tmp_path: Path
+    settings: TrainSettings, wandb: MagicMock, tmp_path: Path
 ) -> None:
     with attached(settings, wandb="dosing") as observe:
         result = train(settings, observe=observe)
-    (how,) = wandb.begun
+    how = wandb.init.call_args.kwargs
+    rows = [call.args[0] for call in wandb.log.call_args_list]
     assert (how["project"], how["mode"], how["resume"]) == ("dosing", "offline", "allow")
     assert how["id"] == how["name"] == Path(result.run).name
     assert how["dir"] == result.run
     assert how["config"]["learning_rate"] == settings.learning_rate
     assert how["config"]["planned_steps"] == 4
-    sent = json.dumps([how["config"], wandb.rows, wandb.summary], default=str)
+    sent = json.dumps([how["config"], rows, wandb.summary], default=str)
     assert str(tmp_path) not in sent
     assert settings.model not in sent
     assert how["settings"].console == "off"
     assert how["settings"].disable_git and how["settings"].disable_code
-    assert wandb.metrics[-1] == ("*", "step")
-    losses = [row["train/loss"] for row in wandb.rows if "train/loss" in row]
+    wandb.define_metric.assert_called_with("*", step_metric="step")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 4
-    assert [row["step"] for row in wandb.rows if "valid/loss" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows if "valid/loss" in row] == [0, 2, 4]
     assert wandb.summary["valid_loss"] == result.valid_loss
-    assert wandb.finished == [0]
-    assert not wandb.logins
+    wandb.finish.assert_called_once_with(exit_code=0)
+    wandb.login.assert_not_called()
 
 
-def test_a_run_that_does_not_end_is_marked(settings: TrainSettings, wandb: FakeWandb) -> None:
+def test_a_run_that_does_not_end_is_marked(settings: TrainSettings, wandb: MagicMock) -> None:
     with pytest.raises(KeyboardInterrupt), attached(settings, wandb="p") as observe:
         observe({"event": "start", "run": "runs/r", "steps": 9})
         raise KeyboardInterrupt
-    assert wandb.finished == [1]
+    wandb.finish.assert_called_once_with(exit_code=1)
 
 
 def test_online_needs_a_login_before_anything_is_computed(
-    settings: TrainSettings, wandb: FakeWandb
+    settings: TrainSettings, wandb: MagicMock
 ) -> None:
     online = settings_from({**vars(settings), "offline": False})
     with attached(online, wandb="p"):
-        assert wandb.logins == 1
-    wandb.known = False
+        wandb.login.assert_called_once()
+    wandb.login.return_value = False
     with (
         pytest.raises(UsageError, match=r"not logged in.*wandb login, or --offline"),
         attached(online, wandb="p"),

@@ -174,13 +174,10 @@ def choose(
         words["head"] += f" ({exact.reasons.get('head', 'not exact')})"
     packing = _packing(exact, settings, words)
     sharing = _sharing(exact, settings, words)
-    room = _room(model, settings, lanes)
-    per_token = bytes_per_token(model)
-    default = CPU_TOKENS if backend.on_cpu() else GPU_TOKENS
-    affordable = max(FEWEST_TOKENS, int(room / per_token))
-    tokens = settings.micro_batch_tokens or min(default, affordable)
+    room_tokens = _room(model, settings, lanes) / bytes_per_token(model)
+    tokens = micro_batch_tokens(settings, room_tokens, backend.on_cpu())
     words["micro_batch_tokens"] = str(tokens)
-    kept = _kept(exact, settings, room / per_token, words)
+    kept = _kept(exact, settings, room_tokens, words)
     return Paths(
         nll=nll or (weighted_nll if exact.head else plain_nll),
         cached=exact.caches and cpu.is_faster(),
@@ -239,17 +236,29 @@ def _room(model: nn.Module, settings: TrainSettings, lanes: int) -> float:
     return float(max(0.0, (budget - fixed) / lanes))
 
 
-def _kept(exact: Exact, settings: TrainSettings, affordable: float, words: dict[str, str]) -> float:
+def micro_batch_tokens(settings: TrainSettings, room_tokens: float, on_cpu: bool) -> int:
+    """Tokens of a micro-batch, where the activations of `room_tokens` fit."""
+    default = CPU_TOKENS if on_cpu else GPU_TOKENS
+    affordable = max(FEWEST_TOKENS, int(room_tokens))
+    return settings.micro_batch_tokens or min(default, affordable)
+
+
+def kept_tokens(settings: TrainSettings, room_tokens: float, on_cpu: bool) -> float:
     """Micro-batches of more tokens than this keep their blocks' inputs only."""
-    if settings.gradient_checkpointing == "off":
-        words["checkpointing"] = "off, as asked"
-    elif not exact.checkpointing:
+    if settings.gradient_checkpointing == "auto":
+        return min(room_tokens, CPU_KEPT_TOKENS) if on_cpu else room_tokens
+    return 0.0 if settings.gradient_checkpointing == "on" else float("inf")
+
+
+def _kept(
+    exact: Exact, settings: TrainSettings, room_tokens: float, words: dict[str, str]
+) -> float:
+    kept = kept_tokens(settings, room_tokens, backend.on_cpu())
+    if not exact.checkpointing:
+        kept = float("inf")
         words["checkpointing"] = f"off: {exact.reasons.get('checkpointing', 'not exact')}"
-    elif settings.gradient_checkpointing == "on":
-        words["checkpointing"] = "every block"
-        return 0.0
-    else:
-        kept = min(affordable, CPU_KEPT_TOKENS) if backend.on_cpu() else affordable
+    elif settings.gradient_checkpointing == "auto":
         words["checkpointing"] = f"above {int(kept)} tokens, as many blocks as it takes"
-        return kept
-    return float("inf")
+    else:
+        words["checkpointing"] = "off, as asked" if kept else "every block"
+    return kept

@@ -35,11 +35,9 @@ from mlx_itune.training.engine.microbatch import (
     prefixes_of,
 )
 from mlx_itune.training.engine.step_ways import (
-    CPU_KEPT_TOKENS,
-    CPU_TOKENS,
-    FEWEST_TOKENS,
-    GPU_TOKENS,
     at_once_tokens,
+    kept_tokens,
+    micro_batch_tokens,
     overhead_tokens,
     recomputed_blocks,
 )
@@ -150,9 +148,7 @@ class Workload:
     @functools.cached_property
     def micro_batch_tokens(self) -> int:
         """Tokens computed at once."""
-        default = CPU_TOKENS if self.on_cpu else GPU_TOKENS
-        chosen_here = min(default, max(FEWEST_TOKENS, int(self._room_tokens)))
-        return self.settings.micro_batch_tokens or chosen_here
+        return micro_batch_tokens(self.settings, self._room_tokens, self.on_cpu)
 
     @functools.cached_property
     def checkpoints(self) -> bool:
@@ -355,9 +351,7 @@ class Workload:
 
     @functools.cached_property
     def _kept_tokens(self) -> float:
-        room = self._room_tokens
-        auto = min(room, CPU_KEPT_TOKENS) if self.on_cpu else room
-        return {"on": 0.0, "off": float("inf")}.get(self.settings.gradient_checkpointing, auto)
+        return kept_tokens(self.settings, self._room_tokens, self.on_cpu)
 
     @functools.cached_property
     def _room_tokens(self) -> float:
