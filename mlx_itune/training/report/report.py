@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from mlx_itune.kit.errors import StorageError
+from mlx_itune.kit.config import from_toml
+from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.files import write_durably
 from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section, table
 from mlx_itune.kit.wording import duration, listing, size
 from mlx_itune.training.report import curves
 from mlx_itune.training.report.story import Session, Story, read
+from mlx_itune.training.settings import TrainSettings
 
 NAME = "report.html"
 _SHOWN, _LISTED = 50, 20
@@ -43,7 +45,6 @@ _WORDS = {
 }
 _HASH = re.compile("[0-9a-f]{40,}")
 _LOCAL = re.compile(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
-_LINE = re.compile(r"([A-Za-z_][\w-]*) = (.*)")
 
 
 def write(run: Path) -> Path:
@@ -285,19 +286,11 @@ def _configuration(settings: Mapping[str, str]) -> Iterator[Html]:
 
 
 def _settings(run: Path) -> dict[str, str]:
-    """The lines of config.toml as name -> value; a line that is no `name = value` names itself."""
-    try:
-        text = (run / "config.toml").read_text("utf-8", errors="replace")
-    except OSError:
-        return {}
-    found = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        match = _LINE.fullmatch(line)
-        name, value = match.groups() if match else (line, "")
-        if value.startswith('"') and value.endswith('"') and len(value) > 1:
-            value = without_folders(value[1:-1].replace("\\\\", "\\").replace('\\"', '"'))
-        found[name] = value
-    return found
+    """The settings in effect as words; none where config.toml is not as it was written."""
+    with contextlib.suppress(ItuneError):
+        values = from_toml(run / "config.toml", TrainSettings)
+        return {name: _told(value) for name, value in values.items()}
+    return {}
 
 
 def _adapter(run: Path, settings: Mapping[str, str]) -> dict[str, Any]:
