@@ -30,12 +30,6 @@ def outline(found):
 # Lines
 
 
-def test_a_fault_names_its_column_and_its_byte_in_the_file(tmp_path):
-    first, second = read(tmp_path / "a.jsonl", ROW + b"\n" + b'{"a": tru}')
-    assert isinstance(first, Record)
-    assert f"column 7, byte {len(ROW) + 8} of the file" in second.message
-
-
 def test_a_line_that_is_far_too_long_is_one_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "CHUNK_BYTES", 64)
     monkeypatch.setattr(streams, "MAX_ROW_BYTES", 1000)

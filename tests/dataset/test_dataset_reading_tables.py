@@ -1,8 +1,8 @@
 """CSV, TSV, Parquet and XLSX: columns, quotes, lines, and the tables that people really have."""
 
-import builtins
 import datetime
 import decimal
+import sys
 import zipfile
 
 import openpyxl
@@ -181,14 +181,7 @@ def test_strange_text_in_parquet_is_a_fault_of_its_row(tmp_path):
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", {"question": ["q"]})
-    real = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="pip install pyarrow"):
         list(read_rows(path))
 

@@ -1,7 +1,6 @@
 """Rows in, conversations or faults out; splits that do not move."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,6 @@ from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.sources import Fault, expand, load_splits, read_rows
 from mlx_itune.kit.errors import DataError, StorageError
 
-SHARED = Path(__file__).parents[3] / "shared/data"
 QA = b'{"question": "q", "answer": "a"}'
 
 
@@ -60,20 +58,6 @@ def test_a_byte_order_mark_is_a_fault_of_the_first_row(path, array):
     first, second = rows_of(path, b"\xef\xbb\xbf" + rows)
     assert (first.line, first.code) == (1, "bom")
     assert isinstance(second, Conversation) and second.origin == f"{path}:2"
-
-
-def test_arrays_give_the_line_each_row_starts_on(path):
-    data = b"\n[\n  " + QA + b",\n  {\n" + QA[1:-1] + b'\n  },\n7, {"title": 1},\n' + QA + b"\n]\n"
-    found = rows_of(path, data)
-    assert [row.origin for row in found if isinstance(row, Conversation)] == [
-        f"{path}:3",
-        f"{path}:4",
-        f"{path}:8",
-    ]
-    assert [(f.line, f.code) for f in found if isinstance(f, Fault)] == [
-        (7, "not-an-object"),
-        (7, "unknown-format"),
-    ]
 
 
 def write(folder, name, count, start=0):
@@ -128,9 +112,8 @@ def test_all_broken_rows_of_all_files_are_counted_and_the_first_told(tmp_path):
         load_splits(tmp_path)
     line = str(caught.value)
     assert f"4 of 6 rows are broken: {tmp_path / 'train.jsonl'}:2: json: " in line
-    assert (
-        "train.jsonl:3: not-an-object" in line and "valid.jsonl:1" in line and "and 1 more" in line
-    )
+    assert "train.jsonl:3: not-an-object" in line and line.count("valid.jsonl:1") == 1
+    assert "and 1 more" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"[]"])
@@ -189,17 +172,3 @@ def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path):
 def test_a_conversation_cannot_be_built_wrong():
     with pytest.raises(DataError, match=r"f:1: turn 2 \('user'\) cannot follow 'user'"):
         Conversation((Turn("user", "a"), Turn("user", "b")), "f:1")
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared real data is not here")
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [
-        ("gsm8k.jsonl", 2500),
-        ("sharegpt_dummy_conversation.json", 500),
-        ("alpaca_seed_tasks.jsonl", 175),
-        ("flan_cot_strategyqa.tsv", 2061),
-    ],
-)
-def test_real_files_are_read_whole(name, rows):
-    assert sum(isinstance(row, Conversation) for row in read_rows(SHARED / name)) == rows
