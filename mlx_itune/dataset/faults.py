@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlx_itune.kit.errors import one_line
+
 Severity = Literal["error", "warning"]
 
 _PLACE = re.compile(r"(?P<file>.*):(?P<line>[0-9]*)(?:#(?P<row>[0-9]+))?", re.DOTALL)
@@ -33,7 +35,7 @@ class Fault:
 
     def __str__(self) -> str:
         fix = f" (fix: {self.hint})" if self.hint else ""
-        return f"{self.where}: {self.code}: {self.message}{fix}"
+        return one_line(f"{self.where}: {self.code}: {self.message}{fix}")
 
 
 class RowFault(Exception):
