@@ -124,7 +124,7 @@ def damage(line: bytearray, random_: random.Random) -> None:
     if way == 0 and line:
         line[random_.randrange(len(line))] ^= 1 << random_.randrange(8)
     elif way == 1:
-        del line[at if random_.random() < 0.8 else 0 :]
+        del line[slice(at, None) if random_.random() < 0.8 else slice(at)]
     elif way in (2, 3):
         line[at : at + (way - 2) * random_.randrange(4)] = random_.choice(STRANGE)
     elif way == 4:
