@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.formats import check_columns, names_positions, parse_rows
 from mlx_itune.dataset.reading import kind_by_name, read_records
-from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.errors import DataError, closest
 from mlx_itune.kit.files import open_regular, sha256_file
 from mlx_itune.kit.wording import listing
 
@@ -138,7 +140,7 @@ def split_paths(data: Path) -> dict[str, Path]:
     "train/NAME" for each further file.
     """
     if not data.exists():
-        raise DataError("no such data file or folder", where=str(data))
+        raise no_such(data)
     if not data.is_dir():
         return {"train": _checked(data)}
     inside = _rows_in(data)
@@ -154,6 +156,20 @@ def split_paths(data: Path) -> dict[str, Path]:
     if "train" not in paths:
         raise DataError("no train.jsonl or train.json", where=str(data), hint=_found_in(data))
     return paths
+
+
+def no_such(path: Path) -> DataError:
+    """The error for a path that is not there: with what may have been meant in its folder."""
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    hint = None
+    with suppress(OSError):
+        names = [entry.name for entry in islice(missing.parent.iterdir(), 10_000)]
+        if near := closest(missing.name, names):
+            whole = missing.with_name(near) / path.relative_to(missing)
+            hint = f"did you mean {whole if whole.exists() else missing.with_name(near)}?"
+    return DataError("no such data file or folder", where=str(path), hint=hint)
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

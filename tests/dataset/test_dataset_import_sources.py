@@ -118,10 +118,10 @@ def test_whatever_the_hub_says_is_one_line(
         ("dataa/tickets.csv", "did you mean data/tickets.csv?"),
         ("data/tickts.csv", "did you mean data/tickets.csv?"),
         ("./data/ticket.csv", "did you mean data/tickets.csv?"),
-        ("data/deep/x", "no such file or folder"),
-        ("tickets", "no such file or folder"),
-        ("~/no/such", "no such file or folder"),
-        ("org/quiz.parquet:train", "no such file or folder"),
+        ("data/deep/x", "no such data file or folder"),
+        ("tickets", "no such data file or folder"),
+        ("~/no/such", "no such data file or folder"),
+        ("org/quiz.parquet:train", "no such data file or folder"),
     ],
 )
 def test_a_mistyped_path_is_not_asked_of_the_hub(
@@ -130,6 +130,8 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(
     write(tmp_path / "data" / "tickets.csv", [])
     monkeypatch.chdir(tmp_path)
     assert told in text(capsys, "data", "import", typed, "--out", "out", code=3)
+    if ":" not in typed:
+        assert told in text(capsys, "data", "check", typed, code=3)
 
 
 @pytest.mark.parametrize(

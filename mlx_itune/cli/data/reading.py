@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.files import storage_errors
 from mlx_itune.kit.wording import did_you_mean
 
@@ -45,12 +45,12 @@ class RowFiles:
     def __init__(
         self, paths: Sequence[Path], format_name: str | None, columns: Sequence[str]
     ) -> None:
-        from mlx_itune.dataset.sources import expand
+        from mlx_itune.dataset.sources import expand, no_such
 
         with storage_errors(paths[0]):
             for path in paths:
                 if not path.exists():
-                    raise DataError("no such data file or folder", where=str(path))
+                    raise no_such(path)
             self.paths = sorted(expand(paths), key=_split_rank)
             self.bytes = sum(path.stat().st_size for path in self.paths)
         self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))

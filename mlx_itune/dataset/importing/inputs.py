@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from mlx_itune.dataset.importing.provenance import (
     SourceRecord,
     read_dataset,
 )
-from mlx_itune.dataset.sources import expand
-from mlx_itune.kit.errors import DataError, closest, one_line
+from mlx_itune.dataset.sources import expand, no_such
+from mlx_itune.kit.errors import DataError, one_line
 
 # (stage, bytes done, bytes in all)
 OnBytes = Callable[[str, int, int], None]
@@ -31,7 +31,6 @@ _SPLIT_OF = {
 }
 # "test", "validation", "train-00000-of-00002": the word ends where the name or a part of it does.
 _SPLIT_NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:[-_.]|$)")
-_NAMES_READ = 10_000
 
 
 @dataclass(frozen=True)
@@ -160,19 +159,6 @@ def teller(files: Sequence[InputFile], stage: str, tell: OnBytes) -> Callable[[i
         tell(stage, min(done, total), max(total, 1))
 
     return on_bytes
-
-
-def no_such(path: Path) -> DataError:
-    """The error for a path that is not there: with what may have been meant in its folder."""
-    missing = path
-    while not missing.parent.is_dir() and missing.parent != missing:
-        missing = missing.parent
-    there = [entry.name for entry in islice(missing.parent.iterdir(), _NAMES_READ)]
-    hint = None
-    if near := closest(missing.name, there):
-        whole = missing.with_name(near) / path.relative_to(missing)
-        hint = f"did you mean {whole if whole.exists() else missing.with_name(near)}?"
-    return DataError("no such file or folder", where=str(path), hint=hint)
 
 
 def _input_file(path: Path, label: str, source: Path, **about: Any) -> InputFile:
