@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
@@ -22,8 +23,10 @@ class Answer(Iterator[str]):
     already.
     """
 
-    def __init__(self, engine: Engine, text: TextStream, order: Order) -> None:
-        self._engine, self._stream, self._order = engine, text, order
+    def __init__(
+        self, engine: Engine, text: TextStream, order: Order, on_end: Callable[[], None]
+    ) -> None:
+        self._engine, self._stream, self._order, self._on_end = engine, text, order, on_end
         self._fresh = ""
         self._is_submitted = False
         self.text = ""
@@ -64,6 +67,7 @@ class Answer(Iterator[str]):
         self._fresh += piece
         if self.finish_reason:
             self.close()
+            self._on_end()
 
 
 class Generator:
@@ -109,8 +113,14 @@ class Generator:
         finished prompts. Raises DataError for an empty prompt.
         """
         most = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
+        done = itertools.count(1)
+
+        def ended() -> None:
+            if observe:
+                observe(next(done))
+
         found = [
-            self._answer(ids, tokens, drawing, is_alone=drawing.has_own_dice)
+            self._answer(ids, tokens, drawing, ended, is_alone=drawing.has_own_dice)
             for ids, tokens, drawing in zip(
                 prompts, most, drawings or [GREEDY] * len(prompts), strict=True
             )
@@ -118,13 +128,8 @@ class Generator:
         # Prompts of like length pad each other least.
         for n in sorted(range(len(found)), key=lambda n: -len(prompts[n])):
             found[n].submit()
-        done = 0
         while self._engine.step():
-            before, done = done, sum(answer.finish_reason is not None for answer in found)
-            if observe and done > before:
-                observe(done)
-        if observe and done < len(found):
-            observe(len(found))
+            pass
         return found
 
     def batch(
@@ -137,11 +142,17 @@ class Generator:
         return [answer.text for answer in self.answers(prompts, max_tokens, observe=observe)]
 
     def _answer(
-        self, ids: Sequence[int], max_tokens: int, drawing: Drawing, *, is_alone: bool
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        drawing: Drawing,
+        on_end: Callable[[], None] = lambda: None,
+        *,
+        is_alone: bool,
     ) -> Answer:
         if not len(ids):
             raise DataError("the prompt is empty")
         text = TextStream(self.tokenizer.decode, self._stops)
         ends = frozenset(self.tokenizer.eos_ids)
         order = Order(list(ids), max_tokens, ends, drawing, lambda token: None, is_alone)
-        return Answer(self._engine, text, order)
+        return Answer(self._engine, text, order, on_end)

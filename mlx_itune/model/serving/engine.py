@@ -83,6 +83,8 @@ class Engine:
     ) -> None:
         self._model, self._switch = model, switch
         self._can_batch = concurrency > 1 and can_batch(model)
+        # Some are at hand when others are done; more would only take memory.
+        self._most = 2 * concurrency
         self._stream = mx.default_stream(mx.default_device())
         self._new_batch = functools.partial(
             BatchGenerator,
@@ -151,7 +153,8 @@ class Engine:
         while self._waiting:
             order = self._waiting[0]
             alone = order.is_alone or not self._can_batch
-            if self._in_batch and (alone or order.adapter != self._adapter):
+            full = len(self._in_batch) >= self._most
+            if self._in_batch and (alone or full or order.adapter != self._adapter):
                 return
             self._waiting.popleft()
             if order.is_cancelled:
