@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ ROLES = ("system", "user", "assistant", "tool")
 # The value of the tag `kind` under which a single assistant turn is a conversation: plain text,
 # learned whole.
 TEXT_KIND = "text"
+
+_PLACE = re.compile(r"(?P<file>.*):(?P<line>[0-9]*)(?:#(?P<row>[0-9]+))?", re.DOTALL)
 
 # What may stand before a turn; None is the start of the conversation.
 _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
@@ -123,3 +126,22 @@ _ROLES = ", ".join(ROLES)
 
 def _place(number: int, turn: Turn) -> str:
     return f"turn {number} ({turn.role!r})"
+
+
+def origin_of(file: str, line: int, row: int | None = None) -> str:
+    """The address of a row: "file:12"; "file:#17" where several rows stand on the first line.
+
+    "file:3#17" is the 17th row of the file, among others on line 3.
+    """
+    if row is None:
+        return f"{file}:{line}"
+    return f"{file}:#{row}" if line == 1 else f"{file}:{line}#{row}"
+
+
+def place_of(origin: str) -> tuple[str, int, int | None]:
+    """(file, line, row) of an address; line 0 where it is none."""
+    found = _PLACE.fullmatch(origin)
+    if found is None or not (found["line"] or found["row"]):
+        return origin, 0, None
+    row = int(found["row"]) if found["row"] else None
+    return found["file"], int(found["line"] or 1), row

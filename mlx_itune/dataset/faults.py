@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlx_itune.dataset.conversation import origin_of, place_of
 from mlx_itune.kit.errors import one_line
 
 Severity = Literal["error", "warning"]
-
-_PLACE = re.compile(r"(?P<file>.*):(?P<line>[0-9]*)(?:#(?P<row>[0-9]+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -50,25 +48,6 @@ class RowFault(Exception):
     def at(self, file: str, line: int, row: int | None = None) -> Fault:
         """The same as a Fault with its place."""
         return Fault(file, line, self.code, self.message, self.hint, row=row)
-
-
-def origin_of(file: str, line: int, row: int | None = None) -> str:
-    """The address of a row: "file:12"; "file:#17" where several rows stand on the first line.
-
-    "file:3#17" is the 17th row of the file, among others on line 3.
-    """
-    if row is None:
-        return f"{file}:{line}"
-    return f"{file}:#{row}" if line == 1 else f"{file}:{line}#{row}"
-
-
-def place_of(origin: str) -> tuple[str, int, int | None]:
-    """(file, line, row) of an address; line 0 where it is none."""
-    found = _PLACE.fullmatch(origin)
-    if found is None or not (found["line"] or found["row"]):
-        return origin, 0, None
-    row = int(found["row"]) if found["row"] else None
-    return found["file"], int(found["line"] or 1), row
 
 
 def fault_at(

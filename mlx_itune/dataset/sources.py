@@ -77,7 +77,7 @@ def read_rows(
     if columns is not None:
         check_columns(columns)
     name = str(path)
-    header = False if names_positions(columns) else None
+    header = False if columns and names_positions(columns) else None
     for record in read_records(path, kind=kind, header=header, on_bytes=on_bytes):
         if isinstance(record, Fault):
             yield record

@@ -13,7 +13,7 @@ from typing import Any
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.formats.chat import turns_of
-from mlx_itune.dataset.formats.tools import tools_of
+from mlx_itune.dataset.formats.fields import tools_of
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.json_files import parse_object, read_bytes

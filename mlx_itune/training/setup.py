@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.rendering.render import TokenizedExample
-from mlx_itune.dataset.rendering.token_cache import (
+from mlx_itune.dataset.rendering.prepare import (
     StoredExamples,
     Tokenized,
     tokenized,
     write_examples,
 )
+from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError, UsageError

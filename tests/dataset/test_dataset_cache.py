@@ -7,9 +7,8 @@ import chat_templates as t
 import numpy as np
 import pytest
 
-from mlx_itune.dataset.rendering import token_cache as cache
-from mlx_itune.dataset.rendering.prepare import prepare
-from mlx_itune.dataset.rendering.token_cache import tokenized
+from mlx_itune.dataset.rendering import prepare as cache
+from mlx_itune.dataset.rendering.prepare import prepare, tokenized
 from mlx_itune.dataset.sources import load_splits
 from mlx_itune.kit.errors import DataError
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault, place_of
+from mlx_itune.dataset.conversation import Conversation, place_of
+from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.formats import FORMATS
 from mlx_itune.dataset.sources import read_rows, to_row
 

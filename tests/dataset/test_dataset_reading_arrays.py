@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from mlx_itune.dataset.faults import Fault, fault_at, place_of
+from mlx_itune.dataset.conversation import place_of
+from mlx_itune.dataset.faults import Fault, fault_at
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.reading import stream as streams
 

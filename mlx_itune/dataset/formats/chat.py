@@ -14,8 +14,14 @@ from typing import Any
 
 from mlx_itune.dataset.conversation import ROLES, Turn
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.formats.fields import Row, json_list, kind_name, value_of
-from mlx_itune.dataset.formats.tools import calls_in_text, calls_of
+from mlx_itune.dataset.formats.fields import (
+    Row,
+    calls_in_text,
+    calls_of,
+    json_list,
+    kind_name,
+    value_of,
+)
 from mlx_itune.kit.wording import did_you_mean
 
 _NAMES = {

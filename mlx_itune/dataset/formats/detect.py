@@ -17,10 +17,10 @@ from mlx_itune.dataset.formats.fields import (
     map_example,
     tags_of,
     text_of,
+    tools_of,
     with_system,
 )
 from mlx_itune.dataset.formats.mapping import mapped
-from mlx_itune.dataset.formats.tools import tools_of
 from mlx_itune.kit.errors import UsageError, closest
 from mlx_itune.kit.wording import did_you_mean, listing
 

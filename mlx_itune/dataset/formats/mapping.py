@@ -37,9 +37,9 @@ def check_columns(columns: Mapping[str, str]) -> None:
             )
 
 
-def names_positions(columns: Mapping[str, str] | None) -> bool:
+def names_positions(columns: Mapping[str, str]) -> bool:
     """Whether every column is a number, which is how a table without a header is addressed."""
-    return columns is not None and all(column.isdigit() for column in columns.values())
+    return all(column.isdigit() for column in columns.values())
 
 
 def mapped(row: Row, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
