@@ -9,8 +9,8 @@ One record's way through the package, file by file::
     MicroBatch        training/microbatch   how the step is computed
     step              training/step         (state, batch) -> (state, metrics)
     adapter           model/adapter         mlx-lm-compatible directory + provenance
-    fused model       export/fuse           MLX directory + measured fidelity
-    artefact          export/to_mlx         read back and verified
+    fused model       export/fusing/fuse    MLX directory + measured fidelity
+    artefact          export/formats        read back and verified
 """
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.result import Result
-from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.wording import number, percent, size
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ def _lines(result: Exported) -> Iterator[str]:
 
 
 def _facts(checked: Any) -> str:
+    # A model's own answer may hold what would repaint a terminal.
     return ", ".join(
-        f"{key.replace('_', ' ')} {number(value, 2) if isinstance(value, float) else value}"
+        f"{key.replace('_', ' ')} "
+        + (number(value, 2) if isinstance(value, float) else one_line(str(value)))
         for key, value in vars(checked).items()
         if isinstance(value, (str, int, float))
     )
