@@ -63,7 +63,7 @@ class Form(NamedTuple):
 _NOT_ID = re.compile(
     r"\d{4}-\d{2}-\d{2}.*|\d{1,4}/\d{1,4}|\d{1,4} - \d{1,4}|\d{1,3}-\d{1,3}"
     r"|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d+\.\d+|(?:19|20)\d{2}|\d{1,3}(?:\.\d{1,3}){3}"
-    r"|(?:19|20)\d\d[-/](?:19|20)?\d\d|v\d.*|\d+(?:mg|ml|kg|cm|mm|mmol|mcg|bpm|th|st|nd|rd|px|ms"
+    r"|(?:19|20)\d\d[-/](?:19|20)?\d\d|v\d{1,2}(?:\.\d+)*|\d+(?:mg|ml|kg|cm|mm|mmol|mcg|bpm|th|st|nd|rd|px|ms"
     r"|k|m|b|s|d|h)|\d+00000",
     re.IGNORECASE,
 )

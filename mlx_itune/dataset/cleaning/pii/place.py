@@ -27,7 +27,7 @@ _UNIT = (
 _FLAT = r"(?:Flat|Apt\.?|Apartment|Unit|Level|Suite|Studio)\s\w{1,5}(?:,\s|\s(?=\d))"
 # The number first. Any name for the street will do, if a nation's postcode follows after a comma.
 _ENGLISH = (
-    rf"(?<![\w$€£.,/\-])(?:{_FLAT}(?:{_HOUSE})?|{_HOUSE})"
+    rf"(?<![\w$€£.,/\-])(?:P\.?O\.? Box \d+,? )?(?:{_FLAT}(?:{_HOUSE})?|{_HOUSE})"
     rf"(?:(?P<road>(?:{_NAME}\s){{0,4}}?(?:{_ENGLISH_ROADS})\b\.?(?:\s(?:[NS][EW]?|[EW]|North"
     rf"|South|East|West)\b\.?)?)|(?:{_NAME}\s){{0,4}}?{_NAME}){_UNIT}(?P<tail>(?(road),?|,)\s*"
     rf"(?:{_NAME},?\s+){{0,5}}?(?(road)(?:{_NATION}|[A-Z][a-z]+,?\s{_ZIP}|\d{{6}}|{_ZIP})"
@@ -133,7 +133,7 @@ def coordinates(page: Page, chunk: Chunk) -> Iterator[Found]:
         bare = 5 <= fine <= 8 and around.label.group != "other" and a >= 1 and max(a, b) >= 10
         if (fine >= 3 and (lettered or labelled)) or (lettered and fine >= 2):
             yield Found(LABELLED + 1, "coordinates", *match.span())
-        elif bare:
+        elif bare and text[match.start() - 1 : match.start()] != "[":
             yield Found(VALID_SHAPE, "coordinates", *match.span())
     for match in _FIELD.finditer(text, max(0, start - 32), end):
         if abs(float(match["value"])) <= 180:
