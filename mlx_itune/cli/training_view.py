@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from mlx_itune.kit.errors import one_line
 from mlx_itune.kit.wording import count, duration, listing, size
 
-# The shown train loss looks back over some so many steps.
-_SMOOTHED_STEPS = 20
+# What the shown train loss is the mean of, as in the run's record.
+_LAST_STEPS = 20
 _SPELLED_OUT = 5
 _GAP = "   "
 
@@ -19,8 +20,8 @@ _GAP = "   "
 class TrainingView:
     """The state of a run after each event it was told of; `last` is the last step's event.
 
-    loss: the exponential mean, each step as much as it had tokens to learn: comparable to the
-    validation loss, and to the loss that the run reports at its end.
+    loss: the mean over the last steps, each as much as it had tokens to learn: comparable to the
+    validation loss, and the train loss that the run reports at its end.
     """
 
     run: str = ""
@@ -34,8 +35,7 @@ class TrainingView:
     skipped: int = 0
     incidents: int = 0
     saved: str = ""
-    _sum: float = 0.0
-    _weight: float = 0.0
+    _recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LAST_STEPS))
 
     def add(self, event: dict[str, Any]) -> list[str]:
         """Take in an event; the lasting lines it deserves, if any."""
@@ -103,10 +103,9 @@ class TrainingView:
         if event.get("skipped") or loss is None or loss != loss:
             self.skipped += 1
             return
-        keep, weight = 1 - 1 / _SMOOTHED_STEPS, float(event.get("supervised_tokens") or 1)
-        self._sum = keep * self._sum + weight * loss
-        self._weight = keep * self._weight + weight
-        self.loss = self._sum / self._weight
+        self._recent.append((loss, float(event.get("supervised_tokens") or 1)))
+        learned = sum(weight for _, weight in self._recent)
+        self.loss = sum(loss * weight for loss, weight in self._recent) / learned
 
     def _start(self, event: dict[str, Any]) -> Iterator[str]:
         self.run = str(event.get("run") or self.run)

@@ -123,6 +123,9 @@ def test_the_end_names_rows_the_shipped_step_the_report_and_the_next_command(pla
     assert said["adapter"].startswith(f"{place.out} (of step 4, the last")
     eval_line = f"mlx-itune eval --model {place.model} --adapter {place.out} --data {place.data}"
     assert said["next"] == eval_line
+    # One train loss, wherever it stands.
+    shown = re.findall(r"train loss ([\d.]+)", err)[-1]
+    assert float(shown) == pytest.approx(float(said["train loss"]), rel=1e-3)
     assert place.call(*eval_line.split()[1:], "--offline")[0] == 0
 
 
