@@ -290,12 +290,6 @@ def test_a_terminal_that_cannot_draw_gets_plain_lines() -> None:
     assert "step 200 of 200" in text
 
 
-def test_results_in_a_file_are_not_drawn_into_the_terminal(tmp_path: Path) -> None:
-    text = shown(results=tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "a result\n"
-    assert "a result" not in text
-
-
 def test_training_on_a_terminal_leaves_one_json_object_on_stdout(
     tiny_quantized_dir: Path, tmp_path: Path
 ) -> None:

@@ -73,17 +73,6 @@ def test_many_steps_are_thinned_by_lowest_and_highest(tmp_path: Path) -> None:
     assert page.card("learned tokens") == f"{10 * count:,}"
 
 
-def test_a_million_steps_need_memory_for_numbers_only() -> None:
-    from mlx_itune.training.report.story import Story
-
-    story = Story()
-    for n in range(1, 20_001):
-        story.add({"event": "step", "step": n, "loss": 1.0, "tokens": 3, "time": "t"})
-    columns = [story.steps, *story.columns.values()]
-    assert sum(column.itemsize for column in columns) <= 64
-    assert all(len(column) == 20_000 for column in columns)
-
-
 def test_the_smoothed_curve_is_the_exponential_mean() -> None:
     values = np.array([3.0, 1.0, np.nan, 2.0, 8.0])
     points = np.stack([np.arange(5.0), values], axis=1)

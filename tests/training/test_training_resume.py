@@ -49,7 +49,7 @@ def test_a_run_cut_after_every_step_ends_the_same(
     assert outcome(run, tmp_path / "adapter") == expected
 
 
-@pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.parametrize("step", [1, 4, 6])
 def test_a_run_stopped_by_a_signal_ends_the_same(step: int, settings: Any, tmp_path: Path) -> None:
     more = {"eval_every": 1, "early_stopping": 9, "save_every": 0}
     expected = in_peace(settings, tmp_path, **more)
