@@ -11,18 +11,10 @@ from jinja2 import TemplateError
 
 from masks.conversations import Generator
 from masks.family import Family, Refused
-from masks.oracle import (
-    Expected,
-    Run,
-    controls_of,
-    expect,
-    learned_turns,
-    messages_of,
-    runs_of,
-)
+from masks.oracle import Expected, Run, controls_of, expect, learned_turns, messages_of, runs_of
 from masks.vocabularies import Coder, coder
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.rendering.render import TokenizedExample, render, render_many
+from mlx_itune.dataset.rendering.render import TokenizedExample, render_many
 from mlx_itune.dataset.tokens.chat_template import built_in
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
@@ -47,6 +39,15 @@ class Tally:
         for name in ("rows", "turns", "tokens", "learned", "refused", "apart"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults += other.faults
+
+    def told(self, most: int = 3) -> str:
+        """How much is wrong, and the shortest conversations that are."""
+        shortest = sorted(self.faults, key=lambda fault: len(repr(fault[0])))[:most]
+        lines = [f"{len(self.faults)} of {self.rows} conversations"]
+        for row, learn, problem in shortest:
+            turns = [(t.role, t.content, t.weight, t.tool_calls) for t in row.turns]
+            lines.append(f"  {row.origin} --learn {learn}: {problem}\n  {turns!r}"[:2000])
+        return "\n".join(lines)
 
 
 @cache
@@ -104,8 +105,7 @@ def _compare_rows(
             accepted.append((row, expect(family, view, row, learn)))
         except Refused as reason:
             tally.refused += 1
-            found = attempt(row, tokenizer, learn)
-            if not isinstance(found, DataError):
+            if not isinstance(next(render_many([row], tokenizer, learn)), DataError):
                 tally.faults.append((row, learn, f"the oracle refuses it ({reason}), render not"))
     wanted = [row for row, _ in accepted]
     rendered = list(render_many(wanted, tokenizer, learn))
@@ -124,14 +124,6 @@ def _compare_rows(
         tally.tokens += sum(len(ids) for ids, _ in expected.examples)
         tally.learned += sum(len(said) for _, said, _ in runs_of(expected.examples))
     return tally
-
-
-def attempt(row: Conversation, tokenizer: ChatTokenizer, learn: Any) -> Any:
-    """The examples of one row, or the DataError that refuses it."""
-    try:
-        return render(row, tokenizer, learn)
-    except DataError as error:
-        return error
 
 
 def disagreement(
@@ -201,9 +193,8 @@ def show(view: Coder, ids: Sequence[int]) -> str:
 
 def text_problems(base: str, family: Family, count: int, *, seed: int = 0) -> list[str]:
     """Where the oracle's text is not what transformers makes of the Jinja file."""
-    generator = Generator(family, seed)
-    hf = coder(base, family).hf
-    rows = [generator.conversation(number + 1) for number in range(count)]
+    generator, hf = Generator(family, seed), coder(base, family).hf
+    rows = (generator.conversation(number + 1) for number in range(count))
     return [problem for row in rows for problem in _text_problems(hf, family, row)]
 
 
@@ -231,9 +222,8 @@ def _text_problems(hf: Any, family: Family, row: Conversation) -> list[str]:
     for turn in turns:
         full, reply = "".join((*turn.prompt, *turn.reply)), "".join(turn.reply)
         if whole.startswith(full) != turn.kept and not turn.open_ended:
-            problems.append(
-                f"{row.origin} turn {turn.n}: kept is {turn.kept}\n {whole!r}\n {full!r}"
-            )
+            kept = f"kept is {turn.kept}\n {whole!r}\n {full!r}"
+            problems.append(f"{row.origin} turn {turn.n}: {kept}")
         if reply not in "".join(family.pieces(messages[: turn.n + 1], tools, False)):
             problems.append(f"{row.origin} turn {turn.n}: the reply {reply!r} is not in the text")
     return problems

@@ -87,17 +87,12 @@ class Generator:
     def _system(self) -> str:
         if self.family.name != "smollm3":
             return self._text()
+        text, choice = "", self.random.choice
         if self.random.random() < 0.4:
-            extra = self.random.choice(
-                ("/no_think", "/think", "/system_override", "/no_think /think")
-            )
-            text = self.random.choice(
-                (extra, f"{self._text()} {extra}", f"{extra}\n{self._text()}")
-            )
-        else:
-            text = self._text()
+            extra = choice(("/no_think", "/think", "/system_override", "/no_think /think"))
+            text = choice((extra, f"{self._text()} {extra}", f"{extra}\n{self._text()}"))
         # The switch "/think" inside "</think>" is one to the template alone, not once it is hidden.
-        return text.replace("</think>", "<think>")
+        return (text or self._text()).replace("</think>", "<think>")
 
     def _question(self) -> Turn:
         text = self._text()
@@ -155,30 +150,20 @@ class Generator:
         return self._text() if self.random.random() < 0.7 else self.random.choice(plain)
 
     def _tool(self, n: int) -> dict[str, Any]:
-        parameters = {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string", "description": self._text()},
-                "days": {"type": self.random.choice(("integer", "boolean", "array"))},
-            },
-            "required": ["city"],
-        }
-        function = {
-            "name": f"{self._name(_FUNCTIONS)}_{n}",
-            "description": self._text(),
-            "parameters": parameters,
-        }
+        city = {"type": "string", "description": self._text()}
+        days = {"type": self.random.choice(("integer", "boolean", "array"))}
+        parameters = {"type": "object", "properties": {"city": city, "days": days}}
+        parameters["required"] = ["city"]
+        name = f"{self._name(_FUNCTIONS)}_{n}"
+        function = {"name": name, "description": self._text(), "parameters": parameters}
         return {"type": "function", "function": function}
 
     def _text(self) -> str:
         """Text that is more than white space."""
-        text = (
-            self._hostile_text() if self.hostile and self.random.random() < 0.8 else self._plain()
-        )
-        if not text.strip():
-            text = "."
-        self._seen.append(text)
-        return text
+        hostile = self.hostile and self.random.random() < 0.8
+        text = self._hostile_text() if hostile else self._plain()
+        self._seen.append(text if text.strip() else ".")
+        return self._seen[-1]
 
     def _plain(self) -> str:
         kind = self.random.random()
@@ -200,22 +185,9 @@ class Generator:
         for _ in range(self.random.choice((1, 1, 2, 3, 5))):
             control, other = self.random.choices(self._strings, k=2)
             cut = self.random.randint(0, len(control))
-            parts.append(
-                self.random.choice(
-                    (
-                        control,
-                        control,
-                        control,
-                        control * 2,
-                        # What takes a string out of a text may put two halves of another together.
-                        control[:cut] + other + control[cut:],
-                        control[:cut],
-                        control[cut:],
-                        f" {control} ",
-                        f"\n{control}\n",
-                        self._plain(),
-                        "".join(self._strings),
-                    )
-                )
-            )
+            # What takes a string out of a text may put two halves of another together.
+            around = control[:cut] + other + control[cut:]
+            alone = (control, control, control, control * 2, around, control[:cut], control[cut:])
+            spaced = (f" {control} ", f"\n{control}\n", self._plain(), "".join(self._strings))
+            parts.append(self.random.choice((*alone, *spaced)))
         return self.random.choice(("", " ", "\n")).join(parts)

@@ -31,9 +31,8 @@ def main() -> int:
                 f" apart {tally.apart:5} wrong {len(tally.faults):4}  {seconds:6.1f} s",
                 flush=True,
             )
-            for row, learn, problem in _shortest(tally)[: options.show]:
-                turns = [(t.role, t.content, t.weight, t.tool_calls) for t in row.turns]
-                print(f"  {row.origin} --learn {learn}: {problem}\n  {turns!r}"[:2000], flush=True)
+            if tally.faults:
+                print(tally.told(options.show), flush=True)
     print(
         f"{total.rows} conversations, {total.turns} learned turns, {total.tokens} tokens,"
         f" {len(total.faults)} wrong, {time.monotonic() - started:.0f} s"
@@ -49,10 +48,6 @@ def _one(base: str, name: str, options: argparse.Namespace) -> tuple[Tally, floa
     for problem in text_problems(base, family, options.count // 20, seed=options.seed):
         raise SystemExit(f"the oracle's own text is wrong: {problem}")
     return tally, time.monotonic() - started
-
-
-def _shortest(tally: Tally) -> list[tuple[object, str, str]]:
-    return sorted(tally.faults, key=lambda fault: len(repr(fault[0])))  # type: ignore[return-value]
 
 
 def _options() -> argparse.Namespace:

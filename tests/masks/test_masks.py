@@ -35,14 +35,6 @@ REAL = (("llama2", "llama2"), ("llama2", "mistral_v3"), ("llama3", "qwen3"))
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
 
-def report(tally: Tally) -> str:
-    """The shortest disagreements."""
-    shortest = sorted(tally.faults, key=lambda fault: len(repr(fault[0])))[:3]
-    lines = [f"{len(tally.faults)} of {tally.rows} conversations"]
-    lines += [f"--learn {learn} {row.turns}\n{problem}" for row, learn, problem in shortest]
-    return "\n".join(lines)
-
-
 @each_family
 def test_the_oracle_writes_what_the_template_writes(name):
     assert text_problems("starter", FAMILIES[name], 25) == []
@@ -53,7 +45,7 @@ def test_every_label_and_every_prompt_is_the_oracles(name):
     tally = Tally()
     for base, count in ROWS.items():
         tally.add(compare(base, FAMILIES[name], count))
-    assert not tally.faults, report(tally)
+    assert not tally.faults, tally.told()
     assert tally.rows == 360 and tally.turns > 360 and tally.refused < 36
     # Only white space that a special token swallows may keep turns from sharing their text.
     assert FAMILIES[name].rstrip or not tally.apart
@@ -64,7 +56,7 @@ def test_control_strings_in_content_stay_text(name):
     tally = Tally()
     for base, count in HOSTILE.items():
         tally.add(compare(base, FAMILIES[name], count, hostile=True))
-    assert not tally.faults, report(tally)
+    assert not tally.faults, tally.told()
     assert tally.turns > 40
 
 
@@ -92,7 +84,7 @@ def test_the_real_tokenizers_agree_too(base, name):
         pytest.skip(reason)
     tally = compare(base, FAMILIES[name], 60)
     tally.add(compare(base, FAMILIES[name], 20, hostile=True))
-    assert not tally.faults, report(tally)
+    assert not tally.faults, tally.told()
 
 
 @each_family
