@@ -30,7 +30,7 @@ from mlx_itune.kit.errors import DataError
 ROWS = {"starter": 200, "sentencepiece": 80, "merging": 80}
 HOSTILE = {"starter": 30, "small_legacy": 15}
 # One of each kind: plain words around turns, rewritten history, tools that move.
-REAL = (("llama2", "llama2"), ("llama2", "mistral_v3"), ("llama3", "qwen3"))
+REAL = (("llama2", "llama2"), ("llama2", "mistral_v3"), ("llama3_start", "qwen3"))
 
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
