@@ -177,6 +177,11 @@ def test_a_damaged_first_line_does_not_turn_lines_into_an_array(tmp_path, name, 
     assert len(found) == 5 and outline(found)[1:4] == [2, 3, 5]
 
 
+def test_a_first_row_on_two_lines_is_two_faults_of_a_file_of_lines(tmp_path):
+    found = read(tmp_path / "a.jsonl", b"\n".join([ROW.replace(b" ", b"\n", 1), *[ROW] * 5, b"x"]))
+    assert outline(found) == [("json", 1), ("json", 2), 3, 4, 5, 6, 7, ("json", 8)]
+
+
 def test_lists_line_by_line_are_lines(tmp_path):
     messages = b'[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]\n'
     found = read(tmp_path / "a.jsonl", messages * 3)

@@ -134,13 +134,14 @@ def _is_lines(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) 
     # Rows begin and end on their line, whole or damaged; elements of an array end with a comma.
     rows = sum(line[:1] == b"{" and len(line) > 1 and line[-1] not in b",[]" for line in lines)
     joined = sum(line[-1:] == b"," for line in lines)
+    is_spread = rows <= max(joined, 1) and _is_spread(head)
     if first == b"{":
         if prefers_lines:
-            return alone is not None or not _is_spread(head)
+            return not is_spread
         return (alone is not None or rows > max(joined, 1)) and not (len(lines) == 1 and is_whole)
     ends_as_array = tail.rstrip(BLANK).endswith(b"]")
     if is_whole and prefers_lines:
-        if _is_spread(head) or _all_objects(_value(head)):
+        if is_spread or _all_objects(_value(head)):
             return False
         if len(lines) == 1:
             return not _ONE_LINE_ARRAY.fullmatch(lines[0])
