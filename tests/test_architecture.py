@@ -21,6 +21,7 @@ MLX = ("mlx", "mlx_lm")
 HEAVY = (*MLX, "numpy", "transformers", "tokenizers", "huggingface_hub", "rich", "jinja2")
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 MAX_LINES = 500
+MAX_PARAMETERS = 9
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 OURS = MODULES + sorted(
@@ -197,6 +198,18 @@ def test_files_stay_a_page_or_three() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in OURS}
     long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > MAX_LINES}
     assert not long, f"more than {MAX_LINES} lines: {long}"
+
+
+def test_no_function_takes_ten_parameters() -> None:
+    long = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [a.arg for a in taken if a.arg not in ("self", "cls")]
+                if len(names) > MAX_PARAMETERS:
+                    long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = len(names)
+    assert not long, f"pass one record instead: {long}"
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
