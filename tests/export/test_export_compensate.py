@@ -53,10 +53,10 @@ def test_the_output_changes_less_than_by_rounding(bits: int, dtype: Any) -> None
     weight = (draw.normal(size=(OUTPUTS, INPUTS)) / np.sqrt(INPUTS)).astype(np.float32)
     x, other = inputs(seed=1), inputs(seed=1)[::-1] * 0.9
     made = compensated(weight, factor(x.T @ x, len(x)), group_size=GROUP, bits=bits, dtype=dtype)
-    assert (made.scales.dtype, made.biases.dtype) == (dtype, dtype)
+    assert (made["scales"].dtype, made["biases"].dtype) == (dtype, dtype)
     parts = mx.quantize(mx.array(weight).astype(dtype), GROUP, bits)
     plain = rebuilt(dict(zip(("weight", "scales", "biases"), parts, strict=True)), bits)
-    ours = rebuilt(made.tensors(), bits)
+    ours = rebuilt(made, bits)
     # A bfloat16 grid cannot say its own scales well; what is left to gain is less.
     share = 0.5 if dtype == mx.bfloat16 and bits > 4 else 0.25
     assert output_error(weight, ours, x) < share * output_error(weight, plain, x)
@@ -68,11 +68,9 @@ def test_without_inputs_it_is_plain_rounding() -> None:
     nothing = factor(np.zeros((INPUTS, INPUTS), np.float32), 0)
     made = compensated(weight, nothing, group_size=GROUP, bits=4, dtype=mx.float32)
     _, scales, biases = mx.quantize(weight, GROUP, 4)
-    assert mx.array_equal(made.scales, scales).item()
-    assert mx.array_equal(made.biases, biases).item()
-    assert np.abs(rebuilt(made.tensors(), 4) - np.array(weight)).max() <= float(
-        mx.abs(scales).max()
-    )
+    assert mx.array_equal(made["scales"], scales).item()
+    assert mx.array_equal(made["biases"], biases).item()
+    assert np.abs(rebuilt(made, 4) - np.array(weight)).max() <= float(mx.abs(scales).max())
 
 
 def test_few_inputs_are_not_believed_too_much() -> None:
@@ -84,7 +82,7 @@ def test_few_inputs_are_not_believed_too_much() -> None:
     )
     parts = mx.quantize(mx.array(weight).astype(mx.float16), GROUP, 4)
     plain = rebuilt(dict(zip(("weight", "scales", "biases"), parts, strict=True)), 4)
-    ours = rebuilt(made.tensors(), 4)
+    ours = rebuilt(made, 4)
     assert output_error(weight, ours, few) < 0.8 * output_error(weight, plain, few)
     assert output_error(weight, ours, many) < 1.05 * output_error(weight, plain, many)
 
@@ -95,7 +93,7 @@ def test_inputs_that_never_were_and_constant_groups_do_no_harm() -> None:
     weight = np.ones((OUTPUTS, INPUTS), np.float32)
     weight[:, GROUP:] = 0
     made = compensated(weight, factor(x.T @ x, len(x)), group_size=GROUP, bits=4, dtype=mx.float16)
-    assert np.abs(rebuilt(made.tensors(), 4) - weight).max() < 2e-3
+    assert np.abs(rebuilt(made, 4) - weight).max() < 2e-3
 
 
 class Two(nn.Module):  # type: ignore[misc]

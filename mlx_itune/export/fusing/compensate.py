@@ -22,31 +22,21 @@ _DAMPING, _DAMPING_PER_WIDTH = 0.01, 0.1
 _PACKED_ROWS = 512
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """A weight on the grid, as MLX stores it: weight (out, words) uint32, scales and biases."""
-
-    weight: Any
-    scales: Any
-    biases: Any
-
-    def tensors(self) -> dict[str, Any]:
-        """By the names that a quantized layer gives them."""
-        return {"weight": self.weight, "scales": self.scales, "biases": self.biases}
-
-
-def compensated(weight: Any, factor: Numbers, *, group_size: int, bits: int, dtype: Any) -> Rounded:
+def compensated(
+    weight: Any, factor: Numbers, *, group_size: int, bits: int, dtype: Any
+) -> dict[str, Any]:
     """Round ``weight`` (out, in) float32 for inputs whose moments have this :func:`factor`.
 
-    ``dtype`` is that of scales and biases; errors are those with them so rounded.
+    As MLX stores it: weight (out, words) uint32, scales and biases (out, groups) of ``dtype``;
+    errors are those with scales and biases so rounded.
     """
     columns: Numbers = np.array(weight, dtype=np.float32).T.copy()
     codes, scales, biases = _gptq(columns, factor, _Grid(group_size, bits, dtype))
-    return Rounded(
-        pack(codes.T, bits),
-        mx.array(scales.T).astype(dtype),
-        mx.array(biases.T).astype(dtype),
-    )
+    return {
+        "weight": pack(codes.T, bits),
+        "scales": mx.array(scales.T).astype(dtype),
+        "biases": mx.array(biases.T).astype(dtype),
+    }
 
 
 def factor(moments: Numbers, count: int) -> Numbers:

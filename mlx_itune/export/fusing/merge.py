@@ -104,12 +104,11 @@ def _compensated(
         weight, dtype = _weight(module, layers[path]), _layer_type(module)
         options = {"group_size": grid["group_size"], "bits": grid["bits"], "dtype": dtype}
         if weight.ndim == 2:
-            done[path] = compensated(weight, moments.factor(), **options).tensors()
+            done[path] = compensated(weight, moments.factor(), **options)
             continue
         # An expert that saw nothing has moments of zero, by which it is rounded plainly.
         experts = [
-            compensated(weight[e], moments.factor(e), **options).tensors()
-            for e in range(weight.shape[0])
+            compensated(weight[e], moments.factor(e), **options) for e in range(weight.shape[0])
         ]
         done[path] = {n: mx.stack([expert[n] for expert in experts]) for n in experts[0]}
     return done
