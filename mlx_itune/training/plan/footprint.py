@@ -208,9 +208,8 @@ class Workload:
         learned = int(np.count_nonzero(part.weights[:, 1:]))
         alone = self._is_alone(part)
         held, again = self._kept(part)
-        widest = max(shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
         heads = WORK_ALONE * (shapes.query + shapes.key) if alone else 0.0
-        work = item * (WORK * widest + heads) * positions
+        work = item * (WORK * self._widest + heads) * positions
         if not alone:
             work += again * positions + self._made_again_bytes
             work += 0 if self.on_cpu else 2.0 * item * shapes.heads * self._seen(part) * positions
@@ -230,22 +229,26 @@ class Workload:
         shapes, item, positions = self.shapes, self._item, _positions(part)
         if self._is_alone(part):
             return float(item * shapes.layers * (shapes.hidden + shapes.query + shapes.heads)), 0.0
+        block = self._block_bytes + item * shapes.heads * self._seen(part)
+        count = recomputed_blocks(shapes.layers, positions, self._kept_tokens)
+        last = block * (shapes.layers - count)
+        again = max(0.0, block - last) if count else 0.0
+        return last + item * count * shapes.hidden, again
+
+    @functools.cached_property
+    def _block_bytes(self) -> float:
+        """Per position, what a block keeps besides attention weights, on average."""
         own = {m.path for m in self.adapted}
-        kind = self.settings.adapter
+        kind, item = self.settings.adapter, self._item
         numbers, casts = 0.0, 0
         for m in self._in_blocks:
-            adapted, times = m.path in own, shapes.times(m)
+            adapted, times = m.path in own, self.shapes.times(m)
             numbers += times * (m.rows + (m.columns if adapted else 0))
             numbers += times * DORA_KEPT * m.rows if adapted and kind == "dora" else 0
             # Each low-rank product keeps its input once more, in float32, and what comes between.
             between = self.settings.rank + (m.columns if item < 4 else 0)
             casts += times * between if adapted and kind != "grid" else 0
-        block = (item * numbers + 4 * casts) / shapes.layers
-        block += item * shapes.heads * self._seen(part)
-        count = recomputed_blocks(shapes.layers, positions, self._kept_tokens)
-        last = block * (shapes.layers - count)
-        again = max(0.0, block - last) if count else 0.0
-        return last + item * count * shapes.hidden, again
+        return (item * numbers + 4 * casts) / self.shapes.layers
 
     def _seen(self, part: MicroBatch | Prefix) -> float:
         """Keys computed per position.
@@ -306,7 +309,7 @@ class Workload:
                 total += kept + (as_floats if floats else codes + m.grid_bytes * wide)
         return total
 
-    @property
+    @functools.cached_property
     def _held_bytes(self) -> float:
         """Tuned weights that a grid adapter makes once per step, where they are floats."""
         if not (self.dense and self.settings.adapter == "grid"):
@@ -314,7 +317,7 @@ class Workload:
         held = (m for m in self.adapted if m.experts == 1 and (self.resident or m.block is None))
         return float(self._float_bytes * sum(m.numbers for m in held))
 
-    @property
+    @functools.cached_property
     def _made_again_bytes(self) -> float:
         """Of weights that are made for one product and go after it."""
         own = {m.path for m in self.adapted} if self.settings.adapter == "grid" else set()
@@ -323,9 +326,13 @@ class Workload:
         ]
         return WEIGHT_COPIES * self._float_bytes * max(made, default=0) if self.dense else 0.0
 
-    @property
+    @functools.cached_property
     def _in_blocks(self) -> list[Matrix]:
         return [m for m in self.shapes.matrices if m.block is not None]
+
+    @functools.cached_property
+    def _widest(self) -> int:
+        return max(self.shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
 
     @property
     def _item(self) -> int:
