@@ -129,6 +129,8 @@ def test_another_answer_number_or_name_is_another_row() -> None:
         conversation(story + " How many are left of 30?", "There are 7 of them left in the end."),
         conversation(story + " Is it so?", "yes"),
         conversation(story + " Is it so?", "no"),
+        conversation(story + " Which is it?", "lost_or_stolen_card"),
+        conversation(story + " Which is it?", "lost_or_stolen_phone"),
         conversation("What is the capital of France?", "The capital is a big city there."),
         conversation("What is the capital of Spain?", "The capital is a big city there."),
     ]

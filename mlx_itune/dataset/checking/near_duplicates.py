@@ -214,18 +214,20 @@ def _alike(
 def _similarity(one: _Text, other: _Text, threshold: float) -> float:
     """How alike the words of two near duplicates are; 0.0 for rows that are none."""
     differ = one.words ^ other.words
-    replies = _jaccard(one.replies, other.replies)
-    if not one.words or replies < _REPLIES or (differ and differ == _numbers(differ)):
+    if not one.words or (differ and differ == _numbers(differ)):
         return 0.0
-    # Long replies that are the same make two rows the same, whatever little was asked.
-    is_long = min(len(one.replies), len(other.replies)) >= _LONG_REPLY and replies >= threshold
+    shorter = min(len(one.replies), len(other.replies))
     for text in _readings(other, one):
-        similarity = _jaccard(one.words, text.words)
+        similarity, replies = _jaccard(one.words, text.words), _jaccard(one.replies, text.replies)
+        # A short reply is a label. Long ones that are the same make the rows the same, whatever
+        # little was asked.
+        is_long = shorter >= _LONG_REPLY and replies >= threshold
         asked, also = _numbers(one.prompts), _numbers(text.prompts)
         if (
             similarity >= threshold
             and _jaccard(one.pairs, text.pairs) >= threshold - _PAIRS_BELOW
             and _jaccard(one.prompts, text.prompts) >= (_REPLIES if is_long else _PROMPTS)
+            and replies >= (_REPLIES if shorter >= _MIN_WORDS else 1)
             and (asked <= also or also <= asked or _jaccard(asked, also) >= _NUMBERS)
         ):
             return similarity
@@ -245,6 +247,7 @@ def _readings(text: _Text, like: _Text) -> Iterator[_Text]:
             words=frozenset(slips.get(word, word) for word in text.words),
             pairs=frozenset((slips.get(a, a), slips.get(b, b)) for a, b in text.pairs),
             prompts=frozenset(slips.get(word, word) for word in text.prompts),
+            replies=frozenset(slips.get(word, word) for word in text.replies),
         )
 
 
