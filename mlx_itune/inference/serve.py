@@ -142,6 +142,7 @@ def _opened(
     settings: ServeSettings, named: Mapping[str, Adapter], door: socket.socket
 ) -> tuple[Desk, Engine, Listening]:
     path = base.resolve(settings.model)
+    base.vet(path)
     tokenizers = _tokenizers(path, named, settings.template)
     loaded = base.load(settings.model, compute=settings.compute)
     if loaded.id in named:
@@ -209,23 +210,15 @@ def _tokenizers(
     return found
 
 
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listening(host: str, port: int) -> socket.socket:
     """A socket that listens; who connects waits until the server is ready. Raises UsageError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        door = socket.socket(family, kind, protocol)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(address)
-        door.listen(_CONNECTIONS_WAITING)
+        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS_WAITING)
     except (OSError, OverflowError) as error:
         raise UsageError(
             f"cannot listen on {host} port {port}: {error}", hint="choose another --port"
         ) from error
-    with door:
-        yield door
 
 
 def _hosts(host: str, port: int) -> frozenset[str] | None:
