@@ -13,7 +13,6 @@ from mlx_itune.cli import options
 from mlx_itune.cli.options import SEED, FiniteFloat
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
 
 
 def as_record(name: str, record: str, *group: Callable[[Any], Any]) -> Callable[[F], F]:

@@ -83,7 +83,7 @@ class OpenAIAnswer:
     async def _pieces(self) -> AsyncIterator[tuple[dict[str, Any], Token, str | None]]:
         """(what it says, the token behind it, how it ends)."""
         served, request = self._asked.served, self._asked.request
-        text = TextStream(served.tokenizer.decode, self._asked.stops)
+        text = TextStream(self._decode, self._asked.stops)
         reply = Reply(served.family, self._asked.prompt_ids, request.tools)
         self._engine.submit(self._order)
         finish = None
@@ -106,6 +106,13 @@ class OpenAIAnswer:
         # The loop has ended where the server has.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, event)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        try:
+            return self._asked.served.tokenizer.decode(ids)
+        # A panic of Rust's, which is no Exception, is this answer's only.
+        except BaseException as error:
+            raise RuntimeError(f"the tokenizer gave up: {brief(error)}") from error
 
     def _around(self, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         request, is_chat = self._asked.request, self._asked.is_chat
@@ -150,7 +157,7 @@ class OpenAIAnswer:
         }
 
     def _scored(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._asked.served.tokenizer.decode([token])
+        text = self._decode([token])
         # A part of a character has bytes that its text does not tell.
         known = None if "\ufffd" in text else list(text.encode())
         logprob = max(logprob, _LEAST_LOGPROB)

@@ -316,6 +316,19 @@ def test_clients_that_go_away_free_their_places(tiny_model_dir: Path) -> None:
         assert time.monotonic() - began < 5
 
 
+def test_a_tokenizer_that_panics_fails_its_answers_only(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "hostile")
+    whole = json.loads((model / "tokenizer.json").read_text())
+    whole["decoder"] = {"type": "Strip", "content": "e", "start": 5, "stop": 5}
+    (model / "tokenizer.json").write_text(json.dumps(whole))
+    fields: dict[str, Any] = {"logit_bias": {str(whole["model"]["vocab"]["e"]): 1000}}
+    with serving("--model", str(model)) as client:
+        status, body = client.chat("Hi", max_tokens=2, **fields)
+        assert (status, body["error"]["type"]) == (500, "server_error")
+        assert "error" in client.events("Hi", max_tokens=2, **fields)[0]
+        assert client.get("/health")[0] == 200
+
+
 @pytest.mark.parametrize(
     ("sent", "code"),
     [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)],
