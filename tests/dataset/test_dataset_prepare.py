@@ -63,7 +63,7 @@ def test_splitting_keeps_every_turn_whole_under_its_system_turn(chat):
     # The last turn keeps as much context as fits.
     (last,) = prepare([row], tokenizer, max_length_tokens=length - 1, learn="last").examples
     text = tokenizer.decode(last.input_ids)
-    assert "ask 1" in text and "ask 0" not in text
+    assert "ask 1" in text and "ask 0" not in text and len(last.spans) == 1
 
 
 def test_every_row_that_is_cut_left_out_or_odd_is_named(chat):
@@ -87,10 +87,17 @@ def test_every_row_that_is_cut_left_out_or_odd_is_named(chat):
 def test_a_turn_that_ends_exactly_at_the_limit_is_whole(chat):
     tokenizer = chat("gpt2", t.CHATML)
     row = talk("f:1", 3, 3)
-    end = prepare([row], tokenizer).examples[0].spans[0][1]
-    for limit, counted in ((end, (1, 0, 1)), (end - 1, (0, 1, 1))):
-        r = prepare([row], tokenizer, max_length_tokens=limit, too_long="truncate").report
-        assert (r.turns_whole, r.turns_truncated, r.turns_dropped) == counted
+    (_, end), (start, _) = prepare([row], tokenizer).examples[0].spans
+    for limit, length, turns in (
+        (end - 1, end - 1, (0, 1, 1)),
+        (end, end, (1, 0, 1)),
+        (start, end, (1, 0, 1)),
+        (start + 1, start + 1, (1, 1, 0)),
+    ):
+        cut = prepare([row], tokenizer, max_length_tokens=limit, too_long="truncate")
+        report = cut.report
+        assert (report.turns_whole, report.turns_truncated, report.turns_dropped) == turns
+        assert [len(example.input_ids) for example in cut.examples] == [length]
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_that_never_changes():
