@@ -154,7 +154,7 @@ def test_hostile_data_is_only_text_on_both_pages(chat):
 
 def test_the_token_page_has_every_token_with_id_index_and_weight(chat):
     tokenizer = chat("gpt2")
-    row = talk("hi", " yes €\n", weights=(0.5,))
+    row = talk("hi", " it is €\n", weights=(0.5,))
     (shown,) = shown_examples(row, tokenizer, max_length=2048)
     page = Page(tokens_page([shown], tokenizer, data="rows.jsonl", model="tiny"))
     told = [re.fullmatch(r"id ([\d, ]+) \| token .+ \| weight (.+)", t) for t, _ in page.tokens]
@@ -164,7 +164,7 @@ def test_the_token_page_has_every_token_with_id_index_and_weight(chat):
     kinds = {kind for title, kind in page.tokens if title.endswith("weight 0.5")}
     assert kinds == {"t wb", "t wb ctl"}
     assert "€" in page.text, "the bytes of one character stand together"
-    assert "·yes" in page.text and "€↵\n" in page.text, "white space at a border can be seen"
+    assert "·it is" in page.text and "€↵\n" in page.text, "white space at a border can be seen"
 
 
 def test_the_stats_page_shows_what_was_counted(chat):

@@ -119,7 +119,7 @@ def test_every_epoch_learns_every_row_once_with_a_short_last_batch(size):
 
 @pytest.mark.parametrize(
     ("rows", "size", "epochs", "steps", "made"),
-    [(10, 4, 3, 2, 2), (10, 4, 1, 50, 3), (30, 1, 0.5, None, 15), (30, 1, 0.1, None, 3),
+    [(10, 4, 3, 2, 2), (10, 4, 1, 50, 3), (30, 1, 0.5, None, 15), (100, 1, 0.07, None, 7),
      (30, 1, 1.5, None, 45), (30, 1, 0.01, None, 1)],
 )  # fmt: skip
 def test_epochs_and_steps_end_a_plan(rows, size, epochs, steps, made):

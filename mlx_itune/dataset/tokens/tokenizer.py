@@ -348,10 +348,6 @@ def _loaded(path: Path, template: str) -> ChatTokenizer:
         raise ModelError(f"cannot load the tokenizer: {brief(error)}", where=str(path)) from error
 
     try:
-        # Whatever the file says of them: a padding of any length would be made in memory.
-        if hf.is_fast:
-            hf.backend_tokenizer.no_padding()
-            hf.backend_tokenizer.no_truncation()
         text = hf.chat_template
         if template != "auto":
             knows_im_end = "<|im_end|>" in hf.get_vocab()
