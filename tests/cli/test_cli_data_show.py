@@ -1,38 +1,25 @@
 """`data show`: what is learned can be seen, of any row, without reading more than is needed."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mlx_itune.cli import main
 from mlx_itune.dataset import sources
 from mlx_itune.dataset.importing.provenance import row_id
 
-
-@pytest.fixture
-def show(capsys):
-    """What the command prints on both streams, with the starter's tokenizer."""
-
-    def run(*argv, code=0):
-        with pytest.raises(SystemExit) as left:
-            main(["data", "show", *map(str, argv), "--model", "starter", "--offline"])
-        assert (left.value.code or 0) == code
-        return capsys.readouterr()
-
-    return run
+FLAGS = ("data", "show", "--model", "starter")
 
 
 @pytest.fixture
-def result(show):
-    """The one JSON object that it prints; the error of a run that ends in `code`."""
+def show(cli):
+    return partial(cli, *FLAGS)
 
-    def run(*argv, code=0):
-        out = show(*argv, "--json", code=code).out
-        assert out.count("\n") == 1
-        return json.loads(out)["error"] if code else json.loads(out)
 
-    return run
+@pytest.fixture
+def result(cli):
+    return partial(cli.json, *FLAGS)
 
 
 def learned(row):

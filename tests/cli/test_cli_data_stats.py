@@ -1,10 +1,9 @@
 """`data stats` from the command line: a table, one JSON object, and a page."""
 
 import json
+from functools import partial
 
 import pytest
-
-from mlx_itune.cli import main
 
 DISTRIBUTION = {
     "count", "sum", "mean", "min", "p5", "p50", "p90", "p95", "p99", "max", "error", "histogram",
@@ -12,28 +11,8 @@ DISTRIBUTION = {
 
 
 @pytest.fixture
-def text(capsys):
-    """What the command prints."""
-
-    def run(*argv, code=0):
-        with pytest.raises(SystemExit) as left:
-            main(["data", "stats", *map(str, argv)])
-        assert (left.value.code or 0) == code
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def result(text):
-    """The one JSON object that it prints; the error of a run that ends in `code`."""
-
-    def run(*argv, code=0):
-        out = text(*argv, "--json", "--offline", code=code)
-        assert out.count("\n") == 1
-        return json.loads(out)["error"] if code else json.loads(out)
-
-    return run
+def result(cli):
+    return partial(cli.json, "data", "stats")
 
 
 @pytest.fixture
@@ -85,9 +64,10 @@ def test_with_a_model_tokens_are_counted(result, data):
     assert result(data, "--max-length", 100, code=2)["hint"] == "give --model too"
 
 
-def test_tables_for_people_and_a_page_with_plots(text, result, data, tmp_path):
+def test_tables_for_people_and_a_page_with_plots(cli, result, data, tmp_path):
     page = tmp_path / "stats.html"
-    out = text(data, "--model", "starter", "--max-length", 40, "--html", page)
+    flags = ("--model", "starter", "--max-length", 40, "--html", page)
+    out = cli("data", "stats", data, *flags).out
     for wanted in ("tokens per row", "learned tokens", "clinic", "over 40 tokens", "Latin", "p95"):
         assert wanted in out
     assert out.endswith(f"plots: {page}\n")
@@ -98,11 +78,11 @@ def test_tables_for_people_and_a_page_with_plots(text, result, data, tmp_path):
     assert result(data, "--html", page, code=5)["where"] == str(page)
 
 
-def test_names_out_of_data_stay_names(text, tmp_path):
+def test_names_out_of_data_stay_names(cli, tmp_path):
     file = tmp_path / "rows.jsonl"
     source = "[red]\x1b[2J\u202ename[/red]"
     file.write_text(json.dumps({"question": "q", "answer": "a", "source": source}) + "\n")
-    out = text(file)
+    out = cli("data", "stats", file).out
     assert "\x1b" not in out and "\u202e" not in out
     assert "[red]\\x1b[2J\\u202ename[/red]" in out
 
