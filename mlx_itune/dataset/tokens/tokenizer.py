@@ -77,6 +77,8 @@ class ChatTokenizer:
         self.is_control = np.zeros(max(len(hf), max(self.control_ids) + 1), dtype=np.bool_)
         self.is_control[list(self.control_ids)] = True
         special_texts = {hf.convert_ids_to_tokens(i): i for i in sorted(self.control_ids)}
+        if None in special_texts:
+            raise ModelError(f"the tokenizer has no text for its token {special_texts[None]}")
         self._template = ChatTemplate(self.template_text, hf.special_tokens_map)
         self._tool_template = self._template
         if "tool_use" in templates:
