@@ -198,7 +198,9 @@ class _Document:
                 window.pos += 1
                 if window.skip_space() == "[" and window.at(_LIST_OF_OBJECTS):
                     if read_from is not None:
-                        raise _second_list(key, read_from)
+                        lost = f"the list under {key!r} was not read: the rows of this file are"
+                        hint = "put each list in a file of its own"
+                        raise RowFault("second-list", f"{lost} those under {read_from!r}", hint)
                     read_from = key
                     if not (yield from self._array(_AFTER_LIST)):
                         return False
@@ -325,23 +327,23 @@ class _Document:
     def _next_start(
         self, pattern: re.Pattern[str], is_certain: bool, *, is_whole: bool
     ) -> int | None:
-        """Where the next row begins, as far as the window goes. `is_whole`: it has to end too."""
-        window = self._window
-        at = window.pos
-        while match := pattern.search(window.text, at):
+        """Where the next row begins, as far as the window goes. `is_whole`: it has to end too.
+
+        Where that is not certain, it has most of the keys of the rows before, or is broken.
+        """
+        text, at = self._window.text, self._window.pos
+        while match := pattern.search(text, at):
             at = match.end()
-            if is_certain or self._is_row(at, is_whole):
+            try:
+                keys = {} if is_certain else self._decoder.value_at(text, at)[0]
+            except (json.JSONDecodeError, RowFault):
+                if not is_whole:
+                    return at
+                continue
+            common = self._common or set()
+            if is_certain or not common or 2 * len(common.intersection(keys)) > len(common):
                 return at
         return None
-
-    def _is_row(self, at: int, is_whole: bool) -> bool:
-        """Whether an object with most of the keys of the rows before begins here, or a broken."""
-        try:
-            value, _, _ = self._decoder.value_at(self._window.text, at)
-        except (json.JSONDecodeError, RowFault):
-            return not is_whole
-        common = self._common or set()
-        return 2 * len(common & value.keys()) > len(common) or not common
 
     def _fault(self, reason: RowFault) -> Fault:
         return reason.at(self._name, self._window.line)
@@ -352,11 +354,3 @@ class _Document:
 
 def _holds_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _second_list(key: str, read_from: str) -> RowFault:
-    return RowFault(
-        "second-list",
-        f"the list under {key!r} was not read: the rows of this file are those under {read_from!r}",
-        "put each list in a file of its own",
-    )
