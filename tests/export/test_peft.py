@@ -204,11 +204,15 @@ def test_reading_back_sees_a_wrong_factor(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [1, 3, 7, 8, 12, 100])
 def test_alpha_over_rank_is_the_scale(rank: int) -> None:
     drawn = np.random.default_rng(rank).uniform(0.01, 3000, 300).tolist()
+
+    def alpha_of(scale: float) -> float:
+        return peft_format.alpha_of(adapters.AdapterConfig(rank, scale, 0.0, (), -1))
+
     for alpha in [1, 16, 2.5, *drawn]:
-        assert peft_format.alpha_for(alpha / rank, rank) / rank == alpha / rank
+        assert alpha_of(alpha / rank) / rank == alpha / rank
     for scale in drawn:
         # Where no float divided by the rank is the scale, its neighbour is taken.
-        assert abs(peft_format.alpha_for(scale, rank) / rank - scale) <= np.spacing(scale)
+        assert abs(alpha_of(scale) / rank - scale) <= np.spacing(scale)
 
 
 def write_peft(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:

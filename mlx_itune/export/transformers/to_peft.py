@@ -130,7 +130,7 @@ def _config(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": loaded.id,
         "r": own.rank,
-        "lora_alpha": peft_format.alpha_for(own.scale, own.rank),
+        "lora_alpha": peft_format.alpha_of(own),
         # The scale is written as it is; PEFT's rsLoRA would derive another one from alpha.
         "use_rslora": False,
         "use_dora": own.kind == "dora",

@@ -36,8 +36,8 @@ class _DoRA(LowRank):
         weight = _float_weight(self[self.held])
         return self._ratio()[:, None] * (weight + super().delta()) - weight
 
-    def _start(self, base: nn.Module, rank: int, key: mx.array) -> None:
-        super()._start(base, rank, key)
+    def _start(self, base: nn.Module, key: mx.array) -> None:
+        super()._start(base, key)
         self._squares = squared_norms(base)
         self.m = mx.sqrt(self._squares)
 

@@ -77,7 +77,8 @@ class LowRank(AdapterLayer):
         self.dropout = dropout
         self._key: mx.array | None = None
         self[self.held] = base
-        self._start(base, rank, key)
+        self.rank = rank
+        self._start(base, key)
 
     def pair(self) -> tuple[mx.array, mx.array]:
         """A and B as mlx-lm's layer of this kind has them."""
@@ -88,8 +89,8 @@ class LowRank(AdapterLayer):
         """The shapes of A and B, and how many inputs A sums over."""
         raise NotImplementedError
 
-    def _start(self, base: nn.Module, rank: int, key: mx.array) -> None:
-        a, b, fan = self.shapes(base, rank)
+    def _start(self, base: nn.Module, key: mx.array) -> None:
+        a, b, fan = self.shapes(base, self.rank)
         self.lora_a = uniform(a, fan, key)
         self.lora_b = mx.zeros(b)
 

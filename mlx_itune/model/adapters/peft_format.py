@@ -222,15 +222,15 @@ def stacked_path(module: str) -> tuple[str, int] | None:
     return f"{block}.switch_mlp.{ours}", int(place)
 
 
-def alpha_for(scale: float, rank: int) -> float | int:
-    """The lora_alpha that PEFT, dividing it by the rank, reads as this scale.
+def alpha_of(config: adapters.AdapterConfig) -> float | int:
+    """The lora_alpha that PEFT, dividing it by the rank, reads as the scale of this adapter.
 
     Exactly so wherever a float is: for every scale that once was some alpha / rank, and for ranks
     that are powers of two; otherwise to the last bit of a double.
     """
-    alpha = scale * rank
+    alpha = config.alpha
     for candidate in (alpha, math.nextafter(alpha, 0), math.nextafter(alpha, 2 * alpha)):
-        if candidate / rank == scale:
+        if candidate / config.rank == config.scale:
             alpha = candidate
             break
     return int(alpha) if alpha == int(alpha) else alpha

@@ -44,12 +44,12 @@ class _OnBiases(OnGrid, LowRank):
         sums: mx.array = self.delta()[..., :: self._group_size]
         return self._scales.astype(mx.float32), self._biases.astype(mx.float32) + sums
 
-    def _start(self, base: nn.Module, rank: int, key: mx.array) -> None:
+    def _start(self, base: nn.Module, key: mx.array) -> None:
         stored = packed(base)
         assert stored is not None and stored.biases is not None
         self._scales, self._biases = stored.scales, stored.biases
         self._group_size = stored.group_size
-        *whole, fan = self.shapes(base, rank)
+        *whole, fan = self.shapes(base, self.rank)
         shapes = [list(shape) for shape in whole]
         factor, axis = self.grouped
         shapes[factor][axis] //= self._group_size

@@ -83,7 +83,7 @@ def _settled(found: Iterable[Found]) -> list[Found]:
     """The best candidates that do not overlap, in text order."""
     chosen: list[Found] = []
     starts: list[int] = []
-    for one in sorted(set(found), key=lambda f: (-f.rank, f.start - f.end, f.start)):
+    for one in sorted(set(found), key=lambda f: (-f.priority, f.start - f.end, f.start)):
         at = bisect_left(starts, one.end)
         if at == 0 or chosen[at - 1].end <= one.start:
             at = bisect_left(starts, one.start)
@@ -159,7 +159,7 @@ def _judged(page: Page, form: Form, start: int, end: int) -> Found | None:
             return None
     if form.guard and not form.guard(page, start, end):
         return None
-    rank = (LABELLED_VERIFIED if named else VERIFIED) if form.check else VALID_SHAPE
+    priority = (LABELLED_VERIFIED if named else VERIFIED) if form.check else VALID_SHAPE
     if named and not form.check:
-        rank = LABELLED - min(distance, form.reach)
-    return Found(rank + form.rank, form.kind, start, end, form.check is not None)
+        priority = LABELLED - min(distance, form.reach)
+    return Found(priority + form.priority, form.kind, start, end, form.check is not None)

@@ -24,9 +24,9 @@ KINDS = (
 
 
 class Found(NamedTuple):
-    """A candidate; the higher rank wins where two overlap."""
+    """A candidate; the higher priority wins where two overlap."""
 
-    rank: int
+    priority: int
     kind: str
     start: int
     end: int
@@ -56,7 +56,7 @@ class Form(NamedTuple):
     alone: re.Pattern[str] | None
     digits: int
     guard: Callable[[Page, int, int], bool] | None
-    rank: int
+    priority: int
 
 
 # Text such as "account since 2023-04-01" or "chart 10.5": dates, times and decimals are no ids.
@@ -138,7 +138,7 @@ def _form(row: dict[str, Any], lists: dict[str, str]) -> Form:
         re.compile(row["alone"]) if "alone" in row else None,
         row.get("digits", 7),
         globals()[row["guard"]] if "guard" in row else None,
-        row.get("rank", 0),
+        row.get("priority", 0),
     )
 
 

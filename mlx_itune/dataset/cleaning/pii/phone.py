@@ -79,8 +79,8 @@ def find(page: Page, chunk: Chunk) -> Iterator[Found]:
                 fits = not around.is_harmless and _is_national(page, match)
             if fits:
                 end -= number.endswith(")") and "(" not in number
-                rank = {_LABELLED: LABELLED, _FICTION: SHAPE}.get(pattern, VALID_SHAPE)
-                yield _extended(text, Found(rank, "phone", start, end))
+                priority = {_LABELLED: LABELLED, _FICTION: SHAPE}.get(pattern, VALID_SHAPE)
+                yield _extended(text, Found(priority, "phone", start, end))
 
 
 def _is_national(page: Page, match: re.Match[str]) -> bool:

@@ -86,9 +86,9 @@ def addresses(page: Page, chunk: Chunk) -> Iterator[Found]:
                 break
             sure = match["tail"] is not None
             if match.end() > at and (sure or (match["road"] and _is_home(page, match.start()))):
-                rank = WHOLE - (not match["road"]) if sure else VALID_SHAPE
+                priority = WHOLE - (not match["road"]) if sure else VALID_SHAPE
                 end = match.start() + len(match.group().rstrip(" ,.;\n"))
-                yield Found(rank, "address", match.start(), end)
+                yield Found(priority, "address", match.start(), end)
 
 
 def _is_home(page: Page, start: int) -> bool:
