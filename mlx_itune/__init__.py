@@ -4,11 +4,11 @@ One record's way through the package, file by file::
 
     raw file          dataset/sources       bytes -> Conversation (file:line kept)
     Conversation      dataset/conversation  frozen, validated turns
-    TokenizedExample  dataset/render        input_ids (T,) int32, weights (T,) float32
+    TokenizedExample  dataset/rendering     input_ids (T,) int32, weights (T,) float32
     Batch             dataset/batching      what one optimizer step learns
     MicroBatch        training/engine       how the step is computed
     step              training/engine/step  (state, batch) -> (state, metrics)
-    adapter           model/adapter         mlx-lm-compatible directory + provenance
+    adapter           model/adapters        mlx-lm-compatible directory + provenance
     fused model       export/fusing/fuse    MLX directory + measured fidelity
     artefact          export/formats        read back and verified
 """
