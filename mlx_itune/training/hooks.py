@@ -220,7 +220,7 @@ def _required(module: str, package: str) -> Any:
     except ImportError as error:
         raise UsageError(
             f"--{package} needs the {package} package ({error})",
-            hint=f"pip install 'mlx-itune[{package}]'",
+            hint=f"pip install {package}",
         ) from error
 
 

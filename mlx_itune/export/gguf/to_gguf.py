@@ -149,7 +149,7 @@ def _quantizer() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise UsageError(
             "K-quants need llama.cpp's own quantizer",
-            hint="pip install 'mlx-itune[llama-cpp]', or choose q8_0, q4_0 or lossless",
+            hint="pip install llama-cpp-python, or choose q8_0, q4_0 or lossless",
         ) from error
     return llama_cpp
 
