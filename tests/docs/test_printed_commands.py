@@ -62,7 +62,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = ["--steps", "2", "--max-length", "512", "--runs", str(place / "runs")]
     run(["train", "--model", "starter", "--data", rows, "--out", str(place / "adapter"), *few])
     fuse = ["fuse", "--model", "starter", "--adapter", str(place / "adapter"), "--data", rows]
-    run([*fuse, "--out", str(place / "fused"), "--runs", str(place / "runs")])
+    run(
+        [
+            *fuse,
+            "--out",
+            str(place / "fused"),
+            "--runs",
+            str(place / "runs"),
+            "--bits",
+            "8",
+            "--no-score",
+        ]
+    )
     return place
 
 
