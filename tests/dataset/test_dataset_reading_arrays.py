@@ -157,6 +157,10 @@ def test_pretty_objects_are_rows_in_a_file_of_lines_too(tmp_path):
 def test_what_is_lost_is_said(tmp_path):
     *_, fault = read(tmp_path / "a.json", b"[" + ROW + b', {"question": "q, "b": [' + b"x" * 5000)
     assert fault.code == "json" and "the last 5,0" in fault.message
+    other = b'{"title": "t", "body": "b"}, ' * 1000
+    data = b"[" + ROW + b', {"question": tru}, ' + other + ROW + b"]"
+    _, fault, last = read(tmp_path / "a.json", data)
+    assert "the next 29,0" in fault.message and isinstance(last, Record)
 
 
 def test_an_element_that_is_far_too_long_is_one_fault(tmp_path, monkeypatch):

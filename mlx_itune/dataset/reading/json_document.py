@@ -33,6 +33,8 @@ _SINGLE_ROW_BYTES = 8 << 20
 _TOKEN_CHARS = 16
 _MOST_FIRST_KEYS = 8
 _ROWS_TO_LEARN = 3
+# What is passed over after a broken row is told from here on.
+_MUCH_BYTES = 1 << 14
 _FIRST_KEY = re.compile(r'\{[ \t\r\n]*("(?:[^"\\]|\\.){0,200}")')
 _AT_END = re.compile(r"[ \t\r\n]*\Z")
 _LIST_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
@@ -289,17 +291,21 @@ class _Document:
         return self._next_start(*self._starts(), is_whole=True) if self._in_array else None
 
     def _skip(self, reason: RowFault) -> _Row:
-        """On to the next row; where there is none to be found, the reason says what is lost."""
+        """On to the next row; the reason says what is lost, if it is much or all the rest."""
         window = self._window
         line, began = window.line, window.byte
         pattern, is_certain = self._starts()
+        place = "next"
         while (start := self._next_start(pattern, is_certain, is_whole=False)) is None:
             window.pos = max(window.pos, len(window.text) - LEAD_CHARS)
             if not window.more():
-                window.pos = len(window.text)
-                lost = f"{reason.message}; the last {window.byte - began:,} bytes could not be read"
-                return _Row(RowFault(reason.code, lost, reason.hint), line, is_passed=False)
+                start, place = len(window.text), "last"
+                break
         window.pos = start
+        lost = window.byte - began
+        if place == "last" or lost > _MUCH_BYTES:
+            message = f"{reason.message}; the {place} {lost:,} bytes could not be read"
+            reason = RowFault(reason.code, message, reason.hint)
         return _Row(reason, line, is_passed=False)
 
     def _starts(self) -> tuple[re.Pattern[str], bool]:
