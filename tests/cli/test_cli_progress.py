@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.cli.progress import Progress
-from mlx_itune.cli.training_view import TrainingView, wrapped
+from mlx_itune.cli.progress import Progress, TrainingView, wrapped
 
 Capture = pytest.CaptureFixture[str]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -11,8 +11,14 @@ from random import Random
 import pytest
 from import_command import Capture, asked, imported, rows_in, said, sides, text, write
 
-from mlx_itune.dataset.importing.select import Sampler, mix, quotas
-from mlx_itune.dataset.importing.splitting import Splitter, parse_shares, position
+from mlx_itune.dataset.importing.select import (
+    Sampler,
+    Splitter,
+    mix,
+    parse_shares,
+    position,
+    quotas,
+)
 from mlx_itune.kit.errors import ItuneError
 
 

@@ -10,7 +10,7 @@ from import_command import Capture, asked, imported, rows_in, text, traced, writ
 
 from mlx_itune.cli import main
 from mlx_itune.dataset.importing.hub import data_files, fetch, parse_name
-from mlx_itune.dataset.importing.licences import licence_beside
+from mlx_itune.dataset.importing.inputs import licence_beside
 from mlx_itune.kit.errors import UsageError
 
 COMMIT = "b" * 40

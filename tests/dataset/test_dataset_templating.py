@@ -12,13 +12,11 @@ import pytest
 
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.rendering.prepare import prepare
-from mlx_itune.dataset.templating.lints import lint
-from mlx_itune.dataset.templating.pattern import PatternError, parse
+from mlx_itune.dataset.templating.options import PatternError, parse
 from mlx_itune.dataset.templating.plan import RenderPlan
-from mlx_itune.dataset.templating.render import Renderer
+from mlx_itune.dataset.templating.render import ExemplarPool, Renderer, fit
 from mlx_itune.dataset.templating.rows import Example, values_of
-from mlx_itune.dataset.templating.shots import ExemplarPool, fit
-from mlx_itune.dataset.templating.tasks import Task, Template, load_tasks
+from mlx_itune.dataset.templating.tasks import Task, Template, lint, load_tasks
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.kit.errors import DataError, UsageError
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.templating.options import without_options
-from mlx_itune.dataset.templating.pattern import parse
+from mlx_itune.dataset.templating.options import parse, without_options
 from mlx_itune.dataset.templating.plan import OptionsMode, RenderPlan
 from mlx_itune.dataset.templating.render import Renderer
 from mlx_itune.dataset.templating.rows import Example, values_of

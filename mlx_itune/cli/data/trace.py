@@ -14,7 +14,7 @@ from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.wording import count
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.importing.trace import History
+    from mlx_itune.dataset.importing.provenance import History
 
 _TEXT_SHOWN = 200
 
@@ -29,8 +29,7 @@ def command(row: str, data: Path) -> Result:
     (gsm8k.jsonl:7, removed and rejected rows too), or a row's id. Exit code 3 if the folder is
     not what its record says.
     """
-    from mlx_itune.dataset.importing.provenance import traceable, verify
-    from mlx_itune.dataset.importing.trace import trace
+    from mlx_itune.dataset.importing.provenance import trace, traceable, verify
 
     problems = verify(data)
     record = traceable(data)

@@ -19,8 +19,16 @@ from mlx_itune.dataset.importing.folder import (
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
 from mlx_itune.dataset.importing.plan import Imported, ImportPlan
 from mlx_itune.dataset.importing.provenance import content_hash
-from mlx_itune.dataset.importing.select import Sampler, mix, parse_where, quotas
-from mlx_itune.dataset.importing.splitting import Groups, Splitter, parse_shares, position
+from mlx_itune.dataset.importing.select import (
+    Groups,
+    Sampler,
+    Splitter,
+    mix,
+    parse_shares,
+    parse_where,
+    position,
+    quotas,
+)
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.settings import asked_for

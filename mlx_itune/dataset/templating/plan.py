@@ -13,7 +13,7 @@ from mlx_itune.kit.settings import setting
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.templating.lints import TemplateWarning
+    from mlx_itune.dataset.templating.tasks import TemplateWarning
 
 _MOST_SHOTS = 100
 

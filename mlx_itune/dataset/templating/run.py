@@ -14,14 +14,12 @@ from mlx_itune.dataset.faults import Fault, RowFault, fault_at
 from mlx_itune.dataset.importing.folder import ORIGIN, FolderWriter, new_folder, refuse_place
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
 from mlx_itune.dataset.importing.provenance import SPLITS
-from mlx_itune.dataset.importing.splitting import Splitter, parse_shares, position
+from mlx_itune.dataset.importing.select import Splitter, parse_shares, position
 from mlx_itune.dataset.reading import kind_by_name, read_records
-from mlx_itune.dataset.templating.lints import lint
 from mlx_itune.dataset.templating.plan import Rendering, RenderPlan
-from mlx_itune.dataset.templating.render import Renderer
+from mlx_itune.dataset.templating.render import Measure, Renderer, fit
 from mlx_itune.dataset.templating.rows import Example, cell, values_of
-from mlx_itune.dataset.templating.shots import Measure, fit
-from mlx_itune.dataset.templating.tasks import Task, load_tasks
+from mlx_itune.dataset.templating.tasks import Task, lint, load_tasks
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import sha256_file
 from mlx_itune.kit.settings import asked_for

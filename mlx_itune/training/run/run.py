@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from mlx_itune import __version__
-from mlx_itune.dataset.importing.licences import data_licences
+from mlx_itune.dataset.importing.inputs import data_licences
 from mlx_itune.dataset.sources import Source
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.config import to_toml
