@@ -1,4 +1,4 @@
-"""The command line: one file per command, imported only when that command runs.
+"""The command line: a command's file is imported only when that command runs.
 
 ``mlx-itune --help`` reads the table below and imports nothing else, so it answers at once.
 """
@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 import click
 
 from mlx_itune import __version__
 from mlx_itune.cli.boundary import guarded
-from mlx_itune.cli.lazy import LazyGroup
+from mlx_itune.kit.errors import UsageError, closest
 
 COMMANDS = {
     "quickstart": ("quickstart", "The whole job on the embedded starter model, offline."),
     "data": ("data", "Import, check, clean, show and trace data sets."),
-    "plan": ("plan", "Predicted peak memory and time of a run, and what to change."),
+    "plan": ("train:plan", "Predicted peak memory and time of a run, and what to change."),
     "train": ("train", "Tune a model on a data set; writes a LoRA adapter."),
-    "resume": ("resume", "Go on with a run that was stopped or killed, bit for bit."),
+    "resume": ("train:resume", "Go on with a run that was stopped or killed, bit for bit."),
     "runs": ("runs", "What was trained: list, show, verify, prune."),
     "eval": ("evaluate", "Exact loss, exact match and token-F1 on all rows, base against tuned."),
     "compare": (
@@ -32,8 +34,8 @@ COMMANDS = {
     "serve": ("serve", "An OpenAI-compatible server: a base and its adapters, by name."),
     "fuse": ("fuse", "Merge an adapter into one model directory; measures what the merge lost."),
     "export": ("export", "Write a model for another runtime, read it back and verify it."),
-    "verify": ("verify", "Whether a bundle's files are those that were made."),
-    "import": ("import_adapter", "A PEFT adapter as one of ours."),
+    "verify": ("export:verify", "Whether a bundle's files are those that were made."),
+    "import": ("export:import_adapter", "A PEFT adapter as one of ours."),
     "doctor": ("doctor", "What this machine can do, and what is missing."),
 }
 
@@ -44,12 +46,49 @@ Your model:   mlx-itune train --model mlx-community/Qwen3-0.6B-4bit --data rows.
 """
 
 
+class LazyGroup(click.Group):
+    """A group over a table: name -> ("module:attribute" within this package, one-line help).
+
+    The attribute is `command` where it is not named. Nothing is imported before it runs.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the table (which is the order of work)."""
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command; None if there is none of that name."""
+        if cmd_name not in self._table:
+            return None
+        module, _, attribute = self._table[cmd_name][0].partition(":")
+        made = import_module(f"{__name__}.{module}")
+        command: click.Command = getattr(made, attribute or "command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command to run; an unknown name gets a did-you-mean."""
+        name = args[0]
+        if name not in self._table and not name.startswith("-"):
+            near = closest(name, self._table)
+            hint = f"did you mean '{near}'?" if near else f"see {ctx.command_path} --help"
+            raise UsageError(f"no such command '{name}'", hint=hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands' section of --help, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in self._table.items()])
+
+
 @click.group(
     cls=LazyGroup,
-    commands_table={
-        name: (f"mlx_itune.cli.{module}", "command", help_line)
-        for name, (module, help_line) in COMMANDS.items()
-    },
+    table=COMMANDS,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -1,4 +1,4 @@
-"""``export``: a model or an adapter for another runtime, read back and verified."""
+"""``export``, ``verify``, ``import``: models and adapters for and from other runtimes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import click
 from mlx_itune.cli import options
 from mlx_itune.cli.result import Result
 from mlx_itune.kit.errors import UsageError, one_line
-from mlx_itune.kit.wording import number, percent, size
+from mlx_itune.kit.wording import count, number, percent, size
 
 if TYPE_CHECKING:
     from mlx_itune.export.artifact import Exported
+    from mlx_itune.model.adapters.from_peft import PeftImport
 
 
 @options.command(
@@ -104,3 +105,41 @@ def _facts(checked: Any) -> str:
         for key, value in vars(checked).items()
         if isinstance(value, (str, int, float))
     )
+
+
+@options.command("verify", "mlx-itune verify shipped")
+@click.argument("bundle", type=options.DIRECTORY, metavar="BUNDLE")
+def verify(bundle: Path) -> Result:
+    """Compare a bundle (`export --bundle`) with its manifest; exit code 4 if a file differs."""
+    from mlx_itune.export.shipping.bundle import check_bundle
+
+    checked = check_bundle(bundle)
+    total = size(sum(file.bytes for file in checked.files))
+    files = count(len(checked.files), "file")
+    about = {"path": str(bundle), **vars(checked)}
+    return Result(about, [f"{bundle}: {files}, {total}, each as the manifest says"])
+
+
+@options.command("import", "mlx-itune import peft-adapter --model starter --out adapter")
+@click.argument("source", type=options.DIRECTORY, metavar="PEFT_DIR")
+@options.model
+@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+def import_adapter(source: Path, model: str, out: Path) -> Result:
+    """Read a PEFT adapter (LoRA, rsLoRA, DoRA) and write it as mlx-lm and this program read it.
+
+    Each update is compared with PEFT's own; what has no such form is refused by name.
+    """
+    from mlx_itune.model.adapters.from_peft import import_peft
+
+    done = import_peft(source, model, out)
+    return Result(done, _imported(done))
+
+
+def _imported(done: PeftImport) -> Iterator[str]:
+    layers = count(done.layers, "layer")
+    yield f"{done.out}: {done.kind}, rank {done.rank}, scale {done.scale:g}, {layers}"
+    yield f"largest difference of an update from PEFT's: {number(done.largest_difference, 2)}"
+    if done.padded:
+        yield f"{count(done.padded, 'layer')} of a lower rank: padded with zeros"
+    if done.folded:
+        yield f"{count(done.folded, 'layer')} with another scale, which is now in their B"

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_itune.cli import options, setting_flags
+from mlx_itune.cli import options
 from mlx_itune.cli.answer_options import as_record
+from mlx_itune.cli.record_options import flag
 from mlx_itune.cli.result import Result
+from mlx_itune.training.settings import table
 
 if TYPE_CHECKING:
     from mlx_itune.cli.quickstart_run import Recipe
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
 @as_record(
     "chosen",
     "mlx_itune.cli.quickstart_run:Recipe",
-    setting_flags.flag("adapter", defaulted=True),
-    setting_flags.flag("seed", defaulted=True),
+    flag(table()["adapter"], defaulted=True),
+    flag(table()["seed"], defaulted=True),
     click.option(
         "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
     ),
-    setting_flags.flag("steps", "Optimizer steps (default: the recipe's)."),
+    flag(table()["steps"], "Optimizer steps (default: the recipe's)."),
 )
 def command(workdir: Path, chosen: Recipe) -> Result:
     """The whole job in minutes: data, train, evaluate before and after, fuse, export, one answer.

@@ -1,58 +1,63 @@
-"""Options made from a record of settings (kit/settings.py): each flag is one of its fields."""
+"""Flags made of the settings of a record (kit/settings.py), so that each is said once."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
-_TYPES: dict[type, Any] = {int: click.IntRange, float: click.FloatRange}
+from mlx_itune.cli import options
+from mlx_itune.cli.answer_options import as_record
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.settings import Setting, table_of
 
 
-def settings(cls: type[Any]) -> Callable[[F], F]:
-    """Flags for the fields of the dataclass `cls`; the command takes them as one `settings`."""
-
-    def decorate(function: F) -> F:
-        @functools.wraps(function)
-        def run(**values: Any) -> Any:
-            fields = {each.name: values.pop(each.name) for each in dataclasses.fields(cls)}
-            return function(settings=cls(**fields), **values)
-
-        hints = get_type_hints(cls, include_extras=True)
-        for each in reversed(dataclasses.fields(cls)):
-            run = _option(each, hints[each.name])(run)
-        return run  # type: ignore[return-value]
-
-    return decorate
+def settings(cls: type[Any]) -> Callable[[Any], Any]:
+    """A flag for every setting of `cls`; the command takes them as one `settings`."""
+    flags = [flag(setting, defaulted=True) for setting in table_of(cls).values()]
+    return as_record("settings", f"{cls.__module__}:{cls.__name__}", *flags)
 
 
-def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[F], F]:
-    about = field.metadata
-    flags = about["flags"] or ("--" + field.name.replace("_", "-"),)
-    shown = {"help": about["help"], "default": field.default}
-    if type(None) in get_args(hint):
-        hint = next(option for option in get_args(hint) if option is not type(None))
-    if hint is bool:
-        return click.option(*flags, field.name, is_flag=True, **shown)
-    if get_origin(hint) is tuple:
-        return click.option(*flags, field.name, multiple=True, metavar=about["metavar"], **shown)
-    kind: Any = click.Choice(get_args(hint)) if get_origin(hint) is Literal else hint
-    if get_origin(hint) is Annotated:
-        number, bounds = get_args(hint)[:2]
-        low = bounds.ge if bounds.ge is not None else bounds.gt
-        high = bounds.le if bounds.le is not None else bounds.lt
-        kind = _TYPES[number](
-            low, high, min_open=bounds.ge is None, max_open=high is not None and bounds.le is None
-        )
+def flag(
+    setting: Setting,
+    help_line: str | None = None,
+    *,
+    defaulted: bool = False,
+    checked: bool = True,
+) -> Callable[[Any], Any]:
+    """The flag of one setting.
+
+    defaulted: the function gets the setting's default where the flag is not given, not None.
+    checked: a value that is not allowed is refused here, not by the record that is made of it.
+    """
+
+    def admitted(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        if checked and value is not None and not setting.admits(value):
+            raise UsageError(f"{setting.flag} must be {setting.allowed}, not {value}")
+        return value
+
+    kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
+    if kind in (Path, tuple):
+        paths = options.ANY_PATH if setting.name == "data" else options.DIRECTORY
+        kind = paths if kind is Path else str
     return click.option(
-        *flags,
-        field.name,
+        *setting.flags,
+        setting.name,
         type=kind,
-        metavar=about["metavar"],
-        show_default=field.default is not None,
-        **shown,
+        is_flag=kind is bool,
+        multiple=setting.kind is tuple,
+        metavar=setting.metavar,
+        help=help_line or _help(setting),
+        default=setting.default if defaulted else None,
+        callback=admitted,
     )
+
+
+def _help(setting: Setting) -> str:
+    """Its words; its default, unless they tell it already; whether it may be repeated."""
+    default = "" if setting.kind is bool else setting.shown_default
+    more = [f"default {default}"] if default else []
+    more += ["may be repeated"] if setting.kind is tuple else []
+    return f"{setting.help.rstrip('.')} ({'; '.join(more)})." if more else setting.help

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from mlx_itune.cli import options
-from mlx_itune.cli.lazy import LazyGroup
+from mlx_itune.cli import LazyGroup, options
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit.errors import StorageError
 from mlx_itune.kit.wording import count, listing, number, size
@@ -21,14 +20,11 @@ RUNS = click.option(
 )
 command = LazyGroup(
     "runs",
-    commands_table={
-        name: ("mlx_itune.cli.runs", attribute, help_line)
-        for name, attribute, help_line in (
-            ("list", "list_runs", "Every run, one line each."),
-            ("show", "show", "One run: settings, numbers, checkpoints, incidents."),
-            ("verify", "verify", "Are the checkpoints what was sealed?"),
-            ("prune", "prune", "Old checkpoints and runs; shown first, removed with --yes."),
-        )
+    table={
+        "list": ("runs:list_runs", "Every run, one line each."),
+        "show": ("runs:show", "One run: settings, numbers, checkpoints, incidents."),
+        "verify": ("runs:verify", "Are the checkpoints what was sealed?"),
+        "prune": ("runs:prune", "Old checkpoints and runs; shown first, removed with --yes."),
     },
     help="What was trained: list, show, verify, prune.",
 )

@@ -1,20 +1,83 @@
-"""``train``: settings from flags and a config file, one run, one adapter."""
+"""``train``, ``resume``, and ``plan``, which says what a run would take."""
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_itune.cli import options, setting_flags
-from mlx_itune.cli.result import Result
+from mlx_itune.cli import options
+from mlx_itune.cli.record_options import flag
+from mlx_itune.cli.result import Result, pairs
+from mlx_itune.kit.errors import ResourceError, UsageError
+from mlx_itune.kit.wording import count, duration, number, size
+from mlx_itune.training.settings import TrainSettings, settings_from, table
+
+if TYPE_CHECKING:
+    from mlx_itune.training.run.record import TrainResult
+
+
+def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--config, and the flag of every setting; they reach the function as `config` and by name.
+
+    What they may be is checked with the file's values, all at once, by `_settings_of`.
+    """
+    for setting in reversed([s for name, s in table().items() if name != "offline"]):
+        function = flag(setting, checked=False)(function)
+    return click.option(
+        "--config",
+        type=options.ANY_PATH,
+        metavar="TOML",
+        help="The same settings in a file; flags win over it.",
+    )(function)
+
+
+def _settings_of(config: Path | None, offline: bool, given: Mapping[str, Any]) -> TrainSettings:
+    """Flags over a config file's values over defaults. Raises UsageError, StorageError."""
+    from mlx_itune.kit.config import from_toml
+    from mlx_itune.kit.network import go_offline
+
+    if config is not None and config.suffix.lower() in (".yaml", ".yml"):
+        _refuse_yaml(config)
+    values: dict[str, Any] = dict(from_toml(config, TrainSettings)) if config else {}
+    values |= {name: value for name, value in given.items() if value not in (None, ())}
+    if offline or values.get("offline"):
+        values["offline"] = True
+        go_offline()
+    missing = [s.flag for name, s in table().items() if s.required and name not in values]
+    if missing:
+        hint = f"see {click.get_current_context().command_path} --help"
+        raise UsageError(f"missing {', '.join(missing)}", hint=hint)
+    return settings_from(values)
+
+
+def _refuse_yaml(path: Path) -> None:
+    """Another tool's configuration: what each of its keys is called here."""
+    from mlx_itune.kit.json_files import read_bytes
+    from mlx_itune.kit.wording import name_here
+
+    text = read_bytes(path, error=UsageError, limit_bytes=1 << 20).decode(errors="replace")
+    keys = dict.fromkeys(re.findall(r"^[ \t-]*([A-Za-z_][\w-]*)[ \t]*:", text, re.MULTILINE))
+    here = {key: name_here(key, table()) for key in keys}
+    here |= {"scale": "alpha / rank"} if "scale" in here else {}
+    told = [f"{key} is {name}" for key, name in here.items() if name and name != key]
+    unknown = [key for key, name in here.items() if name is None]
+    told += [f"unknown here: {', '.join(unknown)}"] if unknown else []
+    raise UsageError(
+        "is YAML; a configuration is lines of `key = value` (TOML)",
+        where=str(path),
+        hint="; ".join(told) or None,
+    )
 
 
 @options.command(
     "train", "mlx-itune train --model starter --data rows.jsonl --out adapter --epochs 2"
 )
-@setting_flags.flags
+@_settings
 @click.option(
     "--samples",
     type=click.IntRange(0),
@@ -29,17 +92,16 @@ def command(
     tensorboard: Path | None,
     wandb: str | None,
     offline: bool,
-    **flags: Any,
+    **given: Any,
 ) -> Result | None:
     """Tune a model on a data set by an adapter; only the assistant's words are learned."""
-    from mlx_itune.cli import trained
     from mlx_itune.cli.progress import Progress
     from mlx_itune.cli.samples import add as answered
     from mlx_itune.training.engine.loop import train
     from mlx_itune.training.engine.rank_choice import is_writer
     from mlx_itune.training.hooks import attached
 
-    settings = setting_flags.settings_of(config, flags, offline=offline)
+    settings = _settings_of(config, offline, given)
     if not is_writer():
         train(settings)
         return None
@@ -49,4 +111,129 @@ def command(
         ) as observe:
             result = train(settings, observe=observe)
         answered(settings, Path(result.run), Path(result.adapter), samples, progress)
-    return Result(result, trained.lines(result))
+    return Result(result, _trained(result))
+
+
+@options.command("resume", "mlx-itune resume runs/20261122T201500Z-1a2b3c")
+@click.argument("run")
+@click.option(
+    "--runs",
+    type=options.DIRECTORY,
+    default=Path("runs"),
+    help="Where RUN is looked up if it is no folder (default: runs).",
+)
+@click.option("--out", type=options.DIRECTORY, help="Another place for the adapter.")
+@flag(table()["micro_batch_tokens"], "For a run that did not fit; its last bits will differ.")
+@flag(table()["memory_gb"], "The same.")
+@click.option(
+    "--allow-other-base",
+    is_flag=True,
+    help="Go on although base, tokenizer or template are not what the run began with.",
+)
+def resume(
+    run: str, runs: Path, out: Path | None, allow_other_base: bool, **how: Any
+) -> Result | None:
+    """Continue RUN (a folder, `last`, or the start of an id) from its last checkpoint, bit for bit.
+
+    Refuses when settings (exit 2), rows (3), or base model, tokenizer and template (4) are not
+    those the run began with, naming each; and while another process trains it (5).
+    """
+    from mlx_itune.cli.progress import Progress
+    from mlx_itune.kit.json_files import plain
+    from mlx_itune.training.engine.rank_choice import is_writer
+    from mlx_itune.training.run.resume import resume
+    from mlx_itune.training.run.run import find
+
+    how = {name: value for name, value in how.items() if value is not None}
+    if not is_writer():
+        # Its folder comes from process 0.
+        resume(Path(run), how=how, allow_other_base=allow_other_base)
+        return None
+    folder = find(run, runs)
+    with Progress() as progress:
+        done = resume(
+            folder, out=out, how=how, allow_other_base=allow_other_base, observe=progress.training
+        )
+        if done.rewritten:
+            progress.say("the run was finished; its adapter was missing and is written again")
+        elif done.finished_before:
+            progress.say("the run was finished, and its adapter is there: nothing to do")
+    more = {"finished_before": done.finished_before, "rewritten": done.rewritten}
+    return Result({**plain(done.result), **more}, _trained(done.result))
+
+
+def _trained(result: TrainResult) -> Iterator[str]:
+    """The result as aligned lines, and what to type next."""
+    from mlx_itune.kit.config import from_toml
+    from mlx_itune.training.run.run import CONFIG
+
+    not_used = f", {result.rows_not_used:,} not used" if result.rows_not_used else ""
+    speed = f"{result.supervised_tokens_per_second:,.0f} per second"
+    facts = [
+        ("adapter", f"{result.adapter} ({_shipped(result)})"),
+        ("run", result.run),
+        ("report", str(Path(result.run) / "report.html")),
+        ("rows", f"{result.rows_used:,} used{not_used}"),
+        ("steps", f"{result.steps:,} ({result.epochs:g} epochs, {count(result.examples, 'row')})"),
+        ("train loss", number(result.train_loss)),
+        ("valid loss", number(result.valid_loss)),
+        ("learned", f"{result.supervised_tokens:,} tokens, {speed}"),
+        ("peak memory", size(result.peak_memory_bytes)),
+        ("time", duration(result.wall_s)),
+    ]
+    if result.skipped_steps:
+        note = f"{result.skipped_steps:,}, not finite; see {result.run}/incidents.jsonl"
+        facts.insert(5, ("skipped", note))
+    yield from pairs(facts)
+    settings = from_toml(Path(result.run) / CONFIG, TrainSettings)
+    flags = {"model": settings["model"], "adapter": result.adapter, "data": settings["data"]}
+    typed = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
+    yield f"next: mlx-itune eval {typed}"
+
+
+def _shipped(result: TrainResult) -> str:
+    """Which step's weights the adapter holds."""
+    if result.adapter_step != result.steps:
+        why = ", stopped early" if result.stopped_early else ""
+        return f"of step {result.adapter_step:,}, the best{why}"
+    last = f"of step {result.steps:,}, the last"
+    if result.best_step in (None, result.steps):
+        return last
+    return f"{last}; step {result.best_step:,} had a lower validation loss: see --early-stopping"
+
+
+@options.command("plan", "mlx-itune plan --model starter --data rows.jsonl --batch-size 16")
+@_settings
+def plan(config: Path | None, offline: bool, **given: Any) -> Result:
+    """Predict peak memory and time of a run of `train` with the same flags; exit 7: will not fit.
+
+    Nothing is trained and no weight is loaded: sizes are read from the headers of the model's
+    files, lengths from the tokenized rows.
+    """
+    from mlx_itune.training.plan.memory_plan import make_plan, workload
+    from mlx_itune.training.setup import gather
+
+    settings = _settings_of(config, offline, {**given, "out": given["out"] or Path("adapter")})
+    material = gather(settings)
+    made = make_plan(workload(settings, material.path, material.config, material.train))
+    return Result(made, _planned(made), exit_code=0 if made.fits else ResourceError.exit_code)
+
+
+def _planned(made: Any) -> Iterator[str]:
+    verdict = "fits" if made.fits else "does not fit"
+    yield from pairs(
+        [
+            ("peak memory", f"{size(made.peak_memory_bytes)}, {verdict}"),
+            *((f"  {name}", size(count_bytes)) for name, count_bytes in made.breakdown.items()),
+            ("may take", f"{size(made.limit_bytes)} ({made.limit_from})"),
+            ("time per epoch", f"about {duration(made.time_per_epoch_s)}"),
+            ("steps per epoch", f"{made.steps_per_epoch:,} ({made.tokens_per_epoch:,} tokens)"),
+            ("longest row", f"{made.longest_tokens:,} tokens"),
+            ("trains", f"{made.trainable_parameters:,} parameters"),
+            ("compute", made.compute),
+            ("checkpointing", "on" if made.gradient_checkpointing else "off"),
+        ]
+    )
+    for suggestion in made.suggestions:
+        verdict = "fits" if suggestion.fits else "still too much"
+        yield f"try {suggestion.change}: {size(suggestion.peak_memory_bytes)}, {verdict}"

@@ -1,20 +1,127 @@
-"""Settings that are declared once: fields of a frozen dataclass that flags are made of."""
+"""Settings that are declared once: fields of a frozen dataclass that flags are made of.
+
+rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Interval
+
+from mlx_itune.kit.errors import UsageError
 
 
-def setting(default: Any, help: str, metavar: str | None = None, *flags: str) -> Any:
-    """A field of a record of settings: its default, and what its flag's help says.
+@dataclass(frozen=True)
+class Help:
+    """What the help of a setting's flag says; metavar: what a value of it is called; flags: its
+    names on the command line where the field's own will not do."""
 
-    `flags` are its names on the command line where the field's own name will not do.
-    """
-    return field(default=default, metadata={"help": help, "metavar": metavar, "flags": flags})
+    text: str
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the table says of one setting. kind: int, float, str, bool, Path or tuple; choices and
+    bounds where it has any; required: there is no default."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    metavar: str | None
+    choices: tuple[str, ...]
+    bounds: Interval | None
+    flags: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        """As it is typed."""
+        return self.flags[0]
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def shown_default(self) -> str:
+        """Its default as it would be typed; empty where there is none, or it depends."""
+        if self.required or self.default in (None, ()):
+            return ""
+        number = type(self.default) is float
+        return f"{self.default:g}" if number else str(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words; empty for any text."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.bounds is None:
+            return ""
+        words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+        limits = ((word, getattr(self.bounds, name)) for name, word in words.items())
+        return " and ".join(f"{word} {int(limit):,}" for word, limit in limits if limit is not None)
+
+    def admits(self, value: Any) -> bool:
+        """Whether a value of its kind is within its bounds, or one of its choices."""
+        if value is None:
+            return self.default is None
+        if self.choices:
+            return value in self.choices
+        if (b := self.bounds) is None:
+            return True
+        low = value > b.gt if b.gt is not None else value >= b.ge
+        return bool(low and (value < b.lt if b.lt is not None else value <= b.le))
+
+
+def table_of(cls: type[Any]) -> Mapping[str, Setting]:
+    """Every setting of a record by name, in the order of the flags."""
+    hints = get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(cls):
+        hint, *more = get_args(hints[field.name])
+        if type(None) in get_args(hint):
+            hint = next(option for option in get_args(hint) if option is not type(None))
+        if get_origin(hint) is Annotated:
+            hint, *bounds = get_args(hint)
+            more += bounds
+        choices = get_args(hint) if get_origin(hint) is Literal else ()
+        said = next(m for m in more if isinstance(m, Help))
+        found[field.name] = Setting(
+            name=field.name,
+            kind=str if choices else get_origin(hint) or hint,
+            default=field.default,
+            help=said.text,
+            metavar=said.metavar,
+            choices=choices,
+            bounds=next((m for m in more if isinstance(m, Interval)), None),
+            flags=said.flags or ("--" + field.name.replace("_", "-"),),
+        )
+    return found
+
+
+def out_of_range(settings: Any) -> Iterator[str]:
+    """What a record of settings holds that its table does not allow, a line each."""
+    for setting in table_of(type(settings)).values():
+        value = getattr(settings, setting.name)
+        if not setting.admits(value):
+            shown = repr(value) if setting.choices else value
+            yield f"{setting.name} must be {setting.allowed}, not {shown}"
+
+
+def refuse_out_of_range(settings: Any) -> None:
+    """Raise UsageError that names every setting of a record that is out of range."""
+    if problems := [*out_of_range(settings)]:
+        raise UsageError("; ".join(problems))
 
 
 def asked_for(settings: Any) -> dict[str, Any]:
     """What a record of settings asks for, as the flags are called: all but what is empty."""
-    values = {name.replace("_", "-"): value for name, value in asdict(settings).items()}
+    values = {name.replace("_", "-"): value for name, value in dataclasses.asdict(settings).items()}
     return {k: v for k, v in values.items() if v is not None and v is not False and v != ()}

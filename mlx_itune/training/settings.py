@@ -6,17 +6,17 @@ docs/defaults.md are all made of the fields of `TrainSettings`. Nothing heavy is
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.settings import Help, Setting, out_of_range, table_of
 from mlx_itune.kit.wording import did_you_mean
 
 # The published recipes (Stanford Alpaca, FastChat's Vicuna, Hermes 3: 2408.11857), with ten times
@@ -57,14 +57,6 @@ CountOrNever = Annotated[int, Interval(ge=0, le=_MANY)]
 Positive = Annotated[float, Interval(gt=0, le=1e6)]
 NotNegative = Annotated[float, Interval(ge=0, le=1e9)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
-
-
-@dataclass(frozen=True)
-class Help:
-    """What the help of a setting's flag says; metavar: what a value of it is called."""
-
-    text: str
-    metavar: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,7 @@ class TrainSettings:
     )
 
     def __post_init__(self) -> None:
-        problems = [*_out_of_range(self), *_without_effect(self)]
+        problems = [*out_of_range(self), *_without_effect(self)]
         if problems:
             raise UsageError("; ".join(problems))
 
@@ -218,84 +210,10 @@ class TrainSettings:
         return self.save_every > 0 or self.save_every_s > 0 or self.keeps_best
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the table says of one setting. kind: int, float, str, bool, Path or tuple; choices and
-    bounds where it has any; required: there is no default."""
-
-    name: str
-    kind: type
-    default: Any
-    help: str
-    metavar: str | None
-    choices: tuple[str, ...]
-    bounds: Interval | None
-
-    @property
-    def flag(self) -> str:
-        """As it is typed."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def required(self) -> bool:
-        """Whether it has to be given."""
-        return self.default is dataclasses.MISSING
-
-    @property
-    def shown_default(self) -> str:
-        """Its default as it would be typed; empty where there is none, or it depends."""
-        if self.required or self.default in (None, ()):
-            return ""
-        number = type(self.default) is float
-        return f"{self.default:g}" if number else str(self.default)
-
-    @property
-    def allowed(self) -> str:
-        """What it may be, in words; empty for any text."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.bounds is None:
-            return ""
-        words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-        limits = ((word, getattr(self.bounds, name)) for name, word in words.items())
-        return " and ".join(f"{word} {int(limit):,}" for word, limit in limits if limit is not None)
-
-    def admits(self, value: Any) -> bool:
-        """Whether a value of its kind is within its bounds, or one of its choices."""
-        if value is None:
-            return self.default is None
-        if self.choices:
-            return value in self.choices
-        if (b := self.bounds) is None:
-            return True
-        low = value > b.gt if b.gt is not None else value >= b.ge
-        return bool(low and (value < b.lt if b.lt is not None else value <= b.le))
-
-
 @functools.cache
 def table() -> Mapping[str, Setting]:
     """Every setting by name, in the order of the flags."""
-    hints = get_type_hints(TrainSettings, include_extras=True)
-    found = {}
-    for field in dataclasses.fields(TrainSettings):
-        hint, *more = get_args(hints[field.name])
-        if type(None) in get_args(hint):
-            hint = next(option for option in get_args(hint) if option is not type(None))
-        if get_origin(hint) is Annotated:
-            hint, *bounds = get_args(hint)
-            more += bounds
-        choices = get_args(hint) if get_origin(hint) is Literal else ()
-        said = next(m for m in more if isinstance(m, Help))
-        found[field.name] = Setting(
-            name=field.name,
-            kind=str if choices else get_origin(hint) or hint,
-            default=field.default,
-            help=said.text,
-            metavar=said.metavar,
-            choices=choices,
-            bounds=next((m for m in more if isinstance(m, Interval)), None),
-        )
-    return found
+    return table_of(TrainSettings)
 
 
 def settings_from(values: Mapping[str, Any]) -> TrainSettings:
@@ -317,14 +235,6 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     if "weight_decay" in preset and not _decays(values.get("optimizer", "adamw")):
         preset.pop("weight_decay")
     return TrainSettings(**{**preset, **values})
-
-
-def _out_of_range(s: TrainSettings) -> Iterator[str]:
-    for setting in table().values():
-        value = getattr(s, setting.name)
-        if not setting.admits(value):
-            shown = repr(value) if setting.choices else value
-            yield f"{setting.name} must be {setting.allowed}, not {shown}"
 
 
 def _without_effect(s: TrainSettings) -> Iterator[str]:

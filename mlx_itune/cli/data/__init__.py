@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import click
 
-from mlx_itune.cli.lazy import LazyGroup
-
-_HERE = "mlx_itune.cli.data"
+from mlx_itune.cli import LazyGroup
 
 
 @click.group(
     "data",
     cls=LazyGroup,
-    commands_table={
-        "import": (f"{_HERE}.importing", "command", "Any format in, a data folder out."),
-        "check": (f"{_HERE}.check", "command", "Every fault of every row, as file:line."),
-        "clean": (f"{_HERE}.clean", "command", "Deduplicate, redact, drop; each change listed."),
-        "render": (f"{_HERE}.render", "command", "Fields into prompts through task templates."),
-        "show": (f"{_HERE}.show", "command", "Tokens, coloured by whether they are learned."),
-        "stats": (f"{_HERE}.stats", "command", "Distributions, as a table or a page with plots."),
-        "trace": (f"{_HERE}.trace", "command", "The history of one row."),
-        "sample": (f"{_HERE}.sample", "command", "Write the invented clinical sample data."),
+    table={
+        "import": ("data.importing", "Any format in, a data folder out."),
+        "check": ("data.check", "Every fault of every row, as file:line."),
+        "clean": ("data.clean", "Deduplicate, redact, drop; each change listed."),
+        "render": ("data.render", "Fields into prompts through task templates."),
+        "show": ("data.show", "Tokens, coloured by whether they are learned."),
+        "stats": ("data.stats", "Distributions, as a table or a page with plots."),
+        "trace": ("data.trace", "The history of one row."),
+        "sample": ("data.sample", "Write the invented clinical sample data."),
     },
 )
 def command() -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_itune.cli import options
-from mlx_itune.cli.record_options import settings as settings_of
+from mlx_itune.cli import options, record_options
 from mlx_itune.cli.result import Result, table
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.kit.errors import one_line
@@ -37,7 +36,7 @@ _WARNINGS_SHOWN = 10
     help="Task file (TOML): fields and the templates that lay them out; see docs/templates.md.",
 )
 @click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
-@settings_of(RenderPlan)
+@record_options.settings(RenderPlan)
 def command(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Result:
     """Write rows with named fields as prompts and replies, through many templates per task.
 

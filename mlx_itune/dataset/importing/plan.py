@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.settings import setting
+from mlx_itune.kit.settings import Help, refuse_out_of_range
 from mlx_itune.kit.wording import did_you_mean
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.faults import Fault
     from mlx_itune.dataset.importing.provenance import SourceRecord
 
-Count = Annotated[int, Interval(ge=1)]
+Count = Annotated[int, Interval(ge=1, le=2**63 - 1)]
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 Texts = tuple[str, ...]
 
@@ -25,51 +25,50 @@ Texts = tuple[str, ...]
 class ImportPlan:
     """How to import. Raises UsageError for wishes that contradict each other."""
 
-    format: str | None = setting(None, "Read every row as this format.", "F")
-    kind: str | None = setting(None, "Read every file as jsonl, json, csv, tsv, text ...", "K")
-    map: Texts = setting(
-        (),
-        "Which column holds a field, such as instruction=question; may be repeated.",
-        "FIELD=COLUMN",
-    )
-    where: Texts = setting(
-        (), "Keep rows with this tag (or key!=value); repeated: all of them.", "KEY=VALUE"
-    )
-    sample: Count | None = setting(None, "N rows, chosen by content.", "N")
-    seed: Seed = setting(0, "Of the sample and the splits.")
-    split: str | None = setting(
-        None,
-        "Shares of train/valid/test, such as 0.9/0.05/0.05. Without it rows keep the split their "
-        "file is named after; all others go to train.",
-        "A/B/C",
-    )
-    group_by: str | None = setting(
-        None,
-        "Keep rows with the same value on one side of the split; 'first-turn': the same question.",
-        "TAG",
-    )
-    stratify: str | None = setting(
-        None,
-        "Give each source, task or other value rows in every split, and report its shares.",
-        "TAG",
-    )
-    cap: Count | None = setting(None, "At most N rows of each source.", "N")
-    weights: str | None = setting(
-        None, "Shares of the sources, such as flan=0.4,cot=0.05.", "NAME=W,..."
-    )
-    licence: Texts = setting(
-        (), "Licence of the sources, or of one.", "[NAME=]TEXT", "--licence", "--license"
-    )
-    name: str | None = setting(None, "What to call the source, if not after its file.")
-    strict: bool = setting(
-        False,
-        "Write nothing if any row is broken, or leave such rows out (default).",
-        None,
-        "--strict/--drop-faults",
-    )
-    operator: str | None = setting(None, "Name for the record; yours unless given.", "WHO")
+    format: Annotated[str | None, Help("Read every row as this format.", "F")] = None
+    kind: Annotated[str | None, Help("Read every file as jsonl, json, csv, text ...", "K")] = None
+    map: Annotated[
+        Texts, Help("Which column holds a field, such as instruction=question.", "FIELD=COLUMN")
+    ] = ()
+    where: Annotated[
+        Texts, Help("Keep rows with this tag (or key!=value); of several, all hold.", "KEY=VALUE")
+    ] = ()
+    sample: Annotated[Count | None, Help("N rows, chosen by content.", "N")] = None
+    seed: Annotated[Seed, Help("Of the sample and the splits.")] = 0
+    split: Annotated[
+        str | None,
+        Help(
+            "Shares of train/valid/test, such as 0.9/0.05/0.05. Without it rows keep the split "
+            "their file is named after; all others go to train.",
+            "A/B/C",
+        ),
+    ] = None
+    group_by: Annotated[
+        str | None,
+        Help("Keep rows of one value on one side of the split; or of one 'first-turn'.", "TAG"),
+    ] = None
+    stratify: Annotated[
+        str | None, Help("Give each value of a tag rows in every split; report its shares.", "TAG")
+    ] = None
+    cap: Annotated[Count | None, Help("At most N rows of each source.", "N")] = None
+    weights: Annotated[
+        str | None, Help("Shares of the sources, such as flan=0.4,cot=0.05.", "NAME=W,...")
+    ] = None
+    licence: Annotated[
+        Texts, Help("Of the sources, or of one.", "[NAME=]TEXT", ("--licence", "--license"))
+    ] = ()
+    name: Annotated[str | None, Help("What to call the source, if not after its file.")] = None
+    strict: Annotated[
+        bool,
+        Help(
+            "Write nothing if any row is broken, or leave such rows out (default).",
+            flags=("--strict/--drop-faults",),
+        ),
+    ] = False
+    operator: Annotated[str | None, Help("Name for the record; yours unless given.", "WHO")] = None
 
     def __post_init__(self) -> None:
+        refuse_out_of_range(self)
         if (self.group_by or self.stratify) and not self.split:
             raise UsageError("--group-by and --stratify choose sides of a --split; give one")
         if self.weights and self.cap:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.settings import setting
+from mlx_itune.kit.settings import Help, refuse_out_of_range
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.faults import Fault
@@ -25,41 +24,46 @@ OptionsMode = Literal["random", "lines", "letters", "none"]
 class RenderPlan:
     """How to render. Raises UsageError for what is no number, share or name."""
 
-    task: tuple[str, ...] = setting(
-        (), "Render this task only (repeatable); without it, every task of the file.", "NAME"
-    )
-    draws: Count = setting(1, "Examples per row and task.")
-    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = setting(0, "Of everything that is drawn.")
-    shots: str = setting("0", "Numbers of exemplars; each example draws one of them.", "N,N,...")
-    shot_budget: Count = setting(
-        1920, "Exemplars are taken out of a prompt until it is this short.", "TOKENS"
-    )
-    model: str | None = setting(
-        None,
-        "Whose tokenizer measures the budget: 'starter', a directory or a Hub id.",
-        "MODEL",
-    )
-    inverse_weight: Annotated[float, Interval(ge=0, le=1e9)] = setting(
-        0.3, "How often inverse templates are drawn, to 1 for the others."
-    )
-    options: OptionsMode = setting(
-        "lines", "How answer options are laid out; with letters the answer is the letter."
-    )
-    split: str | None = setting(
-        None,
-        "train/valid/test, such as 0.9/0.05/0.05; without it, every row is a training row.",
-        "SHARES",
-    )
-    columns: str | None = setting(
-        None, "Names of the columns of a table without a header line.", "NAME,NAME,..."
-    )
-    keep_going: bool = setting(
-        False, "Leave out rows that cannot be rendered; rejected.jsonl lists them."
-    )
+    task: Annotated[
+        tuple[str, ...],
+        Help("Render this task only; without it, every task of the file.", "NAME"),
+    ] = ()
+    draws: Annotated[Count, Help("Examples per row and task.")] = 1
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1), Help("Of everything that is drawn.")] = 0
+    shots: Annotated[
+        str, Help("Numbers of exemplars; each example draws one of them.", "N,N,...")
+    ] = "0"
+    shot_budget: Annotated[
+        Count, Help("Exemplars are taken out of a prompt until it is this short.", "TOKENS")
+    ] = 1920
+    model: Annotated[
+        str | None,
+        Help("Whose tokenizer measures the budget: 'starter', a directory or a Hub id.", "MODEL"),
+    ] = None
+    inverse_weight: Annotated[
+        float,
+        Interval(ge=0, le=1e9),
+        Help("How often inverse templates are drawn, to 1 for the others."),
+    ] = 0.3
+    options: Annotated[
+        OptionsMode, Help("How answer options are laid out; with letters the answer is the letter.")
+    ] = "lines"
+    split: Annotated[
+        str | None,
+        Help(
+            "train/valid/test, such as 0.9/0.05/0.05; without it, every row is a training row.",
+            "SHARES",
+        ),
+    ] = None
+    columns: Annotated[
+        str | None, Help("Names of the columns of a table without a header line.", "NAME,NAME,...")
+    ] = None
+    keep_going: Annotated[
+        bool, Help("Leave out rows that cannot be rendered; rejected.jsonl lists them.")
+    ] = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.inverse_weight):
-            raise UsageError(f"an inverse weight of {self.inverse_weight} is not a number >= 0")
+        refuse_out_of_range(self)
         if self.wants_exemplars and self.model is None:
             raise UsageError(
                 "--shots needs --model, whose tokenizer measures the budget",

@@ -324,7 +324,7 @@ def lint(tasks: Sequence[Task]) -> list[TemplateWarning]:
         TemplateWarning(task.name, index, code, message)
         for task in tasks
         for index, template in enumerate(task.template)
-        for code, message in (*_written(template), *_meant(task, template))
+        for code, message in (*_written(template), *_compared(task, template))
     ]
 
 
@@ -339,7 +339,7 @@ def _written(template: Template) -> Iterator[tuple[str, str]]:
                 yield code, f"the {side} " + message.format(repr(near))
 
 
-def _meant(task: Task, template: Template) -> Iterator[tuple[str, str]]:
+def _compared(task: Task, template: Template) -> Iterator[tuple[str, str]]:
     sides = template.patterns
     given = (template.input_prefix, template.target_prefix)
     before, after = (
