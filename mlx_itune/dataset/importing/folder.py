@@ -29,6 +29,7 @@ from mlx_itune.dataset.conversation import Conversation, place_of
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, find_inputs
 from mlx_itune.dataset.importing.provenance import (
+    ORIGIN,
     SPLITS,
     DatasetRecord,
     SourceRecord,
@@ -38,7 +39,6 @@ from mlx_itune.dataset.sources import to_row
 from mlx_itune.kit.errors import DataError, UsageError, one_line
 from mlx_itune.kit.files import refuse_occupied, sha256_file, staged_directory, storage_errors
 
-ORIGIN = "origin"
 # What a raw row's own field of that name is called in a data folder.
 GIVEN_ORIGIN = "given_origin"
 _BUFFER_BYTES = 1 << 20

@@ -19,7 +19,6 @@ import orjson
 
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.formats import parse_rows
-from mlx_itune.dataset.importing.folder import ORIGIN
 from mlx_itune.dataset.sources import said_bytes
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import sha256_file, storage_errors
@@ -28,6 +27,8 @@ from mlx_itune.kit.wording import listing
 
 DATASET = "dataset.json"
 SPLITS = ("train", "valid", "test")
+# The field of a row that says where it was first read from.
+ORIGIN = "origin"
 LISTS = ("changed", "removed", "rejected")
 # Folders of version 1 had a ledger, and rows without an origin.
 VERSION = 2

@@ -11,14 +11,13 @@ from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.importing.folder import (
     GIVEN_ORIGIN,
-    ORIGIN,
     FolderWriter,
     new_folder,
     refuse_place,
 )
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
 from mlx_itune.dataset.importing.plan import Imported, ImportPlan
-from mlx_itune.dataset.importing.provenance import content_hash
+from mlx_itune.dataset.importing.provenance import ORIGIN, content_hash
 from mlx_itune.dataset.importing.select import (
     Groups,
     Sampler,

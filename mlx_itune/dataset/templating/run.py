@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_itune.dataset.faults import Fault, RowFault, fault_at
-from mlx_itune.dataset.importing.folder import ORIGIN, FolderWriter, new_folder, refuse_place
+from mlx_itune.dataset.importing.folder import FolderWriter, new_folder, refuse_place
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
-from mlx_itune.dataset.importing.provenance import SPLITS
+from mlx_itune.dataset.importing.provenance import ORIGIN, SPLITS
 from mlx_itune.dataset.importing.select import Splitter, parse_shares, position
 from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.dataset.templating.plan import Rendering, RenderPlan
