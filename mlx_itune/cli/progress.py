@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mlx_itune.kit.errors import one_line
@@ -22,8 +21,11 @@ _LINE_EVERY_S = 10.0
 # Often enough to look alive; each refresh takes a few milliseconds from the work.
 _REFRESH_PER_S = 4
 _BAR_COLUMNS = 24
-_BYTES = "bytes"
 _TRAIN = "train"
+# What the shown train loss is the mean of, as in the run's record.
+_LAST_STEPS = 20
+_INCIDENTS_TOLD = 5
+_GAP = "   "
 
 
 class Progress:
@@ -37,8 +39,7 @@ class Progress:
         self._live = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
         self._display: Any = None
         self._stage, self._done, self._total, self._note = "", 0, 0, ""
-        self._began_s = time.monotonic()
-        self._printed_s = time.monotonic()
+        self._began_s = self._printed_s = time.monotonic()
         self._last_lines: dict[str, str] = {}
         self._finished = False
         self._run: TrainingView | None = None
@@ -61,18 +62,13 @@ class Progress:
             self._display.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and self._stopped:
             # Said already, with the way to go on: the boundary has nothing to add.
             error.args = (self._stopped,)
         if self._display is not None:
             # What is drawn last would be a finished bar: leave nothing.
-            self._stage, self._run = "", None
+            self._stage = ""
             with _terminal_may_go():
                 self._display.stop()
             self._display = None
@@ -86,10 +82,20 @@ class Progress:
             self._began_s, self._finished = time.monotonic(), False
         self._stage, self._done, self._total, self._note = stage, done, total, note
         ends = done >= total and not self._finished
-        if not self._live and (ends or self._is_due()):
-            # What is told again after its end, or goes on after it, is not worth a line each time.
-            self._finished = self._finished or ends
-            self._print(stage, f"{stage} {_amount(done, total, note)}")
+        # What is told again after its end, or goes on after it, is not worth a line each time.
+        self._finished |= ends
+        self._log(stage, f"{stage} {self._amount()}", ends)
+
+    def bytes_of(self, stage: str, total: int) -> Callable[[int], None]:
+        """What a reader tells of each further stretch of `total` bytes."""
+        done = 0
+
+        def on_bytes(more: int) -> None:
+            nonlocal done
+            done += more
+            self.update(stage, min(done, total), max(total, 1), "bytes")
+
+        return on_bytes
 
     def labelled(self, label: str) -> Callable[[str, int, int], None]:
         """`update`, with a label before the name of each stage."""
@@ -97,41 +103,44 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One lasting line, above the bar."""
-        text = one_line(text)
-        if self._display is not None:
-            from rich.text import Text
+        with _terminal_may_go():
+            if self._display is not None:
+                from rich.text import Text
 
-            with _terminal_may_go():
-                self._display.console.print(Text(text), soft_wrap=True)
-        else:
-            _write(text)
+                self._display.console.print(Text(one_line(text)), soft_wrap=True)
+            else:
+                print(one_line(text), file=sys.stderr, flush=True)
 
     def training(self, event: dict[str, Any]) -> None:
         """Show one event of a training run."""
-        if event.get("event") == "start" or self._run is None:
+        kind = event["event"]
+        if kind == "start" or self._run is None:
             self._run = TrainingView()
         view = self._run
         lines = view.add(event)
         for line in lines:
             self.say(line)
-        kind = event.get("event")
-        if kind == "stopped":
-            self._stopped = lines[-1]
         if kind in ("start", "resume", "step"):
             self._stage, self._done, self._total = _TRAIN, view.step, view.steps
-        if kind == "step" and not self._live and (view.step == view.steps or self._is_due()):
-            self._print(_TRAIN, view.line())
+        if kind == "step":
+            self._log(_TRAIN, view.line(), view.step == view.steps)
+        if kind == "stopped":
+            self._stopped = lines[-1]
         if kind in ("stopped", "failed", "end"):
             self._run, self._stage = None, ""
 
-    def _is_due(self) -> bool:
-        return time.monotonic() - self._printed_s >= _LINE_EVERY_S
+    def _log(self, stage: str, line: str, ends: bool) -> None:
+        is_due = ends or time.monotonic() - self._printed_s >= _LINE_EVERY_S
+        if is_due and not self._live:
+            self._printed_s = time.monotonic()
+            if self._last_lines.get(stage) != line:
+                self._last_lines[stage] = line
+                self.say(line)
 
-    def _print(self, stage: str, line: str) -> None:
-        self._printed_s = time.monotonic()
-        if self._last_lines.get(stage) != line:
-            self._last_lines[stage] = line
-            _write(one_line(line))
+    def _amount(self) -> str:
+        if self._note == "bytes":
+            return f"{size(self._done)} of {size(self._total)}"
+        return f"{self._done:,} of {self._total:,} {self._note}".rstrip()
 
     def _drawing(self) -> RenderableType:
         """What stands below the lasting lines now; called by the display's own thread."""
@@ -144,33 +153,24 @@ class Progress:
         view = self._run if stage == _TRAIN else None
         if not stage:
             return Text("")
-        width = self._display.console.width if self._display is not None else 80
         share = min(1.0, done / total) if total > 0 else 0.0
-        amount = f"{done:,} of {total:,}" if view is not None else _amount(done, total, self._note)
-        facts = [one_line(stage), amount]
-        if view is not None:
+        left_s = (time.monotonic() - self._began_s) * (1 / share - 1) if share else None
+        if view:
             left_s = view.eta_s
-        else:
-            left_s = (time.monotonic() - self._began_s) * (1 / share - 1) if share else None
-        if left_s is not None and share < 1:
-            facts.append(f"{duration(left_s)} left")
-        facts.append(f"{100 * share:.0f} %")
-        if view is not None:
-            facts.append(f"epoch {view.epoch}")
+        facts = [one_line(stage), f"{done:,} of {total:,}" if view else self._amount()]
+        facts += [f"{duration(left_s)} left"] if left_s is not None and share < 1 else []
+        facts += [f"{100 * share:.0f} %", *([f"epoch {view.epoch}"] if view else [])]
         # On a narrow terminal epoch and percent go first, then the bar, then the time left.
-        room = width - 1
-        while (len(facts) > 3 and _columns(facts) + 6 > room) or (
-            len(facts) > 2 and _columns(facts) > room
-        ):
+        room = (self._display.console.width if self._display is not None else 80) - 1
+        while len(facts) > 2 and _columns(facts) + (6 if len(facts) > 3 else 0) > room:
             facts.pop()
+        cells: list[RenderableType] = [Text(fact, no_wrap=True, overflow="crop") for fact in facts]
         bar = min(_BAR_COLUMNS, room - _columns(facts) - 2)
-        row = Table.grid(padding=(0, 2, 0, 0))
-        cells: list[RenderableType] = [Text(facts[0], no_wrap=True, overflow="crop")]
         if bar >= 4:
-            cells.append(ProgressBar(total=max(total, 1), completed=done, width=bar))
-        cells += [Text(fact, no_wrap=True, overflow="crop") for fact in facts[1:]]
+            cells.insert(1, ProgressBar(total=max(total, 1), completed=done, width=bar))
+        row = Table.grid(padding=(0, 2, 0, 0))
         row.add_row(*cells)
-        lines = view.panel(room) if view is not None else []
+        lines = view.panel(room) if view else []
         return Group(row, *(Text(line, style="dim", no_wrap=True) for line in lines))
 
 
@@ -178,26 +178,9 @@ def _columns(facts: Sequence[str]) -> int:
     return sum(map(len, facts)) + 2 * (len(facts) - 1)
 
 
-def _amount(done: int, total: int, note: str) -> str:
-    if note != _BYTES:
-        return f"{done:,} of {total:,} {note}".rstrip()
-    return f"{size(done)} of {size(total)}"
-
-
-def _write(line: str) -> None:
-    with _terminal_may_go():
-        print(line, file=sys.stderr, flush=True)
-
-
 def _terminal_may_go() -> contextlib.AbstractContextManager[None]:
     """Hours of work do not end because the terminal was closed, or the reader of a pipe left."""
     return contextlib.suppress(OSError)
-
-
-# What the shown train loss is the mean of, as in the run's record.
-_LAST_STEPS = 20
-_SPELLED_OUT = 5
-_GAP = "   "
 
 
 @dataclass
@@ -223,32 +206,15 @@ class TrainingView:
 
     def add(self, event: dict[str, Any]) -> list[str]:
         """Take in an event; the lasting lines it deserves, if any."""
-        kind = event.get("event")
-        if kind in ("start", "resume", "step"):
-            self.step = int(event.get("step") or 0)
-            self.steps = int(event.get("steps") or self.steps)
-        if kind == "step":
-            self._step(event)
-            return []
-        if kind == "checkpoint":
-            self.saved = str(event.get("path") or "")
-            return []
-        tellers: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
-            "start": self._start,
-            "resume": self._resume,
-            "valid": self._valid,
-            "incident": self._incident,
-            "warning": self._warning,
-            "early_stop": self._early_stop,
-            "stopped": self._stopped,
-        }
-        teller = tellers.get(str(kind))
-        return [one_line(line) for line in teller(event)] if teller else []
+        if event["event"] in ("start", "resume", "step"):
+            self.step = event.get("step", 0)
+            self.steps = event.get("steps", self.steps)
+        return [one_line(line) for line in self._told(event)]
 
     @property
     def epoch(self) -> int:
         """The one that is learned, from 1."""
-        return int(self.last.get("epoch") or 0) + 1
+        return int(self.last.get("epoch", 0)) + 1
 
     @property
     def eta_s(self) -> float | None:
@@ -262,67 +228,93 @@ class TrainingView:
         return ", ".join([*position, *self._facts()])
 
     def panel(self, width: int) -> list[str]:
-        """The same on as few lines as fit `width`, with validation, without the bar."""
+        """The same side by side on as few lines as fit `width`, with validation, without the bar;
+        a longer fact is cut."""
         facts = list(self._facts())
         if self.valid_loss is not None:
             best = f" (best {self.best_loss:.4f} at {self.best_step:,})"
             facts.insert(1, f"validation {self.valid_loss:.4f}{best}")
-        return wrapped([*facts, *([f"saved {self.saved}"] if self.saved else [])], width)
+        lines: list[str] = []
+        for fact in [*facts, *([f"saved {self.saved}"] if self.saved else [])]:
+            if lines and len(lines[-1]) + len(_GAP) + len(fact) <= width:
+                lines[-1] += _GAP + fact
+            else:
+                lines.append(fact[: max(1, width)])
+        return lines
 
     def _facts(self) -> Iterator[str]:
-        last = self.last
         yield "loss -" if self.loss is None else f"loss {self.loss:.4f}"
-        if last.get("learning_rate") is not None:
+        if last := self.last:
             yield f"lr {last['learning_rate']:.2e}"
-        if last.get("supervised_tokens_per_second") is not None:
             yield f"{last['supervised_tokens_per_second']:,.0f} learned tokens/s"
-        if last.get("peak_memory_bytes") is not None:
-            now = last.get("memory_bytes")
-            yield f"{f'{size(now)}, ' if now else ''}peak {size(last['peak_memory_bytes'])}"
+            yield f"{size(last['memory_bytes'])}, peak {size(last['peak_memory_bytes'])}"
         if self.skipped:
             yield f"{self.skipped:,} skipped"
 
+    def _told(self, event: dict[str, Any]) -> Iterator[str]:
+        kind, step = event["event"], event.get("step", self.step)
+        if kind == "start":
+            yield from self._start(event)
+        elif kind == "step":
+            self._step(event)
+        elif kind == "valid":
+            yield self._valid(event["loss"], step)
+        elif kind == "checkpoint":
+            self.saved = event["path"]
+        elif kind == "resume":
+            self.saved = event.get("checkpoint") or ""
+            yield f"resumed after step {step:,}"
+            if event.get("damaged"):
+                yield f"passed over, as damaged: {listing(event['damaged'])}"
+            if event.get("changed"):
+                changed = "; ".join(map(str, event["changed"]))
+                yield f"note: not as the run began: {changed}; last bits may differ"
+        elif kind == "incident":
+            self.incidents += 1
+            if self.incidents <= _INCIDENTS_TOLD:
+                rows = listing(event["suspects"] or event["rows"])
+                yield f"step {step}: not learned, loss or gradient is not finite ({rows})"
+            if self.incidents == _INCIDENTS_TOLD:
+                yield f"further ones: {self.run}/incidents.jsonl"
+        elif kind == "warning":
+            yield f"warning: {event['message']}"
+        elif kind == "early_stop":
+            patience = f"{event['patience']} validations brought no better loss"
+            yield f"step {step:,}: stops here, {patience} than step {event['best_step']}"
+        elif kind == "stopped":
+            kept = f", sealed in checkpoints/{self.saved}" if self.saved else ""
+            resume = f"; continue with: {event['resume']}" if event.get("resume") else ""
+            yield f"stopped after step {step:,}{kept}{resume}"
+
+    def _start(self, event: dict[str, Any]) -> Iterator[str]:
+        self.run = event["run"]
+        about = [count(self.steps, "step")]
+        for name, one, many in (
+            ("examples", "row to learn", "rows to learn"),
+            ("valid_examples", "to validate", "to validate"),
+            ("trainable_parameters", "trainable parameter", "trainable parameters"),
+        ):
+            about += [count(event[name], one, many)] if event.get(name) else []
+        yield f"run {self.run}: {', '.join(about)}"
+        if unused := event.get("rows_not_used"):
+            rows = f"{unused:,} of {unused + event['rows_used']:,} rows are not used"
+            limit = event["max_length_tokens"]
+            yield f"warning: {rows}: longer than {limit} tokens, or nothing to learn in them"
+        if event.get("note"):
+            yield f"note: {event['note']}"
+
     def _step(self, event: dict[str, Any]) -> None:
-        self.last, loss = event, event.get("loss")
-        if event.get("skipped") or loss is None or loss != loss:
+        self.last, loss = event, event["loss"]
+        if event["skipped"] or loss is None or loss != loss:
             self.skipped += 1
             return
         self._recent.append((loss, float(event.get("supervised_tokens") or 1)))
         learned = sum(weight for _, weight in self._recent)
         self.loss = sum(loss * weight for loss, weight in self._recent) / learned
 
-    def _start(self, event: dict[str, Any]) -> Iterator[str]:
-        self.run = str(event.get("run") or self.run)
-        about = [count(self.steps, "step")]
-        for name, what in (
-            ("examples", "row to learn/rows to learn"),
-            ("valid_examples", "to validate/to validate"),
-            ("trainable_parameters", "trainable parameter/trainable parameters"),
-        ):
-            if event.get(name):
-                about.append(count(event[name], *what.split("/")))
-        yield f"run {self.run}: {', '.join(about)}"
-        if unused := event.get("rows_not_used"):
-            rows = f"{unused:,} of {unused + event['rows_used']:,} rows are not used"
-            limit = event.get("max_length_tokens", "--max-length")
-            yield f"warning: {rows}: longer than {limit} tokens, or nothing to learn in them"
-        if event.get("note"):
-            yield f"note: {event['note']}"
-
-    def _resume(self, event: dict[str, Any]) -> Iterator[str]:
-        self.saved = str(event.get("checkpoint") or "")
-        yield f"resumed after step {self.step:,}"
-        if event.get("damaged"):
-            yield f"passed over, as damaged: {listing(event['damaged'])}"
-        if event.get("changed"):
-            changed = "; ".join(map(str, event["changed"]))
-            yield f"note: not as the run began: {changed}; last bits may differ"
-
-    def _valid(self, event: dict[str, Any]) -> Iterator[str]:
-        loss, step = event.get("loss"), event.get("step", self.step)
+    def _valid(self, loss: float | None, step: int) -> str:
         if loss is None or loss != loss:
-            yield f"step {step:,}: the validation loss is not finite"
-            return
+            return f"step {step:,}: the validation loss is not finite"
         self.valid_loss = loss
         if self.best_loss is None or loss < self.best_loss:
             self.best_loss, self.best_step = loss, step
@@ -330,37 +322,4 @@ class TrainingView:
         else:
             best = f" (best {self.best_loss:.4f} at step {self.best_step:,})"
         trained = "" if self.loss is None else f", train loss {self.loss:.4f}"
-        yield f"step {step:,}: validation loss {loss:.4f}{best}{trained}"
-
-    def _incident(self, event: dict[str, Any]) -> Iterator[str]:
-        self.incidents += 1
-        if self.incidents <= _SPELLED_OUT:
-            rows = listing(event.get("suspects") or event.get("rows") or ())
-            what = "not learned, loss or gradient is not finite"
-            yield f"step {event.get('step')}: {what}" + (f" ({rows})" if rows else "")
-        if self.incidents == _SPELLED_OUT:
-            yield f"further ones: {self.run}/incidents.jsonl"
-
-    def _warning(self, event: dict[str, Any]) -> Iterator[str]:
-        yield f"warning: {event.get('message')}"
-
-    def _stopped(self, event: dict[str, Any]) -> Iterator[str]:
-        kept = f", sealed in checkpoints/{self.saved}" if self.saved else ""
-        resume = f"; continue with: {event['resume']}" if event.get("resume") else ""
-        yield f"stopped after step {event.get('step', self.step):,}{kept}{resume}"
-
-    def _early_stop(self, event: dict[str, Any]) -> Iterator[str]:
-        patience = f"{event.get('patience')} validations brought no better loss"
-        where = f"step {event.get('step', self.step):,}"
-        yield f"{where}: stops here, {patience} than step {event.get('best_step')}"
-
-
-def wrapped(facts: Sequence[str], width: int) -> list[str]:
-    """`facts` side by side on lines of at most `width` columns; a longer fact is cut."""
-    lines: list[str] = []
-    for fact in facts:
-        if lines and len(lines[-1]) + len(_GAP) + len(fact) <= width:
-            lines[-1] += _GAP + fact
-        else:
-            lines.append(fact[: max(1, width)])
-    return lines
+        return f"step {step:,}: validation loss {loss:.4f}{best}{trained}"

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.rendering.render import Learn
 
 _SHOWN_PER_CODE = 50
-_SOURCES_SHOWN = 10
 
 
 @options.command("check", "mlx-itune data check train.jsonl valid.jsonl --model starter")
@@ -75,23 +74,16 @@ def command(
     if not model and any(about_tokens.values()):
         raise UsageError("--template, --max-length and --learn need tokens", hint="give --model")
     rows = reading.RowFiles(files, format_name, columns)
-    done = 0
-
-    def on_bytes(more: int) -> None:
-        nonlocal done
-        done += more
-        progress.update("check", done, max(rows.bytes, 1), "bytes")
-
-    checked = Check(
-        rows.paths,
-        format=format_name,
-        columns=rows.columns,
-        tokens=_tokens(model, **about_tokens) if model else None,
-        near_duplicates=not no_near_duplicates,
-        lints=load_lints(lints),
-        on_bytes=on_bytes,
-    )
     with Progress() as progress:
+        checked = Check(
+            rows.paths,
+            format=format_name,
+            columns=rows.columns,
+            tokens=_tokens(model, **about_tokens) if model else None,
+            near_duplicates=not no_near_duplicates,
+            lints=load_lints(lints),
+            on_bytes=progress.bytes_of("check", rows.bytes),
+        )
         faults = list(checked)
     data = {
         "rows": checked.rows,
@@ -99,10 +91,7 @@ def command(
         "rejected": checked.rejected,
         "warnings": checked.warnings,
         "counts": checked.counts,
-        "duplicate_sources": [
-            {"later": later, "earlier": earlier, "rows": repeated}
-            for (later, earlier), repeated in checked.duplicate_sources.most_common()
-        ],
+        "duplicate_sources": reading.repeats(checked.duplicate_sources),
         "notes": checked.notes,
         "faults": faults,
     }
@@ -114,13 +103,8 @@ def _tokens(
     model: str, template: str | None, max_length: int | None, learn: Learn | None
 ) -> Tokens:
     from mlx_itune.dataset.checking import Tokens
-    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-    from mlx_itune.model.loading.base import resolve, vet
 
-    path = resolve(model)
-    vet(path)
-    tokenizer = load_tokenizer(path, template=template or "auto")
-    return Tokens(tokenizer, learn or "all", max_length or 2048)
+    return Tokens(reading.tokenizer_of(model, template), learn or "all", max_length or 2048)
 
 
 def _lines(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:
@@ -139,10 +123,7 @@ def _lines(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:
         elif shown[code] == _SHOWN_PER_CODE + 1:
             yield f"... more of {code}: counted below, listed by --json"
     yield from (f"note: {note}" for note in checked.notes)
-    pairs = checked.duplicate_sources.most_common(_SOURCES_SHOWN)
-    if any(later != earlier for (later, earlier), _ in pairs):
-        for (later, earlier), repeated in pairs:
-            yield one_line(f"repeated: {count(repeated, 'row')} of {later} in {earlier}")
+    yield from reading.repeats_told(checked.duplicate_sources)
     counts = ", ".join(f"{number:,} {code}" for code, number in sorted(checked.counts.items()))
     yield (
         f"{count(checked.rows, 'row')}, {checked.accepted:,} accepted, {checked.rejected:,} "

@@ -17,8 +17,6 @@ from mlx_itune.kit.wording import count
 if TYPE_CHECKING:
     from mlx_itune.dataset.cleaning.run import Cleaned
 
-_SOURCES_SHOWN = 10
-
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
     """The names of a list that is written with commas."""
@@ -140,13 +138,6 @@ def command(
     settings = settings_of(names, chosen) | ({"lints": lints.name} if lints else {})
     rows = reading.RowFiles(sources, format_name, columns)
     with Progress() as progress:
-        done = 0
-
-        def on_bytes(more: int) -> None:
-            nonlocal done
-            done += more
-            progress.update("clean", done, max(rows.bytes, 1), "bytes")
-
         cleaned = clean(
             sources,
             out,
@@ -156,12 +147,9 @@ def command(
             keep_going=keep_going,
             settings=settings,
             operator=operator,
-            on_bytes=on_bytes,
+            on_bytes=progress.bytes_of("clean", rows.bytes),
         )
-    repeats = [
-        {"later": later, "earlier": earlier, "rows": number}
-        for (later, earlier), number in cleaned.duplicate_sources.most_common()
-    ]
+    repeats = reading.repeats(cleaned.duplicate_sources)
     return Result({"out": out, **vars(cleaned), "duplicate_sources": repeats}, _lines(cleaned, out))
 
 
@@ -174,10 +162,7 @@ def _lines(cleaned: Cleaned, out: Path) -> Iterator[Any]:
             for name, did in cleaned.steps.items()
         ),
     )
-    pairs = cleaned.duplicate_sources.most_common(_SOURCES_SHOWN)
-    if any(later != earlier for (later, earlier), _ in pairs):
-        for (later, earlier), number in pairs:
-            yield one_line(f"repeated: {count(number, 'row')} of {later} in {earlier}")
+    yield from reading.repeats_told(cleaned.duplicate_sources)
     yield (
         f"{count(cleaned.rows, 'row')}, {cleaned.kept:,} kept ({cleaned.changed:,} changed), "
         f"{cleaned.removed:,} removed, {cleaned.rejected:,} rejected"

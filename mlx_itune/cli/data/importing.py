@@ -48,7 +48,7 @@ def command(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: 
             out,
             settings,
             ask=ask if may_ask else None,
-            on_bytes=lambda stage, done, total: progress.update(stage, done, total, "bytes"),
+            tell=progress.bytes_of,
         )
     return Result(made, _told(made), 0 if made.written else DataError.exit_code)
 

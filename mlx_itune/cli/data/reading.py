@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlx_itune.kit.errors import UsageError
+from mlx_itune.dataset.importing.plan import ImportPlan
+from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.files import storage_errors
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.kit.wording import count
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
+_SOURCES_SHOWN = 10
 _SPLITS = ("train", "valid", "test")
 
 
@@ -54,8 +57,9 @@ class RowFiles:
             self.paths = sorted(expand(paths), key=_split_rank)
             self.bytes = sum(path.stat().st_size for path in self.paths)
         self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
-        self._format = _known_format(format_name)
-        self.columns = _pairs(columns) or None
+        # What --format and --map may be is what an import takes.
+        plan = ImportPlan(format=format_name, map=tuple(columns))
+        self._format, self.columns = plan.format, plan.columns
 
     def read(
         self, path: Path, on_bytes: Callable[[int], None] | None = None
@@ -68,41 +72,13 @@ class RowFiles:
     def splits(
         self, on_bytes: Callable[[int], None]
     ) -> Iterator[tuple[str, Iterator[Conversation | Fault]]]:
-        """(split or file name, rows) of each file; `on_bytes` is told the bytes of all so far."""
-        total = 0
-
-        def count(more: int) -> None:
-            nonlocal total
-            total += more
-            on_bytes(total)
-
+        """(split or file name, rows) of each file."""
         for path in self.paths:
-            yield path.stem if path.stem in _SPLITS else path.name, self.read(path, count)
+            yield path.stem if path.stem in _SPLITS else path.name, self.read(path, on_bytes)
 
 
 def _split_rank(path: Path) -> int:
     return _SPLITS.index(path.stem) if path.stem in _SPLITS else len(_SPLITS)
-
-
-def _known_format(name: str | None) -> str | None:
-    from mlx_itune.dataset.formats import FORMATS
-
-    if name is None or name in FORMATS:
-        return name
-    hint = did_you_mean(name, FORMATS) or "one of " + ", ".join(FORMATS)
-    raise UsageError(f"there is no format {name!r}", hint=hint)
-
-
-def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        field, equals, column = (part.strip() for part in text.partition("="))
-        if not (field and equals and column):
-            raise UsageError(f"--map {text!r} is not FIELD=COLUMN")
-        if field in pairs:
-            raise UsageError(f"--map names {field!r} twice")
-        pairs[field] = column
-    return pairs
 
 
 def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:
@@ -127,3 +103,20 @@ def html_path(path: Path | None) -> Path | None:
     if path is not None:
         refuse_taken(path)
     return path
+
+
+def repeats(sources: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
+    """How many rows of which later file are repeated from which earlier one."""
+    return [
+        {"later": later, "earlier": earlier, "rows": rows}
+        for (later, earlier), rows in sources.most_common()
+    ]
+
+
+def repeats_told(sources: Counter[tuple[str, str]]) -> Iterator[str]:
+    """The same for people; nothing where all repeats are within a file."""
+    found = repeats(sources)[:_SOURCES_SHOWN]
+    if any(each["later"] != each["earlier"] for each in found):
+        for each in found:
+            rows = count(each["rows"], "row")
+            yield one_line(f"repeated: {rows} of {each['later']} in {each['earlier']}")

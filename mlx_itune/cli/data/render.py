@@ -50,7 +50,7 @@ def command(source: Path, templates: Path, out: Path, settings: RenderPlan) -> R
     measure = _measure_with(settings.model) if settings.model else None
     with Progress() as progress:
         made = render_rows(
-            source, templates, out, settings, measure=measure, on_bytes=progress.update
+            source, templates, out, settings, measure=measure, tell=progress.bytes_of
         )
     return Result(made, _told(made))
 

@@ -65,12 +65,8 @@ def command(
     files = reading.RowFiles(data, format_name, columns)
     tokenizer = reading.tokenizer_of(model, template) if model else None
     with Progress() as progress:
-
-        def on_bytes(done: int) -> None:
-            progress.update("read", done, max(files.bytes, 1), "bytes")
-
         stats = count(
-            files.splits(on_bytes),
+            files.splits(progress.bytes_of("read", files.bytes)),
             tokenizer=tokenizer,
             learn=learn or "all",
             max_length_tokens=max_length,

@@ -20,8 +20,8 @@ from mlx_itune.dataset.importing.provenance import (
 from mlx_itune.dataset.sources import expand, no_such
 from mlx_itune.kit.errors import DataError, one_line
 
-# (stage, bytes done, bytes in all)
-OnBytes = Callable[[str, int, int], None]
+# Given a stage and its bytes in all: what is to be told of each further stretch that is read.
+Tell = Callable[[str, int], Callable[[int], None]]
 
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -146,18 +146,6 @@ def _hub_files(named: hub.HubName) -> Iterator[InputFile]:
         about = {"licence": licence, "hub": named.name, "revision": data.revision}
         file = _input_file(path, label, path, **about)
         yield replace(file, name=named.name.rpartition("/")[2])
-
-
-def teller(files: Sequence[InputFile], stage: str, tell: OnBytes) -> Callable[[int], None]:
-    """What a reader of all files in turn is to tell of each further stretch of bytes."""
-    total, done = sum(file.path.stat().st_size for file in files), 0
-
-    def on_bytes(more: int) -> None:
-        nonlocal done
-        done += more
-        tell(stage, min(done, total), max(total, 1))
-
-    return on_bytes
 
 
 def _input_file(path: Path, label: str, source: Path, **about: Any) -> InputFile:

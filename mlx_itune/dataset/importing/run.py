@@ -15,7 +15,7 @@ from mlx_itune.dataset.importing.folder import (
     new_folder,
     refuse_place,
 )
-from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
+from mlx_itune.dataset.importing.inputs import InputFile, Inputs, Tell, find_inputs
 from mlx_itune.dataset.importing.plan import Imported, ImportPlan
 from mlx_itune.dataset.importing.provenance import ORIGIN, content_hash
 from mlx_itune.dataset.importing.select import (
@@ -43,7 +43,7 @@ def import_rows(
     plan: ImportPlan,
     *,
     ask: Callable[[str], str] | None = None,
-    on_bytes: OnBytes | None = None,
+    tell: Tell = lambda stage, total: lambda more: None,
 ) -> Imported:
     """Write the data folder `out` as planned; rows are streamed, twice where a choice needs it.
 
@@ -57,7 +57,7 @@ def import_rows(
         if ask and not known and not licences[name]:
             licences[name] = ask(name).strip()
     refuse_place(out, inputs)
-    job = _Import(plan, inputs, on_bytes or (lambda stage, done, total: None))
+    job = _Import(plan, inputs, tell)
     job.survey()
     moved: dict[int, str] = {}
     # At most twice.
@@ -99,7 +99,7 @@ class _Stop(Exception):
 
 
 class _Import:
-    def __init__(self, plan: ImportPlan, inputs: Inputs, tell: OnBytes) -> None:
+    def __init__(self, plan: ImportPlan, inputs: Inputs, tell: Tell) -> None:
         self._plan, self._inputs, self._tell = plan, inputs, tell
         self._where = parse_where(plan.where)
         self._columns, self._rates = plan.columns, plan.rates
@@ -113,7 +113,8 @@ class _Import:
     def _rows(self, stage: str) -> Iterator[tuple[InputFile, Conversation | Fault]]:
         """Every row of every file, good ones with a `source` tag."""
         plan = self._plan
-        on_bytes = teller(self._inputs.files, stage, self._tell)
+        total = sum(file.path.stat().st_size for file in self._inputs.files)
+        on_bytes = self._tell(stage, total)
         for file in self._inputs.files:
             for row in read_rows(
                 file.path,

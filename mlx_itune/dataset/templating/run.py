@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mlx_itune.dataset.faults import Fault, RowFault, fault_at
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder, refuse_place
-from mlx_itune.dataset.importing.inputs import InputFile, Inputs, OnBytes, find_inputs, teller
+from mlx_itune.dataset.importing.inputs import InputFile, Inputs, Tell, find_inputs
 from mlx_itune.dataset.importing.provenance import ORIGIN, SPLITS
 from mlx_itune.dataset.importing.select import Splitter, parse_shares, position
 from mlx_itune.dataset.reading import kind_by_name, read_records
@@ -40,7 +40,7 @@ def render_rows(
     plan: RenderPlan,
     *,
     measure: Measure | None = None,
-    on_bytes: OnBytes | None = None,
+    tell: Tell = lambda stage, total: lambda more: None,
 ) -> Rendering:
     """Render the rows of `source` through a task file into the data folder `out`.
 
@@ -63,7 +63,7 @@ def render_rows(
         order = sorted(kept, key=lambda file: (SPLITS.index(str(file.split)), file.label))
         inputs = replace(inputs, files=tuple(order))
     refuse_place(out, inputs)
-    job = _Rendering(tasks, plan, inputs, measure, on_bytes or (lambda stage, done, total: None))
+    job = _Rendering(tasks, plan, inputs, measure, tell)
     job.survey()
     settings = {
         **asked_for(plan),
@@ -102,7 +102,7 @@ class _Rendering:
         plan: RenderPlan,
         inputs: Inputs,
         measure: Measure | None,
-        tell: OnBytes,
+        tell: Tell,
     ) -> None:
         self._plan, self._files, self._tell = plan, inputs.files, tell
         self._measure = measure or (lambda texts: [0] * len(texts))
@@ -178,7 +178,7 @@ class _Rendering:
         self, stage: str, files: Sequence[InputFile]
     ) -> Iterator[tuple[InputFile, str, Row | Fault]]:
         """The rows of files with their addresses. Raises DataError where --columns misfits."""
-        on_bytes = teller(files, stage, self._tell)
+        on_bytes = self._tell(stage, sum(file.path.stat().st_size for file in files))
         names = self._plan.column_names
         for file in files:
             if names and kind_by_name(file.path) not in ("csv", "tsv", "xlsx"):
