@@ -166,7 +166,7 @@ def test_a_row_without_a_field_stops_everything_unless_told_otherwise(
         (("--model", "starter"), 2, "--model has no effect"),
         (("--split", "2/1"), 2, "adds up to 3"),
         (("--inverse-weight", "-1"), 2, "-1"),
-        (("--inverse-weight", "nan"), 2, "inverse weight"),
+        (("--inverse-weight", "nan"), 2, "at least 0"),
         (("--columns", "a,b"), 3, "--columns is for CSV, TSV and XLSX"),
         (("--shots", "1", "--model", "no/such/model"), 4, "no/such/model"),
     ],

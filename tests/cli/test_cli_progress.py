@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -182,7 +183,7 @@ def test_the_panel_fits_any_width(width: int) -> None:
     facts = [fact for line in lines for fact in line.split("   ")]
     assert len(facts) == 6
     # Each line is as full as it can be.
-    assert all(len(a) + 3 + len(b.split("   ")[0]) > width for a, b in zip(lines, lines[1:]))
+    assert all(len(a) + 3 + len(b.split("   ")[0]) > width for a, b in itertools.pairwise(lines))
 
 
 SHOW = """
