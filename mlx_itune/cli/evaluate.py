@@ -42,12 +42,12 @@ def command(opening: Opening, data: Path, split: str, base: bool, settings: Eval
     """Exact loss, exact match and token-F1 on all rows; base against tuned with --adapter."""
     from mlx_itune.cli.progress import Progress
     from mlx_itune.inference.evaluate import evaluate
-    from mlx_itune.inference.opening import open_tokenizer, rows_of
+    from mlx_itune.inference.opening import open_adapter, open_tokenizer, rows_of
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.loading.base import load
 
     name, rows = rows_of(data, split)
-    trained = adapters.load(opening.adapter) if opening.adapter else None
+    trained = open_adapter(opening)
     tokenizer = open_tokenizer(opening)
     loaded = load(opening.model, compute=opening.compute)
     loaded.model.eval()
@@ -59,7 +59,7 @@ def command(opening: Opening, data: Path, split: str, base: bool, settings: Eval
 
         results = {"base": run("base")} if base or trained is None else {}
         if trained is not None:
-            adapters.apply(loaded, trained, allow_other_base=opening.allow_other_base)
+            adapters.apply(loaded, trained)
             loaded.model.eval()
             results["tuned"] = run("tuned")
     last = list(results)[-1]

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @options.fidelity
 @options.template
 @options.compute
+@options.allow_other_base
 def command(runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
     """Write a model for mlx-lm, llama.cpp, Ollama, LM Studio, transformers or PEFT; read it back.
 

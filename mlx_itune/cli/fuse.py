@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @options.fidelity
 @options.template
 @options.compute
+@options.allow_other_base
 def command(
     score: bool, runs: Path, data: Path | None, template: str | None, **given: Any
 ) -> Result:

@@ -37,7 +37,10 @@ def requested(given: Mapping[str, Any], template: str | None) -> Request:
     from mlx_itune.export.request import Request
     from mlx_itune.inference.opening import Opening, open_tokenizer
 
-    tokenizer = open_tokenizer(Opening(given["model"], given["adapter"], template))
+    any_base = given["allow_other_base"]
+    tokenizer = open_tokenizer(
+        Opening(given["model"], given["adapter"], template, allow_other_base=any_base)
+    )
     stated = {name: value for name, value in given.items() if value is not None}
     return Request(tokenizer=tokenizer, **{"adapter": None, **stated})
 
@@ -172,7 +175,14 @@ def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
     from mlx_itune.inference.generate import Generator
     from mlx_itune.inference.opening import Opening, open_model
 
-    loaded, _ = open_model(Opening(request.model, request.adapter, compute=request.compute))
+    loaded, _ = open_model(
+        Opening(
+            request.model,
+            request.adapter,
+            compute=request.compute,
+            allow_other_base=request.allow_other_base,
+        )
+    )
     tokenizer = request.tokenizer
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]
     answers = Generator(loaded, tokenizer).batch(prompts, _ANSWER_TOKENS)

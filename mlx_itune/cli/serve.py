@@ -53,6 +53,7 @@ from mlx_itune.cli import options
 )
 @options.template
 @options.compute
+@options.allow_other_base
 def command(as_json: bool, **settings: Any) -> None:
     """Serve a base and its adapters over OpenAI's API: chat, completions, models, health.
 

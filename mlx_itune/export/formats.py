@@ -120,7 +120,13 @@ def _gguf(request: Request, source: Path, say: Observe) -> Exported:
 
 def _gguf_lora(request: Request, source: Path, say: Observe) -> Exported:
     assert request.adapter is not None
-    made = export_gguf_lora(request.adapter, request.model, request.out, observe=say)
+    made = export_gguf_lora(
+        request.adapter,
+        request.model,
+        request.out,
+        any_base=request.allow_other_base,
+        observe=say,
+    )
     note = "it belongs on the base it was trained on: export that with --to gguf"
     return replace(made, notes=(note,))
 
@@ -133,6 +139,7 @@ def _hf(request: Request, source: Path, say: Observe) -> Exported:
         tokenizer=request.tokenizer,
         dtype=_FLOATS[request.type] if request.type else None,
         adapter_dir=request.adapter,
+        any_base=request.allow_other_base,
         base_id=request.name or base.public_id(request.model, source),
     )
 
@@ -140,7 +147,13 @@ def _hf(request: Request, source: Path, say: Observe) -> Exported:
 def _peft(request: Request, source: Path, say: Observe) -> Exported:
     assert request.adapter is not None
     say("writing PEFT's layout, and reading it back")
-    return export_peft(request.adapter, request.model, request.out, tokenizer=request.tokenizer)
+    return export_peft(
+        request.adapter,
+        request.model,
+        request.out,
+        tokenizer=request.tokenizer,
+        any_base=request.allow_other_base,
+    )
 
 
 def _ollama(request: Request, source: Path, say: Observe) -> Exported:

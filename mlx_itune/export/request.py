@@ -62,7 +62,8 @@ class Request:
     ``every`` measures and scores all ways, for the table. ``type``: one of TYPES[format], None for
     the format's own choice. ``name``: the model's name where it is shown, for LM Studio
     "publisher/model". ``separate``: of Ollama, the adapter beside its base. ``bundle``: with
-    manifest, card, licences and scripts.
+    manifest, card, licences and scripts. ``allow_other_base``: the adapter may go on a
+    base that it was not trained on.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Request:
     name: str | None = None
     separate: bool = False
     bundle: bool = False
+    allow_other_base: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in TYPES:

@@ -30,12 +30,19 @@ class Opening:
     allow_other_base: bool = False
 
 
+def open_adapter(opening: Opening) -> Adapter | None:
+    """The adapter, where one is given. Raises ModelError."""
+    if opening.adapter is None:
+        return None
+    return adapters.load(opening.adapter, any_base=opening.allow_other_base)
+
+
 def open_tokenizer(opening: Opening) -> ChatTokenizer:
     """The tokenizer with the template asked for, else the adapter's, else the model's own.
 
     Raises ModelError where the adapter's is no longer what it was trained with.
     """
-    adapter = adapters.load(opening.adapter) if opening.adapter else None
+    adapter = open_adapter(opening)
     return _tokenizer(opening, adapter)
 
 
@@ -44,11 +51,11 @@ def open_model(opening: Opening) -> tuple[LoadedModel, ChatTokenizer]:
 
     Raises ModelError, StorageError.
     """
-    adapter = adapters.load(opening.adapter) if opening.adapter else None
+    adapter = open_adapter(opening)
     tokenizer = _tokenizer(opening, adapter)
     loaded = base.load(opening.model, compute=opening.compute)
     if adapter:
-        adapters.apply(loaded, adapter, allow_other_base=opening.allow_other_base)
+        adapters.apply(loaded, adapter)
     loaded.model.eval()
     return loaded, tokenizer
 
@@ -87,6 +94,6 @@ def _tokenizer(opening: Opening, adapter: Adapter | None) -> ChatTokenizer:
     vet(path)
     trained = adapter.origin.tokenizer.template if adapter else None
     tokenizer = load_tokenizer(path, template=opening.template or trained or "auto")
-    if adapter and not opening.allow_other_base:
+    if adapter:
         adapter.require_template(tokenizer.name, tokenizer.template_sha256)
     return tokenizer

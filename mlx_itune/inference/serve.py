@@ -52,6 +52,7 @@ class ServeSettings:
     compute: str = "auto"
     concurrency: int = 8
     cached_prompts: int = 10
+    allow_other_base: bool = False
     origins: Sequence[str] = ()
 
 
@@ -73,7 +74,10 @@ def serve(settings: ServeSettings, *, announce: Callable[[Listening], None]) -> 
     `announce` is told when requests are answered. Answers under way at the end have some seconds;
     a second signal takes those away. Raises UsageError, ModelError, StorageError.
     """
-    named = {name: adapter_files.load(path) for name, path in _named(settings.adapters).items()}
+    named = {
+        name: adapter_files.load(path, any_base=settings.allow_other_base)
+        for name, path in _named(settings.adapters).items()
+    }
     with _listening(settings.host, settings.port) as door:
         desk, engine, about = _opened(settings, named, door)
         hosts = _hosts(settings.host, door.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_a_base_whose_function_changed_is_refused(
         return
     with pytest.raises(ModelError, match=told):
         adapter.apply(loaded, stored)
-    adapter.apply(loaded, stored, allow_other_base=True)
+    adapter.apply(loaded, replace(stored, any_base=True))
 
 
 def test_papers_of_wrong_types_do_not_pass_for_none(

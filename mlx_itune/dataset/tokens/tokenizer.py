@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.chat_template import BUILT_IN, ChatTemplate, built_in
 from mlx_itune.dataset.tokens.control_text import ControlText
-from mlx_itune.kit.errors import DataError, ModelError, UsageError
+from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.native import panics_as
 from mlx_itune.kit.wording import brief, did_you_mean
@@ -360,8 +360,10 @@ def _loaded(path: Path, template: str) -> ChatTokenizer:
                 hint="pass --template chatml, alpaca or vicuna",
             )
         return ChatTokenizer(hf, text, name=template, eos_ids=_configured_eos(path))
-    except (ModelError, DataError) as error:
+    except ItuneError as error:
         raise ModelError(error.message, where=error.where or str(path), hint=error.hint) from error
+    except Exception as error:
+        raise ModelError(f"cannot use the tokenizer: {brief(error)}", where=str(path)) from error
 
 
 def _adds_bos(hf: Any) -> bool:

@@ -101,7 +101,7 @@ def fuse(request: Request, observe: Observe = unobserved, check: Check | None = 
     refuse_same(request.adapter, out)
     refuse_occupied(out)
     reference = base.load(request.model, compute=request.compute)
-    adapter = adapters.load(request.adapter)
+    adapter = adapters.load(request.adapter, any_base=request.allow_other_base)
     adapter.require_template(request.tokenizer.name, request.tokenizer.template_sha256)
     adapters.apply(reference, adapter)
     reference.model.eval()

@@ -54,6 +54,7 @@ def export_gguf_lora(
     model: str,
     out_file: Path,
     *,
+    any_base: bool = False,
     observe: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32.
@@ -62,7 +63,7 @@ def export_gguf_lora(
     adapters that are no such pair, for another base, and for layers that llama.cpp cannot
     adapt; StorageError.
     """
-    adapter = adapters.load(adapter_dir)
+    adapter = adapters.load(adapter_dir, any_base=any_base)
     kind, scale = adapter.config.kind, adapter.config.scale
     if kind in _NOT_A_PAIR:
         raise ModelError(

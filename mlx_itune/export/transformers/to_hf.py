@@ -35,6 +35,7 @@ from mlx_itune.kit.json_files import read_object, write_object
 from mlx_itune.kit.tensorfile import stream_tensors
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
+from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.loading import base
 
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
@@ -48,6 +49,7 @@ def export_hf(
     tokenizer: ChatTokenizer,
     dtype: str | None = None,
     adapter_dir: Path | None = None,
+    any_base: bool = False,
     base_id: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Exported:
@@ -62,13 +64,15 @@ def export_hf(
     refuse_same(source_dir, out)
     if dtype is not None and dtype not in _STORED:
         raise UsageError(f"unknown dtype {dtype!r}", hint="one of " + ", ".join(_STORED))
+    adapter = None
     if adapter_dir is not None:
         refuse_same(adapter_dir, out)
-        adapters.load(adapter_dir).require_template(tokenizer.name, tokenizer.template_sha256)
+        adapter = adapters.load(adapter_dir, any_base=any_base)
+        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
     own, where = base.vet(source_dir), str(source_dir / "config.json")
     model_type, name = str(own["model_type"]), base_id or source_dir.resolve().name
     class_name(model_type, where)
-    deltas = _deltas(source_dir, adapter_dir)
+    deltas = _deltas(source_dir, adapter)
     source = FloatSource(source_dir, deltas)
     kind = dtype or source.dtype
     require_same_function(model_type, source.settings, source.shapes, where)
@@ -105,11 +109,10 @@ def _name_tokens(config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
     config.setdefault("eos_token_id", ends[0] if len(ends) == 1 else ends)
 
 
-def _deltas(source_dir: Path, adapter_dir: Path | None) -> dict[str, Callable[[], Any]]:
+def _deltas(source_dir: Path, adapter: Adapter | None) -> dict[str, Callable[[], Any]]:
     """What makes each adapted layer's update; none stays in memory."""
-    if adapter_dir is None:
+    if adapter is None:
         return {}
-    adapter = adapters.load(adapter_dir)
     # Of these kinds only DoRA's update is made of the weights.
     compute = "dequantized" if adapter.config.kind == "dora" else "quantized"
     loaded = base.load(str(source_dir), compute=compute)

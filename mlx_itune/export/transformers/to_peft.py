@@ -32,7 +32,12 @@ _ELSEWAY = "export base + adapter as one model instead: --to hf"
 
 
 def export_peft(
-    adapter_dir: Path, model: str, out: Path, *, tokenizer: ChatTokenizer | None = None
+    adapter_dir: Path,
+    model: str,
+    out: Path,
+    *,
+    tokenizer: ChatTokenizer | None = None,
+    any_base: bool = False,
 ) -> Exported:
     """Write an adapter as PEFT reads it, and compare each update with the adapter's own.
 
@@ -43,7 +48,7 @@ def export_peft(
     source = base.resolve(model)
     refuse_same(source, out)
     refuse_same(adapter_dir, out)
-    adapter = adapters.load(adapter_dir)
+    adapter = adapters.load(adapter_dir, any_base=any_base)
     if tokenizer is not None:
         adapter.require_template(tokenizer.name, tokenizer.template_sha256)
     if adapter.config.kind == "grid":

@@ -122,6 +122,7 @@ class Adapter:
     """An adapter in memory; `provenance` is empty for one that another tool wrote.
 
     tensors: the factors. shipped: of an adapter of the grid, what mlx-lm gets in their place.
+    any_base: whether it may go on a base, tokenizer or template that it was not trained on.
     """
 
     config: AdapterConfig
@@ -129,6 +130,7 @@ class Adapter:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
     shipped: Mapping[str, mx.array] = field(default_factory=dict)
+    any_base: bool = False
 
     @cached_property
     def origin(self) -> Origin:
@@ -139,11 +141,14 @@ class Adapter:
     def require_template(self, name: str, sha256: str | None) -> None:
         """Raise ModelError where a template of the trained one's name is not the trained one."""
         trained = self.origin.tokenizer
+        if self.any_base:
+            return
         if trained.template == name and trained.template_sha256 not in (None, sha256):
             raise ModelError(
                 f"the chat template ({name}) is not the one the adapter was trained with",
                 where=str(self.path) if self.path else None,
-                hint="put back the model's chat_template.jinja, or name another with --template",
+                hint="put back the model's chat template, or name another with --template; or "
+                "--allow-other-base",
             )
 
 
@@ -210,7 +215,7 @@ def write_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
     write_tensors(path, tensors, {"format": "mlx"})
 
 
-def load(path: Path) -> Adapter:
+def load(path: Path, *, any_base: bool = False) -> Adapter:
     """Read an adapter directory; every file is checked before it is used. Raises ModelError."""
     path = Path(path)
     if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
@@ -222,22 +227,22 @@ def load(path: Path) -> Adapter:
     provenance = read_object(papers, error=ModelError) if papers.exists() else {}
     tensors = read_arrays(path / TENSORS)
     if config.kind not in lora.ON_THE_GRID:
-        return Adapter(config, tensors, provenance, path)
+        return Adapter(config, tensors, provenance, path, any_base=any_base)
     if not (path / GRID).is_file():
         raise ModelError(f"a {config.kind} adapter has a {GRID}; it is missing", where=str(path))
-    return Adapter(config, read_arrays(path / GRID), provenance, path, tensors)
+    return Adapter(config, read_arrays(path / GRID), provenance, path, tensors, any_base)
 
 
-def apply(loaded: LoadedModel, adapter: Adapter, *, allow_other_base: bool = False) -> None:
+def apply(loaded: LoadedModel, adapter: Adapter) -> None:
     """Put an adapter on its base model, in place.
 
     Raises ModelError when it was trained on other weights, under another configuration or with
-    another tokenizer, unless `allow_other_base`; when a name or shape does not fit; when the two
-    files of an adapter of the grid do not say the same.
+    another tokenizer, and may not go on `any_base`; when a name or shape does not fit; when the
+    two files of an adapter of the grid do not say the same.
     """
     config, model = adapter.config, loaded.model
     with located(adapter.path):
-        if not allow_other_base and (changed := _other_base(loaded, adapter.origin)):
+        if not adapter.any_base and (changed := _other_base(loaded, adapter.origin)):
             raise ModelError(
                 "; ".join(changed),
                 hint="use the base it was trained on, as it was then, or --allow-other-base",
