@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mlx_itune import __version__
-from mlx_itune.cli.boundary import guarded
+from mlx_itune.cli.boundary import guarded, leave
 from mlx_itune.kit.errors import UsageError, closest
 
 COMMANDS = {
@@ -102,8 +104,19 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; leaves the process with the documented exit code."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A file's name need not be text; what is printed of it then is, in escapes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(guarded(cli, list(sys.argv[1:] if argv is None else argv)))
+    leave(guarded(cli, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _open_closed_streams() -> None:
+    """A closed stdin is empty, and a closed stderr tells nobody; a closed stdout is an error."""
+    # Or the next file that is opened gets the number, and what libraries print.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdin = sys.stdin or Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115

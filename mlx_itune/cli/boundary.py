@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -22,6 +24,8 @@ from mlx_itune.kit.wording import brief, did_you_mean
 _COMPLETION = "_MLX_ITUNE_COMPLETE"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEARING_S = 2.0
+_AGAIN_S = 0.05
+_BY_SIGNAL = 128
 _STDOUT_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _OUT_OF_MEMORY = ("unable to allocate", "out of memory", "insufficient memory", "resource limit")
 
@@ -45,13 +49,33 @@ def _signals_unwind() -> Iterator[None]:
             quiet_until = time.monotonic() + _CLEARING_S
             raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)
 
+    def lost(fault: sys.UnraisableHookArgs) -> None:
+        nonlocal quiet_until
+        if not isinstance(fault.exc_value, (KeyboardInterrupt, Terminated)):
+            reported(fault)
+            return
+        # It came in a __del__ or the like, which lets nothing through: once more, then.
+        signum = getattr(fault.exc_value, "signum", signal.SIGINT)
+        quiet_until = 0.0
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signum)).start()
+
     wanted = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, unwind) for signum in wanted}
+    reported, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     finally:
+        sys.unraisablehook = reported
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; after a signal, those that follow find nothing left to interrupt."""
+    if code > _BY_SIGNAL:
+        for signum in _SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def guarded(group: click.Group, argv: list[str]) -> int:
@@ -111,6 +135,17 @@ def _as_ours(error: BaseException) -> ItuneError:
     if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_FAILS:
         _drop_stdout()
         return StorageError(os.strerror(error.errno), where="standard output")
+    if isinstance(error, OSError) and error.filename is not None:
+        # Whoever opened it should have told more; a file is no bug of ours all the same.
+        return StorageError(error.strerror or brief(error), where=os.fsdecode(error.filename))
+    if isinstance(error, UnicodeEncodeError):
+        # Files are read as UTF-8: only a name of the system's can hold what is no text.
+        before, after = error.object[: error.start].split(), error.object[error.start :].split()
+        name = "".join([*before[-1:], *after[:1]])
+        return UsageError(f"{name!r} is no UTF-8 text", hint="give it another name")
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        # pathlib's, before Python 3.13.
+        return StorageError(str(error), hint="name another path")
     if is_panic(error):
         return ModelError(
             f"a library gave up on a file ({brief(error)})", hint="the file is broken"
@@ -156,7 +191,7 @@ def _crash(error: BaseException) -> ItuneError:
 
 
 def _fail(error: ItuneError, as_json: bool) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    _tell(f"error: {error}")
     _as_object(error.message, error.where, error.hint, error.exit_code, as_json)
     return error.exit_code
 
@@ -164,9 +199,17 @@ def _fail(error: ItuneError, as_json: bool) -> int:
 def _stopped(stop: BaseException, what: str, code: int, as_json: bool) -> int:
     """A stop that carries words was told of already: a run, sealed, and how it goes on."""
     if not stop.args:
-        print(f"error: {what}; nothing half-written was kept", file=sys.stderr)
+        _tell(f"error: {what}; nothing half-written was kept")
     _as_object(str(stop) or what, None, None, code, as_json)
     return code
+
+
+def _tell(line: str) -> None:
+    """A line on stderr, unless that takes none: the exit code stands all the same."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _as_object(message: str, where: str | None, hint: str | None, code: int, wanted: bool) -> None:

@@ -96,6 +96,9 @@ def test_a_mistyped_config_key_gets_a_did_you_mean(
         (PanicException("index out of bounds"), 4, "a library gave up on a file"),
         (RuntimeError("[malloc] Unable to allocate 9 bytes."), 7, "out of memory"),
         (MemoryError(), 7, "out of memory"),
+        (PermissionError(13, "Permission denied", "rows"), 5, "rows: Permission denied"),
+        (RuntimeError("Symlink loop from 'a'"), 5, "Symlink loop"),
+        (UnicodeEncodeError("utf-8", "a x\udcff b", 3, 4, "no"), 2, r"'x\udcff' is no UTF-8 text"),
     ],
 )
 def test_every_ending_has_its_exit_code_and_one_line(
@@ -168,6 +171,36 @@ def test_an_output_that_cannot_be_written_is_told(closed: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("redirect", ["2> /dev/full", "<&- 2>&-"])
+def test_other_streams_that_are_closed_or_full_change_nothing(redirect: str) -> None:
+    if "full" in redirect and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    for argv, code in (("train --json", 2), ("runs list --runs nowhere --json", 0)):
+        done = subprocess.run(
+            f"{sys.executable} -m mlx_itune {argv} {redirect}",
+            shell=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code
+        assert json.loads(done.stdout)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_no_text_is_told_in_escapes(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.jsonl"
+    try:
+        Path(os.fsdecode(name)).write_text("{}\n")
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_itune", "data", "check", name, "--json"], capture_output=True
+    )
+    assert done.returncode == 3
+    assert "\udcff" in json.loads(done.stdout)["error"]["where"]
+    assert b"Traceback" not in done.stderr
+
+
 def test_two_quick_signals_leave_the_clearing_alone(capsys: pytest.CaptureFixture[str]) -> None:
     cleaned = []
 
@@ -183,6 +216,23 @@ def test_two_quick_signals_leave_the_clearing_alone(capsys: pytest.CaptureFixtur
 
     assert boundary.guarded(click.Group("g", {"waiting": waiting}), ["waiting"]) == 130
     assert cleaned == [True]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Held:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    @click.command()
+    def waiting() -> None:
+        Held()
+        time.sleep(5)
+
+    assert boundary.guarded(click.Group("g", {"waiting": waiting}), ["waiting"]) == 143
     assert capsys.readouterr().err.count("\n") == 1
 
 

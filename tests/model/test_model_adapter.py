@@ -174,11 +174,15 @@ def test_another_base_is_refused(
             adapter.apply(base.load(str(other)), adapter.load(tmp_path / "a"))
 
 
+_GRID = {"group_size": 64, "bits": 4, "mode": "affine"}
+
+
 @pytest.mark.parametrize(
     ("file", "change", "told"),
     [
         ("config.json", {"rope_theta": 5e5}, r"rope_theta is 500000\.0, was 10000\.0"),
         ("config.json", {"rms_norm_eps": 1e-3}, r"rms_norm_eps is 0\.001, was 1e-05"),
+        ("config.json", {"quantization": {**_GRID, "x": False}}, r"quantization\.x is False"),
         ("config.json", {"_name_or_path": "x", "use_cache": False}, None),
         ("tokenizer.json", {"version": "1.1"}, "another tokenizer"),
     ],

@@ -64,11 +64,12 @@ def function_of(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
 def changed_values(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
     """Each value that differs, as "rope_theta is 1e6, was 1e4".
 
-    Keys that only one side has are of another version of mlx-lm, and are passed over.
+    Keys that only one side has are of another version of mlx-lm, and are passed over; but not
+    within a value, which is the config.json's own.
     """
     found: list[str] = []
-    for name in before.keys() & now.keys():
-        old, new = before[name], now[name]
+    for name in (before.keys() | now.keys()) if at else (before.keys() & now.keys()):
+        old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += changed_values(old, new, f"{at}{name}.")
         elif old != new:
