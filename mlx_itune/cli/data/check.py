@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result
-from mlx_itune.kit.errors import DataError, UsageError, one_line
+from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.wording import count, listing
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.checking import Check, Tokens
+    from mlx_itune.dataset.checking import Check
     from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.rendering.render import Learn
 
 _SHOWN_PER_CODE = 50
 
@@ -26,23 +25,7 @@ _SHOWN_PER_CODE = 50
 @options.command("check", "mlx-itune data check train.jsonl valid.jsonl --model starter")
 @click.argument("files", nargs=-1, required=True, type=options.ANY_PATH, metavar="FILE...")
 @reading.forced_format
-@click.option(
-    "--model",
-    metavar="MODEL",
-    help="Look at tokens too, with the tokenizer of 'starter', a model directory or a Hub id.",
-)
-@options.template
-@click.option(
-    "--max-length",
-    type=click.IntRange(2),
-    metavar="N",
-    help="With --model: warn of rows over N tokens (default 2048).",
-)
-@click.option(
-    "--learn",
-    type=click.Choice(["all", "last", "marked"]),
-    help="With --model: which assistant turns are learned (default all).",
-)
+@reading.about_tokens
 @click.option(
     "--lints",
     type=options.ANY_PATH,
@@ -55,11 +38,10 @@ def command(
     files: tuple[Path, ...],
     format_name: str | None,
     columns: tuple[str, ...],
-    model: str | None,
+    tokens: reading.AboutTokens,
     lints: Path | None,
     no_near_duplicates: bool,
     strict: bool,
-    **about_tokens: Any,
 ) -> Result:
     """Every fault of every row at once; exit code 3 if there is any error.
 
@@ -69,17 +51,16 @@ def command(
     with --model also rows that are too long or have nothing to learn.
     """
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.checking import Check, load_lints
+    from mlx_itune.dataset.checking import Check, Tokens, load_lints
 
-    if not model and any(about_tokens.values()):
-        raise UsageError("--template, --max-length and --learn need tokens", hint="give --model")
+    tokenizer, most = tokens.tokenizer, tokens.max_length or 2048
     rows = reading.RowFiles(files, format_name, columns)
     with Progress() as progress:
         checked = Check(
             rows.paths,
             format=format_name,
             columns=rows.columns,
-            tokens=_tokens(model, **about_tokens) if model else None,
+            tokens=Tokens(tokenizer, tokens.learn or "all", most) if tokenizer else None,
             near_duplicates=not no_near_duplicates,
             lints=load_lints(lints),
             on_bytes=progress.bytes_of("check", rows.bytes),
@@ -97,14 +78,6 @@ def command(
     }
     failed = checked.rejected or not checked.accepted or (strict and checked.warnings)
     return Result(data, _lines(checked, faults), DataError.exit_code if failed else 0)
-
-
-def _tokens(
-    model: str, template: str | None, max_length: int | None, learn: Learn | None
-) -> Tokens:
-    from mlx_itune.dataset.checking import Tokens
-
-    return Tokens(reading.tokenizer_of(model, template), learn or "all", max_length or 2048)
 
 
 def _lines(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mlx_itune.cli import options
+from mlx_itune.cli.answer_options import as_record
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.files import storage_errors
@@ -17,6 +20,7 @@ from mlx_itune.kit.wording import count
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
     from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.rendering.render import Learn
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,6 +40,49 @@ def forced_format(function: F) -> F:
     return click.option(
         "--format", "format_name", metavar="F", help="Read every row as this format."
     )(function)
+
+
+@dataclass(frozen=True)
+class AboutTokens:
+    """--model, and what has no effect without it."""
+
+    model: str | None
+    template: str | None
+    max_length: int | None
+    learn: Learn | None
+
+    def __post_init__(self) -> None:
+        if not self.model and (self.template or self.max_length or self.learn):
+            what = "--template, --max-length and --learn are about tokens"
+            raise UsageError(what, hint="give --model too")
+
+    @property
+    def tokenizer(self) -> ChatTokenizer | None:
+        """The model's, if one was given."""
+        return tokenizer_of(self.model, self.template) if self.model else None
+
+
+about_tokens = as_record(
+    "tokens",
+    f"{__name__}:AboutTokens",
+    click.option(
+        "--model",
+        metavar="MODEL",
+        help="Tokens too, by the tokenizer of 'starter', a model directory or a Hub id.",
+    ),
+    options.template,
+    click.option(
+        "--max-length",
+        type=click.IntRange(2),
+        metavar="N",
+        help="With --model: tell of rows over N tokens (`data check`: default 2048).",
+    ),
+    click.option(
+        "--learn",
+        type=click.Choice(["all", "last", "marked"]),
+        help="With --model: which assistant turns are learned (default all).",
+    ),
+)
 
 
 class RowFiles:

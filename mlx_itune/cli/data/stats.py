@@ -11,7 +11,7 @@ import click
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, pairs, table
-from mlx_itune.kit.errors import DataError, UsageError, one_line
+from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.json_files import plain
 
 if TYPE_CHECKING:
@@ -24,26 +24,12 @@ _NAME_CHARS = 48
 
 @options.command("stats", "mlx-itune data stats rows.jsonl --model starter --html stats.html")
 @click.argument("data", nargs=-1, required=True, type=options.ANY_PATH, metavar="DATA...")
-@click.option(
-    "--model",
-    metavar="MODEL",
-    help="Count tokens too, with the tokenizer of 'starter', a model directory or a Hub id.",
-)
-@options.template
-@click.option(
-    "--learn",
-    type=click.Choice(["all", "last", "marked"]),
-    help="Which assistant turns count as learned (default all).",
-)
-@click.option("--max-length", type=click.IntRange(2), metavar="N", help="Count rows over N tokens.")
+@reading.about_tokens
 @reading.forced_format
 @click.option("--html", type=options.ANY_PATH, metavar="FILE", help="Write a page with plots.")
 def command(
     data: tuple[Path, ...],
-    model: str | None,
-    template: str | None,
-    learn: Any,
-    max_length: int | None,
+    tokens: reading.AboutTokens,
     format_name: str | None,
     columns: tuple[str, ...],
     html: Path | None,
@@ -58,18 +44,13 @@ def command(
     from mlx_itune.kit.files import write_new
 
     page_path = reading.html_path(html)
-    if not model and (template or learn or max_length):
-        raise UsageError(
-            "--template, --learn and --max-length are about tokens", hint="give --model too"
-        )
     files = reading.RowFiles(data, format_name, columns)
-    tokenizer = reading.tokenizer_of(model, template) if model else None
     with Progress() as progress:
         stats = count(
             files.splits(progress.bytes_of("read", files.bytes)),
-            tokenizer=tokenizer,
-            learn=learn or "all",
-            max_length_tokens=max_length,
+            tokenizer=tokens.tokenizer,
+            learn=tokens.learn or "all",
+            max_length_tokens=tokens.max_length,
         )
     if stats is None:
         raise DataError(

@@ -15,6 +15,7 @@ from math import gcd
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.templating.options import (
     NO_OPTIONS,
+    OPTIONS,
     Pattern,
     Style,
     style_for,
@@ -22,7 +23,7 @@ from mlx_itune.dataset.templating.options import (
 )
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.dataset.templating.rows import Example, Values
-from mlx_itune.dataset.templating.tasks import OPTIONS, Task
+from mlx_itune.dataset.templating.tasks import Task
 from mlx_itune.kit.errors import DataError
 
 _MASK = 2**64 - 1

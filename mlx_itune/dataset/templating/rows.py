@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.templating.options import Style, parse
-from mlx_itune.dataset.templating.tasks import ANSWER, OPTIONS, Task
+from mlx_itune.dataset.templating.options import OPTIONS, Style, parse
+from mlx_itune.dataset.templating.tasks import ANSWER, Task
 
 
 class Values(NamedTuple):

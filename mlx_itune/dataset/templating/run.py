@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlx_itune.dataset.faults import Fault, RowFault, fault_at
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder, refuse_place
@@ -88,11 +88,8 @@ def _chosen(tasks: tuple[Task, ...], names: Sequence[str], file: Path) -> tuple[
     return tuple(known[name] for name in dict.fromkeys(names)) if names else tasks
 
 
-class _Pending(NamedTuple):
-    example: Example
-    origin: str
-    split: str
-    tags: dict[str, str]
+# An example with its row's origin, its split and its tags.
+_Pending = tuple[Example, str, str, dict[str, str]]
 
 
 class _Rendering:
@@ -164,7 +161,7 @@ class _Rendering:
             if file.parent and ORIGIN in row:
                 tags[ORIGIN] = str(row[ORIGIN])
             split = self._split(file, row)
-            pending += [_Pending(example, origin, split, tags) for example in examples]
+            pending += [(example, origin, split, tags) for example in examples]
             if len(pending) >= _BATCH:
                 self._flush(folder, pending)
         self._flush(folder, pending)

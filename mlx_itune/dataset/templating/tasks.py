@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Interval
 
-from mlx_itune.dataset.templating.options import Pattern, PatternError, parse
+from mlx_itune.dataset.templating.options import OPTIONS, Pattern, PatternError, parse
 from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.json_files import read_bytes, wrong_type
 from mlx_itune.kit.wording import did_you_mean
@@ -25,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-ANSWER, OPTIONS = "answer", "options_"
+ANSWER = "answer"
 SIDES = ("input", "target", "input_no_options")
 Kind = Literal["normal", "inverse"]
 # A problem, and which template has it (None: the task itself).
