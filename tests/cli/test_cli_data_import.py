@@ -46,58 +46,37 @@ def test_formats_and_sources_mix(capsys: Capture, tmp_path: Path) -> None:
             *asked([1]),
         ],
     )
-    made = imported(capsys, tmp_path / "data", array, mixed)
-    assert made["accepted"] == 3
-    assert [row["source"] for row in rows_in(tmp_path / "data", "train")] == [
-        *("alpaca", "mixed", "mixed")
-    ]
-    first = rows_in(tmp_path / "data", "train")[0]
-    assert first["messages"][0]["content"] == "Add.\n\n1 2"
-
-
-def test_columns_are_mapped(capsys: Capture, tmp_path: Path) -> None:
+    imported(capsys, tmp_path / "data", array, mixed)
+    rows = rows_in(tmp_path / "data", "train")
+    assert [row["source"] for row in rows] == ["alpaca", "mixed", "mixed"]
+    assert said(rows[0]) == "Add.\n\n1 2|3"
     table = tmp_path / "faq.csv"
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["q", "a"], ["Why?", "Because,\nyes."]])
-    flags = ("--map", "instruction=q", "--map", "output=a")
-    made = imported(capsys, tmp_path / "data", table, *flags)
-    assert made["accepted"] == 1
-    assert said(rows_in(tmp_path / "data", "train")[0]) == "Why?|Because,\nyes."
+    imported(capsys, tmp_path / "faq", table, "--map", "instruction=q", "--map", "output=a")
+    assert said(rows_in(tmp_path / "faq", "train")[0]) == "Why?|Because,\nyes."
 
 
 def test_broken_rows_are_listed_and_left_out(capsys: Capture, tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", asked(range(5)))
-    source.write_text(source.read_text() + 'not json\n{"messages": []}\n')
+    with source.open("a") as file:
+        file.write('{"messages": []}\n' + "{\n" * 70)
     told = text(capsys, "data", "import", source, "--out", tmp_path / "data")
-    assert f"{source}:6: json:" in told
-    assert "7 rows, 5 accepted, 2 rejected" in told
-    rejected = [
-        json.loads(line) for line in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
-    ]
+    assert f"{source}:7: json:" in told
+    assert "76 rows, 5 accepted, 71 rejected" in told
+    assert told.count(f"{source}:") == 50
+    assert "... and 21 more" in told
+    rejected = rows_in(tmp_path / "data", "rejected")
     assert [(row["file"], row["line"]) for row in rejected] == [
-        ("rows.jsonl", 6),
-        ("rows.jsonl", 7),
+        ("rows.jsonl", line) for line in range(6, 77)
     ]
     assert rejected[0].keys() == {"file", "line", "origin", "code", "message"}
     made = imported(capsys, tmp_path / "strict", source, "--strict", code=3)
-    assert (made["written"], made["rejected"]) == (False, 2)
-    assert not (tmp_path / "strict").exists()
-
-
-def test_nothing_good_writes_nothing(capsys: Capture, tmp_path: Path) -> None:
-    source = tmp_path / "rows.jsonl"
+    assert (made["written"], made["rejected"]) == (False, 71)
     source.write_text("not json\n")
-    made = imported(capsys, tmp_path / "data", source, code=3)
+    made = imported(capsys, tmp_path / "none", source, code=3)
     assert (made["accepted"], made["rejected"], made["written"]) == (0, 1, False)
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_only_the_first_faults_are_printed(capsys: Capture, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", asked(range(1)))
-    source.write_text(source.read_text() + "{\n" * 70)
-    told = text(capsys, "data", "import", source, "--out", tmp_path / "data")
-    assert told.count(f"{source}:") == 50
-    assert "... and 20 more" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "rows.jsonl"]
 
 
 def test_where_keeps_rows_by_tag(capsys: Capture, tmp_path: Path) -> None:
@@ -116,10 +95,8 @@ def test_where_keeps_rows_by_tag(capsys: Capture, tmp_path: Path) -> None:
     assert kept("source=metamath") == 5
     assert kept("source!=metamath") == 3
     assert kept("source=metamath", "level=hard") == 1
-    told = text(
-        capsys, *("data", "import", source, "--where", "source=metamth"), "--out", tmp_path / "n",
-        code=3,
-    )  # fmt: skip
+    argv = ("data", "import", source, "--where", "source=metamth", "--out", tmp_path / "n")
+    told = text(capsys, *argv, code=3)
     assert "no row with source=metamth (source is 'metamath', 'airoboros')" in told
     assert not (tmp_path / "n").exists()
 
@@ -137,6 +114,9 @@ def test_where_keeps_rows_by_tag(capsys: Capture, tmp_path: Path) -> None:
         (["--weights", "rows=1", "--cap", "3"], "--weights or --cap", 2),
         (["--licence", "rws=MIT"], "did you mean rows?", 2),
         (["--group-by", "id", "--split", "90/5/5"], "no row has a tag 'id'", 2),
+        (["--stratify", "id", "--split", "90/5/5"], "no row has a tag 'id'", 2),
+        (["--weights", "row=1"], "did you mean rows?", 2),
+        (["--sample", "0"], "--sample must be at least 1", 2),
     ],
 )
 def test_wrong_wishes_are_one_line(

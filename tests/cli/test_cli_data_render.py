@@ -183,9 +183,13 @@ def test_a_wrong_flag_is_one_line(
 def test_every_task_of_a_file_is_rendered_unless_one_is_named(
     tmp_path: Path, render: Render
 ) -> None:
-    render.tasks(TASKS + TASKS.replace('"qa"', '"again"'))
+    render.tasks(
+        TASKS.replace("{question}", "{question}n\\n", 1) + TASKS.replace('"qa"', '"again"')
+    )
     rows = write_rows(tmp_path / "raw.jsonl", range(20), source="school")
-    assert render(rows, out="both")["examples"] == 40
+    made = render(rows, out="both")
+    assert made["examples"] == 40
+    assert [(w["code"], w["template"]) for w in made["warnings"]] == [("stray-n", 0)]
     assert render(rows, "--task", "again")["examples"] == 20
     assert {(row["task"], row["source"]) for row in render.rows()} == {("again", "school")}
 
@@ -197,12 +201,6 @@ def test_nested_columns_are_split_by_what_they_say(tmp_path: Path, render: Rende
     columns = '{question = "turns.0.q", answer = "turns.1.a"}'
     render.tasks(TASKS.replace('["question", "answer"]', columns))
     assert min(render(rows, "--split", "50/50")["splits"].values()) > 15
-
-
-def test_warnings_are_listed(tmp_path: Path, render: Render) -> None:
-    render.tasks(TASKS.replace("{question}", "{question}n\\n", 1))
-    made = render(write_rows(tmp_path / "raw.jsonl", range(5)))
-    assert next((w["code"], w["template"]) for w in made["warnings"]) == ("stray-n", 0)
 
 
 @pytest.mark.parametrize("header", [True, False])

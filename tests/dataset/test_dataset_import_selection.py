@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from import_command import Capture, asked, imported, rows_in, said, sides, text, write
+from import_command import Capture, asked, imported, rows_in, said, sides, write
 
 from mlx_itune.dataset.importing.select import (
     Sampler,
@@ -78,18 +78,14 @@ def test_equal_rows_and_groups_stay_on_one_side(capsys: Capture, tmp_path: Path)
             splits_of.setdefault(said(row), set()).add(split)
     assert all(len(splits) == 1 for splits in splits_of.values())
     assert set().union(*splits_of.values()) == {"train", "valid", "test"}
-
-
-def test_the_same_question_stays_on_one_side(capsys: Capture, tmp_path: Path) -> None:
-    rows = [
+    spelled = [
         {"question": f"Name a {'  '[: n % 2]}colour {n // 4}", "answer": f"answer {n}"}
         for n in range(120)
     ]
-    source = write(tmp_path / "rows.jsonl", rows)
-    flags = ("--split", "0.5/0.25/0.25", "--group-by", "first-turn")
-    imported(capsys, tmp_path / "data", source, *flags)
+    source = write(tmp_path / "spelled.jsonl", spelled)
+    imported(capsys, tmp_path / "3", source, *flags, "--group-by", "first-turn")
     found: dict[str, set[str]] = {}
-    for row, split in sides(tmp_path / "data").items():
+    for row, split in sides(tmp_path / "3").items():
         found.setdefault(" ".join(row.split("|")[0].split()), set()).add(split)
     assert len(found) == 30
     assert all(len(splits) == 1 for splits in found.values())
@@ -105,19 +101,14 @@ def test_small_data_fills_every_split(capsys: Capture, tmp_path: Path, rows: int
 
 
 def test_stratify_gives_each_source_its_rows(capsys: Capture, tmp_path: Path) -> None:
-    big = write(tmp_path / "big.jsonl", asked(range(2000)))
+    big = write(tmp_path / "big.jsonl", asked(range(1000)))
     small = write(tmp_path / "small.jsonl", asked(range(5000, 5010)))
     flags = ("--split", "0.9/0.05/0.05", "--stratify", "source")
     made = imported(capsys, tmp_path / "data", big, small, *flags)
     strata = made["split"]["strata"]
     assert strata.keys() == {"big", "small"}
     assert all(strata["small"][split] >= 1 for split in ("train", "valid", "test"))
-    assert strata["big"]["test"] == pytest.approx(100, abs=40)
-    told = text(
-        capsys, *("data", "import", big, "--split", "90/5/5", "--stratify", "colour"),
-        *("--out", tmp_path / "n"), code=2,
-    )  # fmt: skip
-    assert "no row has a tag 'colour'" in told
+    assert strata["big"]["test"] == pytest.approx(50, abs=25)
 
 
 def test_files_named_after_splits_keep_them(capsys: Capture, tmp_path: Path) -> None:
@@ -130,38 +121,22 @@ def test_files_named_after_splits_keep_them(capsys: Capture, tmp_path: Path) -> 
     assert alone["splits"] == {"train": 1}
 
 
-def test_a_cap_gives_the_shares_of_flan(capsys: Capture, tmp_path: Path) -> None:
-    sizes = {"a": 3000, "b": 500, "c": 50}
-    start = 0
-    files = []
-    for name, size in sizes.items():
-        files.append(write(tmp_path / f"{name}.jsonl", asked(range(start, start + size))))
-        start += size
-    made = imported(capsys, tmp_path / "data", *files, "--cap", 300)
-    assert made["splits"] == {"train": 650}
-    assert made["mix"]["achieved"] == pytest.approx({"a": 0.462, "b": 0.462, "c": 0.077}, abs=0.001)
-    described = json.loads((tmp_path / "data" / "dataset.json").read_text())
-    assert described["mix"]["requested"] == pytest.approx(described["mix"]["achieved"])
-
-
-def test_weights_are_the_shares_that_come_out(capsys: Capture, tmp_path: Path) -> None:
-    wanted = {"flan": 0.4, "t0": 0.32, "niv2": 0.2, "cot": 0.05, "dialog": 0.03}
+def test_caps_and_weights_are_the_shares_that_come_out(capsys: Capture, tmp_path: Path) -> None:
+    wanted = {"flan": 0.4, "t0": 0.35, "niv2": 0.2, "cot": 0.05}
     files = [
-        write(tmp_path / f"{name}.jsonl", asked(range(n * 1000, n * 1000 + 600)))
-        for n, name in enumerate(wanted)
+        write(tmp_path / f"{name}.jsonl", asked(range(n * 1000, n * 1000 + size)))
+        for n, (name, size) in enumerate({"flan": 300, "t0": 300, "niv2": 300, "cot": 30}.items())
     ]
     flags = ("--weights", ",".join(f"{name}={share}" for name, share in wanted.items()))
-    made = imported(capsys, tmp_path / "data", *files, *flags, "--sample", 1000)
-    assert made["splits"] == {"train": 1000}
+    made = imported(capsys, tmp_path / "data", *files, *flags, "--sample", 200)
+    assert made["splits"] == {"train": 200}
     assert made["mix"]["achieved"] == pytest.approx(wanted, abs=1e-9)
-    # Without a size, as many rows as the shares allow: 600 of the largest.
-    made = imported(capsys, tmp_path / "all", *files, *flags)
-    assert made["splits"] == {"train": 1500}
-    told = text(
-        capsys, *("data", "import", *files, "--weights", "flan=0.5,coot=0.5"),
-        *("--out", tmp_path / "n"), code=2,
-    )  # fmt: skip
-    assert "did you mean cot?" in told
+    # Without a size, as many rows as the shares allow: 30 of the smallest are a twentieth.
+    assert imported(capsys, tmp_path / "all", *files, *flags)["splits"] == {"train": 600}
+    capped = imported(capsys, tmp_path / "capped", *files, "--cap", 60)
+    assert capped["splits"] == {"train": 210}
+    described = json.loads((tmp_path / "capped" / "dataset.json").read_text())["mix"]
+    assert described["requested"] == pytest.approx(described["achieved"])
 
 
 SIZES = {"big": 30_000, "middle": 5_000, "small": 500}
@@ -224,7 +199,7 @@ def test_the_sampler_takes_the_lowest_keys_of_content_and_copy() -> None:
             assert all(90 < again[content] < 160 for content in (1, 2, 3))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_nobody_else_moves_when_an_empty_split_is_filled(seed: int) -> None:
     shares = parse_shares("0.9/0.05/0.05")
     places = [position(f"{n}".encode(), seed) for n in range(5)]
