@@ -96,3 +96,15 @@ def test_a_model_of_wrong_types_is_one_line(
 def edit(path: Path, **change: object) -> None:
     read = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(read | change))
+
+
+@pytest.mark.parametrize("field", ["patterns", "starts"])
+def test_a_lint_that_takes_for_ever_is_refused(
+    field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lints, rows = tmp_path / "lints.toml", tmp_path / "rows.jsonl"
+    lints.write_text(f'[[lint]]\ncode = "evil"\nmessage = "m"\n{field} = ["(a|aa)+$"]\n')
+    rows.write_text(json.dumps({"prompt": "a" * 200 + "!", "completion": "b"}) + "\n")
+    code, err = run(capsys, "data", "check", str(rows), "--lints", str(lints))
+    assert code == 2
+    assert "a pattern of the lint 'evil' takes too long" in err.splitlines()[-1]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import regex
 
 from mlx_itune.dataset.conversation import ROLES, Turn
 from mlx_itune.kit.errors import UsageError
@@ -23,6 +26,8 @@ DEFAULT_LINTS = Path(__file__).with_name("lints.toml")
 _LIMIT_BYTES = 1 << 20
 _START_CHARS = 240
 _EXCERPT_CHARS = 60
+# What a pattern, which may be a stranger's, can take on one text.
+_PATTERN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,25 +76,37 @@ class Lint:
         match = self.phrase and self.phrase.search(low)
         if match is None and (not self.words or any(word in low for word in self.words)):
             seen = plain if self.case else low
-            match = self.pattern and self.pattern.search(seen)
+            match = self.pattern and self._timed(self.pattern.search, seen)
             head = seen.lstrip()[:_START_CHARS]
             if match is None and self.start and head.startswith(self.opens or ("",)):
-                match = self.start.match(head)
+                match = self._timed(self.start.match, head)
         return match.group() if match else None
+
+    def _timed(self, look: Callable[..., Any], text: str) -> Any:
+        """What a pattern finds in a text. Raises UsageError where that takes too long."""
+        try:
+            return look(text, timeout=_PATTERN_S)
+        except TimeoutError:
+            raise UsageError(
+                f"a pattern of the lint {self.code!r} takes too long on a text of "
+                f"{len(text):,} characters",
+                hint="simplify it: no repetition within a repetition",
+            ) from None
 
     @functools.cached_property
     def phrase(self) -> re.Pattern[str] | None:
         """The phrases as one pattern."""
         escaped = (r"\s+".join(map(re.escape, phrase.lower().split())) for phrase in self.phrases)
-        return _joined([rf"(?<!\w){phrase}(?!\w)" for phrase in escaped])
+        whole = "|".join(rf"(?:(?<!\w){phrase}(?!\w))" for phrase in escaped)
+        return re.compile(whole) if whole else None
 
     @functools.cached_property
-    def pattern(self) -> re.Pattern[str] | None:
+    def pattern(self) -> regex.Pattern[str] | None:
         """The patterns as one."""
         return _joined(self.patterns)
 
     @functools.cached_property
-    def start(self) -> re.Pattern[str] | None:
+    def start(self) -> regex.Pattern[str] | None:
         """The starts as one."""
         return _joined(self.starts)
 
@@ -194,16 +211,16 @@ def _problem(lint: Lint) -> str | None:
         return "looks for a text that is empty"
     for pattern in (*lint.patterns, *lint.starts):
         try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
+            regex.compile(pattern)
+        except (regex.error, OverflowError, RecursionError, MemoryError) as error:
             return f"has a faulty pattern {pattern!r}: {error}"
     try:
         _ = lint.pattern, lint.start
-    except re.error as error:
+    except (regex.error, MemoryError) as error:
         return f"has patterns that cannot be joined: {error}"
     return None
 
 
-def _joined(patterns: Sequence[str]) -> re.Pattern[str] | None:
+def _joined(patterns: Sequence[str]) -> regex.Pattern[str] | None:
     # One alternation is scanned once; flags inside a part would leak into the others.
-    return re.compile("|".join(f"(?:{part})" for part in patterns)) if patterns else None
+    return regex.compile("|".join(f"(?:{part})" for part in patterns)) if patterns else None

@@ -16,6 +16,7 @@ from mlx_itune.kit.errors import ModelError, StorageError, UsageError
 from mlx_itune.kit.files import sweep
 from mlx_itune.kit.json_files import to_record
 from mlx_itune.kit.lock import locked
+from mlx_itune.model.loading.base import STARTER
 from mlx_itune.training.engine.job import Observe
 from mlx_itune.training.engine.loop import work
 from mlx_itune.training.engine.rank_choice import is_writer, mirrored, own_place
@@ -128,8 +129,10 @@ def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSett
         values[name] = home / values[name]
     if out is not None:
         values["out"] = out
-    if (home / values["model"]).is_dir():
-        values["model"] = str(home / values["model"])
+    model = values["model"]
+    if model != STARTER and (home / model).is_dir():
+        # Not as a Path, to which "./starter" is "starter", another model.
+        values["model"] = model if home == Path() else str(home / model)
     settings = TrainSettings(**values)
     identity.require_same_settings(beginning.settings, settings, str(config))
     return settings
