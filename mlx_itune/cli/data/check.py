@@ -18,6 +18,7 @@ from mlx_itune.kit.wording import count, listing
 if TYPE_CHECKING:
     from mlx_itune.dataset.checking import Check
     from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.importing.plan import ImportPlan
 
 _SHOWN_PER_CODE = 50
 
@@ -36,8 +37,7 @@ _SHOWN_PER_CODE = 50
 @click.option("--strict", is_flag=True, help="Warnings make the exit code 3, too.")
 def command(
     files: tuple[Path, ...],
-    format_name: str | None,
-    columns: tuple[str, ...],
+    forced: ImportPlan,
     tokens: reading.AboutTokens,
     lints: Path | None,
     no_near_duplicates: bool,
@@ -54,11 +54,11 @@ def command(
     from mlx_itune.dataset.checking import Check, Tokens, load_lints
 
     tokenizer, most = tokens.tokenizer, tokens.max_length or 2048
-    rows = reading.RowFiles(files, format_name, columns)
+    rows = reading.RowFiles(files, forced)
     with Progress() as progress:
         checked = Check(
             rows.paths,
-            format=format_name,
+            format=rows.format,
             columns=rows.columns,
             tokens=Tokens(tokenizer, tokens.learn or "all", most) if tokenizer else None,
             near_duplicates=not no_near_duplicates,

@@ -16,6 +16,7 @@ from mlx_itune.kit.wording import count
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.cleaning.run import Cleaned
+    from mlx_itune.dataset.importing.plan import ImportPlan
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
@@ -92,8 +93,7 @@ def command(
     out: Path,
     steps: list[str] | None,
     preset: str | None,
-    format_name: str | None,
-    columns: tuple[str, ...],
+    forced: ImportPlan,
     lints: Path | None,
     keep_going: bool,
     operator: str | None,
@@ -136,14 +136,14 @@ def command(
     chosen = StepOptions(load_lints(lints), **given).with_preset(preset)
     names = steps_of(steps, preset, [name for name, wanted in asked.items() if wanted])
     settings = settings_of(names, chosen) | ({"lints": lints.name} if lints else {})
-    rows = reading.RowFiles(sources, format_name, columns)
+    rows = reading.RowFiles(sources, forced)
     with Progress() as progress:
         cleaned = clean(
             sources,
             out,
             names,
             chosen,
-            reader=RowReader(format_name, rows.columns),
+            reader=RowReader(rows.format, rows.columns),
             keep_going=keep_going,
             settings=settings,
             operator=operator,

@@ -12,10 +12,13 @@ import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.answer_options import as_record
+from mlx_itune.cli.record_options import flag
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.settings import table_of
 from mlx_itune.kit.wording import count
+from mlx_itune.training.settings import table
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation
@@ -28,18 +31,14 @@ _SOURCES_SHOWN = 10
 _SPLITS = ("train", "valid", "test")
 
 
-def forced_format(function: F) -> F:
-    """--format and --map, for files whose format is not to be found out."""
-    function = click.option(
-        "--map",
-        "columns",
-        multiple=True,
-        metavar="FIELD=COLUMN",
-        help="Which column holds a field, such as instruction=question; may be repeated.",
-    )(function)
-    return click.option(
-        "--format", "format_name", metavar="F", help="Read every row as this format."
-    )(function)
+_PLAN, _TRAIN = table_of(ImportPlan), table()
+# Files whose format is not to be found out; what both may be is what an import takes.
+forced_format = as_record(
+    "forced",
+    "mlx_itune.dataset.importing.plan:ImportPlan",
+    flag(_PLAN["format"], defaulted=True),
+    flag(_PLAN["map"], defaulted=True),
+)
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,8 @@ about_tokens = as_record(
         help="Tokens too, by the tokenizer of 'starter', a model directory or a Hub id.",
     ),
     options.template,
-    click.option(
-        "--max-length",
-        type=click.IntRange(2),
-        metavar="N",
-        help="With --model: tell of rows over N tokens (`data check`: default 2048).",
-    ),
-    click.option(
-        "--learn",
-        type=click.Choice(["all", "last", "marked"]),
-        help="With --model: which assistant turns are learned (default all).",
-    ),
+    flag(_TRAIN["max_length"], "With --model: tell of longer rows, in tokens (data check: 2048)."),
+    flag(_TRAIN["learn"], "With --model: which assistant turns are learned (default all)."),
 )
 
 
@@ -89,12 +79,10 @@ class RowFiles:
     """The files of some paths, in order (train, valid, test, then by name), read lazily.
 
     `columns` maps fields to columns, if --map was given.
-    Raises DataError when there is no file, UsageError for an unknown format or a bad --map.
+    Raises DataError when there is no file.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], format_name: str | None, columns: Sequence[str]
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], forced: ImportPlan) -> None:
         from mlx_itune.dataset.sources import expand, no_such
 
         with storage_errors(paths[0]):
@@ -104,9 +92,7 @@ class RowFiles:
             self.paths = sorted(expand(paths), key=_split_rank)
             self.bytes = sum(path.stat().st_size for path in self.paths)
         self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
-        # What --format and --map may be is what an import takes.
-        plan = ImportPlan(format=format_name, map=tuple(columns))
-        self._format, self.columns = plan.format, plan.columns
+        self.format, self.columns = forced.format, forced.columns
 
     def read(
         self, path: Path, on_bytes: Callable[[int], None] | None = None
@@ -114,7 +100,7 @@ class RowFiles:
         """The rows of one file; `on_bytes` is told of each further stretch of bytes."""
         from mlx_itune.dataset.sources import read_rows
 
-        return read_rows(path, format=self._format, columns=self.columns, on_bytes=on_bytes)
+        return read_rows(path, format=self.format, columns=self.columns, on_bytes=on_bytes)
 
     def splits(
         self, on_bytes: Callable[[int], None]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_itune.cli import options, record_options
+from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, table
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.kit.errors import one_line
@@ -57,11 +58,8 @@ def command(source: Path, templates: Path, out: Path, settings: RenderPlan) -> R
 
 def _measure_with(model: str) -> Callable[[Sequence[str]], list[int]]:
     """Counts tokens with a model's own tokenizer."""
-    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-    from mlx_itune.model.loading.base import resolve
-
     # Any chat template would do: only plain text is counted.
-    tokenizer = load_tokenizer(resolve(model), template="chatml")
+    tokenizer = reading.tokenizer_of(model, "chatml")
     return lambda texts: [len(encoded.ids) for encoded in tokenizer.encode_many(texts)]
 
 

@@ -12,14 +12,17 @@ import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
+from mlx_itune.cli.record_options import flag
 from mlx_itune.cli.result import Result, console
 from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.wording import count
+from mlx_itune.training.settings import table
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from mlx_itune.dataset.conversation import Conversation
+    from mlx_itune.dataset.importing.plan import ImportPlan
     from mlx_itune.dataset.rendering.show_rows import Piece, ShownExample
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
@@ -44,17 +47,9 @@ _LEFT_OUT_SHOWN = 3
     metavar="ROW",
     help="Instead: one row, as file:line, split:line, a line number or an id; may be repeated.",
 )
-@click.option(
-    "--learn", type=click.Choice(["all", "last", "marked"]), default="all", show_default=True
-)
-@click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True)
-@click.option(
-    "--too-long",
-    type=click.Choice(["split", "truncate", "drop", "error"]),
-    default="split",
-    show_default=True,
-    help="What becomes of a row over --max-length.",
-)
+@flag(table()["learn"], defaulted=True)
+@flag(table()["max_length"], defaulted=True)
+@flag(table()["too_long"], defaulted=True)
 @options.template
 @reading.forced_format
 @click.option("--tokens", "borders", is_flag=True, help="Show where each token begins.")
@@ -65,8 +60,7 @@ def command(
     most: int,
     wanted: tuple[str, ...],
     template: str | None,
-    format_name: str | None,
-    columns: tuple[str, ...],
+    forced: ImportPlan,
     borders: bool,
     html: Path | None,
     **policy: Any,
@@ -80,7 +74,7 @@ def command(
     from mlx_itune.dataset.rendering.show_rows import find_rows, first_rows, shown_examples
 
     page_path = reading.html_path(html)
-    files = reading.RowFiles([data], format_name, columns)
+    files = reading.RowFiles([data], forced)
     tokenizer = reading.tokenizer_of(model, template)
     rows: Iterable[Conversation | Fault] = (
         find_rows(files.paths, wanted, files.read)

@@ -15,6 +15,7 @@ from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.json_files import plain
 
 if TYPE_CHECKING:
+    from mlx_itune.dataset.importing.plan import ImportPlan
     from mlx_itune.dataset.statistics.stats import Stats
 
 _NAMES_SHOWN = 10
@@ -30,8 +31,7 @@ _NAME_CHARS = 48
 def command(
     data: tuple[Path, ...],
     tokens: reading.AboutTokens,
-    format_name: str | None,
-    columns: tuple[str, ...],
+    forced: ImportPlan,
     html: Path | None,
 ) -> Result:
     """What a data set is made of: splits, turns, roles, sources, writing systems, tools, lengths.
@@ -44,7 +44,7 @@ def command(
     from mlx_itune.kit.files import write_new
 
     page_path = reading.html_path(html)
-    files = reading.RowFiles(data, format_name, columns)
+    files = reading.RowFiles(data, forced)
     with Progress() as progress:
         stats = count(
             files.splits(progress.bytes_of("read", files.bytes)),
