@@ -108,3 +108,18 @@ def test_a_lint_that_takes_for_ever_is_refused(
     code, err = run(capsys, "data", "check", str(rows), "--lints", str(lints))
     assert code == 2
     assert "a pattern of the lint 'evil' takes too long" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("pattern", ["x{999999999}", "((((a{20}){20}){20}){20}){20}", "(" * 40000])
+def test_a_pattern_that_is_endless_once_unrolled_is_refused(
+    pattern: str, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tuned / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    parameters = json.loads(path.read_text())["lora_parameters"]
+    edit(path, lora_parameters=parameters | {"keys": [f"re:{pattern}"]})
+    files = ["--model", str(tuned / "model"), "--adapter", str(tmp_path / "adapter")]
+    code, err = run(capsys, "generate", *files, "hi")
+    assert code == 4
+    assert "is no regular expression" in err
+    assert err.count("\n") == 1

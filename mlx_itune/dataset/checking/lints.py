@@ -15,6 +15,7 @@ import regex
 from mlx_itune.dataset.conversation import ROLES, Turn
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.json_files import read_bytes, to_record
+from mlx_itune.kit.patterns import compiled
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -211,16 +212,16 @@ def _problem(lint: Lint) -> str | None:
         return "looks for a text that is empty"
     for pattern in (*lint.patterns, *lint.starts):
         try:
-            regex.compile(pattern)
-        except (regex.error, OverflowError, RecursionError, MemoryError) as error:
+            compiled(pattern)
+        except ValueError as error:
             return f"has a faulty pattern {pattern!r}: {error}"
     try:
         _ = lint.pattern, lint.start
-    except (regex.error, MemoryError) as error:
+    except ValueError as error:
         return f"has patterns that cannot be joined: {error}"
     return None
 
 
 def _joined(patterns: Sequence[str]) -> regex.Pattern[str] | None:
     # One alternation is scanned once; flags inside a part would leak into the others.
-    return regex.compile("|".join(f"(?:{part})" for part in patterns)) if patterns else None
+    return compiled("|".join(f"(?:{part})" for part in patterns)) if patterns else None

@@ -10,12 +10,13 @@ import mlx.nn as nn
 import regex
 
 from mlx_itune.kit.errors import ModelError, closest
+from mlx_itune.kit.patterns import compiled
 from mlx_itune.model.adapters.lowrank import EMBEDDING, LINEAR, SWITCH, adaptable
 
 # Before a key that is a regular expression.
 REGEX = "re:"
-# A pattern of a model's size; and what matching it with one name may take.
-_PATTERN_CHARS, _PATTERN_S = 1 << 16, 0.5
+# What matching a pattern with one name may take.
+_PATTERN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,13 @@ def matched(pattern: str, text: str, *, whole: bool = True) -> regex.Match[str] 
     Raises ModelError for one that is broken, or takes too long.
     """
     shown = pattern if len(pattern) <= 80 else f"{pattern[:77]}..."
-    if len(pattern) > _PATTERN_CHARS:
-        raise ModelError(f"{shown} has more than {_PATTERN_CHARS:,} characters")
     try:
-        compiled = regex.compile(pattern)
-        match = compiled.fullmatch if whole else compiled.match
+        made = compiled(pattern)
+        match = made.fullmatch if whole else made.match
         return match(text, timeout=_PATTERN_S)
     except TimeoutError:
         raise ModelError(f"{shown} takes too long to match {text}", hint="simplify it") from None
-    except (regex.error, RecursionError, MemoryError) as error:
+    except ValueError as error:
         raise ModelError(f"{shown} is no regular expression ({error})") from None
 
 
