@@ -59,7 +59,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 def holder(path: Path) -> Holder | None:
     """Who holds the lock file now; None if nobody does."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:

@@ -32,6 +32,13 @@ def test_a_second_holder_is_told_who_has_it(tmp_path: Path) -> None:
         pass
 
 
+def test_a_pipe_in_its_place_is_no_lock(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    assert holder(tmp_path / "lock") is None
+    with pytest.raises(StorageError, match="Invalid argument"), locked(tmp_path / "lock", "a run"):
+        pytest.fail("a pipe was locked")
+
+
 def test_whoever_only_asks_keeps_nobody_out(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.touch()

@@ -18,7 +18,8 @@ from mlx_itune.dataset.importing.provenance import (
     read_dataset,
 )
 from mlx_itune.dataset.sources import expand, no_such
-from mlx_itune.kit.errors import DataError, one_line
+from mlx_itune.kit.errors import DataError, StorageError, one_line
+from mlx_itune.kit.files import open_regular
 
 # Given a stage and its bytes in all: what is to be told of each further stretch that is read.
 Tell = Callable[[str, int], Callable[[int], None]]
@@ -240,7 +241,7 @@ def _from_text(text: str) -> str | None:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(_READ_BYTES).decode("utf-8", "replace")
-    except OSError:
+    except (OSError, StorageError):
         return ""

@@ -46,6 +46,7 @@ from mlx_itune.dataset.sources import Source, load_splits, split_paths
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, StorageError
 from mlx_itune.kit.files import sha256_file, staged_directory
+from mlx_itune.kit.json_files import read_bytes
 
 TooLong = Literal["split", "truncate", "drop", "error"]
 
@@ -410,7 +411,7 @@ def _store(
 def _load(folder: Path) -> Tokenized | None:
     """What a folder keeps; None if it is not there or not what was written."""
     try:
-        meta = orjson.loads((folder / "meta.json").read_bytes())
+        meta = orjson.loads(read_bytes(folder / "meta.json"))
         if any(sha256_file(folder / name) != digest for name, digest in meta["sha256"].items()):
             raise ValueError("a file has changed")
         parts = {
