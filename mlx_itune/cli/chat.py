@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_itune.cli import answer_options, options
+from mlx_itune.cli import options
 from mlx_itune.cli.result import Result
 from mlx_itune.kit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mlx_itune.inference.chat import ChatSession
+    from mlx_itune.inference.generate import ChatSession
     from mlx_itune.inference.opening import Opening
-    from mlx_itune.model.serving.drawing import Drawing
+    from mlx_itune.model.serving.engine import Drawing
 
 _ENDS = ("/exit", "/quit")
 _HELP = (
@@ -25,11 +25,11 @@ _HELP = (
 
 
 @options.command("chat", "mlx-itune chat --model starter --adapter adapter")
-@answer_options.opening
+@options.opening
 @click.option("--system", help="A system prompt.")
-@answer_options.stops
-@answer_options.max_tokens
-@answer_options.drawing
+@options.stops
+@options.max_tokens
+@options.drawing
 def command(
     opening: Opening,
     drawing: Drawing,
@@ -43,21 +43,21 @@ def command(
     /reset starts again, /system TEXT too, with that system prompt; /exit or Ctrl-D ends; Ctrl-C
     stops an answer. With --json the conversation is printed as one object when it ends.
     """
-    from mlx_itune.inference.chat import ChatSession
+    from mlx_itune.inference.generate import ChatSession
     from mlx_itune.inference.opening import open_model
 
     session = ChatSession(
         *open_model(opening), stops, system=system, max_tokens=max_tokens, drawing=drawing
     )
     if sys.stdin.isatty():
-        _note(_HELP)
+        click.echo(_HELP, err=True)
     while (said := _ask()) is not None and said not in _ENDS:
         if said == "/reset":
             session.reset()
         elif said == "/system" or said.startswith("/system "):
             session.reset(said.removeprefix("/system").strip())
         elif said.startswith("/"):
-            _note(f"no such command; {_HELP}")
+            click.echo(f"no such command; {_HELP}", err=True)
         elif said:
             _answer(session, said, as_json)
     return Result({"messages": [turn.message() for turn in session.turns]})
@@ -71,9 +71,9 @@ def _answer(session: ChatSession, said: str, as_json: bool) -> None:
                 if not as_json:
                     print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        _note(" (stopped)")
+        click.echo(" (stopped)", err=True)
     except DataError as error:
-        _note(str(error))
+        click.echo(str(error), err=True)
         return
     if not as_json:
         print()
@@ -94,8 +94,4 @@ def _ask() -> str | None:
         except UnicodeDecodeError as error:
             raise UsageError("what stdin holds is not UTF-8 text") from error
         except KeyboardInterrupt:
-            _note(_HELP)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+            click.echo(_HELP, err=True)

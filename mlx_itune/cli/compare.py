@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_itune.cli import answer_options, options
+from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, table
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.wording import count, number, percent
@@ -25,13 +25,13 @@ _COLUMNS = ("model", "loss", "exact match", "token F1", "mean KL", "p99 KL", "sa
     "compare", "mlx-itune compare --model starter --adapter adapter --data test.jsonl fused"
 )
 @click.argument("others", nargs=-1, metavar="[MODEL]...")
-@answer_options.opening
+@options.opening
 @click.option("--data", type=options.ANY_PATH, required=True, metavar="FILE|DIR")
-@answer_options.as_record(
+@options.as_record(
     "settings",
     "mlx_itune.inference.evaluate:EvalSettings",
-    answer_options.generate,
-    answer_options.new_tokens,
+    options.generate,
+    options.new_tokens,
 )
 def command(opening: Opening, others: Sequence[str], data: Path, settings: EvalSettings) -> Result:
     """Loss and scores of the base, the base with its adapter, and every MODEL, on the same rows.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_itune.cli import answer_options, options
+from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, table
 from mlx_itune.kit.json_files import plain
 from mlx_itune.kit.wording import count, number, percent
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @options.command("eval", "mlx-itune eval --model starter --adapter adapter --data test.jsonl")
-@answer_options.opening
+@options.opening
 @click.option("--data", type=options.ANY_PATH, required=True, metavar="FILE|DIR")
 @click.option(
     "--split",
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 @click.option(
     "--base/--no-base", default=True, help="With --adapter: score the base model too (default)."
 )
-@answer_options.as_record(
+@options.as_record(
     "settings",
     "mlx_itune.inference.evaluate:EvalSettings",
-    answer_options.generate,
+    options.generate,
     click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True),
-    answer_options.new_tokens,
+    options.new_tokens,
     click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
 )
 def command(opening: Opening, data: Path, split: str, base: bool, settings: EvalSettings) -> Result:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_itune.cli import answer_options, options
+from mlx_itune.cli import options
 from mlx_itune.cli.result import Result
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.wording import count
@@ -18,14 +18,14 @@ from mlx_itune.kit.wording import count
 if TYPE_CHECKING:
     from mlx_itune.inference.opening import Opening
     from mlx_itune.inference.prompts import Asked
-    from mlx_itune.model.serving.drawing import Drawing
+    from mlx_itune.model.serving.engine import Drawing
 
 
 @options.command(
     "generate", 'mlx-itune generate --model starter --adapter adapter "List the drugs."'
 )
-@answer_options.opening
-@answer_options.as_record(
+@options.opening
+@options.as_record(
     "asked",
     "mlx_itune.inference.prompts:Asked",
     click.argument("words", required=False, metavar="[PROMPT]"),
@@ -50,15 +50,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Prompts of --file at once; the answers do not depend on it.",
 )
-@answer_options.stops
-@answer_options.max_tokens
-@answer_options.drawing
+@options.stops
+@options.max_tokens
+@options.drawing
 def command(
     opening: Opening, asked: Asked, drawing: Drawing, out: Path | None, as_json: bool, **how: Any
 ) -> Result:
     """Answers of a base, adapted or fused model to PROMPT, or to each prompt of --file."""
-    from mlx_itune.inference.answering import answer_all
-    from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.generate import Generator, answer_all
     from mlx_itune.inference.opening import open_model
     from mlx_itune.inference.prompts import room_tokens
     from mlx_itune.kit.files import refuse_taken, write_new
@@ -73,7 +72,7 @@ def command(
     began = time.monotonic()
     if asked.file:
         found = answer_all(loaded, tokenizer, prompts, drawing=drawing, observe=_observe, **how)
-        answers = [plain(answer) for answer in found]
+        answers = plain(found)
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
         summary = {"rows": len(answers), "out": out, "wall_s": time.monotonic() - began}
         if out:

@@ -2,47 +2,265 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.answer_options import as_record
 from mlx_itune.cli.record_options import flag
-from mlx_itune.cli.result import Result
-from mlx_itune.training.settings import table
+from mlx_itune.cli.result import Result, pairs, table
+from mlx_itune.kit.wording import duration, number, percent, size
+from mlx_itune.training.settings import table as settings_table
 
 if TYPE_CHECKING:
-    from mlx_itune.cli.quickstart_run import Recipe
+    from mlx_itune.cli.progress import Progress
+    from mlx_itune.dataset.conversation import Conversation
+    from mlx_itune.inference.evaluate import EvalResult
+
+
+MODEL = "starter"
+SIZES = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
+# Rows scored: the base writes to the length limit each time, and is as bad on all of them.
+SCORED = {"base": 200, "tuned": 1000, "unseen": 200}
+RECIPE: dict[str, Any] = {
+    "steps": 800,
+    "batch_size": 4,
+    "learning_rate": 2e-3,
+    "rank": 16,
+    "max_length": 1024,
+}
+ANSWER_TOKENS = 96
+FIDELITY_ROWS = 64
+CALIBRATION_ROWS = 64
+SHOWN = 2
+_WIDTH = 84
+_LINES = 6
 
 
 @options.command("quickstart", "mlx-itune quickstart --workdir demo")
 @click.option(
     "--workdir", type=options.DIRECTORY, default=Path("demo"), show_default=True, metavar="DIR"
 )
-@as_record(
-    "chosen",
-    "mlx_itune.cli.quickstart_run:Recipe",
-    flag(table()["adapter"], defaulted=True),
-    flag(table()["seed"], defaulted=True),
-    click.option(
-        "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
-    ),
-    flag(table()["steps"], "Optimizer steps (default: the recipe's)."),
+@flag(settings_table()["adapter"], defaulted=True)
+@flag(settings_table()["seed"], defaulted=True)
+@click.option(
+    "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
 )
-def command(workdir: Path, chosen: Recipe) -> Result:
+@flag(settings_table()["steps"], "Optimizer steps (default: the recipe's).")
+def command(workdir: Path, **chosen: Any) -> Result:
     """The whole job in minutes: data, train, evaluate before and after, fuse, export, one answer.
 
     Everything is made on this machine and nothing is downloaded. A workdir that exists gets a
     new numbered folder inside.
     """
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.cli.quickstart_page import lines
-    from mlx_itune.cli.quickstart_run import run_job
     from mlx_itune.kit.network import go_offline
 
     go_offline()
     with Progress() as progress:
-        outcome = run_job(workdir, chosen, progress)
+        outcome = run_job(workdir, progress, **chosen)
     return Result(outcome, lines(outcome))
+
+
+@dataclass
+class _Clock:
+    """Times each step and says when it is done."""
+
+    progress: Progress
+    began_s: float = field(default_factory=time.monotonic)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str, what: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.steps[name] = time.monotonic() - started
+        self.progress.say(f"  {name:<10} {what:<58} {duration(self.steps[name]):>10}")
+
+
+def run_job(
+    workdir: Path,
+    progress: Progress,
+    *,
+    adapter: str,
+    seed: int,
+    data_seed: int,
+    steps: int | None,
+) -> dict[str, Any]:
+    """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``.
+
+    What was made and measured, by the keys of `quickstart --json`.
+    """
+    from mlx_itune.dataset.rendering.prepare import prepare
+    from mlx_itune.dataset.sample_data import write_sample
+    from mlx_itune.dataset.sources import load_splits
+    from mlx_itune.export.formats import export
+    from mlx_itune.export.fusing.fuse import fuse
+    from mlx_itune.export.request import HeldOut, Request
+    from mlx_itune.inference.evaluate import EvalSettings, answer_questions, evaluate
+    from mlx_itune.inference.opening import Opening, open_model, rows_of
+    from mlx_itune.model.adapters import adapter as adapters
+    from mlx_itune.training.engine.loop import train
+    from mlx_itune.training.settings import settings_from
+
+    home = _fresh(workdir)
+    clock = _Clock(progress)
+    scored = EvalSettings(max_length=RECIPE["max_length"], max_new_tokens=ANSWER_TOKENS)
+
+    steps = steps or RECIPE["steps"]
+    learned = min(steps * RECIPE["batch_size"], SIZES["train"])
+    rows = f"{learned:,} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
+    with clock.step("data", rows):
+        data = write_sample(home / "data", seed=data_seed, sizes=SIZES)
+        splits = load_splits(data)
+        test = splits.test
+        asked_anew = rows_of(data / "unseen.jsonl")[1]
+    with clock.step("train", f"{adapter}, loss on the answers only"):
+        places = {"data": data, "out": home / "adapter", "runs": home / "runs"}
+        given = {"adapter": adapter, "seed": seed, "steps": steps, "offline": True}
+        settings = settings_from({**RECIPE, **places, **given, "model": MODEL})
+        trained = train(settings, observe=progress.training)
+
+    loaded, tokenizer = open_model(Opening(MODEL))
+    # The first rows of different tasks, chosen before anything is known of the answers.
+    by_task: dict[str, Conversation] = {}
+    for row in test:
+        by_task.setdefault(row.tags.get("task", row.origin), row)
+    shown = list(by_task.values())[:SHOWN]
+
+    def scores(rows: Sequence[Conversation], label: str) -> EvalResult:
+        rows = rows[: SCORED[label]]
+        return evaluate(loaded, tokenizer, rows, scored, progress.labelled(label))
+
+    with clock.step("base", "the model as it comes: it continues text"):
+        before = scores(test, "base")
+        base_answers = answer_questions(loaded, tokenizer, shown, scored)
+
+    with clock.step("tuned", "the same questions, with the adapter"):
+        adapters.apply(loaded, adapters.load(home / "adapter"))
+        loaded.model.eval()
+        after, anew = scores(test, "tuned"), scores(asked_anew, "unseen")
+        tuned_answers = answer_questions(loaded, tokenizer, shown, scored)
+
+    measured = prepare(test[:FIDELITY_ROWS], tokenizer).examples
+    with clock.step("fuse", "adapter and base as one model, its loss measured"):
+        calibration = prepare(splits.valid[:CALIBRATION_ROWS], tokenizer).examples
+        apart = HeldOut(measured, calibration)
+        fused = fuse(Request(MODEL, home / "adapter", home / "fused", tokenizer, rows=apart))
+    with clock.step("export", "for MLX and for llama.cpp, each read back"):
+        whole = str(home / "fused")
+        requests = (
+            Request(whole, None, home / "mlx", tokenizer, rows=HeldOut(measured)),
+            Request(whole, None, home / "tuned.gguf", tokenizer, format="gguf"),
+        )
+        exports = tuple(artifact for r in requests for artifact in export(r).artifacts)
+    with clock.step("answer", "one question to the exported model"):
+        shipped = open_model(Opening(str(home / "mlx")))
+        fused_answer = answer_questions(*shipped, shown[:1], scored)[0][1]
+
+    scores_of = {"base": before, "tuned": after}
+    return {
+        **{
+            f"{name}_{key}": getattr(result, key)
+            for name, result in scores_of.items()
+            for key in ("rows", "loss", "exact_match", "token_f1")
+        },
+        "unseen_exact_match": anew.exact_match,
+        "tasks": {
+            task: {
+                "rows": score.rows,
+                "base_exact_match": before.tasks[task].exact_match,
+                "base_token_f1": before.tasks[task].token_f1,
+                "exact_match": score.exact_match,
+                "token_f1": score.token_f1,
+            }
+            for task, score in after.tasks.items()
+        },
+        "adapter": trained.adapter,
+        "run": trained.run,
+        "data": str(data),
+        "fused": fused,
+        "exports": exports,
+        "answers": [
+            {
+                "task": row.tags.get("task", "all"),
+                "instruction": next(turn.content for turn in row.turns if turn.role == "user"),
+                "reference": known,
+                "base": old,
+                "tuned": new,
+            }
+            for (row, old, known), (_, new, _) in zip(base_answers, tuned_answers, strict=True)
+        ],
+        "fused_answer": fused_answer,
+        "steps": clock.steps,
+        "train_steps": trained.steps,
+        "wall_s": time.monotonic() - clock.began_s,
+    }
+
+
+def _fresh(workdir: Path) -> Path:
+    """``workdir``, or the first free numbered folder inside one that holds something."""
+    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+        return workdir
+    return next(folder for n in itertools.count(2) if not (folder := workdir / f"run-{n}").exists())
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[Any]:
+    """The per-task table, the answers, the fidelity, the artefacts and what comes next."""
+    keys = ("base_exact_match", "exact_match", "base_token_f1", "token_f1")
+    scores = table(
+        ["task", "base: exact", "tuned: exact", "base: F1", "tuned: F1"],
+        [[task, *(percent(line[key]) for key in keys)] for task, line in found["tasks"].items()],
+    )
+    scores.add_section()
+    keys = ("base_exact_match", "tuned_exact_match", "base_token_f1", "tuned_token_f1")
+    scores.add_row("mean over tasks", *(percent(found[key]) for key in keys), style="bold")
+    scores.add_row("wordings never trained on", "", percent(found["unseen_exact_match"]), "", "")
+    yield from ("", scores)
+    rows = f"{found['base_rows']:,} by the base, {found['tuned_rows']:,} tuned"
+    yield f"Held-out rows scored: {rows}."
+    for shown in found["answers"]:
+        yield from ("", *_told(**shown))
+    fused = found["fused"]
+    yield from (
+        "",
+        f"Fused: {fused.method}. Against base + adapter: mean KL {number(fused.kl_mean, 2)} "
+        f"nats per token, same first choice on {percent(fused.top1_agreement)}.",
+        "",
+    )
+    exports = [(each.format, f"{each.path}  ({size(each.bytes)})") for each in found["exports"]]
+    places = [("adapter", found["adapter"]), ("fused", fused.out), *exports, ("run", found["run"])]
+    yield from pairs([*places, ("time", duration(found["wall_s"]))])
+    yield from (
+        "",
+        "Next:",
+        f"  mlx-itune chat --model {fused.out}",
+        "  mlx-itune data check YOUR-ROWS.jsonl",
+        "  mlx-itune train --model mlx-community/Qwen3-0.6B-4bit --data YOUR-ROWS.jsonl --out my",
+    )
+
+
+def _told(task: str, instruction: str, reference: str, base: str, tuned: str) -> Iterator[Any]:
+    """One question and its answers; the reference where the tuned model missed it."""
+    from rich.text import Text
+
+    from mlx_itune.inference.evaluate import exact_match
+
+    asked = textwrap.shorten(instruction.split("\n\n")[0], _WIDTH - 30, placeholder=" ...")
+    yield Text(f"Held-out note, {task}: {asked}", style="bold")
+    right = exact_match(tuned, reference)
+    answers = [("base", base, "dim"), ("tuned", tuned, "green" if right else "yellow")]
+    answers += [] if right else [("wanted", reference, "dim")]
+    for label, text, style in answers:
+        wrapped = (textwrap.wrap(line, _WIDTH) or [""] for line in text.strip().splitlines())
+        said = [part for parts in wrapped for part in parts]
+        said = [*said[:_LINES], "..."] if len(said) > _LINES else said or ["(nothing)"]
+        for n, line in enumerate(said):
+            yield Text(f"  {'' if n else label:<7} {line}", style=style)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.answer_options import as_record
+from mlx_itune.cli.options import as_record
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.settings import Setting, table_of
 

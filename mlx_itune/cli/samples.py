@@ -6,8 +6,6 @@ text, so this comes after it; if it fails, the run is as finished as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,12 +80,16 @@ def _chosen(
     settings: TrainSettings, tokenizer: ChatTokenizer, count: int
 ) -> tuple[list[Conversation], int]:
     """(first rows of different tasks, then the first others; tokens of the longest answer)."""
+    from mlx_itune.dataset.sources import load_splits
     from mlx_itune.inference.evaluate import question
 
     first: list[tuple[Conversation, str]] = []
     others: list[tuple[Conversation, str]] = []
     tasks: set[str] = set()
-    for row in islice(_held_out(settings), _LOOKED_AT):
+    held_out = load_splits(
+        settings.data, seed=settings.seed, format=settings.format, columns=settings.columns
+    ).valid
+    for row in held_out[:_LOOKED_AT]:
         prompt, reference = question(row, tokenizer) or ([], "")
         if not prompt or not reference.strip() or len(prompt) >= settings.max_length:
             continue
@@ -99,20 +101,6 @@ def _chosen(
     chosen = [*first, *others][:count]
     longest = max((len(tokenizer.encode_ids(reference)) for _, reference in chosen), default=0)
     return [row for row, _ in chosen], longest
-
-
-def _held_out(settings: TrainSettings) -> Iterable[Conversation]:
-    from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.sources import load_splits, read_rows, split_paths
-
-    paths = split_paths(settings.data)
-    if "valid" in paths:
-        # A file of their own is read no further than needed.
-        rows = read_rows(paths["valid"], format=settings.format, columns=settings.columns)
-        return (row for row in rows if isinstance(row, Conversation))
-    return load_splits(
-        settings.data, seed=settings.seed, format=settings.format, columns=settings.columns
-    ).valid
 
 
 def _place(row: Conversation) -> str:

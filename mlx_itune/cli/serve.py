@@ -68,22 +68,19 @@ def command(as_json: bool, **settings: Any) -> None:
 
     def announce(listening: Listening) -> None:
         if not listening.is_local:
-            _note(
+            click.echo(
                 "warning: other machines can reach this address, and whoever does can use the "
-                "model: there is no password"
+                "model: there is no password",
+                err=True,
             )
         about = pairs([("url", listening.url), ("models", ", ".join(listening.models))])
         Result(listening, about).print(as_json)
         sys.stdout.flush()
         if not as_json:
-            _note("Ctrl-C stops it")
+            click.echo("Ctrl-C stops it", err=True)
 
     signum = serve(ServeSettings(**settings), announce=announce)
     # What is left is to leave: one more Ctrl-C has nothing to interrupt.
     for each in (signal.SIGINT, signal.SIGTERM):
         atexit.register(signal.signal, each, signal.SIG_IGN)
     raise click.exceptions.Exit(128 + signum)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import string
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,13 +19,15 @@ from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.rendering.render import TokenizedExample, render
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Generator
-from mlx_itune.inference.metrics import exact_match, token_f1
+from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import parse_object
 from mlx_itune.model.engine.loss import choose_nll
 from mlx_itune.model.loading.base import LoadedModel
 
 # Padded tokens per forward pass; a speed setting, the sums do not depend on it.
 _BATCH_TOKENS = 8192
 NO_TASK = "all"
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 Observe = Callable[[str, int, int], None]
 
@@ -177,3 +182,57 @@ def _padded(
             weights[k, : len(row.weights)] = row.weights
         yield input_ids, weights
         start = stop
+
+
+def normalize(text: str) -> str:
+    """Unicode NFC, outer whitespace stripped, each inner run of whitespace one space."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def exact_match(answer: str, reference: str) -> bool:
+    """Are both the same text after :func:`normalize`?
+
+    Where the reference is a JSON object the answer is compared as JSON: key order, spacing and
+    ``1`` against ``1.0`` do not matter; a repeated key does.
+    """
+    wanted = _json_object(reference)
+    if wanted is not None:
+        given = _json_object(answer)
+        return given is not None and _canonical(given) == _canonical(wanted)
+    return normalize(answer) == normalize(reference)
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """Bag-of-words F1 as in SQuAD (1606.05250 section 6.1), but articles count.
+
+    Words are lower-cased and lose ASCII punctuation. Two empty texts score 1, one empty text 0.
+    """
+    given, wanted = Counter(_words(answer)), Counter(_words(reference))
+    if not given or not wanted:
+        return float(given == wanted)
+    shared = (given & wanted).total()
+    return 2 * shared / (given.total() + wanted.total())
+
+
+def _words(text: str) -> list[str]:
+    return normalize(text).lower().translate(_PUNCTUATION).split()
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        return parse_object(text, where=None, error=DataError)
+    except DataError:
+        return None
+
+
+def _canonical(value: Any) -> Any:
+    """The value with its types told apart (``True`` is not ``1``) and its strings normalized."""
+    if isinstance(value, dict):
+        return {normalize(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    if isinstance(value, str):
+        return normalize(value)
+    return (isinstance(value, bool), value)

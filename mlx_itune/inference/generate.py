@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator as GeneratorOf
+from typing import Any
 
+from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.inference.text_stream import TextStream
+from mlx_itune.inference.prompts import Prompt, chat_ids, room_tokens
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel
-from mlx_itune.model.serving.drawing import Drawing
-from mlx_itune.model.serving.engine import Engine, Order, Token
+from mlx_itune.model.serving.engine import Drawing, Engine, Order, Token
+from mlx_itune.model.serving.reply import TextStream
 
 GREEDY = Drawing()
+# Whose computed past is kept: this one, and the one before a reset.
+_CONVERSATIONS = 2
 
 
 class Answer(Iterator[str]):
@@ -28,29 +34,22 @@ class Answer(Iterator[str]):
     ) -> None:
         self._engine, self._stream, self._order, self._on_end = engine, text, order, on_end
         self._fresh = ""
-        self._is_submitted = False
         self.text = ""
         self.completion_tokens = 0
         self.finish_reason: str | None = None
         order.deliver = self._take
+        engine.submit(order)
 
     @property
     def cached_tokens(self) -> int:
         """Of the prompt."""
         return self._order.cached_tokens
 
-    def submit(self) -> None:
-        """Have it computed with whatever else the engine has."""
-        if not self._is_submitted:
-            self._is_submitted = True
-            self._engine.submit(self._order)
-
     def close(self) -> None:
         """Break it off; what there is stays."""
         self._order.is_cancelled = True
 
     def __next__(self) -> str:
-        self.submit()
         while not self._fresh and self.finish_reason is None and not self._order.is_cancelled:
             self._engine.step()
         piece, self._fresh = self._fresh, ""
@@ -98,39 +97,38 @@ class Generator:
 
         Raises DataError for an empty prompt.
         """
+        _require_tokens(prompt_ids)
         return self._answer(prompt_ids, max_tokens, drawing, is_alone=True)
 
     def answers(
         self,
         prompts: Sequence[Sequence[int]],
-        max_tokens: int | Sequence[int] = 512,
-        drawings: Sequence[Drawing] | None = None,
+        max_tokens: Sequence[int],
+        drawings: Iterable[Drawing] = itertools.repeat(GREEDY),
         observe: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """The answer to each prompt, in the order given; greedy ones unless `drawings` says how.
+        """The answer to each prompt, in the order given.
 
         One that is drawn with a seed is computed by itself. ``observe`` is told the number of
         finished prompts. Raises DataError for an empty prompt.
         """
-        most = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
         done = itertools.count(1)
 
         def ended() -> None:
             if observe:
                 observe(next(done))
 
-        found = [
-            self._answer(ids, tokens, drawing, ended, is_alone=drawing.has_own_dice)
-            for ids, tokens, drawing in zip(
-                prompts, most, drawings or [GREEDY] * len(prompts), strict=True
-            )
-        ]
+        _require_tokens(*prompts)
+        asked = list(zip(prompts, max_tokens, drawings, strict=False))
         # Prompts of like length pad each other least.
-        for n in sorted(range(len(found)), key=lambda n: -len(prompts[n])):
-            found[n].submit()
+        longest_first = sorted(range(len(asked)), key=lambda n: -len(prompts[n]))
+        found = {
+            n: self._answer(*asked[n], ended, is_alone=asked[n][2].has_own_dice)
+            for n in longest_first
+        }
         while self._engine.step():
             pass
-        return found
+        return [found[n] for n in range(len(asked))]
 
     def batch(
         self,
@@ -139,7 +137,8 @@ class Generator:
         observe: Callable[[int], None] | None = None,
     ) -> list[str]:
         """The text of the greedy answer to each prompt, in the order given."""
-        return [answer.text for answer in self.answers(prompts, max_tokens, observe=observe)]
+        answers = self.answers(prompts, [max_tokens] * len(prompts), observe=observe)
+        return [answer.text for answer in answers]
 
     def _answer(
         self,
@@ -150,9 +149,109 @@ class Generator:
         *,
         is_alone: bool,
     ) -> Answer:
-        if not len(ids):
-            raise DataError("the prompt is empty")
         text = TextStream(self.tokenizer.decode, self._stops)
         ends = frozenset(self.tokenizer.eos_ids)
         order = Order(list(ids), max_tokens, ends, drawing, lambda token: None, is_alone)
         return Answer(self._engine, text, order, on_end)
+
+
+def answer_all(
+    loaded: LoadedModel,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int = 512,
+    drawing: Drawing = GREEDY,
+    stops: Sequence[str] = (),
+    batch_size: int = 32,
+    observe: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """The answer to each prompt of a file, in order, as a line of `generate --file`.
+
+    Greedy answers are computed `batch_size` at a time; drawn ones one by one, prompt number n with
+    the seed + n. Raises DataError, naming the row, for a prompt that does not fit the model, before
+    anything is computed.
+    """
+    ids, rooms = [], []
+    for prompt in prompts:
+        try:
+            ids.append(prompt.ids(tokenizer))
+            rooms.append(room_tokens(len(ids[-1]), loaded.config, max_tokens))
+        except DataError as error:
+            raise DataError(error.message, where=prompt.origin, hint=error.hint) from error
+    first = drawing.seed or 0
+    drawings = (dataclasses.replace(drawing, seed=first + n) for n in range(len(prompts)))
+    generator = Generator(loaded, tokenizer, stops, batch_size=batch_size)
+    answers = generator.answers(ids, rooms, drawings, observe)
+    return [
+        {
+            "index": n,
+            "id": prompt.id,
+            "prompt": prompt.words(),
+            "reference": prompt.reference,
+            "text": answer.text,
+            "prompt_tokens": len(ids[n]),
+            "completion_tokens": answer.completion_tokens,
+            "finish_reason": answer.finish_reason,
+        }
+        for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+
+
+class ChatSession:
+    """Turns with one model. What a turn shares with the last one comes from the cache.
+
+    Every turn renders the whole conversation through the template, so that a template that drops
+    or rewrites earlier turns is followed; only what is the same, token by token, is kept.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        tokenizer: ChatTokenizer,
+        stops: Sequence[str] = (),
+        *,
+        system: str | None = None,
+        max_tokens: int = 512,
+        drawing: Drawing = GREEDY,
+    ) -> None:
+        self._config, self._tokenizer = loaded.config, tokenizer
+        self._generator = Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS)
+        self._max_tokens, self._drawing = max_tokens, drawing
+        self.system = system
+        self.turns: list[Turn] = []
+        self.last: Answer | None = None
+        self.reset()
+
+    def reset(self, system: str | None = None) -> None:
+        """Begin again, with another system prompt if one is given."""
+        self.system = system if system is not None else self.system
+        self.turns = [Turn("system", self.system)] if self.system else []
+
+    def say(self, text: str) -> GeneratorOf[str, None, None]:
+        """The pieces of the answer to `text`; both become turns once something was answered.
+
+        An answer that is broken off (close the iterator, or raise into it) stays as far as it got.
+        Raises DataError, with the conversation as it was, when it no longer fits the model.
+        """
+        asked = [*self.turns, Turn("user", text)]
+        prompt = chat_ids(self._tokenizer, asked)
+        try:
+            room = room_tokens(len(prompt), self._config, self._max_tokens)
+        except DataError as error:
+            raise DataError(error.message, hint="/reset starts a new conversation") from error
+        # Another seed for each turn, or the same question would get the same dice.
+        seed = (self._drawing.seed or 0) + len(asked)
+        drawing = dataclasses.replace(self._drawing, seed=seed)
+        self.last = self._generator.stream(prompt, max_tokens=room, drawing=drawing)
+        try:
+            yield from self.last
+        finally:
+            self.last.close()
+            if self.last.text.strip():
+                self.turns = [*asked, Turn("assistant", self.last.text)]
+
+
+def _require_tokens(*prompts: Sequence[int]) -> None:
+    if not all(map(len, prompts)):
+        raise DataError("the prompt is empty")

@@ -21,7 +21,7 @@ from mlx_itune.inference.prompts import (
 from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.json_files import parse_object, to_record
 from mlx_itune.kit.wording import brief
-from mlx_itune.model.serving.drawing import Drawing
+from mlx_itune.model.serving.engine import Drawing
 
 # What mlx-lm's clients say when they do not choose.
 DEFAULT = "default_model"

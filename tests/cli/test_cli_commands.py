@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.cli import main, quickstart_run
+from mlx_itune.cli import main, quickstart
 
 Capture = pytest.CaptureFixture[str]
 
@@ -155,9 +155,9 @@ def test_quickstart_on_a_tiny_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quickstart_run, "MODEL", str(tiny_quantized_dir))
-    monkeypatch.setattr(quickstart_run, "SIZES", {"train": 20, "valid": 4, "test": 6, "unseen": 4})
-    monkeypatch.setattr(quickstart_run, "ANSWER_TOKENS", 4)
+    monkeypatch.setattr(quickstart, "MODEL", str(tiny_quantized_dir))
+    monkeypatch.setattr(quickstart, "SIZES", {"train": 20, "valid": 4, "test": 6, "unseen": 4})
+    monkeypatch.setattr(quickstart, "ANSWER_TOKENS", 4)
     flags = ("quickstart", "--workdir", tmp_path / "demo", "--steps", 1)
     if as_json:
         made = result(capsys, *flags)

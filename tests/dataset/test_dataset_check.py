@@ -9,7 +9,7 @@ import pytest
 from refusals import ANSWERS, REFUSALS
 
 from mlx_itune.dataset.checking import load_lints
-from mlx_itune.dataset.checking.drift import SystemPrompts
+from mlx_itune.dataset.checking.check import SystemPrompts
 from mlx_itune.dataset.checking.lints import Lint, Screen
 from mlx_itune.dataset.conversation import Conversation, Turn
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_itune.dataset.checking.leakage import split_of
+from mlx_itune.dataset.checking.check import split_of
 from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match
 from mlx_itune.dataset.conversation import Conversation, Turn
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.inference.chat import ChatSession
-from mlx_itune.inference.generate import Generator
+from mlx_itune.inference.generate import ChatSession, Generator
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel, load
-from mlx_itune.model.serving.drawing import Drawing
+from mlx_itune.model.serving.engine import Drawing
 
 SAID = ("Hi, who are you?", "The patient takes metformin.", "And zolpidem?", "yes")
 

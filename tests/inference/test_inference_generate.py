@@ -17,7 +17,7 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.generate import Generator
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel, load
-from mlx_itune.model.serving.drawing import Drawing
+from mlx_itune.model.serving.engine import Drawing
 
 
 @pytest.fixture(scope="module")

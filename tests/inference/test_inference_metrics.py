@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_itune.inference.metrics import exact_match, token_f1
+from mlx_itune.inference.evaluate import exact_match, token_f1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.inference.text_stream import TextStream
+from mlx_itune.model.serving.reply import TextStream
 
 TEXTS = (
     "Plain words.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.checking.leakage import split_of
+from mlx_itune.dataset.checking.check import split_of
 from mlx_itune.dataset.cleaning.outcome import Changed, Dropped
 from mlx_itune.dataset.cleaning.pii import redact, redact_conversation
 from mlx_itune.dataset.cleaning.rows import Row, RowReader, refusal_of

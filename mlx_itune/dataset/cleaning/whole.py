@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
-from mlx_itune.dataset.checking.drift import SystemPrompts
+from mlx_itune.dataset.checking.check import SystemPrompts
 from mlx_itune.dataset.checking.near_duplicates import THRESHOLD, Duplicates
 from mlx_itune.dataset.cleaning.outcome import Dropped, Outcome, with_turns
 from mlx_itune.dataset.cleaning.rows import Row

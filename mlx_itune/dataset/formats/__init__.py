@@ -18,16 +18,20 @@ The format is found per row: null and empty keys do not count. What a format doe
 tag of the conversation, as text.
 """
 
-from mlx_itune.dataset.formats.detect import FORMATS, parse_rows
-from mlx_itune.dataset.formats.mapping import check_columns, names_positions
-from mlx_itune.dataset.formats.pairs import NO_INPUT
+from mlx_itune.dataset.formats.detect import (
+    FORMATS,
+    NO_INPUT,
+    check_columns,
+    check_format,
+    names_positions,
+    parse_rows,
+)
 
 __all__ = [
     "FORMATS",
     "NO_INPUT",
     "check_columns",
-    "detect",
+    "check_format",
     "names_positions",
-    "parse_row",
     "parse_rows",
 ]

@@ -46,6 +46,9 @@ _SPEAKERS = (
 )
 _ENDS = ("</s>", "<s>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<eos>")
 _STARTS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
+# Of a text read backwards, so that both are matched from where they stand, in linear time.
+_TAIL = re.compile("(?:{}|\\s+)*".format("|".join(re.escape(end[::-1]) for end in _ENDS)))
+_HEAD = re.compile("(?:\\s*(?:{}))*".format("|".join(map(re.escape, _STARTS))))
 _PREAMBLE = "Below is an instruction that describes a task"
 
 
@@ -227,19 +230,7 @@ def _parted(text: str, marks: re.Pattern[str]) -> tuple[str, list[tuple[str, str
 
 def _trimmed(text: str) -> str:
     """Without white space and end tokens at the end, and start tokens and line breaks before."""
-    end = len(text)
-    while True:
-        while end and text[end - 1].isspace():
-            end -= 1
-        token = next((token for token in _ENDS if text.endswith(token, 0, end)), None)
-        if token is None:
-            break
-        end -= len(token)
-    start = found = 0
-    while True:
-        while found < end and text[found].isspace():
-            found += 1
-        token = next((token for token in _STARTS if text.startswith(token, found, end)), None)
-        if token is None:
-            return text[start:end].lstrip("\r\n")
-        start = found = found + len(token)
+    tail = _TAIL.match(text[::-1])
+    text = text[: len(text) - (tail.end() if tail else 0)]
+    head = _HEAD.match(text)
+    return text[head.end() if head else 0 :].lstrip("\r\n")

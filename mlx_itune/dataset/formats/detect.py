@@ -1,42 +1,32 @@
-"""Which format a row has, and its conversations."""
+"""Which format a row has, or what `--map field=column` says of it; and its conversations."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
 from mlx_itune.dataset.conversation import TEXT_KIND, Conversation, Turn, find_problem
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.formats import pairs
 from mlx_itune.dataset.formats.chat import marked_turns, turns_of
 from mlx_itune.dataset.formats.fields import (
     Parsed,
     Row,
+    as_text,
+    kind_name,
     map_example,
     tags_of,
     text_of,
     tools_of,
+    value_of,
     with_system,
 )
-from mlx_itune.dataset.formats.mapping import mapped
 from mlx_itune.kit.errors import UsageError, closest
 from mlx_itune.kit.wording import did_you_mean, listing
 
-FORMATS = (
-    "openai",
-    "sharegpt",
-    "alpaca",
-    "seed-tasks",
-    "openhermes",
-    "prompt-completion",
-    "instruction-output",
-    "input-output",
-    "question-answer",
-    "inputs-targets",
-    "text",
-)
 # Keys that a row of each kind has for certain, the most telling first.
 _SIGNS = (
     ("messages", "openai"),
@@ -61,6 +51,25 @@ _HALVES = {
 }
 # Marks of templates, which as plain text would be learned as letters.
 _MARK = re.compile(r"<[|\uff5c]?\w+[|\uff5c]?>|\[/?[A-Z_]+\]")
+# Fields that hold lists; all others hold text.
+LISTS = frozenset({"messages", "conversations", "instances", "tools", "functions"})
+TEXTS = frozenset(
+    "instruction input output question answer prompt completion inputs targets text system "
+    "response context".split()
+)
+# A tag is any other name, so only a near miss is taken for a typo.
+_NEAR = 0.85
+# Spellings of "there is no input" that Alpaca's generator and its descendants wrote, without
+# regard to case and space around. Add what your data has.
+NO_INPUT = [
+    "", "<noinput>", "<no input>", "<no_input>", "noinput", "no input", "no_input", "no input.",
+    "(no input)", "[no input]", "no input required", "no input needed", "no input provided", "n/a",
+    "na", "none", "none.", "null", "nil", "-",
+]  # fmt: skip
+_NO_INPUT = frozenset(NO_INPUT)
+
+# Other names of an answer, each safe where it is the only one in the row.
+_ANSWERS = ("output", "response", "completion", "answer", "target", "targets")
 
 
 def parse_rows(
@@ -75,9 +84,7 @@ def parse_rows(
     `format` is one of FORMATS; None finds it out. `columns` says which column is which field; the
     other columns become tags. Raises RowFault; UsageError for an unknown format.
     """
-    if format is not None and format not in FORMATS:
-        hint = did_you_mean(format, FORMATS) or ", ".join(FORMATS)
-        raise UsageError(f"no format {format!r}", hint=hint)
+    check_format(format)
     row, rest = value, dict[str, Any]()
     name = format
     if columns is not None:
@@ -91,13 +98,11 @@ def parse_rows(
     if name is None:
         raise _unknown(row)
     kind: dict[str, str] = {}
-    if name == "seed-tasks":
-        found = pairs.seed_tasks(row)
-    elif name == "text" and format == "text":
-        found = (Parsed((Turn("assistant", text_of(row, "text")),), frozenset({"text"})),)
+    if name == "text" and format == "text":
+        found = [Parsed((Turn("assistant", text_of(row, "text")),), frozenset({"text"}))]
         kind = {"kind": TEXT_KIND}
     else:
-        found = (_PARSERS[name](row),)
+        found = _PARSERS[name](row)
     tools = tools_of(row)
     made = []
     for turns, used in found:
@@ -111,6 +116,13 @@ def parse_rows(
     return tuple(made)
 
 
+def check_format(name: str | None) -> None:
+    """Raise UsageError for a format that is none of FORMATS."""
+    if name is not None and name not in FORMATS:
+        hint = did_you_mean(name, FORMATS) or "one of " + ", ".join(FORMATS)
+        raise UsageError(f"there is no format {name!r}", hint=hint)
+
+
 def _sign(row: Row, *, whole: bool = False) -> str | None:
     """The format that the row's keys tell; keys without a value do so only if no others do.
 
@@ -122,7 +134,7 @@ def _sign(row: Row, *, whole: bool = False) -> str | None:
         if key not in _HALVES:
             return name
         other = _HALVES[key]
-        if pairs.has_answer(row) if other is None else row.get(other):
+        if _has_answer(row) if other is None else row.get(other):
             return name
     return None if whole else next((name for key, name in _SIGNS if key in row), None)
 
@@ -153,20 +165,6 @@ def _text(row: Row) -> Parsed:
     )
 
 
-_PARSERS: dict[str, Callable[[Row], Parsed]] = {
-    "openai": _openai,
-    "sharegpt": _sharegpt,
-    "openhermes": _sharegpt,
-    "alpaca": pairs.alpaca,
-    "instruction-output": pairs.alpaca,
-    "prompt-completion": pairs.prompt_completion,
-    "question-answer": lambda row: pairs.pair(row, "question", "answer"),
-    "inputs-targets": lambda row: pairs.pair(row, "inputs", "targets"),
-    "input-output": lambda row: pairs.pair(row, "input", "output"),
-    "text": _text,
-}
-
-
 def _unknown(row: Row) -> RowFault:
     keys = listing(map(repr, row), most=6) or "none"
     if row and all(key.isdigit() for key in row):
@@ -189,3 +187,163 @@ def _hint(code: str, turns: tuple[Turn, ...]) -> str:
     if any(one.role == other.role for one, other in pairwise(turns)):
         return "join turns of the same role"
     return ""
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise UsageError for a mapping that cannot be meant: empty, or with a misspelt field."""
+    if not columns:
+        raise UsageError(
+            "--map names no column", hint="--map instruction=question --map output=answer"
+        )
+    for field, column in columns.items():
+        if not field or not column:
+            raise UsageError(f"--map {field}={column} lacks a name", hint="write field=column")
+        near = get_close_matches(field, sorted(TEXTS | LISTS), 1, _NEAR)
+        if near and field not in TEXTS | LISTS:
+            raise UsageError(
+                f"--map {field}={column}: no field {field!r}", hint=f"did you mean {near[0]}?"
+            )
+
+
+def names_positions(columns: Mapping[str, str]) -> bool:
+    """Whether every column is a number, which is how a table without a header is addressed."""
+    return all(column.isdigit() for column in columns.values())
+
+
+def mapped(row: Row, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that `columns` names with their values, and the rest of the row.
+
+    Numbers become text. Raises RowFault where a column is missing.
+    """
+    fields: dict[str, Any] = {}
+    for field, column in columns.items():
+        value = _lookup(row, column)
+        is_nested = isinstance(value, (list, dict))
+        if is_nested and field in TEXTS and field != "prompt":
+            raise RowFault("type", f"the column {column!r} is {kind_name(value)}, not a text")
+        is_plain = value is None or is_nested or field in LISTS
+        fields[field] = value if is_plain else as_text(value)
+    taken = set(columns.values())
+    return fields, {key: item for key, item in row.items() if key not in taken}
+
+
+def _lookup(row: Row, column: str) -> Any:
+    if column in row:
+        return row[column]
+    value: Any = row
+    walked = ""
+    for part in column.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            names = [walked + name for name in value] if isinstance(value, Mapping) else []
+            meant = did_you_mean(column, names) or f"it has {listing(map(repr, names), most=8)}"
+            raise RowFault("missing-column", f"no column {column!r}", meant if names else "")
+        walked += f"{part}."
+    return value
+
+
+def _alpaca(row: Row) -> Parsed:
+    """`instruction`, `input` (or Dolly's `context`) and `output` under one of its names."""
+    turns, keys = _instructed(row, text_of(row, "instruction"))
+    return with_system(row, turns, "instruction", *keys)
+
+
+def _pair(row: Row, asked: str, answered: str) -> Parsed:
+    """Two texts, the second under one of its names."""
+    answer = _answer_key(row, answered)
+    turns = (Turn("user", text_of(row, asked)), Turn("assistant", text_of(row, answer)))
+    return with_system(row, turns, asked, answer)
+
+
+def _prompt_completion(row: Row) -> Parsed:
+    """Two texts, or two lists of messages; replies within the prompt are not learned."""
+    answer = _answer_key(row, "completion")
+    if not any(isinstance(row.get(key), list) for key in ("prompt", answer)):
+        return _pair(row, "prompt", answer)
+    prompt: tuple[Turn, ...]
+    if isinstance(value_of(row, "prompt"), str):
+        prompt = (Turn("user", text_of(row, "prompt")),)
+    else:
+        prompt = tuple(map(_unlearned, turns_of(row, "prompt", "role", "content")))
+    if isinstance(value_of(row, answer), str):
+        reply: tuple[Turn, ...] = (Turn("assistant", text_of(row, answer)),)
+    else:
+        reply = turns_of(row, answer, "role", "content")
+    return with_system(row, (*prompt, *reply), "prompt", answer)
+
+
+def _seed_tasks(row: Row) -> list[Parsed]:
+    """An instruction with several instances of input and output: one conversation for each."""
+    instances, instruction = value_of(row, "instances"), text_of(row, "instruction")
+    if not isinstance(instances, list):
+        raise RowFault("type", f"'instances' is {kind_name(instances)}, not a list")
+    if not instances:
+        raise RowFault("no-turns", "'instances' is empty")
+    found = []
+    for number, instance in enumerate(instances, 1):
+        place = f"instances[{number}]"
+        if not isinstance(instance, dict):
+            raise RowFault("type", f"{place} is {kind_name(instance)}, not an object")
+        try:
+            turns, _ = _instructed(instance, instruction)
+        except RowFault as fault:
+            raise RowFault(fault.code, f"{place}: {fault.message}", fault.hint) from None
+        found.append(with_system(row, turns, "instruction", "instances"))
+    return found
+
+
+def _has_answer(row: Row) -> bool:
+    """Whether the row has an answer under any name."""
+    return any(row.get(key) for key in _ANSWERS)
+
+
+def _instructed(row: Row, instruction: str) -> tuple[tuple[Turn, Turn], tuple[str, str]]:
+    """An instruction, whose input is a part of its own, and the answer; and the row's keys."""
+    key, answer = _only(row, ("input", "context")), _answer_key(row, "output")
+    context = row.get(key)
+    if context is not None and not isinstance(context, str):
+        raise RowFault("type", f"{key!r} is {kind_name(context)}, not a string")
+    reply = Turn("assistant", text_of(row, answer))
+    asked = Turn("user", instruction)
+    if context is not None and context.strip().lower() not in _NO_INPUT:
+        asked = Turn("user", f"{instruction}\n\n{context}", input=context)
+    return (asked, reply), (key, answer)
+
+
+def _answer_key(row: Row, usual: str) -> str:
+    """The key of the answer: the usual one, or else the only other that the row has."""
+    return usual if row.get(usual) is not None else _only(row, (usual, *_ANSWERS))
+
+
+def _only(row: Row, keys: tuple[str, ...]) -> str:
+    there = {key for key in keys if row.get(key) is not None}
+    return there.pop() if len(there) == 1 else keys[0]
+
+
+def _unlearned(turn: Turn) -> Turn:
+    if turn.role != "assistant" or turn.weight is not None:
+        return turn
+    return replace(turn, weight=0.0)
+
+
+def _one(parser: Callable[..., Parsed], *keys: str) -> Callable[[Row], list[Parsed]]:
+    return lambda row: [parser(row, *keys)]
+
+
+_PARSERS = {
+    "openai": _one(_openai),
+    "sharegpt": _one(_sharegpt),
+    "alpaca": _one(_alpaca),
+    "seed-tasks": _seed_tasks,
+    "openhermes": _one(_sharegpt),
+    "prompt-completion": _one(_prompt_completion),
+    "instruction-output": _one(_alpaca),
+    "input-output": _one(_pair, "input", "output"),
+    "question-answer": _one(_pair, "question", "answer"),
+    "inputs-targets": _one(_pair, "inputs", "targets"),
+    "text": _one(_text),
+}
+FORMATS = tuple(_PARSERS)

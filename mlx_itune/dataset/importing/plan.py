@@ -73,11 +73,9 @@ class ImportPlan:
             raise UsageError("--group-by and --stratify choose sides of a --split; give one")
         if self.weights and self.cap:
             raise UsageError("give --weights or --cap, not both")
-        from mlx_itune.dataset.formats import FORMATS
+        from mlx_itune.dataset.formats import check_format
 
-        if self.format is not None and self.format not in FORMATS:
-            hint = did_you_mean(self.format, FORMATS) or "one of " + ", ".join(FORMATS)
-            raise UsageError(f"there is no format {self.format!r}", hint=hint)
+        check_format(self.format)
 
     @property
     def columns(self) -> dict[str, str] | None:
