@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.record_options import flag
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit.wording import duration, number, percent, size
 from mlx_itune.training.settings import table as settings_table
@@ -48,12 +47,12 @@ _LINES = 6
 @click.option(
     "--workdir", type=options.DIRECTORY, default=Path("demo"), show_default=True, metavar="DIR"
 )
-@flag(settings_table()["adapter"], defaulted=True)
-@flag(settings_table()["seed"], defaulted=True)
+@options.flag(settings_table()["adapter"], defaulted=True)
+@options.flag(settings_table()["seed"], defaulted=True)
 @click.option(
     "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
 )
-@flag(settings_table()["steps"], "Optimizer steps (default: the recipe's).")
+@options.flag(settings_table()["steps"], "Optimizer steps (default: the recipe's).")
 def command(workdir: Path, **chosen: Any) -> Result:
     """The whole job in minutes: data, train, evaluate before and after, fuse, export, one answer.
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.record_options import flag
 from mlx_itune.cli.result import Result, pairs
 from mlx_itune.kit.errors import ResourceError, UsageError
 from mlx_itune.kit.wording import count, duration, number, size
@@ -27,7 +26,7 @@ def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
     What they may be is checked with the file's values, all at once, by `_settings_of`.
     """
     for setting in reversed([s for name, s in table().items() if name != "offline"]):
-        function = flag(setting, checked=False)(function)
+        function = options.flag(setting, checked=False)(function)
     return click.option(
         "--config",
         type=options.ANY_PATH,
@@ -123,8 +122,10 @@ def command(
     help="Where RUN is looked up if it is no folder (default: runs).",
 )
 @click.option("--out", type=options.DIRECTORY, help="Another place for the adapter.")
-@flag(table()["micro_batch_tokens"], "For a run that did not fit; its last bits will differ.")
-@flag(table()["memory_gb"], "The same.")
+@options.flag(
+    table()["micro_batch_tokens"], "For a run that did not fit; its last bits will differ."
+)
+@options.flag(table()["memory_gb"], "The same.")
 @click.option(
     "--allow-other-base",
     is_flag=True,

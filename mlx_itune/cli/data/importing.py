@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_itune.cli import options, record_options
+from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, table
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import DataError, one_line
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
-@record_options.settings(ImportPlan)
+@options.settings(ImportPlan)
 def command(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: bool) -> Result:
     """Any instruction file in; a folder of train, valid and test rows out.
 

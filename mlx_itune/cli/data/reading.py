@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.answer_options import as_record
-from mlx_itune.cli.record_options import flag
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.files import storage_errors
@@ -33,11 +31,11 @@ _SPLITS = ("train", "valid", "test")
 
 _PLAN, _TRAIN = table_of(ImportPlan), table()
 # Files whose format is not to be found out; what both may be is what an import takes.
-forced_format = as_record(
+forced_format = options.as_record(
     "forced",
     "mlx_itune.dataset.importing.plan:ImportPlan",
-    flag(_PLAN["format"], defaulted=True),
-    flag(_PLAN["map"], defaulted=True),
+    options.flag(_PLAN["format"], defaulted=True),
+    options.flag(_PLAN["map"], defaulted=True),
 )
 
 
@@ -61,7 +59,7 @@ class AboutTokens:
         return tokenizer_of(self.model, self.template) if self.model else None
 
 
-about_tokens = as_record(
+about_tokens = options.as_record(
     "tokens",
     f"{__name__}:AboutTokens",
     click.option(
@@ -70,8 +68,10 @@ about_tokens = as_record(
         help="Tokens too, by the tokenizer of 'starter', a model directory or a Hub id.",
     ),
     options.template,
-    flag(_TRAIN["max_length"], "With --model: tell of longer rows, in tokens (data check: 2048)."),
-    flag(_TRAIN["learn"], "With --model: which assistant turns are learned (default all)."),
+    options.flag(
+        _TRAIN["max_length"], "With --model: tell of longer rows, in tokens (data check: 2048)."
+    ),
+    options.flag(_TRAIN["learn"], "With --model: which assistant turns are learned (default all)."),
 )
 
 

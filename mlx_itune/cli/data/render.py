@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_itune.cli import options, record_options
+from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, table
 from mlx_itune.dataset.templating.plan import RenderPlan
@@ -37,7 +37,7 @@ _WARNINGS_SHOWN = 10
     help="Task file (TOML): fields and the templates that lay them out; see docs/templates.md.",
 )
 @click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
-@record_options.settings(RenderPlan)
+@options.settings(RenderPlan)
 def command(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Result:
     """Write rows with named fields as prompts and replies, through many templates per task.
 

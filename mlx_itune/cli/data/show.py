@@ -12,7 +12,6 @@ import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
-from mlx_itune.cli.record_options import flag
 from mlx_itune.cli.result import Result, console
 from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.wording import count
@@ -47,9 +46,9 @@ _LEFT_OUT_SHOWN = 3
     metavar="ROW",
     help="Instead: one row, as file:line, split:line, a line number or an id; may be repeated.",
 )
-@flag(table()["learn"], defaulted=True)
-@flag(table()["max_length"], defaulted=True)
-@flag(table()["too_long"], defaulted=True)
+@options.flag(table()["learn"], defaulted=True)
+@options.flag(table()["max_length"], defaulted=True)
+@options.flag(table()["too_long"], defaulted=True)
 @options.template
 @reading.forced_format
 @click.option("--tokens", "borders", is_flag=True, help="Show where each token begins.")
