@@ -79,29 +79,7 @@ def test_a_stopped_run_prints_the_line_that_continues_it(
     assert call(capsys, "resume", run.name[:12], "--runs", runs, "--offline")[0] == 0
 
 
-def test_refusals_are_one_line_with_their_exit_code(
-    capsys: Capture, tiny_model_dir: Path, data: Path, tmp_path: Path
-) -> None:
-    code, _, err = call(capsys, "resume", tmp_path / "nowhere")
-    assert code == 2 and "no such run" in err
-    code, _, err = call(capsys, "resume", data)
-    assert code == 2 and "is no run" in err
-    flags = ("--rank", 2, "--steps", 2, "--batch-size", 4, "--keys", "self_attn.q_proj")
-    places = ("--out", tmp_path / "out", "--runs", tmp_path / "runs")
-    model = ("--model", tiny_model_dir, "--data", data)
-    assert call(capsys, "train", *model, *places, *flags, "--offline")[0] == 0
-    (run,) = (tmp_path / "runs").iterdir()
-    (run / "result.json").unlink()
-    (data / "train.jsonl").write_text((data / "train.jsonl").read_text().replace("Yes", "No"))
-    code, _, err = call(capsys, "resume", run, "--offline")
-    assert code == 3 and "data.train.sha256 (train.jsonl) is " in err and err.count("\n") == 1
-    config = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(config.replace("rank = 2", "rank = 4"))
-    code, _, err = call(capsys, "resume", run, "--offline")
-    assert code == 2 and "rank is 4, the run began with 2" in err
-
-
-def test_a_finished_run_says_so(
+def test_a_finished_run_says_so_and_a_changed_one_is_refused(
     capsys: Capture, tiny_model_dir: Path, data: Path, tmp_path: Path
 ) -> None:
     flags = ("--rank", 2, "--steps", 2, "--batch-size", 4, "--keys", "self_attn.q_proj")
@@ -115,3 +93,15 @@ def test_a_finished_run_says_so(
     assert code == 0 and "written again" in err
     again = (tmp_path / "again" / "adapters.safetensors").read_bytes()
     assert again == (tmp_path / "out" / "adapters.safetensors").read_bytes()
+
+    (run / "result.json").unlink()
+    (data / "train.jsonl").write_text((data / "train.jsonl").read_text().replace("Yes", "No"))
+    code, _, err = call(capsys, "resume", run, "--offline")
+    assert code == 3 and "data.train.sha256 (train.jsonl) is " in err and err.count("\n") == 1
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("rank = 2", "rank = 4"))
+    code, _, err = call(capsys, "resume", run, "--offline")
+    assert code == 2 and "rank is 4, the run began with 2" in err
+    for folder, said in ((tmp_path / "nowhere", "no such run"), (data, "is no run")):
+        code, _, err = call(capsys, "resume", folder)
+        assert code == 2 and said in err
