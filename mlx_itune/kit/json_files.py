@@ -82,6 +82,7 @@ def parse_object(
             object_pairs_hook=_distinct,
             parse_constant=float if non_finite else _no_constant,
             parse_float=float if non_finite else _finite,
+            parse_int=_whole,
         )
         if not isinstance(value, dict):
             raise error("is not a JSON object", where=where)
@@ -274,4 +275,12 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is too large a number")
+    return value
+
+
+def _whole(text: str) -> int:
+    # What no 64 bits hold would become infinity where a field is a float.
+    value = int(text) if len(text) <= 20 else 1 << 64
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"{text[:20]}... is too large a number")
     return value

@@ -89,6 +89,7 @@ def test_a_great_number_of_faults_stays_one_short_line() -> None:
         (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),
         (b'{"a": NaN}', "NaN is no number"),
         (b'{"a": 1e999}', "too large a number"),
+        (b'{"a": ' + b"9" * 400 + b"}", "too large a number"),
         (b'{"a": "\\ud800"}', "is not UTF-8 text"),
         (b'{"a": ' * 150 + b"1" + b"}" * 150, "more than 100 levels deep"),
         (b"[" * 200_000, "more than 100 levels deep"),
