@@ -148,29 +148,21 @@ def test_incidents_and_skipped_steps_are_counted_and_few_are_spelled_out() -> No
     assert len(said) == 6
 
 
-def test_the_shown_loss_weighs_steps_by_their_tokens() -> None:
+def test_the_view_weighs_losses_and_says_how_a_run_stopped_and_went_on() -> None:
     view = TrainingView()
     view.add(step(1, loss=1.0, supervised_tokens=99))
     view.add(step(2, loss=5.0, supervised_tokens=1))
     assert view.loss == pytest.approx(1.04)
-
-
-def test_a_stopped_run_says_how_to_go_on() -> None:
-    view = TrainingView()
     view.add({"event": "checkpoint", "step": 7, "path": "step-000007"})
-    told = view.add({"event": "stopped", "step": 7, "resume": "mlx-itune resume runs/r1"})
-    assert told == [
+    assert view.add({"event": "stopped", "step": 7, "resume": "mlx-itune resume runs/r1"}) == [
         "stopped after step 7, sealed in checkpoints/step-000007; "
         "continue with: mlx-itune resume runs/r1",
     ]
-
-
-def test_a_resumed_run_says_where_and_what_is_not_as_before() -> None:
     event = {"event": "resume", "step": 40, "damaged": ["step-000060"], "changed": ["cpus 4"]}
-    told = TrainingView().add(event)
-    assert told[0] == "resumed after step 40"
-    assert "step-000060" in told[1]
-    assert "cpus 4" in told[2]
+    went_on, damaged, changed = view.add(event)
+    assert went_on == "resumed after step 40"
+    assert "step-000060" in damaged
+    assert "cpus 4" in changed
 
 
 @pytest.mark.parametrize("width", [1, 12, 30, 60, 200])
