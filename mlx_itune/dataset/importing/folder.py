@@ -60,12 +60,6 @@ def new_folder(
     them; a data folder among them hands on its sources, licences and steps. `licences` sets
     licences by source name.
 
-        with new_folder(out, "clean", [folder], settings={...}) as writer:
-            writer.add("train", conversation)                                  # as it is
-            writer.add("train", new, before=old, reason="pii", detail="2 e-mail addresses")
-            writer.remove(conversation, "duplicate", "same as train.jsonl:3")
-        writer.record.seal
-
     Raises UsageError for an `out` inside a source, StorageError for an `out` that is not empty,
     and DataError at the end when no row was added or a source changed meanwhile.
     """
