@@ -28,9 +28,9 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.model.engine import memory
 from mlx_itune.model.engine.shapes import Matrix, Shapes
+from mlx_itune.training.engine.footprint import Row, Workload
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.plan.footprint import Row, Workload
-from mlx_itune.training.plan.memory_plan import make_plan, workload
+from mlx_itune.training.engine.memory_plan import make_plan, workload
 from mlx_itune.training.settings import TrainSettings, settings_from
 from mlx_itune.training.setup import gather
 

@@ -17,7 +17,7 @@ from mlx_itune.kit.wording import count, duration, number, size
 from mlx_itune.training.settings import TrainSettings, settings_from, table
 
 if TYPE_CHECKING:
-    from mlx_itune.training.run.record import TrainResult
+    from mlx_itune.training.run.run import TrainResult
 
 
 def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,7 +211,7 @@ def plan(config: Path | None, offline: bool, **given: Any) -> Result:
     Nothing is trained and no weight is loaded: sizes are read from the headers of the model's
     files, lengths from the tokenized rows.
     """
-    from mlx_itune.training.plan.memory_plan import make_plan, workload
+    from mlx_itune.training.engine.memory_plan import make_plan, workload
     from mlx_itune.training.setup import gather
 
     settings = _settings_of(config, offline, {**given, "out": given["out"] or Path("adapter")})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,26 @@ from mlx_itune.dataset.rendering.prepare import (
     write_examples,
 )
 from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.sources import split_paths
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError, UsageError
-from mlx_itune.kit.files import require_free_bytes
+from mlx_itune.kit.files import require_free_bytes, sha256_file
 from mlx_itune.kit.json_files import plain
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.loading import backend
 from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
+from mlx_itune.training.engine.footprint import cpus, mostly_long
+from mlx_itune.training.engine.memory_plan import require_fit, workload
 from mlx_itune.training.engine.rank_choice import ranks
 from mlx_itune.training.engine.step import Lanes, Learner
-from mlx_itune.training.plan.footprint import mostly_long
-from mlx_itune.training.plan.memory_plan import require_fit, workload
-from mlx_itune.training.run import checkpoint, identity, run
+from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.settings import TrainSettings
 
 ROWS = "rows"
+# These may change between two sessions of a run: where things are is checked by content, and how
+# often the run is saved does not change what it computes.
+_FREE = frozenset("model data out runs offline save_every save_every_s keep".split())
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Material:
     rows: Tokenized
     train: Sequence[TokenizedExample]
     valid: Sequence[TokenizedExample]
-    # What a resumed run compares (see identity): of the tokenizer and of the rows it made.
+    # What a resumed run compares (see run/resume): of the tokenizer and of the rows it made.
     facts: Mapping[str, Any]
     rows_not_used: int
 
@@ -86,8 +92,8 @@ class Setup:
         return run.Beginning(
             id="",
             directory=str(Path.cwd()),
-            settings=identity.settings_facts(self.settings),
-            data=identity.data_facts(Path(self.settings.data)),
+            settings=settings_facts(self.settings),
+            data=data_facts(Path(self.settings.data)),
             model={
                 "base.fingerprint": self.loaded.fingerprint,
                 **plain(function),
@@ -95,7 +101,9 @@ class Setup:
             },
             base=self.loaded.id,
             how=how,
-            machine=identity.machine_facts(backend.prepare().device),
+            machine=run.Machine(
+                platform.machine(), platform.system(), cpus(), backend.prepare().device
+            ),
             versions=dict(run.versions()),
         )
 
@@ -132,10 +140,38 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
         raise UsageError("keeping the best step needs validation rows", hint="add a valid.jsonl")
     _check_vocabulary(path, config, (*train, *valid))
     facts = {
-        **identity.tokenizer_facts(tokenizer),
-        "tokens": identity.rows_digest(train, valid),
+        "tokenizer": tokenizer.fingerprint(),
+        "template": tokenizer.name,
+        "template_sha256": tokenizer.template_sha256,
+        "tokens": rows_digest(train, valid),
     }
     return Material(path, config, tokenizer, limit, rows, train, valid, facts, _not_used(rows))
+
+
+def settings_facts(settings: TrainSettings) -> dict[str, Any]:
+    """Every setting that the numbers depend on."""
+    return {name: value for name, value in plain(settings).items() if name not in _FREE}
+
+
+def data_facts(data: Path) -> dict[str, run.DataFile]:
+    """The files that are trained on or validated with, by part. Raises DataError."""
+    return {
+        part: run.DataFile(path.name, sha256_file(path))
+        for part, path in split_paths(data).items()
+        if part.partition("/")[0] != "test"
+    }
+
+
+def rows_digest(*parts: Iterable[TokenizedExample]) -> str:
+    """SHA-256 over ids and weights of all examples in order: what the run learns, to the bit."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for example in part:
+            digest.update(len(example.input_ids).to_bytes(8, "little"))
+            digest.update(example.input_ids.astype("<i4", copy=False).tobytes())
+            digest.update(example.weights.astype("<f4", copy=False).tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
 def _not_used(rows: Tokenized) -> int:
@@ -200,7 +236,7 @@ def ready(
 
 def _micro_batch_tokens(settings: TrainSettings, began: run.Beginning | None) -> int | None:
     """What was chosen when the run began, unless this session was told something else."""
-    if began is not None and began.settings == identity.settings_facts(settings):
+    if began is not None and began.settings == settings_facts(settings):
         return began.how.micro_batch_tokens
     return settings.micro_batch_tokens
 

@@ -15,7 +15,7 @@ from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.run.record import TrainResult
+from mlx_itune.training.run.run import TrainResult
 from mlx_itune.training.settings import TrainSettings, settings_from
 
 Capture = pytest.CaptureFixture[str]

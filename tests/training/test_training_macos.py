@@ -12,14 +12,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from mlx_itune.training.run.macos import kept_awake, resume_line
+from mlx_itune.training.engine.loop import kept_awake
+from mlx_itune.training.run.run import resume_line
 
 # As the real one with -i -w PID: ends when that process does.
 CAFFEINATE = '#!/bin/sh\necho "$@" >> "$LOG"\nwhile kill -0 "$3" 2>/dev/null; do sleep 0.05; done\n'
 TRAINER = """
 import os, sys, time
 sys.platform = "darwin"
-from mlx_itune.training.run.macos import kept_awake
+from mlx_itune.training.engine.loop import kept_awake
 with kept_awake("mlx-itune resume runs/x"):
     time.sleep(0.3)
     if sys.argv[1] == "abort":

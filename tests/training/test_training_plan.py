@@ -16,10 +16,10 @@ from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine import compute, shapes
 from mlx_itune.model.loading import base
+from mlx_itune.training.engine import footprint
+from mlx_itune.training.engine import memory_plan as plan
+from mlx_itune.training.engine.footprint import Row, Workload
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.plan import footprint
-from mlx_itune.training.plan import memory_plan as plan
-from mlx_itune.training.plan.footprint import Row, Workload
 from mlx_itune.training.settings import TrainSettings, settings_from
 
 import mlx.core as mx  # isort: skip

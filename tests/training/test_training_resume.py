@@ -21,7 +21,7 @@ from mlx_itune.kit.errors import (
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.report.story import read
-from mlx_itune.training.run import checkpoint, logs
+from mlx_itune.training.run import catalogue, checkpoint
 from mlx_itune.training.run.resume import resume
 from tests.training.sessions import Cut, Event, cut_after, in_peace, outcome, stopped, the_run
 
@@ -146,7 +146,7 @@ def test_torn_logs_are_repaired_and_nothing_is_told_twice(
     for name in ("events.jsonl", "incidents.jsonl"):
         for line in (run / name).read_text().splitlines():
             json.loads(line)
-    assert [incident.step for incident in logs.incidents(run)] == [5]
+    assert [incident.step for incident in catalogue.incidents(run)] == [5]
     story = read(run)
     assert list(story.steps) == [1, 2, 3, 4, 5, 6] and list(story.valid_steps) == [0, 6]
 

@@ -20,7 +20,7 @@ from mlx_itune.model.adapters import adapter
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
-from mlx_itune.training.run import checkpoint, logs
+from mlx_itune.training.run import catalogue, checkpoint
 
 Event = dict[str, Any]
 RESULT_KEYS = (
@@ -221,7 +221,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(
     events: list[Event] = []
     result = train(settings(), observe=events.append)
     assert (result.steps, result.skipped_steps) == (6, 1)
-    (incident,) = logs.incidents(the_run(tmp_path))
+    (incident,) = catalogue.incidents(the_run(tmp_path))
     assert incident.step == 2 and incident.suspects == ()
     assert len(incident.rows) == 4
     assert all(row.startswith(f"{data / 'train.jsonl'}:") for row in incident.rows)
@@ -242,7 +242,7 @@ def test_the_row_whose_loss_is_not_finite_is_singled_out(
 
     monkeypatch.setattr(Learner, "evaluate", evaluate)
     train(settings(batch_size=10))
-    (incident,) = logs.incidents(the_run(tmp_path))
+    (incident,) = catalogue.incidents(the_run(tmp_path))
     lines = sorted(row.rpartition(":")[2] for row in incident.suspects)
     assert lines == ["3", "7"]
 
@@ -256,7 +256,7 @@ def test_five_in_a_row_stop_the_run_and_the_last_checkpoint_is_good(
     assert error.value.exit_code == 6
     assert "incidents.jsonl" in str(error.value) and "step-0000" in str(error.value)
     run = the_run(tmp_path)
-    assert [i.step for i in logs.incidents(run)] == [2, 4, 5, 6, 7, 8]
+    assert [i.step for i in catalogue.incidents(run)] == [2, 4, 5, 6, 7, 8]
     for path in checkpoint.complete(run / "checkpoints"):
         checkpoint.read(path)
         assert all(np.isfinite(np.array(a)).all() for a in adapter.load(path).tensors.values())

@@ -20,9 +20,8 @@ from mlx_itune.kit.json_files import plain, write_object
 from mlx_itune.model.adapters import adapter
 from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
 from mlx_itune.training.engine.step import StepMetrics
-from mlx_itune.training.run import checkpoint, logs, run
-from mlx_itune.training.run.macos import resume_line
-from mlx_itune.training.run.record import WINDOW_STEPS, Numbers, Record, TrainResult
+from mlx_itune.training.run import checkpoint, run
+from mlx_itune.training.run.run import WINDOW_STEPS, Numbers, Record, TrainResult, resume_line
 from mlx_itune.training.setup import Setup
 
 Observe = Callable[[dict[str, Any]], None]
@@ -175,7 +174,7 @@ class Job:
     def _note_incident(self, batch: Batch, metrics: StepMetrics) -> None:
         rows = [self.train[row] for row in batch.rows]
         alone = ((row.origin, self.learner.evaluate([row])) for row in rows[:_ROWS_EXAMINED])
-        incident = logs.Incident(
+        incident = run.Incident(
             step=batch.step,
             epoch=batch.epoch,
             loss=_word(metrics.loss),
@@ -184,12 +183,12 @@ class Job:
             suspects=tuple(origin for origin, loss in alone if not math.isfinite(loss)),
         )
         if is_writer():
-            logs.note_incident(self.folder, incident)
+            run.note_incident(self.folder, incident)
         self.tell("incident", **plain(incident))
         if (often := self.record.diverged) is not None:
             raise DivergedError(
                 f"loss or gradient was not finite {often}, the last one step {batch.step}",
-                where=str(self.folder / logs.INCIDENTS),
+                where=str(self.folder / run.INCIDENTS),
                 hint=f"see the rows named there, or lower --learning-rate; {self._last_good()}",
             )
 

@@ -1,18 +1,22 @@
-"""`train`: settings in, adapter out. `work` is what a new and a resumed run share."""
+"""`train`: settings in, adapter out. `work` is what a new and a resumed run share: signals wait, a
+Mac stays awake, and there is a word when its GPU's watchdog strikes."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mlx_itune.kit.errors import ItuneError, StorageError
+from mlx_itune.kit.errors import ItuneError, ResourceError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.lock import locked
 from mlx_itune.model.adapters import adapter
@@ -22,15 +26,22 @@ from mlx_itune.training.engine.job import Job, Observe, warmup_steps
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
 from mlx_itune.training.report import report
 from mlx_itune.training.run import run
-from mlx_itune.training.run.logs import EVENTS
-from mlx_itune.training.run.macos import explained_gpu_errors, kept_awake, resume_line
-from mlx_itune.training.run.record import Record, TrainResult
+from mlx_itune.training.run.run import Record, TrainResult, resume_line
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.setup import Setup, gather, keep_rows, ready
 
 __all__ = ["Observe", "TrainResult", "train"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OUT_OF_MEMORY = ("insufficient memory", "outofmemory", "out of memory", "unable to allocate")
+WATCHDOG_HINT = (
+    "macOS stops GPU work that holds up the display: let the display sleep, lower "
+    "--micro-batch-tokens, or set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1"
+)
+# Waits for the trainer ($1) as caffeinate does anyway. A trainer that ends in an orderly way stops
+# this script first; one that is aborted (MLX cannot turn a failed command buffer into an exception:
+# the process dies of SIGABRT) leaves it to say what can be done.
+_WATCH = 'caffeinate -i -w "$1"; printf "\\n%s\\n" "$2" >&2'
 
 
 def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> TrainResult:
@@ -68,7 +79,7 @@ def work(
 ) -> TrainResult:
     """Run from where `record` stands, under the run's lock. resumed: fields of its event."""
     line = resume_line(str(folder))
-    with EventLog(folder / EVENTS) as log:
+    with EventLog(folder / run.EVENTS) as log:
         job = Job(setup, folder, log if is_writer() else None, record, observe, began)
         job.tell("start", **_start(setup, folder, job))
         steps = len(job.plan)
@@ -134,7 +145,7 @@ def _report(folder: Path, job: Job) -> None:
         job.warn(f"no report.html: {error}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
     """Signals wait in the yielded list; a second one goes at once to whoever handled it before.
 
@@ -168,3 +179,59 @@ def deferred_signals() -> Iterator[list[int]]:
         restore()
     if received:
         signal.raise_signal(signal.Signals(received[0]))
+
+
+@contextlib.contextmanager
+def kept_awake(resume_line: str) -> Iterator[None]:
+    """No idle sleep during the block; if this process dies in it, the terminal says how to go on.
+
+    Only on macOS, by the system's own caffeinate; elsewhere, or without it, nothing happens.
+    """
+    child = _watch(resume_line) if sys.platform == "darwin" else None
+    try:
+        yield
+    finally:
+        if child is not None:
+            _end(child)
+
+
+def _watch(resume_line: str) -> subprocess.Popen[bytes] | None:
+    words = f"training was cut off; continue with: {resume_line}  ({WATCHDOG_HINT})"
+    command = ["/bin/sh", "-c", _WATCH, "sh", str(os.getpid()), words]
+    try:
+        # A session of its own: Ctrl-C is for the trainer.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError:
+        return None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the script and, with it, the caffeinate that it waits for."""
+    with contextlib.suppress(OSError):
+        os.killpg(child.pid, 15)
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        child.wait(timeout=5)
+
+
+@contextlib.contextmanager
+def explained_gpu_errors(resume_line: str) -> Iterator[None]:
+    """Turn MLX's errors for a failed command buffer or allocation into a ResourceError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = " ".join(str(error).split())
+        short = said.lower().replace("_", "")
+        resume = f"continue with: {resume_line}"
+        if isinstance(error, MemoryError) or any(word in short for word in _OUT_OF_MEMORY):
+            raise ResourceError(
+                f"out of memory ({said[:200] or 'no detail given'})",
+                hint=f"close other programs, then {resume}; or start anew with a lower "
+                "--micro-batch-tokens or --max-length",
+            ) from error
+        if "command buffer" in short or "[metal]" in short:
+            raise ResourceError(
+                f"the GPU gave up ({said[:200]})", hint=f"{WATCHDOG_HINT}; then {resume}"
+            ) from error
+        raise

@@ -14,14 +14,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_itune.model.engine import cpu, host
-from mlx_itune.model.engine.activations import (
+from mlx_itune.model.engine.checkpointing import checkpointed_blocks
+from mlx_itune.model.engine.loss import Nll, plain_nll, weighted_nll
+from mlx_itune.model.engine.memory import (
     bytes_per_token,
     default_budget_bytes,
     hidden_size,
     logits_bytes,
 )
-from mlx_itune.model.engine.checkpointing import checkpointed_blocks
-from mlx_itune.model.engine.loss import Nll, plain_nll, weighted_nll
 from mlx_itune.model.engine.probe import Exact
 from mlx_itune.model.engine.training_caches import KeysValues, Rows, caches, recorded
 from mlx_itune.model.loading import backend

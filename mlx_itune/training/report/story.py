@@ -20,7 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from mlx_itune.kit.files import storage_errors
-from mlx_itune.training.run.logs import EVENTS
+from mlx_itune.training.run.run import EVENTS
 
 # A start event lists the rows that were cut, so it may be long; nothing honest is longer than this.
 _LONGEST_LINE_BYTES = 64_000_000

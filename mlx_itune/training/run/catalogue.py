@@ -1,25 +1,33 @@
-"""The runs in a folder: how each stands, whether its checkpoints are whole, what may go."""
+"""The runs in a folder: how each stands, whether its checkpoints are whole, what may go.
+
+A run's files of JSON lines outlive crashes: a torn line is passed over, a torn end is cut off.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import mmap
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlx_itune.kit.config import from_toml
 from mlx_itune.kit.errors import DivergedError, StorageError
-from mlx_itune.kit.files import remove_directory, sweep
-from mlx_itune.kit.json_files import read_record
+from mlx_itune.kit.files import remove_directory, storage_errors, sweep, write_durably
+from mlx_itune.kit.json_files import plain, read_bytes, read_record, to_record
 from mlx_itune.kit.lock import holder, locked
-from mlx_itune.training.run import checkpoint, logs, run
-from mlx_itune.training.run.macos import resume_line
-from mlx_itune.training.run.record import Losses, Record
+from mlx_itune.training.run import checkpoint, run
+from mlx_itune.training.run.run import Incident, Losses, Record, resume_line
 from mlx_itune.training.settings import TrainSettings
 
 # States in which a run can be resumed.
 UNFINISHED = frozenset({"stopped", "killed", "failed"})
+_TAIL_BYTES = 1 << 16
+_LIMIT_BYTES = 4 << 30
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,17 @@ class Standing(Losses):
     incidents: int
     bytes: int
     resume: str | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an event says of where a run is."""
+
+    event: str
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +78,13 @@ class Going:
 
 def standing(folder: Path) -> Standing:
     """How a run stands. Raises StorageError where its folder cannot be read."""
-    events = logs.last_events(folder)
+    events = last_events(folder)
     state = "running" if holder(folder / run.LOCK) else _ending(folder, events)
     return Standing(
         run=str(folder),
         state=state,
         checkpoints=len(checkpoint.complete(folder / run.CHECKPOINTS)),
-        incidents=len(logs.incidents(folder)),
+        incidents=len(incidents(folder)),
         bytes=size_of(folder),
         resume=resume_line(str(folder)) if state in UNFINISHED else None,
         **_numbers(folder, events),
@@ -81,7 +100,7 @@ def details(folder: Path) -> dict[str, Any]:
         "config": from_toml(folder / run.CONFIG, TrainSettings),
         "result": run.result_of(folder),
         "checkpoint_list": seals(folder, verify=False),
-        "incident_list": logs.incidents(folder),
+        "incident_list": incidents(folder),
     }
 
 
@@ -125,7 +144,7 @@ def prune(
         with _held(folder) as free:
             if not free:
                 continue
-            finished = _ending(folder, logs.last_events(folder)) not in UNFINISHED
+            finished = _ending(folder, last_events(folder)) not in UNFINISHED
             if folder in old and (finished or unfinished):
                 why = "a whole run" if finished else "a whole run, not finished"
                 going.append(Going(str(folder), size_of(folder), why))
@@ -134,6 +153,50 @@ def prune(
                 continue
             going += _prune_checkpoints(folder, keep, really)
     return going
+
+
+def incidents(folder: Path) -> list[Incident]:
+    """The incidents of a run, oldest first."""
+    path = folder / run.INCIDENTS
+    return _records(read_bytes(path, limit_bytes=_LIMIT_BYTES), Incident) if path.exists() else []
+
+
+def forget_incidents_after(folder: Path, step: int) -> None:
+    """Keep the incidents up to `step`: later steps are about to be made again."""
+    if (folder / run.INCIDENTS).exists():
+        kept = [incident for incident in incidents(folder) if incident.step <= step]
+        lines = "".join(json.dumps(plain(incident)) + "\n" for incident in kept)
+        write_durably(folder / run.INCIDENTS, lines.encode())
+
+
+def last_events(folder: Path) -> list[Told]:
+    """The events in the last 64 KiB of a run's log: enough to see how it ends."""
+    path = folder / run.EVENTS
+    if not path.is_file():
+        return []
+    with storage_errors(path), path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return _records(file.read(), Told)
+
+
+def repair(path: Path) -> None:
+    """Cut off a last line that a crash left unfinished."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with storage_errors(path), path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+            end = held.rfind(b"\n") + 1
+        file.truncate(end)
+        os.fsync(file.fileno())
+
+
+def _records(lines: bytes, cls: type[T]) -> list[T]:
+    """Those of the lines that are what they should be."""
+    found = []
+    for line in lines.splitlines():
+        with contextlib.suppress(ValueError, RecursionError, StorageError):
+            found.append(to_record(json.loads(line), cls, where=None, error=StorageError))
+    return found
 
 
 def size_of(folder: Path) -> int:
@@ -145,7 +208,7 @@ def size_of(folder: Path) -> int:
     return total
 
 
-def _numbers(folder: Path, events: Sequence[logs.Told]) -> dict[str, Any]:
+def _numbers(folder: Path, events: Sequence[Told]) -> dict[str, Any]:
     """Where a run is: its result, or its newest checkpoint and what its events say since."""
     result = None
     with contextlib.suppress(StorageError):
@@ -201,12 +264,12 @@ def _prune_checkpoints(folder: Path, keep: int, really: bool) -> list[Going]:
     return going
 
 
-def _ending(folder: Path, events: Sequence[logs.Told]) -> str:
+def _ending(folder: Path, events: Sequence[Told]) -> str:
     """How a run stands that nobody trains."""
     if (folder / run.RESULT).is_file():
         return "finished"
     told = (e for e in reversed(events) if e.event not in ("warning", "sample"))
-    last = next(told, logs.Told(""))
+    last = next(told, Told(""))
     if last.event == "failed":
         return "diverged" if last.exit_code == DivergedError.exit_code else "failed"
     return "stopped" if last.event == "stopped" else "killed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -12,25 +12,25 @@ from typing import Any
 
 from mlx_itune.kit import network
 from mlx_itune.kit.config import from_toml
-from mlx_itune.kit.errors import ModelError, StorageError, UsageError
+from mlx_itune.kit.errors import DataError, ItuneError, ModelError, StorageError, UsageError
 from mlx_itune.kit.files import sweep
-from mlx_itune.kit.json_files import to_record
+from mlx_itune.kit.json_files import plain, to_record
 from mlx_itune.kit.lock import locked
 from mlx_itune.model.loading.base import STARTER
 from mlx_itune.training.engine.job import Observe
 from mlx_itune.training.engine.loop import work
 from mlx_itune.training.engine.rank_choice import is_writer, mirrored, own_place
-from mlx_itune.training.run import checkpoint, identity, logs, run
+from mlx_itune.training.run import catalogue, checkpoint, run
 from mlx_itune.training.run.checkpoint import Checkpoint
-from mlx_itune.training.run.record import Record, TrainResult
-from mlx_itune.training.run.run import Beginning
-from mlx_itune.training.settings import TrainSettings
-from mlx_itune.training.setup import ROWS, Setup, gather, ready
+from mlx_itune.training.run.run import Beginning, DataFile, How, Record, TrainResult
+from mlx_itune.training.settings import TrainSettings, table
+from mlx_itune.training.setup import ROWS, Setup, data_facts, gather, ready, settings_facts
 
 # Settings that decide how steps are computed, not what: a run that did not fit may change them.
 HOW = frozenset({"micro_batch_tokens", "memory_gb"})
 # What a damaged checkpoint is called when a run goes on from the one before it.
 _DAMAGED = "damaged-"
+_SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +92,14 @@ def _resume(
             return finished
         settings = stack.enter_context(own_place(dataclasses.replace(settings, **how)))
         overwrite = run.require_free_name(Path(settings.out), run=name)
-        identity.require_same_data(beginning.data, Path(settings.data))
+        _require_same_data(beginning.data, Path(settings.data))
         changed: list[str] = []
 
         def differs(found: list[str]) -> None:
             changed.extend(found)
             if not allow_other_base:
                 where = settings.model
-                identity.refuse(found, ModelError, where, ", or say --allow-other-base")
+                _refuse(found, ModelError, where, ", or say --allow-other-base")
 
         setup = _same_setup(settings, folder, beginning, differs)
         record, resumed = _restore(setup, folder)
@@ -134,7 +134,7 @@ def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSett
         # Not as a Path, to which "./starter" is "starter", another model.
         values["model"] = model if home == Path() else str(home / model)
     settings = TrainSettings(**values)
-    identity.require_same_settings(beginning.settings, settings, str(config))
+    _require_same_settings(beginning.settings, settings, str(config))
     return settings
 
 
@@ -146,22 +146,22 @@ def _same_setup(
 ) -> Setup:
     """What the run began with, loaded again; cheap comparisons come before the weights."""
     material = gather(settings, kept_rows=folder)
-    differs(identity.model_changes(beginning.model, material.facts))
+    differs(_model_changes(beginning.model, material.facts))
     setup = ready(settings, material, began=beginning)
-    differs(identity.model_changes(beginning.model, setup.beginning().model))
+    differs(_model_changes(beginning.model, setup.beginning().model))
     return setup
 
 
 def _last_bits(began: Beginning, setup: Setup) -> list[str]:
     """What else has changed; the run goes on, but its last bits may differ."""
     now = setup.beginning()
-    hows = [identity.how_facts(how) for how in (began.how, now.how)]
+    hows = [_how_facts(how) for how in (began.how, now.how)]
     # What a setting left open was decided, and how stands in "how".
     return [
-        *identity.changes(began.settings, now.settings, but=hows[1]),
-        *identity.changes(*hows),
-        *identity.changes(began.versions, now.versions),
-        *identity.changes(vars(began.machine), vars(now.machine)),
+        *_changes(began.settings, now.settings, but=hows[1]),
+        *_changes(*hows),
+        *_changes(began.versions, now.versions),
+        *_changes(vars(began.machine), vars(now.machine)),
     ]
 
 
@@ -179,9 +179,9 @@ def _restore(setup: Setup, folder: Path) -> tuple[Record, dict[str, Any]]:
         record = to_record(found.state, Record, where=where, error=StorageError)
     for path in damaged:
         path.rename(path.with_name(_DAMAGED + path.name))
-    logs.repair(folder / logs.EVENTS)
-    logs.repair(folder / logs.INCIDENTS)
-    logs.forget_incidents_after(folder, record.step)
+    catalogue.repair(folder / run.EVENTS)
+    catalogue.repair(folder / run.INCIDENTS)
+    catalogue.forget_incidents_after(folder, record.step)
     return record, {
         "step": record.step,
         "checkpoint": found.path.name if found else None,
@@ -236,3 +236,62 @@ def _finished(folder: Path, out: Path, name: str) -> Resumed | None:
         )
     checkpoint.publish(checkpoint.read(path), out)
     return Resumed(result, finished_before=True, rewritten=True)
+
+
+def _require_same_settings(began: Mapping[str, Any], settings: TrainSettings, where: str) -> None:
+    """Raise UsageError naming each setting that is not what the run began with."""
+    now = settings_facts(settings)
+    # A setting that there was not yet when the run began was at its default then.
+    defaults = {name: plain(table()[name].default) for name in now}
+    _refuse(_changes({**defaults, **began}, now), UsageError, where)
+
+
+def _require_same_data(began: Mapping[str, DataFile], data: Path) -> None:
+    """Raise DataError naming each data file that is not the one the run began with."""
+    now = data_facts(data)
+    found = []
+    for part in dict.fromkeys([*began, *now]):
+        if part not in began or part not in now:
+            file = {**began, **now}[part].file
+            found.append(f"data.{part} ({file}) is {'gone' if part in began else 'new'}")
+        else:
+            name = f"data.{part}.sha256 ({now[part].file})"
+            found += _changes({name: began[part].sha256}, {name: now[part].sha256})
+    _refuse(found, DataError, str(data))
+
+
+def _changes(
+    began: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()
+) -> list[str]:
+    """Each value that has changed, `but` for these, as "seed is 1, the run began with 0"."""
+    return [
+        f"{name} is {_short(now.get(name))}, the run began with {_short(began.get(name))}"
+        for name in dict.fromkeys([*began, *now])
+        if name not in but and now.get(name) != began.get(name)
+    ]
+
+
+def _model_changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of base, tokenizer and rows has changed; a fact that one side lacks is of another
+    version of mlx-lm, and passed over."""
+    both = [name for name in began if name in now]
+    return _changes({n: began[n] for n in both}, {n: now[n] for n in both})
+
+
+def _refuse(changed: list[str], error: type[ItuneError], where: str, hint: str = "") -> None:
+    """Raise `error` where anything has changed."""
+    if changed:
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        way = "put it back, or start a new run with train"
+        raise error("; ".join(changed[:_SHOWN]) + more, where=where, hint=way + hint)
+
+
+def _how_facts(how: How) -> dict[str, Any]:
+    """How steps are computed, flat."""
+    flat = dataclasses.asdict(how)
+    return {**flat.pop("ways"), **flat}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else repr(value)

@@ -16,8 +16,8 @@ from mlx_itune.kit.wording import size
 from mlx_itune.model.engine import memory
 from mlx_itune.model.engine.shapes import read_shapes
 from mlx_itune.model.loading import backend
+from mlx_itune.training.engine.footprint import Workload, shortened
 from mlx_itune.training.engine.microbatch import Example
-from mlx_itune.training.plan.footprint import Row, Workload, shortened
 from mlx_itune.training.settings import TrainSettings
 
 # Of the rate of a large product, what a step reaches.
@@ -62,9 +62,8 @@ def workload(
     settings: TrainSettings, path: Path, config: Mapping[str, Any], examples: Sequence[Example]
 ) -> Workload:
     """A run over `examples` on this machine. Raises ModelError, StorageError."""
-    rows = [Row(example.input_ids, example.weights) for example in examples]
     machine = memory.machine(settings.memory_gb)
-    return Workload(settings, read_shapes(path, config), machine, rows)
+    return Workload(settings, read_shapes(path, config), machine, examples)
 
 
 def make_plan(work: Workload, *, rate: Callable[[], float] | None = None) -> Plan:

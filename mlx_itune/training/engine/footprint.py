@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.batching import batches
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.engine import activations, compute, cpu_attention, loss, memory
+from mlx_itune.model.engine import compute, cpu_attention, loss, memory
 from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.lanes import MAX_LANES
@@ -41,7 +42,6 @@ from mlx_itune.training.engine.step_ways import (
     overhead_tokens,
     recomputed_blocks,
 )
-from mlx_itune.training.run.identity import cpus
 from mlx_itune.training.settings import TrainSettings
 
 # Work space of a block's backward pass: times the width of its widest layer, in and out; times
@@ -363,12 +363,12 @@ class Workload:
     @functools.cached_property
     def _room_tokens(self) -> float:
         """Positions that may keep all their activations, by training's own rough estimate."""
-        budget = self.settings.memory_bytes or activations.default_budget_bytes()
-        logits = activations.logits_of(self.shapes.vocabulary, self.shapes.hidden)
+        budget = self.settings.memory_bytes or memory.default_budget_bytes()
+        logits = memory.logits_of(self.shapes.vocabulary, self.shapes.hidden)
         fixed = self._base_bytes + 4 * 6 * self.parameters + self._lanes * logits
         numbers = sum(m.rows + m.columns for m in self._in_blocks)
         room = max(0.0, (budget - fixed) / self._lanes)
-        return room / activations.kept_bytes(numbers, 4)
+        return room / memory.kept_bytes(numbers, 4)
 
     @functools.cached_property
     def _steps(self) -> list[list[Example]]:
@@ -404,6 +404,12 @@ class Workload:
                 overhead_tokens=overhead_tokens(),
             )
         )
+
+
+def cpus() -> int:
+    """Cores that this process may use."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return own or 1
 
 
 def mostly_long(rows: Sequence[Example], hidden: int) -> bool:
