@@ -44,7 +44,7 @@ def _add(settings: TrainSettings, run: Path, adapter: Path, count: int, progress
     from mlx_itune.kit.events import EventLog
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.loading.base import load
-    from mlx_itune.training.report import report
+    from mlx_itune.training.run import report
 
     loaded = load(settings.model, compute=settings.compute)
     loaded.model.eval()

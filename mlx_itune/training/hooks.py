@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.json_files import plain
 from mlx_itune.kit.wording import brief
+from mlx_itune.training.run.run import public_settings
 from mlx_itune.training.settings import TrainSettings
 
 Observe = Callable[[dict[str, Any]], None]
@@ -39,7 +39,6 @@ _NAMES = {
 }
 # Files are flushed so often, and at every validation, for a board that is open beside the run.
 _FLUSH_S = 30
-_PRIVATE = frozenset({"data", "out", "runs"})
 
 
 @contextlib.contextmanager
@@ -206,12 +205,10 @@ _UNSHARED: dict[str, Any] = {
 
 def shared_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings without what says where things are on this machine."""
-    every = plain(settings).items()
-    values = {name: v for name, v in every if name not in _PRIVATE and v is not None}
     # A Hub id is as public as the model; a local directory gives its name alone.
-    if re.match(r"[/~.\\]|[A-Za-z]:", settings.model) or Path(settings.model).exists():
-        values["model"] = Path(settings.model).resolve().name
-    return values
+    local = re.match(r"[/~.\\]|[A-Za-z]:", settings.model) or Path(settings.model).exists()
+    model = Path(settings.model).resolve().name if local else settings.model
+    return {"model": model, **public_settings(settings)}
 
 
 def _required(module: str, package: str) -> Any:

@@ -23,7 +23,7 @@ _CHANGES = frozenset(
 # What a trainer imports.
 _NEEDED = (
     *(f"mlx_itune.cli.{name}" for name in ("train", "progress", "result")),
-    *("mlx_itune.training.run.resume", "mlx_itune.training.report.report"),
+    *("mlx_itune.training.run.resume", "mlx_itune.training.run.report"),
     *("mlx_lm.models.llama", "transformers", "tokenizers", "rich.live"),
 )
 

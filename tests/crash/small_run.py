@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.training.report.story import read
 from mlx_itune.training.run import checkpoint
+from mlx_itune.training.run.story import read
 from tests.crash.server import Server
 
 STEPS = 30

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.training.report import report
+from mlx_itune.training.run import report
 
 CURVES = [
     "Loss",

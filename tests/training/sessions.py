@@ -10,8 +10,8 @@ import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.report.story import read
 from mlx_itune.training.run import checkpoint
+from mlx_itune.training.run.story import read
 
 Event = dict[str, Any]
 CLOCK = frozenset(

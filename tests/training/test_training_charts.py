@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from mlx_itune.training.report.curves import WIDTH, Points, Scale, compact, line_chart
+from mlx_itune.training.run.curves import WIDTH, Points, Scale, compact, line_chart
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\" ' & \x00 \u202e ]]> <!-- </style> --> \ud800"
 ROUND = re.compile(r"-?[125](\.0*)?(e[+-]?\d+)?")

@@ -16,7 +16,7 @@ import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.training.engine.rank_choice import Ranks
-from mlx_itune.training.report.story import read
+from mlx_itune.training.run.story import read
 from tests.crash.small_run import write_data
 
 import mlx.core as mx  # isort: skip

@@ -16,7 +16,7 @@ from report_page import CURVES, Page, line, page_of, run_of, step
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import StorageError
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.report import report
+from mlx_itune.training.run import report
 from mlx_itune.training.settings import settings_from
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"' & \x00\u202e ]]> <!-- </style></pre> \ud800"

@@ -10,9 +10,9 @@ import pytest
 from report_page import CURVES, Page, line, run_of, step
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.training.report import report
-from mlx_itune.training.report.curves import by_step, smoothed, thinned
-from mlx_itune.training.report.story import read
+from mlx_itune.training.run import report
+from mlx_itune.training.run.curves import by_step, smoothed, thinned
+from mlx_itune.training.run.story import read
 
 
 def test_a_line_that_was_cut_off_loses_only_itself(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from mlx_itune.kit.errors import (
 )
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
-from mlx_itune.training.report.story import read
 from mlx_itune.training.run import catalogue, checkpoint
 from mlx_itune.training.run.resume import resume
+from mlx_itune.training.run.story import read
 from tests.training.sessions import Cut, Event, cut_after, in_peace, outcome, stopped, the_run
 
 

@@ -24,8 +24,7 @@ from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.job import Job, Observe, warmup_steps
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
-from mlx_itune.training.report import report
-from mlx_itune.training.run import run
+from mlx_itune.training.run import report, run
 from mlx_itune.training.run.run import Record, TrainResult, resume_line
 from mlx_itune.training.settings import TrainSettings
 from mlx_itune.training.setup import Setup, gather, keep_rows, ready
@@ -52,19 +51,15 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
     after the current step, with a checkpoint from which `resume` goes on; a second one at once.
     Raises UsageError, DataError, ModelError, StorageError, DivergedError, ResourceError.
     """
-    with own_place(settings) as settings:
-        return _train(settings, observe)
-
-
-def _train(settings: TrainSettings, observe: Observe) -> TrainResult:
     began = time.monotonic()
-    run.require_free_name(Path(settings.out))
-    material = gather(settings)
-    setup = ready(settings, material)
-    setup.require_same_everywhere()
-    folder = run.create(settings, setup.beginning(), fill=lambda stage: keep_rows(stage, material))
-    with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
-        return work(setup, folder, Record(), observe=observe, began=began)
+    with own_place(settings) as s:
+        run.require_free_name(Path(s.out))
+        material = gather(s)
+        setup = ready(s, material)
+        setup.require_same_everywhere()
+        folder = run.create(s, setup.beginning(), fill=lambda stage: keep_rows(stage, material))
+        with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
+            return work(setup, folder, Record(), observe=observe, began=began)
 
 
 def work(
@@ -107,7 +102,12 @@ def work(
         finally:
             gc.unfreeze()
             setup.learner.lanes.close()
-            _report(folder, job)
+            if is_writer():
+                # A run does not fail for its page.
+                try:
+                    report.write(folder)
+                except Exception as error:
+                    job.warn(f"no report.html: {error}")
     # The signal was delivered again, and whoever handles it let it pass: the run is over anyway.
     raise KeyboardInterrupt
 
@@ -133,16 +133,6 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
         "tokens_kept": setup.material.rows.kept,
         "report": dataclasses.asdict(setup.material.rows.train.report),
     }
-
-
-def _report(folder: Path, job: Job) -> None:
-    """The run's HTML page; a run does not fail for it."""
-    if not is_writer():
-        return
-    try:
-        report.write(folder)
-    except Exception as error:
-        job.warn(f"no report.html: {error}")
 
 
 @contextlib.contextmanager
@@ -187,32 +177,23 @@ def kept_awake(resume_line: str) -> Iterator[None]:
 
     Only on macOS, by the system's own caffeinate; elsewhere, or without it, nothing happens.
     """
-    child = _watch(resume_line) if sys.platform == "darwin" else None
+    child = None
+    if sys.platform == "darwin":
+        words = f"training was cut off; continue with: {resume_line}  ({WATCHDOG_HINT})"
+        command = ["/bin/sh", "-c", _WATCH, "sh", str(os.getpid()), words]
+        nowhere = subprocess.DEVNULL
+        with contextlib.suppress(OSError):
+            # A session of its own: Ctrl-C is for the trainer.
+            child = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, start_new_session=True)
     try:
         yield
     finally:
         if child is not None:
-            _end(child)
-
-
-def _watch(resume_line: str) -> subprocess.Popen[bytes] | None:
-    words = f"training was cut off; continue with: {resume_line}  ({WATCHDOG_HINT})"
-    command = ["/bin/sh", "-c", _WATCH, "sh", str(os.getpid()), words]
-    try:
-        # A session of its own: Ctrl-C is for the trainer.
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-    except OSError:
-        return None
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the script and, with it, the caffeinate that it waits for."""
-    with contextlib.suppress(OSError):
-        os.killpg(child.pid, 15)
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        child.wait(timeout=5)
+            # The script and, with it, the caffeinate that it waits for.
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, 15)
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                child.wait(timeout=5)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +106,7 @@ def details(folder: Path) -> dict[str, Any]:
 
 def seals(folder: Path, *, verify: bool = True) -> list[Seal]:
     """A run's checkpoints, oldest first; with `verify` each file is read and compared."""
-    found: list[tuple[Path, str | None]] = []
+    found: list[Seal] = []
     best: int | None = None
     for path in checkpoint.all_of(folder / run.CHECKPOINTS):
         fault = None
@@ -116,12 +116,8 @@ def seals(folder: Path, *, verify: bool = True) -> list[Seal]:
             best = _record_of(path).best_step
         except StorageError as error:
             fault = str(error)
-        found.append((path, fault))
-    return [
-        Seal(str(path), step, size_of(path), step == best, fault)
-        for path, fault in found
-        if (step := checkpoint.step_of(path)) >= 0
-    ]
+        found.append(Seal(str(path), checkpoint.step_of(path), size_of(path), False, fault))
+    return [replace(seal, best=seal.step == best) for seal in found]
 
 
 def prune(

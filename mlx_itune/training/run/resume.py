@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -60,30 +60,11 @@ def resume(
     Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not
     what the run began with; StorageError when another process trains it, or no checkpoint is whole.
     """
-    with mirrored(Path(folder), _needed) as place:
-        return _resume(place, out, how, allow_other_base, observe)
-
-
-def _needed(folder: Path) -> list[str]:
-    """What the other processes of a run need of its folder."""
-    found, _ = newest(folder / run.CHECKPOINTS, run.id_of(folder))
-    files = [folder / n for n in (run.CONFIG, run.BEGINNING, run.RESULT) if (folder / n).is_file()]
-    for part in (folder / ROWS, *([found.path] if found else [])):
-        files += (path for path in part.rglob("*") if path.is_file())
-    return [str(path.relative_to(folder)) for path in files]
-
-
-def _resume(
-    folder: Path,
-    out: Path | None,
-    how: Mapping[str, Any],
-    allow_other_base: bool,
-    observe: Observe,
-) -> Resumed:
     began = time.monotonic()
-    beginning = run.beginning_of(folder)
-    name = beginning.id
-    with locked(folder / run.LOCK, f"run {name}"), ExitStack() as stack:
+    with mirrored(Path(folder), _needed) as folder, ExitStack() as stack:
+        beginning = run.beginning_of(folder)
+        name = beginning.id
+        stack.enter_context(locked(folder / run.LOCK, f"run {name}"))
         settings = _settings(folder, beginning, out)
         if foreign := how.keys() - HOW:
             raise UsageError(f"{', '.join(sorted(foreign))} cannot change in a run")
@@ -95,13 +76,17 @@ def _resume(
         _require_same_data(beginning.data, Path(settings.data))
         changed: list[str] = []
 
-        def differs(found: list[str]) -> None:
+        def differs(facts: Mapping[str, Any]) -> None:
+            found = _model_changes(beginning.model, facts)
             changed.extend(found)
             if not allow_other_base:
-                where = settings.model
-                _refuse(found, ModelError, where, ", or say --allow-other-base")
+                _refuse(found, ModelError, settings.model, ", or say --allow-other-base")
 
-        setup = _same_setup(settings, folder, beginning, differs)
+        # What costs little is compared before the weights are loaded.
+        material = gather(settings, kept_rows=folder)
+        differs(material.facts)
+        setup = ready(settings, material, began=beginning)
+        differs(setup.beginning().model)
         record, resumed = _restore(setup, folder)
         changed += _last_bits(beginning, setup)
         result = work(
@@ -114,6 +99,15 @@ def _resume(
             overwrite=overwrite,
         )
     return Resumed(result)
+
+
+def _needed(folder: Path) -> list[str]:
+    """What the other processes of a run need of its folder."""
+    found, _ = newest(folder / run.CHECKPOINTS, run.id_of(folder))
+    files = [folder / n for n in (run.CONFIG, run.BEGINNING, run.RESULT) if (folder / n).is_file()]
+    for part in (folder / ROWS, *([found.path] if found else [])):
+        files += (path for path in part.rglob("*") if path.is_file())
+    return [str(path.relative_to(folder)) for path in files]
 
 
 def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSettings:
@@ -136,20 +130,6 @@ def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSett
     settings = TrainSettings(**values)
     _require_same_settings(beginning.settings, settings, str(config))
     return settings
-
-
-def _same_setup(
-    settings: TrainSettings,
-    folder: Path,
-    beginning: Beginning,
-    differs: Callable[[list[str]], None],
-) -> Setup:
-    """What the run began with, loaded again; cheap comparisons come before the weights."""
-    material = gather(settings, kept_rows=folder)
-    differs(_model_changes(beginning.model, material.facts))
-    setup = ready(settings, material, began=beginning)
-    differs(_model_changes(beginning.model, setup.beginning().model))
-    return setup
 
 
 def _last_bits(began: Beginning, setup: Setup) -> list[str]:

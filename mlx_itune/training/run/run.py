@@ -34,7 +34,7 @@ from mlx_itune.kit.config import to_toml
 from mlx_itune.kit.errors import ItuneError, StorageError, UsageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
-from mlx_itune.kit.json_files import plain, read_record, write_object
+from mlx_itune.kit.json_files import plain, read_object, read_record, write_object
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.settings import TrainSettings
@@ -174,8 +174,13 @@ def require_free_name(out: Path, *, run: str | None = None) -> bool:
     """
     with storage_errors(out):
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and run is not None and _written_by(out) == run:
-        return True
+    with suppress(StorageError):
+        if (
+            taken
+            and run
+            and read_object(out / "provenance.json", error=StorageError).get("run") == run
+        ):
+            return True
     if taken:
         raise StorageError(
             "already exists and is not empty",
@@ -183,18 +188,6 @@ def require_free_name(out: Path, *, run: str | None = None) -> bool:
             hint="choose another --out or remove it first",
         )
     return False
-
-
-@dataclass(frozen=True)
-class _Maker:
-    run: str | None = None
-
-
-def _written_by(out: Path) -> str | None:
-    try:
-        return read_record(out / "provenance.json", _Maker, error=StorageError).run
-    except StorageError:
-        return None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.kit.page import Html, element, grid, join
-from mlx_itune.training.report.story import Story
+from mlx_itune.training.run.story import Story
 
 _DRAWN = 600
 _AVERAGED = 5000

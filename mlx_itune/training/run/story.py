@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from mlx_itune.kit.files import storage_errors
@@ -201,13 +200,9 @@ def _events(path: Path) -> Iterator[Event | None]:
 
 def _event(line: bytes) -> Event | None:
     try:
-        value = orjson.loads(line)
-    except ValueError:
-        # Slower, but it knows the words NaN and Infinity, which some writers use.
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
     return value if isinstance(value, dict) else None
 
 

@@ -22,8 +22,9 @@ from mlx_itune.kit.files import write_durably
 from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section, table
 from mlx_itune.kit.wording import duration, listing, size
-from mlx_itune.training.report import curves
-from mlx_itune.training.report.story import Session, Story, read
+from mlx_itune.training.run import curves
+from mlx_itune.training.run.catalogue import size_of
+from mlx_itune.training.run.story import Session, Story, read
 from mlx_itune.training.settings import TrainSettings
 
 NAME = "report.html"
@@ -243,7 +244,7 @@ def _kept(run: Path, name: str) -> tuple[str, str]:
     folder = run / "checkpoints" / name
     with contextlib.suppress(OSError, ValueError):
         if (folder / "manifest.json").is_file():
-            return "kept", size(sum(file.stat().st_size for file in folder.iterdir()))
+            return "kept", size(size_of(folder))
     return "removed", ""
 
 
