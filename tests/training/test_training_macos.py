@@ -19,8 +19,8 @@ from mlx_itune.training.run.run import resume_line
 CAFFEINATE = '#!/bin/sh\necho "$@" >> "$LOG"\nwhile kill -0 "$3" 2>/dev/null; do sleep 0.05; done\n'
 TRAINER = """
 import os, sys, time
-sys.platform = "darwin"
 from mlx_itune.training.engine.loop import kept_awake
+sys.platform = "darwin"
 with kept_awake("mlx-itune resume runs/x"):
     time.sleep(0.3)
     if sys.argv[1] == "abort":
