@@ -224,21 +224,16 @@ def ready(
         scale=settings.scale,
         dropout=settings.dropout,
     )
-    computed = dataclasses.replace(
-        settings, micro_batch_tokens=_micro_batch_tokens(settings, began)
-    )
+    computed = settings
+    if began is not None and began.settings == settings_facts(settings):
+        # What was chosen when the run began, unless this session was told something else.
+        chosen = began.how.micro_batch_tokens
+        computed = dataclasses.replace(settings, micro_batch_tokens=chosen)
     learner = Learner(loaded.model, computed, lanes=_lanes(began), ranks=ranks())
     # The checkpoints that are kept, one more while it is written, and the adapter.
     needed = checkpoint.size_bytes(learner) * (settings.keep + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")
     return Setup(settings, material, loaded, learner, config, tuple(paths))
-
-
-def _micro_batch_tokens(settings: TrainSettings, began: run.Beginning | None) -> int | None:
-    """What was chosen when the run began, unless this session was told something else."""
-    if began is not None and began.settings == settings_facts(settings):
-        return began.how.micro_batch_tokens
-    return settings.micro_batch_tokens
 
 
 def _lanes(began: run.Beginning | None) -> Lanes:

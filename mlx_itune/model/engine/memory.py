@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Machine:
 
 def machine(memory_gb: float | None = None) -> Machine:
     """What this machine can give; `memory_gb` (of 10**9 bytes) is a limit that the user set."""
-    total = _physical_bytes()
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     device = "gpu" if mx.default_device() == mx.gpu else "cpu"
     info = dict(mx.device_info())
     working_set = info.get("max_recommended_working_set_size")
@@ -107,30 +107,17 @@ def limits(limit_bytes: int | None = None) -> Iterator[int]:
         mx.clear_cache()
 
 
-def _physical_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _available_bytes(total: int) -> tuple[int, str]:
     """(bytes, where they are from) on a machine whose device is its CPU."""
     found = [(total // 2, "half of this machine's memory")]
-    free = _meminfo("MemAvailable")
-    if free is not None:
-        found = [(free, "available memory")]
+    with suppress(OSError, ValueError, IndexError):
+        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+        free = next((line for line in lines if line.startswith("MemAvailable:")), "")
+        found = [(int(free.split()[1]) * 1024, "available memory")]
     group = _cgroup_left_bytes()
     if group is not None:
         found.append((group, "this process's control group"))
     return min(found)
-
-
-def _meminfo(name: str) -> int | None:
-    try:
-        for line in (_PROC / "meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 def _cgroup_left_bytes() -> int | None:
@@ -196,7 +183,8 @@ def bytes_per_token(model: nn.Module) -> int:
                 numbers += sum(matrix_shape(module)) if "weight" in module else 0
             elif isinstance(module, SWITCH):
                 numbers += int(module.weight.shape[-2] + module.weight.shape[-1])
-    return kept_bytes(numbers, _itemsize(model))
+    norm = next((a for a in model.parameters().values() if isinstance(a, mx.array)), None)
+    return kept_bytes(numbers, 4 if norm is None else int(norm.itemsize))
 
 
 def kept_bytes(numbers: int, item_bytes: int) -> int:
@@ -224,8 +212,3 @@ def hidden_size(model: nn.Module) -> int:
     """The width of a model's blocks; 0 where no token table tells."""
     tables = (m for _, m in model.named_modules() if hasattr(m, "as_linear") and "weight" in m)
     return next((matrix_shape(table)[1] for table in tables), 0)
-
-
-def _itemsize(model: nn.Module) -> int:
-    norm = next((a for a in model.parameters().values() if isinstance(a, mx.array)), None)
-    return 4 if norm is None else int(norm.itemsize)

@@ -183,13 +183,20 @@ class Job:
             suspects=tuple(origin for origin, loss in alone if not math.isfinite(loss)),
         )
         if is_writer():
-            run.note_incident(self.folder, incident)
+            with EventLog(self.folder / run.INCIDENTS) as log:
+                log.emit("incident", **plain(incident))
         self.tell("incident", **plain(incident))
         if (often := self.record.diverged) is not None:
+            found = checkpoint.complete(self.folder / run.CHECKPOINTS)
+            good = (
+                f"the last good adapter is {found[-1]}"
+                if found
+                else "no checkpoint was made before"
+            )
             raise DivergedError(
                 f"loss or gradient was not finite {often}, the last one step {batch.step}",
                 where=str(self.folder / run.INCIDENTS),
-                hint=f"see the rows named there, or lower --learning-rate; {self._last_good()}",
+                hint=f"see the rows named there, or lower --learning-rate; {good}",
             )
 
     def _validate_if_owed(self) -> None:
@@ -301,10 +308,6 @@ class Job:
             numbers,
             run=self.id,
         )
-
-    def _last_good(self) -> str:
-        found = checkpoint.complete(self.folder / run.CHECKPOINTS)
-        return f"the last good adapter is {found[-1]}" if found else "no checkpoint was made before"
 
 
 def _word(number: float) -> float | str:

@@ -70,6 +70,7 @@ def make_plan(work: Workload, *, rate: Callable[[], float] | None = None) -> Pla
     """The plan of a run. rate: FLOP/s of this machine, measured unless given. Raises DataError."""
     flops = (rate or measured_rate)() * EFFICIENCY[work.machine.device]
     lengths = [len(row.input_ids) for row in work.rows]
+    how = "dequantized" if work.dense else "quantized"
     return Plan(
         peak_memory_bytes=work.peak_bytes,
         limit_bytes=work.machine.limit_bytes,
@@ -82,7 +83,7 @@ def make_plan(work: Workload, *, rate: Callable[[], float] | None = None) -> Pla
         tokens_per_epoch=sum(lengths),
         longest_tokens=max(lengths, default=0),
         trainable_parameters=work.parameters,
-        compute=_compute_name(work),
+        compute=how if work.shapes.quantized else "float",
         gradient_checkpointing=work.checkpoints,
         limit_from=work.machine.source,
         suggestions=() if work.fits else suggest(work),
@@ -194,9 +195,3 @@ def measured_rate() -> float:
         mx.eval([(x + n) @ weight for n in range(4)])
         best_s = min(best_s, time.perf_counter() - started)
     return 4 * 2 * 512 * 1024 * 1024 / best_s
-
-
-def _compute_name(work: Workload) -> str:
-    if not work.shapes.quantized:
-        return "float"
-    return "dequantized" if work.dense else "quantized"

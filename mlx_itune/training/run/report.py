@@ -111,7 +111,8 @@ def _headline(story: Story) -> Iterator[tuple[str, str]]:
     if (loss := end.get("train_loss", mean[-1, 1] if len(mean) else None)) is not None:
         yield "training loss at the end", f"{loss:.4g}"
     done = story.steps[-1] if story.steps else 0
-    yield "steps", f"{done:,}" + _of(story.planned_steps, done)
+    planned = story.planned_steps
+    yield "steps", f"{done:,}" + (f" of {planned:,}" if planned not in (None, done) else "")
     if (kept := end.get("adapter_step", done)) != done:
         yield "the adapter is of step", f"{kept:,.0f}"
     if "epochs" in end:
@@ -125,10 +126,6 @@ def _headline(story: Story) -> Iterator[tuple[str, str]]:
     yield "time", duration(sum(map(_seconds, story.sessions)))
     if skipped := story.total("skipped"):
         yield "skipped steps", f"{skipped:,}"
-
-
-def _of(planned: int | None, done: int) -> str:
-    return f" of {planned:,}" if planned not in (None, done) else ""
 
 
 def _curve_note(story: Story) -> str:

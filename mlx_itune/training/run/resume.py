@@ -22,7 +22,7 @@ from mlx_itune.training.engine.loop import work
 from mlx_itune.training.engine.rank_choice import is_writer, mirrored, own_place
 from mlx_itune.training.run import catalogue, checkpoint, run
 from mlx_itune.training.run.checkpoint import Checkpoint
-from mlx_itune.training.run.run import Beginning, DataFile, How, Record, TrainResult
+from mlx_itune.training.run.run import Beginning, DataFile, Record, TrainResult
 from mlx_itune.training.settings import TrainSettings, table
 from mlx_itune.training.setup import ROWS, Setup, data_facts, gather, ready, settings_facts
 
@@ -77,7 +77,9 @@ def resume(
         changed: list[str] = []
 
         def differs(facts: Mapping[str, Any]) -> None:
-            found = _model_changes(beginning.model, facts)
+            # A fact that one side lacks is of another version of mlx-lm.
+            then = {name: fact for name, fact in beginning.model.items() if name in facts}
+            found = _changes(then, {name: facts[name] for name in then})
             changed.extend(found)
             if not allow_other_base:
                 _refuse(found, ModelError, settings.model, ", or say --allow-other-base")
@@ -135,7 +137,7 @@ def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSett
 def _last_bits(began: Beginning, setup: Setup) -> list[str]:
     """What else has changed; the run goes on, but its last bits may differ."""
     now = setup.beginning()
-    hows = [_how_facts(how) for how in (began.how, now.how)]
+    hows = [{**how.ways, **vars(how), "ways": None} for how in (began.how, now.how)]
     # What a setting left open was decided, and how stands in "how".
     return [
         *_changes(began.settings, now.settings, but=hows[1]),
@@ -251,25 +253,12 @@ def _changes(
     ]
 
 
-def _model_changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of base, tokenizer and rows has changed; a fact that one side lacks is of another
-    version of mlx-lm, and passed over."""
-    both = [name for name in began if name in now]
-    return _changes({n: began[n] for n in both}, {n: now[n] for n in both})
-
-
 def _refuse(changed: list[str], error: type[ItuneError], where: str, hint: str = "") -> None:
     """Raise `error` where anything has changed."""
     if changed:
         more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         way = "put it back, or start a new run with train"
         raise error("; ".join(changed[:_SHOWN]) + more, where=where, hint=way + hint)
-
-
-def _how_facts(how: How) -> dict[str, Any]:
-    """How steps are computed, flat."""
-    flat = dataclasses.asdict(how)
-    return {**flat.pop("ways"), **flat}
 
 
 def _short(value: Any) -> str:

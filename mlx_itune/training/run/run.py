@@ -15,7 +15,7 @@ import hashlib
 import math
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -32,7 +32,6 @@ from mlx_itune.dataset.sources import Source
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.config import to_toml
 from mlx_itune.kit.errors import ItuneError, StorageError, UsageError
-from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
 from mlx_itune.kit.json_files import plain, read_object, read_record, write_object
 from mlx_itune.model.loading.base import LoadedModel
@@ -205,12 +204,6 @@ class Incident:
     suspects: tuple[str, ...] = ()
 
 
-def note_incident(folder: Path, incident: Incident) -> None:
-    """Add an incident to the run's file. Raises StorageError."""
-    with EventLog(folder / INCIDENTS) as log:
-        log.emit("incident", **plain(incident))
-
-
 def provenance(
     settings: TrainSettings,
     loaded: LoadedModel,
@@ -232,7 +225,8 @@ def provenance(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "base": {
             **loaded.papers(),
-            "revision": _revision(loaded.path),
+            # A Hub snapshot's directory is named after its commit.
+            "revision": loaded.path.name if loaded.path.parent.name == "snapshots" else None,
             "quantization": loaded.config.get("quantization"),
         },
         "tokenizer": {
@@ -275,11 +269,6 @@ def versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _revision(path: Path) -> str | None:
-    """The commit of a Hub snapshot, which its cache directory is named after."""
-    return path.name if path.parent.name == "snapshots" else None
 
 
 # Steps that the reported train loss is the mean of, and in which skipped ones are counted.
@@ -389,7 +378,7 @@ class Record:
     @property
     def diverged(self) -> str | None:
         """Why the run has to end; None while it may go on."""
-        in_a_row = _trailing(self.skips)
+        in_a_row = next((n for n, skip in enumerate(self.skips[::-1]) if not skip), len(self.skips))
         if in_a_row >= SKIPS_IN_A_ROW:
             return f"in {in_a_row} steps in a row"
         if sum(self.skips) >= SKIPS_IN_WINDOW:
@@ -430,8 +419,3 @@ class Record:
 
 def _is_below(loss: float | None, best: float | None) -> bool:
     return loss is not None and (best is None or loss < best)
-
-
-def _trailing(skips: Sequence[bool]) -> int:
-    """How many of the last steps were skipped without one in between that was not."""
-    return next((n for n, skip in enumerate(reversed(skips)) if not skip), len(skips))
