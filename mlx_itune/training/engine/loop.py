@@ -19,6 +19,7 @@ from typing import Any
 from mlx_itune.kit.errors import ItuneError, ResourceError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.lock import locked
+from mlx_itune.kit.wording import brief
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
@@ -57,7 +58,7 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
         material = gather(s)
         setup = ready(s, material)
         setup.require_same_everywhere()
-        folder = run.create(s, setup.beginning(), fill=lambda stage: keep_rows(stage, material))
+        folder = run.create(s, setup.beginning(), lambda stage: keep_rows(stage, material))
         with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
             return work(setup, folder, Record(), observe=observe, began=began)
 
@@ -202,17 +203,17 @@ def explained_gpu_errors(resume_line: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        said = " ".join(str(error).split())
-        short = said.lower().replace("_", "")
+        said = brief(error, 200)
+        short = str(error).lower().replace("_", "")
         resume = f"continue with: {resume_line}"
         if isinstance(error, MemoryError) or any(word in short for word in _OUT_OF_MEMORY):
             raise ResourceError(
-                f"out of memory ({said[:200] or 'no detail given'})",
+                f"out of memory ({said})",
                 hint=f"close other programs, then {resume}; or start anew with a lower "
                 "--micro-batch-tokens or --max-length",
             ) from error
         if "command buffer" in short or "[metal]" in short:
             raise ResourceError(
-                f"the GPU gave up ({said[:200]})", hint=f"{WATCHDOG_HINT}; then {resume}"
+                f"the GPU gave up ({said})", hint=f"{WATCHDOG_HINT}; then {resume}"
             ) from error
         raise

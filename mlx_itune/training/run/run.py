@@ -40,6 +40,10 @@ from mlx_itune.training.settings import TrainSettings
 
 CONFIG, BEGINNING, RESULT, LOCK = "config.toml", "run.json", "result.json", "lock"
 CHECKPOINTS, EVENTS, INCIDENTS = "checkpoints", "events.jsonl", "incidents.jsonl"
+# Steps that the reported train loss is the mean of, and in which skipped ones are counted.
+WINDOW_STEPS = 20
+SKIPS_IN_A_ROW = 5
+SKIPS_IN_WINDOW = 10
 # Paths of this machine say nothing about the adapter, and are nobody else's business.
 _PRIVATE = {"model", "data", "out", "runs"}
 
@@ -89,18 +93,12 @@ class Beginning:
     v: Literal[1] = 1
 
 
-def create(
-    settings: TrainSettings,
-    beginning: Beginning,
-    *,
-    fill: Callable[[Path], None] = lambda _: None,
-    now: datetime | None = None,
-) -> Path:
+def create(settings: TrainSettings, beginning: Beginning, fill: Callable[[Path], None]) -> Path:
     """A new run directory `<UTC time>-<short hash>`, mode 0700, whole or not at all.
 
     fill: puts more into it before it is there. Raises StorageError.
     """
-    moment = now or datetime.now(timezone.utc)
+    moment = datetime.now(timezone.utc)
     text = to_toml(settings)
     short = hashlib.sha256(f"{moment.isoformat()}{text}".encode()).hexdigest()[:6]
     run = Path(settings.runs) / f"{moment:%Y%m%dT%H%M%SZ}-{short}"
@@ -173,20 +171,17 @@ def require_free_name(out: Path, *, run: str | None = None) -> bool:
     """
     with storage_errors(out):
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if not taken:
+        return False
     with suppress(StorageError):
-        if (
-            taken
-            and run
-            and read_object(out / "provenance.json", error=StorageError).get("run") == run
-        ):
+        origin = read_object(out / "provenance.json", error=StorageError)
+        if run is not None and origin.get("run") == run:
             return True
-    if taken:
-        raise StorageError(
-            "already exists and is not empty",
-            where=str(out),
-            hint="choose another --out or remove it first",
-        )
-    return False
+    raise StorageError(
+        "already exists and is not empty",
+        where=str(out),
+        hint="choose another --out or remove it first",
+    )
 
 
 @dataclass(frozen=True)
@@ -269,12 +264,6 @@ def versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-# Steps that the reported train loss is the mean of, and in which skipped ones are counted.
-WINDOW_STEPS = 20
-SKIPS_IN_A_ROW = 5
-SKIPS_IN_WINDOW = 10
 
 
 @dataclass(frozen=True, kw_only=True)
