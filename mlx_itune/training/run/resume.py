@@ -117,6 +117,8 @@ def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSett
     config = folder / run.CONFIG
     # config.toml holds every setting in effect, so no preset comes into it again.
     values: dict[str, Any] = from_toml(config, TrainSettings)
+    if gone := [name for name in ("model", "data", "out", "runs") if name not in values]:
+        raise StorageError(f"has no {' and no '.join(gone)}", where=str(config))
     values["offline"] = network.offline() or bool(values.get("offline"))
     # Relative paths stay relative where they mean the same.
     home = Path(beginning.directory)
