@@ -66,7 +66,8 @@ def _signals_unwind() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = reported
-        for signum, handler in before.items():
+        # After a signal there are words to be said yet, which the next one may not cut off.
+        for signum, handler in before.items() if not quiet_until else ():
             signal.signal(signum, handler)
 
 

@@ -67,10 +67,10 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         refuse_occupied(out, overwrite)
         made = _make_durably(out.parent)
         sweep(out.parent, out.name)
-        stage = beside(out)
-        stage.mkdir()
+    stage = beside(out)
     try:
         with storage_errors(out):
+            stage.mkdir()
             _stages.add(stage)
             yield stage
             _sync_tree(stage)
@@ -139,8 +139,9 @@ def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     with storage_errors(out):
         made = _make_durably(out.parent)
         sweep(out.parent, out.name)
-        folder.mkdir()
     try:
+        with storage_errors(out):
+            folder.mkdir()
         yield folder / out.name
         with storage_errors(out):
             if overwrite:

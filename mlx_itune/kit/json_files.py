@@ -189,7 +189,10 @@ def _decode(value: Any, hint: Any, unknown: Unknown) -> tuple[Any, list[str]]:
     from pydantic import ValidationError
 
     extra: Any = "forbid" if unknown == "refuse" else "ignore"
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        return value, ["is nested too deep"]
     try:
         return _judge(hint).validate_json(text, strict=True, extra=extra), []
     except ValidationError as found:
