@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.cli import samples
 from mlx_itune.cli.progress import Progress
+from mlx_itune.cli.train import add_samples
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model
@@ -65,7 +65,7 @@ def test_rows_of_different_tasks_are_answered_by_both_models(trained: Trained) -
     settings, result = trained
     run, adapter = Path(result.run), Path(result.adapter)
     with Progress() as progress:
-        assert samples.add(settings, run, adapter, 3, progress) == 3
+        assert add_samples(settings, run, adapter, 3, progress) == 3
     events = told(run)
     assert [event["row"] for event in events] == ["valid.jsonl:1", "valid.jsonl:3", "valid.jsonl:2"]
     assert [event["task"] for event in events] == ["a", "b", "a"]
@@ -83,7 +83,7 @@ def test_rows_of_different_tasks_are_answered_by_both_models(trained: Trained) -
     assert page.count('class="sample"') == 3
     # Asked again, a row is shown once.
     with Progress() as progress:
-        samples.add(settings, run, adapter, 1, progress)
+        add_samples(settings, run, adapter, 1, progress)
     assert (run / "report.html").read_text().count('class="sample"') == 3
 
 
@@ -91,8 +91,8 @@ def test_what_goes_wrong_is_a_warning(trained: Trained, tmp_path: Path, capsys: 
     settings, result = trained
     before = (Path(result.run) / "events.jsonl").read_bytes()
     with Progress() as progress:
-        assert samples.add(settings, tmp_path / "none", tmp_path / "none", 0, progress) == 0
-        assert samples.add(settings, Path(result.run), tmp_path / "none", 2, progress) == 0
+        assert add_samples(settings, tmp_path / "none", tmp_path / "none", 0, progress) == 0
+        assert add_samples(settings, Path(result.run), tmp_path / "none", 2, progress) == 0
     err = capsys.readouterr().err
     assert err.startswith("warning: no answers for the report: ")
     assert err.count("\n") == 1
@@ -116,7 +116,7 @@ def test_a_single_file_gives_rows_it_held_out(trained: Trained, tmp_path: Path) 
 
     held = {row.turns[-1].content for row in load_splits(data, seed=single.seed).valid}
     with Progress() as progress:
-        count = samples.add(single, tmp_path / "run", Path(result.adapter), 99, progress)
+        count = add_samples(single, tmp_path / "run", Path(result.adapter), 99, progress)
     events = told(tmp_path / "run")
     assert count == len(events) == len(held)
     assert {event["reference"] for event in events} == held

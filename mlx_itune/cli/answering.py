@@ -1,0 +1,270 @@
+"""Answers: ``generate`` (one, or a file's), ``chat`` (nothing is kept) and ``serve``."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import signal
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_itune.cli import options
+from mlx_itune.cli.result import Result
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.wording import count
+
+if TYPE_CHECKING:
+    from mlx_itune.inference.generate import ChatSession
+    from mlx_itune.inference.opening import Opening
+    from mlx_itune.inference.prompts import Asked
+    from mlx_itune.model.serving.engine import Drawing
+
+
+_ENDS = ("/exit", "/quit")
+_HELP = (
+    "/reset starts again, /system TEXT starts again with that system prompt, /exit or Ctrl-D ends; "
+    "Ctrl-C stops an answer"
+)
+
+
+@options.command(
+    "generate", 'mlx-itune generate --model starter --adapter adapter "List the drugs."'
+)
+@options.opening
+@options.as_record(
+    "asked",
+    "mlx_itune.inference.prompts:Asked",
+    click.argument("words", required=False, metavar="[PROMPT]"),
+    click.option("--prompt", help="The same as PROMPT; '-', or no prompt at all, reads stdin."),
+    click.option(
+        "--file",
+        type=options.ANY_PATH,
+        metavar="FILE",
+        help="Many prompts: .jsonl with 'prompt' or 'messages', else one a line. Answers are "
+        "JSONL.",
+    ),
+    click.option("--system", help="A system prompt."),
+    click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is."),
+)
+@click.option(
+    "--out", type=options.ANY_PATH, metavar="FILE", help="Where the answers to --file go."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Prompts of --file at once; the answers do not depend on it.",
+)
+@options.stops
+@options.max_tokens
+@options.drawing
+def generate(
+    opening: Opening, asked: Asked, drawing: Drawing, out: Path | None, as_json: bool, **how: Any
+) -> Result:
+    """Answers of a base, adapted or fused model to PROMPT, or to each prompt of --file."""
+    from mlx_itune.inference.generate import Generator, answer_all
+    from mlx_itune.inference.opening import open_model
+    from mlx_itune.inference.prompts import room_tokens
+    from mlx_itune.kit.files import refuse_taken, write_new
+    from mlx_itune.kit.json_files import plain
+
+    if out and not asked.file:
+        raise UsageError("--out takes the answers to --file")
+    if out:
+        refuse_taken(out)
+    prompts = asked.prompts(_stdin)
+    loaded, tokenizer = open_model(opening)
+    began = time.monotonic()
+    if asked.file:
+        found = answer_all(loaded, tokenizer, prompts, drawing=drawing, observe=_observe, **how)
+        answers = plain(found)
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+        summary = {"rows": len(answers), "out": out, "wall_s": time.monotonic() - began}
+        if out:
+            write_new(out, "".join(line + "\n" for line in lines).encode())
+            return Result(summary, [f"{out}: {count(len(answers), 'answer')}"])
+        return Result({**summary, "answers": answers}, lines)
+
+    ids = prompts[0].ids(tokenizer)
+    room = room_tokens(len(ids), loaded.config, how["max_tokens"])
+    answer = Generator(loaded, tokenizer, how["stops"]).stream(
+        ids, max_tokens=room, drawing=drawing
+    )
+    for piece in answer:
+        if not as_json:
+            print(piece, end="", flush=True)
+    whole = {
+        "text": answer.text,
+        "prompt_tokens": len(ids),
+        "completion_tokens": answer.completion_tokens,
+        "finish_reason": answer.finish_reason,
+        "wall_s": time.monotonic() - began,
+    }
+    return Result(whole, [""])
+
+
+def _stdin() -> str:
+    if sys.stdin.isatty():
+        raise UsageError("there is no prompt", hint="give PROMPT, --file, or words on stdin")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("what stdin holds is not UTF-8 text") from error
+
+
+def _observe(done: int) -> None:
+    if sys.stderr.isatty():
+        print(f"answered {done:,}", file=sys.stderr)
+
+
+@options.command("chat", "mlx-itune chat --model starter --adapter adapter")
+@options.opening
+@click.option("--system", help="A system prompt.")
+@options.stops
+@options.max_tokens
+@options.drawing
+def chat(
+    opening: Opening,
+    drawing: Drawing,
+    system: str | None,
+    stops: tuple[str, ...],
+    max_tokens: int,
+    as_json: bool,
+) -> Result:
+    """Talk to a model, one line per turn.
+
+    /reset starts again, /system TEXT too, with that system prompt; /exit or Ctrl-D ends; Ctrl-C
+    stops an answer. With --json the conversation is printed as one object when it ends.
+    """
+    from mlx_itune.inference.generate import ChatSession
+    from mlx_itune.inference.opening import open_model
+
+    session = ChatSession(
+        *open_model(opening), stops, system=system, max_tokens=max_tokens, drawing=drawing
+    )
+    if sys.stdin.isatty():
+        click.echo(_HELP, err=True)
+    while (said := _ask()) is not None and said not in _ENDS:
+        if said == "/reset":
+            session.reset()
+        elif said == "/system" or said.startswith("/system "):
+            session.reset(said.removeprefix("/system").strip())
+        elif said.startswith("/"):
+            click.echo(f"no such command; {_HELP}", err=True)
+        elif said:
+            _answer(session, said, as_json)
+    return Result({"messages": [turn.message() for turn in session.turns]})
+
+
+def _answer(session: ChatSession, said: str, as_json: bool) -> None:
+    """Print one answer; Ctrl-C ends it and keeps what there is."""
+    try:
+        with closing(session.say(said)) as pieces:
+            for piece in pieces:
+                if not as_json:
+                    print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        click.echo(" (stopped)", err=True)
+    except DataError as error:
+        click.echo(str(error), err=True)
+        return
+    if not as_json:
+        print()
+
+
+def _ask() -> str | None:
+    """The next line of the user, None at the end of input; the prompt sign goes to stderr."""
+    while True:
+        try:
+            if sys.stdin.isatty() and sys.stdout.isatty():
+                import readline  # noqa: F401  (history and editing keys)
+
+                return input("> ").strip()
+            line = sys.stdin.readline()
+            return line.strip() if line else None
+        except EOFError:
+            return None
+        except UnicodeDecodeError as error:
+            raise UsageError("what stdin holds is not UTF-8 text") from error
+        except KeyboardInterrupt:
+            click.echo(_HELP, err=True)
+
+
+@options.command("serve", "mlx-itune serve --model starter --adapter notes=adapter --port 8080")
+@options.model
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="DIR|NAME=DIR",
+    help="An adapter trained on that model; several may be given. A request chooses by name "
+    "(its 'model'); the first is the default.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="0 takes any free one.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Answers to one model that are computed at once; 1 is one after the other.",
+)
+@click.option(
+    "--cached-prompts",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Conversations whose computed past is kept in memory.",
+)
+@click.option(
+    "--allow-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web page's origin that may call this server, e.g. http://localhost:3000; '*' is all.",
+)
+@options.template
+@options.compute
+@options.allow_other_base
+def serve(as_json: bool, **settings: Any) -> None:
+    """Serve a base and its adapters over OpenAI's API: chat, completions, models, health.
+
+    With --json the address is printed as one object once requests are answered.
+    """
+    from mlx_itune.cli.result import Result, pairs
+    from mlx_itune.inference import serve as server
+
+    # A shell that starts it in the background has it ignore Ctrl-C's signal.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def announce(listening: server.Listening) -> None:
+        if not listening.is_local:
+            click.echo(
+                "warning: other machines can reach this address, and whoever does can use the "
+                "model: there is no password",
+                err=True,
+            )
+        about = pairs([("url", listening.url), ("models", ", ".join(listening.models))])
+        Result(listening, about).print(as_json)
+        sys.stdout.flush()
+        if not as_json:
+            click.echo("Ctrl-C stops it", err=True)
+
+    signum = server.serve(server.ServeSettings(**settings), announce=announce)
+    # What is left is to leave: one more Ctrl-C has nothing to interrupt.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        atexit.register(signal.signal, each, signal.SIG_IGN)
+    raise click.exceptions.Exit(128 + signum)
