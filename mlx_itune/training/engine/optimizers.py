@@ -18,7 +18,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import StorageError, UsageError
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.kit.wording import brief, did_you_mean
 from mlx_itune.training.settings import TrainSettings
 
 # What is made, and what of its defaults is ours.
@@ -65,7 +65,7 @@ def options_from(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     try:
         kind(learning_rate=0.0, **options)
     except ValueError as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(brief(error)) from error
     return options
 
 

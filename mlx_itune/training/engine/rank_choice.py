@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_itune.kit.errors import ResourceError, UsageError
+from mlx_itune.kit.wording import brief
 from mlx_itune.training.settings import TrainSettings
 
 # What the launchers of MLX's back ends set for a process.
@@ -109,7 +110,7 @@ class Ranks:
             mx.eval(arrays)
         except RuntimeError as error:
             raise LostRankError(
-                f"another process of this run is gone ({' '.join(str(error).split())})",
+                f"another process of this run is gone ({brief(error)})",
                 where=f"process {self.index} of {self.size}",
             ) from error
         return arrays
@@ -123,9 +124,8 @@ def ranks() -> Ranks:
     try:
         return Ranks(mx.distributed.init())
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"mx.distributed does not start: {reason}",
+            f"mx.distributed does not start: {brief(error)}",
             hint="see docs/two-macs.md; without mlx.launch a run needs no other machine",
         ) from error
 

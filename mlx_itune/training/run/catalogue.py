@@ -216,9 +216,8 @@ def _numbers(folder: Path, events: Sequence[Told]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in checkpoint.all_of(folder / run.CHECKPOINTS)[-1:]:
         with contextlib.suppress(StorageError):
-            record = _record_of(path)
-            found = {name: getattr(record, name) for name in ("valid_loss", "best_valid_loss")}
-            found["step"] = record.step
+            record = vars(_record_of(path))
+            found = {name: record[name] for name in ("step", "valid_loss", "best_valid_loss")}
     for event in events:
         if event.event in ("start", "resume", "step"):
             known = {"step": event.step, "steps": event.steps}
@@ -226,11 +225,8 @@ def _numbers(folder: Path, events: Sequence[Told]) -> dict[str, Any]:
         if event.event == "step" and event.loss is not None:
             found["train_loss"] = event.loss
         if event.event == "valid" and event.loss is not None:
-            best = found.get("best_valid_loss")
-            found |= {
-                "valid_loss": event.loss,
-                "best_valid_loss": min(event.loss, best or event.loss),
-            }
+            best = found.get("best_valid_loss") or event.loss
+            found |= {"valid_loss": event.loss, "best_valid_loss": min(event.loss, best)}
     return found
 
 
