@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mlx_itune.inference.prompts import Asked
     from mlx_itune.model.serving.engine import Drawing
 
-
 _ENDS = ("/exit", "/quit")
 _HELP = (
     "/reset starts again, /system TEXT starts again with that system prompt, /exit or Ctrl-D ends; "

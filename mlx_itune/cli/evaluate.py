@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from mlx_itune.inference.evaluate import EvalResult, EvalSettings
     from mlx_itune.inference.opening import Opening
 
-
 _COLUMNS = ("model", "loss", "exact match", "token F1", "mean KL", "p99 KL", "same first choice")
+_NEW_TOKENS = click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True
+)
+_GENERATE = click.option(
+    "--generate/--no-generate", default=True, help="Write and score answers (default)."
+)
 
 
 @options.command("eval", "mlx-itune eval --model starter --adapter adapter --data test.jsonl")
@@ -38,9 +43,9 @@ _COLUMNS = ("model", "loss", "exact match", "token F1", "mean KL", "p99 KL", "sa
 @options.as_record(
     "settings",
     "mlx_itune.inference.evaluate:EvalSettings",
-    options.generate,
+    _GENERATE,
     click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True),
-    options.new_tokens,
+    _NEW_TOKENS,
     click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
 )
 def command(opening: Opening, data: Path, split: str, base: bool, settings: EvalSettings) -> Result:
@@ -101,8 +106,8 @@ def _lines(name: str, results: dict[str, EvalResult]) -> Iterator[Any]:
 @options.as_record(
     "settings",
     "mlx_itune.inference.evaluate:EvalSettings",
-    options.generate,
-    options.new_tokens,
+    _GENERATE,
+    _NEW_TOKENS,
 )
 def compare(opening: Opening, others: Sequence[str], data: Path, settings: EvalSettings) -> Result:
     """Loss and scores of the base, the base with its adapter, and every MODEL, on the same rows.

@@ -203,12 +203,6 @@ max_tokens = click.option("--max-tokens", type=click.IntRange(1), default=512, s
 stops = click.option(
     "--stop", "stops", multiple=True, metavar="TEXT", help="Text that ends an answer."
 )
-new_tokens = click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True
-)
-generate = click.option(
-    "--generate/--no-generate", default=True, help="Write and score answers (default)."
-)
 
 
 def settings(cls: type[Any]) -> Callable[[Any], Any]:

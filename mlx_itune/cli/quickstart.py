@@ -7,7 +7,6 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,22 +67,6 @@ def command(workdir: Path, **chosen: Any) -> Result:
     return Result(outcome, lines(outcome))
 
 
-@dataclass
-class _Clock:
-    """Times each step and says when it is done."""
-
-    progress: Progress
-    began_s: float = field(default_factory=time.monotonic)
-    steps: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str, what: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.steps[name] = time.monotonic() - started
-        self.progress.say(f"  {name:<10} {what:<58} {duration(self.steps[name]):>10}")
-
-
 def run_job(
     workdir: Path,
     progress: Progress,
@@ -110,18 +93,26 @@ def run_job(
     from mlx_itune.training.settings import settings_from
 
     home = _fresh(workdir)
-    clock = _Clock(progress)
+    began_s, steps_s = time.monotonic(), dict[str, float]()
+
+    @contextmanager
+    def step(name: str, what: str) -> Iterator[None]:
+        started_s = time.monotonic()
+        yield
+        steps_s[name] = time.monotonic() - started_s
+        progress.say(f"  {name:<10} {what:<58} {duration(steps_s[name]):>10}")
+
     scored = EvalSettings(max_length=RECIPE["max_length"], max_new_tokens=ANSWER_TOKENS)
 
     steps = steps or RECIPE["steps"]
     learned = min(steps * RECIPE["batch_size"], SIZES["train"])
     rows = f"{learned:,} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
-    with clock.step("data", rows):
+    with step("data", rows):
         data = write_sample(home / "data", seed=data_seed, sizes=SIZES)
         splits = load_splits(data)
         test = splits.test
         asked_anew = rows_of(data / "unseen.jsonl")[1]
-    with clock.step("train", f"{adapter}, loss on the answers only"):
+    with step("train", f"{adapter}, loss on the answers only"):
         places = {"data": data, "out": home / "adapter", "runs": home / "runs"}
         given = {"adapter": adapter, "seed": seed, "steps": steps, "offline": True}
         settings = settings_from({**RECIPE, **places, **given, "model": MODEL})
@@ -138,29 +129,29 @@ def run_job(
         rows = rows[: SCORED[label]]
         return evaluate(loaded, tokenizer, rows, scored, progress.labelled(label))
 
-    with clock.step("base", "the model as it comes: it continues text"):
+    with step("base", "the model as it comes: it continues text"):
         before = scores(test, "base")
         base_answers = answer_questions(loaded, tokenizer, shown, scored)
 
-    with clock.step("tuned", "the same questions, with the adapter"):
+    with step("tuned", "the same questions, with the adapter"):
         adapters.apply(loaded, adapters.load(home / "adapter"))
         loaded.model.eval()
         after, anew = scores(test, "tuned"), scores(asked_anew, "unseen")
         tuned_answers = answer_questions(loaded, tokenizer, shown, scored)
 
     measured = prepare(test[:FIDELITY_ROWS], tokenizer).examples
-    with clock.step("fuse", "adapter and base as one model, its loss measured"):
+    with step("fuse", "adapter and base as one model, its loss measured"):
         calibration = prepare(splits.valid[:CALIBRATION_ROWS], tokenizer).examples
         apart = HeldOut(measured, calibration)
         fused = fuse(Request(MODEL, home / "adapter", home / "fused", tokenizer, rows=apart))
-    with clock.step("export", "for MLX and for llama.cpp, each read back"):
+    with step("export", "for MLX and for llama.cpp, each read back"):
         whole = str(home / "fused")
         requests = (
             Request(whole, None, home / "mlx", tokenizer, rows=HeldOut(measured)),
             Request(whole, None, home / "tuned.gguf", tokenizer, format="gguf"),
         )
         exports = tuple(artifact for r in requests for artifact in export(r).artifacts)
-    with clock.step("answer", "one question to the exported model"):
+    with step("answer", "one question to the exported model"):
         shipped = open_model(Opening(str(home / "mlx")))
         fused_answer = answer_questions(*shipped, shown[:1], scored)[0][1]
 
@@ -198,9 +189,9 @@ def run_job(
             for (row, old, known), (_, new, _) in zip(base_answers, tuned_answers, strict=True)
         ],
         "fused_answer": fused_answer,
-        "steps": clock.steps,
+        "steps": steps_s,
         "train_steps": trained.steps,
-        "wall_s": time.monotonic() - clock.began_s,
+        "wall_s": time.monotonic() - began_s,
     }
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
     from mlx_itune.training.run.run import TrainResult
 
-
 # Rows of the validation split that are looked at for different tasks.
 _LOOKED_AT = 500
 _MOST_TOKENS = 256
