@@ -21,24 +21,12 @@ from mlx_itune.kit.wording import did_you_mean
 
 # The published recipes (Stanford Alpaca, FastChat's Vicuna, Hermes 3: 2408.11857), with ten times
 # their learning rates of 2e-5, 2e-5 and 7e-6: those are for full fine-tuning. docs/defaults.md.
+_LARGE: dict[str, Any] = {"epochs": 3.0, "batch_size": 128}
 PRESETS: dict[str, dict[str, Any]] = {
-    "alpaca": {
-        "epochs": 3.0,
-        "batch_size": 128,
-        "learning_rate": 2e-4,
-        "max_length": 512,
-        "warmup": 0.03,
-    },
-    "vicuna": {
-        "epochs": 3.0,
-        "batch_size": 128,
-        "learning_rate": 2e-4,
-        "max_length": 2048,
-        "warmup": 0.04,
-    },
+    "alpaca": {**_LARGE, "learning_rate": 2e-4, "max_length": 512, "warmup": 0.03},
+    "vicuna": {**_LARGE, "learning_rate": 2e-4, "max_length": 2048, "warmup": 0.04},
     "hermes": {
-        "epochs": 3.0,
-        "batch_size": 128,
+        **_LARGE,
         "learning_rate": 7e-5,
         "weight_decay": 0.01,
         "max_length": 4096,

@@ -229,21 +229,15 @@ def ready(
         # What was chosen when the run began, unless this session was told something else.
         chosen = began.how.micro_batch_tokens
         computed = dataclasses.replace(settings, micro_batch_tokens=chosen)
-    learner = Learner(loaded.model, computed, lanes=_lanes(began), ranks=ranks())
+    # As many lanes, too: how a step is cut decides the last bits of its sums.
+    lanes = Lanes(began.how.lanes if began else None)
+    if began is not None and lanes.count == 1:
+        backend.blas_threads(began.machine.cpus)
+    learner = Learner(loaded.model, computed, lanes=lanes, ranks=ranks())
     # The checkpoints that are kept, one more while it is written, and the adapter.
     needed = checkpoint.size_bytes(learner) * (settings.keep + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")
     return Setup(settings, material, loaded, learner, config, tuple(paths))
-
-
-def _lanes(began: run.Beginning | None) -> Lanes:
-    """As many as the run began with: how a step is cut decides the last bits of its sums."""
-    if began is None:
-        return Lanes()
-    lanes = Lanes(began.how.lanes)
-    if lanes.count == 1:
-        backend.blas_threads(began.machine.cpus)
-    return lanes
 
 
 def _check_vocabulary(

@@ -48,15 +48,9 @@ class Job:
         self.train, self.valid = setup.material.train, setup.material.valid
         self.folder, self.record = folder, record
         self.id = run.id_of(folder)
-        self.plan: list[Batch] = list(
-            batches(
-                len(self.train),
-                s.batch_size,
-                seed=s.seed,
-                epochs=s.planned_epochs,
-                steps=s.steps,
-            )
-        )
+        epochs, steps = s.planned_epochs, s.steps
+        planned = batches(len(self.train), s.batch_size, seed=s.seed, epochs=epochs, steps=steps)
+        self.plan: list[Batch] = list(planned)
         self._log, self._observe, self._began_s = log, observe, began
         self._before = dataclasses.replace(record.clock)
         self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)
