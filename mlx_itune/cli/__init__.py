@@ -112,7 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A file's name need not be text; what is printed of it then is, in escapes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    leave(guarded(cli, list(sys.argv[1:] if argv is None else argv)))
+    if argv is None:
+        leave(guarded(cli, sys.argv[1:]))
+    # Called by a program, which goes on and keeps its signals.
+    sys.exit(guarded(cli, list(argv)))
 
 
 def _open_closed_streams() -> None:

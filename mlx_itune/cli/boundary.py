@@ -66,8 +66,7 @@ def _signals_unwind() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = reported
-        # After a signal there are words to be said yet, which the next one may not cut off.
-        for signum, handler in before.items() if not quiet_until else ():
+        for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
@@ -84,9 +83,13 @@ def guarded(group: click.Group, argv: list[str]) -> int:
     as_json = "--json" in argv
     if sys.stdout is None:
         return _fail(StorageError("is closed", where="standard output"), as_json=False)
+    with _signals_unwind():
+        return _ending(group, argv, as_json)
+
+
+def _ending(group: click.Group, argv: list[str], as_json: bool) -> int:
     try:
-        with _signals_unwind():
-            return _run(group, argv)
+        return _run(group, argv)
     except KeyboardInterrupt as stop:
         return _stopped(stop, "interrupted", 130, as_json)
     except Terminated as stop:
