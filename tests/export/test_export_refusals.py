@@ -123,14 +123,17 @@ def test_a_taken_place_stays_as_it_is(
     assert refused(way, place)[0] in (2, 5)
 
 
-@pytest.mark.parametrize("way", ["fuse", "mlx", "hf", "gguf"])
+@pytest.mark.parametrize(
+    ("way", "more"),
+    [
+        *((way, ()) for way in ("fuse", "mlx", "hf", "gguf")),
+        *((way, ("--allow-lossy",)) for way in ("fuse", "mlx")),
+    ],
+)
 @pytest.mark.parametrize(("name", "value"), [(A_NORM, "nan"), (A_SCALE, "inf")])
-@pytest.mark.parametrize("more", [(), ("--allow-lossy",)])
 def test_a_base_with_numbers_that_are_none(
     way: str, name: str, value: str, more: tuple[str, ...], place: Place, refused: Outcome
 ) -> None:
-    if more and way in ("hf", "gguf"):
-        pytest.skip("nothing is merged and measured")
     spoil(place.model / "model.safetensors", name, float(value))
     base = {"id": "model", "fingerprint": fingerprint(place.model)}
     settings(place.adapter / "provenance.json", base=base)
