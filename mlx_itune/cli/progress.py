@@ -295,6 +295,9 @@ class TrainingView:
             ("trainable_parameters", "trainable parameter", "trainable parameters"),
         ):
             about += [count(event[name], one, many)] if event.get(name) else []
+        planned = event.get("planned_examples") or 0
+        if 0 < planned < event["examples"]:
+            about[1] = f"{planned:,} of {about[1]}"
         yield f"run {self.run}: {', '.join(about)}"
         if unused := event.get("rows_not_used"):
             rows = f"{unused:,} of {unused + event['rows_used']:,} rows are not used"

@@ -119,6 +119,7 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
         "run": str(folder),
         "steps": len(job.plan),
         "examples": len(job.train),
+        "planned_examples": sum(len(batch.rows) for batch in job.plan),
         "rows_used": setup.material.rows_used,
         "rows_not_used": setup.material.rows_not_used,
         "valid_examples": len(job.valid),
