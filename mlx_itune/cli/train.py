@@ -175,13 +175,16 @@ def _trained(result: TrainResult) -> Iterator[str]:
     from mlx_itune.kit.config import from_toml
     from mlx_itune.training.run.run import CONFIG
 
+    # A run may end before it has come to every row.
+    whole = result.examples >= result.rows_used
+    used = f"{result.rows_used:,}" if whole else f"{result.examples:,} of {result.rows_used:,}"
     not_used = f", {result.rows_not_used:,} not used" if result.rows_not_used else ""
     speed = f"{result.supervised_tokens_per_second:,.0f} per second"
     facts = [
         ("adapter", f"{result.adapter} ({_shipped(result)})"),
         ("run", result.run),
         ("report", str(Path(result.run) / "report.html")),
-        ("rows", f"{result.rows_used:,} used{not_used}"),
+        ("rows", f"{used} used{not_used}"),
         ("steps", f"{result.steps:,} ({result.epochs:g} epochs, {count(result.examples, 'row')})"),
         ("train loss", number(result.train_loss)),
         ("valid loss", number(result.valid_loss)),

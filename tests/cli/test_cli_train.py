@@ -119,7 +119,9 @@ def test_the_end_names_rows_the_shipped_step_the_report_and_the_next_command(pla
     (run,) = place.runs.iterdir()
     assert "3 of 27 rows are not used: longer than 300 tokens" in err
     said = dict(re.split(r"  +|: ", line, maxsplit=1) for line in out.splitlines())
-    assert said["rows"] == "24 used, 3 not used" and said["report"] == str(run / "report.html")
+    assert said["rows"] == "16 of 24 used, 3 not used" and said["report"] == str(
+        run / "report.html"
+    )
     assert said["adapter"].startswith(f"{place.out} (of step 4, the last")
     eval_line = f"mlx-itune eval --model {place.model} --adapter {place.out} --data {place.data}"
     assert said["next"] == eval_line
