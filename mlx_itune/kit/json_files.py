@@ -282,8 +282,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    # What no 64 bits hold would become infinity where a field is a float.
-    value = int(text) if len(text) <= 20 else 1 << 64
-    if not -(1 << 63) <= value < 1 << 64:
-        raise ValueError(f"{text[:20]}... is too large a number")
-    return value
+    # Beyond a float's range it would become infinity where a field is one. Beyond 64 bits it may
+    # well be: transformers writes 10**30 for a tokenizer without a longest text.
+    _finite(text)
+    return int(text)

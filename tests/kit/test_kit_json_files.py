@@ -108,6 +108,11 @@ def test_python_writes_infinities_and_configs_have_them() -> None:
     assert canonical({"b": 1, "a": "ü"}) == '{"a":"ü","b":1}'.encode()
 
 
+def test_numbers_that_transformers_writes_pass() -> None:
+    text = b'{"model_max_length": 1000000000000000019884624838656}'
+    assert parse_object(text, where=None, error=ModelError)["model_max_length"] == int(1e30)
+
+
 def test_only_regular_files_are_read_and_no_time_is_lost(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as listening:
