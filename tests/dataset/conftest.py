@@ -1,14 +1,18 @@
-"""Chat tokenizers of every kind, each built once."""
+"""Chat tokenizers of every kind, each built once; files read as rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_templates import CHATML
 from small_tokenizers import fast
 
+from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 
@@ -21,3 +25,15 @@ def chat() -> Callable[..., ChatTokenizer]:
         return ChatTokenizer(fast(kind), template)
 
     return build
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., list[Record | Fault]]:
+    """`read(name, data, **options)`: the rows and faults of a file that holds `data`."""
+
+    def write_and_read(name: str, data: bytes | str, **options: Any) -> list[Record | Fault]:
+        path = tmp_path / name
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return list(read_records(path, **options))
+
+    return write_and_read

@@ -52,26 +52,22 @@ def test_a_second_run_reads_what_the_first_one_made(data, chat, monkeypatch):
         second.train.examples[10**6]
 
 
-def test_anything_that_tokens_depend_on_makes_them_anew(data, chat):
+def test_whatever_tokens_depend_on_makes_them_anew_and_damage_too(data, chat):
     tokenizer = chat("gpt2", t.CHATML)
-    for other in (tokenizer, chat("gpt2", t.PHI3), chat("llama3", t.CHATML)):
+    whole = [e.input_ids.tolist() for e in tokenized(data, tokenizer).train.examples]
+    (ids,) = data.parent.glob("cache/tokenized/*/train/ids.bin")
+    for other in (chat("gpt2", t.PHI3), chat("llama3", t.CHATML)):
         assert not tokenized(data, other).kept
     for options in ({"max_length_tokens": 30}, {"learn": "last"}, {"seed": 1}):
         assert not tokenized(data, tokenizer, **options).kept
     assert tokenized(data, tokenizer).kept
-    data.write_text(data.read_text().replace("What", "Who"))
-    assert not tokenized(data, tokenizer).kept
-
-
-def test_damaged_files_are_made_again(data, chat):
-    tokenizer = chat("gpt2", t.CHATML)
-    whole = [e.input_ids.tolist() for e in tokenized(data, tokenizer).train.examples]
-    (ids,) = data.parent.glob("cache/tokenized/*/train/ids.bin")
     content = bytearray(ids.read_bytes())
     content[9] ^= 1
     ids.write_bytes(content)
     again = tokenized(data, tokenizer)
     assert not again.kept and [e.input_ids.tolist() for e in again.train.examples] == whole
+    data.write_text(data.read_text().replace("What", "Who"))
+    assert not tokenized(data, tokenizer).kept
 
 
 @pytest.mark.parametrize("place", ["off", "/proc/no/such/place"])
@@ -83,7 +79,7 @@ def test_without_a_place_nothing_is_kept_and_nothing_fails(data, chat, place, mo
         assert not found.kept and len(found.train.examples) > 50
 
 
-def test_a_broken_row_is_a_fault_whether_kept_or_not(data, chat):
+def test_broken_rows_keep_nothing(data, chat):
     data.write_text(data.read_text() + "{broken\n")
     with pytest.raises(DataError, match="1 of 61 rows"):
         tokenized(data, chat("gpt2", t.CHATML))

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import random
 import time
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from mlx_itune.dataset.conversation import Conversation, Turn, find_problem
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.formats import FORMATS, NO_INPUT, parse_rows
-from mlx_itune.dataset.sources import content_key, read_rows, said_bytes, to_row
+from mlx_itune.dataset.sources import content_key, read_rows, to_row
 from mlx_itune.kit.errors import DataError, UsageError
 
 
@@ -35,10 +34,8 @@ def chat(*roles, key="messages"):
 
 
 ASKED = [("user", "u"), ("assistant", "a")]
-CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 12345678901234567890}}}
-
-
 REPLY = [{"role": "assistant", "content": "a"}]
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 12345678901234567890}}}
 
 
 @pytest.mark.parametrize(
@@ -47,10 +44,8 @@ REPLY = [{"role": "assistant", "content": "a"}]
         ("inputs-targets", {"inputs": "u", "targets": "a", "task_name": "t"}),
         ("input-output", {"input": "u", "output": "a"}),
         ("prompt-completion", {"prompt": "u", "completion": "a"}),
-        ("prompt-completion", {"prompt": "u", "response": "a"}),
         ("prompt-completion", {"prompt": [{"role": "user", "content": "u"}], "completion": REPLY}),
-        ("question-answer", {"question": "u", "answer": "a", "rationale": "r"}),
-        ("question-answer", {"question": "u", "response": "a"}),
+        ("question-answer", {"question": "u", "response": "a", "rationale": "r"}),
         ("instruction-output", {"instruction": "u", "response": "a"}),
         ("alpaca", {"instruction": "u", "context": "", "response": "a", "category": "c"}),
         # What a table has besides: null columns, and columns that another format would claim.
@@ -69,57 +64,36 @@ def test_replies_within_a_prompt_are_not_learned():
     assert [t.weight for t in row_of(row).turns] == [None, 0.0, None, None]
 
 
-def test_alpaca_rows_without_an_input():
+def test_alpaca_rows():
     for spelling in (*NO_INPUT, None, " N/A ", "<NoInput>\n"):
         row = {"instruction": "u", "input": spelling, "output": "a"}
         assert turns(row) == ASKED and row_of(row).turns[0].input is None
-
-
-def test_alpaca_keeps_what_its_generator_left():
     row = {"instruction": "i", "input": "x", "output": "o", "avg_similarity_score": 0.25}
-    row["most_similar_instructions"] = {"a": 0.5}
-    conversation = row_of(row)
+    conversation = row_of({**row, "most_similar_instructions": {"a": 0.5}})
     assert conversation.turns[0] == Turn("user", "i\n\nx", input="x")
     assert turns({"instruction": "i", "context": "c", "response": "o"})[0] == ("user", "i\n\nc")
-    assert conversation.tags == {
-        "avg_similarity_score": "0.25",
-        "most_similar_instructions": '{"a":0.5}',
-    }
+    similar = {"avg_similarity_score": "0.25", "most_similar_instructions": '{"a":0.5}'}
+    assert conversation.tags == similar
 
 
 def test_seed_tasks_give_a_conversation_for_each_instance():
-    row = {
-        "id": "seed_1",
-        "instruction": "i",
-        "instances": [{"input": "", "output": "a"}, {"input": "x", "output": "b"}],
-        "is_classification": False,
-    }
-    one, two = parse_rows(row, "f:1")
+    both = [{"input": "", "output": "a"}, {"input": "x", "output": "b"}]
+    one, two = parse_rows({"id": "1", "instruction": "i", "instances": both, "is": False}, "f:1")
     assert (one.turns[0].content, two.turns[0].content) == ("i", "i\n\nx")
-    assert one.tags == two.tags == {"id": "seed_1", "is_classification": "false"}
+    assert one.tags == two.tags == {"id": "1", "is": "false"}
     assert fault({"instruction": "i", "instances": []}).code == "no-turns"
     broken = fault({"instruction": "i", "instances": [{"output": "a"}, {"input": "x"}]})
     assert broken.code == "missing-key" and "instances[2]" in broken.message
 
 
-def test_role_aliases():
+def test_sharegpt_roles_and_tools():
     for human in ("human", "user", "User", "prompter"):
         for gpt in ("gpt", "assistant", "bot", "chatgpt", "bing", "bard", "model"):
             row = chat("system", human, gpt, key="conversations")
             assert [role for role, _ in turns(row)] == ["system", "user", "assistant"]
-
-
-def test_sharegpt_tools():
-    row = {
-        "conversations": [
-            {"from": "human", "value": "u"},
-            {"from": "function_call", "value": json.dumps({"name": "f", "arguments": {"x": 1}})},
-            {"from": "observation", "value": "7"},
-            {"from": "gpt", "value": "a"},
-        ],
-        "tools": json.dumps([{"name": "f"}]),
-    }
-    conversation = row_of(row)
+    row = chat("human", "function_call", "observation", "gpt", key="conversations")
+    row["conversations"][1]["value"] = json.dumps({"name": "f", "arguments": {"x": 1}})
+    conversation = row_of({**row, "tools": json.dumps([{"name": "f"}])})
     assert [t.role for t in conversation.turns] == ["user", "assistant", "tool", "assistant"]
     assert conversation.turns[1].tool_calls[0]["function"] == {"name": "f", "arguments": {"x": 1}}
     assert conversation.tools == ({"name": "f"},)
@@ -128,16 +102,12 @@ def test_sharegpt_tools():
 
 
 def test_openhermes_rows_as_they_are():
-    row = {
-        "custom_instruction": None, "topic": None, "idx": 7, "views": 1.0, "hash": [1, -2**62],
-        "source": "airoboros2.2", "skip_prompt_formatting": False, "title": None, "id": None,
-        "system_prompt": "s",
-        "conversations": [
-            {"from": "human", "value": "u", "weight": None},
-            {"from": "gpt", "value": "a", "weight": 0},
-            {"from": "human", "value": "v", "weight": None},
-            {"from": "gpt", "value": "b", "weight": None},
-        ],
+    row = chat(*["human", "gpt"] * 2, key="conversations")
+    for turn, weight in zip(row["conversations"], (None, 0, None, None), strict=True):
+        turn["weight"] = weight
+    row |= {
+        "custom_instruction": None, "idx": 7, "views": 1.0, "hash": [1, -2**62], "title": None,
+        "source": "airoboros2.2", "skip_prompt_formatting": False, "system_prompt": "s",
     }  # fmt: skip
     conversation = row_of(row)
     assert [t.role for t in conversation.turns] == ["system", *["user", "assistant"] * 2]
@@ -153,8 +123,7 @@ def test_a_system_column_fills_a_gap_and_never_replaces_a_turn():
     for key in ("system", "system_prompt"):
         other = row_of({**row, key: "another"})
         assert other.turns[0].content == "system 0" and other.tags == {key: "another"}
-        assert row_of({**row, key: " system 0\n"}).tags == {}
-        assert row_of({**row, key: None}).tags == {}
+        assert row_of({**row, key: " system 0\n"}).tags == row_of({**row, key: None}).tags == {}
 
 
 def test_openai_messages_of_every_age():
@@ -168,7 +137,7 @@ def test_openai_messages_of_every_age():
             {"role": "assistant", "content": "a", "reasoning_content": "because"},
         ],
         "functions": [{"name": "g"}],
-    }  # fmt: skip
+    }
     conversation = row_of(row)
     user, call, result, legacy, old, last = conversation.turns
     assert user.content == "uv" and call.tool_calls == ({**CALL, "id": "c1"},)
@@ -179,40 +148,45 @@ def test_openai_messages_of_every_age():
     assert conversation.tools == ({"type": "function", "function": {"name": "g"}},)
 
 
+QA = {"question": "question", "answer": "answer"}
+MAPS = "--map instruction={} --map output={}".format
+
+
 @pytest.mark.parametrize(
-    ("row", "code", "said"),
+    ("row", "columns", "code", "said"),
     [
-        (chat("assistant", "user", "assistant"), "role-order", "data clean"),
-        (chat("user", "user", "assistant"), "role-order", "join"),
-        (chat("user", "narrator"), "unknown-role", "'narrator'"),
-        (chat("user"), "no-reply", ""),
-        ({"mesages": []}, "unknown-format", "'messages'"),
-        ({"foo": 1}, "unknown-format", "--map instruction=COLUMN --map output=foo"),
-        (
-            {"Question": "q", "Reply": "a"},
-            "unknown-format",
-            "--map instruction=Question --map output=Reply",
-        ),
-        ({"a b": "q", "c": "a", "d": 1}, "unknown-format", "--map instruction=c --map output=d"),
-        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "missing-key", "--map output=chosen"),
-        ({"instruction": "i", "output": {"a": 1}}, "type", "write it as text"),
-        (chat("user", "assistant", "system", "user", "assistant"), "role-order", "comes first"),
-        (chat("user", "asistant"), "unknown-role", "did you mean assistant"),
-        ({}, "unknown-format", ""),
-        ({"text": "no marks at all"}, "plain-text", "--format text learns it whole"),
-        ({"text": "<start_of_turn>user\nhi<end_of_turn>"}, "plain-text", "give messages"),
-        ({"question": "q", "answer": 7}, "type", "--map"),
-        ({"conversations": "[broken"}, "json", ""),
-        ({"messages": "text"}, "type", ""),
-        ({**chat("user", "assistant"), "tools": {"a": 1}}, "type", "'tools'"),
-        ({**chat("user", "assistant"), "tools": ["f"]}, "type", "'tools'"),
-        ({**chat("user", "assistant"), "system": 7}, "type", "'system'"),
-        ({"instruction": "i", "input": ["x"], "output": "o"}, "type", "'input'"),
-        ({"instruction": "i", "answer": "a", "response": "b"}, "missing-key", "'output'"),
+        (chat("assistant", "user", "assistant"), None, "role-order", "data clean"),
+        (chat("user", "user", "assistant"), None, "role-order", "join"),
+        (chat("user", "assistant", "system", "user"), None, "role-order", "comes first"),
+        (chat("user", "narrator"), None, "unknown-role", "'narrator'"),
+        (chat("user", "asistant"), None, "unknown-role", "did you mean assistant"),
+        (chat("user"), None, "no-reply", ""),
+        ({}, None, "unknown-format", ""),
+        ({"mesages": []}, None, "unknown-format", "'messages'"),
+        ({"foo": 1}, None, "unknown-format", MAPS("COLUMN", "foo")),
+        ({"Question": "q", "Reply": "a"}, None, "unknown-format", MAPS("Question", "Reply")),
+        ({"a b": "q", "c": "a", "d": 1}, None, "unknown-format", MAPS("c", "d")),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, None, "missing-key", "output=chosen"),
+        ({"instruction": "i", "answer": "a", "response": "b"}, None, "missing-key", "'output'"),
+        ({"text": "no marks at all"}, None, "plain-text", "--format text learns it whole"),
+        ({"text": "<start_of_turn>user\nhi<end_of_turn>"}, None, "plain-text", "give messages"),
+        ({"question": "q", "answer": 7}, None, "type", "--map"),
+        ({"instruction": "i", "output": {"a": 1}}, None, "type", "write it as text"),
+        ({"instruction": "i", "input": ["x"], "output": "o"}, None, "type", "'input'"),
+        ({"messages": "text"}, None, "type", ""),
+        ({"conversations": "[broken"}, None, "json", ""),
+        ({**chat("user", "assistant"), "tools": {"a": 1}}, None, "type", "'tools'"),
+        ({**chat("user", "assistant"), "tools": ["f"]}, None, "type", "'tools'"),
+        ({**chat("user", "assistant"), "system": 7}, None, "type", "'system'"),
+        ({"question": "q"}, {"instruction": "qestion"}, "missing-column", "mean question?"),
+        ({"a": {"deep": 1}}, {"instruction": "a.depe"}, "missing-column", "mean a.deep?"),
+        ({"question": None, "answer": "a"}, QA, "type", "null"),
+        ({"question": " ", "answer": "a"}, QA, "empty", ""),
+        ({"question": ["x"], "answer": "a"}, QA, "type", "'question'"),
     ],
 )
-def test_every_fault_has_a_code_and_mostly_a_way_out(row, code, said):
-    found = fault(row)
+def test_every_fault_has_a_code_and_mostly_a_way_out(row, columns, code, said):
+    found = fault(row, columns=columns)
     assert found.code == code and said in f"{found.message} {found.hint}"
 
 
@@ -256,34 +230,34 @@ TEXTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_marked_text_is_parted_exactly(name):
-    text, expected = TEXTS[name]
-    assert turns({"text": text}) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_marked_text_is_parted_exactly():
+    assert {name: turns({"text": text}) for name, (text, _) in TEXTS.items()} == {
+        name: expected for name, (_, expected) in TEXTS.items()
+    }
+    for text in (
         "<|im_start|>user\nu<|im_end|>\nlost words\n<|im_start|>assistant\na<|im_end|>",
         "<|im_start|>user\nu<|im_end|>",
         "### Instruction:\nu\n\n### Instruction:\nv",
         "[INST] u",
         "Assistant: a",
-    ],
-)
-def test_marks_that_make_no_dialogue_are_plain_text(text):
-    assert fault({"text": text}).code in ("plain-text", "role-order", "no-reply")
+    ):
+        assert fault({"text": text}).code in ("plain-text", "role-order", "no-reply")
 
 
 def test_plain_text_can_be_learned_whole():
     conversation = row_of({"text": "once upon a time", "source": "s"}, format="text")
     assert conversation.turns == (Turn("assistant", "once upon a time"),)
     assert conversation.tags == {"kind": "text", "source": "s"}
-    assert row_of(to_row(conversation)) == conversation
     assert find_problem(conversation.turns) is not None
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"f:1: turn 1 \('assistant'\) cannot be the first turn"):
         Conversation(conversation.turns, "f:1")
+
+
+def test_tags_of_any_name_survive_writing():
+    names = "source text messages system metadata input question kind tools 1 é".split()
+    asked = Turn("user", "i\n\nx", name="ann", input="x"), Turn("assistant", "a", 0.5)
+    conversation = Conversation(asked, "f:1", (CALL,), {name: f"a {name}" for name in names})
+    assert row_of(to_row(conversation)) == conversation
 
 
 def test_columns_are_mapped_and_the_rest_become_tags():
@@ -291,8 +265,7 @@ def test_columns_are_mapped_and_the_rest_become_tags():
     conversation = row_of(row, columns={"instruction": "Frage", "output": "A.b.0.c"})
     assert [t.content for t in conversation.turns] == ["u", "42"]
     assert conversation.tags["input"] == "not this" and conversation.tags["n"] == "1"
-    part = row_of({"instruction": "u", "antwort": "a"}, columns={"output": "antwort"})
-    assert [t.content for t in part.turns] == ["u", "a"]
+    assert turns({"instruction": "u", "antwort": "a"}, columns={"output": "antwort"}) == ASKED
     tagged = row_of({**chat("user", "assistant"), "ds": "x"}, columns={"source": "ds"})
     assert tagged.tags == {"source": "x"}
     listed = {"m": json.dumps(chat("user", "assistant")["messages"])}
@@ -300,27 +273,10 @@ def test_columns_are_mapped_and_the_rest_become_tags():
     assert turns({"t": "x"}, columns={"text": "t"}, format="text") == [("assistant", "x")]
 
 
-@pytest.mark.parametrize(
-    ("row", "columns", "code", "said"),
-    [
-        ({"question": "q"}, {"instruction": "qestion"}, "missing-column", "mean question?"),
-        ({"a": {"deep": 1}}, {"instruction": "a.depe"}, "missing-column", "mean a.deep?"),
-        ({"q": None, "a": "a"}, {"question": "q", "answer": "a"}, "type", "null"),
-        ({"q": " ", "a": "a"}, {"question": "q", "answer": "a"}, "empty", ""),
-        ({"q": ["x"], "a": "a"}, {"question": "q", "answer": "a"}, "type", "'q'"),
-    ],
-)
-def test_a_column_that_is_missing_or_wrong_is_named(row, columns, code, said):
-    found = fault(row, columns=columns)
-    assert found.code == code and said in f"{found.message} {found.hint}"
-
-
-@pytest.mark.parametrize(
-    "columns", [{}, {"instuction": "q"}, {"outputs": "q"}, {"": "q"}, {"a": ""}]
-)
-def test_a_mapping_that_cannot_be_meant_is_a_usage_error(tmp_path, columns):
-    with pytest.raises(UsageError):
-        list(read_rows(tmp_path / "none", columns=columns))
+def test_a_mapping_that_cannot_be_meant_is_a_usage_error(tmp_path):
+    for columns in ({}, {"instuction": "q"}, {"outputs": "q"}, {"": "q"}, {"a": ""}):
+        with pytest.raises(UsageError):
+            list(read_rows(tmp_path / "none", columns=columns))
 
 
 def test_no_text_takes_long():
@@ -333,44 +289,6 @@ def test_no_text_takes_long():
             with contextlib.suppress(RowFault):
                 parse_rows({"text": text}, "f:1")
             assert time.process_time() - began < 2
-
-
-def any_conversation(random_):
-    def text():
-        return (
-            "".join(random_.choices("ab \n\"'{}[]:,\\é😀\u2028#", k=random_.randint(1, 30))) + "x"
-        )
-
-    made = [Turn("system", text())] if random_.random() < 0.5 else []
-    for _ in range(random_.randint(1, 3)):
-        context = text() if random_.random() < 0.3 else None
-        asked = text() if context is None else f"{text()}\n\n{context}"
-        made.append(Turn("user", asked, name=random_.choice([None, "ann"]), input=context))
-        if random_.random() < 0.3:
-            arguments = {text(): random_.choice([1, 2.5, 10**20, None, [text()], {"k": text()}])}
-            call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-            call = call if random_.random() < 0.5 else {**call, "id": "c1"}
-            made.append(Turn("assistant", random_.choice(["", text()]), tool_calls=(call,)))
-            made.append(Turn("tool", random_.choice(["", text()]), tool_call_id="c1"))
-        made.append(Turn("assistant", text(), random_.choice([None, 0, 0.5, 1.0])))
-    names = "source text messages system metadata input question kind tools 1 é".split()
-    tags = {name: text() for name in random_.sample(names, random_.randint(0, 5))}
-    tools = ({"type": "function", "function": {"name": text()}},) if random_.random() < 0.3 else ()
-    return Conversation(tuple(made), "f:1", tools, tags)
-
-
-def test_rows_written_and_read_again_are_the_same(tmp_path):
-    random_ = random.Random(11)
-    conversations = [any_conversation(random_) for _ in range(300)]
-    path = tmp_path / "a.jsonl"
-    for ascii_only in (True, False):
-        lines = [json.dumps(to_row(c), ensure_ascii=ascii_only) for c in conversations]
-        path.write_text("\n".join(lines), encoding="utf-8")
-        found = list(read_rows(path))
-        assert [c.turns for c in found] == [c.turns for c in conversations]
-        assert [c.tools for c in found] == [c.tools for c in conversations]
-        assert [c.tags for c in found] == [c.tags for c in conversations]
-    assert [said_bytes(c) for c in found] == [said_bytes(c) for c in conversations]
 
 
 def test_what_is_said_has_its_keys():

@@ -1,25 +1,24 @@
 """Bytes in, raw rows or faults out: strict, streamed, each at its line."""
 
 import gzip
+import json
 import os
+import random
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.reading import stream as streams
-from mlx_itune.dataset.sources import expand, split_paths
+from mlx_itune.dataset.reading.strict_json import MAX_DEPTH, StrictDecoder
+from mlx_itune.dataset.sources import expand, read_rows, split_paths
 from mlx_itune.kit.errors import DataError, StorageError, UsageError
 
 ROW = b'{"question": "q", "answer": "a"}'
-
-
-def read(path, data, **options):
-    path.write_bytes(data)
-    return list(read_records(path, **options))
+GOOD = b'{"a": "b: c", "n": 1}'
 
 
 def outline(found):
@@ -30,76 +29,153 @@ def outline(found):
 # Lines
 
 
-def test_a_line_that_is_far_too_long_is_one_fault(tmp_path, monkeypatch):
+def test_a_line_that_is_far_too_long_is_one_fault(read, monkeypatch):
     monkeypatch.setattr(streams, "CHUNK_BYTES", 64)
     monkeypatch.setattr(streams, "MAX_ROW_BYTES", 1000)
     data = ROW + b'\n{"a": "' + b"x" * 5000 + b'"}\n' + ROW + b'\n{"b": "' + b"y" * 2000
-    found = read(tmp_path / "a.jsonl", data)
-    assert outline(found) == [1, ("row-size", 2), 3, ("row-size", 4)]
+    assert outline(read("a.jsonl", data)) == [1, ("row-size", 2), 3, ("row-size", 4)]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 33, 1 << 20])
-def test_chunks_may_end_anywhere(tmp_path, monkeypatch, chunk):
+def test_chunks_may_end_anywhere(read, monkeypatch, chunk):
     monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
     lines = ROW + b"\r\n\n  \n" + ROW + b"\n{\n" + ROW
-    assert outline(read(tmp_path / "a.jsonl", lines)) == [1, 4, ("json", 5), 6]
-    data = b'[\n {"a": "}{\\"][,"},\n {"b": [{"c": "\\\\"}]},\n {"d": }\n]\n'
-    found = read(tmp_path / "a.json", data)
+    assert outline(read("a.jsonl", lines)) == [1, 4, ("json", 5), 6]
+    found = read("a.json", b'[\n {"a": "}{\\"][,"},\n {"b": [{"c": "\\\\"}]},\n {"d": }\n]\n')
     assert outline(found) == [2, 3, ("json", 4)]
     assert found[0].value == {"a": '}{"][,'}
 
 
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("rest", [b"", b"\n", b"\n" + ROW, ROW, b" \n" + ROW])
-def test_with_or_without_a_mark_every_line_counts_once(tmp_path, bom, rest):
-    found = read(tmp_path / "a.jsonl", bom + rest)
-    assert len(found) == sum(bool(line.strip()) for line in (bom + rest).split(b"\n"))
-    assert all(isinstance(r, Record) or r.code == "bom" for r in found)
+def test_a_byte_order_mark_spoils_the_first_row(read, rest):
+    for data in (rest, b"\xef\xbb\xbf" + rest):
+        found = read("a.jsonl", data)
+        assert len(found) == sum(bool(line.strip()) for line in data.split(b"\n"))
+        assert all(isinstance(r, Record) or (r.code, r.line) == ("bom", 1) for r in found)
+    if rest.startswith(ROW):
+        found = read("a.json", b"\xef\xbb\xbf[" + ROW + b",\n" + ROW + b"]")
+        assert outline(found) == [("bom", 1), 2]
+
+
+def deep(levels):
+    return b'{"a": ' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "said"),
+    [
+        (b'{"a": 1, "a": 2}', "duplicate-key", "'a'"),
+        (b'{"a":1,"\\u0061":2}', "duplicate-key", "'a'"),
+        (b'{"a" : 1, "a"\t: 2}', "duplicate-key", "'a'"),
+        (b'{"x": {"a:": 1, "a:": 2}}', "duplicate-key", "'a:'"),
+        (b'{"a": 1, "a": "\\u003a\\u003A"}', "duplicate-key", "'a'"),
+        (b'{"a": 1, "a": 2, "b": "\\u003a"}', "duplicate-key", "'a'"),
+        (b'{"a": NaN}', "constant", "NaN"),
+        (b'{"a": -Infinity}', "constant", "-Infinity"),
+        (b'{"a": 1e999}', "json", "too large"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "json", "too many digits"),
+        (b'{"a": "\\u0000"}', "nul", "NUL"),
+        (b'{"a": "\x00"}', "nul", "column 8, byte 108"),
+        (b'{"a": "\\ud800"}', "surrogate", "surrogate"),
+        (b'{"\\udc00": 1}', "surrogate", "surrogate"),
+        (b'{"a": "\xff"}', "utf-8", "byte 8 of the line, byte 108"),
+        (b'{"a": "\xed\xa0\x80"}', "utf-8", "0xed"),
+        (b'{"a": "\tb"}', "json", "column 8, byte 108"),
+        ('{"ä": "é", }'.encode(), "json", "byte 1"),
+        (b"{'a': 1}", "json", "column 2"),
+        (b'{"a": 1}, ', "json", "Extra data"),
+        (b'["q", "a"]', "not-an-object", "must be a JSON object"),
+        (b"\xef\xbb\xbf{}", "bom", "byte order mark"),
+        (b"[" * 100_000, "json", "nested too deeply"),
+        (deep(MAX_DEPTH + 1), "json", "nested too deeply"),
+        (b'{"a":' * 3000 + b"1" + b"}" * 3000, "json", "nested too deeply"),
+    ],
+)
+def test_strict_json_refuses_and_says_where(read, raw, code, said):
+    fault, good = read("a.jsonl", b"\n".join([b" " * 99, raw, GOOD]))
+    assert (fault.code, fault.line) == (code, 2) and said in fault.message
+    assert good.value == {"a": "b: c", "n": 1}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a": ":smile:", "b": " : "}',
+        b'{"a": "{\\"k\\": 1}", "b" : "x"}',
+        b'{"a": 123456789012345678901234567890, "b": [18446744073709551616, -1.5e3]}',
+        b'{"a": "\\ud83d\\ude00 \\u003a", "a\\u003a": "\\u003A"}',
+        b'{"": {"": {"": ""}}}',
+        deep(MAX_DEPTH),
+        b' \t\r{"a": "\\\\u0000"} ',
+        '{"é à": "\u2028 ü\u0085: \U0001f600\x7f"}\r'.encode(),
+    ],
+)
+def test_what_is_unusual_and_right_is_read(read, raw):
+    assert [record.value for record in read("a.jsonl", raw)] == [json.loads(raw)]
+
+
+def test_the_short_cut_agrees_on_thousands_of_mutations(read):
+    random_ = random.Random(7)
+    seeds = [
+        b'{"a": "x: y", "b": [1, 2.5, {"c": null}], "a:": "\\u003a\\"\\\\"}',
+        b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}], "n": 12345678901234567890}',
+    ]
+    bits = [b'"a"', b":", b'"a": 1, ', b"\\u003a", b'\\"', b" ", b"\\", b"9" * 20, b"{", b"}", b","]
+    strict = StrictDecoder()
+    accepted = 0
+    for _ in range(2_000):
+        raw = bytearray(random_.choice(seeds))
+        for _ in range(random_.randint(1, 3)):
+            at = random_.randrange(len(raw))
+            if random_.random() < 0.5:
+                raw[at : at + random_.randint(0, 2)] = random_.choice(bits)
+            else:
+                raw[at] = random_.randrange(256)
+        raw = bytes(raw).replace(b"\n", b" ")
+        _, found, _ = read("a.jsonl", b"\n".join([GOOD, raw, GOOD]))
+        try:
+            wanted = json.dumps(strict.row(raw, 0))
+        except RowFault as fault:
+            wanted = fault.code
+        is_row = isinstance(found, Record)
+        assert (json.dumps(found.value) if is_row else found.code) == wanted, raw
+        accepted += is_row
+    assert 80 < accepted < 1800
 
 
 # Kinds, gzip, progress
 
 
 @pytest.mark.parametrize("kind", ["lines", "array"])
-def test_gzip_is_read_through_and_its_damage_told(tmp_path, kind):
+def test_gzip_is_read_through_and_its_damage_told(read, kind):
     rows = [b'{"question": "q%d", "answer": "a"}' % n for n in range(5000)]
-    data = b"\n".join(rows) if kind == "lines" else b"[" + b",\n".join(rows) + b"]"
-    path = tmp_path / "a.jsonl.gz"
-    packed = gzip.compress(data)
-    assert len(read(path, packed)) == 5000
-    found = read(path, packed[: len(packed) // 2])
+    packed = gzip.compress(b"\n".join(rows) if kind == "lines" else b"[" + b",\n".join(rows) + b"]")
+    assert len(read("a.jsonl.gz", packed)) == 5000
+    found = read("a.jsonl.gz", packed[: len(packed) // 2])
     assert found[-1].code == "gzip" and len(found) > 100
     damaged = bytearray(packed)
     damaged[len(packed) // 2] ^= 255
-    assert any(isinstance(r, Fault) and r.code == "gzip" for r in read(path, bytes(damaged)))
+    assert "gzip" in [getattr(r, "code", "") for r in read("a.jsonl.gz", bytes(damaged))]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz"])
-def test_progress_adds_up_to_the_size_of_the_file(tmp_path, suffix):
-    row = b'{"question": "' + b"q" * 1000 + b'", "answer": "a"}'
-    data = b"\n".join([row] * 3000)
-    if suffix == ".json":
-        data = b"[" + b", ".join([row] * 3000) + b"]"
-    if suffix.endswith(".gz"):
-        data = gzip.compress(data)
+def test_progress_adds_up_to_the_size_of_the_file(read, suffix):
+    rows = [b'{"question": "' + b"q" * 1000 + b'", "answer": "a"}'] * 3000
+    data = b"[" + b", ".join(rows) + b"]" if suffix == ".json" else b"\n".join(rows)
+    data = gzip.compress(data) if suffix.endswith(".gz") else data
     told = []
-    read(tmp_path / f"a{suffix}", data, on_bytes=told.append)
+    read(f"a{suffix}", data, on_bytes=told.append)
     assert sum(told) == len(data) and len(told) > 1 and min(told) >= 0
 
 
-def test_kinds_can_be_forced_and_strange_files_are_refused(tmp_path):
-    assert len(read(tmp_path / "a.bin", ROW, kind="jsonl")) == 1
+def test_kinds_can_be_forced_and_strange_files_are_refused(read, tmp_path):
+    assert len(read("a.bin", ROW, kind="jsonl")) == 1
     with pytest.raises(UsageError, match="did you mean jsonl"):
-        list(read_records(tmp_path / "a.bin", kind="json-l"))
+        read("a.bin", ROW, kind="json-l")
     with pytest.raises(DataError, match="no kind of file"):
-        read(tmp_path / "a.docx", b"\xd0\xcf\x11\xe0\x00\x00")
-    with pytest.raises(DataError, match="not a parquet file"):
-        read(tmp_path / "a.parquet", ROW)
+        read("a.docx", b"\xd0\xcf\x11\xe0\x00\x00")
     with pytest.raises(StorageError, match="No such file"):
-        list(read_records(tmp_path / "none.jsonl"))
-
-
-# Text
+        list(read_rows(tmp_path / "none.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -109,22 +185,18 @@ def test_kinds_can_be_forced_and_strange_files_are_refused(tmp_path):
         ("one\n\ntwo\n<|endoftext|>\nthree\n", [(1, "one\n\ntwo"), (5, "three")]),
         ("Human: a\nAssistant: b\n\nHuman: c\nAssistant: d", [(1, None), (4, None)]),
         ("Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", [(1, None)]),
-        (
-            "### Instruction:\na\n\n### Response:\nb\n\nb\n\n### Instruction:\nc\n\n"
-            "### Response:\nd",
-            [(1, None), (9, None)],
-        ),
+        ("### Instruction:\na\n\n### Response:\nb\n\n### Instruction:\nc", [(1, None), (7, None)]),
         ("\n\n", []),
     ],
 )
-def test_a_text_file_says_itself_what_a_row_is(tmp_path, text, rows):
-    found = read(tmp_path / "a.txt", text.encode())
-    assert [r.line for r in found] == [line for line, _ in rows]
+def test_a_text_file_says_itself_what_a_row_is(read, text, rows):
+    found = read("a.txt", text)
+    assert outline(found) == [line for line, _ in rows]
     for record, (_, said) in zip(found, rows, strict=True):
         assert said is None or record.value == {"text": said}
 
 
-# Doors
+# Doors and memory
 
 
 def test_only_regular_files_are_read_and_others_refused_at_once(tmp_path):
@@ -136,9 +208,6 @@ def test_only_regular_files_are_read_and_others_refused_at_once(tmp_path):
             for read_all in (read_records, lambda path: expand([path, tmp_path / "none"])):
                 with pytest.raises((StorageError, DataError)):
                     list(read_all(tmp_path / name))
-
-
-def test_a_name_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
     path = tmp_path / os.fsdecode(b"\xff.jsonl")
     path.write_bytes(ROW)
     for find in (split_paths, lambda found: expand([found])):
@@ -146,8 +215,6 @@ def test_a_name_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
             find(path)
         str(caught.value).encode()
 
-
-# Memory
 
 # On Linux ru_maxrss starts at what the parent had; VmHWM is of the process alone.
 PEAK = """
@@ -166,15 +233,15 @@ print(rows, peak() - before)
 """
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_memory_does_not_grow_with_the_file(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "start", "sep", "end"), [("a.jsonl", b"", b"\n", b""), ("a.json", b"[", b",", b"]")]
+)
+def test_memory_does_not_grow_with_the_file(tmp_path, name, start, sep, end):
     row = b'{"question": "' + b"q" * 4000 + b'", "answer": "' + b"a" * 6000 + b'"}'
-    joint = b"\n" if name == "a.jsonl" else b","
-    block = joint.join([row] * 100)
     with (tmp_path / name).open("wb") as file:
-        file.write(b"" if name == "a.jsonl" else b"[")
-        file.writelines(block + (joint if n < 99 else b"") for n in range(100))
-        file.write(b"" if name == "a.jsonl" else b"]")
+        file.write(start)
+        file.writelines((sep if n else b"") + sep.join([row] * 100) for n in range(100))
+        file.write(end)
     command = [sys.executable, "-c", PEAK, str(tmp_path / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows, grown = map(int, done.stdout.split())
