@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.cli import main
+from tests.dataset.data_command import run  # noqa: F401
 
 
 @dataclass(frozen=True)

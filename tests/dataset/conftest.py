@@ -14,6 +14,7 @@ from small_tokenizers import fast
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from tests.cli.conftest import cli, run  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -48,16 +48,13 @@ def test_quantiles_and_bins_are_those_of_the_values(seed):
         assert times == sum(low <= value < high for value in values)
 
 
-def test_a_long_tail_does_not_flatten_the_rest():
+def test_a_long_tail_does_not_flatten_the_rest_and_one_value_is_enough():
     bins = distribution(Counter([*range(100)] * 10 + [1_000_000])).histogram
     assert bins.edges[-1] < 300 and bins.beyond == 1
-
-
-@pytest.mark.parametrize("values", [[0], [7, 7], [10**9]])
-def test_one_value_is_a_distribution_too(values):
-    found = distribution(Counter(values))
-    assert found.p5 == found.p99 == values[0]
-    assert found.histogram.counts == (len(values),)
+    for values in ([0], [7, 7], [10**9]):
+        found = distribution(Counter(values))
+        assert found.p5 == found.p99 == values[0]
+        assert found.histogram.counts == (len(values),)
 
 
 def test_names_are_counted_exactly_up_to_a_limit_and_nothing_is_lost_from_the_sums():
@@ -74,20 +71,17 @@ def test_names_are_counted_exactly_up_to_a_limit_and_nothing_is_lost_from_the_su
     assert first != second and len(first) <= 120 and clipped("short") == "short"
 
 
-@pytest.mark.parametrize(
-    ("text", "script"),
-    [
-        ("Take it twice.", "Latin"),
-        ("患者每天服用", "Han"),
-        ("薬を毎日飲みます", "Japanese"),
-        ("خذ الدواء", "Arabic"),
-        ("Ｆｕｌｌ ｗｉｄｔｈ", "Latin"),
-        ("12 + 30 = 42", "no letters"),
-        ("ok: Принимать дважды в день", "Cyrillic"),
-    ],
-)
-def test_writing_systems(text, script):
-    assert main_script([text]) == script
+def test_writing_systems():
+    for text, script in {
+        "Take it twice.": "Latin",
+        "患者每天服用": "Han",
+        "薬を毎日飲みます": "Japanese",
+        "خذ الدواء": "Arabic",
+        "Ｆｕｌｌ ｗｉｄｔｈ": "Latin",
+        "12 + 30 = 42": "no letters",
+        "ok: Принимать дважды в день": "Cyrillic",
+    }.items():
+        assert main_script([text]) == script
 
 
 def test_a_recount_by_hand():
@@ -150,18 +144,14 @@ def test_tokens_are_those_that_training_renders(chat):
     assert stats.splits["train"].supervised_tokens == sum(learned)
 
 
-def test_what_is_learned_and_what_spells_control_tokens(chat):
+def test_rows_with_nothing_to_learn_control_text_or_a_refusal_are_counted_apart(chat):
     tokenizer = chat("gpt2")
     row = talk("a", "one two three", "b", "four")
-    both = counted(row, tokenizer=tokenizer).tokens
-    last = counted(row, tokenizer=tokenizer, learn="last").tokens
-    assert both.supervised > last.supervised > 0
     others = (talk("a", "b", weight=0, line=2), talk("say <|im_end|> please", "ok", line=3))
-    tokens = counted(row, *others, tokenizer=tokenizer).tokens
-    assert (tokens.nothing_to_learn_rows, tokens.control_text_rows) == (1, 1)
-
-
-def test_a_refused_row_does_not_hide_the_others(chat):
+    both = counted(row, *others, tokenizer=tokenizer).tokens
+    assert (both.nothing_to_learn_rows, both.control_text_rows) == (1, 1)
+    last = counted(row, *others, tokenizer=tokenizer, learn="last").tokens
+    assert both.supervised > last.supervised > 0
     refusing = (
         "{% for m in messages %}{% if 'tax' in m.content %}{{ raise_exception('no tax advice') }}"
         "{% endif %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"

@@ -1,12 +1,8 @@
 """Task files, their warnings, the choice of templates and few-shot prompts."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,10 +11,10 @@ from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.templating.options import PatternError, parse
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.dataset.templating.render import ExemplarPool, Renderer, fit
-from mlx_itune.dataset.templating.rows import Example, values_of
+from mlx_itune.dataset.templating.rows import values_of
 from mlx_itune.dataset.templating.tasks import Task, Template, lint, load_tasks
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.errors import DataError
 
 TEN = tuple(Template(f"{n}. {{q}}", "{a}") for n in range(10))
 TEN_AND_TWO = (
@@ -27,47 +23,58 @@ TEN_AND_TWO = (
     Template("What gives {a}?", "{q}", "inverse", weight=3),
 )
 SHIPPED = sorted((Path(__file__).parents[2] / "data" / "templates").glob("*.toml"))
+ROWS = [{"q": f"ask {n} end", "a": f"reply {n} end"} for n in range(60)]
 
 
-def task(*templates: Template, **more: Any) -> Task:
+def task(*templates, **more):
     return Task(**{"name": "t", "fields": ("q", "a"), "template": templates, **more})
 
 
-def examples(renderer: Renderer, row: dict[str, Any]) -> list[Example]:
+QA = task(*(Template(f"T{n} {{q}}", f"R{n} {{a}}") for n in range(4)))
+
+
+def examples(renderer, row):
     return renderer.examples(values_of(renderer.task, row))
 
 
-def rows(count: int) -> list[dict[str, Any]]:
-    return [{"q": f"question {n}", "a": str(n)} for n in range(count)]
-
-
-def used(renderer: Renderer, rows: Sequence[dict[str, Any]]) -> Counter[int]:
+def used(renderer, count):
+    rows = ({"q": f"question {n}", "a": str(n)} for n in range(count))
     return Counter(example.template for row in rows for example in examples(renderer, row))
 
 
-def test_the_shipped_task_files_load_and_are_clean() -> None:
+def words(texts):
+    return [len(text.split()) for text in texts]
+
+
+def few_shot(rows, *, pool=(), task=QA, budget=10_000, **settings):
+    plan = RenderPlan(**{"model": "starter", "shot_budget": budget, **settings})
+    renderer = Renderer(task, plan)
+    for row in pool or rows:
+        renderer.pool.add(values_of(task, row))
+    made = [example for row in rows for example in examples(renderer, row)]
+    fit(made, budget, words)
+    return made
+
+
+def test_the_shipped_task_files_load_and_are_clean():
     tasks = [task for path in SHIPPED for task in load_tasks(path)]
     assert {"grade-school-math", "yes-no"} <= {task.name for task in tasks}
     assert all(sum(t.kind == "normal" for t in task.template) >= 10 for task in tasks)
     assert lint(tasks) == []
 
 
-def test_a_pattern_inserts_values_verbatim() -> None:
+def test_a_pattern_inserts_values_verbatim():
     pattern = parse("{{literal}} 100% {q}{a} %s {q}")
     values = {"q": "{a} %d {{x}} {", "a": "\\1 {q}"}
     wanted = "{literal} 100% {a} %d {{x}} {\\1 {q} %s {a} %d {{x}} {"
     assert pattern.render(values) == wanted
     assert pattern.fields == ("q", "a")
-    assert parse(str(pattern)) == pattern
+    for text in ("{", "a } b", "{q", "q}", "{{q}", "{}", "{a{b}}", "a\x01b"):
+        with pytest.raises(PatternError):
+            parse(text)
 
 
-@pytest.mark.parametrize("text", ["{", "a } b", "{q", "q}", "{{q}", "{}", "{a{b}}", "a\x01b"])
-def test_a_pattern_refuses_what_it_cannot_mean(text: str) -> None:
-    with pytest.raises(PatternError):
-        parse(text)
-
-
-def test_a_task_file_may_name_columns_and_literal_braces(tmp_path: Path) -> None:
+def test_a_task_file_may_name_columns_and_literal_braces(tmp_path):
     path = tmp_path / "tasks.toml"
     path.write_text(
         "[[task]]\nname = 'x'\nfields = {q = 'deep.0.question', a = 'Final answer'}\nanswer = 'a'\n"
@@ -117,7 +124,7 @@ GOOD = '[[task.template]]\ninput = "{premise}"\ntarget = "{answer}"\n'
          "line 8: task 'rte', template 1: the target uses {y}"),
     ],
 )  # fmt: skip
-def test_a_broken_task_file_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+def test_a_broken_task_file_is_refused_with_its_place(tmp_path, text, said):
     path = tmp_path / "tasks.toml"
     path.write_text(text)
     with pytest.raises(DataError) as refused:
@@ -136,77 +143,71 @@ def test_a_broken_task_file_is_refused_with_its_place(tmp_path: Path, text: str,
         ({"q": "x", "a": " "}, ": the completion of this row is empty"),
     ],
 )
-def test_a_row_that_lacks_a_field_is_a_fault(row: dict[str, Any], said: str) -> None:
+def test_a_row_that_lacks_a_field_is_a_fault(row, said):
     with pytest.raises(RowFault) as fault:
         examples(Renderer(task(*TEN), RenderPlan()), row)
     assert said in fault.value.message
-    assert str(fault.value.at("f.jsonl", 7)).startswith("f.jsonl:7: ")
-
-
-@pytest.mark.parametrize(
-    ("asked", "told", "code"),
-    [
-        ("{q}n\nTrue?", "{a}", "stray-n"),
-        ("{q}", "{a}n", "stray-n"),
-        ("{q}\n \n\t\nA:", "{a}", "blank-lines"),
-        ("Question:\nquestion: {q}", "{a}", "doubled-prefix"),
-        ("{q}\nAnswer:", "Answer: {a}", "doubled-prefix"),
-        ("{q} \nA:", "{a}", "trailing-space"),
-        ("two  spaces {q}", "{a}", "double-space"),
-        ("{q}\n", "{a}", "outer-space"),
-        ("\n{q}", "{a}", "outer-space"),
-        (r"{q}\nA:", "{a}", "backslash"),
-        ("...", "!", "empty"),
-        ("{q}", "yes", "constant-target"),
-        ("{q} is {a}?", "{a}", "answer-in-input"),
-        ("{a}", "{q}", "looks-inverse"),
-        *((fine, "{a}", "") for fine in ("{q}\n\nA:", "in {q}\nso", "A: {q} A:", "{{n}}: {q}")),
-    ],
-)
-def test_what_looks_wrong_is_told(asked: str, told: str, code: str) -> None:
-    warnings = lint([task(TEN[0], Template(asked, told), answer="a")])
-    assert {warning.template for warning in warnings} <= {1}
-    codes = [warning.code for warning in warnings]
-    assert code in codes if code else codes == []
 
 
 @pytest.mark.parametrize(
     ("template", "codes"),
     [
-        (Template("Q: {q}", "{a}", input_prefix="Q: "), ["doubled-prefix"]),
-        (Template("{q}\nA:", "{a}", target_prefix="A: "), ["doubled-prefix"]),
-        (Template("{q}", "{a}", input_prefix="Q: ", target_prefix="A: "), []),
-        (Template("{q}", "{a}", "inverse"), ["looks-normal"]),
-        (Template("{a}", "{q}", "inverse"), []),
+        (("{q}n\nTrue?", "{a}"), "stray-n"),
+        (("{q}", "{a}n"), "stray-n"),
+        (("{q}\n \n\t\nA:", "{a}"), "blank-lines trailing-space"),
+        (("Question:\nquestion: {q}", "{a}"), "doubled-prefix"),
+        (("{q}\nAnswer:", "Answer: {a}"), "doubled-prefix"),
+        (("{q} \nA:", "{a}"), "trailing-space"),
+        (("two  spaces {q}", "{a}"), "double-space"),
+        (("{q}\n", "{a}"), "outer-space"),
+        (("\n{q}", "{a}"), "outer-space"),
+        ((r"{q}\nA:", "{a}"), "backslash"),
+        (("...", "!"), "empty"),
+        (("{q}", "yes"), "constant-target"),
+        (("{q} is {a}?", "{a}"), "answer-in-input"),
+        (("{a}", "{q}"), "looks-inverse"),
+        (("Q: {q}", "{a}", "normal", 1.0, None, "Q: "), "doubled-prefix"),
+        (("{q}\nA:", "{a}", "normal", 1.0, None, None, "A: "), "doubled-prefix"),
+        (("{q}", "{a}", "inverse"), "looks-normal"),
+        *(((fine, "{a}"), "") for fine in ("{q}\n\nA:", "in {q}\nso", "A: {q} A:", "{{n}}: {q}")),
+        (("{q}", "{a}", "normal", 1.0, None, "Q: ", "A: "), ""),
+        (("{a}", "{q}", "inverse"), ""),
     ],
 )
-def test_prefixes_and_kinds_are_seen_too(template: Template, codes: list[str]) -> None:
-    assert [warning.code for warning in lint([task(template, answer="a")])] == codes
+def test_what_looks_wrong_is_told(template, codes):
+    warnings = lint([task(TEN[0], Template(*template), answer="a")])
+    assert {warning.template for warning in warnings} <= {1}
+    assert " ".join(warning.code for warning in warnings) == codes
 
 
-def test_each_of_ten_templates_is_used_a_tenth_of_the_time() -> None:
-    counts = used(Renderer(task(*TEN), RenderPlan(seed=3)), rows(10_000))
-    assert counts.total() == 10_000
+def test_each_of_ten_templates_is_used_a_tenth_of_the_time():
+    counts = used(Renderer(task(*TEN), RenderPlan(seed=3)), 10_000)
     assert all(900 <= counts[n] <= 1_100 for n in range(10)), counts
     # The draws of one row take its templates in turn.
     renderer = Renderer(task(*TEN), RenderPlan(draws=10))
-    assert all(max(used(renderer, [row]).values()) <= 2 for row in rows(50))
+    for row in ROWS:
+        assert max(Counter(e.template for e in examples(renderer, row)).values()) <= 2
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 3.0])
-def test_inverse_templates_weigh_as_a_group(weight: float) -> None:
+def test_inverse_templates_weigh_as_a_group(weight):
     plan = RenderPlan(inverse_weight=weight, seed=1)
-    counts = used(Renderer(task(*TEN_AND_TWO), plan), rows(20_000))
+    counts = used(Renderer(task(*TEN_AND_TWO), plan), 20_000)
     inverse = counts[10] + counts[11]
     assert abs(inverse / 20_000 - weight / (1 + weight)) < 0.01
+    assert not weight or abs(counts[11] / inverse - 0.75) < 0.03
+    only = task(TEN_AND_TWO[-1])
     if weight:
-        assert abs(counts[11] / inverse - 0.75) < 0.03
+        assert examples(Renderer(only, plan), {"q": "1", "a": "2"})[0].completion == "1"
+    else:
+        with pytest.raises(DataError, match="all templates are inverse"):
+            Renderer(only, plan)
 
 
-def test_a_row_gets_the_same_examples_wherever_it_stands() -> None:
+def test_a_row_gets_the_same_examples_wherever_it_stands():
     given = [{"q": f"question {n}", "a": str(n % 7), "id": n} for n in range(300)]
 
-    def by_question(rows: list[dict[str, Any]], seed: int) -> dict[str, list[Example]]:
+    def by_question(rows, seed):
         renderer = Renderer(task(*TEN_AND_TWO), RenderPlan(draws=3, seed=seed))
         return {row["q"]: examples(renderer, row) for row in rows}
 
@@ -216,41 +217,7 @@ def test_a_row_gets_the_same_examples_wherever_it_stands() -> None:
     assert first != by_question(given, 2)
 
 
-def test_a_task_of_inverse_templates_needs_their_weight() -> None:
-    only = task(TEN_AND_TWO[-1])
-    assert examples(Renderer(only, RenderPlan()), {"q": "1", "a": "2"})[0].completion == "1"
-    with pytest.raises(DataError, match="all templates are inverse"):
-        Renderer(only, RenderPlan(inverse_weight=0))
-    with pytest.raises(UsageError):
-        RenderPlan(inverse_weight=float("nan"))
-
-
-QA = task(*(Template(f"T{n} {{q}}", f"R{n} {{a}}") for n in range(4)))
-ROWS = [{"q": f"ask {n} end", "a": f"reply {n} end"} for n in range(60)]
-
-
-def words(texts: Sequence[str]) -> list[int]:
-    return [len(text.split()) for text in texts]
-
-
-def few_shot(
-    rows: Sequence[dict[str, Any]],
-    *,
-    pool: Sequence[dict[str, Any]] = (),
-    task: Task = QA,
-    budget: int = 10_000,
-    **settings: Any,
-) -> list[Example]:
-    plan = RenderPlan(**{"model": "starter", "shot_budget": budget, **settings})
-    renderer = Renderer(task, plan)
-    for row in pool or rows:
-        renderer.pool.add(values_of(task, row))
-    made = [example for row in rows for example in examples(renderer, row)]
-    fit(made, budget, words)
-    return made
-
-
-def test_the_layout_is_the_documented_one() -> None:
+def test_the_layout_is_the_documented_one():
     for example in few_shot(ROWS, shots="2"):
         *shots, query = example.text.split("\n\n\n")
         n = example.template
@@ -259,8 +226,7 @@ def test_the_layout_is_the_documented_one() -> None:
             asked, told = shot.split("\n\n")
             assert asked.replace("ask", "reply")[3:] == told[3:]
             assert (asked[:3], told[:3]) == (f"T{n} ", f"R{n} ")
-        assert query.startswith(f"T{n} ask")
-        assert example.completion.startswith(f"R{n} reply")
+        assert (query[:6], example.completion[:8]) == (f"T{n} ask", f"R{n} reply")
     own = Template("{q}", "{a}", input_prefix="Q: ", target_prefix="A: ")
     given = task(own, xy_delimiter="\n", example_separator="\n--\n")
     one, two = {"q": "one?", "a": "1"}, {"q": "two?", "a": "2"}
@@ -268,7 +234,7 @@ def test_the_layout_is_the_documented_one() -> None:
     assert example.text == "Q: two?\nA: 2\n--\nQ: one?\nA:"
 
 
-def test_an_exemplar_is_never_the_query_nor_reads_like_it() -> None:
+def test_an_exemplar_is_never_the_query_nor_reads_like_it():
     twice = [*ROWS[:4], *({"q": r["q"].upper() + "  ", "a": r["a"]} for r in ROWS[:4])]
     for example in few_shot(twice, shots="100"):
         *shots, query = example.text.split("\n\n\n")
@@ -282,7 +248,7 @@ def test_an_exemplar_is_never_the_query_nor_reads_like_it() -> None:
         assert f"same\n\n{example.completion}" not in example.text
 
 
-def test_exemplars_go_until_the_prompt_fits_its_budget() -> None:
+def test_exemplars_go_until_the_prompt_fits_its_budget():
     chance = random.Random(4)
     long = [{"q": "q " * chance.randint(1, 40), "a": f"{n}"} for n in range(200)]
     made, free = few_shot(long, shots="5", budget=60), few_shot(long, shots="5", budget=61)
@@ -294,7 +260,7 @@ def test_exemplars_go_until_the_prompt_fits_its_budget() -> None:
     assert {(e.asked, e.is_dropped) for e in alone} == {(0, False), (3, True)}
 
 
-def test_exemplars_depend_on_the_rows_and_not_on_their_order() -> None:
+def test_exemplars_depend_on_the_rows_and_not_on_their_order():
     made = few_shot(ROWS, shots="3")
     assert made == few_shot(ROWS, pool=random.Random(1).sample(ROWS, len(ROWS)), shots="3")
     assert made != few_shot(ROWS, shots="3", seed=9)
@@ -302,19 +268,19 @@ def test_exemplars_depend_on_the_rows_and_not_on_their_order() -> None:
     assert all(prompts.count(f"reply {n} end") > 5 for n in range(60))
 
 
-def test_the_pool_is_bounded_and_keeps_the_same_rows_in_any_order() -> None:
-    values = [values_of(QA, row) for row in rows(500)]
+def test_the_pool_is_bounded_and_keeps_the_same_rows_in_any_order():
+    *values, query = (values_of(QA, {"q": f"{n}", "a": f"{n}"}) for n in range(501))
     kept = []
     for seed in range(4):
         pool = ExemplarPool(0, "t", 1920, most=100)
         for one in random.Random(seed).sample(values, len(values)):
             pool.add(one)
-        kept.append(set(pool.candidates(values_of(QA, {"q": "?", "a": "?"}), 1)))
+        kept.append(set(pool.candidates(query, 1)))
     assert len(kept[0]) == 100
     assert all(one == kept[0] for one in kept)
 
 
-def test_nothing_of_an_exemplar_is_learned(tiny_model_dir: Path) -> None:
+def test_nothing_of_an_exemplar_is_learned(tiny_model_dir):
     tokenizer = load_tokenizer(tiny_model_dir)
     made = few_shot(ROWS, shots="1,2,5")
     given = [e.conversation(f"f:{n}", {"source": "f"}) for n, e in enumerate(made)]

@@ -1,20 +1,17 @@
 """Options: the answer and its letter agree, and without options nothing of them is left."""
 
-from __future__ import annotations
-
 import random
 import re
 import string
 from collections import Counter
-from typing import Any
 
 import pytest
 
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.templating.options import parse, without_options
-from mlx_itune.dataset.templating.plan import OptionsMode, RenderPlan
+from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.dataset.templating.render import Renderer
-from mlx_itune.dataset.templating.rows import Example, values_of
+from mlx_itune.dataset.templating.rows import values_of
 from mlx_itune.dataset.templating.tasks import Task, Template
 from mlx_itune.kit.errors import DataError
 
@@ -30,12 +27,12 @@ TASK = Task(
 )
 
 
-def example(row: dict[str, Any], mode: OptionsMode, task: Task = TASK, seed: int = 0) -> Example:
+def example(row, mode, task=TASK, seed=0):
     renderer = Renderer(task, RenderPlan(options=mode, seed=seed))
     return renderer.examples(values_of(task, row))[0]
 
 
-def random_rows(count: int) -> list[dict[str, Any]]:
+def random_rows(count):
     chance = random.Random(11)
     rows = []
     for n in range(count):
@@ -48,9 +45,9 @@ def random_rows(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def test_answer_and_letter_agree_in_every_style() -> None:
-    shapes: Counter[str] = Counter()
-    seen: set[str] = set()
+def test_answer_and_letter_agree_in_every_style():
+    shapes = Counter()
+    seen = set()
     for row in random_rows(1_000):
         made = example(row, "random")
         said = made.completion.removeprefix("It is ")
@@ -78,23 +75,24 @@ def test_answer_and_letter_agree_in_every_style() -> None:
         assert not re.search(r"[\[(]?[12][\])]?[.):]? [12]$", prompt)
 
 
-def test_lines_and_letters_are_what_they_say() -> None:
+def test_each_layout_is_what_it_says():
     row = {"q": "1+1?", "choices": ["3", "2"], "label": "2"}
-    made = [example(row, "lines", seed=s) for s in range(20)]
-    assert {e.completion for e in made} == {"2", "It is 2."}
-    assert all("OPTIONS:\n- 3\n- 2" in e.prompt for e in made)
-    made = [example(row, "letters", seed=s) for s in range(20)]
-    assert {e.completion for e in made} == {"(B)", "It is (B)."}
-    assert all("OPTIONS:\n(A) 3\n(B) 2" in e.prompt for e in made)
-
-
-def test_without_options_there_is_no_trace() -> None:
-    row = {"q": "Is it?", "choices": ["surely so", "never ever"], "label": "never ever"}
+    for mode, completions, listed in (
+        ("lines", {"2", "It is 2."}, "OPTIONS:\n- 3\n- 2"),
+        ("letters", {"(B)", "It is (B)."}, "OPTIONS:\n(A) 3\n(B) 2"),
+    ):
+        made = [example(row, mode, seed=s) for s in range(20)]
+        assert {e.completion for e in made} == completions
+        assert all(listed in e.prompt for e in made)
     made = [example(row, "none", seed=s) for s in range(20)]
     assert {(e.prompt, e.completion) for e in made} == {
-        ("Q: Is it?\n\nA:", "never ever"),
-        ("Is it?", "It is never ever."),
+        ("Q: 1+1?\n\nA:", "2"),
+        ("1+1?", "It is 2."),
     }
+    templates = (Template("{q}", "{answer}"), Template("{q}\n{options_}", "{answer}"))
+    task = Task("t", ("q", "a"), templates, "a", options=("yes", "no"))
+    made = [example({"q": "x", "a": "no"}, "letters", task, s) for s in range(20)]
+    assert {(e.template, e.completion) for e in made} == {(0, "no"), (1, "(B)")}, "no list shown"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_without_options_there_is_no_trace() -> None:
         ("no list {p}", "no list {p}"),
     ],
 )  # fmt: skip
-def test_options_leave_with_their_header_and_their_gap(text: str, left: str) -> None:
+def test_options_leave_with_their_header_and_their_gap(text, left):
     pattern, woven = without_options(parse(text))
     assert (str(pattern), woven) == (left, "")
 
@@ -123,20 +121,13 @@ def test_options_leave_with_their_header_and_their_gap(text: str, left: str) -> 
     "text",
     ["Which of {options_} is {q}?", "{q} ({options_})", "With these options, is {q}?\n{options_}"],
 )
-def test_options_woven_into_a_sentence_need_a_wording_without(text: str) -> None:
+def test_options_woven_into_a_sentence_need_a_wording_without(text):
     row, more = {"q": "x", "a": "no"}, {"answer": "a", "options": ("yes", "no")}
     woven = Task("t", ("q", "a"), (Template(text, "{answer}"),), **more)
     with pytest.raises(DataError, match=r"task 't', template 0: the input speaks of its options"):
         Renderer(woven, RenderPlan(options="none"))
     given = (Template(text, "{answer}", input_no_options="Is {q}?"),)
     assert example(row, "none", Task("t", ("q", "a"), given, **more)).prompt == "Is x?"
-
-
-def test_without_a_list_the_answer_keeps_its_words() -> None:
-    templates = (Template("{q}", "{answer}"), Template("{q}\n{options_}", "{answer}"))
-    task = Task("t", ("q", "a"), templates, "a", options=("yes", "no"))
-    made = [example({"q": "x", "a": "no"}, "letters", task, s) for s in range(20)]
-    assert {(e.template, e.completion) for e in made} == {(0, "no"), (1, "(B)")}
 
 
 @pytest.mark.parametrize(
@@ -151,21 +142,17 @@ def test_without_a_list_the_answer_keeps_its_words() -> None:
         (["a", {"x": 1}], "a", "is a dict"),
     ],
 )
-def test_options_that_do_not_hold_the_answer_are_a_fault(
-    choices: Any, label: str, said: str
-) -> None:
-    row = {"q": "?", "choices": choices, "label": label}
-    with pytest.raises(RowFault) as fault:
-        example(row, "letters")
+def test_options_that_do_not_hold_the_answer_are_a_fault(choices, label, said):
+    with pytest.raises(RowFault, match="task 'pick', template 0: ") as fault:
+        example({"q": "?", "choices": choices, "label": label}, "letters")
     assert said in fault.value.message
-    assert fault.value.message.startswith("task 'pick', template 0: ")
 
 
 @pytest.mark.parametrize(
     ("kind", "value", "wanted"),
     [("index", 1, "no"), ("index", "0", "yes"), ("index", True, "no"), ("letter", "B", "no")],
 )
-def test_an_answer_may_be_an_index_or_a_letter(kind: Any, value: Any, wanted: str) -> None:
+def test_an_answer_may_be_an_index_or_a_letter(kind, value, wanted):
     templates = (Template("{q}\n{options_}", "{answer}"),)
     task = Task("t", ("q", "a"), templates, "a", kind, ("yes", "no"))
     assert example({"q": "x", "a": value}, "lines", task).completion == wanted
@@ -174,7 +161,7 @@ def test_an_answer_may_be_an_index_or_a_letter(kind: Any, value: Any, wanted: st
             example({"q": "x", "a": wrong}, "lines", task)
 
 
-def test_options_may_come_from_columns_and_from_one_text() -> None:
+def test_options_may_come_from_columns_and_from_one_text():
     templates = (Template("{q}\n{options_}", "{answer}"),)
     task = Task("t", ("q", "one", "two", "a"), templates, "a", "index", ("{one}", "{two}"))
     made = example({"q": "?", "one": "left", "two": "{right}", "a": 1}, "lines", task)
