@@ -11,10 +11,8 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
-from mlx_itune.model.adapters import adapter, lora
-from mlx_itune.model.loading import base
 from tests.conftest import SPECIAL_TOKENS, write_tiny_tokenizer
 
 _SHAPE: dict[str, Any] = {
@@ -124,8 +122,9 @@ def write_model(
     model = module.Model(module.ModelArgs.from_dict(config))
     weights = tree_flatten(model.parameters())
     keys = mx.random.split(mx.random.key(seed), len(weights))
+    around = 0 if kind.startswith("gemma") else 1
     model.load_weights(
-        [(path, _random(path, w, kind, k)) for k, (path, w) in zip(keys, weights, strict=True)]
+        [(path, _random(path, w, around, k)) for k, (path, w) in zip(keys, weights, strict=True)]
     )
     model.set_dtype(dtype)
     if quantization is not None:
@@ -139,29 +138,8 @@ def write_model(
     return out
 
 
-def _random(path: str, like: mx.array, kind: str, key: mx.array) -> mx.array:
+def _random(path: str, like: mx.array, norms: int, key: mx.array) -> mx.array:
     noise = mx.random.normal(like.shape, key=key)
-    if path.endswith("norm.weight"):
-        return 0.1 * noise + (0 if kind.startswith("gemma") else 1)
-    if like.ndim == 1:
-        return 0.1 * noise
-    return noise * like.shape[-1] ** -0.5
-
-
-def write_adapter(
-    out: Path, base_dir: Path, kind: str = "lora", *, keys: list[str] | None = None
-) -> Path:
-    """Write an adapter of rank 4 and scale 2 whose B is not zero; `keys` as for `lora.attach`."""
-    loaded = base.load(str(base_dir))
-    lora.attach(loaded.model, rank=4, scale=2.0, kind=kind, keys=keys)
-    key = mx.random.key(7)
-    loaded.model.update(
-        tree_map(
-            lambda a: a + 0.1 * mx.random.normal(a.shape, key=key),
-            loaded.model.trainable_parameters(),
-        )
-    )
-    config = adapter.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
-    papers = {"base": loaded.papers()}
-    adapter.save(out, loaded.model, config, papers)
-    return out
+    if like.ndim > 1:
+        return noise * like.shape[-1] ** -0.5
+    return 0.1 * noise + (norms if path.endswith("norm.weight") else 0)

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.cli import main
+from tests.cli.conftest import Cli
 from tests.conftest import write_tiny_model
 from tests.export.shipped_models import write_adapter
 
-Run = Callable[..., dict[str, Any]]
+Run = Callable[..., Any]
 ROW = {
     "messages": [
         {"role": "system", "content": "Answer in one line."},
@@ -40,23 +40,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The object that a command prints, or with `code` the one line it fails with."""
-
-    def command(*argv: object, code: int = 0) -> dict[str, Any]:
-        with pytest.raises(SystemExit) as left:
-            main([*map(str, argv), "--json", "--offline"])
-        out, err = capsys.readouterr()
-        assert (left.value.code or 0) == code, err
-        if code:
-            assert "Traceback" not in err
-            return {"error": err.strip().splitlines()[-1]}
-        found: dict[str, Any] = json.loads(out)
-        return found
-
-    return command
+    return Cli(capsys).json
 
 
-def export(made: Path, run: Run, out: Path, *argv: object, **more: Any) -> dict[str, Any]:
+def export(made: Path, run: Run, out: Path, *argv: object, **more: Any) -> Any:
     given = ["--model", made / "model", "--out", out, *argv]
     merges = "--adapter" in argv and not {"gguf-lora", "peft", "hf"} & set(map(str, argv))
     if merges and "--separate" not in argv:
@@ -96,44 +83,36 @@ def test_every_format_is_written_and_read_back(
     assert found["verify"]
     merged = adapter is not None and kind not in ("gguf-lora", "hf", "peft")
     assert (found["fuse"] is not None) == merged
+    if adapter == "grid":
+        # It keeps the base's codes.
+        assert found["fuse"]["way"] == "exact" and found["verify"]["types"]["Q4_1"]
     # Nothing of the making is left.
     assert names(tmp_path) == [name]
 
 
-@pytest.mark.parametrize(
-    ("type_", "expected"), [("f16", "F16"), ("q8_0", "Q8_0"), ("lossless", "Q4_1")]
-)
-def test_a_type_of_gguf(made: Path, run: Run, tmp_path: Path, type_: str, expected: str) -> None:
-    found = export(made, run, tmp_path / "m.gguf", "--to", "gguf", "--type", type_)
-    assert expected in found["verify"]["types"]
-
-
-def test_a_merge_for_floats_is_not_rounded_to_a_grid_first(
+def test_a_merge_is_rounded_once_by_the_type_asked_for(
     made: Path, run: Run, tmp_path: Path
 ) -> None:
-    given = ("--to", "gguf", "--adapter", made / "lora")
-    coarse = export(made, run, tmp_path / "a.gguf", *given)["fuse"]
+    given = ("--to", "gguf", "--adapter", made / "lora", "--type")
+    coarse = export(made, run, tmp_path / "a.gguf", *given, "lossless")
+    assert coarse["verify"]["types"]["Q4_1"]
     for kind in ("f16", "f32", "q8_0"):
-        found = export(made, run, tmp_path / f"{kind}.gguf", *given, "--type", kind)["fuse"]
-        assert found["way"] == "float" and found["kl_mean"] <= coarse["kl_mean"]
+        found = export(made, run, tmp_path / f"{kind}.gguf", *given, kind)
+        assert found["fuse"]["way"] == "float"
+        assert found["fuse"]["kl_mean"] <= coarse["fuse"]["kl_mean"]
+        assert kind.upper() in found["verify"]["types"]
 
 
-def test_a_grid_adapter_keeps_its_codes(made: Path, run: Run, tmp_path: Path) -> None:
-    found = export(made, run, tmp_path / "m.gguf", "--to", "gguf", "--adapter", made / "grid")
-    assert found["fuse"]["way"] == "exact"
-    assert found["verify"]["types"].get("Q4_1")
-
-
-def test_ollama_gets_the_system_prompt_of_all_rows(made: Path, run: Run, tmp_path: Path) -> None:
-    export(made, run, tmp_path / "o", "--to", "ollama", "--adapter", made / "lora")
-    text = (tmp_path / "o" / "Modelfile").read_text()
+def test_ollama_s_folder(made: Path, run: Run, tmp_path: Path) -> None:
+    given = ("--to", "ollama", "--adapter", made / "lora")
+    told = export(made, run, tmp_path / "a b", *given)
+    text = (tmp_path / "a b" / "Modelfile").read_text()
     assert text.startswith("FROM ./model.gguf\n")
+    # The one of all rows.
     assert 'SYSTEM "Answer in one line."' in text
-
-
-def test_ollama_with_the_adapter_beside_its_base(made: Path, run: Run, tmp_path: Path) -> None:
-    given = ("--to", "ollama", "--adapter", made / "lora", "--separate")
-    found = export(made, run, tmp_path / "o", *given)
+    # The command that is shown can be pasted.
+    assert shlex.split(told["notes"][-1])[-1] == str(tmp_path / "a b" / "Modelfile")
+    found = export(made, run, tmp_path / "o", *given, "--separate")
     assert names(tmp_path / "o") == ["Modelfile", "adapter.gguf", "model.gguf"]
     assert "ADAPTER ./adapter.gguf" in (tmp_path / "o" / "Modelfile").read_text()
     assert found["verify"]["adapter"]["pairs"] > 0
@@ -156,7 +135,7 @@ def test_a_bundle_is_whole_and_is_checked(made: Path, run: Run, tmp_path: Path) 
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
-    assert "changed since" in run("verify", tmp_path / "b", code=4)["error"]
+    assert "changed since" in run("verify", tmp_path / "b", code=4)["message"]
 
 
 REFUSED = [
@@ -183,7 +162,7 @@ def test_what_cannot_be_is_refused_in_one_line(
 ) -> None:
     given = [made / word if word in ("lora", "grid", "dora") else word for word in argv]
     out = tmp_path / "new" / name
-    assert told in export(made, run, out, *given, code=code)["error"]
+    assert told in str(export(made, run, out, *given, code=code))
     assert not names(tmp_path)
 
 
@@ -198,21 +177,9 @@ def test_what_gguf_cannot_say_is_refused_before_the_merge(
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW))
     monkeypatch.setattr("mlx_itune.export.formats.fuse", None)
     given = ["--model", model, "--adapter", adapter, "--data", tmp_path / "rows.jsonl"]
-    said = run("export", *given, "--to", "gguf", "--out", tmp_path / "m.gguf", code=4)["error"]
-    assert said.startswith(f"error: {model}: llama.cpp has no rotary scaling 'dynamic'")
-
-
-@pytest.mark.parametrize("device", [True, False])
-def test_an_output_that_is_no_file_stays_what_it_is(
-    made: Path, run: Run, tmp_path: Path, device: bool
-) -> None:
-    out = tmp_path / "m.gguf"
-    if device:
-        out.symlink_to("/dev/null")
-    else:
-        os.mkfifo(out)
-    export(made, run, out, "--to", "gguf", code=5)
-    assert names(tmp_path) == ["m.gguf"] and not out.is_file()
+    said = run("export", *given, "--to", "gguf", "--out", tmp_path / "m.gguf", code=4)
+    assert said["where"] == str(model)
+    assert said["message"].startswith("llama.cpp has no rotary scaling 'dynamic'")
 
 
 def test_of_two_exports_to_one_place_one_is_told(
@@ -228,7 +195,7 @@ def test_of_two_exports_to_one_place_one_is_told(
 
     monkeypatch.setattr(to_gguf, "check_tokenizer", another_finishes_first)
     told = export(made, run, tmp_path / "m.gguf", "--to", "gguf", code=5)
-    assert "already exists" in told["error"]
+    assert "already exists" in told["message"]
     assert (tmp_path / "m.gguf").read_bytes() == b"another's"
     assert names(tmp_path) == ["m.gguf"]
 
@@ -238,10 +205,19 @@ def test_a_taken_place_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("mlx_itune.export.fusing.fuse.base.load", None)
     (tmp_path / "m.gguf").write_text("mine")
-    for kind, out in (("gguf", tmp_path / "m.gguf"), ("ollama", tmp_path), ("hf", tmp_path)):
-        told = export(made, run, out, "--to", kind, "--adapter", made / "lora", code=5)
-        assert "already exists" in told["error"]
-    assert names(tmp_path) == ["m.gguf"]
+    (tmp_path / "null.gguf").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "fifo.gguf")
+    before = names(tmp_path)
+    for kind, out in (
+        ("gguf", "m.gguf"),
+        ("gguf", "null.gguf"),
+        ("gguf", "fifo.gguf"),
+        ("ollama", ""),
+        ("hf", ""),
+    ):
+        given = ("--to", kind, "--adapter", made / "lora")
+        assert "already exists" in export(made, run, tmp_path / out, *given, code=5)["message"]
+    assert names(tmp_path) == before and not (tmp_path / "null.gguf").is_file()
 
 
 def test_lm_studio_s_folder_may_hold_the_source(made: Path, run: Run, tmp_path: Path) -> None:
@@ -250,18 +226,7 @@ def test_lm_studio_s_folder_may_hold_the_source(made: Path, run: Run, tmp_path: 
     at = ["--model", source, "--to", "lmstudio", "--out", tmp_path / "models"]
     run("export", *at, "--name", "me/tuned")
     assert (tmp_path / "models" / "me" / "tuned" / "model.safetensors").is_file()
-    assert "is the model itself" in run("export", *at, "--name", "someone/model", code=2)["error"]
-
-
-def test_what_is_not_found_good_does_not_stay(
-    made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*given: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mlx_itune.export.formats.verify", stopped)
-    export(made, run, tmp_path / "mlx", "--to", "mlx", "--adapter", made / "grid", code=130)
-    assert names(tmp_path) == []
+    assert "is the model itself" in run("export", *at, "--name", "someone/model", code=2)["message"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("mlx", "a b"), ("gguf", "a.gguf"), ("peft", "a [1]*")])
@@ -269,9 +234,10 @@ def test_what_a_killed_run_left_goes_with_the_next(
     made: Path, run: Run, tmp_path: Path, kind: str, name: str
 ) -> None:
     # No process has so high a number.
-    dead = tmp_path / f".{name}.99999999-0123abcd.partial"
-    mine = tmp_path / f".{name}.{os.getpid()}-0123abcd.partial"
-    other = tmp_path / ".other.99999999-0123abcd.partial"
+    dead, mine, other = (
+        tmp_path / f".{of}.{process}-0123abcd.partial"
+        for of, process in ((name, 99999999), (name, os.getpid()), ("other", 99999999))
+    )
     for folder in (dead, mine, other):
         folder.mkdir()
     argv = ("--adapter", made / "lora") if kind == "peft" else ()
@@ -279,12 +245,7 @@ def test_what_a_killed_run_left_goes_with_the_next(
     assert sorted(names(tmp_path)) == sorted([mine.name, other.name, name])
 
 
-def test_the_command_that_is_shown_can_be_pasted(made: Path, run: Run, tmp_path: Path) -> None:
-    told = export(made, run, tmp_path / "a b", "--to", "ollama")
-    assert shlex.split(told["notes"][-1])[-1] == str(tmp_path / "a b" / "Modelfile")
-
-
 def test_a_path_is_no_pattern(made: Path, run: Run, tmp_path: Path) -> None:
     shutil.copytree(made / "model", tmp_path / "m[1]")
     told = run("generate", "--model", tmp_path / "m[1]", "--prompt", "a", code=4)
-    assert "opens no path with" in told["error"]
+    assert "opens no path with" in told["message"]

@@ -20,16 +20,15 @@ from mlx_itune.export.artifact import Exported
 from mlx_itune.export.gguf import plan as gguf_plan
 from mlx_itune.export.gguf.to_gguf import export_gguf
 from mlx_itune.export.gguf.verify import Reader, verify_gguf
-from mlx_itune.kit.errors import ModelError, StorageError, UsageError
+from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.tensorfile import read_header
 
 FOUR_BITS = {"group_size": 64, "bits": 4}
 
 
-def export(source: Path, kind: str = "f16", **options: Any) -> Exported:
+def export(source: Path, kind: str = "f16") -> Exported:
     out = source.with_name(f"{source.name}-{kind}.gguf")
-    if options.pop("overwrite", False):
-        out.unlink(missing_ok=True)
+    out.unlink(missing_ok=True)
     return export_gguf(source, out, kind=kind, tokenizer=load_tokenizer(source))
 
 
@@ -37,8 +36,10 @@ def file(done: Exported) -> Path:
     return Path(done.artifacts[0].path)
 
 
-def keys(path: Path) -> dict[str, Any]:
-    return {name: f.contents() for name, f in gguf.GGUFReader(path).fields.items()}
+def _change(source: Path, name: str, value: float) -> None:
+    weights = dict(mx.load(str(source / "model.safetensors")))
+    weights[name][0, 0] = value
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +113,42 @@ def test_scales_that_no_half_can_say_are_rounded_and_counted(tmp_path: Path) -> 
     assert export(groups, "lossless").verify.rounded_weights == 0
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0"])
-def test_every_type_from_quantized_weights(llama_4bit: Path, kind: str) -> None:
-    done = export(llama_4bit, kind, overwrite=True)
-    named = kind.upper()
-    assert done.verify.types[named] >= 15
-    if kind == "q4_0":
-        assert done.verify.types["Q8_0"] == 1
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [
+        ("f32", {"F32": 21}),
+        ("f16", {"F16": 16, "F32": 5}),
+        ("bf16", {"BF16": 16, "F32": 5}),
+        ("q8_0", {"Q8_0": 16, "F32": 5}),
+        # What decides between tokens gets 8 bits.
+        ("q4_0", {"Q4_0": 15, "Q8_0": 1, "F32": 5}),
+    ],
+)
+def test_every_type_from_quantized_weights(
+    llama_4bit: Path, kind: str, types: dict[str, int]
+) -> None:
+    assert export(llama_4bit, kind).verify.types == types
+
+
+def test_what_is_made_otherwise_than_asked_is_told(tmp_path: Path) -> None:
+    # Beyond its window, llama.cpp's llama would compute something else.
+    windows = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
+    done = export(write_model(tmp_path / "window", "mistral", **windows))
+    assert Reader(file(done)).keys()["llama.context_length"] == 64
+    assert "sliding window" in done.notes[0]
+    large = write_model(tmp_path / "large", "llama", dtype=mx.float32)
+    _change(large, "model.layers.0.mlp.up_proj.weight", 1e5)
+    done = export(large)
+    assert done.verify.types == {"F16": 15, "F32": 6}
+    assert "beyond a half" in done.notes[0]
+    done = export(write_model(tmp_path / "odd", "llama", intermediate_size=176), "q8_0")
+    assert done.verify.types == {"Q8_0": 14, "F16": 2, "F32": 5}
+    assert "no multiple of 32" in done.notes[0]
 
 
 def test_metadata_says_what_mlx_lm_computes(tmp_path: Path) -> None:
     done = export(write_model(tmp_path / "gemma", "gemma3_text/pattern"))
-    found = keys(file(done))
+    found = Reader(file(done)).keys()
     assert found["general.architecture"] == "gemma3"
     assert found["general.name"] == "gemma"
     assert found["gemma3.attention.sliding_window"] == 16
@@ -133,25 +158,17 @@ def test_metadata_says_what_mlx_lm_computes(tmp_path: Path) -> None:
     assert len(found["tokenizer.ggml.tokens"]) == found["gemma3.vocab_size"]
 
 
-def test_a_window_bounds_the_context_of_a_llama(tmp_path: Path) -> None:
-    types = ["sliding_attention", "full_attention"]
-    source = write_model(tmp_path / "m", "mistral", sliding_window=64, layer_types=types)
-    done = export(source)
-    assert keys(file(done))["llama.context_length"] == 64
-    assert "sliding window" in done.notes[0]
-
-
 def test_pieces_of_tensors_make_the_same_file(
     llama_4bit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = file(export(llama_4bit, "lossless", overwrite=True)).read_bytes()
+    whole = file(export(llama_4bit, "lossless")).read_bytes()
     monkeypatch.setattr(gguf_plan, "_CHUNK_NUMBERS", 1000)
-    assert file(export(llama_4bit, "lossless", overwrite=True)).read_bytes() == whole
+    assert file(export(llama_4bit, "lossless")).read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["f16", "lossless", "q8_0"])
 def test_a_flipped_bit_is_found_wherever_it_is(llama_4bit: Path, kind: str) -> None:
-    path = file(export(llama_4bit, kind, overwrite=True))
+    path = file(export(llama_4bit, kind))
     good = path.read_bytes()
     for tensor in gguf.GGUFReader(path).tensors[::3]:
         for place in (0, int(tensor.n_bytes) // 2, int(tensor.n_bytes) - 1):
@@ -165,7 +182,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(llama_4bit: Path, kind: str) -> N
 def test_swapped_tensors_and_rows_out_of_order_are_found(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = file(export(llama, overwrite=True))
+    path = file(export(llama))
     data = bytearray(path.read_bytes())
     names = {t.name: t for t in gguf.GGUFReader(path).tensors}
     gate, up = names["blk.0.ffn_gate.weight"], names["blk.0.ffn_up.weight"]
@@ -177,11 +194,11 @@ def test_swapped_tensors_and_rows_out_of_order_are_found(
         verify_gguf(Reader(path), llama)
     monkeypatch.setattr(gguf_plan, "rotated_heads", lambda name, facts: None)
     with pytest.raises(ModelError, match=r"blk\.0\.attn_k\.weight"):
-        export(llama, overwrite=True)
+        export(llama)
 
 
 def test_another_model_is_not_taken_for_this_one(llama: Path, tmp_path: Path) -> None:
-    path = file(export(llama, overwrite=True))
+    path = file(export(llama))
     with pytest.raises(ModelError, match="is not what the model holds"):
         verify_gguf(Reader(path), write_model(tmp_path / "other", "llama", seed=1))
     tied = tmp_path / "tied"
@@ -192,22 +209,12 @@ def test_another_model_is_not_taken_for_this_one(llama: Path, tmp_path: Path) ->
         verify_gguf(Reader(path), tied)
     with pytest.raises(ModelError, match=r"output\.weight is missing"):
         verify_gguf(Reader(file(export(tied))), llama)
-
-
-def test_a_file_cut_short_is_refused(llama: Path) -> None:
-    path = file(export(llama, overwrite=True))
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(ModelError, match=r"readable|ends within"):
         verify_gguf(Reader(path), llama)
     path.write_bytes(b"GGUF but not really")
     with pytest.raises(ModelError, match="no readable GGUF"):
-        verify_gguf(Reader(path), llama)
-
-
-def _change(source: Path, name: str, value: float) -> None:
-    weights = dict(mx.load(str(source / "model.safetensors")))
-    weights[name][0, 0] = value
-    mx.save_safetensors(str(source / "model.safetensors"), weights)
+        Reader(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -217,21 +224,6 @@ def test_what_is_no_number_is_refused_and_nothing_stays(tmp_path: Path, value: f
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj\.weight holds NaN"):
         export(source)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-
-def test_what_is_beyond_a_half_stays_float32(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m", "llama", dtype=mx.float32)
-    _change(source, "model.layers.0.mlp.up_proj.weight", 1e5)
-    done = export(source)
-    assert done.verify.types == {"F16": 15, "F32": 6}
-    assert "beyond a half" in done.notes[0]
-
-
-def test_rows_that_fill_no_block_stay_halves(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m", "llama", intermediate_size=176)
-    done = export(source, "q8_0")
-    assert done.verify.types == {"Q8_0": 14, "F16": 2, "F32": 5}
-    assert "no multiple of 32" in done.notes[0]
 
 
 LLAMA3 = {
@@ -271,16 +263,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_what_is_there_or_cannot_be_made_is_told(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = file(export(llama, overwrite=True))
-    before = path.read_bytes()
-    with pytest.raises(StorageError, match="already exists"):
-        export(llama)
-    with pytest.raises(UsageError, match="did you mean q4_k_m"):
-        export(llama, "q4_km")
-    assert path.read_bytes() == before
+def test_k_quants_need_llama_cpp_s_quantizer(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(UsageError, match="pip install"):
         export(llama, "q4_k_m")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.export.gguf_models import MODELS, write_adapter, write_model
+from tests.export.gguf_models import MODELS, write_model
+from tests.export.shipped_models import write_adapter
 
 import mlx.core as mx  # isort: skip
 
@@ -124,7 +125,7 @@ def test_qalora_and_a_lora_beside_the_lossless_base(tmp_path: Path) -> None:
     source = write_model(tmp_path / "m", "llama", quantization={"group_size": 32, "bits": 4})
     file = exported(source, "lossless")
     for kind in ("qalora", "lora"):
-        folder = write_adapter(tmp_path / kind, source, kind)
+        folder = write_adapter(tmp_path / kind, source, kind=kind)
         lora = tmp_path / f"{kind}.gguf"
         export_gguf_lora(folder, str(source), lora)
         adapted = theirs(file, lora)
