@@ -12,6 +12,13 @@ from mlx_itune.cli import main
 from tests.dataset.data_command import run  # noqa: F401
 
 
+def ended(*argv: object) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(arg) for arg in argv])
+    return int(left.value.code or 0)
+
+
 @dataclass(frozen=True)
 class Cli:
     """`cli("data", "show", file)` is what the command prints on both streams."""
@@ -19,16 +26,22 @@ class Cli:
     capsys: pytest.CaptureFixture[str]
 
     def __call__(self, *argv: object, code: int = 0) -> Any:
-        with pytest.raises(SystemExit) as left:
-            main([str(arg) for arg in argv])
-        assert (left.value.code or 0) == code
-        return self.capsys.readouterr()
+        left, printed = ended(*argv), self.capsys.readouterr()
+        assert left == code, printed.err
+        return printed
 
     def json(self, *argv: object, code: int = 0) -> Any:
         """The one JSON object that it prints; the error in it where it ends in another code."""
         out = self(*argv, "--json", "--offline", code=code).out
         assert out.count("\n") == 1
-        return json.loads(out)["error"] if code else json.loads(out)
+        found = json.loads(out)
+        return found.get("error", found)
+
+    def refused(self, *argv: object, code: int) -> str:
+        """The one line on stderr of a command that ends with this exit code."""
+        err: str = self(*argv, "--offline", code=code).err
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
 
 
 @pytest.fixture

@@ -1,49 +1,33 @@
-"""`runs list|show|verify|prune` on a finished, a killed, a running and a damaged run."""
+"""`runs` on finished, killed, stopped, running and damaged runs, and `resume`."""
 
 from __future__ import annotations
 
-import json
 import shutil
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlx_itune.cli import main
 from mlx_itune.kit.lock import locked
+from tests.cli.conftest import ended
+from tests.crash.server import Server
 from tests.crash.small_run import write_data
 
-Capture = pytest.CaptureFixture[str]
-
-
-def call(capsys: Capture, *argv: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        main([*map(str, argv)])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
-
-
-def answer(capsys: Capture, *argv: object, code: int = 0) -> dict[str, Any]:
-    left, out, err = call(capsys, *argv, "--json")
-    assert left == code, err
-    found: dict[str, Any] = json.loads(out)
-    return found
+SMALL = ("--rank", 2, "--batch-size", 4, "--keys", "self_attn.q_proj", "--offline")
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs, the second with a step's end that a kill would leave, the third stopped."""
     home = tmp_path_factory.mktemp("runs")
-    data = write_data(home / "data")
+    source = ("--model", tiny_model_dir, "--data", write_data(home / "data"), *SMALL)
     for name in "abc":
-        argv = [
-            *("train", "--model", tiny_model_dir, "--data", data, "--out", home / name),
-            *("--runs", home / "runs", "--rank", 2, "--steps", 6, "--batch-size", 4, "--keep", 3),
-            *("--keys", "self_attn.q_proj", "--save-every", 2, "--offline", "--seed", ord(name)),
-        ]
-        with pytest.raises(SystemExit) as left:
-            main([*map(str, argv)])
-        assert not left.value.code
+        places = ("--out", home / name, "--runs", home / "runs", "--seed", ord(name))
+        steps = ("--steps", 6, "--keep", 3, "--save-every", 2)
+        assert ended("train", *source, *places, *steps) == 0
     _, second, third = sorted((home / "runs").iterdir())
     for run, kept in ((second, 7), (third, 6)):
         (run / "result.json").unlink()
@@ -62,89 +46,132 @@ def runs(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "runs")
 
 
-def test_the_list_says_how_each_run_stands(capsys: Capture, runs: Path) -> None:
-    listed = answer(capsys, "runs", "list", "--runs", runs)["runs"]
-    assert [line["state"] for line in listed] == ["finished", "killed", "stopped"]
-    first, second, third = listed
+def test_the_list_says_how_each_run_stands(cli: Any, runs: Path) -> None:
+    def listed() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = cli.json("runs", "list", "--runs", runs)["runs"]
+        return found
+
+    first, second, third = listed()
+    assert [r["state"] for r in (first, second, third)] == ["finished", "killed", "stopped"]
     assert (first["step"], first["steps"], first["resume"]) == (6, 6, None)
     assert first["train_loss"] > 0 and first["valid_loss"] > 0 and first["bytes"] > 10_000
     assert second["resume"] == f"mlx-itune resume {second['run']}"
     assert (third["incidents"], third["checkpoints"]) == (1, 3)
-    code, out, _ = call(capsys, "runs", "list", "--runs", runs)
-    assert code == 0 and "finished" in out and f"mlx-itune resume {third['run']}" in out
+    assert f"mlx-itune resume {third['run']}" in cli("runs", "list", "--runs", runs).out
     with locked(Path(second["run"]) / "lock", "it"):
-        states = [r["state"] for r in answer(capsys, "runs", "list", "--runs", runs)["runs"]]
-        assert states == ["finished", "running", "stopped"]
-    assert answer(capsys, "runs", "list", "--runs", runs / "none")["runs"] == []
+        assert [run["state"] for run in listed()] == ["finished", "running", "stopped"]
     (Path(first["run"]) / "result.json").write_text('{"steps": "many"}')
-    listed = answer(capsys, "runs", "list", "--runs", runs)["runs"]
-    assert (listed[0]["state"], listed[0]["step"]) == ("finished", 6)
-    assert "no runs" in call(capsys, "runs", "list", "--runs", runs / "none")[1]
+    assert (listed()[0]["state"], listed()[0]["step"]) == ("finished", 6)
+    assert "no runs" in cli("runs", "list", "--runs", runs / "none").out
 
 
-def test_one_run_is_shown_whole(capsys: Capture, runs: Path) -> None:
+def test_one_run_is_shown_whole(cli: Any, runs: Path) -> None:
     first = sorted(runs.iterdir())[0]
-    found = answer(capsys, "runs", "show", first)
+    found = cli.json("runs", "show", first)
     assert found["config"]["rank"] == 2 and found["result"]["steps"] == 6
     assert [seal["step"] for seal in found["checkpoint_list"]] == [2, 4, 6]
     assert [seal["best"] for seal in found["checkpoint_list"]].count(True) == 1
-    code, out, _ = call(capsys, "runs", "show", first.name, "--runs", runs)
-    assert code == 0 and f"adapter     {found['result']['adapter']}" in out
-    code, out, _ = call(capsys, "runs", "show", "last", "--runs", runs)
-    assert code == 0
+    shown = cli("runs", "show", first.name, "--runs", runs).out
+    assert f"adapter     {found['result']['adapter']}" in shown
+    shown = cli("runs", "show", "last", "--runs", runs).out
     for words in ("stopped", "step 2: loss nan", "rows.jsonl:3", "continue with: mlx-itune resume"):
-        assert words in out
-    assert call(capsys, "runs", "show", first.name[:4], "--runs", runs)[0] == 2
+        assert words in shown
+    cli("runs", "show", first.name[:4], "--runs", runs, code=2)
 
 
-def test_a_flipped_byte_fails_the_verification(capsys: Capture, runs: Path) -> None:
-    found = answer(capsys, "runs", "verify", "--runs", runs)
+def test_a_flipped_byte_fails_the_verification(cli: Any, runs: Path) -> None:
+    found = cli.json("runs", "verify", "--runs", runs)
     assert (len(found["checkpoints"]), found["broken"]) == (9, 0)
     first = sorted(runs.iterdir())[0]
     file = first / "checkpoints" / "step-000004" / "optimizer.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    found = answer(capsys, "runs", "verify", "--runs", runs, code=5)
-    assert found["broken"] == 1
-    code, out, _ = call(capsys, "runs", "verify", first.name, "--runs", runs)
-    assert code == 5 and "broken: " in out and "optimizer.safetensors: is not" in out
-    assert out.count("ok ") == 2
+    assert cli.json("runs", "verify", "--runs", runs, code=5)["broken"] == 1
+    out = cli("runs", "verify", first.name, "--runs", runs, code=5).out
+    assert "broken: " in out and "optimizer.safetensors: is not" in out and out.count("ok ") == 2
 
 
-def test_prune_shows_first_and_removes_with_yes(capsys: Capture, runs: Path) -> None:
-    def steps() -> list[list[str]]:
-        return [
-            sorted(path.name[-1] for path in (run / "checkpoints").iterdir())
-            for run in sorted(runs.iterdir())
-        ]
+def test_prune_shows_first_and_removes_with_yes(cli: Any, runs: Path) -> None:
+    def prune(*flags: object) -> Any:
+        return cli.json("runs", "prune", "--runs", runs, *flags)
 
-    before = steps()
-    assert before == [["2", "4", "6"]] * 3
-    first = sorted(runs.iterdir())[0]
-    (first / "checkpoints" / ".step-000008.1-0123abcd.partial").mkdir()
-    shown = answer(capsys, "runs", "prune", "--runs", runs)
-    assert not shown["removed"] and len(shown["paths"]) == 7
-    (first / "checkpoints" / ".step-000008.1-0123abcd.partial").rmdir()
-    assert steps() == before
-    code, out, _ = call(capsys, "runs", "prune", "--runs", runs)
-    assert code == 0 and "--yes removes them" in out
-    with locked(first / "lock", "it"):
-        answer(capsys, "runs", "prune", "--runs", runs, "--yes")
-    assert steps() == [["2", "4", "6"], ["6"], ["6"]]
-    assert answer(capsys, "runs", "prune", first.name, "--runs", runs, "--keep", 2, "--yes")[
-        "bytes"
-    ]
-    assert steps() == [["4", "6"], ["6"], ["6"]]
+    def steps() -> list[str]:
+        folders = [run / "checkpoints" for run in sorted(runs.glob("2*"))]
+        return ["".join(sorted(path.name[-1] for path in each.iterdir())) for each in folders]
 
-
-def test_whole_runs_go_only_when_asked_and_unfinished_ones_only_by_name(
-    capsys: Capture, runs: Path
-) -> None:
     first, second, third = sorted(runs.iterdir())
-    answer(capsys, "runs", "prune", "--runs", runs, "--keep-runs", 0, "--yes")
-    assert sorted(runs.iterdir()) == [second, third]
-    flags = ("--keep-runs", 1, "--unfinished", "--yes")
-    answer(capsys, "runs", "prune", "--runs", runs, *flags)
-    assert [path for path in runs.iterdir() if not path.name.startswith(".")] == [third]
-    assert not first.exists()
+    leftover = first / "checkpoints" / ".step-000008.1-0123abcd.partial"
+    leftover.mkdir()
+    shown = prune()
+    assert not shown["removed"] and len(shown["paths"]) == 7
+    leftover.rmdir()
+    assert "--yes removes them" in cli("runs", "prune", "--runs", runs).out
+    assert steps() == ["246"] * 3
+    with locked(first / "lock", "it"):
+        prune("--yes")
+    assert steps() == ["246", "6", "6"]
+    assert prune(first.name, "--keep", 2, "--yes")["bytes"]
+    assert steps() == ["46", "6", "6"]
+    # Whole runs go only when asked, and unfinished ones only by name.
+    prune("--keep-runs", 0, "--yes")
+    assert sorted(runs.glob("2*")) == [second, third]
+    prune("--keep-runs", 1, "--unfinished", "--yes")
+    assert [*runs.glob("2*")] == [third]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server") / "log.txt") as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_stopped_run_prints_the_line_that_continues_it(
+    cli: Any, number: int, code: int, server: Server, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    home, out = tmp_path / "runs", tmp_path / "out"
+    source = ("--model", tiny_model_dir, "--data", write_data(tmp_path / "data"), *SMALL)
+    server.log.write_text("")
+    trainer = server.start("train", *source, "--out", out, "--runs", home, "--steps", 80)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any('"event": "step"' in log.read_text() for log in home.glob("2*/events.jsonl")):
+            break
+        time.sleep(0.01)
+    trainer.kill(number)
+    assert trainer.wait() == code
+    said = server.log.read_text()
+    (run,) = home.iterdir()
+    assert f"; continue with: mlx-itune resume {run}\n" in said and "error:" not in said
+    assert not out.exists()
+
+    result = cli.json("resume", run)
+    assert (result["steps"], result["finished_before"], result["rewritten"]) == (80, False, False)
+    assert (out / "adapters.safetensors").is_file()
+
+
+def test_a_finished_run_says_so_and_a_changed_one_is_refused(
+    cli: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    places = ("--model", tiny_model_dir, "--data", data, "--out", out, "--runs", tmp_path / "runs")
+    cli("train", *places, *SMALL, "--steps", 2)
+    (run,) = (tmp_path / "runs").iterdir()
+    again = cli("resume", run.name[:12], "--runs", tmp_path / "runs", "--offline")
+    assert "nothing to do" in again.err and "adapter" in again.out
+    moved = cli("resume", run, "--offline", "--out", tmp_path / "again")
+    assert "written again" in moved.err
+    files = [folder / "adapters.safetensors" for folder in (out, tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+    (run / "result.json").unlink()
+    (data / "train.jsonl").write_text((data / "train.jsonl").read_text().replace("Yes", "No"))
+    assert "data.train.sha256 (train.jsonl) is " in cli.refused("resume", run, code=3)
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("rank = 2", "rank = 4"))
+    assert "rank is 4, the run began with 2" in cli.refused("resume", run, code=2)
+    for folder, said in ((tmp_path / "nowhere", "no such run"), (data, "is no run")):
+        assert said in cli.refused("resume", folder, code=2)

@@ -1,4 +1,4 @@
-"""The command line's surface: helps, did-you-means, one-line errors, exit codes, JSON."""
+"""The command line's surface: help, did-you-means, one-line errors, exit codes, JSON."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 import pytest
 
-from mlx_itune.cli import COMMANDS, boundary, cli, main
+from mlx_itune.cli import COMMANDS, boundary
 from mlx_itune.kit.errors import DataError
+
+TRAIN = "train --model m --data d --out o"
+PROGRAM = [sys.executable, "-m", "mlx_itune"]
 
 
 class PanicException(BaseException):
     """As Rust under Python raises."""
 
 
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        main(list(argv))
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
+def code_of(act: Callable[[], object]) -> int:
+    """The exit code of a command that does this."""
+    command = click.Command("act", callback=act)
+    return boundary.guarded(click.Group("group", {"act": command}), ["act"])
 
 
 def test_help_lists_every_command_and_is_quick() -> None:
     def cpu_seconds() -> float:
         before = os.times()
-        done = subprocess.run(
-            [sys.executable, "-m", "mlx_itune", "--help"], capture_output=True, text=True
-        )
+        done = subprocess.run([*PROGRAM, "--help"], capture_output=True, text=True, check=True)
         after = os.times()
-        assert done.returncode == 0
         assert all(name in done.stdout for name in COMMANDS)
         return sum(after[2:4]) - sum(before[2:4])
 
@@ -44,46 +45,37 @@ def test_help_lists_every_command_and_is_quick() -> None:
     assert min(cpu_seconds() for _ in range(5)) < 0.15
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_answers_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    code, out, _ = run(capsys, name, "--help")
-    assert code == 0
-    assert "Usage: mlx-itune" in out
+@pytest.mark.parametrize("argv", [(), ("data",), ("runs",)])
+def test_a_bare_group_shows_its_help(cli: Any, argv: tuple[str, ...]) -> None:
+    printed = cli(*argv)
+    assert printed.out.startswith("Usage: mlx-itune") and "\nCommands:\n" in printed.out
+    assert not printed.err
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("command", "told"),
     [
-        (["trian"], "no such command 'trian'; did you mean 'train'?"),
-        (["data", "chek"], "no such command 'chek'; did you mean 'check'?"),
-        (["train", "--modle", "x"], "no such option '--modle'; did you mean --model?"),
-        (["train", "--model", "x"], "missing --data, --out"),
-        (["eval", "--model", "x"], "Missing option '--data'"),
-        (["generate", "--model", "x", "--prompt", " "], "the prompt is empty"),
-        (["train", "--rank", "many"], "'many' is not a valid integer"),
+        ("trian", "no such command 'trian'; did you mean 'train'?"),
+        ("data chek", "no such command 'chek'; did you mean 'check'?"),
+        ("train --modle x", "no such option '--modle'; did you mean --model?"),
+        ("train --lr 1e-3", "did you mean --learning-rate?"),
+        ("train --iters 9", "did you mean --steps?"),
+        ("train --scale 9", "did you mean --alpha?"),
+        ("train --adapter-path x", "did you mean --out?"),
+        ("train --model x", "missing --data, --out"),
+        ("plan --model x", "missing --data"),
+        ("eval --model x", "Missing option '--data'"),
+        ("generate --model x --prompt=", "the prompt is empty"),
+        ("train --rank many", "'many' is not a valid integer"),
+        (f"{TRAIN} --learning-rate nan", "learning_rate must be above 0 and below 1, not nan"),
+        (f"{TRAIN} --alpha 1e300", "alpha must be above 0 and at most 1,000,000"),
+        (f"{TRAIN} --warmup inf", "warmup must be at least 0"),
+        (f"{TRAIN} --seed {10**26}", "seed must be at least 0 and at most"),
     ],
 )
-def test_usage_errors_are_one_line_with_exit_code_2(
-    capsys: pytest.CaptureFixture[str], argv: list[str], told: str
-) -> None:
-    code, out, err = run(capsys, *argv)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert told in err
-    code, out, _ = run(capsys, *argv, "--json")
-    body = json.loads(out)["error"]
-    assert (code, body["exit_code"]) == (2, 2)
-
-
-def test_a_mistyped_config_key_gets_a_did_you_mean(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    config = tmp_path / "run.toml"
-    config.write_text('model = "x"\nlearning_rat = 1e-3\n')
-    code, _, err = run(capsys, "train", "--config", str(config))
-    assert code == 2
-    assert "run.toml:2: unknown key 'learning_rat' (did you mean learning_rate?)" in err
+def test_usage_errors_are_one_line_with_exit_code_2(cli: Any, command: str, told: str) -> None:
+    assert told in cli.refused(*command.split(), code=2)
+    assert cli.json(*command.split(), code=2)["exit_code"] == 2
 
 
 @pytest.mark.parametrize(
@@ -99,112 +91,35 @@ def test_a_mistyped_config_key_gets_a_did_you_mean(
         (PermissionError(13, "Permission denied", "rows"), 5, "rows: Permission denied"),
         (RuntimeError("Symlink loop from 'a'"), 5, "Symlink loop"),
         (UnicodeEncodeError("utf-8", "a x\udcff b", 3, 4, "no"), 2, r"'x\udcff' is no UTF-8 text"),
+        (ZeroDivisionError("one\ntwo"), 1, "a bug in mlx-itune: ZeroDivisionError: one\\ntwo"),
     ],
 )
 def test_every_ending_has_its_exit_code_and_one_line(
-    capsys: pytest.CaptureFixture[str], raised: BaseException, code: int, told: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    raised: BaseException,
+    code: int,
+    told: str,
 ) -> None:
-    @click.command()
-    def failing() -> None:
+    def failing() -> NoReturn:
         raise raised
 
-    group = click.Group("g", {"failing": failing})
-    assert boundary.guarded(group, ["failing"]) == code
-    err = capsys.readouterr().err
-    assert told in err
-    assert err.count("\n") == 1
-
-
-def test_a_bug_leaves_a_crash_file_and_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    @click.command()
-    def failing() -> None:
-        raise ZeroDivisionError("one\ntwo")
-
-    assert boundary.guarded(click.Group("g", {"failing": failing}), ["failing"]) == 1
+    assert code_of(failing) == code
     err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    (crash,) = tmp_path.iterdir()
-    assert str(crash) in err
-    assert "ZeroDivisionError" in crash.read_text()
+    assert told in err and err.count("\n") == 1
+    # Only a bug leaves a traceback, in a file that the line names.
+    crashes = [*tmp_path.iterdir()]
+    assert len(crashes) == (code == 1)
+    assert all(str(path) in err and "Traceback" in path.read_text() for path in crashes)
 
 
-def test_sigterm_unwinds_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_unwinds_the_command_and_those_behind_it_leave_the_clearing_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     cleaned = []
 
-    @click.command()
-    def waiting() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        finally:
-            cleaned.append(True)
-
-    assert boundary.guarded(click.Group("g", {"waiting": waiting}), ["waiting"]) == 143
-    assert cleaned == [True]
-
-
-@pytest.mark.parametrize("argv", [[], ["data"], ["runs"]])
-def test_a_bare_group_shows_its_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
-    code, out, err = run(capsys, *argv)
-    assert (code, err) == (0, "")
-    assert out.startswith("Usage: ")
-    assert "\nCommands:\n" in out
-
-
-@pytest.mark.parametrize("closed", ["full", "closed"])
-def test_an_output_that_cannot_be_written_is_told(closed: str) -> None:
-    redirect = "> /dev/full" if closed == "full" else ">&-"
-    if closed == "full" and not Path("/dev/full").exists():
-        redirect = ">&-"
-    done = subprocess.run(
-        f"{sys.executable} -m mlx_itune doctor {redirect}",
-        shell=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 5
-    assert done.stderr.startswith("error: standard output: ")
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("redirect", ["2> /dev/full", "<&- 2>&-"])
-def test_other_streams_that_are_closed_or_full_change_nothing(redirect: str) -> None:
-    if "full" in redirect and not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    for argv, code in (("train --json", 2), ("runs list --runs nowhere --json", 0)):
-        done = subprocess.run(
-            f"{sys.executable} -m mlx_itune {argv} {redirect}",
-            shell=True,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == code
-        assert json.loads(done.stdout)
-        assert "Traceback" not in done.stderr
-
-
-def test_a_name_that_is_no_text_is_told_in_escapes(tmp_path: Path) -> None:
-    name = os.fsencode(tmp_path) + b"/\xff.jsonl"
-    try:
-        Path(os.fsdecode(name)).write_text("{}\n")
-    except OSError:
-        pytest.skip("this disk takes no such names")
-    done = subprocess.run(
-        [sys.executable, "-m", "mlx_itune", "data", "check", name, "--json"], capture_output=True
-    )
-    assert done.returncode == 3
-    assert "\udcff" in json.loads(done.stdout)["error"]["where"]
-    assert b"Traceback" not in done.stderr
-
-
-def test_two_quick_signals_leave_the_clearing_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    cleaned = []
-
-    @click.command()
     def waiting() -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -214,8 +129,7 @@ def test_two_quick_signals_leave_the_clearing_alone(capsys: pytest.CaptureFixtur
             os.kill(os.getpid(), signal.SIGTERM)
             cleaned.append(True)
 
-    assert boundary.guarded(click.Group("g", {"waiting": waiting}), ["waiting"]) == 130
-    assert cleaned == [True]
+    assert code_of(waiting) == 130 and cleaned == [True]
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -227,30 +141,50 @@ def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0)
 
-    @click.command()
     def waiting() -> None:
         Held()
         time.sleep(5)
 
-    assert boundary.guarded(click.Group("g", {"waiting": waiting}), ["waiting"]) == 143
+    assert code_of(waiting) == 143
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("redirect", "code", "out", "err"),
+    [
+        ("> /dev/full", 5, "", "error: standard output: No space left on device\n"),
+        (">&-", 5, "", "error: standard output: is closed\n"),
+        ("2> /dev/full", 0, '{"runs": []}\n', ""),
+        ("<&- 2>&-", 0, '{"runs": []}\n', ""),
+        ("--rnus 2> /dev/full", 2, '{"error": ', ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(redirect: str, code: int, out: str, err: str) -> None:
+    if "full" in redirect and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = f"{' '.join(PROGRAM)} runs list --runs nowhere --json {redirect}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, err)
+    assert done.stdout.startswith(out)
+
+
 def test_a_closed_pipe_is_no_error() -> None:
-    script = "import sys; from mlx_itune.cli import main; main(['train', '--help'])"
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PROGRAM, "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
+        assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
 
 
-def test_the_table_is_the_truth() -> None:
-    context = click.Context(cli)
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        assert command is not None
-        assert command.name == name
+def test_a_name_that_is_no_text_is_told_in_escapes(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.jsonl"
+    try:
+        Path(os.fsdecode(name)).write_text("{}\n")
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    done = subprocess.run([*PROGRAM, "data", "check", name, "--json"], capture_output=True)
+    assert done.returncode == 3
+    assert "\udcff" in json.loads(done.stdout)["error"]["where"]
+    assert b"Traceback" not in done.stderr
