@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,13 +39,7 @@ def _stays_here(address: object) -> bool:
     """True for a Unix socket's path and for loopback addresses."""
     if not isinstance(address, tuple):
         return True
-    host = address[0]
-    if host in (None, "", "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return address[0] in (None, "", "localhost", "::1") or str(address[0]).startswith("127.")
 
 
 @pytest.fixture(autouse=True)
@@ -56,29 +50,22 @@ def network_attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """
     attempts: list[object] = []
 
-    def guard(name: str) -> None:
-        real = getattr(socket.socket, name)
+    def guard(owner: object, name: str, error: type[OSError]) -> None:
+        real = getattr(owner, name)
 
-        def guarded(self: socket.socket, *args: object) -> object:
-            address = args[-1]  # sendto takes (data, address) or (data, flags, address)
-            if self.family == socket.AF_UNIX or _stays_here(address):
-                return real(self, *args)
+        def guarded(*args: Any, **options: Any) -> object:
+            # (socket, address), (socket, ..., address), and (host, ...) of getaddrinfo
+            address = args[:1] if owner is socket else args[-1]
+            if _stays_here(address):
+                return real(*args, **options)
             attempts.append(address)
-            raise OSError(f"tests have no network: {name} to {address!r}")
+            raise error(socket.EAI_NONAME, f"tests have no network: {name} of {address!r}")
 
-        monkeypatch.setattr(socket.socket, name, guarded)
+        monkeypatch.setattr(owner, name, guarded)
 
     for name in ("connect", "connect_ex", "sendto"):
-        guard(name)
-    look_up = socket.getaddrinfo
-
-    def guarded_look_up(host: str | None, *args: object, **options: object) -> object:
-        if _stays_here((host,)):
-            return look_up(host, *args, **options)  # type: ignore[arg-type]
-        attempts.append(host)
-        raise socket.gaierror(socket.EAI_NONAME, f"tests have no network: look-up of {host!r}")
-
-    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
+        guard(socket.socket, name, OSError)
+    guard(socket, "getaddrinfo", socket.gaierror)
     yield attempts
     if attempts:
         pytest.fail(f"the test reached for the network: {attempts}")
@@ -129,21 +116,23 @@ def write_tiny_model(out: Path, *, bits: int | None = None, seed: int = 0) -> Pa
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tiny_tokenizer(out)
     head = HIDDEN // HEADS
-    shapes = {"model.embed_tokens": (vocabulary, HIDDEN)}
-    for layer in range(LAYERS):
-        at = f"model.layers.{layer}"
-        shapes[f"{at}.self_attn.q_proj"] = (HEADS * head, HIDDEN)
-        shapes[f"{at}.self_attn.k_proj"] = (KV_HEADS * head, HIDDEN)
-        shapes[f"{at}.self_attn.v_proj"] = (KV_HEADS * head, HIDDEN)
-        shapes[f"{at}.self_attn.o_proj"] = (HIDDEN, HEADS * head)
-        shapes[f"{at}.mlp.gate_proj"] = (MLP, HIDDEN)
-        shapes[f"{at}.mlp.up_proj"] = (MLP, HIDDEN)
-        shapes[f"{at}.mlp.down_proj"] = (HIDDEN, MLP)
+    layer = {
+        "self_attn.q_proj": (HEADS * head, HIDDEN),
+        "self_attn.k_proj": (KV_HEADS * head, HIDDEN),
+        "self_attn.v_proj": (KV_HEADS * head, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HEADS * head),
+        "mlp.gate_proj": (MLP, HIDDEN),
+        "mlp.up_proj": (MLP, HIDDEN),
+        "mlp.down_proj": (HIDDEN, MLP),
+    }
+    shapes = {"model.embed_tokens": (vocabulary, HIDDEN)} | {
+        f"model.layers.{n}.{name}": shape for n in range(LAYERS) for name, shape in layer.items()
+    }
     keys = mx.random.split(mx.random.key(seed), len(shapes))
-    weights = {"model.norm.weight": mx.ones((HIDDEN,))}
-    for layer in range(LAYERS):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{layer}.{norm}.weight"] = mx.ones((HIDDEN,))
+    norms = ["model.norm"]
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        norms += [f"model.layers.{n}.{norm}" for n in range(LAYERS)]
+    weights = {f"{norm}.weight": mx.ones((HIDDEN,)) for norm in norms}
     for key, (name, shape) in zip(keys, shapes.items(), strict=True):
         weight = mx.random.normal(shape, key=key) * shape[1] ** -0.5
         if bits is None:

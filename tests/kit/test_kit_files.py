@@ -1,4 +1,4 @@
-"""Files: wholly written or not at all, whatever call fails."""
+"""Files and directories: wholly written or not at all, whatever call fails."""
 
 import errno
 import hashlib
@@ -39,22 +39,14 @@ class FailingCall:
         return self.real(*args, **options)
 
 
-def test_write_durably_replaces_the_file_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "a.bin"
-    write_durably(path, b"old")
-    write_durably(path, iter([b"ne", b"w"]))
-    assert path.read_bytes() == b"new"
-    assert names(tmp_path) == ["a.bin"]
-
-
 @pytest.mark.parametrize("call", ["fsync", "rename", "replace", "open"])
 @pytest.mark.parametrize("before", range(4))
-def test_write_durably_is_all_or_nothing_under_a_full_disk(tmp_path, monkeypatch, call, before):
+def test_a_file_is_all_or_nothing_under_a_full_disk(tmp_path, monkeypatch, call, before):
     path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
+    write_durably(path, b"old")
     fault = FailingCall(monkeypatch, call, before)
     try:
-        write_durably(path, b"new")
+        write_durably(path, iter([b"ne", b"w"]))
     except StorageError as error:
         assert "No space left" in str(error) and str(tmp_path) in str(error)
     else:
@@ -62,46 +54,6 @@ def test_write_durably_is_all_or_nothing_under_a_full_disk(tmp_path, monkeypatch
         assert path.read_bytes() == b"new"
     assert path.read_bytes() in (b"old", b"new")
     assert names(tmp_path) == ["a.bin"]
-
-
-def test_write_durably_removes_its_temporary_file_when_the_data_fails(tmp_path):
-    def data():
-        yield b"half"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_durably(tmp_path / "a.bin", data())
-    assert names(tmp_path) == []
-
-
-def test_write_durably_names_a_missing_folder(tmp_path):
-    with pytest.raises(StorageError, match=r"nowhere/a\.bin: No such file"):
-        write_durably(tmp_path / "nowhere" / "a.bin", b"")
-
-
-def test_a_staged_directory_appears_only_at_the_end(tmp_path):
-    out = tmp_path / "deep" / "out"
-    with staged_directory(out) as stage:
-        (stage / "sub").mkdir()
-        (stage / "sub" / "f").write_text("x")
-        assert not out.exists()
-        assert stage.parent == out.parent
-    assert (out / "sub" / "f").read_text() == "x"
-    assert names(out.parent) == ["out"]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_any_exception_leaves_the_place_as_it_was(tmp_path, error, overwrite):
-    out = tmp_path / "out"
-    if overwrite:
-        out.mkdir()
-        (out / "old").write_text("old")
-    with pytest.raises(error), staged_directory(out, overwrite=overwrite) as stage:
-        (stage / "f").write_text("x")
-        raise error
-    assert names(tmp_path) == (["out"] if overwrite else [])
-    assert not overwrite or (out / "old").read_text() == "old"
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename", "open"])
@@ -124,46 +76,97 @@ def test_a_failing_call_never_leaves_half_a_directory(tmp_path, monkeypatch, cal
     assert not left or (call == "open" and fault.fired and left[0].endswith(".partial"))
 
 
-def test_a_full_disk_inside_the_block_is_a_storage_error(tmp_path):
+def fill_file(stage: Path) -> None:
+    write_durably(stage, b"new")
+    write_durably(stage.with_suffix(".f16"), b"on the way")
+
+
+def fill_folder(stage: Path) -> None:
+    (stage / "sub").mkdir()
+    (stage / "sub" / "f").write_text("new")
+
+
+KINDS = [(staged_file, fill_file), (staged_directory, fill_folder)]
+
+
+@pytest.mark.parametrize(("staged", "fill"), KINDS)
+def test_an_output_appears_at_the_end_and_links_keep_pointing(tmp_path, staged, fill):
+    link, out = tmp_path / "link", tmp_path / "deep" / "out"
+    link.symlink_to(out)
+    with staged(link) as stage:
+        fill(stage)
+        assert not out.exists()
+    assert (out if out.is_file() else out / "sub" / "f").read_text() == "new"
+    assert names(tmp_path) == ["deep", "link"] and names(out.parent) == ["out"]
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize(("staged", "fill"), KINDS)
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_any_exception_leaves_the_place_as_it_was(tmp_path, staged, fill, error, overwrite):
+    out = tmp_path / "out"
+    old = out if staged is staged_file else out / "old"
+    if overwrite:
+        old.parent.mkdir(exist_ok=True)
+        old.write_text("old")
+    with pytest.raises(error), staged(out, overwrite=overwrite) as stage:
+        fill(stage)
+        raise error
+    assert names(tmp_path) == (["out"] if overwrite else [])
+    assert not overwrite or old.read_text() == "old"
+
+
+def make_full(out: Path) -> None:
+    out.mkdir()
+    (out / "theirs").write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("staged", "make", "told"),
+    [
+        (staged_directory, Path.touch, "is a file"),
+        (staged_directory, make_full, "not empty"),
+        (staged_file, Path.touch, "already exists"),
+        (staged_file, Path.mkdir, "is a directory"),
+        (staged_file, os.mkfifo, "already exists"),
+    ],
+)
+def test_what_is_there_is_not_replaced(tmp_path, staged, make, told):
+    make(tmp_path / "before")
+    with pytest.raises(StorageError, match=told), staged(tmp_path / "before"):
+        pytest.fail("the block must not run")
+    # Nor is what another writer made meanwhile.
+    with pytest.raises(StorageError), staged(tmp_path / "meanwhile") as stage:
+        (fill_file if staged is staged_file else fill_folder)(stage)
+        make(tmp_path / "meanwhile")
+    assert names(tmp_path) == ["before", "meanwhile"]
+    assert not (tmp_path / "before").is_dir() or names(tmp_path / "before") in ([], ["theirs"])
+
+
+def test_a_device_is_no_new_file_and_an_empty_directory_is_welcome(tmp_path):
+    with pytest.raises(StorageError, match="already exists"):
+        write_new(Path(os.devnull), b"new")
+    (tmp_path / "empty").mkdir()
+    with staged_directory(tmp_path / "empty") as stage:
+        fill_folder(stage)
+    assert names(tmp_path / "empty") == ["sub"]
+
+
+def test_what_the_system_says_names_the_file(tmp_path):
+    def data():
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_durably(tmp_path / "a.bin", data())
+    with pytest.raises(StorageError, match=r"nowhere/a\.bin: No such file"):
+        write_durably(tmp_path / "nowhere" / "a.bin", b"")
+    with pytest.raises(StorageError, match=r"b\.bin: No such file"), storage_errors("a.bin"):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "b.bin")
     with pytest.raises(StorageError, match="No space left"), staged_directory(tmp_path / "out"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path) == []
-
-
-def test_a_full_directory_is_refused_before_any_work(tmp_path):
-    (tmp_path / "f").write_text("mine")
-    with pytest.raises(StorageError, match="not empty"), staged_directory(tmp_path):
-        pytest.fail("the block must not run")
-    assert names(tmp_path) == ["f"]
-
-
-def test_an_empty_directory_is_welcome_and_a_file_is_not(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with staged_directory(tmp_path / "empty") as stage:
-        (stage / "f").write_text("x")
-    assert names(tmp_path / "empty") == ["f"]
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(StorageError, match="is a file"), staged_directory(tmp_path / "file"):
-        pytest.fail("the block must not run")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_directory_filled_meanwhile_is_not_overwritten(tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(StorageError, match="not empty"), staged_directory(out):
-        out.mkdir()
-        (out / "theirs").write_text("x")
-    assert names(tmp_path) == ["out"] and names(out) == ["theirs"]
-
-
-def test_a_link_keeps_pointing_at_the_replaced_directory(tmp_path):
-    real, link = tmp_path / "real", tmp_path / "link"
-    real.mkdir()
-    (real / "old").write_text("x")
-    link.symlink_to(real)
-    with staged_directory(link, overwrite=True) as stage:
-        (stage / "new").write_text("x")
-    assert link.is_symlink() and names(real) == ["new"]
 
 
 def test_sha256_and_free_space(tmp_path):
@@ -173,26 +176,3 @@ def test_sha256_and_free_space(tmp_path):
     require_free_bytes(tmp_path / "not" / "yet", 1, "nothing")
     with pytest.raises(StorageError, match=r"the fused model needs .* GB, the disk"):
         require_free_bytes(tmp_path / "not" / "yet", free * 2, "the fused model")
-
-
-def test_storage_errors_name_the_file_the_system_named():
-    with pytest.raises(StorageError, match=r"b\.bin: No such file"), storage_errors("a.bin"):
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "b.bin")
-
-
-@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo])
-def test_a_new_file_replaces_nothing(tmp_path: Path, make) -> None:
-    make(tmp_path / "out")
-    with pytest.raises(StorageError, match=r"already exists|is a directory"):
-        write_new(tmp_path / "out", b"new")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(StorageError, match="already exists"):
-        write_new(Path(os.devnull), b"new")
-
-
-def test_of_two_writers_one_wins_and_one_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="already exists"), staged_file(tmp_path / "out") as late:
-        write_new(tmp_path / "out", b"first")
-        write_durably(late, b"second")
-    assert (tmp_path / "out").read_bytes() == b"first"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

@@ -70,13 +70,9 @@ def test_every_fault_is_named_by_its_path_in_one_line() -> None:
         "oter: unknown key",
     ):
         assert part in line
-
-
-def test_a_great_number_of_faults_stays_one_short_line() -> None:
-    keys = list(range(5000))
-    line = told({"num_layers": 1, "lora_parameters": {"rank": 1, "scale": 1, "keys": keys}})
-    assert len(line) < 700
-    assert line.endswith("and 4992 more")
+    parameters = {"rank": 1, "scale": 1, "keys": list(range(5000))}
+    line = told({"num_layers": 1, "lora_parameters": parameters})
+    assert len(line) < 700 and line.endswith("and 4992 more")
 
 
 @pytest.mark.parametrize(

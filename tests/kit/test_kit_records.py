@@ -23,7 +23,7 @@ def test_events_are_versioned_lines_that_survive_reopening(tmp_path):
     with EventLog(path, clock=clock) as log:
         log.emit("step", step=1, loss=0.5)
     with EventLog(path, clock=clock) as log:
-        log.emit("end", note="line\nbreak \u2028 \ud800", at=Path("a/b"))
+        log.emit("end", note="line\nbreak \u2028 \ud800", at=Path("a/b"), deep={"x": [-math.inf]})
     lines = path.read_bytes().decode("utf-8").split("\n")
     assert lines[-1] == "" and len(lines) == 3
     assert json.loads(lines[0]) == {
@@ -33,15 +33,8 @@ def test_events_are_versioned_lines_that_survive_reopening(tmp_path):
         "step": 1,
         "loss": 0.5,
     }
-    assert json.loads(lines[1])["at"] == "a/b"
+    assert json.loads(lines[1])["at"] == "a/b" and json.loads(lines[1])["deep"] == {"x": [None]}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_numbers_json_cannot_write_become_null(tmp_path):
-    with EventLog(tmp_path / "e") as log:
-        log.emit("step", loss=math.nan, more=[math.inf, 1.0], deep={"x": -math.inf})
-    event = json.loads((tmp_path / "e").read_text())
-    assert (event["loss"], event["more"], event["deep"]) == (None, [None, 1.0], {"x": None})
 
 
 def test_an_event_log_that_cannot_be_opened_or_is_closed_says_so(tmp_path):
@@ -72,13 +65,9 @@ def test_a_config_survives_the_round_trip(tmp_path):
     assert Settings(**from_toml(path, Settings)) == settings
     path.write_text(to_toml(Settings()), encoding="utf-8")
     assert Settings(**from_toml(path, Settings)) == Settings()
-
-
-def test_keys_may_be_spelled_like_flags_and_whole_numbers_are_numbers(tmp_path):
-    path = tmp_path / "run.toml"
+    # Keys may be spelled like flags, and whole numbers are numbers.
     path.write_text("learning-rate = 1\n")
-    values = from_toml(path, Settings)
-    assert values == {"learning_rate": 1.0} and type(values["learning_rate"]) is float
+    assert repr(from_toml(path, Settings)) == "{'learning_rate': 1.0}"
 
 
 def test_every_mistake_is_told_at_once_with_its_line(tmp_path):
@@ -93,18 +82,19 @@ def test_every_mistake_is_told_at_once_with_its_line(tmp_path):
     assert "line 6: unknown key 'x'" in line
 
 
-@pytest.mark.parametrize("text", ["a = ", "model = 'a'\nmodel = 'b'\n", "\ud800"])
-def test_a_file_that_is_not_toml_is_a_usage_error(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a = ", "not a TOML file"),
+        ("model = 'a'\nmodel = 'b'\n", "not a TOML file"),
+        ("\ud800", "not a TOML file"),
+        ("learning-rate = 1.0\nlearning_rate = 2.0\n", "set twice"),
+    ],
+)
+def test_what_is_no_flat_toml_is_a_usage_error(tmp_path, text, told):
     path = tmp_path / "run.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(UsageError, match="not a TOML file"):
-        from_toml(path, Settings)
-
-
-def test_a_key_set_in_both_spellings_is_refused(tmp_path):
-    path = tmp_path / "run.toml"
-    path.write_text("learning-rate = 1.0\nlearning_rate = 2.0\n")
-    with pytest.raises(UsageError, match="set twice"):
+    with pytest.raises(UsageError, match=told):
         from_toml(path, Settings)
 
 

@@ -60,6 +60,9 @@ HOSTILE = {
     "half a byte": ({"a": entry("F4", (1,), (0, 0))}, b""),
     "tensor is a list": ({"a": []}, b""),
     "deep nesting": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b""),
+    "longer than allowed": (b"{}", b"", 100_000_001),
+    "longer than the file": (b"{}", b"", 500),
+    "longer than memory": (b"{}", b"", BIG),
 }
 
 
@@ -75,21 +78,15 @@ def test_hostile_headers_are_refused_here_and_by_the_reference(tmp_path, case):
     assert not reference_accepts(path)
 
 
-@pytest.mark.parametrize("length", [100_000_001, 2**63, BIG, 500])
-def test_a_header_longer_than_allowed_or_than_the_file_is_never_read(tmp_path, length):
-    path = write_raw(tmp_path / "a.safetensors", b"{}", length=length)
-    with pytest.raises(ModelError, match="header"):
-        read_header(path)
-    assert not reference_accepts(path)
+ENTRY = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-        b'"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}',
-        b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-        b' {"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b"{%s,%s}" % (ENTRY, ENTRY.replace(b"F", b"I")),
+        b"{%s}" % ENTRY.replace(b"a", rb"\ud800", 1),
+        b" {%s}" % ENTRY,
     ],
 )
 def test_what_the_format_forbids_is_refused_where_the_reference_is_lenient(tmp_path, header):
@@ -106,7 +103,7 @@ def test_what_the_format_forbids_is_refused_where_the_reference_is_lenient(tmp_p
         ({"a": entry(shape=(), offsets=(0, 4))}, b"1234"),
         ({"a": entry(shape=(0, 5), offsets=(0, 0))}, b""),
         ({"b": entry("U8", (3,), (0, 3)), "a": entry("BF16", (1,), (3, 5))}, b"12345"),
-        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}     ', b"1234"),
+        (json.dumps({"a": entry()}).encode() + b"     ", b"1234"),
     ],
 )
 def test_unusual_but_valid_files_are_read_as_the_reference_reads_them(tmp_path, header, data):
@@ -120,37 +117,28 @@ def test_unusual_but_valid_files_are_read_as_the_reference_reads_them(tmp_path, 
     assert b"".join(raw[info.start : info.end] for info in found.values()) == data
 
 
-def test_what_the_reference_writes_is_read(tmp_path):
-    path = tmp_path / "a.safetensors"
+def test_reference_and_this_read_what_the_other_writes_in_one_order(tmp_path):
+    one, two, three = (tmp_path / f"{n}.safetensors" for n in (1, 2, 3))
     values = np.arange(6, dtype=np.int32).reshape(2, 3)
-    save_file({"w": values}, path)
-    info = read_header(path)["w"]
+    save_file({"w": values}, one)
+    info = read_header(one)["w"]
     assert (info.dtype, info.shape) == ("I32", (2, 3))
-    assert path.read_bytes()[info.start : info.end] == values.tobytes()
+    assert one.read_bytes()[info.start : info.end] == values.tobytes()
 
-
-def test_what_is_written_is_read_by_the_reference_and_does_not_depend_on_order(tmp_path):
-    tensors = {
-        "z": ("F32", (2,), struct.pack("<2f", 1, 2)),
-        "a": ("U8", (3,), b"\x01\x02\x03"),
-    }
-    one, two = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
-    write_tensors(one, tensors, {"k": "v"})
-    write_tensors(two, dict(reversed(tensors.items())), {"k": "v"})
-    assert one.read_bytes() == two.read_bytes()
-    with safetensors.safe_open(one, "np") as file:
+    tensors = {"z": ("F32", (2,), struct.pack("<2f", 1, 2)), "a": ("U8", (3,), b"\x01\x02\x03")}
+    write_tensors(two, tensors, {"k": "v"})
+    write_tensors(three, dict(reversed(tensors.items())), {"k": "v"})
+    assert two.read_bytes() == three.read_bytes()
+    with safetensors.safe_open(two, "np") as file:
         assert file.metadata() == {"k": "v"}
         assert file.get_tensor("z").tolist() == [1.0, 2.0]
         assert file.get_tensor("a").tolist() == [1, 2, 3]
 
 
-def test_writing_refuses_bytes_that_do_not_fit(tmp_path):
+def test_what_does_not_fit_or_is_missing_is_told(tmp_path):
     for bad in (("F32", (2,), b"1234"), ("F99", (1,), b"1234")):
-        with pytest.raises(ValueError, match="do not make"):
+        with pytest.raises(ValueError, match="F"):
             write_tensors(tmp_path / "a.safetensors", {"a": bad})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_file_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         read_header(tmp_path / "a.safetensors")
