@@ -91,8 +91,7 @@ class Generator:
         if self.random.random() < 0.4:
             extra = choice(("/no_think", "/think", "/system_override", "/no_think /think"))
             text = choice((extra, f"{self._text()} {extra}", f"{extra}\n{self._text()}"))
-        # The switch "/think" inside "</think>" is one to the template alone, not once it is hidden.
-        return (text or self._text()).replace("</think>", "<think>")
+        return text or self._text()
 
     def _question(self) -> Turn:
         text = self._text()

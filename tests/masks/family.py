@@ -1,7 +1,7 @@
-"""What a template family is to the oracle: its text, its replies and its traits, spelled by hand.
+"""What a template family is to the oracle: its tokens, and by hand what a model has to say in it.
 
-Nothing here or in `families/` reads Jinja or the renderer. A text is a list of pieces; a piece that
-came from the conversation is `Said`, everything else was written by the template.
+The text of a conversation is what transformers makes of the family's Jinja file. Nothing here reads
+the renderer.
 """
 
 from __future__ import annotations
@@ -9,54 +9,35 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from mlx_itune.dataset.tokens.chat_template import built_in
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
 Tools = Sequence[Mapping[str, Any]]
-Pieces = list[str]
 
-TEMPLATES = Path(__file__).parent / "templates"
-
-
-class Said(str):
-    """Characters from the conversation. `reply`: from an assistant's turn."""
-
-    reply: bool
-
-    def __new__(cls, text: str, *, reply: bool = False) -> Said:
-        self = super().__new__(cls, text)
-        self.reply = reply
-        return self
-
-
-Text = Callable[[Messages, Tools, bool], Pieces]
-Reply = Callable[[Messages, int, Tools], Pieces]
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Refused(Exception):
     """The template, or common sense, has no place for these turns."""
 
 
-def _always(messages: Messages, n: int, tools: Tools) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Family:
     """One template family.
 
-    `pieces(messages, tools, prompt)` is the text with or without a generation prompt;
-    `reply(messages, n, tools)` is what a model has to write for turn `n` after the prompt of the
-    turns before it; `kept(messages, n, tools)` says whether turn `n` stands in the text of the
-    whole conversation exactly as in its own prompt + reply. `open_ended(messages, n)`: the template
-    writes no end token there, so the tokenizer's own is appended.
+    `reply(messages, n)` is what a model has to write for turn `n` after the prompt of the turns
+    before it; `kept(messages, n, tools)` says whether turn `n` stands in the text of the whole
+    conversation exactly as in its own prompt + reply. `open_ended(message)`: the template writes
+    no end token there, so the tokenizer's own is appended.
     """
 
     name: str
-    pieces: Text
-    reply: Reply
+    reply: Callable[[Messages, int], str]
     special: tuple[str, ...]
     eos: str
     bos: str | None = None
@@ -64,8 +45,8 @@ class Family:
     markup: tuple[str, ...] = ()
     loose: tuple[str, ...] = ()
     more_eos: tuple[str, ...] = ()
-    kept: Callable[[Messages, int, Tools], bool] = _always
-    open_ended: Callable[[Messages, int], bool] = lambda messages, n: False
+    kept: Callable[[Messages, int, Tools], bool] = lambda messages, n, tools: True
+    open_ended: Callable[[Message], bool] = lambda message: False
     rstrip: bool = False
     words: tuple[str, ...] = ()
     tool_use_template: str | None = None
@@ -79,13 +60,14 @@ class Family:
     inputs: bool = False
 
     @property
-    def jinja(self) -> str | dict[str, str]:
+    def template(self) -> str | dict[str, str]:
         """The chat template, or the templates by name."""
-        text = (TEMPLATES / f"{self.name}.jinja").read_text(encoding="utf-8")
+        if self.built_in:
+            return built_in(self.built_in, adds_bos=self.bos is not None, knows_im_end=True)
+        text = _jinja(self.name)
         if self.tool_use_template is None:
             return text
-        other = (TEMPLATES / f"{self.tool_use_template}.jinja").read_text(encoding="utf-8")
-        return {"default": text, "tool_use": other}
+        return {"default": text, "tool_use": _jinja(self.tool_use_template)}
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -93,46 +75,16 @@ class Family:
         return tuple(dict.fromkeys((*self.special, *self.markup, *self.loose)))
 
 
-def said(message: Message, text: str | None = None) -> Said:
-    """The content of a message (or `text`, made from it) as conversation characters.
-
-    Calls are not content: the markup around them may not come from inside their arguments.
-    """
-    return Said(message["content"] if text is None else text, reply=message["role"] == "assistant")
+@cache
+def _jinja(name: str) -> str:
+    return (_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def layout(
-    before: str | Mapping[str, str],
-    after: str | Mapping[str, str],
-    prompt: str,
-    *,
-    start: str = "",
-    opening: str | None = None,
-    closing: str = "",
-    trim: Callable[[str], str] = str,
-) -> Text:
-    """A text in which each turn stands between two of the template's own, by role ("{}" is it).
-
-    opening: what stands for a system turn that is missing. closing: what ends a finished text.
-    """
-    roles = ("system", "user", "assistant")
-    first = {r: before.format(r) if isinstance(before, str) else before.get(r, "") for r in roles}
-    last = {r: after.format(r) if isinstance(after, str) else after.get(r, "") for r in roles}
-
-    def pieces(messages: Messages, tools: Tools, asks: bool) -> Pieces:
-        out: Pieces = [start]
-        if opening is not None and messages[0]["role"] != "system":
-            out += [first["system"], opening, last["system"]]
-        for m in messages:
-            out += [first[m["role"]], said(m, trim(m["content"])), last[m["role"]]]
-        return [*out, prompt if asks else closing]
-
-    return pieces
-
-
-def up_to(end: str, *, start: str = "", trim: Callable[[str], str] = str) -> Reply:
+def up_to(
+    end: str, *, start: str = "", trim: Callable[[str], str] = str
+) -> Callable[[Messages, int], str]:
     """A reply that is its words and the end of the turn."""
-    return lambda messages, n, tools: [start, said(messages[n], trim(messages[n]["content"])), end]
+    return lambda messages, n: start + trim(messages[n]["content"]) + end
 
 
 def is_last(messages: Messages, n: int, tools: Tools) -> bool:
@@ -151,15 +103,6 @@ def calls_of(message: Message) -> list[tuple[str, Any]]:
     return [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
 
 
-def system_and_rest(messages: Messages) -> tuple[str | None, Messages]:
-    """The opening system turn's text, and the turns after it."""
-    if messages[0]["role"] == "system":
-        return messages[0]["content"], messages[1:]
-    return None, messages
-
-
-def must_alternate(messages: Messages) -> None:
-    """Raise Refused unless user and other turns take turns."""
-    for n, message in enumerate(messages):
-        if (message["role"] == "user") != (n % 2 == 0):
-            raise Refused("roles must alternate")
+def last_question(messages: Messages) -> int:
+    """Where the exchange that still runs began."""
+    return max((n for n, m in enumerate(messages) if m["role"] == "user"), default=-1)

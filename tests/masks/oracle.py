@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from masks.family import Family, Messages, Pieces
+from jinja2 import TemplateError
+
+from masks.family import Refused
 from masks.vocabularies import Coder
 from mlx_itune.dataset.conversation import Conversation
 
@@ -21,8 +23,8 @@ class Learned:
 
     n: int
     weight: float
-    prompt: Pieces
-    reply: Pieces
+    prompt: str
+    reply: str
     kept: bool
     open_ended: bool
 
@@ -64,56 +66,80 @@ def weights_of(conversation: Conversation, learn: str) -> dict[int, float]:
     }
 
 
-def learned_turns(family: Family, conversation: Conversation, learn: str) -> list[Learned]:
-    """The learned turns with the text around them. Raises Refused where the template does."""
-    messages: Messages = messages_of(conversation)
-    tools = conversation.tools
-    weights = weights_of(conversation, learn)
-    if weights:
-        family.pieces(messages, tools, False)
-    return [
+def text_of(coder: Coder, messages: Any, tools: Any, *, prompt: bool) -> str:
+    """A conversation as transformers writes it, under the coder's names. Raises Refused."""
+    template = coder.family.template
+    if isinstance(template, dict):
+        template = template["tool_use" if tools else "default"]
+    try:
+        text = coder.hf.apply_chat_template(
+            messages,
+            tools=tools or None,
+            chat_template=template,
+            add_generation_prompt=prompt,
+            tokenize=False,
+        )
+    except (TemplateError, TypeError) as reason:
+        raise Refused(str(reason)) from reason
+    return coder.named(text)
+
+
+def learned_turns(
+    coder: Coder, conversation: Conversation, learn: str
+) -> tuple[str, list[Learned]]:
+    """The whole text and the learned turns in it. Raises Refused where the template does."""
+    family, weights = coder.family, weights_of(conversation, learn)
+    if not weights:
+        return "", []
+    messages = [
+        {
+            key: value
+            if key == "role"
+            else coder.hidden(value, reply=message["role"] == "assistant" and key == "content")
+            for key, value in message.items()
+        }
+        for message in messages_of(conversation)
+    ]
+    tools = coder.hidden(list(conversation.tools))
+    return text_of(coder, messages, tools, prompt=False), [
         Learned(
             n,
             weight,
-            family.pieces(messages[:n], tools, True),
-            family.reply(messages, n, tools),
+            text_of(coder, messages[:n], tools, prompt=True),
+            coder.named(family.reply(messages, n)),
             family.kept(messages, n, tools),
-            family.open_ended(messages, n),
+            family.open_ended(messages[n]),
         )
         for n, weight in weights.items()
     ]
 
 
-def expect(family: Family, coder: Coder, conversation: Conversation, learn: str) -> Expected:
+def expect(coder: Coder, conversation: Conversation, learn: str) -> Expected:
     """The examples and prompts of a conversation. Raises Refused."""
-    turns = learned_turns(family, conversation, learn)
+    whole, turns = learned_turns(coder, conversation, learn)
     if not turns:
         return Expected()
-    whole = coder.named(family.pieces(messages_of(conversation), conversation.tools, False))
-    prompts = [coder.named(turn.prompt) for turn in turns]
-    replies = [coder.named(turn.reply) for turn in turns]
-    ends = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
-    end = max((e for e, turn in zip(ends, turns, strict=True) if turn.kept), default=0)
-    alone = [p + r for p, r, turn in zip(prompts, replies, turns, strict=True) if not turn.kept]
-    before = coder.ids_of(prompts)
+    end = max((len(t.prompt) + len(t.reply) for t in turns if t.kept), default=0)
+    alone = [turn.prompt + turn.reply for turn in turns if not turn.kept]
+    before = coder.ids_of([turn.prompt for turn in turns])
     (shared_ids, shared_ranges), *rest = coder.encode([whole[:end], *alone])
     others = iter(rest)
-    closing = coder.ids[family.eos]
+    closing = coder.ids[coder.family.eos]
     result = Expected()
     spans: list[tuple[int, int, float, bool]] = []
-    for turn, prompt, reply, ids in zip(turns, prompts, replies, before, strict=True):
+    for turn, ids in zip(turns, before, strict=True):
         result.prompts[turn.n] = ids
-        result.named[turn.n] = prompt + reply
+        result.named[turn.n] = turn.prompt + turn.reply
         whole_ids, ranges = (shared_ids, shared_ranges) if turn.kept else next(others)
-        stop = _stop(ranges, len(prompt) + len(reply))
+        stop = _stop(ranges, len(turn.prompt) + len(turn.reply))
         tail = [closing] if turn.open_ended else []
-        if _is_border(coder, whole_ids, ranges, ids, len(prompt)):
+        if _is_border(coder, whole_ids, ranges, ids, len(turn.prompt)):
             if turn.kept:
                 spans.append((len(ids), stop, turn.weight, turn.open_ended))
             else:
                 result.examples.append(_one(ids, [*whole_ids[len(ids) : stop], *tail], turn.weight))
         else:
-            said = coder.continuation(reply)
+            said = coder.continuation(turn.reply)
             result.examples.append(_one(ids, [*said, *tail], turn.weight))
     if spans:
         _, last, weight, open_ended = spans[-1]

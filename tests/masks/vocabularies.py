@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from small_tokenizers import TOKENIZERS
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from masks.family import Family, Pieces, Said
+from masks.family import Family
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared/data/tokenizers"
@@ -27,12 +28,12 @@ FILES = {
     "llama3_start": REAL / "llama3.tokenizer.model",
 }
 STARTER = ROOT / "mlx_itune/model/starter/tokenizer.json"
-# Small ones go by another name where a real one has theirs. Legacy: an older conversion of
-# SentencePiece, which puts a space after every special token too.
+# Small ones go by another name where a real one has theirs.
 _SMALL_NAMES = {"sentencepiece": "llama2", "small_legacy": "llama2_legacy"}
 
 # Names of control tokens in the oracle's own texts: one character each, outside everything else.
 _FIRST_NAME = 0xF1000
+_FIRST_HIDDEN = 0xF2000
 
 
 @cache
@@ -117,6 +118,7 @@ class Coder:
         self.ids = {t: full.token_to_id(t) for t in (*special, *family.markup, *family.loose)}
         self.specials = frozenset(self.ids[t] for t in special)
         self.names = {t: chr(_FIRST_NAME + n) for n, t in enumerate(self.ids)}
+        self._hidden = {t: chr(_FIRST_HIDDEN + n) for n, t in enumerate(self.ids)}
         self.id_of_name = {name: self.ids[t] for t, name in self.names.items()}
         # The names follow the base's own vocabulary.
         self._size = _copy(source).get_vocab_size()
@@ -130,22 +132,26 @@ class Coder:
         bare.add_special_tokens(names)
         return bare
 
-    def named(self, pieces: Pieces) -> str:
-        """The text with the control tokens that are meant as such under their private names."""
-        return "".join(self._named(piece) for piece in pieces)
+    def hidden(self, value: Any, *, reply: bool = False) -> Any:
+        """`value` (a text, or JSON of texts) with private names for the tokens it may not write.
 
-    def _named(self, piece: str) -> str:
-        if isinstance(piece, Said):
-            # A reply may well write the markup a model is taught to write; nobody else may.
-            allowed = self.family.markup if piece.reply else ()
-            return self._replace(piece, (*allowed, *self.family.loose))
-        return self._replace(piece, self.ids)
+        A reply may well write the markup a model is taught to write; nobody else may.
+        """
+        if isinstance(value, str):
+            allowed = {*self.family.loose, *(self.family.markup if reply else ())}
+            return _replaced(value, {t: n for t, n in self._hidden.items() if t not in allowed})
+        if isinstance(value, Mapping):
+            return {self.hidden(k): self.hidden(v) for k, v in value.items()}
+        return [self.hidden(item) for item in value] if isinstance(value, list) else value
 
-    def _replace(self, text: str, tokens: Iterable[str]) -> str:
-        for token in sorted(tokens, key=len, reverse=True):
-            if token in text:
-                text = text.replace(token, self.names[token])
-        return text
+    def named(self, text: str) -> str:
+        """A template's text: its own control tokens by their names, what was hidden as it was."""
+        named = _replaced(text, self.names)
+        return _replaced(named, {name: token for token, name in self._hidden.items()})
+
+    def spelled(self, named: str) -> str:
+        """A named text with the control tokens written out."""
+        return _replaced(named, {name: token for token, name in self.names.items()})
 
     def ids_of(self, named: list[str]) -> list[list[int]]:
         """The ids of each named text."""
@@ -168,9 +174,12 @@ class Coder:
         known, size = self._true_id, self._size
         return [i if i < size else known[i] for i in ids]
 
-    def plain_ids(self, text: str) -> list[int]:
-        """The ids that the project's tokenizer gives when simply handed a text."""
-        return list(self.full.encode(text, add_special_tokens=False).ids)
+
+def _replaced(text: str, names: Mapping[str, str]) -> str:
+    for token in sorted(names, key=len, reverse=True):
+        if token in text:
+            text = text.replace(token, names[token])
+    return text
 
 
 def _copy(source: Tokenizer) -> Tokenizer:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from masks.families import guided, marked, mistral, plain, reasoning, tooled
+from masks.families import plain, reasoning, tooled
 from masks.family import Family
 
 FAMILIES: dict[str, Family] = {
-    family.name: family
-    for module in (marked, mistral, plain, reasoning, tooled, guided)
-    for family in module.FAMILIES
+    family.name: family for module in (plain, reasoning, tooled) for family in module.FAMILIES
 }

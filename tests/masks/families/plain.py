@@ -1,147 +1,81 @@
-"""Families whose roles are plain words: only the end of a reply is a token, or not even that."""
+"""Families whose replies are their words and an end: a token, or not even that."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from masks.family import (
-    Family,
-    Messages,
-    Pieces,
-    Refused,
-    Said,
-    Tools,
-    is_last,
-    layout,
-    must_alternate,
-    said,
-    system_and_rest,
-    up_to,
-)
+from masks.family import Family, is_last, up_to
 
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-_ALPACA_SYSTEM = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request."
-)
-_ALPACA_SYSTEM_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request."
-)
 _SPEAKERS = ("<|user|>\n", "<|system|>\n", "<|assistant|>\n")
+_CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+LLAMA3_TOKENS = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eom_id|>", "<|eot_id|>", "<|python_tag|>",
+)  # fmt: skip
 
-
-def _llama2(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    system, rest = system_and_rest(messages)
-    must_alternate(rest)
-    out: Pieces = []
-    for n, m in enumerate(rest):
-        if m["role"] == "assistant":
-            out += [" ", said(m, m["content"].strip()), " </s>"]
-        elif n == 0 and system is not None:
-            out += ["<s>[INST] <<SYS>>\n", Said(system), "\n<</SYS>>\n\n"]
-            out += [said(m, m["content"].rstrip()), " [/INST]"]
-        else:
-            out += ["<s>[INST] ", said(m, m["content"].strip()), " [/INST]"]
-    return out
-
-
-def _built_in_alpaca(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    if tools:
-        raise Refused("no place for tools")
-    out: Pieces = ["<s>"]
-    for n, m in enumerate(messages):
-        if m["role"] == "system":
-            out += [Said(m["content"]), "\n\n"]
-        elif m["role"] == "user":
-            given = m.get("input")
-            if n and messages[n - 1]["role"] == "assistant":
-                out += ["\n\n"]
-            elif n == 0:
-                out += [_ALPACA_SYSTEM_WITH_INPUT if given else _ALPACA_SYSTEM, "\n\n"]
-            out += ["### Instruction:\n", Said(m["instruction"]) if given else said(m), "\n\n"]
-            out += ["### Input:\n", Said(given), "\n\n"] if given else []
-        else:
-            out += ["### Response:", said(m), "</s>"]
-    return out + (["### Response:"] if prompt else [])
-
-
-_olmo2_with_newlines = layout(
-    "<|{}|>\n",
-    {"system": "\n", "user": "\n", "assistant": "<|endoftext|>\n"},
-    "<|assistant|>\n",
-    start="<|endoftext|>",
+_spm = partial(Family, reply=up_to("</s>"), special=("<unk>", "<s>", "</s>"), bos="<s>", eos="</s>")
+_chatml = partial(Family, reply=up_to("<|im_end|>"), special=_CHATML_TOKENS, eos="<|im_end|>")
+_gemma = partial(
+    Family,
+    reply=up_to("<end_of_turn>", trim=str.strip),
+    special=("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+    bos="<bos>",
+    eos="<eos>",
 )
-
-
-def _olmo2(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    out = _olmo2_with_newlines(messages, tools, prompt)
-    if messages[-1]["role"] == "assistant":
-        out[-2] = "<|endoftext|>"
-    return out
-
-
-_spm = partial(Family, special=("<unk>", "<s>", "</s>"), bos="<s>", eos="</s>")
+# Nothing tells the last white space of these replies from the template's own.
+_endless = partial(Family, kept=is_last, open_ended=lambda message: True)
 
 FAMILIES = (
+    _chatml("chatml"),
+    _chatml("built_in_chatml", built_in="chatml"),
+    _chatml("phi4", special=(*_CHATML_TOKENS, "<|im_sep|>"), bos="<|endoftext|>"),
+    Family(
+        "llama3_0",
+        up_to("<|eot_id|>", trim=str.strip),
+        LLAMA3_TOKENS,
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
+        more_eos=("<|eot_id|>",),
+    ),
+    _gemma("gemma2", more_eos=("<end_of_turn>",), system=False),
+    _gemma("gemma3"),
+    Family(
+        "phi3",
+        up_to("<|end|>"),
+        ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
+        eos="<|endoftext|>",
+        # generation_config.json of the real one names all three.
+        more_eos=("<|end|>", "<|assistant|>"),
+        rstrip=True,
+    ),
+    Family(
+        "granite",
+        up_to("<|end_of_text|>"),
+        ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
+        eos="<|end_of_text|>",
+        tools=True,
+    ),
     _spm(
         "llama2",
-        _llama2,
-        up_to(" </s>", start=" ", trim=str.strip),
+        reply=up_to(" </s>", start=" ", trim=str.strip),
         words=("[INST]", "[/INST]", "<<SYS>>\n", "\n<</SYS>>\n\n"),
     ),
-    _spm(
-        "zephyr",
-        layout("<|{}|>\n", "</s>\n", "<|assistant|>\n"),
-        up_to("</s>"),
-        words=_SPEAKERS,
-    ),
+    _spm("mistral_v1", words=("[INST] ", " [/INST]"), system=False),
+    _spm("zephyr", words=_SPEAKERS),
     _spm(
         "vicuna",
-        layout(
-            {"user": "USER: ", "assistant": "ASSISTANT: "},
-            {"system": " ", "user": " ", "assistant": "</s>"},
-            "ASSISTANT:",
-            start="<s>",
-            opening=_VICUNA_SYSTEM,
-        ),
-        up_to("</s>", start=" "),
+        reply=up_to("</s>", start=" "),
         words=("USER: ", " ASSISTANT:", "ASSISTANT: "),
     ),
-    _spm(
-        "alpaca",
-        layout(
-            {"user": "### Instruction:\n", "assistant": "### Response:\n"},
-            {"system": "\n\n", "user": "\n\n", "assistant": "</s>\n\n"},
-            "### Response:\n",
-            start="<s>",
-            opening=_ALPACA_SYSTEM,
-        ),
-        up_to("</s>"),
-        words=("### Instruction:\n", "\n\n### Response:\n"),
-    ),
+    _spm("alpaca", words=("### Instruction:\n", "\n\n### Response:\n")),
     _spm(
         "built_in_alpaca",
-        _built_in_alpaca,
-        up_to("</s>"),
         words=("### Instruction:\n", "### Input:\n", "\n\n### Response:"),
         built_in="alpaca",
         inputs=True,
     ),
     Family(
         "starter",
-        layout(
-            {
-                "system": "### System:\n",
-                "user": "### Instruction:\n",
-                "assistant": "### Response: ",
-            },
-            {"system": "\n\n", "user": "\n\n", "assistant": "<|end|>\n\n"},
-            "### Response:",
-        ),
         up_to("<|end|>", start=" "),
         ("<|end|>",),
         eos="<|end|>",
@@ -149,34 +83,25 @@ FAMILIES = (
     ),
     Family(
         "olmo2",
-        _olmo2,
         up_to("<|endoftext|>"),
         ("<|endoftext|>",),
         bos="<|endoftext|>",
         eos="<|endoftext|>",
         words=_SPEAKERS,
     ),
-    # Nothing tells the last white space of these replies from the template's own.
-    _spm(
+    _endless(
         "roles",
-        layout(
-            {"system": "SYSTEM: ", "user": "USER: ", "assistant": "ASSISTANT: "}, "\n", "ASSISTANT:"
-        ),
         up_to("", start=" ", trim=str.rstrip),
-        bos=None,
+        ("<unk>", "<s>", "</s>"),
+        eos="</s>",
         words=("USER: ", "\nASSISTANT:"),
-        kept=is_last,
-        open_ended=lambda messages, n: True,
     ),
-    Family(
+    _endless(
         "glm4",
-        layout("<|{}|>\n", "", "<|assistant|>", start="[gMASK]<sop>"),
         up_to("", start="\n", trim=str.rstrip),
         ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
         eos="<|endoftext|>",
         # A turn ends where the next speaker's token stands.
         more_eos=("<|user|>",),
-        kept=is_last,
-        open_ended=lambda messages, n: True,
     ),
 )

@@ -1,126 +1,144 @@
-"""Families with tools: where calls and results go, and what becomes of earlier ones."""
+"""Families with tools, guides and channels: what a call is, and what becomes of earlier turns."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Callable
 
-from masks.families.marked import LLAMA3_TOKENS
+from masks.families.plain import LLAMA3_TOKENS
 from masks.family import (
     Family,
     Message,
     Messages,
-    Pieces,
     Refused,
-    Said,
     Tools,
     calls_of,
     json_text,
-    said,
-    system_and_rest,
+    last_question,
+    up_to,
 )
 
-# ---- Llama 3.1 and 3.2 -------------------------------------------------------------------------
-
-_TOOL_GUIDE = (
-    "Given the following functions, please respond with a JSON for a function call "
-    "with its proper arguments that best answers the given prompt.\n\n"
-    'Respond in the format {"name": function name, "parameters": dictionary of argument name and '
-    "its value}.Do not use variables.\n\n"
-)
+# ---- Mistral: the generation prompt is the end of the instruction, and tools move about ---------
 
 
-def _header(role: str) -> str:
-    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+def _mistral(name: str, space: str, trim: Callable[[str], str]) -> Family:
+    """v3 and Nemo differ in one space around their tokens and in trimming replies."""
+
+    def reply(messages: Messages, n: int) -> str:
+        calls = [
+            f'{json_text(call["function"])[:-1]}, "id": "{call["id"]}"}}'
+            for call in messages[n].get("tool_calls") or ()
+        ]
+        if calls:
+            return f"[TOOL_CALLS]{space}[{', '.join(calls)}]</s>"
+        return f"{space}{trim(messages[n]['content'])}</s>"
+
+    return Family(
+        name,
+        reply,
+        (
+            "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]",
+            "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+        ),
+        bos="<s>",
+        eos="</s>",
+        kept=_mistral_kept,
+        tools=True,
+        calls=3,
+        call_ids=True,
+    )  # fmt: skip
 
 
-def _llama3(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    system, rest = system_and_rest(messages)
-    out: Pieces = ["<|begin_of_text|>", _header("system")]
-    out += ["Environment: ipython\n"] if tools else []
-    out += ["Cutting Knowledge Date: December 2023\n"]
-    out += [f"Today Date: {datetime.now().strftime('%d %b %Y')}\n\n"]
-    out += [Said((system or "").strip()), "<|eot_id|>"]
-    if tools:
-        out += [_header("user"), _TOOL_GUIDE]
-        for tool in tools:
-            out += [Said(json_text(tool, indent=4)), "\n\n"]
-        out += [said(rest[0], rest[0]["content"].strip()), "<|eot_id|>"]
-        rest = rest[1:]
-    for m in rest:
-        if m["role"] == "tool":
-            out += [_header("ipython"), Said(json_text(m["content"])), "<|eot_id|>"]
-        else:
-            out += [_header(m["role"]), *_llama3_words(m)]
-    return out + ([_header("assistant")] if prompt else [])
+def _mistral_kept(messages: Messages, n: int, tools: Tools) -> bool:
+    if messages[0]["role"] == "system" and messages[n - 1]["role"] == "user":
+        # The prompt holds the system text, the finished conversation does not.
+        return False
+    # The template compares turns by value: a repeated question gets the tools each time.
+    asked = messages[last_question(messages[:n])]
+    return not tools or bool(asked == messages[last_question(messages)])
 
 
-def _llama3_words(m: Message) -> Pieces:
-    calls = calls_of(m)
-    if not calls:
-        return [said(m, m["content"].strip()), "<|eot_id|>"]
-    if len(calls) > 1:
-        raise Refused("one call at a time")
-    name, arguments = calls[0]
-    words = f'{{"name": "{name}", "parameters": {json_text(arguments)}}}'
-    return [Said(words), "<|eot_id|>"]
+# ---- Llama 3.1 and 3.2, Qwen 2.5 -----------------------------------------------------------------
 
 
-# ---- Qwen 2.5 ----------------------------------------------------------------------------------
-
-_QWEN_DEFAULT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-
-
-def qwen_tools(tools: Tools) -> Pieces:
-    """The part of the system turn that lists the tools, up to its end."""
-    out: Pieces = ["# Tools\n\nYou may call one or more functions.\n\n<tools>"]
-    for tool in tools:
-        out += ["\n", Said(json_text(tool))]
-    out += ["\n</tools>\n\nReturn each call as JSON within <tool_call></tool_call>:\n"]
-    return [*out, '<tool_call>\n{"name": NAME, "arguments": ARGUMENTS}\n</tool_call>']
+def _llama3(messages: Messages, n: int) -> str:
+    for name, arguments in calls_of(messages[n]):
+        return f'{{"name": "{name}", "parameters": {json_text(arguments)}}}<|eot_id|>'
+    return f"{messages[n]['content'].strip()}<|eot_id|>"
 
 
-def qwen_calls(m: Message, glue: bool) -> Pieces:
-    """The calls of a turn; `glue`: a new line stands before the first one too."""
-    out: Pieces = []
-    for n, (name, arguments) in enumerate(calls_of(m)):
+def qwen(message: Message, content: str) -> str:
+    """The content and the calls of a turn."""
+    parts = [content] if content else []
+    for name, arguments in calls_of(message):
         words = f'{{"name": "{name}", "arguments": {json_text(arguments)}}}'
-        out += ["\n" if n or glue else "", "<tool_call>\n", Said(words), "\n</tool_call>"]
-    return out
+        parts.append(f"<tool_call>\n{words}\n</tool_call>")
+    return "\n".join(parts) + "<|im_end|>"
 
 
-def qwen_result(messages: Messages, n: int) -> Pieces:
-    """A tool result; neighbours share one user turn."""
-    first = n == 0 or messages[n - 1]["role"] != "tool"
-    last = n == len(messages) - 1 or messages[n + 1]["role"] != "tool"
-    out: Pieces = ["<|im_start|>user"] if first else []
-    out += ["\n<tool_response>\n", said(messages[n]), "\n</tool_response>"]
-    return out + (["<|im_end|>\n"] if last else [])
+# ---- Command-R -----------------------------------------------------------------------------------
+
+_END = "<|END_OF_TURN_TOKEN|>"
+_COMMAND_R_TOKENS = (
+    "<BOS_TOKEN>", "<EOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
+    "<|SYSTEM_TOKEN|>", _END,
+)  # fmt: skip
 
 
-def _qwen25(messages: Messages, tools: Tools, prompt: bool) -> Pieces:
-    system, rest = system_and_rest(messages)
-    out: Pieces = ["<|im_start|>system\n", _QWEN_DEFAULT if system is None else Said(system)]
-    out += [*(["\n\n", *qwen_tools(tools)] if tools else []), "<|im_end|>\n"]
-    for n, m in enumerate(rest):
-        if m["role"] == "tool":
-            out += qwen_result(rest, n)
-        elif m["role"] == "assistant":
-            out += ["<|im_start|>assistant\n", *_qwen25_reply(rest, n, tools), "\n"]
-        else:
-            out += [f"<|im_start|>{m['role']}\n", said(m), "<|im_end|>\n"]
-    return out + (["<|im_start|>assistant\n"] if prompt else [])
+def _command_r(messages: Messages, n: int) -> str:
+    text = messages[n]["content"].strip()
+    if not messages[n].get("tool_calls"):
+        return f"{text}{_END}"
+    listed = []
+    for name, arguments in calls_of(messages[n]):
+        given = _indented(json_text(arguments, indent=4)) if arguments else "{}"
+        listed.append(
+            f'    {{\n        "tool_name": "{name}",\n        "parameters": {given}\n    }}'
+        )
+    # The template forgets to end these turns; the end token takes the last new line's place.
+    return f"{text}\nAction:\n```json\n[\n" + ",\n".join(listed) + "\n]```"
 
 
-def _qwen25_reply(messages: Messages, n: int, tools: Tools) -> Pieces:
-    m = messages[n]
-    return [said(m), *qwen_calls(m, glue=bool(m["content"])), "<|im_end|>"]
+def _indented(text: str) -> str:
+    # Jinja cuts at every kind of line end, inside the strings of the JSON too.
+    first, *rest = text.splitlines()
+    return "\n".join((first, *(" " * 8 + line if line else line for line in rest)))
+
+
+# ---- gpt-oss (harmony) ---------------------------------------------------------------------------
+
+
+def _harmony(messages: Messages, n: int) -> str:
+    content, calls = messages[n]["content"], calls_of(messages[n])
+    if not calls:
+        return f"<|channel|>final<|message|>{content}<|return|>"
+    if len(calls) > 1:
+        raise Refused("the template writes the first call only")
+    name, arguments = calls[0]
+    thought = f"<|channel|>analysis<|message|>{content}<|end|><|start|>assistant" if content else ""
+    channel = f" to=functions.{name}<|channel|>commentary json<|message|>"
+    return f"{thought}{channel}{json_text(arguments)}<|call|>"
+
+
+def _harmony_kept(messages: Messages, n: int, tools: Tools) -> bool:
+    answers = [
+        k for k, m in enumerate(messages) if m["role"] == "assistant" and not m.get("tool_calls")
+    ]
+    if n in answers and n < len(messages) - 1:
+        # A model ends its answer with another token than the one history shows.
+        return False
+    if not any(k >= n for k in answers):
+        return True
+    # An answer takes away what was thought since the one before.
+    since = max((k for k in answers if k < n), default=-1)
+    return not any(m.get("tool_calls") and m["content"] for m in messages[since + 1 : n + 1])
 
 
 FAMILIES = (
+    _mistral("mistral_v3", " ", str.strip),
+    _mistral("mistral_nemo", "", str),
     Family(
         "llama3",
         _llama3,
-        lambda messages, n, tools: _llama3_words(messages[n]),
         LLAMA3_TOKENS,
         bos="<|begin_of_text|>",
         eos="<|eot_id|>",
@@ -130,8 +148,7 @@ FAMILIES = (
     ),
     Family(
         "qwen25",
-        _qwen25,
-        _qwen25_reply,
+        lambda messages, n: qwen(messages[n], messages[n]["content"]),
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         eos="<|im_end|>",
         more_eos=("<|endoftext|>",),
@@ -139,4 +156,39 @@ FAMILIES = (
         tools=True,
         calls=3,
     ),
-)
+    Family(
+        "command_r",
+        _command_r,
+        _COMMAND_R_TOKENS,
+        bos="<BOS_TOKEN>",
+        eos=_END,
+        # With tools, every prompt ends in a guide that finished turns do not show.
+        kept=lambda messages, n, tools: not tools,
+        open_ended=lambda message: bool(message.get("tool_calls")),
+        tool_use_template="command_r_tools",
+        tools=True,
+        calls=3,
+    ),
+    Family(
+        "command_r7b",
+        # A response's own end is not yet the end of the turn.
+        up_to(f"<|END_RESPONSE|>{_END}", trim=str.strip),
+        (*_COMMAND_R_TOKENS, "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        bos="<BOS_TOKEN>",
+        eos=_END,
+    ),
+    Family(
+        "gpt_oss",
+        _harmony,
+        (
+            "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
+            "<|start|>", "<|end|>", "<|message|>", "<|call|>",
+        ),
+        bos="<|startoftext|>",
+        eos="<|return|>",
+        more_eos=("<|call|>", "<|endoftext|>"),
+        kept=_harmony_kept,
+        tools=True,
+        calls=1,
+    ),
+)  # fmt: skip
