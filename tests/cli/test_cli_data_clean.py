@@ -10,47 +10,36 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.cli import main
-
-Capture = pytest.CaptureFixture[str]
 WORDS = (
     "river stone bright engine window market garden silver paper north winter signal letter bridge"
     " cloud forest travel music number planet kitchen doctor museum button"
 ).split()
 
 
-def run(capsys: Capture, *argv: object, code: int = 0) -> dict[str, Any]:
-    with pytest.raises(SystemExit) as left:
-        main(["data", "clean", *map(str, argv), "--json", "--offline"])
-    captured = capsys.readouterr()
-    assert (left.value.code or 0) == code, captured
-    if code:
-        return {"err": captured.err}
-    assert captured.out.count("\n") == 1
-    value: dict[str, Any] = json.loads(captured.out)
-    check_account(value)
-    return value
-
-
-def check_account(made: dict[str, Any]) -> None:
-    """Nothing is lost: rows in = kept + removed, at every step and in all."""
+def clean(cli: Any, source: Path, *argv: object) -> tuple[dict[str, Any], Path]:
+    """What the command says and the new folder. Nothing is lost: in = kept + removed, always."""
+    out = source.parent / f"out{len(list(source.parent.iterdir()))}"
+    made = cli.json("data", "clean", source, "--out", out, *argv)
     assert made["rows"] == made["kept"] + made["removed"] + made["rejected"]
     before = None
     for name, step in made["steps"].items():
         assert step["in"] == step["kept"] + step["removed"], name
         assert before is None or step["in"] <= before, name
         before = step["kept"]
-    out = Path(made["out"])
     assert len(rows_of(out / "removed.jsonl")) == made["removed"]
     assert len(rows_of(out / "changed.jsonl")) == made["changed"]
     assert sum(len(rows_of(out / f"{s}.jsonl")) for s in made["splits"]) == made["kept"]
     assert made["ledger"]
+    return made, out
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    )
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return list(map(json.loads, lines))
+
+
+def reasons(path: Path) -> dict[int, str]:
+    return {row["line"]: row["reason"] for row in rows_of(path)}
 
 
 def chat(*said: str, roles: str = "", **more: Any) -> dict[str, Any]:
@@ -67,15 +56,15 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
-def answers(out: Path, split: str = "train") -> list[str]:
-    return [row["messages"][-1]["content"] for row in rows_of(out / f"{split}.jsonl")]
+def answers(out: Path) -> list[str]:
+    return [row["messages"][-1]["content"] for row in rows_of(out / "train.jsonl")]
 
 
 def sentence(rng: random.Random, words: int) -> str:
     return " ".join(rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(words))
 
 
-def test_sharegpt_preset_cleans_as_listed(capsys: Capture, tmp_path: Path) -> None:
+def test_sharegpt_preset_cleans_as_listed(cli: Any, tmp_path: Path) -> None:
     page = (
         '<p>Use <strong>this</strong> code:</p><pre><div class="bg"><span>python</span>'
         '<button>Copy code</button><code class="language-python">x = 1 &lt; 2\n'
@@ -96,25 +85,14 @@ def test_sharegpt_preset_cleans_as_listed(capsys: Capture, tmp_path: Path) -> No
         chat("What is a window?", "A hole in the wall with glass in it.", "Bye!", "See you soon."),
         chat("What is a window?", "A hole in the wall with glass in it.", "Bye!", "See you soon."),
     )
-    out = tmp_path / "out"
-    made = run(capsys, source, "--out", out, "--preset", "sharegpt")
-    reasons = {row["line"]: row["reason"] for row in rows_of(out / "removed.jsonl")}
-    assert reasons == {
-        4: "drop-irregular",
-        5: "empty-answers",
-        6: "too-short",
-        7: "refusals",
-        12: "exact-duplicates",
-        11: "pair-duplicates",
-    }
-    changed = {row["line"]: row["reason"] for row in rows_of(out / "changed.jsonl")}
-    assert changed == {
-        1: "html-to-text",
-        2: "trim-leading",
-        3: "trim-trailing",
-        8: "control-text",
-        9: "copy-code",
-    }
+    made, out = clean(cli, source, "--preset", "sharegpt")
+    assert reasons(out / "removed.jsonl") == {
+        4: "drop-irregular", 5: "empty-answers", 6: "too-short", 7: "refusals",
+        12: "exact-duplicates", 11: "pair-duplicates",
+    }  # fmt: skip
+    assert reasons(out / "changed.jsonl") == {
+        1: "html-to-text", 2: "trim-leading", 3: "trim-trailing", 8: "control-text", 9: "copy-code",
+    }  # fmt: skip
     kept = answers(out)
     assert kept[0] == ("Use **this** code:\n\n```python\nx = 1 < 2\nprint(x)\n```\n\n- one\n- two")
     assert "</s>" not in kept[3]
@@ -122,7 +100,7 @@ def test_sharegpt_preset_cleans_as_listed(capsys: Capture, tmp_path: Path) -> No
     assert made["steps"]["refusals"] == {"in": 9, "kept": 8, "changed": 0, "removed": 1}
 
 
-def test_html_becomes_the_markdown_it_was(capsys: Capture, tmp_path: Path) -> None:
+def test_html_becomes_the_markdown_it_was(cli: Any, tmp_path: Path) -> None:
     pages = {
         "<p>He said:</p><blockquote><p>one</p><p>two</p></blockquote><p>So.</p>":
             "He said:\n\n> one\n>\n> two\n\nSo.",
@@ -135,55 +113,42 @@ def test_html_becomes_the_markdown_it_was(capsys: Capture, tmp_path: Path) -> No
         "Tags such as `<p>` and </b> are shown.": "Tags such as `<p>` and </b> are shown.",
     }  # fmt: skip
     source = write(tmp_path / "rows.jsonl", *(chat("What is it?", page) for page in pages))
-    run(capsys, source, "--out", tmp_path / "out", "--steps", "html-to-text")
-    assert answers(tmp_path / "out") == list(pages.values())
+    _, out = clean(cli, source, "--steps", "html-to-text")
+    assert answers(out) == list(pages.values())
 
 
-def test_splits_are_kept_and_the_held_out_row_stays(capsys: Capture, tmp_path: Path) -> None:
-    rng = random.Random(3)
-    rows = [chat(sentence(rng, 20), sentence(rng, 20)) for _ in range(12)]
+def test_duplicates_go_as_planted(cli: Any, tmp_path: Path) -> None:
+    rng = random.Random(8)
+    rows = [(sentence(rng, 30), sentence(rng, 30)) for _ in range(40)]
+    edited = [(asked, answer.replace(answer.split()[4], "edited")) for asked, answer in rows[:10]]
+    source = write(
+        tmp_path / "near.jsonl",
+        *(chat(*row, source="one") for row in rows),
+        *(chat(*row, source="two") for row in edited),
+    )
+    made, _ = clean(cli, source, "--steps", "near-duplicates")
+    assert made["kept"] == 40
+    assert made["duplicate_sources"] == [{"later": "two", "earlier": "one", "rows": 10}]
+    planted = [*rows, *rng.sample(rows, 12)]
+    rng.shuffle(planted)
+    source = write(
+        tmp_path / "pairs.jsonl", *(chat(*row, "Go on.", sentence(rng, 9)) for row in planted)
+    )
+    made, _ = clean(cli, source, "--steps", "pair-duplicates")
+    assert made["steps"]["pair-duplicates"]["removed"] == 12
+    # Splits are kept, and of equal rows the held-out one stays.
     folder = tmp_path / "in"
     folder.mkdir()
-    write(folder / "train.jsonl", *rows[:8])
-    write(folder / "valid.jsonl", *rows[8:10])
-    write(folder / "test.jsonl", rows[2], *rows[10:])
-    out = tmp_path / "out"
-    made = run(capsys, folder, "--out", out, "--steps", "exact-duplicates")
-    assert made["splits"] == {"train": 7, "valid": 2, "test": 3}
+    for split, of_it in (("train", rows[:8]), ("valid", rows[8:10]), ("test", [rows[2], rows[11]])):
+        write(folder / f"{split}.jsonl", *(chat(*row) for row in of_it))
+    made, out = clean(cli, folder, "--steps", "exact-duplicates")
+    assert made["splits"] == {"train": 7, "valid": 2, "test": 2}
     (removed,) = rows_of(out / "removed.jsonl")
     assert (removed["file"], removed["line"]) == ("train.jsonl", 3)
     assert "test.jsonl:1" in removed["detail"]
 
 
-def test_near_duplicates_go_and_are_counted_by_source(capsys: Capture, tmp_path: Path) -> None:
-    rng = random.Random(8)
-    rows = [chat(sentence(rng, 30), sentence(rng, 30), source="one") for _ in range(40)]
-    copies = []
-    for row in rows[:10]:
-        words = row["conversations"][1]["value"].split()
-        words[4] = "edited"
-        copies.append(chat(row["conversations"][0]["value"], " ".join(words), source="two"))
-    source = write(tmp_path / "rows.jsonl", *rows, *copies)
-    made = run(capsys, source, "--out", tmp_path / "out", "--steps", "near-duplicates")
-    assert made["kept"] == 40
-    assert made["duplicate_sources"] == [{"later": "two", "earlier": "one", "rows": 10}]
-
-
-def test_pair_duplicates_reproduce_a_planted_count(capsys: Capture, tmp_path: Path) -> None:
-    rng = random.Random(9)
-    rows = [chat(sentence(rng, 9), sentence(rng, 9), "Go on.", sentence(rng, 9)) for _ in range(30)]
-    planted = [
-        chat(*(turn["value"] for turn in row["conversations"][:2]), "More!", sentence(rng, 5))
-        for row in rng.sample(rows, 12)
-    ]
-    everything = [*rows, *planted]
-    rng.shuffle(everything)
-    source = write(tmp_path / "rows.jsonl", *everything)
-    made = run(capsys, source, "--out", tmp_path / "out", "--steps", "pair-duplicates")
-    assert made["steps"]["pair-duplicates"]["removed"] == 12
-
-
-def test_personal_data_go_from_every_text_of_a_row(capsys: Capture, tmp_path: Path) -> None:
+def test_personal_data_go_from_every_text_of_a_row(cli: Any, tmp_path: Path) -> None:
     arguments = {"mail": "ann@x.org", "phone": 4155552671}
     call = {"id": "c1", "type": "function", "function": {"name": "book", "arguments": arguments}}
     mail = {"type": "string", "description": "as bob@y.org", "enum": ["ann@x.org", "c@z.org"]}
@@ -202,12 +167,11 @@ def test_personal_data_go_from_every_text_of_a_row(capsys: Capture, tmp_path: Pa
     }
     refused = chat("My mail is d@w.org.", "I'm sorry, but I can't help with that.")
     source = write(tmp_path / "rows.jsonl", row, refused, {"of d@w.org": "has no known key"})
-    out, flags = tmp_path / "out", ("--steps", "refusals", "--pii", "all", "--keep-going")
-    made = run(capsys, source, "--out", out, *flags)
+    made, out = clean(cli, source, "--steps", "refusals", "--pii", "all", "--keep-going")
     assert (made["steps"]["pii"]["changed"], made["removed"], made["rejected"]) == (1, 1, 1)
     assert "[EMAIL_1]" in made["faults"][0]["message"]
-    (clean,) = rows_of(out / "train.jsonl")
-    system, question, called, result, answer = clean["messages"]
+    (row,) = rows_of(out / "train.jsonl")
+    system, question, called, result, answer = row["messages"]
     assert system["content"] == "You help Ann ([EMAIL_1])."
     assert question["content"] == "Book a seat for [EMAIL_1]"
     assert "[EMAIL_1]" in called["content"] + called.get("reasoning_content", "")
@@ -215,121 +179,104 @@ def test_personal_data_go_from_every_text_of_a_row(capsys: Capture, tmp_path: Pa
     assert function == {"name": "book", "arguments": {"mail": "[EMAIL_1]", "phone": "[PHONE_1]"}}
     assert (result["tool_call_id"], result["content"]) == ("c1", '{"ssn": "[SSN_1]", "n": [1, 2]}')
     assert answer["content"] == "Done, [EMAIL_2]."
-    asked = clean["tools"][0]["function"]["parameters"]["properties"]["mail"]
+    asked = row["tools"][0]["function"]["parameters"]["properties"]["mail"]
     assert asked == {
         "type": "string", "description": "as [EMAIL_2]", "enum": ["[EMAIL_1]", "[EMAIL_3]"],
         "default": "[EMAIL_3]",
     }  # fmt: skip
-    assert (clean["author"], clean["tel"], clean["year"]) == ("[EMAIL_3]", "[PHONE_1]", "1999")
-    assert clean["contacts"] == '["[EMAIL_2]","[EMAIL_4]"]'
+    assert (row["author"], row["tel"], row["year"]) == ("[EMAIL_3]", "[PHONE_1]", "1999")
+    assert row["contacts"] == '["[EMAIL_2]","[EMAIL_4]"]'
     for path in out.rglob("*"):
         if path.is_file():
             assert not re.search(rb"@[xyzw].org|4155552671|401228871", path.read_bytes()), path.name
 
 
-def test_system_prompts_are_written_one_way(capsys: Capture, tmp_path: Path) -> None:
+def test_one_spelling_one_language_and_merged_turns(cli: Any, tmp_path: Path) -> None:
     def row(system: str, number: int) -> dict[str, Any]:
         return chat(system, f"Say {number}.", f"Here it is: {number}.", roles="shg")
 
     source = write(
-        tmp_path / "rows.jsonl",
+        tmp_path / "systems.jsonl",
         *(row("You are a helpful assistant.", n) for n in range(5)),
         row("you are a helpful asistant", 8),
         row("You answer as a pirate.", 9),
     )
-    out = tmp_path / "out"
-    run(capsys, source, "--out", out, "--steps", "whitespace", "--unify-system")
+    _, out = clean(cli, source, "--steps", "whitespace", "--unify-system")
     systems = [row["messages"][0]["content"] for row in rows_of(out / "train.jsonl")]
     assert systems == ["You are a helpful assistant."] * 6 + ["You answer as a pirate."]
-
-
-def test_language_whitespace_and_merging(capsys: Capture, tmp_path: Path) -> None:
     source = write(
-        tmp_path / "rows.jsonl",
+        tmp_path / "languages.jsonl",
         chat("Was ist ein Fluß?", "Wasser, das fließt.  \r\n\r\nJa\u00a0doch.\u200b"),
         chat("Что такое река?", "Это вода, которая течёт."),
         chat("河流是什么？", "流动的水。"),
         chat("First.", "Second, too.", "An answer to both of them.", roles="hhg"),
     )
-    out = tmp_path / "out"
-    steps = "whitespace,merge-turns,language"
-    made = run(capsys, source, "--out", out, "--steps", steps, "--language", "latin,cyrillic")
+    steps = "--steps", "whitespace,merge-turns,language", "--language", "latin,cyrillic"
+    made, out = clean(cli, source, *steps)
     assert made["removed"] == 1
     assert answers(out)[0] == "Wasser, das fließt.\n\nJa doch."
     assert rows_of(out / "train.jsonl")[2]["messages"][0]["content"] == "First.\n\nSecond, too."
 
 
-def test_broken_rows_stop_it_unless_told_to_go_on(capsys: Capture, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", chat("What is a river?", "Water that flows."), "{oops")
-    out = tmp_path / "out"
-    failed = run(capsys, source, "--out", out, code=3)
-    assert f"{source}:2" in failed["err"]
-    assert "--keep-going" in failed["err"]
+def test_broken_rows_stop_it_unless_told_to_go_on(cli: Any, tmp_path: Path) -> None:
+    row = chat("What is a river?", "Water that flows.")
+    source, out = write(tmp_path / "rows.jsonl", row, "{oops"), tmp_path / "out"
+    error = cli("data", "clean", source, "--out", out, code=3).err
+    assert f"{source}:2" in error and "--keep-going" in error
     assert not out.exists()
-    made = run(capsys, source, "--out", out, "--keep-going")
+    made, out = clean(cli, source, "--keep-going")
     assert (made["rows"], made["kept"], made["rejected"]) == (2, 1, 1)
     assert rows_of(out / "rejected.jsonl")[0]["line"] == 2
 
 
-def test_steps_that_cannot_be_are_refused(capsys: Capture, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", chat("What is a river?", "Water that flows."))
-    for argv, said in (
-        (("--steps", "near-duplicate"), "did you mean near-duplicates"),
-        (("--steps", "whitespace,whitespace"), "twice"),
-        (("--steps", "exact-duplicates,trim-leading"), "too late"),
-        (("--steps", "language"), "--language"),
-        (("--steps", "whitespace", "--preset", "alpaca"), "not both"),
-        (("--drop", "refusals", "--steps", "refusals"), "did you mean refusal"),
-        (("--pii", "emails"), "did you mean email"),
-        (("--language", "latn"), "did you mean latin"),
-    ):
-        failed = run(capsys, source, "--out", tmp_path / "out", *argv, code=2)
-        assert said in failed["err"]
-        assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--steps near-duplicate", "did you mean near-duplicates"),
+        ("--steps whitespace,whitespace", "twice"),
+        ("--steps exact-duplicates,trim-leading", "too late"),
+        ("--steps language", "--language"),
+        ("--steps whitespace --preset alpaca", "not both"),
+        ("--drop refusals --steps refusals", "did you mean refusal"),
+        ("--pii emails", "did you mean email"),
+        ("--language latn", "did you mean latin"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(cli: Any, tmp_path: Path, argv: str, said: str) -> None:
+    source, out = write(tmp_path / "rows.jsonl", chat("What?", "Water.")), tmp_path / "out"
+    assert said in cli("data", "clean", source, "--out", out, *argv.split(), code=2).err
+    assert not out.exists()
 
 
-def test_cleaning_twice_changes_nothing_more(capsys: Capture, tmp_path: Path) -> None:
+def test_cleaning_twice_changes_nothing_more_and_people_see_the_steps(
+    cli: Any, tmp_path: Path
+) -> None:
     rng = random.Random(11)
     rows = [chat(sentence(rng, 12) + "  ", sentence(rng, 12) + "\r\n") for _ in range(30)]
     source = write(tmp_path / "rows.jsonl", *rows, *rows[:5])
-    once, twice = tmp_path / "once", tmp_path / "twice"
-    assert run(capsys, source, "--out", once)["removed"] == 5
-    again = run(capsys, once, "--out", twice)
+    made, once = clean(cli, source)
+    assert made["removed"] == 5
+    again, twice = clean(cli, once)
     assert (again["removed"], again["changed"], again["kept"]) == (0, 0, 30)
     assert (once / "train.jsonl").read_bytes() == (twice / "train.jsonl").read_bytes()
+    out = cli("data", "clean", source, "--out", tmp_path / "told").out
+    assert "exact-duplicates" in out
+    assert "35 rows, 30 kept (30 changed), 5 removed, 0 rejected" in out
 
 
-def test_alpaca_preset_drops_the_known_faults(capsys: Capture, tmp_path: Path) -> None:
-    def task(instruction: str, given: str, output: str) -> dict[str, str]:
-        return {"instruction": instruction, "input": given, "output": output}
-
-    source = write(
-        tmp_path / "rows.jsonl",
-        task("Summarize this article.", "https://example.com/x", "It speaks of trees."),
-        task("Describe the picture.", "<Picture Attached>", "A dog on a meadow."),
-        task("Name a colour.\n\n14. Instruction: Name a tree.", "", "Blue, or an oak."),
-        task("Name a planet.", "", ""),
-        task("Name a planet.", "<noinput>", "Mars is one of them."),
-        task("Tidy this.", "a  \nb", "a\nb it is now."),
+def test_alpaca_preset_drops_the_known_faults(cli: Any, tmp_path: Path) -> None:
+    rows = (
+        ("Summarize this article.", "https://example.com/x", "It speaks of trees."),
+        ("Describe the picture.", "<Picture Attached>", "A dog on a meadow."),
+        ("Name a colour.\n\n14. Instruction: Name a tree.", "", "Blue, or an oak."),
+        ("Name a planet.", "", ""),
+        ("Name a planet.", "<noinput>", "Mars is one of them."),
+        ("Tidy this.", "a  \nb", "a\nb it is now."),
     )
-    out = tmp_path / "out"
-    made = run(capsys, source, "--out", out, "--preset", "alpaca")
-    reasons = {row["line"]: row["detail"].split(":")[0] for row in rows_of(out / "removed.jsonl")}
-    assert {line: reasons[line] for line in (1, 2, 3)} == {
-        1: "url-only",
-        2: "attachment",
-        3: "merged-instructions",
-    }
+    keys = "instruction", "input", "output"
+    tasks = (dict(zip(keys, row, strict=True)) for row in rows)
+    made, out = clean(cli, write(tmp_path / "rows.jsonl", *tasks), "--preset", "alpaca")
+    details = [row["detail"].split(":")[0] for row in rows_of(out / "removed.jsonl")]
+    assert {"url-only", "attachment", "merged-instructions"} <= {*details}
     assert (made["removed"], made["kept"]) == (4, 2)
     assert rows_of(out / "train.jsonl")[1]["messages"][0]["content"] == "Tidy this.\n\na\nb"
-
-
-def test_people_see_a_table_of_steps(capsys: Capture, tmp_path: Path) -> None:
-    row = chat("What is a river?", "Water that flows to the sea.")
-    source = write(tmp_path / "rows.jsonl", row, row)
-    with pytest.raises(SystemExit) as left:
-        main(["data", "clean", str(source), "--out", str(tmp_path / "out")])
-    assert not left.value.code
-    out = capsys.readouterr().out
-    assert "exact-duplicates" in out
-    assert "2 rows, 1 kept (0 changed), 1 removed, 0 rejected" in out

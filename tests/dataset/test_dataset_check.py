@@ -11,74 +11,68 @@ from refusals import ANSWERS, REFUSALS
 from mlx_itune.dataset.checking import load_lints
 from mlx_itune.dataset.checking.check import SystemPrompts
 from mlx_itune.dataset.checking.lints import Lint, Screen
-from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.conversation import Turn
 
-FILLER = "Here are some more words that follow the start of it, as answers usually have them. " * 3
+FILLER = " Here are some more words that follow the start of it, as answers usually have them." * 3
 CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 
 
-def finds(
-    rows: Iterable[Conversation], lints: Iterable[Lint] = load_lints()
-) -> list[tuple[str, str]]:
-    screen = Screen(tuple(lints))
-    return [(row.origin, lint.code) for row in rows for _, lint, _ in screen.find(row.turns)]
+def finds(*turns: Turn, lints: Iterable[Lint] = load_lints()) -> list[str]:
+    return [lint.code for _, lint, _ in Screen(tuple(lints)).find(turns)]
 
 
-def chat(question: str, answer: str, origin: str) -> Conversation:
-    return Conversation((Turn("user", question), Turn("assistant", answer)), origin)
+def chat(question: str, answer: str) -> tuple[Turn, Turn]:
+    return Turn("user", question), Turn("assistant", answer)
 
 
-@pytest.mark.parametrize("filler", ["", " " + FILLER], ids=["alone", "longer"])
+@pytest.mark.parametrize("filler", ["", FILLER], ids=["alone", "longer"])
 def test_refusals_are_told_from_answers(filler: str) -> None:
     dropping = {lint.code for lint in load_lints() if lint.drop}
-    refusals = [chat("Do it, please.", t + filler, f"no:{n}") for n, t in enumerate(REFUSALS)]
-    answers = [chat("Do it, please.", t + filler, f"yes:{n}") for n, t in enumerate(ANSWERS)]
-    found = {origin for origin, code in finds([*refusals, *answers]) if code in dropping}
-    right = sum(row.origin in found for row in refusals)
-    recall, precision = right / len(refusals), right / len(found)
-    print(f"refusals: recall {recall:.3f} precision {precision:.3f} of {len(refusals)}")
-    assert recall >= 0.95
-    assert precision >= 0.95
+
+    def found(texts: Iterable[str]) -> int:
+        return sum(not dropping.isdisjoint(finds(*chat("Do it.", t + filler))) for t in texts)
+
+    right, wrong = found(REFUSALS), found(ANSWERS)
+    print(f"refusals: {right} of {len(REFUSALS)} found, and {wrong} answers")
+    assert right >= 0.95 * len(REFUSALS)
+    assert wrong <= 0.05 * (right + wrong)
 
 
 def test_words_of_a_lint_spare_time_and_miss_nothing() -> None:
-    texts = [*REFUSALS, *ANSWERS, "Copy code", "a <|im_end|> b", "see <Picture Attached>", "x.n\ny"]
-    rows = [chat(t, t, f"{n}") for n, t in enumerate(texts)]
     slow = [replace(lint, words=(), opens=()) for lint in load_lints()]
-    assert finds(rows) == finds(rows, slow)
+    more = "Copy code", "a <|im_end|> b", "see <Picture Attached>", "x.n\ny"
+    for text in (*REFUSALS, *ANSWERS, *more):
+        assert finds(*chat(text, text)) == finds(*chat(text, text), lints=slow)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How do I write HTML?", "Use <div> for blocks, as in `<p>text</p>`."),
+        ("See https://example.com and tell me more.", "It is an example site, nothing else."),
+        ("Let n = 5. What is n + 1?", "It is n + 1 = 6. Take n."),
+        ("Which image formats are there?", "JPEG, PNG and a few more of them."),
+        ("Write a User: and Assistant: dialogue.", "User: hi\nAssistant: hello there"),
+        ("What is x[i] < y[j]?", "A comparison: x[i] is less than y[j] # true"),
+        ("Print a dict.", 'print(f"{name}") # {} and {text}'),
+    ],
+)
+def test_plain_text_about_such_things_is_left_alone(question: str, answer: str) -> None:
+    assert finds(*chat(question, answer)) == []
 
 
 def test_a_turn_that_calls_tools_may_be_short_or_empty() -> None:
-    turns = Turn("user", "Please, do it."), Turn("tool", ""), Turn("assistant", "It is done, now.")
     for said in ("", "...", "OK."):
         call = Turn("assistant", said, tool_calls=(CALL,))
-        assert finds([Conversation((turns[0], call, *turns[1:]), "1")]) == []
-    assert finds([chat("Do it.", "...", "1")]) == [("1", "no-words"), ("1", "short-answer")]
-
-
-def test_plain_text_about_such_things_is_left_alone() -> None:
-    rows = [
-        chat("How do I write HTML?", "Use <div> for blocks, as in `<p>text</p>`.", "1"),
-        chat(
-            "See https://example.com and tell me more.", "It is an example site, nothing else.", "2"
-        ),
-        chat("Let n = 5. What is n + 1?", "It is n + 1 = 6. Take n.", "3"),
-        chat("Which image formats are there?", "JPEG, PNG and a few more of them.", "4"),
-        chat("Write a User: and Assistant: dialogue.", "User: hi\nAssistant: hello there", "5"),
-        chat("What is x[i] < y[j]?", "A comparison: x[i] is less than y[j] # true", "6"),
-        chat("Print a dict.", 'print(f"{name}") # {} and {text}', "7"),
-    ]
-    assert finds(rows) == []
+        assert finds(call, Turn("tool", ""), *chat("Do it.", "It is done, now.")) == []
+    assert finds(*chat("Do it.", "...")) == ["no-words", "short-answer"]
 
 
 def test_every_control_string_is_seen() -> None:
     (lint,) = (lint for lint in load_lints() if lint.code == "template-text")
     for text in (*lint.texts, "a USER: b ASSISTANT: c"):
-        for row in (
-            chat(f"Ask with {text} inside.", "A fine answer.", "1"),
-            chat("Ask.", f"So: {text}", "1"),
-        ):
-            assert finds([row]) == [("1", "template-text")]
+        assert finds(*chat(f"Ask with {text} inside.", "A fine answer.")) == ["template-text"]
+        assert finds(*chat("Ask.", f"So: {text}")) == ["template-text"]
 
 
 @pytest.mark.parametrize(
@@ -97,15 +91,9 @@ def test_every_control_string_is_seen() -> None:
     ],
 )  # fmt: skip
 def test_spelling_is_told_from_meaning(first: str, second: str, same: bool) -> None:
-    prompts = SystemPrompts()
-    for n, text in enumerate((first, first, second)):
-        prompts.add(text, f"rows.jsonl:{n + 1}")
-    faults = list(prompts.faults())
-    assert bool(faults) == same
-    assert prompts.usual() == ({second: first} if same else {})
-    if same:
-        assert "rows.jsonl:1" in faults[0].message
-    prompts = SystemPrompts()
-    for text in (second, second, first):
-        prompts.add(text, "rows.jsonl:1")
-    assert prompts.usual() == ({first: second} if same else {})
+    for usual, other in ((first, second), (second, first)):
+        prompts = SystemPrompts()
+        for text in (usual, usual, other):
+            prompts.add(text, "rows.jsonl:1")
+        assert prompts.usual() == ({other: usual} if same else {})
+        assert len(list(prompts.faults())) == same
