@@ -31,7 +31,7 @@ _NEEDED = (
 class Trainer:
     """One forked trainer."""
 
-    def __init__(self, server: subprocess.Popen[str], pid: int) -> None:
+    def __init__(self, server: Server, pid: int) -> None:
         self._server, self.pid = server, pid
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -40,16 +40,13 @@ class Trainer:
 
     def wait(self) -> int:
         """Its exit code; -9 if it was killed."""
-        assert self._server.stdin is not None and self._server.stdout is not None
-        self._server.stdin.write("wait\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        return self._server.ask("wait")
 
 
 class Server:
     """Starts trainers one after the other; used as a context manager."""
 
-    def __init__(self, log: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, log: Path) -> None:
         self.log = log
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(log)],
@@ -57,16 +54,19 @@ class Server:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **(environment or {}), "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
+
+    def ask(self, line: str) -> int:
+        """The number that the server answers with."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
 
     def start(self, *argv: object, kill_at: int | None = None) -> Trainer:
         """Run `mlx-itune ARGV`; with kill_at, it dies at that change of the disk (from 1)."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        order = {"argv": [*map(str, argv)], "kill_at": kill_at}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return Trainer(self._process, int(self._process.stdout.readline()))
+        return Trainer(self, self.ask(json.dumps({"argv": [*map(str, argv)], "kill_at": kill_at})))
 
     def __enter__(self) -> Server:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.training.settings import TrainSettings, settings_from
+from tests.crash.small_run import write_data
 
 Settings = Callable[..., TrainSettings]
 
@@ -17,22 +17,7 @@ Settings = Callable[..., TrainSettings]
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """10 rows to learn, 3 to validate."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name, count in (("train", 10), ("valid", 3)):
-        lines = [
-            json.dumps(
-                {
-                    "messages": [
-                        {"role": "user", "content": f"Question {name} {i}: metformin?"},
-                        {"role": "assistant", "content": f"Yes, {i} mg twice daily."},
-                    ]
-                }
-            )
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_data(tmp_path / "data", 10, 3)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,11 @@ import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.run import checkpoint
-from mlx_itune.training.run.story import read
+from mlx_itune.training.run.resume import resume
+from tests.crash.small_run import outcome
 
+__all__ = ["outcome"]
 Event = dict[str, Any]
-CLOCK = frozenset(
-    "run adapter wall_s tokens_per_second supervised_tokens_per_second peak_memory_bytes".split()
-)
 
 
 class Cut(BaseException):
@@ -38,24 +35,9 @@ def the_run(tmp_path: Path) -> Path:
     return run
 
 
-def outcome(run: Path, out: Path) -> dict[str, Any]:
-    last = checkpoint.complete(run / "checkpoints")[-1]
-    state = json.loads((last / "state.json").read_text())
-    result = json.loads((run / "result.json").read_text())
-    story = read(run)
-    return {
-        "adapter": (out / "adapters.safetensors").read_bytes(),
-        "optimizer": (last / "optimizer.safetensors").read_bytes(),
-        "state": {k: v for k, v in state.items() if k not in ("clock", "run")},
-        "result": {k: v for k, v in result.items() if k not in CLOCK},
-        "losses": (list(story.steps), story.curve("loss").tobytes()),
-        "validations": (list(story.valid_steps), list(story.valid_losses)),
-    }
-
-
 def in_peace(settings: Any, tmp_path: Path, **more: Any) -> dict[str, Any]:
-    place = {"out": tmp_path / "peace", "runs": tmp_path / "peace-runs"}
-    result = train(settings(**place, **more))
+    """The outcome of a run that nothing interrupts."""
+    result = train(settings(out=tmp_path / "peace", runs=tmp_path / "peace-runs", **more))
     return outcome(Path(result.run), tmp_path / "peace")
 
 
@@ -64,3 +46,11 @@ def stopped(settings: Any, tmp_path: Path, **more: Any) -> Path:
     with pytest.raises(Cut):
         train(settings(**more), observe=cut_after("checkpoint", 4))
     return the_run(tmp_path)
+
+
+def resumed(run: Path, **how: Any) -> Event:
+    """Go on with a run to its end; its resume event."""
+    events: list[Event] = []
+    resume(run, observe=events.append, **how)
+    (event,) = [event for event in events if event["event"] == "resume"]
+    return event

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,10 @@ import mlx.core as mx  # isort: skip
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.engine.loss import plain_nll
 from mlx_itune.model.loading import base
+from mlx_itune.training.engine.footprint import Row
 from mlx_itune.training.engine.optimizers import Updater
 from mlx_itune.training.engine.step import Lanes, Learner
 from tests.training.learners import learner_of, settings_of
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    input_ids: Any
-    weights: Any
 
 
 def rows(count: int, seed: int = 0) -> list[Row]:

@@ -16,28 +16,9 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.hooks import attached, shared_settings
-from mlx_itune.training.settings import TrainSettings, settings_from
+from tests.training.conftest import Settings
 
 Patch = pytest.MonkeyPatch
-
-
-@pytest.fixture
-def settings(tiny_model_dir: Path, tmp_path: Path) -> TrainSettings:
-    rows = [{"prompt": f"Dose of drug {n}?", "completion": f"{n} mg"} for n in range(12)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return settings_from(
-        {
-            "model": str(tiny_model_dir),
-            "data": data,
-            "out": tmp_path / "adapter",
-            "runs": tmp_path / "runs",
-            "steps": 4,
-            "batch_size": 4,
-            "eval_every": 2,
-            "offline": True,
-        }
-    )
 
 
 @pytest.fixture
@@ -100,15 +81,16 @@ def scalars(board: dict[str, Any], tag: str) -> list[tuple[int, float]]:
 
 
 def test_tensorboard_gets_every_number_of_a_run(
-    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
+    settings: Settings, board: dict[str, Any], tmp_path: Path
 ) -> None:
     events: list[dict[str, Any]] = []
-    with attached(settings, events.append, tensorboard=tmp_path / "board") as observe:
-        result = train(settings, observe=observe)
+    chosen = settings(eval_every=2)
+    with attached(chosen, events.append, tensorboard=tmp_path / "board") as observe:
+        result = train(chosen, observe=observe)
     assert board["folders"] == [str(tmp_path / "board" / Path(result.run).name)]
     assert board["closed"] == 1
     steps = [event for event in events if event["event"] == "step"]
-    assert len(steps) == 4
+    assert len(steps) == 6
     for name, tag in (
         ("loss", "train/loss"),
         ("learning_rate", "train/learning_rate"),
@@ -119,124 +101,103 @@ def test_tensorboard_gets_every_number_of_a_run(
         assert scalars(board, tag) == [(e["step"], e[name]) for e in steps]
     valid = [(e["step"], e["loss"]) for e in events if e["event"] == "valid"]
     assert scalars(board, "valid/loss") == valid
-    assert [step for step, _ in valid] == [0, 2, 4]
+    assert [step for step, _ in valid] == [0, 2, 4, 6]
 
 
-def test_a_resumed_run_takes_back_what_it_makes_again(
-    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
+def test_a_resumed_run_takes_back_what_it_makes_again_and_nothing_wild_is_told(
+    settings: Settings, board: dict[str, Any], tmp_path: Path
 ) -> None:
-    with attached(settings, tensorboard=tmp_path) as observe:
+    with attached(settings(), tensorboard=tmp_path) as observe:
         observe({"event": "start", "run": "runs/r", "steps": 9})
         observe({"event": "resume", "step": 6})
-        observe({"event": "step", "step": 7, "loss": 1.0})
-    session, first = board["events"]
+        for loss in (math.nan, None, math.inf, True, "1"):
+            observe({"event": "step", "step": 7, "loss": loss, "learning_rate": 0.5})
+    session, first = board["events"][:2]
     assert (session.step, session.session_log.status) == (7, 1)
     assert first.step == 7
-
-
-def test_what_is_not_finite_is_left_out(
-    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
-) -> None:
-    with attached(settings, tensorboard=tmp_path) as observe:
-        observe({"event": "start", "run": "runs/r", "steps": 9})
-        for loss in (math.nan, None, math.inf, True, "1"):
-            observe({"event": "step", "step": 1, "loss": loss, "learning_rate": 0.5})
     assert scalars(board, "train/loss") == []
     assert len(scalars(board, "train/learning_rate")) == 5
 
 
 def test_a_board_that_fails_is_dropped_and_told_once(
-    settings: TrainSettings, board: dict[str, Any], tmp_path: Path
+    settings: Settings, board: dict[str, Any], tmp_path: Path
 ) -> None:
     board["fail"] = True
     said: list[str] = []
-    seen: list[str] = []
+    seen: list[int] = []
     with attached(
-        settings,
-        lambda event: seen.append(event["event"]),
-        tensorboard=tmp_path / "b",
-        say=said.append,
+        settings(), lambda e: seen.append(e["step"]), tensorboard=tmp_path / "b", say=said.append
     ) as observe:
-        result = train(settings, observe=observe)
-    assert result.steps == 4
-    assert seen.count("step") == 4
+        observe({"event": "start", "run": "runs/r", "steps": 9, "step": 0})
+        for step in (1, 2, 3):
+            observe({"event": "step", "step": step, "loss": 1.0})
+    assert seen == [0, 1, 2, 3]
     (warning,) = said
     assert warning.startswith("warning: TensorBoard was switched off, training goes on: ")
     assert "No space left" in warning
 
 
 def test_wandb_gets_numbers_and_settings_and_nothing_private(
-    settings: TrainSettings, wandb: MagicMock, tmp_path: Path
+    settings: Settings, wandb: MagicMock, tmp_path: Path
 ) -> None:
-    with attached(settings, wandb="dosing") as observe:
-        result = train(settings, observe=observe)
+    chosen = settings(eval_every=2)
+    with attached(chosen, wandb="dosing") as observe:
+        result = train(chosen, observe=observe)
     how = wandb.init.call_args.kwargs
     rows = [call.args[0] for call in wandb.log.call_args_list]
     assert (how["project"], how["mode"], how["resume"]) == ("dosing", "offline", "allow")
     assert how["id"] == how["name"] == Path(result.run).name
     assert how["dir"] == result.run
-    assert how["config"]["learning_rate"] == settings.learning_rate
-    assert how["config"]["planned_steps"] == 4
+    assert how["config"]["learning_rate"] == chosen.learning_rate
+    assert how["config"]["planned_steps"] == 6
     sent = json.dumps([how["config"], rows, wandb.summary], default=str)
     assert str(tmp_path) not in sent
-    assert settings.model not in sent
+    assert chosen.model not in sent
     assert how["settings"].console == "off"
     assert how["settings"].disable_git and how["settings"].disable_code
     wandb.define_metric.assert_called_with("*", step_metric="step")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert len(losses) == 4
-    assert [row["step"] for row in rows if "valid/loss" in row] == [0, 2, 4]
+    assert len(losses) == 6
+    assert [row["step"] for row in rows if "valid/loss" in row] == [0, 2, 4, 6]
     assert wandb.summary["valid_loss"] == result.valid_loss
     wandb.finish.assert_called_once_with(exit_code=0)
     wandb.login.assert_not_called()
 
 
-def test_a_run_that_does_not_end_is_marked(settings: TrainSettings, wandb: MagicMock) -> None:
-    with pytest.raises(KeyboardInterrupt), attached(settings, wandb="p") as observe:
+def test_a_run_that_does_not_end_is_marked(settings: Settings, wandb: MagicMock) -> None:
+    with pytest.raises(KeyboardInterrupt), attached(settings(), wandb="p") as observe:
         observe({"event": "start", "run": "runs/r", "steps": 9})
         raise KeyboardInterrupt
     wandb.finish.assert_called_once_with(exit_code=1)
 
 
 def test_online_needs_a_login_before_anything_is_computed(
-    settings: TrainSettings, wandb: MagicMock
+    settings: Settings, wandb: MagicMock
 ) -> None:
-    online = settings_from({**vars(settings), "offline": False})
+    online = settings(offline=False)
     with attached(online, wandb="p"):
         wandb.login.assert_called_once()
     wandb.login.return_value = False
-    with (
-        pytest.raises(UsageError, match=r"not logged in.*wandb login, or --offline"),
-        attached(online, wandb="p"),
-    ):
+    refused = pytest.raises(UsageError, match=r"not logged in.*wandb login, or --offline")
+    with refused, attached(online, wandb="p"):
         pass
 
 
 @pytest.mark.parametrize(
-    ("package", "module", "asked"),
-    [
-        ("wandb", "wandb", {"wandb": "p"}),
-        (
-            "tensorboard",
-            "tensorboard.summary.writer.event_file_writer",
-            {"tensorboard": Path("board")},
-        ),
-    ],
+    ("package", "module"),
+    [("wandb", "wandb"), ("tensorboard", "tensorboard.summary.writer.event_file_writer")],
 )
 def test_a_missing_package_is_one_line_that_names_the_extra(
-    package: str, module: str, asked: dict[str, Any], settings: TrainSettings, monkeypatch: Patch
+    package: str, module: str, settings: Settings, monkeypatch: Patch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError) as raised, attached(settings, **asked):
+    asked: dict[str, Any] = {package: "p" if package == "wandb" else Path("board")}
+    with pytest.raises(UsageError) as raised, attached(settings(), **asked):
         pass
-    assert f"pip install {package}" in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert raised.value.exit_code == 2
+    assert f"pip install {package}" in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_hub_model_keeps_its_name_and_a_directory_gives_only_its_own(
-    settings: TrainSettings,
-) -> None:
-    hub = settings_from({**vars(settings), "model": "mlx-community/Qwen3-0.6B-4bit"})
+def test_a_hub_model_keeps_its_name_and_a_directory_gives_only_its_own(settings: Settings) -> None:
+    hub = settings(model="mlx-community/Qwen3-0.6B-4bit")
     assert shared_settings(hub)["model"] == "mlx-community/Qwen3-0.6B-4bit"
-    assert shared_settings(settings)["model"] == "tiny"
+    assert shared_settings(settings())["model"] == "tiny"

@@ -14,26 +14,46 @@ import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import (
+    DataError,
     DivergedError,
+    ItuneError,
+    ModelError,
     StorageError,
     UsageError,
 )
+from mlx_itune.kit.lock import holder, locked
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run import catalogue, checkpoint
 from mlx_itune.training.run.resume import resume
 from mlx_itune.training.run.story import read
-from tests.training.sessions import Cut, Event, cut_after, in_peace, outcome, stopped, the_run
+from tests.training.sessions import (
+    Cut,
+    Event,
+    cut_after,
+    in_peace,
+    outcome,
+    resumed,
+    stopped,
+    the_run,
+)
+
+Patch = pytest.MonkeyPatch
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        {},
         {"dropout": 0.1, "eval_every": 2, "early_stopping": 9},
         {"optimizer": "lion", "adapter": "dora", "schedule": "linear"},
     ],
-    ids=["plain", "dropout", "lion and dora"],
+    ids=["dropout", "lion and dora"],
 )
 def test_a_run_cut_after_every_step_ends_the_same(
     more: dict[str, Any], settings: Any, tmp_path: Path
@@ -63,15 +83,15 @@ def test_a_run_stopped_by_a_signal_ends_the_same(step: int, settings: Any, tmp_p
     run = the_run(tmp_path)
     events: list[Event] = []
     resume(run, observe=events.append)
-    (resumed,) = [event for event in events if event["event"] == "resume"]
-    assert (resumed["step"], resumed["changed"]) == (step, [])
+    (again,) = [event for event in events if event["event"] == "resume"]
+    assert (again["step"], again["changed"]) == (step, [])
     # The validation that the signal came before is made up for, and made once.
     assert [e["step"] for e in events if e["event"] == "valid"] == [*range(step, 7)]
     assert outcome(run, tmp_path / "adapter") == expected
 
 
 def test_early_stopping_counts_across_sessions(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Any, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     told = iter([9.0, 4.0, 5.0, 5.0, 5.0, 5.0])
     monkeypatch.setattr(Learner, "evaluate", lambda self, examples: next(told))
@@ -95,112 +115,124 @@ def test_a_finished_run_says_so_and_writes_a_missing_adapter_again(
     run, out = Path(result.run), tmp_path / "adapter"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     done = resume(run)
-    assert (done.finished_before, done.rewritten) == (True, False)
-    assert done.result == result
+    assert (done.finished_before, done.rewritten, done.result) == (True, False, result)
     shutil.rmtree(out)
     assert resume(run).rewritten
     again = {path.name: path.read_bytes() for path in out.iterdir()}
     assert again.keys() == before.keys()
     assert again["adapters.safetensors"] == before["adapters.safetensors"]
-    assert resume(run, out=tmp_path / "elsewhere").rewritten
+    # An adapter that was written just before the end is replaced; somebody else's is not.
+    (run / "result.json").unlink()
+    assert not resume(run).finished_before
+    (run / "result.json").unlink()
+    (out / "provenance.json").write_text('{"run": "another"}')
+    with pytest.raises(StorageError, match="already exists"):
+        resume(run)
+    shutil.rmtree(out)
+    assert not resume(run).finished_before
     shutil.rmtree(out)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(StorageError, match="is gone, and so is step-000006"):
         resume(run)
 
 
-def test_an_adapter_that_was_written_before_the_end_is_replaced(
-    settings: Any, tmp_path: Path
-) -> None:
-    result = train(settings())
-    run = Path(result.run)
-    (run / "result.json").unlink()
-    assert not resume(run).finished_before
-    (run / "result.json").unlink()
-    (tmp_path / "adapter" / "provenance.json").write_text('{"run": "another"}')
-    with pytest.raises(StorageError, match="already exists"):
-        resume(run)
-
-
-def test_torn_logs_are_repaired_and_nothing_is_told_twice(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Learner.gradients
-    seen = 0
+def not_finite(monkeypatch: Patch, *calls: int) -> None:
+    """The loss of these steps, counted over all sessions, is NaN; of all where none is named."""
+    real, seen = Learner.gradients, 0
 
     def gradients(self: Learner, *args: Any, **options: Any) -> Any:
         nonlocal seen
         seen += 1
         loss, weight, found = real(self, *args, **options)
-        # The fifth step of the run: the second session makes it again.
-        return (math.nan if seen in (5, 6) else loss), weight, found
+        return (math.nan if not calls or seen in calls else loss), weight, found
 
     monkeypatch.setattr(Learner, "gradients", gradients)
+
+
+def test_torn_logs_are_repaired_and_nothing_is_told_twice(
+    settings: Any, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    # The fifth step of the run: the second session makes it again.
+    not_finite(monkeypatch, 5, 6)
     with pytest.raises(Cut):
         train(settings(), observe=cut_after("incident", 5))
     run = the_run(tmp_path)
-    for name in ("events.jsonl", "incidents.jsonl"):
-        with (run / name).open("a") as file:
+    logs = [run / name for name in ("events.jsonl", "incidents.jsonl")]
+    for log in logs:
+        with log.open("a") as file:
             file.write('{"v": 1, "event": "ste')
     resume(run)
-    for name in ("events.jsonl", "incidents.jsonl"):
-        for line in (run / name).read_text().splitlines():
-            json.loads(line)
+    for log in logs:
+        assert all(json.loads(line) for line in log.read_text().splitlines())
     assert [incident.step for incident in catalogue.incidents(run)] == [5]
     story = read(run)
-    assert list(story.steps) == [1, 2, 3, 4, 5, 6] and list(story.valid_steps) == [0, 6]
+    assert story.steps == [1, 2, 3, 4, 5, 6] and [*story.validations] == [0, 6]
 
 
 def test_skipped_steps_in_a_row_are_counted_across_sessions(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Any, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    real = Learner.gradients
-    monkeypatch.setattr(
-        Learner, "gradients", lambda self, *a, **k: (math.nan, *real(self, *a, **k)[1:])
-    )
+    not_finite(monkeypatch)
     with pytest.raises(Cut):
         train(settings(save_every=1), observe=cut_after("checkpoint", 3))
     with pytest.raises(DivergedError, match="in 5 steps in a row, the last one step 5"):
         resume(the_run(tmp_path))
 
 
-def test_a_run_is_resumed_from_another_directory(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_goes_on_from_another_directory_under_another_name(
+    settings: Any, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     expected = in_peace(settings, tmp_path)
     monkeypatch.chdir(tmp_path)
     relative = {"data": Path("data"), "out": Path("adapter"), "runs": Path("runs")}
     with pytest.raises(Cut):
         train(settings(**relative), observe=cut_after("checkpoint", 4))
-    (tmp_path / "deep").mkdir()
-    monkeypatch.chdir(tmp_path / "deep")
-    run = Path("..") / the_run(tmp_path).relative_to(tmp_path)
-    assert resume(run).result.adapter == str(tmp_path / "adapter")
+    renamed = the_run(tmp_path).rename(tmp_path / "my run")
+    monkeypatch.chdir(renamed)
+    assert resume(Path()).result.adapter == str(tmp_path / "adapter")
+    assert outcome(renamed, tmp_path / "adapter") == expected
+    assert resume(renamed).finished_before
+
+
+def test_settings_that_change_no_number_may_change_and_one_trainer_has_a_run(
+    settings: Any, tmp_path: Path
+) -> None:
+    expected = in_peace(settings, tmp_path)
+    run = stopped(settings, tmp_path)
+    with locked(run / "lock", "it"), pytest.raises(StorageError) as error:
+        resume(run)
+    assert f"run {run.name} is in use by process {os.getpid()}" in str(error.value)
+    assert error.value.exit_code == 5
+    edit(run / "config.toml", "save_every = 2", "save_every = 1")
+    edit(run / "config.toml", "keep = 2", "keep = 1")
+    moved = (tmp_path / "data").rename(tmp_path / "moved")
+    edit(run / "config.toml", f'"{tmp_path / "data"}"', f'"{moved}"')
+    held: list[bool] = []
+    resume(run, observe=lambda event: held.append(holder(run / "lock") is not None))
+    assert all(held) and holder(run / "lock") is None
     assert outcome(run, tmp_path / "adapter") == expected
+    assert len(checkpoint.complete(run / "checkpoints")) == 1
 
 
 def test_what_did_not_fit_may_go_on_in_smaller_pieces(settings: Any, tmp_path: Path) -> None:
     run = stopped(settings, tmp_path)
-    events: list[Event] = []
-    resume(run, how={"micro_batch_tokens": 16}, observe=events.append)
-    (resumed,) = [event for event in events if event["event"] == "resume"]
-    began = json.loads((run / "run.json").read_text())["how"]["micro_batch_tokens"]
-    assert resumed["changed"] == [f"micro_batch_tokens is 16, the run began with {began}"]
     with pytest.raises(UsageError, match="seed cannot change"):
         resume(run, how={"seed": 3})
+    began = json.loads((run / "run.json").read_text())["how"]["micro_batch_tokens"]
+    changed = resumed(run, how={"micro_batch_tokens": 16})["changed"]
+    assert changed == [f"micro_batch_tokens is 16, the run began with {began}"]
 
 
 def test_a_template_with_a_date_goes_on_tomorrow(
-    settings: Any, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Any, tiny_model_dir: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     from datetime import datetime
 
     from mlx_itune.dataset.tokens import chat_template
 
     model = shutil.copytree(tiny_model_dir, tmp_path / "model")
-    template = (model / "chat_template.jinja").read_text()
-    dated = "{{ strftime_now('%d %b %Y') }}\n" + template
-    (model / "chat_template.jinja").write_text(dated)
+    template = model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}\n" + template.read_text())
     monkeypatch.setenv("MLX_ITUNE_CACHE", "off")
     expected = in_peace(settings, tmp_path, model=str(model))
     run = stopped(settings, tmp_path, model=str(model))
@@ -215,37 +247,94 @@ def test_a_template_with_a_date_goes_on_tomorrow(
     assert outcome(run, tmp_path / "adapter") == expected
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_no_run(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, broken = os.fsync, True
-
-    def full(descriptor: int) -> None:
-        if broken and "checkpoints" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
-            raise OSError(28, os.strerror(28))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
-    events: list[Event] = []
-
-    def observe(event: Event) -> None:
-        nonlocal broken
-        events.append(event)
-        broken = broken and not (event["event"] == "step" and event["step"] >= 3)
-
-    result = train(settings(save_every=1), observe=observe)
-    assert result.steps == 6
-    warnings = [event["message"] for event in events if event["event"] == "warning"]
-    assert warnings and "No space left" in warnings[0] and "training goes on" in warnings[0]
-    kept = checkpoint.complete(Path(result.run) / "checkpoints")
-    assert [path.name for path in kept] == ["step-000005", "step-000006"]
+CHANGES = [
+    ("learning_rate = 0.005", "learning_rate = 0.001", "learning_rate is 0.001"),
+    ("seed = 0", "seed = 1", "seed is 1, the run began with 0"),
+    ("rank = 4", "rank = 8\nalpha = 3.0", "alpha is 3.0, the run began with None"),
+    ('keys = ["self_attn.q_proj", ', "keys = [", "keys is"),
+    ("keep = 2", "keep = 2\nmicro_batch_tokens = 64", "micro_batch_tokens is 64"),
+]
 
 
-def test_a_run_folder_may_be_renamed_and_named_by_a_dot(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_changed_settings_and_rows_are_refused_by_name(
+    settings: Any, data: Path, tmp_path: Path
 ) -> None:
     run = stopped(settings, tmp_path)
-    renamed = run.rename(tmp_path / "my run")
-    monkeypatch.chdir(renamed)
-    assert resume(Path()).result.steps == 6
-    assert resume(renamed).finished_before
+    config = (run / "config.toml").read_text()
+    for old, new, named in CHANGES:
+        edit(run / "config.toml", old, new)
+        with pytest.raises(UsageError) as error:
+            resume(run)
+        assert named in str(error.value) and error.value.exit_code == 2
+        (run / "config.toml").write_text(config)
+    train_rows, valid_rows = ((data / f"{part}.jsonl").read_text() for part in ("train", "valid"))
+    edit(data / "train.jsonl", "metformin", "zolpidem")
+    with pytest.raises(DataError, match=r"data\.train\.sha256 \(train\.jsonl\) is ") as changed:
+        resume(run)
+    assert changed.value.exit_code == 3
+    (data / "train.jsonl").write_text(train_rows)
+    (data / "valid.jsonl").unlink()
+    with pytest.raises(DataError, match=r"data\.valid \(valid\.jsonl\) is gone"):
+        resume(run)
+    (data / "valid.jsonl").write_text(valid_rows)
+    # Rows that the run does not read are none of its business.
+    (data / "test.jsonl").write_text(valid_rows)
+    assert resume(run).result.steps == 6
+
+
+def test_another_base_tokenizer_or_template_is_refused_by_name(
+    settings: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    run = stopped(settings, tmp_path, model=str(model))
+    merges = b'"ignore_merges": false', b'"ignore_merges": true'
+    for name, change, named in (
+        ("config.json", (b"10000", b"20000"), r"base\.config\.rope_theta is "),
+        ("model.safetensors", None, r"base\.fingerprint is "),
+        ("tokenizer.json", merges, "tokenizer is "),
+        ("chat_template.jinja", (b"}}|>\n", b"}}|>: "), "template_sha256 is "),
+    ):
+        file = model / name
+        whole = file.read_bytes()
+        file.write_bytes(whole.replace(*change) if change else whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ModelError, match=named) as error:
+            resume(run)
+        assert error.value.exit_code == 4
+        if name != "chat_template.jinja":
+            file.write_bytes(whole)
+    changed = resumed(run, allow_other_base=True)["changed"]
+    assert [line.split()[0] for line in changed] == ["tokenizer", "template_sha256", "tokens"]
+
+
+def test_a_damaged_or_foreign_checkpoint_is_set_aside_and_the_one_before_it_used(
+    settings: Any, tmp_path: Path
+) -> None:
+    expected = in_peace(settings, tmp_path)
+    train(settings(out=tmp_path / "other", runs=tmp_path / "others", seed=3))
+    (other,) = (tmp_path / "others").iterdir()
+    run = stopped(settings, tmp_path)
+    sealed = run / "checkpoints"
+    shutil.copytree(other / "checkpoints" / "step-000006", sealed / "step-000006")
+    weights = sealed / "step-000004" / "adapters.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    event = resumed(run)
+    assert event["checkpoint"] == "step-000002"
+    assert sorted(event["damaged"]) == ["step-000004", "step-000006"]
+    assert (sealed / "damaged-step-000004").is_dir()
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+def test_if_every_checkpoint_is_damaged_nothing_is_thrown_away(
+    settings: Any, tmp_path: Path
+) -> None:
+    run = stopped(settings, tmp_path)
+    for path in checkpoint.complete(run / "checkpoints"):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(StorageError, match="no checkpoint is undamaged") as error:
+        resume(run)
+    assert error.value.exit_code == 5
+    assert len(checkpoint.complete(run / "checkpoints")) == 2
+    with pytest.raises(ItuneError, match=r"run\.json"):
+        resume(tmp_path)

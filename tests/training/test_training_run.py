@@ -21,18 +21,13 @@ from mlx_itune.model.loading import base
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run import catalogue, checkpoint
+from tests.training.sessions import Event, the_run
 
-Event = dict[str, Any]
 RESULT_KEYS = (
     "run adapter steps epochs examples supervised_tokens train_loss valid_loss best_valid_loss "
     "supervised_tokens_per_second tokens_per_second peak_memory_bytes wall_s "
     "adapter_step best_step stopped_early skipped_steps rows_used rows_not_used"
 ).split()
-
-
-def the_run(tmp_path: Path) -> Path:
-    (run,) = (tmp_path / "runs").iterdir()
-    return run
 
 
 def kept(run: Path) -> list[str]:
@@ -78,17 +73,8 @@ def test_a_run_from_rows_to_adapter(
     assert stored.config.alpha == 8
 
 
-def test_an_occupied_out_is_refused_before_any_work(settings: Any, tmp_path: Path) -> None:
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "mine").write_text("x")
-    with pytest.raises(StorageError, match="already exists"):
-        train(settings())
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
-    number: signal.Signals, settings: Any, tmp_path: Path
+    settings: Any, tmp_path: Path
 ) -> None:
     class Stop(BaseException):
         pass
@@ -101,25 +87,21 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     def interrupt(event: Event) -> None:
         events.append(event)
         if event["event"] == "step" and event["step"] == 3:
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)
 
-    before = signal.signal(number, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(Stop):
             train(settings(save_every=0), observe=interrupt)
-        assert signal.getsignal(number) is stop
+        assert signal.getsignal(signal.SIGTERM) is stop
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGTERM, before)
     run = the_run(tmp_path)
     # No step had asked for a checkpoint; the signal did.
     assert kept(run) == ["step-000003"]
     assert not (tmp_path / "adapter").exists()
-    assert events[-1] == {
-        "event": "stopped",
-        "step": 3,
-        "signal": int(number),
-        "resume": f"mlx-itune resume {run}",
-    }
+    line = f"mlx-itune resume {run}"
+    assert events[-1] == {"event": "stopped", "step": 3, "signal": signal.SIGTERM, "resume": line}
 
 
 def test_a_second_signal_ends_the_run_at_once(settings: Any, tmp_path: Path) -> None:
@@ -192,13 +174,6 @@ def test_without_early_stopping_the_last_step_is_written_and_the_best_kept(
     assert (tmp_path / "adapter" / "adapters.safetensors").read_bytes() == last
 
 
-def test_early_stopping_without_validation_rows_is_refused(settings: Any, tmp_path: Path) -> None:
-    one = tmp_path / "one.jsonl"
-    one.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    with pytest.raises(UsageError, match="validation rows"):
-        train(settings(data=one, early_stopping=2, eval_every=1))
-
-
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Gradients of these steps (from 1) are infinite."""
     real, seen = Learner.gradients, 0
@@ -217,34 +192,25 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(
     settings: Any, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, 2)
-    events: list[Event] = []
-    result = train(settings(), observe=events.append)
-    assert (result.steps, result.skipped_steps) == (6, 1)
-    (incident,) = catalogue.incidents(the_run(tmp_path))
-    assert incident.step == 2 and incident.suspects == ()
-    assert len(incident.rows) == 4
-    assert all(row.startswith(f"{data / 'train.jsonl'}:") for row in incident.rows)
-    assert [e["step"] for e in events if e["event"] == "incident"] == [2]
-    for array in adapter.load(tmp_path / "adapter").tensors.values():
-        assert np.isfinite(np.array(array)).all()
-
-
-def test_the_row_whose_loss_is_not_finite_is_singled_out(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     real = Learner.evaluate
-    poison(monkeypatch, 1)
+    poison(monkeypatch, 2)
 
     def evaluate(self: Learner, examples: Any) -> float:
         alone = len(examples) == 1 and examples[0].origin.endswith(("train.jsonl:3", ":7"))
         return math.nan if alone else real(self, examples)
 
     monkeypatch.setattr(Learner, "evaluate", evaluate)
-    train(settings(batch_size=10))
+    events: list[Event] = []
+    result = train(settings(batch_size=10, epochs=3.0), observe=events.append)
+    assert (result.steps, result.skipped_steps) == (3, 1)
     (incident,) = catalogue.incidents(the_run(tmp_path))
-    lines = sorted(row.rpartition(":")[2] for row in incident.suspects)
-    assert lines == ["3", "7"]
+    assert incident.step == 2 and len(incident.rows) == 10
+    assert all(row.startswith(f"{data / 'train.jsonl'}:") for row in incident.rows)
+    # Those whose own loss is not finite are singled out.
+    assert sorted(row.rpartition(":")[2] for row in incident.suspects) == ["3", "7"]
+    assert [e["step"] for e in events if e["event"] == "incident"] == [2]
+    for array in adapter.load(tmp_path / "adapter").tensors.values():
+        assert np.isfinite(np.array(array)).all()
 
 
 def test_five_in_a_row_stop_the_run_and_the_last_checkpoint_is_good(
@@ -312,9 +278,17 @@ def test_what_the_gpu_says_becomes_advice_and_a_way_on(
     assert f"mlx-itune resume {the_run(tmp_path)}" in str(error.value)
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_told_before_any_step(
+def test_what_cannot_end_well_is_refused_before_any_step(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    with pytest.raises(UsageError, match="validation rows"):
+        train(settings(data=one, early_stopping=2, eval_every=1))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine").write_text("x")
+    with pytest.raises(StorageError, match="already exists"):
+        train(settings(out=tmp_path / "mine"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
     with pytest.raises(StorageError, match="saving this run needs"):
         train(settings())

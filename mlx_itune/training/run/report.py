@@ -7,7 +7,6 @@ say appears only in the answers that `--samples` asked for.
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -20,7 +19,7 @@ from mlx_itune.kit.config import from_toml
 from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.files import write_durably
 from mlx_itune.kit.json_files import read_object
-from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section, table
+from mlx_itune.kit.page import Html, cards, element, grid, join, page, section, table
 from mlx_itune.kit.wording import duration, listing, size
 from mlx_itune.training.run import curves
 from mlx_itune.training.run.catalogue import size_of
@@ -28,7 +27,7 @@ from mlx_itune.training.run.story import Session, Story, read
 from mlx_itune.training.settings import TrainSettings
 
 NAME = "report.html"
-_SHOWN, _LISTED = 50, 20
+_SHOWN, _SAMPLES, _LISTED = 50, 500, 20
 # What a start event says that other sections tell already.
 _TOLD = {"run", "report", "steps", "examples", "valid_examples", "sources", "base"}
 _WORDS = {
@@ -63,8 +62,7 @@ def made(run: Path) -> str:
     parts = [
         cards(list(_headline(story))),
         section("Curves", curves.curves(story), note=_curve_note(story)),
-        _validations(story),
-        _samples(story),
+        *_samples(story),
         *_data(story, origin),
         *_model(story, origin, _adapter(run, settings)),
         *_checkpoints(story, run),
@@ -72,22 +70,18 @@ def made(run: Path) -> str:
         *_sessions(story),
         *_configuration(settings),
     ]
-    return page(
-        f"Training run {run.resolve().name}",
-        join(parts),
-        subtitle=_subtitle(story, settings, origin),
-        style=curves.STYLE + _STYLE,
-    )
-
-
-def _subtitle(story: Story, settings: Mapping[str, str], origin: Mapping[str, Any]) -> str:
     base = origin.get("base") or story.start.get("base")
     base = base.get("id") if isinstance(base, Mapping) else base
     model = without_folders(str(base or settings.get("model") or "a model"))
-    kind = settings.get("adapter", "adapter")
     rank = f", rank {settings['rank']}," if "rank" in settings else ""
     began = story.sessions[0].began if story.sessions else ""
-    return f"{kind}{rank} on {model}; started {_when(began)}, {_state(story)}"
+    return page(
+        f"Training run {run.resolve().name}",
+        join(parts),
+        subtitle=f"{settings.get('adapter', 'adapter')}{rank} on {model}; "
+        f"started {_when(began)}, {_state(story)}",
+        style=curves.STYLE + _STYLE,
+    )
 
 
 def _state(story: Story) -> str:
@@ -100,14 +94,14 @@ def _state(story: Story) -> str:
 
 
 def _headline(story: Story) -> Iterator[tuple[str, str]]:
-    end = {name: value for name, value in story.end.items() if _is_number(value)}
-    best, losses = story.best_valid(), [x for x in story.valid_losses if x == x]
+    end = {n: v for n, v in story.end.items() if type(v) in (int, float) and abs(v) < 1e300}
+    losses = [loss for loss in story.validations.values() if loss == loss]
     if losses:
         first, last = f"{losses[0]:.4g}", f"{losses[-1]:.4g}"
         yield "validation loss", f"{first} → {last}" if len(losses) > 1 else first
-    if best and len(losses) > 1:
-        yield f"best, at step {best[0]:,}", f"{best[1]:.4g}"
-    mean = curves.smoothed(curves.by_step(story, "loss"), story.weights())
+    if story.best and len(losses) > 1:
+        yield f"best, at step {story.best[0]:,}", f"{story.best[1]:.4g}"
+    mean = curves.smoothed(curves.by_step(story, "loss"), story.tokens())
     if (loss := end.get("train_loss", mean[-1, 1] if len(mean) else None)) is not None:
         yield "training loss at the end", f"{loss:.4g}"
     done = story.steps[-1] if story.steps else 0
@@ -117,15 +111,15 @@ def _headline(story: Story) -> Iterator[tuple[str, str]]:
         yield "the adapter is of step", f"{kept:,.0f}"
     if "epochs" in end:
         yield "epochs", f"{end['epochs']:.3g}"
-    yield "learned tokens", f"{story.total('supervised_tokens'):,}"
+    yield "learned tokens", f"{int(story.tokens().sum()):,}"
     if "supervised_tokens_per_second" in end:
         yield "learned tokens per second", f"{end['supervised_tokens_per_second']:,.0f}"
     peak = story.curve("peak_memory_bytes")
     if np.isfinite(peak).any():
         yield "peak memory", size(float(np.nanmax(peak)))
     yield "time", duration(sum(map(_seconds, story.sessions)))
-    if skipped := story.total("skipped"):
-        yield "skipped steps", f"{skipped:,}"
+    if story.skipped:
+        yield "skipped steps", f"{story.skipped:,}"
 
 
 def _curve_note(story: Story) -> str:
@@ -138,27 +132,9 @@ def _curve_note(story: Story) -> str:
     return note
 
 
-def _validations(story: Story) -> Html:
-    found = list(zip(story.valid_steps, story.valid_losses, strict=True))
-    if not found:
-        return Html("")
-    shown = found if len(found) <= _SHOWN else [found[0], *found[1 - _SHOWN :]]
-    best = story.best_valid()
-    rows = [
-        [
-            f"step {step:,}",
-            f"{loss:.5g}" if loss == loss else "not finite",
-            "lowest" if best and step == best[0] else "",
-        ]
-        for step, loss in shown
-    ]
-    more = "" if len(found) == len(shown) else f", {len(shown)} of {len(found):,} shown"
-    return folded(f"Validation losses{more}", table(["", "loss", ""], rows, words={2}))
-
-
-def _samples(story: Story) -> Html:
+def _samples(story: Story) -> Iterator[Html]:
     told = []
-    for number, event in enumerate(story.samples, 1):
+    for number, event in enumerate(list(story.samples.values())[-_SAMPLES:], 1):
         task = event.get("task")
         about = f", {task}" if isinstance(task, str) and task else ""
         answers = join(_said(name, event) for name in ("before", "after", "reference"))
@@ -169,7 +145,8 @@ def _samples(story: Story) -> Html:
         "Held-out rows, answered by the model as it came and as it was tuned, without sampling. "
         "A tick marks an answer that is the reference, word for word."
     )
-    return section("Before and after", *told, note=note) if told else Html("")
+    if told:
+        yield section("Before and after", *told, note=note)
 
 
 def _said(name: str, event: Mapping[str, Any]) -> Html:
@@ -224,49 +201,40 @@ def _model(story: Story, origin: Mapping[str, Any], adapter: Mapping[str, Any]) 
 
 
 def _checkpoints(story: Story, run: Path) -> Iterator[Html]:
-    losses = dict(zip(story.valid_steps, story.valid_losses, strict=True))
     rows = []
-    for event in list(story.checkpoints)[-_SHOWN:]:
+    for event in story.checkpoints[-_SHOWN:]:
         name, step = without_folders(event.get("path")), event.get("step")
-        loss = losses.get(step) if isinstance(step, int) else None
-        rows.append([name, *_kept(run, name), f"{loss:.4g}" if loss is not None else ""])
-    sealed = story.counts.get("checkpoint", 0)
+        loss = story.validations.get(step) if isinstance(step, int) else None
+        kept = ("removed", "")
+        with contextlib.suppress(OSError, ValueError):
+            if (run / "checkpoints" / name / "manifest.json").is_file():
+                kept = ("kept", size(size_of(run / "checkpoints" / name)))
+        rows.append([name, *kept, f"{loss:.4g}" if loss is not None else ""])
+    sealed = len(story.checkpoints)
     note = f"{sealed:,} were sealed; old ones make room for new ones." if sealed > 1 else ""
     columns = ["checkpoint", "", "size", "validation loss"]
     if rows:
         yield section("Checkpoints", table(columns, rows, words={1}), note=note)
 
 
-def _kept(run: Path, name: str) -> tuple[str, str]:
-    folder = run / "checkpoints" / name
-    with contextlib.suppress(OSError, ValueError):
-        if (folder / "manifest.json").is_file():
-            return "kept", size(size_of(folder))
-    return "removed", ""
-
-
 def _incidents(story: Story) -> Iterator[Html]:
     rows = []
-    for event in list(story.incidents)[-_SHOWN:]:
+    for event in story.incidents[-_SHOWN:]:
         rest = {k: v for k, v in event.items() if k not in ("v", "time", "event", "step")}
         what = ", ".join(f"{name}: {_told(value, most=8)}" for name, value in rest.items())
         rows.append([f"step {event.get('step')}", what])
-    total = story.counts.get("incident", 0)
+    total = len(story.incidents)
     note = f"The last {len(rows)} of {total:,}." if total > len(rows) else ""
     if rows:
         yield section("Incidents", table(["", "what happened"], rows, words={1}), note=note)
 
 
 def _sessions(story: Story) -> Iterator[Html]:
-    rows = [
-        [
-            _when(s.began),
-            "" if s.first_step is None else f"{s.first_step:,} to {s.last_step:,}",
-            duration(_seconds(s)),
-            s.ending,
-        ]
-        for s in list(story.sessions)[-_SHOWN:]
-    ]
+    rows = []
+    for session in story.sessions[-_SHOWN:]:
+        first, last = session.first_step, session.last_step
+        steps = "" if first is None else f"{first:,} to {last:,}"
+        rows.append([_when(session.began), steps, duration(_seconds(session)), session.ending])
     if len(rows) > 1:
         made_of = table(["started", "steps", "time", "ended"], rows, words={3})
         note = "A step that was made twice counts once, as it was made last."
@@ -332,10 +300,8 @@ def _name(key: str) -> str:
 
 
 def _told(value: Any, most: int = _LISTED) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
     if isinstance(value, int):
         return f"{value:,}" if abs(value) < 1 << 60 else "a very large number"
     if isinstance(value, float):
@@ -363,10 +329,6 @@ def _when(time: str) -> str:
     with contextlib.suppress(ValueError):
         return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC"
     return "at an unknown time"
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
 
 
 _STYLE = """

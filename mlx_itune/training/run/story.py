@@ -7,9 +7,6 @@ it went back to never became part of the adapter, and is left out of the story.
 from __future__ import annotations
 
 import json
-from array import array
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +20,8 @@ from mlx_itune.training.run.run import EVENTS
 
 # A start event lists the rows that were cut, so it may be long; nothing honest is longer than this.
 _LONGEST_LINE_BYTES = 64_000_000
-_KEPT = 500
 _LARGEST_STEP = 1 << 53
-_CURVES = (
+_COLUMNS = (
     "loss",
     "learning_rate",
     "gradient_norm",
@@ -33,8 +29,9 @@ _CURVES = (
     "tokens_per_second",
     "peak_memory_bytes",
     "memory_bytes",
+    "supervised_tokens",
+    "skipped",
 )
-_COUNTS = ("supervised_tokens", "skipped")
 # How the last session stands after its last event.
 _ENDINGS = {"stopped": "stopped by a signal", "failed": "ended by an error", "end": "finished"}
 
@@ -52,58 +49,43 @@ class Session:
     ending: str = "no end was written"
 
 
-def _last_ones() -> deque[Any]:
-    return deque(maxlen=_KEPT)
-
-
 @dataclass
 class Story:
     """A run. `ending` is the kind of the event that ended it, and `end` its fields; both are empty
-    while there is none, and again when the run was resumed.
-
-    Columns of all steps take some 50 bytes a step; lists hold the last 500 of their kind, and
-    `counts` how many there were.
-    """
+    while there is none, and again when the run was resumed. validations: loss by step."""
 
     start: dict[str, Any] = field(default_factory=dict)
     ending: str = ""
     end: dict[str, Any] = field(default_factory=dict)
-    sessions: deque[Session] = field(default_factory=_last_ones)
-    checkpoints: deque[Event] = field(default_factory=_last_ones)
-    incidents: deque[Event] = field(default_factory=_last_ones)
-    samples: deque[Event] = field(default_factory=_last_ones)
-    counts: dict[str, int] = field(default_factory=dict)
-    unreadable_lines: int = 0
+    sessions: list[Session] = field(default_factory=list)
+    checkpoints: list[Event] = field(default_factory=list)
+    incidents: list[Event] = field(default_factory=list)
+    samples: dict[str, Event] = field(default_factory=dict)
+    validations: dict[int, float] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    values: list[tuple[float, ...]] = field(default_factory=list)
     planned_steps: int | None = None
-    steps: array[int] = field(default_factory=lambda: array("q"))
-    columns: dict[str, array[float]] = field(
-        default_factory=lambda: {
-            **{name: array("f") for name in _CURVES},
-            **{name: array("d") for name in _COUNTS},
-        }
-    )
-    valid_steps: array[int] = field(default_factory=lambda: array("q"))
-    valid_losses: array[float] = field(default_factory=lambda: array("d"))
+    unreadable_lines: int = 0
 
     def curve(self, name: str) -> NDArray[np.float32]:
         """A value per step of `steps`, float32; NaN where it was not finite or not told."""
-        values = np.array(self.columns[name], dtype=np.float32)
-        values[~np.isfinite(values)] = np.nan
-        return values
+        column = _COLUMNS.index(name)
+        return np.array([values[column] for values in self.values], dtype=np.float32)
 
-    def total(self, name: str) -> int:
-        """`supervised_tokens` or `skipped` (steps), over all steps."""
-        return int(self.weights(name).sum())
-
-    def weights(self, name: str = "supervised_tokens") -> NDArray[np.float64]:
+    def tokens(self) -> NDArray[np.float64]:
         """How many tokens each step learned, float64."""
-        return np.array(self.columns[name], dtype=np.float64)
+        return np.nan_to_num(self.curve("supervised_tokens").astype(np.float64))
 
-    def best_valid(self) -> tuple[int, float] | None:
+    @property
+    def skipped(self) -> int:
+        """Steps that were not learned."""
+        return int(self.curve("skipped").sum())
+
+    @property
+    def best(self) -> tuple[int, float] | None:
         """(step, loss) of the lowest validation loss."""
-        pairs = zip(self.valid_losses, self.valid_steps, strict=True)
-        found = min((pair for pair in pairs if pair[0] == pair[0]), default=None)
-        return (found[1], found[0]) if found else None
+        finite = [item for item in self.validations.items() if item[1] == item[1]]
+        return min(finite, key=lambda item: item[1], default=None)
 
     def add(self, event: Event) -> None:
         """Take in the next event; one that is unknown, or says no step, changes nothing."""
@@ -114,30 +96,26 @@ class Story:
             if kind == "start" or not self.sessions:
                 self.sessions.append(Session(told_at, told_at))
             self.sessions[-1].last = told_at or self.sessions[-1].last
-        if not isinstance(kind, str):
-            return
-        self.counts[kind] = self.counts.get(kind, 0) + 1
         if kind in ("start", "resume"):
             self.ending, self.end = "", {}
+        if kind in ("start", "step"):
+            self.planned_steps = _whole(event.get("steps")) or self.planned_steps
         if kind == "start":
             self.start |= _fields(event)
-            self.planned_steps = _whole(event.get("steps")) or self.planned_steps
         elif kind == "resume" and step is not None:
             self._back_to(step + 1)
         elif kind == "step" and step is not None:
             self._step(step, event)
         elif kind == "valid" and step is not None:
-            self._forget_valid(step)
-            self.valid_steps.append(step)
-            self.valid_losses.append(_number(event.get("loss")))
+            self.validations[step] = _number(event.get("loss"))
         elif kind == "checkpoint":
             self.checkpoints.append(event)
         elif kind == "incident":
             self.incidents.append(event)
         elif kind == "sample":
-            again = [s for s in self.samples if s.get("row") != event.get("row")]
-            self.samples = deque([*again, event], _KEPT)
-        elif kind in _ENDINGS:
+            self.samples.pop(str(event.get("row")), None)
+            self.samples[str(event.get("row"))] = event
+        elif isinstance(kind, str) and kind in _ENDINGS:
             self.ending, self.end = kind, _fields(event)
             self.sessions[-1].ending = _ENDINGS[kind]
 
@@ -145,30 +123,20 @@ class Story:
         if self.steps and step <= self.steps[-1]:
             self._back_to(step)
         self.steps.append(step)
-        for name in _CURVES:
-            self.columns[name].append(_number(event.get(name)))
-        self.columns["supervised_tokens"].append(_whole(event.get("supervised_tokens")) or 0)
-        self.columns["skipped"].append(event.get("skipped") is True)
-        self.planned_steps = _whole(event.get("steps")) or self.planned_steps
+        told = {**event, "skipped": int(event.get("skipped") is True)}
+        self.values.append(tuple(_number(told.get(name)) for name in _COLUMNS))
         session = self.sessions[-1]
         session.first_step = step if session.first_step is None else session.first_step
         session.last_step = step
 
     def _back_to(self, step: int) -> None:
         """Forget `step` and all after it."""
-        at = bisect_left(self.steps, step)
-        columns: list[array[Any]] = [self.steps, *self.columns.values()]
-        for column in columns:
-            del column[at:]
-        self._forget_valid(step)
+        while self.steps and self.steps[-1] >= step:
+            self.steps.pop()
+            self.values.pop()
+        self.validations = {at: loss for at, loss in self.validations.items() if at < step}
         for listed in (self.checkpoints, self.incidents):
-            while listed and (_whole(listed[-1].get("step")) or 0) >= step:
-                listed.pop()
-
-    def _forget_valid(self, step: int) -> None:
-        at = bisect_left(self.valid_steps, step)
-        del self.valid_steps[at:]
-        del self.valid_losses[at:]
+            listed[:] = [event for event in listed if (_whole(event.get("step")) or 0) < step]
 
 
 def read(run: Path) -> Story:
@@ -180,30 +148,21 @@ def read(run: Path) -> Story:
     path = Path(run) / EVENTS
     with storage_errors(path):
         for event in _events(path):
-            if event is None:
-                story.unreadable_lines += 1
-            else:
+            if isinstance(event, dict):
                 story.add(event)
+            else:
+                story.unreadable_lines += 1
     return story
 
 
-def _events(path: Path) -> Iterator[Event | None]:
+def _events(path: Path) -> Iterator[Any]:
+    """What the lines say; None for one that is no JSON."""
     with path.open("rb") as file:
         while line := file.readline(_LONGEST_LINE_BYTES):
-            if not line.endswith(b"\n") and len(line) == _LONGEST_LINE_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(_LONGEST_LINE_BYTES)
+            try:
+                yield json.loads(line) if line.strip() else {}
+            except (ValueError, RecursionError):
                 yield None
-            elif line.strip():
-                yield _event(line)
-
-
-def _event(line: bytes) -> Event | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _fields(event: Event) -> dict[str, Any]:
