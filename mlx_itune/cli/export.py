@@ -112,7 +112,7 @@ def _facts(checked: Any) -> str:
 @click.argument("bundle", type=options.DIRECTORY, metavar="BUNDLE")
 def verify(bundle: Path) -> Result:
     """Compare a bundle (`export --bundle`) with its manifest; exit code 4 if a file differs."""
-    from mlx_itune.export.shipping.bundle import check_bundle
+    from mlx_itune.export.bundle import check_bundle
 
     checked = check_bundle(bundle)
     total = size(sum(file.bytes for file in checked.files))

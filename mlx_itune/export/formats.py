@@ -19,17 +19,15 @@ from mlx_itune.export.artifact import (
     sealed,
     write_model,
 )
+from mlx_itune.export.bundle import Part, seal_bundle
 from mlx_itune.export.cards import licence_in_card, model_card
+from mlx_itune.export.fusing.fidelity import Verification, verify
 from mlx_itune.export.fusing.fuse import FuseResult, fuse
-from mlx_itune.export.fusing.merge import merge
-from mlx_itune.export.fusing.merge_ways import Way
-from mlx_itune.export.fusing.read_back import Verification, verify
+from mlx_itune.export.fusing.merge import Way, merge
 from mlx_itune.export.gguf.lora import export_gguf_lora
 from mlx_itune.export.gguf.to_gguf import export_gguf, own_kind, require_exportable
 from mlx_itune.export.gguf.tokenizer import tokenizer_limits
-from mlx_itune.export.request import FILES, Observe, Request, tag, unobserved
-from mlx_itune.export.shipping.bundle import Part, seal_bundle
-from mlx_itune.export.shipping.ollama import (
+from mlx_itune.export.ollama import (
     MODELFILE,
     common_system,
     go_template,
@@ -37,6 +35,7 @@ from mlx_itune.export.shipping.ollama import (
     parameters_of,
     stop_texts,
 )
+from mlx_itune.export.request import FILES, Observe, Request, tag, unobserved
 from mlx_itune.export.transformers.to_hf import export_hf
 from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import ModelError, UsageError

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.cli import main
 from tests.conftest import write_tiny_model
-from tests.inference.served import QUESTIONS, Client, expected, serving, write_adapter
+from tests.export.shipped_models import write_adapter
+from tests.inference.served import QUESTIONS, Client, expected, serving
 
 TOKENS = 16
 KINDS = ("lora", "grid", "dora", "qalora")
@@ -24,12 +24,12 @@ KINDS = ("lora", "grid", "dora", "qalora")
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("adapters")
+    how: dict[str, Any] = {"strength": 0.18}
     made = {
-        kind: write_adapter("starter", folder / kind, kind, seed=n)
+        kind: write_adapter(folder / kind, "starter", kind=kind, seed=n, **how)
         for n, kind in enumerate(KINDS, 1)
     }
-    made["chatml"] = write_adapter("starter", folder / "c", "lora", seed=9, template="chatml")
-    return made
+    return made | {"chatml": write_adapter(folder / "c", "starter", template="chatml", **how)}
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +65,17 @@ def test_every_name_answers_as_generate_does(client: Client, answers: dict[str, 
     for name, texts in answers.items():
         got = [client.text(q, model=name, max_tokens=TOKENS) for q in QUESTIONS]
         assert got == texts, name
-    first = client.text(QUESTIONS[0], max_tokens=TOKENS)
-    assert first == client.text(QUESTIONS[0], max_tokens=TOKENS, model="default_model")
-    assert first == answers["lora"][0]
-    by_field = client.text(QUESTIONS[0], model="starter", adapters="grid", max_tokens=TOKENS)
-    assert by_field == answers["grid"][0]
-    assert (
-        client.text(QUESTIONS[0], model="starter", max_tokens=TOKENS)
-        == answers["mlx-itune/starter"][0]
-    )
+    for asked, name in (
+        ({}, "lora"),
+        ({"model": "default_model"}, "lora"),
+        ({"model": "starter"}, "mlx-itune/starter"),
+        ({"model": "starter", "adapters": "grid"}, "grid"),
+    ):
+        assert client.text(QUESTIONS[0], max_tokens=TOKENS, **asked) == answers[name][0]
+
+
+def streamed(chunks: list[Any]) -> str:
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
 def test_interleaved_requests_never_get_another_adapter(
@@ -85,8 +87,7 @@ def test_interleaved_requests_never_get_another_adapter(
         name, n = which
         if n % 2:
             return client.text(QUESTIONS[n], model=name, max_tokens=TOKENS)
-        chunks = client.events(QUESTIONS[n], model=name, max_tokens=TOKENS)
-        return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+        return streamed(client.events(QUESTIONS[n], model=name, max_tokens=TOKENS))
 
     with ThreadPoolExecutor(12) as pool:
         got = list(pool.map(ask, asked))
@@ -97,11 +98,11 @@ def test_a_stream_says_what_the_whole_answer_says(client: Client) -> None:
     status, whole = client.chat(QUESTIONS[1], max_tokens=TOKENS)
     chunks = client.events(QUESTIONS[1], max_tokens=TOKENS, stream_options={"include_usage": True})
     usage = chunks.pop()
-    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+    text = streamed(chunks)
     assert (status, text) == (200, whole["choices"][0]["message"]["content"])
     assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
-    for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        assert usage["usage"][key] == whole["usage"][key]
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [usage["usage"][key] for key in counts] == [whole["usage"][key] for key in counts]
     assert usage["usage"]["completion_tokens"] == TOKENS
     assert {c["object"] for c in [*chunks, usage]} == {"chat.completion.chunk"}
 
@@ -152,130 +153,61 @@ def says(content: Any, role: str = "user") -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content}]}
 
 
-@pytest.mark.parametrize(
-    ("status", "param", "fields"),
-    [
-        (404, "model", {"model": "mlx-community/Qwen3-0.6B-4bit"}),
-        (404, "model", {"model": "../../etc"}),
-        (404, "adapters", {"adapters": "/etc"}),
-        (400, "model", {"model": ["a"], "adapters": "lora"}),
-        (400, "messages", {"messages": []}),
-        (400, "messages", {"messages": "hi"}),
-        (400, "messages", says("hi", "king")),
-        (400, "messages", says(7)),
-        (400, "messages", says([IMAGE])),
-        (400, "messages", says("word " * 3000)),
-        (400, "messages", says("x" * 40_000)),
-        (400, None, says("\ud800")),
-        (400, "max_tokens", {"max_tokens": 0}),
-        (400, "temperature", {"temperature": "hot"}),
-        (400, "tools", {"tools": [TOOL]}),
-        (400, "top_k", {"top_k": 1.5}),
-        (400, "n", {"n": 2}),
-        (400, "response_format", {"response_format": {"type": "json_object"}}),
-        (400, "stop", {"stop": 7}),
-        (400, "seed", {"seed": "x"}),
-        (400, "logit_bias", {"logit_bias": {"99999999": 1}}),
-        (400, "logit_bias", {"logit_bias": {"9" * 5000: 1}}),
-        (400, "logit_bias", {"logit_bias": {"1": 1e308}}),
-        (400, "xtc_probability", {"xtc_probability": 1}),
-        (400, "stream_options", {"stream_options": 3}),
-    ],
-)
-def test_refusals_are_openai_errors(
-    client: Client, status: int, param: str | None, fields: dict[str, Any]
-) -> None:
-    got, body = client.chat("Hi", **fields)
-    assert (got, body["error"]["param"]) == (status, param), body
-    assert body["error"]["type"] == "invalid_request_error"
+REFUSED: list[tuple[str | None, dict[str, Any]]] = [
+    ("model", {"model": ["a"], "adapters": "lora"}),
+    ("messages", {"messages": []}),
+    ("messages", {"messages": "hi"}),
+    ("messages", says("hi", "king")),
+    ("messages", says(7)),
+    ("messages", says([IMAGE])),
+    ("messages", says("word " * 3000)),
+    ("messages", says("x" * 40_000)),
+    (None, says("\ud800")),
+    ("max_tokens", {"max_tokens": 0}),
+    ("temperature", {"temperature": "hot"}),
+    ("tools", {"tools": [TOOL]}),
+    ("top_k", {"top_k": 1.5}),
+    ("n", {"n": 2}),
+    ("response_format", {"response_format": {"type": "json_object"}}),
+    ("stop", {"stop": 7}),
+    ("seed", {"seed": "x"}),
+    *(("logit_bias", {"logit_bias": bias}) for bias in ({"9" * 8: 1}, {"9" * 5000: 1})),
+    ("logit_bias", {"logit_bias": {"1": 1e308}}),
+    ("xtc_probability", {"xtc_probability": 1}),
+    ("stream_options", {"stream_options": 3}),
+]
+
+
+def test_refusals_are_openai_errors(client: Client) -> None:
+    unknown = [("model", name) for name in ("mlx-community/Qwen3-0.6B-4bit", "../../etc")]
+    missing = [(key, {key: name}) for key, name in [*unknown, ("adapters", "/etc")]]
+    for status, cases in ((400, REFUSED), (404, missing)):
+        for param, fields in cases:
+            got, body = client.chat("Hi", **fields)
+            assert (got, body["error"]["param"]) == (status, param), (fields, body)
+            assert body["error"]["type"] == "invalid_request_error"
 
 
 def test_numbers_out_of_all_proportion_stop_nobody(client: Client) -> None:
-    kinds = ("repetition", "presence", "frequency")
-    fields: list[dict[str, Any]] = [
-        {name: number}
-        for name in ("temperature", *(f"{kind}_penalty" for kind in kinds))
-        for number in (10**19, 1e308, 1e-320)
-    ]
-    fields += [
-        {f"{kind}_context_size": size, f"{kind}_penalty": 1.5}
-        for kind in kinds
-        for size in (0, 10**6, 10**19)
-    ]
-    for each in fields:
-        assert client.chat("Hi", max_tokens=2, **each)[0] in (200, 400), each
+    for kind in ("repetition", "presence", "frequency"):
+        for number in (10**19, 1e308, 1e-320):
+            for field in (f"{kind}_penalty", "temperature"):
+                assert client.chat("Hi", max_tokens=2, **{field: number})[0] in (200, 400)
+        for size in (0, 10**6, 10**19):
+            fields = {f"{kind}_context_size": size, f"{kind}_penalty": 1.5}
+            assert client.chat("Hi", max_tokens=2, **fields)[0] in (200, 400), fields
     assert client.text("Hi", max_tokens=2)
 
 
 def test_requests_that_are_no_requests(client: Client) -> None:
     path = "/v1/chat/completions"
-    for body in (
-        b"{",
-        b"[]",
-        b"\xff\xfe",
-        b'{"temperature": NaN}',
-        b'{"top_p": 1e999}',
-        b'{"n": %d}' % 10**400,
-        b"[" * 5000,
-    ):
+    numbers = (b'{"temperature": NaN}', b'{"top_p": 1e999}', b'{"n": %d}' % 10**400)
+    for body in (b"{", b"[]", b"\xff\xfe", b"[" * 5000, *numbers):
         status, answer = client.request("POST", path, body)
         assert (status, "error" in json.loads(answer)) == (400, True)
     assert client.request("POST", "/v1/embeddings", b"{}")[0] == 404
-    assert client.request("POST", path, None, {"Content-Length": "-5"})[0] == 400
-    assert client.request("POST", path, None, {"Content-Length": str(1 << 40)})[0] == 413
-    assert client.request("POST", path, None, {"Content-Length": "9" * 5000})[0] == 400
-    assert client.get("/health") == (200, {"status": "ok"})
-
-
-@pytest.mark.parametrize(
-    ("method", "headers", "status"),
-    [
-        ("GET", {"Host": "localhost:PORT"}, 200),
-        ("GET", {"Host": "[::1]:PORT"}, 200),
-        ("GET", {"Host": "LOCALHOST:PORT", "Origin": "http://good.example"}, 200),
-        ("GET", {"Host": "localhost"}, 403),
-        ("GET", {"Host": "localhost:1"}, 403),
-        ("GET", {"Host": "evil.local:PORT"}, 403),
-        ("GET", {"Host": "127.0.0.1.evil.example:PORT"}, 403),
-        ("GET", {"Host": "[::1"}, 403),
-        ("GET", {"Host": ""}, 403),
-        ("GET", {"Origin": "http://evil.example"}, 403),
-        ("GET", {"Origin": "null"}, 403),
-        ("POST", {"Origin": "http://evil.example", "Content-Type": "text/plain"}, 403),
-        ("OPTIONS", {"Origin": "http://evil.example"}, 403),
-        ("OPTIONS", {"Origin": "http://good.example"}, 405),
-        ("PUT", {}, 405),
-        ("DELETE", {}, 405),
-    ],
-)
-def test_other_names_pages_and_verbs_are_refused(
-    client: Client, method: str, headers: dict[str, str], status: int
-) -> None:
-    headers = {key: value.replace("PORT", str(client.port)) for key, value in headers.items()}
-    path = "/v1/chat/completions" if method == "POST" else "/v1/models"
-    body = b'{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}'
-    got, answer = client.request(method, path, body if method == "POST" else None, headers)
-    assert got == status
-    if status != 200:
-        error = json.loads(answer)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert ("--allow-origin" in error["message"]) == (got == 403 and "Origin" in headers)
-
-
-def test_a_page_that_is_allowed_gets_what_its_browser_asks_for(client: Client) -> None:
-    origin = {"Origin": "http://good.example"}
-    asks = {
-        "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "content-type",
-    }
-    status, _, headers = client.answer("OPTIONS", "/v1/chat/completions", None, {**origin, **asks})
-    assert (status, headers["access-control-allow-origin"]) == (200, "http://good.example")
-    assert headers["access-control-allow-headers"] == "content-type"
-    status, _, headers = client.answer("GET", "/v1/models", None, origin)
-    assert (status, headers["access-control-allow-origin"]) == (200, "http://good.example")
-
-
-def test_what_is_no_http_is_refused_in_json(client: Client) -> None:
+    for length, status in (("-5", 400), (str(1 << 40), 413), ("9" * 5000, 400)):
+        assert client.request("POST", path, None, {"Content-Length": length})[0] == status
     for head in (
         f"GET /health HTTP/1.1\r\nHost: localhost:{client.port}\r\nHost: evil.example",
         f"POST / HTTP/1.1\r\nHost: localhost:{client.port}\r\nContent-Length: -5",
@@ -287,6 +219,43 @@ def test_what_is_no_http_is_refused_in_json(client: Client) -> None:
             answer = b"".join(iter(lambda: raw.recv(4096), b""))
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert "error" in json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert client.get("/health") == (200, {"status": "ok"})
+
+
+def test_other_names_pages_and_verbs_are_refused(client: Client) -> None:
+    evil, good = {"Origin": "http://evil.example"}, {"Origin": "http://good.example"}
+    names = ("localhost", "localhost:1", "evil.local:PORT", "127.0.0.1.evil.example:PORT")
+    cases: list[tuple[str, dict[str, str], int]] = [
+        *(("GET", {"Host": name}, 200) for name in ("localhost:PORT", "[::1]:PORT")),
+        ("GET", {"Host": "LOCALHOST:PORT", **good}, 200),
+        *(("GET", {"Host": name}, 403) for name in (*names, "[::1", "")),
+        ("GET", evil, 403),
+        ("GET", {"Origin": "null"}, 403),
+        ("POST", {**evil, "Content-Type": "text/plain"}, 403),
+        ("OPTIONS", evil, 403),
+        *((verb, {}, 405) for verb in ("PUT", "DELETE")),
+        ("OPTIONS", good, 405),
+    ]
+    for method, headers, status in cases:
+        named = {key: value.replace("PORT", str(client.port)) for key, value in headers.items()}
+        path = "/v1/chat/completions" if method == "POST" else "/v1/models"
+        body = json.dumps({**says("Hi"), "max_tokens": 2}).encode() if method == "POST" else None
+        got, answer = client.request(method, path, body, named)
+        assert got == status, (method, headers)
+        if status != 200:
+            error = json.loads(answer)["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert ("--allow-origin" in error["message"]) == (got == 403 and "Origin" in headers)
+    # A page that is allowed gets what its browser asks for.
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    status, _, told = client.answer("OPTIONS", "/v1/chat/completions", None, {**good, **asks})
+    assert (status, told["access-control-allow-headers"]) == (200, "content-type")
+    assert told["access-control-allow-origin"] == "http://good.example"
+    status, _, told = client.answer("GET", "/v1/models", None, good)
+    assert (status, told["access-control-allow-origin"]) == (200, "http://good.example")
 
 
 def test_a_huge_prompt_keeps_nobody_waiting(client: Client) -> None:
@@ -352,28 +321,18 @@ def test_signals_end_it_cleanly(tiny_model_dir: Path, sent: list[int], code: int
         assert (client.process.stdout.read(), client.process.stderr.read()) == ("", "")
 
 
-def failed(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as left:
-        main(["serve", "--offline", *argv])
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return int(left.value.code or 0), err
-
-
 def test_what_cannot_be_served_is_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, adapters: dict[str, Path]
+    cli: Any, tmp_path: Path, adapters: dict[str, Path]
 ) -> None:
-    other = str(write_tiny_model(tmp_path / "tiny", bits=4))
-    lora = str(adapters["lora"])
-    code, err = failed(capsys, "--model", other, "--port", "0", "--adapter", lora)
-    assert code == 4 and "was trained on" in err
-    code, err = failed(capsys, "--model", "starter", "--adapter", lora, "--adapter", lora)
-    assert code == 2 and "'lora' is taken" in err
+    lora = f"--adapter={adapters['lora']}"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        code, err = failed(capsys, "--model", "starter", "--port", port)
-        assert code == 2 and "cannot listen on" in err
-    code, err = failed(capsys, "--model", "no/such", "--port", "0")
-    assert code == 4
+        for code, told, *flags in (
+            (4, "was trained on", write_tiny_model(tmp_path / "tiny", bits=4), "--port=0", lora),
+            (2, "'lora' is taken", "starter", lora, lora),
+            (2, "cannot listen on", "starter", f"--port={taken.getsockname()[1]}"),
+            (4, "not in the local Hub cache", "no/such", "--port=0"),
+        ):
+            err = cli("serve", "--offline", "--model", *flags, code=code).err
+            assert told in err and err.count("\n") == 1

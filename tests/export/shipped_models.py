@@ -10,8 +10,13 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export.fusing.fuse import FuseResult, fuse
+from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading import base
@@ -31,101 +36,53 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": SPECIAL_TOKENS.index("<|pad|>"),
     "bos_token_id": None,
 }
+_PART_ROTARY = {"partial_rotary_factor": 0.5}
+_UNTIED = {"tie_word_embeddings": False}
+_NO_BIAS = {"attention_bias": False, "mlp_bias": False}
+_WINDOWS = {"sliding_window": 16, "sliding_window_pattern": 2}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, **_UNTIED}
+_SPARSE = {**_EXPERTS, "decoder_sparse_step": 1, "moe_intermediate_size": 64}
+_PLAIN = {"head_dim": None}
+_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SHIPPED: dict[str, dict[str, Any]] = {
-    "llama": {
-        "tie_word_embeddings": False,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-    },
-    "mistral": {"tie_word_embeddings": False},
-    "qwen2": {"tie_word_embeddings": True, "head_dim": None},
+    "llama": {**_UNTIED, "rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 64}},
+    "mistral": _UNTIED,
+    "qwen2": {"tie_word_embeddings": True, **_PLAIN},
     "qwen3": {"tie_word_embeddings": True},
     "gemma2": {"query_pre_attn_scalar": 16},
-    "gemma3_text": {
-        "sliding_window": 16,
-        "sliding_window_pattern": 2,
-        "query_pre_attn_scalar": 16,
-    },
-    "phi3": {"head_dim": None},
-    "smollm3": {"no_rope_layer_interval": 2, "head_dim": None},
+    "gemma3_text": {"query_pre_attn_scalar": 16, **_WINDOWS},
+    "phi3": _PLAIN,
+    "smollm3": {"no_rope_layer_interval": 2, **_PLAIN},
     "granite": {
         "logits_scaling": 3.0,
         "attention_multiplier": 0.2,
         "embedding_multiplier": 2.0,
         "residual_multiplier": 0.5,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "head_dim": None,
+        **_NO_BIAS,
+        **_PLAIN,
     },
-    "olmo2": {"head_dim": None, "tie_word_embeddings": False},
-    "qwen3_moe": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": 64,
-        "norm_topk_prob": True,
-        "tie_word_embeddings": False,
-    },
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": None},
+    "olmo2": {**_UNTIED, **_PLAIN},
+    "qwen3_moe": {**_SPARSE, "mlp_only_layers": [], "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, **_PLAIN},
 }
 # Beyond those that every export has to know.
+_NORM = {"layer_norm_eps": 1e-5}
 ALSO_HF: dict[str, dict[str, Any]] = {
-    "cohere": {"logit_scale": 0.3, "head_dim": None, "layer_norm_eps": 1e-5},
-    "cohere2": {
-        "logit_scale": 0.3,
-        "sliding_window": 16,
-        "sliding_window_pattern": 2,
-        "layer_norm_eps": 1e-5,
-    },
-    "glm4": {
-        "attention_bias": False,
-        "partial_rotary_factor": 0.5,
-        "tie_word_embeddings": False,
-    },
+    "cohere": {"logit_scale": 0.3, **_NORM, **_PLAIN},
+    "cohere2": {"logit_scale": 0.3, **_NORM, **_WINDOWS},
+    "glm4": {"attention_bias": False, **_PART_ROTARY, **_UNTIED},
     "nemotron": {
         "hidden_act": "relu2",
-        "partial_rotary_factor": 0.5,
         "norm_eps": 1e-5,
-        "head_dim": None,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
+        **_PART_ROTARY,
+        **_NO_BIAS,
+        **_UNTIED,
+        **_PLAIN,
     },
-    "olmoe": {
-        "head_dim": None,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "norm_topk_prob": True,
-        "tie_word_embeddings": False,
-    },
-    "phi": {
-        "num_key_value_heads": 4,
-        "partial_rotary_factor": 0.5,
-        "layer_norm_eps": 1e-5,
-        "head_dim": None,
-    },
-    "qwen2_moe": {
-        "head_dim": None,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 64,
-        "shared_expert_intermediate_size": 64,
-        "decoder_sparse_step": 1,
-        "tie_word_embeddings": False,
-    },
-    "stablelm": {
-        "head_dim": None,
-        "layer_norm_eps": 1e-5,
-        "use_qkv_bias": True,
-        "partial_rotary_factor": 0.5,
-        "tie_word_embeddings": False,
-    },
+    "olmoe": {**_EXPERTS, "norm_topk_prob": True, **_PLAIN},
+    "phi": {"num_key_value_heads": 4, **_PART_ROTARY, **_NORM, **_PLAIN},
+    "qwen2_moe": {**_SPARSE, "shared_expert_intermediate_size": 64, **_PLAIN},
+    "stablelm": {"use_qkv_bias": True, **_PART_ROTARY, **_NORM, **_UNTIED, **_PLAIN},
 }
 
 
@@ -142,7 +99,8 @@ def write_model(
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
     if name == "gemma3_text":
-        model = _tied(model)
+        # It learns from its tensors whether its head is tied.
+        model.sanitize({})
     weights = tree_flatten(model.parameters())
     keys = mx.random.split(mx.random.key(seed), len(weights))
     model.load_weights(
@@ -163,21 +121,55 @@ def write_model(
     return out
 
 
-def write_adapter(out: Path, model_dir: Path, *, kind: str = "lora", **where: Any) -> Path:
-    """A random adapter on a model directory: rank 4, not trained, but far from no change."""
-    loaded = base.load(str(model_dir), compute="dequantized")
-    lora.attach(loaded.model, rank=4, scale=1.7, seed=3, kind=kind, **where)
+def write_adapter(
+    out: Path,
+    model: Path | str,
+    *,
+    kind: str = "lora",
+    seed: int = 3,
+    strength: float | None = None,
+    template: str = "auto",
+    **where: Any,
+) -> Path:
+    """A random adapter on a model: rank 4, not trained, but far from no change."""
+    loaded = base.load(str(model), compute="dequantized")
+    lora.attach(loaded.model, rank=4, scale=1.7, seed=seed, kind=kind, **where)
+    if strength is None:
+        strength = 0.02 if kind in lora.ON_THE_GRID else 0.1
     for n, (_, layer) in enumerate(lora.adapted(loaded.model)):
         for name in layer.factors:
-            noise = mx.random.normal(layer[name].shape, key=mx.random.key(n))
-            layer[name] = layer[name] + (0.02 if kind in lora.ON_THE_GRID else 0.1) * noise
-    provenance = {
-        "base": loaded.papers(),
-        "tokenizer": {"template": "auto"},
-    }
+            noise = mx.random.normal(layer[name].shape, key=mx.random.key(100 * seed + n))
+            layer[name] = layer[name] + strength * noise
     config = adapters.config_of(loaded.model, kind=kind, rank=4, scale=1.7)
+    provenance = {"base": loaded.papers(), "tokenizer": {"template": template}}
     adapters.save(out, loaded.model, config, provenance)
     return out
+
+
+def random_rows(count: int, first: int = 0) -> list[TokenizedExample]:
+    """Rows of 24 random tokens, of which the last 16 are learned."""
+    made = []
+    for n in range(first, first + count):
+        ids = np.random.default_rng(n).integers(6, 300, 24).astype(np.int32)
+        made.append(TokenizedExample(ids, (np.arange(24) >= 8).astype(np.float32), f"row {n}"))
+    return made
+
+
+def fused(
+    folder: Path, adapter: Path, out: Path, data: Any = None, calibration: Any = (), **options: Any
+) -> FuseResult:
+    """Base and adapter merged, measured on random rows and calibrated on others."""
+    data = random_rows(6) if data is None else data
+    rows = HeldOut(data, random_rows(16, first=100) if calibration == () else calibration)
+    return fuse(Request(str(folder), adapter, out, load_tokenizer(folder), rows=rows, **options))
+
+
+def tuned(folder: Path, adapter: Path) -> Any:
+    """The base with its adapter on."""
+    loaded = base.load(str(folder))
+    adapters.apply(loaded, adapters.load(adapter))
+    loaded.model.eval()
+    return loaded.model
 
 
 def mlx_logits(model_dir: Path, adapter_dir: Path | None, ids: list[list[int]]) -> Any:
@@ -187,8 +179,3 @@ def mlx_logits(model_dir: Path, adapter_dir: Path | None, ids: list[list[int]]) 
         adapters.apply(loaded, adapters.load(adapter_dir))
     loaded.model.eval()
     return loaded.model(mx.array(ids)).astype(mx.float32)
-
-
-def _tied(model: Any) -> Any:
-    model.sanitize({})
-    return model

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.export.shipping.bundle import Part, check_bundle, seal_bundle
+from mlx_itune.export.bundle import Part, check_bundle, seal_bundle
 from mlx_itune.kit.errors import ModelError
 
 PROVENANCE = {
@@ -36,7 +36,7 @@ PROVENANCE = {
 def sealed(out: Path, artefact: Path, kind: str, provenance: Any = PROVENANCE) -> Path:
     """A bundle of one artefact, whose base has a licence."""
     base = out.parent / "base"
-    base.mkdir()
+    base.mkdir(exist_ok=True)
     (base / "LICENSE").write_text("Licence of the base")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
     out.mkdir()
@@ -51,7 +51,8 @@ def bundle(tiny_model_dir: Path, tmp_path: Path) -> Path:
     return sealed(tmp_path / "bundle", shutil.copytree(tiny_model_dir, tmp_path / "mlx"), "mlx")
 
 
-def test_the_manifest_says_what_it_is(bundle: Path) -> None:
+def test_the_manifest_says_what_it_is(bundle: Path, tmp_path: Path) -> None:
+    assert check_bundle(bundle).name == "my-notes-1b"
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["base"] == PROVENANCE["base"]
     assert manifest["fidelity"]["kl_mean"] == 3.5e-6
@@ -64,22 +65,10 @@ def test_the_manifest_says_what_it_is(bundle: Path) -> None:
     on_disk = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert {f["path"] for f in manifest["files"]} == on_disk - {"manifest.json"}
     assert (bundle / "LICENSE.base").read_text() == "Licence of the base"
-    assert check_bundle(bundle).name == "my-notes-1b"
-    card = (bundle / "README.md").read_text()
+    check_bundle(bundle.rename(tmp_path / "elsewhere"))
+    card = (tmp_path / "elsewhere/README.md").read_text()
     for said in ("acme/base-1b", "3.5e-06", "99.98%", "notes\\|x", "unknown: ask", 'load("mlx")'):
         assert said in card
-
-
-def test_it_can_be_moved(bundle: Path, tmp_path: Path) -> None:
-    shutil.move(bundle, tmp_path / "elsewhere")
-    check_bundle(tmp_path / "elsewhere")
-
-
-def _flip(folder: Path) -> None:
-    file = folder / "mlx/model.safetensors"
-    raw = bytearray(file.read_bytes())
-    raw[-5] ^= 1
-    file.write_bytes(bytes(raw))
 
 
 def _named(folder: Path, name: str) -> None:
@@ -88,7 +77,10 @@ def _named(folder: Path, name: str) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped bit": (_flip, "mlx/model.safetensors: changed"),
+    "another byte": (
+        lambda f: (f / "LICENSE.base").write_text("Licence of the case"),
+        "LICENSE.base: changed",
+    ),
     "shorter": (lambda f: os.truncate(f / "mlx/config.json", 5), "config.json: has 5 bytes"),
     "missing": (lambda f: (f / "mlx/config.json").unlink(), "mlx/config.json: is missing"),
     "extra": (lambda f: (f / "mlx/modeling.py").write_text("x"), "modeling.py: is not in the"),
@@ -125,7 +117,7 @@ def run(bundle: Path, script: str, tools: Path) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_scripts_install_and_refuse_changed_files(tmp_path: Path) -> None:
+def test_the_scripts_install_and_refuse_changed_files(bundle: Path, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     said = tools / "said"
@@ -135,30 +127,22 @@ def test_the_scripts_install_and_refuse_changed_files(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "Modelfile").write_text("FROM ./m.gguf\n")
     (folder / "m.gguf").write_bytes(b"GGUF weights")
-    bundle = sealed(tmp_path / "bundle", folder, "ollama")
-    assert run(bundle, "install-ollama.sh", tools).returncode == 0
-    assert said.read_text() == f"{bundle}/-it's for ollama create my-notes-1b -f Modelfile\n"
+    other = sealed(tmp_path / "other", folder, "ollama", {})
+    # What was not measured is said.
+    assert check_bundle(other).fidelity is None
+    assert "Not measured" in (other / "README.md").read_text()
+    assert run(other, "install-ollama.sh", tools).returncode == 0
+    assert said.read_text() == f"{other}/-it's for ollama create my-notes-1b -f Modelfile\n"
     said.unlink()
-    (bundle / "-it's for ollama/m.gguf").write_bytes(b"GGUF Weights")
-    refused = run(bundle, "install-ollama.sh", tools)
+    (other / "-it's for ollama/m.gguf").write_bytes(b"GGUF Weights")
+    refused = run(other, "install-ollama.sh", tools)
     assert refused.returncode != 0 and "changed" in refused.stderr and not said.exists()
 
-
-def test_the_models_folder_of_lm_studio(bundle: Path, tmp_path: Path) -> None:
-    done = run(bundle, "install-lmstudio.sh", tmp_path)
+    done = run(bundle, "install-lmstudio.sh", tools)
     assert done.returncode == 0, done.stderr
-    installed = tmp_path / ".lmstudio/models/local/my-notes-1b"
-    assert (installed / "model.safetensors").exists()
-    again = run(bundle, "install-lmstudio.sh", tmp_path)
+    assert (tools / ".lmstudio/models/local/my-notes-1b/model.safetensors").exists()
+    again = run(bundle, "install-lmstudio.sh", tools)
     assert again.returncode != 0 and "exists already" in again.stderr
-
-
-def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
-    made = check_bundle(sealed(tmp_path / "out", file, "gguf", {}))
-    assert made.licences == {"base model": "apache-2.0"} and made.fidelity is None
-    assert "Not measured" in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.mark.parametrize(

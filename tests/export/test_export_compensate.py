@@ -14,8 +14,7 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_itune.dataset.rendering.render import TokenizedExample
-from mlx_itune.export.fusing.calibrate import Calibration
-from mlx_itune.export.fusing.compensate import compensated, factor, pack
+from mlx_itune.export.fusing.compensate import Calibration, compensated, factor, pack
 
 OUTPUTS, INPUTS, GROUP = 48, 128, 32
 
@@ -36,6 +35,20 @@ def output_error(weight: Any, other: Any, x: Any) -> float:
     return float(np.square(x @ (weight - other).T).mean())
 
 
+def random_weight(seed: int) -> Any:
+    draw = np.random.default_rng(seed)
+    return (draw.normal(size=(OUTPUTS, INPUTS)) / np.sqrt(INPUTS)).astype(np.float32)
+
+
+def both(weight: Any, x: Any, bits: int, dtype: Any) -> tuple[Any, Any]:
+    """The weight rounded for these inputs, and plainly."""
+    made = compensated(weight, factor(x.T @ x, len(x)), group_size=GROUP, bits=bits, dtype=dtype)
+    assert (made["scales"].dtype, made["biases"].dtype) == (dtype, dtype)
+    parts = mx.quantize(mx.array(weight).astype(dtype), GROUP, bits)
+    plain = dict(zip(("weight", "scales", "biases"), parts, strict=True))
+    return rebuilt(made, bits), rebuilt(plain, bits)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
     weight = mx.random.normal((7, INPUTS), key=mx.random.key(bits))
@@ -49,14 +62,9 @@ def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
 @pytest.mark.parametrize("bits", [3, 4, 6])
 def test_the_output_changes_less_than_by_rounding(bits: int, dtype: Any) -> None:
-    draw = np.random.default_rng(bits)
-    weight = (draw.normal(size=(OUTPUTS, INPUTS)) / np.sqrt(INPUTS)).astype(np.float32)
+    weight = random_weight(bits)
     x, other = inputs(seed=1), inputs(seed=1)[::-1] * 0.9
-    made = compensated(weight, factor(x.T @ x, len(x)), group_size=GROUP, bits=bits, dtype=dtype)
-    assert (made["scales"].dtype, made["biases"].dtype) == (dtype, dtype)
-    parts = mx.quantize(mx.array(weight).astype(dtype), GROUP, bits)
-    plain = rebuilt(dict(zip(("weight", "scales", "biases"), parts, strict=True)), bits)
-    ours = rebuilt(made, bits)
+    ours, plain = both(weight, x, bits, dtype)
     # A bfloat16 grid cannot say its own scales well; what is left to gain is less.
     share = 0.5 if dtype == mx.bfloat16 and bits > 4 else 0.25
     assert output_error(weight, ours, x) < share * output_error(weight, plain, x)
@@ -71,29 +79,19 @@ def test_without_inputs_it_is_plain_rounding() -> None:
     assert mx.array_equal(made["scales"], scales).item()
     assert mx.array_equal(made["biases"], biases).item()
     assert np.abs(rebuilt(made, 4) - np.array(weight)).max() <= float(mx.abs(scales).max())
+    # Inputs that never were, and groups that are constant, do no harm.
+    x, constant = inputs(), np.ones((OUTPUTS, INPUTS), np.float32)
+    x[:, 5] = 0
+    constant[:, GROUP:] = 0
+    assert np.abs(both(constant, x, 4, mx.float16)[0] - constant).max() < 2e-3
 
 
 def test_few_inputs_are_not_believed_too_much() -> None:
-    draw = np.random.default_rng(5)
-    weight = (draw.normal(size=(OUTPUTS, INPUTS)) / np.sqrt(INPUTS)).astype(np.float32)
+    weight = random_weight(5)
     few, many = inputs(rows=24, seed=2), inputs(rows=4000, seed=2)
-    made = compensated(
-        weight, factor(few.T @ few, len(few)), group_size=GROUP, bits=4, dtype=mx.float16
-    )
-    parts = mx.quantize(mx.array(weight).astype(mx.float16), GROUP, 4)
-    plain = rebuilt(dict(zip(("weight", "scales", "biases"), parts, strict=True)), 4)
-    ours = rebuilt(made, 4)
+    ours, plain = both(weight, few, 4, mx.float16)
     assert output_error(weight, ours, few) < 0.8 * output_error(weight, plain, few)
     assert output_error(weight, ours, many) < 1.05 * output_error(weight, plain, many)
-
-
-def test_inputs_that_never_were_and_constant_groups_do_no_harm() -> None:
-    x = inputs()
-    x[:, 5] = 0
-    weight = np.ones((OUTPUTS, INPUTS), np.float32)
-    weight[:, GROUP:] = 0
-    made = compensated(weight, factor(x.T @ x, len(x)), group_size=GROUP, bits=4, dtype=mx.float16)
-    assert np.abs(rebuilt(made, 4) - weight).max() < 2e-3
 
 
 class Two(nn.Module):  # type: ignore[misc]
@@ -136,6 +134,9 @@ def test_moments_are_those_of_the_inputs(budget_bytes: int) -> None:
         assert set(found) == {"first", "second", "third", "experts"}
         assert {name: type(layer) for name, layer in layers.items()} == kinds
         assert (found["first"] is found["second"]) == wide
+    # A layer whose moments alone are beyond the budget is left out.
+    narrow = Calibration(model, layers, examples(), budget_bytes=4 * 8 * 8)
+    assert [path for path, _ in narrow.moments()] == ["third"]
     model.calls.clear()
     for example in examples():
         model(mx.array(example.input_ids[None]))
@@ -149,10 +150,3 @@ def test_moments_are_those_of_the_inputs(budget_bytes: int) -> None:
     for e in range(3):
         rows = y[chosen == e]
         np.testing.assert_allclose(found["experts"].total[e], rows.T @ rows, rtol=1e-4, atol=1e-5)
-
-
-def test_a_layer_beyond_the_budget_is_left_out() -> None:
-    model = Two()
-    layers = {name: model[name] for name in ("first", "third")}
-    calibration = Calibration(model, layers, examples(), budget_bytes=4 * 8 * 8)
-    assert [path for path, _ in calibration.moments()] == ["third"]

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
-from mlx_itune.dataset.rendering.render import TokenizedExample
-from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.fusing.fidelity import fidelity
-from mlx_itune.export.fusing.fuse import FuseResult, fuse
-from mlx_itune.export.request import HeldOut, Request
+from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading import mlx_lm_models as stock
-from tests.export.shipped_models import write_adapter, write_model
+from tests.export.broken import A_FACTOR, TENSORS, settings, spoil
+from tests.export.shipped_models import fused, random_rows, tuned, write_adapter, write_model
 
 HALF = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -37,22 +34,6 @@ def in_type(folder: Path, dtype: str) -> Path:
     mx.eval(cast)
     mx.save_safetensors(str(file), cast, metadata={"format": "mlx"})
     return folder
-
-
-def rows(count: int = 6, first: int = 0) -> list[TokenizedExample]:
-    made = []
-    for n in range(first, first + count):
-        ids = np.random.default_rng(n).integers(6, 300, 24).astype(np.int32)
-        weights = np.ones(24, np.float32)
-        weights[:8] = 0
-        made.append(TokenizedExample(ids, weights, f"row {n}"))
-    return made
-
-
-def merged(folder: Path, adapter: Path, out: Path, **options: Any) -> FuseResult:
-    held_out = HeldOut(rows(), options.pop("calibration", rows(16, first=100)))
-    request = Request(str(folder), adapter, out, load_tokenizer(folder), rows=held_out, **options)
-    return fuse(request)
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:
@@ -83,7 +64,7 @@ def test_an_adapter_of_the_grid_keeps_the_codes(
 ) -> None:
     folder = in_type(write_model(tmp_path / "base", name, bits=4), dtype)
     adapter = write_adapter(tmp_path / "adapter", folder, kind=kind, **where)
-    result = merged(folder, adapter, tmp_path / "out")
+    result = fused(folder, adapter, tmp_path / "out")
     assert (result.way, result.bits, len(result.tried)) == ("exact", 4, 1)
     assert result.calibration_rows == 0
     # A grid adapter was trained with scales that its base's type can say; a qalora's are rounded.
@@ -100,16 +81,13 @@ def test_an_adapter_of_the_grid_keeps_the_codes(
     # A grid adapter moves the norms of its blocks, too, unless told which layers.
     assert any(n.endswith("norm.weight") for n in moved) == (kind == "grid" and "keys" not in where)
     assert {t.dtype for t in after.values()} == {t.dtype for t in before.values()}
-    settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
-    assert settings == {"group_size": 32, "bits": 4, "mode": "affine"}
+    grid = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    assert grid == {"group_size": 32, "bits": 4, "mode": "affine"}
     # mlx-lm's own reader and kernels.
-    reference = base.load(str(folder))
-    adapters.apply(reference, adapters.load(adapter))
-    reference.model.eval()
     opened = stock.reopen(tmp_path / "out")[0]
     assert opened(mx.array([[7, 8, 9]])).dtype == HALF[dtype]
     opened.set_dtype(mx.float32)
-    assert fidelity(reference.model, opened, rows()).kl_mean <= 1e-5
+    assert Reference(tuned(folder, adapter), random_rows(6)).compare(opened).kl_mean <= 1e-5
 
 
 def test_a_coarse_base_takes_a_qalora_in_float16_where_its_own_type_is_too_coarse(
@@ -117,9 +95,9 @@ def test_a_coarse_base_takes_a_qalora_in_float16_where_its_own_type_is_too_coars
 ) -> None:
     folder = in_type(write_model(tmp_path / "base", "llama", bits=4), "bfloat16")
     adapter = write_adapter(tmp_path / "adapter", folder, kind="qalora")
-    own = merged(folder, adapter, tmp_path / "own", max_kl=1.0)
+    own = fused(folder, adapter, tmp_path / "own", max_kl=1.0)
     assert {t.dtype for t in tensors_of(tmp_path / "own").values()} == {mx.bfloat16, mx.uint32}
-    half = merged(folder, adapter, tmp_path / "half", max_kl=own.kl_mean / 2)
+    half = fused(folder, adapter, tmp_path / "half", max_kl=own.kl_mean / 2)
     assert half.method.endswith("in float16")
     assert [t.way for t in half.tried] == ["exact", "exact"]
     assert half.kl_mean < min(1e-5, own.kl_mean / 10)
@@ -148,7 +126,7 @@ def test_floats_and_wider_grids_hold_every_kind(
     found = {}
     for way, bits in (("float", 16), ("compensated", 8), ("plain", 8), ("plain", 4)):
         out = tmp_path / f"{way}-{bits}"
-        result = merged(folder, adapter, out, way=way, bits=bits, allow_lossy=True)
+        result = fused(folder, adapter, out, way=way, bits=bits, allow_lossy=True)
         found[way, bits] = result.kl_mean
         after = tensors_of(out)
         touched = {n.rpartition(".")[0] for n in adapters.load(adapter).tensors}
@@ -170,89 +148,63 @@ def test_floats_and_wider_grids_hold_every_kind(
     assert found["plain", 8] < found["plain", 4] / 20
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_a_float_base_keeps_its_type(kind: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype", "limit"), [("lora", "bfloat16", 1e-3), ("dora", "float16", 1e-5)]
+)
+def test_a_float_base_keeps_its_type(kind: str, dtype: str, limit: float, tmp_path: Path) -> None:
     folder = in_type(write_model(tmp_path / "base", "stablelm"), dtype)
     adapter = write_adapter(tmp_path / "adapter", folder, kind=kind)
-    result = merged(folder, adapter, tmp_path / "out", allow_lossy=True)
+    result = fused(folder, adapter, tmp_path / "out", allow_lossy=True)
     assert (result.way, result.bits) == ("float", 16)
     assert {t.dtype for t in tensors_of(tmp_path / "out").values()} == {HALF[dtype]}
     assert abs(result.bytes / result.base_bytes - 1) < 0.02
-    assert result.kl_mean < (1e-5 if dtype == "float16" else 1e-3)
+    assert result.kl_mean < limit
 
 
 def test_another_grid_is_replaced_where_it_is_touched(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "base", "llama", bits=4, mode="mxfp4")
     adapter = write_adapter(tmp_path / "adapter", folder, keys=["mlp.down_proj"])
-    result = merged(folder, adapter, tmp_path / "out", way="compensated", bits=6, max_kl=1.0)
-    settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
-    assert settings["model.layers.0.mlp.down_proj"] == {
-        "group_size": 64,
-        "bits": 6,
-        "mode": "affine",
-    }
-    assert settings["mode"] == "mxfp4"
-    assert result.bits == 6
+    result = fused(folder, adapter, tmp_path / "out", way="compensated", bits=6, max_kl=1.0)
+    grids = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    grid = {"group_size": 64, "bits": 6, "mode": "affine"}
+    assert grids["model.layers.0.mlp.down_proj"] == grid
+    assert (grids["mode"], result.bits) == ("mxfp4", 6)
     # Its own grid is not one that errors are compensated on, and nothing says they were.
-    own = merged(folder, adapter, tmp_path / "own", bits=4, max_kl=1.0)
+    own = fused(folder, adapter, tmp_path / "own", bits=4, max_kl=1.0)
     assert (own.way, own.calibration_rows) == ("plain", 0)
 
 
 def test_a_wider_layer_of_a_mixed_base_stays_wide(tmp_path: Path) -> None:
-    import mlx.nn as nn
-
-    folder = write_model(tmp_path / "base", "llama")
-    model, config = base.read(folder)
-    wide = "model.layers.0.mlp.down_proj"
-    nn.quantize(
-        model,
-        group_size=32,
-        bits=4,
-        class_predicate=lambda p, m: (
-            {"group_size": 32, "bits": 8} if p == wide else hasattr(m, "to_quantized")
-        ),
-    )
-    from mlx.utils import tree_flatten
-
+    folder, wide = write_model(tmp_path / "base", "llama"), "model.layers.0.mlp.down_proj"
+    model = base.read(folder)[0]
+    nn.quantize(model, 32, 8, class_predicate=lambda path, _: path == wide)
+    nn.quantize(model, 32, 4)
     tensors = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "mlx"})
     grid = {"group_size": 32, "bits": 4, "mode": "affine"}
-    config["quantization"] = grid | {wide: {"group_size": 32, "bits": 8}}
-    (folder / "config.json").write_text(json.dumps(config))
+    settings(folder / "config.json", quantization=grid | {wide: {"group_size": 32, "bits": 8}})
     adapter = write_adapter(tmp_path / "adapter", folder)
-    merged(folder, adapter, tmp_path / "out", bits=6, allow_lossy=True)
-    fused = dict(base.read(tmp_path / "out")[0].named_modules())
-    assert (fused[wide].bits, fused["model.layers.1.mlp.down_proj"].bits) == (8, 6)
-    assert fused["model.embed_tokens"].bits == 4
+    fused(folder, adapter, tmp_path / "out", bits=6, allow_lossy=True)
+    made = dict(base.read(tmp_path / "out")[0].named_modules())
+    places = (wide, "model.layers.1.mlp.down_proj", "model.embed_tokens")
+    assert [made[path].bits for path in places] == [8, 6, 4]
 
 
 def test_ways_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "base", "llama", bits=4)
-    adapter = write_adapter(tmp_path / "adapter", folder)
-    refused = [
+    folder = in_type(write_model(tmp_path / "base", "llama", bits=4), "float16")
+    adapter, out = write_adapter(tmp_path / "adapter", folder), tmp_path / "out"
+    for options, kind, words in [
         ({"way": "exact"}, ModelError, "adapter of the grid"),
         ({"way": "exactly"}, UsageError, "no way"),
         ({"bits": 7}, UsageError, "no grid has 7 bits"),
         ({"way": "float", "bits": 4}, UsageError, "no such way"),
         ({"way": "compensated", "calibration": []}, UsageError, "rows to calibrate on"),
-    ]
-    for options, kind, words in refused:
+    ]:
         with pytest.raises(kind, match=words):
-            merged(folder, adapter, tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_merge_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    folder = in_type(write_model(tmp_path / "base", "llama"), "float16")
-    adapter = write_adapter(tmp_path / "adapter", folder)
-    huge = shutil.copytree(adapter, tmp_path / "huge")
-    tensors: Any = mx.load(str(huge / "adapters.safetensors"))
+            fused(folder, adapter, out, **options)
     # What it adds is a number, but none of a half.
-    big = {n: t * (1e6 if n.endswith("lora_b") else 1) for n, t in tensors.items()}
-    mx.eval(big)
-    mx.save_safetensors(str(huge / "adapters.safetensors"), big, metadata={"format": "mlx"})
+    spoil(adapter / TENSORS, A_FACTOR, 1e8)
     for lossy in (False, True):
         with pytest.raises(ModelError, match="too large for its type"):
-            merged(folder, huge, tmp_path / "out", allow_lossy=lossy)
-    assert not (tmp_path / "out").exists()
+            fused(folder, adapter, out, way="float", allow_lossy=lossy)
+    assert not out.exists()

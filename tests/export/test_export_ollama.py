@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mlx_itune
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.tokens.chat_template import built_in
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.export.shipping.ollama import common_system, go_template, modelfile
+from mlx_itune.export.ollama import common_system, go_template, modelfile
 from mlx_itune.kit.errors import ModelError, UsageError
 from tests.conftest import write_tiny_tokenizer
+from tests.export.broken import settings
 from tests.export.go_eval import parse_modelfile, render
 
-STARTER = Path(__file__).parents[2] / "mlx_itune/model/starter"
 LLAMA2 = (
     "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + "
     "'\n<</SYS>>\n\n' %}{% set rest = messages[1:] %}{% else %}{% set system = '' %}"
@@ -62,26 +62,21 @@ def conversations(*, system: bool) -> list[list[dict[str, str]]]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Any:
-    """A tiny tokenizer with a given template; `bos` makes it start every text with <|system|>."""
+    """A tiny tokenizer with a given template; `bos` makes it start every text with <|pad|>."""
 
     def made(template: str, *, bos: bool = False) -> ChatTokenizer:
         write_tiny_tokenizer(tmp_path)
         if bos:
-            file = tmp_path / "tokenizer.json"
-            state = json.loads(file.read_text())
-            token = {"id": "<|pad|>", "ids": [0], "tokens": ["<|pad|>"]}
-            start = {"SpecialToken": {"id": "<|pad|>", "type_id": 0}}
-            text = {"Sequence": {"id": "A", "type_id": 0}}
-            state["post_processor"] = {
+            start = [{"SpecialToken": {"id": "<|pad|>", "type_id": 0}}]
+            texts = [{"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB")]
+            processor = {
                 "type": "TemplateProcessing",
-                "single": [start, text],
-                "pair": [start, text, {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {"<|pad|>": token},
+                "single": [*start, texts[0]],
+                "pair": [*start, *texts],
+                "special_tokens": {"<|pad|>": {"id": "<|pad|>", "ids": [0], "tokens": ["<|pad|>"]}},
             }
-            file.write_text(json.dumps(state))
-            settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-            settings["bos_token"] = "<|pad|>"
-            (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+            settings(tmp_path / "tokenizer.json", post_processor=processor)
+            settings(tmp_path / "tokenizer_config.json", bos_token="<|pad|>")
         (tmp_path / "chat_template.jinja").write_text(template)
         return load_tokenizer(tmp_path)
 
@@ -102,48 +97,41 @@ def built(name: str) -> str:
     return built_in(name, adds_bos=False, knows_im_end=False)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [LLAMA2, DEFAULT_SYSTEM, ODD_TEXT, built("alpaca"), built("chatml"), built("vicuna")],
-    ids=["llama2", "default-system", "odd", "alpaca", "chatml", "vicuna"],
-)
-@pytest.mark.parametrize("system", [False, True])
-def test_the_go_template_writes_what_jinja_writes(make: Any, template: str, system: bool) -> None:
+CHATML = built("chatml")
+TEMPLATES = [LLAMA2, DEFAULT_SYSTEM, ODD_TEXT, built("alpaca"), CHATML, built("vicuna")]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_go_template_writes_what_jinja_writes(make: Any, template: str) -> None:
     tokenizer = make(template)
-    same(tokenizer, go_template(tokenizer), system=system)
+    for system in (False, True):
+        same(tokenizer, go_template(tokenizer), system=system)
 
 
-def test_a_template_without_a_system_turn(make: Any) -> None:
-    tokenizer = make(NO_SYSTEM)
-    same(tokenizer, go_template(tokenizer), system=False)
-
-
-def test_the_starter() -> None:
-    tokenizer = load_tokenizer(STARTER)
-    same(tokenizer, go_template(tokenizer), system=False)
-    same(tokenizer, go_template(tokenizer), system=True)
-
-
-def test_a_bos_that_the_runtime_adds_is_left_to_it(make: Any) -> None:
-    tokenizer = make("{{ bos_token }}" + built("chatml"), bos=True)
-    template = go_template(tokenizer)
+def test_odd_and_known_templates(make: Any) -> None:
+    bare = make(NO_SYSTEM)
+    same(bare, go_template(bare), system=False)
+    starter = load_tokenizer(Path(mlx_itune.__file__).parent / "model/starter")
+    for system in (False, True):
+        same(starter, go_template(starter), system=system)
+    # A BOS that the runtime adds is left to it.
+    begun = make("{{ bos_token }}" + CHATML, bos=True)
+    template = go_template(begun)
     assert "<|pad|>" not in template
-    same(tokenizer, template, system=True, dropped="<|pad|>")
-    bare = make("{{ bos_token }}" + built("chatml"))
-    same(bare, go_template(bare), system=True)
-
-
-def test_a_reply_that_was_begun_is_continued(make: Any) -> None:
-    template = go_template(make(built("chatml")))
-    begun = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is"}]
-    assert render(template, begun).endswith("<|im_start|>assistant\nIt is")
+    same(begun, template, system=True, dropped="<|pad|>")
+    written = make("{{ bos_token }}" + CHATML)
+    same(written, go_template(written), system=True)
+    # A reply that was begun is continued; turns in an order that no training has are closed, too.
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is"}]
+    assert render(template, said).endswith("<|im_start|>assistant\nIt is")
+    late = [*said, {"role": "system", "content": "S"}]
+    assert "It is<|end|>\n<|im_start|>system\nS<|end|>\n" in render(template, late)
 
 
 @pytest.mark.parametrize("template", [BY_PLACE, BY_WORDS, DATED], ids=["place", "words", "date"])
 def test_what_has_no_go_form(make: Any, template: str) -> None:
-    tokenizer = make(template)
     with pytest.raises(ModelError):
-        go_template(tokenizer)
+        go_template(make(template))
 
 
 def test_every_instruction_is_read_as_it_was_meant() -> None:
@@ -165,21 +153,16 @@ def test_every_instruction_is_read_as_it_was_meant() -> None:
         "PARAMETER stop": ["<|end|>"],
         "LICENSE": ["MIT\n\nSee the file."],
     }
-
-
-def test_a_text_that_would_end_its_quotes_is_refused() -> None:
-    with pytest.raises(UsageError, match="ends in"):
-        modelfile("m.gguf", system='a """\nFROM evil')
-    with pytest.raises(UsageError, match="U\\+200D"):
-        modelfile("m.gguf", system="a\u200db")
+    for text, told in (('a """\nFROM evil', "ends in"), ("a\u200db", r"U\+200D")):
+        with pytest.raises(UsageError, match=told):
+            modelfile("m.gguf", system=text)
 
 
 def test_the_system_prompt_of_all_conversations() -> None:
-    def row(*turns: Turn) -> Conversation:
-        return Conversation((*turns, Turn("user", "a"), Turn("assistant", "b")), "x:1")
+    def rows(*systems: str | None) -> list[Conversation]:
+        said = (Turn("user", "a"), Turn("assistant", "b"))
+        return [Conversation((*([Turn("system", s)] if s else []), *said), "x:1") for s in systems]
 
-    one = row(Turn("system", "S"))
-    assert common_system([one, one]) == "S"
-    assert common_system([one, row()]) is None
-    assert common_system([one, row(Turn("system", "T"))]) is None
-    assert common_system([]) is None
+    assert common_system(rows("S", "S")) == "S"
+    for unlike in (rows("S", None), rows("S", "T"), []):
+        assert common_system(unlike) is None

@@ -1,4 +1,4 @@
-"""A server in a process of its own, adapters for it, and what its answers have to be."""
+"""A server in a process of its own, and what its answers have to be."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
-
-import mlx.core as mx  # isort: skip
-
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import Generator
-from mlx_itune.model.adapters import adapter as adapters
-from mlx_itune.model.adapters import lora
-from mlx_itune.model.loading import base
+from mlx_itune.inference.opening import Opening, open_model
 
 QUESTIONS = (
     "Hello, who are you?",
@@ -32,30 +25,10 @@ QUESTIONS = (
 )
 
 
-def write_adapter(model: str, out: Path, kind: str, *, seed: int, template: str = "auto") -> Path:
-    """An adapter of a kind with random factors, strong enough to change every answer."""
-    loaded = base.load(model)
-    lora.attach(loaded.model, rank=4, scale=2.0, seed=seed, kind=kind)
-    for number, (_, layer) in enumerate(lora.adapted(loaded.model)):
-        for name in layer.factors:
-            if name.endswith("_b"):
-                draw = mx.random.normal(layer[name].shape, key=mx.random.key(100 * seed + number))
-                layer[name] = 0.18 * draw
-    config = adapters.config_of(loaded.model, kind=kind, rank=4, scale=2.0)
-    provenance = {
-        "base": loaded.papers(),
-        "tokenizer": {"template": template},
-    }
-    adapters.save(out, loaded.model, config, provenance)
-    return out
-
-
 def expected(
     model: str, adapter: Path | None, questions: Sequence[str], max_tokens: int
 ) -> list[str]:
     """What `generate` answers, each question on its own."""
-    from mlx_itune.inference.opening import Opening, open_model
-
     loaded, tokenizer = open_model(Opening(model, adapter))
     generator = Generator(loaded, tokenizer)
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in questions]
@@ -72,13 +45,10 @@ class Client:
     def answer(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
     ) -> tuple[int, bytes, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, body, dict(headers))
             answer = connection.getresponse()
             return answer.status, answer.read(), answer.headers
-        finally:
-            connection.close()
 
     def request(self, *asked: Any) -> tuple[int, bytes]:
         return self.answer(*asked)[:2]
@@ -127,8 +97,7 @@ def serving(*flags: str) -> Iterator[Client]:
         yield Client(json.loads(line)["url"], process)
     finally:
         process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + 20
-        while process.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
         process.kill()
         process.communicate()

@@ -21,26 +21,17 @@ def generator(model: Any, cached_prompts: int = 0) -> Generator:
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba2", "granitemoehybrid"])
-def test_a_kept_cache_gives_the_answers_of_a_fresh_one(name: str) -> None:
+def test_kept_caches_and_batches_give_the_answers_of_each_alone(name: str) -> None:
     model = build(name)
     model.eval()
     answers, remembering = generator(model), generator(model, 4)
     text = [7 + (31 * n) % 290 for n in range(40)]
     for _ in range(3):
-        stream = remembering.stream(text, max_tokens=9)
-        answer = "".join(stream)
+        answer = "".join(remembering.stream(text, max_tokens=9))
         assert answer == "".join(answers.stream(text, max_tokens=9)), name
         # One token of the answer changes, as when a template rewrites it.
         text = [*text, *map(ord, answer[:-2]), 5, 6, 11]
-    [whole] = answers.batch([text], 9)
-    assert whole == "".join(remembering.stream(text, max_tokens=9))
-
-
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba2", "granitemoehybrid"])
-def test_rows_of_different_lengths_give_the_answers_of_each_alone(name: str) -> None:
-    model = build(name)
-    model.eval()
-    answers = generator(model)
-    texts = [[7 + (31 * n * k) % 290 for n in range(12 * k)] for k in (1, 2, 3)]
-    alone = ["".join(answers.stream(text, max_tokens=9)) for text in texts]
+    texts = [text, *([7 + (31 * n * k) % 290 for n in range(12 * k)] for k in (1, 2, 3))]
+    alone = ["".join(answers.stream(each, max_tokens=9)) for each in texts]
     assert answers.batch(texts, 9) == alone
+    assert "".join(remembering.stream(text, max_tokens=9)) == alone[0]

@@ -1,19 +1,31 @@
-"""Evaluation: every row counts, exactly."""
+"""Evaluation: every row counts, exactly; exact match and token-F1."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.prepare import prepare
-from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.inference.evaluate import EvalSettings, evaluate, question
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.inference.evaluate import (
+    EvalSettings,
+    evaluate,
+    exact_match,
+    question,
+    token_f1,
+)
 from mlx_itune.inference.generate import Generator
 from mlx_itune.model.engine.loss import plain_nll
-from mlx_itune.model.loading.base import load
+from mlx_itune.model.loading.base import LoadedModel, load
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_model_dir: Path) -> tuple[LoadedModel, ChatTokenizer]:
+    return load(str(tiny_model_dir)), load_tokenizer(tiny_model_dir)
 
 
 def row(text: str, answer: str, n: int, **tags: str) -> Conversation:
@@ -22,8 +34,8 @@ def row(text: str, answer: str, n: int, **tags: str) -> Conversation:
     )
 
 
-def test_loss_is_the_mean_over_supervised_tokens_of_all_rows(tiny_model_dir: Path) -> None:
-    loaded, tokenizer = load(str(tiny_model_dir)), load_tokenizer(tiny_model_dir)
+def test_loss_is_the_mean_over_supervised_tokens_of_all_rows(opened: Any) -> None:
+    loaded, tokenizer = opened
     rows = [row("Hello " * n, "yes " * (2 * n), n) for n in range(1, 12)]
     result = evaluate(loaded, tokenizer, rows, EvalSettings(generate=False))
     total = weight = 0.0
@@ -33,12 +45,11 @@ def test_loss_is_the_mean_over_supervised_tokens_of_all_rows(tiny_model_dir: Pat
     assert result.loss == pytest.approx(total / weight, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(result.loss))
     assert (result.rows, result.supervised_tokens) == (11, int(weight))
-    assert result.exact_match is None
-    assert result.tasks == {}
+    assert (result.exact_match, result.tasks) == (None, {})
 
 
-def test_scores_are_per_task_and_their_mean(tiny_model_dir: Path) -> None:
-    loaded, tokenizer = load(str(tiny_model_dir)), load_tokenizer(tiny_model_dir)
+def test_scores_are_per_task_and_their_mean(opened: Any) -> None:
+    loaded, tokenizer = opened
     prompt = tokenizer.prompt_ids([Turn("user", "Hello")])
     own_answer = Generator(loaded, tokenizer).batch([prompt], 6)[0]
     rows = [
@@ -51,24 +62,43 @@ def test_scores_are_per_task_and_their_mean(tiny_model_dir: Path) -> None:
         loaded, tokenizer, rows, EvalSettings(max_new_tokens=6), lambda *event: seen.append(event)
     )
     assert {task: score.rows for task, score in result.tasks.items()} == {"own": 1, "other": 2}
-    assert result.tasks["own"].exact_match == 1
-    assert result.exact_match == 0.5
-    assert ("loss", 3, 3) in seen
-    assert ("answers", 3, 3) in seen
+    assert (result.tasks["own"].exact_match, result.exact_match) == (1, 0.5)
+    assert {("loss", 3, 3), ("answers", 3, 3)} <= set(seen)
 
 
-def test_the_question_is_the_last_assistant_turn(tiny_model_dir: Path) -> None:
-    tokenizer = load_tokenizer(tiny_model_dir)
-    turns = (
-        Turn("user", "a"),
-        Turn("assistant", "first"),
-        Turn("user", "b"),
-        Turn("assistant", "second"),
-    )
+def test_the_question_is_the_last_assistant_turn(opened: Any) -> None:
+    tokenizer = opened[1]
+    said = (("user", "a"), ("assistant", "first"), ("user", "b"), ("assistant", "second"))
+    turns = tuple(Turn(role, text) for role, text in said)
     asked = question(Conversation(turns, "x:1"), tokenizer)
     assert asked == (tokenizer.prompt_ids(turns[:3]), "second")
     call = {"type": "function", "function": {"name": "lookup", "arguments": {"id": 7}}}
     calling = Conversation((Turn("user", "a"), Turn("assistant", "", tool_calls=(call,))), "x:2")
-    answered = question(calling, tokenizer)
-    assert answered is not None
-    assert "lookup" in answered[1]
+    assert "lookup" in (question(calling, tokenizer) or ("", ""))[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        (" - zolpidem\n  5 mg ", "- zolpidem 5 mg", True),
+        ("cafe\u0301", "caf\u00e9", True),
+        ("Routine", "routine", False),
+        ("", "", True),
+        ('{"hr": 72, "bp": "120/80"}', '{ "bp":"120/80", "hr":72.0 }', True),
+        ('{"hr": 1}', '{"hr": true}', False),
+        ('{"hr": 72} and more', '{"hr": 72}', False),
+        ('{"hr": 1, "hr": 72}', '{"hr": 72}', False),
+        ('{"a": 1}', '{"a": 1, "b": 2}', False),
+        ("[1, 2]", "[1,2]", False),
+        ("{not json}", "{not  json}", True),
+    ],
+)
+def test_exact_match(answer: str, reference: str, same: bool) -> None:
+    assert exact_match(answer, reference) is same
+
+
+def test_token_f1_counts_words_as_a_bag() -> None:
+    # Two words shared: precision 2/3, recall 2/4.
+    assert token_f1("take zolpidem daily", "Zolpidem, take at night") == pytest.approx(4 / 7)
+    assert token_f1("a a b", "a b b") == pytest.approx(2 / 3)
+    assert [token_f1("", ""), token_f1("", "x"), token_f1("x", "...")] == [1, 0, 0]

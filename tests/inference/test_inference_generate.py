@@ -1,4 +1,4 @@
-"""Batched answers are the answers each prompt would get alone."""
+"""Batched answers are those of each prompt alone; a conversation's those of a fresh start."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.inference.generate import Generator
+from mlx_itune.inference.generate import ChatSession, Generator
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel, load
 from mlx_itune.model.serving.engine import Drawing
 
+SAID = ("Hi, who are you?", "The patient takes metformin.", "And zolpidem?", "yes")
+Opened = tuple[LoadedModel, ChatTokenizer]
+
 
 @pytest.fixture(scope="module")
-def opened(tiny_quantized_dir: Path) -> tuple[LoadedModel, ChatTokenizer]:
+def opened(tiny_quantized_dir: Path) -> Opened:
     return load(str(tiny_quantized_dir)), load_tokenizer(tiny_quantized_dir)
 
 
@@ -41,9 +44,7 @@ def plain_greedy(loaded: LoadedModel, tokenizer: ChatTokenizer, ids: list[int], 
     return tokenizer.decode(ids[start:])
 
 
-def test_batch_equals_one_by_one_and_the_definition(
-    opened: tuple[LoadedModel, ChatTokenizer],
-) -> None:
+def test_batch_equals_one_by_one_and_the_definition(opened: Opened) -> None:
     loaded, tokenizer = opened
     generator, asked = Generator(loaded, tokenizer), prompts(tokenizer)
     told: list[int] = []
@@ -55,9 +56,7 @@ def test_batch_equals_one_by_one_and_the_definition(
     assert generator.batch([], 20) == []
 
 
-def test_ends_of_some_do_not_disturb_the_others(
-    opened: tuple[LoadedModel, ChatTokenizer],
-) -> None:
+def test_ends_of_some_do_not_disturb_the_others(opened: Opened) -> None:
     loaded, tokenizer = opened
     full = Generator(loaded, tokenizer).batch(prompts(tokenizer), 12)
     # Any token of the first answer, declared an end, and any text of the second one.
@@ -71,7 +70,7 @@ def test_ends_of_some_do_not_disturb_the_others(
     assert batched[1] == full[1][: full[1].index(stop)]
 
 
-def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatTokenizer]) -> None:
+def test_sampling_is_a_function_of_the_seed(opened: Opened) -> None:
     generator = Generator(*opened)
     ids = prompts(opened[1])[0]
 
@@ -83,3 +82,64 @@ def test_sampling_is_a_function_of_the_seed(opened: tuple[LoadedModel, ChatToken
     assert len({sampled(seed) for seed in range(5)}) > 1
     with pytest.raises(DataError, match="empty"):
         generator.batch([[1], []], 4)
+
+
+def session(opened: Opened, **options: object) -> ChatSession:
+    return ChatSession(*opened, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("drawing", [Drawing(), Drawing(0.9, top_k=20, repetition_penalty=1.2)])
+def test_turns_are_those_of_a_fresh_start(opened: Opened, drawing: Drawing) -> None:
+    loaded, tokenizer = opened
+    chat = session(opened, system="Be brief.", max_tokens=12, drawing=drawing)
+    before = 0
+    for n, text in enumerate(SAID):
+        answer = "".join(chat.say(text))
+        asked = chat.turns[:-1] if answer.strip() else chat.turns
+        seed = Drawing(**{**vars(drawing), "seed": len(asked)})
+        prompt = tokenizer.prompt_ids(asked)
+        alone = Generator(loaded, tokenizer).stream(prompt, max_tokens=12, drawing=seed)
+        assert "".join(alone) == answer
+        assert chat.last is not None
+        if n:
+            # All of the last prompt, and more, was there already.
+            assert chat.last.cached_tokens >= before
+        before = len(prompt) - 1
+
+
+def test_an_answer_broken_off_leaves_the_next_one_right(opened: Opened) -> None:
+    chat = session(opened, max_tokens=30)
+    "".join(chat.say(SAID[0]))
+    pieces = chat.say(SAID[1])
+    kept = next(pieces) + next(pieces)
+    pieces.close()
+    assert chat.turns[-1].content == kept
+    answer = "".join(chat.say(SAID[2]))
+    prompt = opened[1].prompt_ids(chat.turns[:-1])
+    assert answer == "".join(Generator(*opened).stream(prompt, max_tokens=30))
+
+
+def test_reset_and_system(opened: Opened) -> None:
+    chat = session(opened, system="One.", max_tokens=4)
+    "".join(chat.say("Hi"))
+    chat.reset()
+    assert [turn.content for turn in chat.turns] == ["One."]
+    chat.reset("Two.")
+    assert [turn.content for turn in chat.turns] == ["Two."]
+    chat.reset("")
+    assert chat.turns == []
+
+
+def test_a_conversation_that_is_too_long_says_so_and_stays(opened: Opened) -> None:
+    chat = session(opened, max_tokens=4)
+    "".join(chat.say("Hi"))
+    turns = list(chat.turns)
+    with pytest.raises(DataError, match="context is 2,048"):
+        "".join(chat.say("word " * 3000))
+    assert chat.turns == turns
+    # An answer ends where the context does.
+    long = session(opened, max_tokens=10**6)
+    room = 2048 - len(opened[1].prompt_ids([])) - 30
+    "".join(long.say("a" * (room // 2)))
+    assert long.last is not None
+    assert long.last.completion_tokens <= 2048

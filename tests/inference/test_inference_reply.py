@@ -1,15 +1,18 @@
-"""The text of an answer, told apart: words, reasoning, tool calls."""
+"""The text of an answer: whole characters, up to a stop; words, reasoning and calls told apart."""
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.openai_request import Desk, Refusal, Served
-from mlx_itune.model.serving.reply import Reply
+from mlx_itune.model.serving.reply import Reply, TextStream
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 
@@ -71,3 +74,53 @@ def test_a_panic_under_a_request_is_a_500_of_that_request(family: Any) -> None:
     with pytest.raises(Refusal, match="index out of bounds") as refused:
         desk.read(b'{"prompt": "x"}', is_chat=False)
     assert refused.value.status == 500
+
+
+TEXTS = (
+    "Plain words.",
+    "  two spaces, 用药 🙂🙂 e\u0301 👩‍⚕️ Ärzte\n\n\ttab ",
+    "🙂" * 200,
+    "a\ufffdb" * 90,
+    "word " * 300,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> ChatTokenizer:
+    return load_tokenizer(tiny_model_dir)
+
+
+def pieces(tokenizer: ChatTokenizer, ids: list[int], stops: tuple[str, ...] = ()) -> list[str]:
+    stream, found = TextStream(tokenizer.decode, stops), []
+    for token in ids:
+        found.append(stream.push(token))
+        if stream.ended:
+            return found
+    return [*found, stream.finish()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_are_whole_characters_and_add_up(tokenizer: ChatTokenizer, text: str) -> None:
+    got = pieces(tokenizer, tokenizer.encode_ids(text))
+    assert "".join(got) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in got)
+
+
+def test_random_tokens_read_as_the_whole_does(tokenizer: ChatTokenizer) -> None:
+    draw = random.Random(0)
+    for _ in range(20):
+        ids = [draw.randrange(len(tokenizer.hf)) for _ in range(400)]
+        assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_a_stop_string_is_found_at_any_place(tokenizer: ChatTokenizer) -> None:
+    text = TEXTS[1] + TEXTS[0]
+    ids = tokenizer.encode_ids(text)
+    for start in range(len(text) - 2):
+        stop = text[start : start + 2]
+        wanted = text[: text.index(stop)]
+        assert "".join(pieces(tokenizer, ids, (stop, "never"))) == wanted
+    # The earliest of several ends the text; one that never comes whole cuts nothing.
+    assert "".join(pieces(tokenizer, ids, ("words", "lain"))) == TEXTS[1] + "P"
+    assert "".join(pieces(tokenizer, ids, ("words.!",))) == text

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_tiny_model
-from tests.inference.served import QUESTIONS, expected, serving, write_adapter
+from tests.export.shipped_models import write_adapter
+from tests.inference.served import QUESTIONS, expected, serving
 
 pytestmark = pytest.mark.parity
 
@@ -23,7 +24,7 @@ KINDS = ("lora", "grid", "qalora")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("openai")
     return {
-        kind: write_adapter("starter", folder / kind, kind, seed=n)
+        kind: write_adapter(folder / kind, "starter", kind=kind, seed=n, strength=0.18)
         for n, kind in enumerate(KINDS, 1)
     }
 

@@ -1,26 +1,142 @@
-"""Put an adapter into a base's weights, one way or another; layer by layer."""
+"""Put an adapter into its base's weights: the ways, from the smallest result to the largest."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_itune.export.fusing.calibrate import Calibration
-from mlx_itune.export.fusing.compensate import compensated
-from mlx_itune.export.fusing.merge_ways import Way
-from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.adapters.grid import merged_grid
+from mlx_itune.export.fusing.compensate import Calibration, compensated
+from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.model.adapters.grid import OnGrid, merged_grid
 from mlx_itune.model.adapters.grid_norm import GridNorm
 from mlx_itune.model.engine.compute import dequantized_weight
 
+# What a user can ask for; "auto" takes the first way within the limit.
+CHOICES = ("auto", "exact", "compensated", "plain", "float")
+# Widths of MLX's affine grid, and those worth trying on the layers that the adapter touched.
+WIDTHS = (2, 3, 4, 5, 6, 8)
+_WIDER = (5, 6, 8)
 # mlx-lm's own choice, and what narrow layers get.
 _GROUP_SIZES = (64, 32)
 _HALF = {mx.float16, mx.bfloat16}
+_NAMES = {
+    "exact": "same {}-bit codes, new scales",
+    "requantized": "requantized at {} bits",
+    "touched": "adapted layers at {} bits",
+    "quantized": "every layer at {} bits",
+    "dequantized": "dequantized to {}-bit floats",
+    "merged": "merged in {}-bit floats",
+}
 Grid = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to merge.
+
+    exact: new scales and biases, the same codes. requantized: on the base's own grid. touched: the
+    adapted layers at ``bits``. quantized: every layer at ``bits``. dequantized: floats. merged: the
+    floats of a float base. ``compensated``: rounded for the layers' inputs, not one by one.
+    ``dtype``: the type that all the model's floats get, where it is not the base's.
+    """
+
+    kind: Literal["exact", "requantized", "touched", "quantized", "dequantized", "merged"]
+    bits: int
+    compensated: bool = False
+    dtype: Any = None
+
+    @property
+    def name(self) -> str:
+        """How users see it."""
+        stem = _NAMES[self.kind].format(self.bits) + ", compensated" * self.compensated
+        return stem if self.dtype is None else f"{stem}, in float16"
+
+    @property
+    def choice(self) -> str:
+        """Its name among the choices."""
+        if self.kind in ("dequantized", "merged"):
+            return "float"
+        return "exact" if self.kind == "exact" else "compensated" if self.compensated else "plain"
+
+
+def ways(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    choice: str,
+    bits: int | None,
+    *,
+    calibrated: bool,
+    every: bool,
+) -> list[Way]:
+    """The ways to try for a base as mlx-lm reads it and the adapter's layers, smallest first.
+
+    ``calibrated``: there are rows to compensate errors on. ``every``: those that "auto" would pass
+    over, too. Raises UsageError for a width or way that this base and adapter cannot have.
+    """
+    if choice not in CHOICES:
+        raise UsageError(f"there is no way {choice!r}", hint="one of " + ", ".join(CHOICES))
+    if bits not in (None, 16, 32, *WIDTHS):
+        raise UsageError(f"no grid has {bits} bits", hint=f"one of {WIDTHS} or 16")
+    if choice == "compensated" and not calibrated:
+        raise UsageError("error compensation needs rows to calibrate on", hint="give more --data")
+    plain = every or choice == "plain" or not calibrated
+    found = _all(model, layers, bits, [False] * plain + [True] * calibrated)
+    if choice != "auto":
+        found = [way for way in found if way.choice == choice]
+    if found:
+        return found
+    if choice == "exact" and not on_the_grid(layers):
+        raise ModelError(
+            "an exact merge needs an adapter of the grid on a quantized base",
+            hint="train with --adapter grid or qalora, or leave --way out",
+        )
+    asked = f"--way {choice}" + (f" and --bits {bits}" if bits else "")
+    raise UsageError(f"{asked}: this base and adapter have no such way", hint="leave one out")
+
+
+def on_the_grid(layers: Mapping[str, nn.Module]) -> bool:
+    """Whether an adapter moves nothing but its base's scales and biases, and norms."""
+    return bool(layers) and all(isinstance(m, (OnGrid, GridNorm)) for m in layers.values())
+
+
+def _all(
+    model: nn.Module, layers: Mapping[str, nn.Module], bits: int | None, rounded: list[bool]
+) -> list[Way]:
+    """``rounded``: whether with compensation, one after the other."""
+    quantized = [m for _, m in model.named_modules() if hasattr(m, "bits")]
+    if not quantized:
+        sizes: Counter[Any] = Counter()
+        for _, array in tree_flatten(model.parameters()):
+            sizes[array.dtype] += array.size
+        width = 8 * sizes.most_common(1)[0][0].size
+        if bits in (None, width):
+            return [Way("merged", width)]
+        if bits in (16, 32):
+            return [Way("dequantized", bits)]
+        return [Way("quantized", bits, c) for c in rounded]
+    own = Counter(m.bits for m in quantized).most_common(1)[0][0]
+    # Only MLX's affine grid is rounded to with compensation.
+    is_affine = Counter(m.mode for m in quantized).most_common(1)[0][0] == "affine"
+    same = [Way("requantized", own, c) for c in (rounded if is_affine else [False])]
+    if on_the_grid(layers):
+        # A grid in bfloat16 holds a qalora's biases roughly.
+        qalora = [m for m in layers.values() if "bias_a" in m and "scale_a" not in m]
+        rough = any(layer._biases.dtype == mx.bfloat16 for layer in qalora)
+        same = [Way("exact", own), *[Way("exact", own, dtype=mx.float16)] * rough, *same]
+    if bits is None:
+        wider = [Way("touched", wide, c) for wide in _WIDER if wide > own for c in rounded]
+        return [*same, *wider, Way("dequantized", 16)]
+    if bits == own:
+        return same
+    if bits in (16, 32):
+        return [Way("dequantized", bits)]
+    return [Way("touched" if bits > own else "quantized", bits, c) for c in rounded]
 
 
 def merge(
@@ -39,7 +155,9 @@ def merge(
     lost = sorted(set(layers) - set(modules))
     if lost:
         raise ModelError(f"the base has no layer {lost[0]}")
-    rounded = _compensated(modules, layers, way, calibration) if way.compensated else {}
+    rounded = {}
+    if way.compensated and calibration is not None:
+        rounded = _compensated(modules, layers, way, calibration)
     settings: dict[str, Grid] = {}
     for path, module in modules.items():
         quantizable = hasattr(module, "bits") or hasattr(module, "to_quantized")
@@ -69,15 +187,13 @@ def _changed(
     module: nn.Module, layer: nn.Module | None, grid: Grid | None, way: Way
 ) -> dict[str, Any]:
     """One layer's new tensors by name; nothing where they stay exactly what they are."""
-    now = _grid(module) if hasattr(module, "bits") else None
-    if layer is None and grid == now and way.kind != "dequantized":
+    if layer is None and grid == _grid(module) and way.kind != "dequantized":
         return {}
     if way.kind == "exact" and layer is not None:
         dtype = way.dtype or module["scales"].dtype
         pair = (array.astype(dtype) for array in merged_grid(layer))
         return {"weight": module["weight"], **dict(zip(("scales", "biases"), pair, strict=True))}
-    dtype = _layer_type(module)
-    weight = _weight(module, layer)
+    weight, dtype = _weight(module, layer)
     if grid is None:
         if way.kind == "dequantized":
             dtype = mx.float32 if way.bits == 32 else dtype if dtype in _HALF else mx.float16
@@ -91,65 +207,58 @@ def _compensated(
     modules: Mapping[str, nn.Module],
     layers: Mapping[str, nn.Module],
     way: Way,
-    calibration: Calibration | None,
+    calibration: Calibration,
 ) -> dict[str, dict[str, Any]]:
     """Tensors of the adapted layers whose inputs are known; the others are rounded plainly."""
-    assert calibration is not None
     done: dict[str, dict[str, Any]] = {}
     for path, moments in calibration.moments():
-        module = modules[path]
-        grid = _target(module, True, way)
+        grid = _target(modules[path], True, way)
         if grid is None or grid["mode"] != "affine":
             continue
-        weight, dtype = _weight(module, layers[path]), _layer_type(module)
+        weight, dtype = _weight(modules[path], layers[path])
         options = {"group_size": grid["group_size"], "bits": grid["bits"], "dtype": dtype}
         if weight.ndim == 2:
             done[path] = compensated(weight, moments.factor(), **options)
             continue
         # An expert that saw nothing has moments of zero, by which it is rounded plainly.
-        experts = [
-            compensated(weight[e], moments.factor(e), **options) for e in range(weight.shape[0])
-        ]
+        experts = [compensated(w, moments.factor(e), **options) for e, w in enumerate(weight)]
         done[path] = {n: mx.stack([expert[n] for expert in experts]) for n in experts[0]}
     return done
 
 
-def _weight(module: nn.Module, layer: nn.Module | None) -> Any:
-    """The layer's weight, merged where it is adapted; float32."""
+def _weight(module: nn.Module, layer: nn.Module | None) -> tuple[Any, Any]:
+    """The layer's weight in float32, merged where it is adapted; its product's type in mlx-lm."""
     quantized = hasattr(module, "bits")
     weight = dequantized_weight(module) if quantized else module["weight"]
     weight = weight.astype(mx.float32)
-    return weight if layer is None else weight + layer.delta()
+    dtype = module["scales" if quantized else "weight"].dtype
+    dtype = dtype if mx.issubdtype(dtype, mx.floating) else mx.bfloat16
+    return weight if layer is None else weight + layer.delta(), dtype
 
 
 def _target(module: nn.Module, touched: bool, way: Way) -> Grid | None:
     """The grid a layer shall have; None for floats."""
-    own = _grid(module) if hasattr(module, "bits") else None
+    own = _grid(module)
     if way.kind in ("dequantized", "merged"):
         return None
     if own is None:
-        sizes = [size for size in _GROUP_SIZES if module["weight"].shape[-1] % size == 0]
-        return _affine(sizes[0], way.bits) if way.kind == "quantized" and sizes else None
+        return _affine(module["weight"].shape[-1], way.bits) if way.kind == "quantized" else None
     keeps = way.kind in ("exact", "requantized") or (way.kind == "touched" and not touched)
     # A layer that has more bits already keeps them.
     if keeps or own["bits"] == way.bits or (way.kind == "touched" and own["bits"] > way.bits):
         return own
     if own["mode"] == "affine":
-        return _affine(own["group_size"], way.bits)
-    inputs = module["scales"].shape[-1] * own["group_size"]
+        return own | {"bits": way.bits}
+    return _affine(module["scales"].shape[-1] * own["group_size"], way.bits) or own
+
+
+def _affine(inputs: int, bits: int) -> Grid | None:
+    """None for a width that no group fits."""
     sizes = [size for size in _GROUP_SIZES if inputs % size == 0]
-    return _affine(sizes[0], way.bits) if sizes else own
+    return {"group_size": sizes[0], "bits": bits, "mode": "affine"} if sizes else None
 
 
-def _affine(group_size: int, bits: int) -> Grid:
-    return {"group_size": group_size, "bits": bits, "mode": "affine"}
-
-
-def _grid(module: nn.Module) -> Grid:
+def _grid(module: nn.Module) -> Grid | None:
+    if not hasattr(module, "bits"):
+        return None
     return {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
-
-
-def _layer_type(module: nn.Module) -> Any:
-    """The float type a layer's product has in mlx-lm."""
-    dtype = module["scales" if hasattr(module, "bits") else "weight"].dtype
-    return dtype if mx.issubdtype(dtype, mx.floating) else mx.bfloat16

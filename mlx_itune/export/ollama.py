@@ -9,6 +9,7 @@ translated.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,15 @@ _SAMPLING = {
 START, REPLY = "", "reply"
 _ROLES = ("system", "user", "assistant")
 _MOST_TURNS = 5
+# Contents, by place: several lines, markup, digits, other scripts.
+_WORDS = (
+    "q\u0001{}z",
+    "Hello {}",
+    "{}. a\n\n  b",
+    "<b>{}</b> {{% x %}}",
+    "été {} 世界 {{}}",
+    "### {}:",
+)
 
 
 def modelfile(
@@ -76,22 +86,15 @@ def common_system(rows: Iterable[Conversation]) -> str | None:
 
 def parameters_of(folder: Path) -> dict[str, float | int]:
     """Context and sampling of a model directory, under Ollama's names. Raises ModelError."""
-    config = read_object(folder / "config.json", error=ModelError)
-    longest = config.get("max_position_embeddings")
+    longest = read_object(folder / "config.json", error=ModelError).get("max_position_embeddings")
     context = longest if isinstance(longest, int) else _MOST_CONTEXT_TOKENS
-    return {"num_ctx": min(context, _MOST_CONTEXT_TOKENS), **_sampling(folder)}
-
-
-def _sampling(folder: Path) -> dict[str, float | int]:
+    found: dict[str, float | int] = {"num_ctx": min(context, _MOST_CONTEXT_TOKENS)}
     file = folder / "generation_config.json"
     generation = read_object(file, error=ModelError) if file.is_file() else {}
     if generation.get("do_sample") is False:
-        return {"temperature": 0}
-    return {
-        name: generation[key]
-        for key, name in _SAMPLING.items()
-        if isinstance(generation.get(key), (int, float))
-    }
+        return found | {"temperature": 0}
+    said = {name: generation.get(key) for key, name in _SAMPLING.items()}
+    return found | {name: n for name, n in said.items() if isinstance(n, (int, float))}
 
 
 def _quoted(what: str, text: str) -> str:
@@ -113,37 +116,43 @@ def _quoted(what: str, text: str) -> str:
 def between(tokenizer: ChatTokenizer) -> dict[tuple[str, str], str]:
     """What the chat template writes between a content of role a and one of role b, by (a, b).
 
-    a is START before everything; b is REPLY where the model is to write. Checked on conversations
-    of 1 to 5 turns. Raises ModelError, with the reason, for a template that is not of this kind.
+    a is START before everything; b is REPLY where the model is to write. Read off conversations of
+    1 to 5 turns. Raises ModelError, with the reason, for a template that is not of this kind.
     """
     if "strftime_now" in tokenizer.template_text:
         raise ModelError("the chat template writes today's date, which Ollama cannot")
     texts: dict[tuple[str, str], str] = {}
-    for system in (False, True):
-        for turns in range(1, _MOST_TURNS + 1):
-            messages = _conversation(turns, system=system)
-            try:
-                rendered = tokenizer.render_text(messages, add_generation_prompt=True)
-            except DataError:
-                if not system:
-                    raise ModelError(
-                        "the chat template refuses a plain conversation", hint="check it"
-                    ) from None
-                # No system turns, or none in a conversation this long.
-                break
-            _read(rendered, messages, texts)
-    for messages in _checks(system=(START, "system") in texts):
+    for system, turns, words in itertools.product((False, True), range(1, _MOST_TURNS + 1), _WORDS):
+        roles = [*(["system"] * system), *(["user", "assistant"] * turns)[: 2 * turns - 1]]
+        messages = [{"role": r, "content": words.format(n)} for n, r in enumerate(roles)]
         try:
-            wanted = tokenizer.render_text(messages, add_generation_prompt=True)
+            rendered = tokenizer.render_text(messages, add_generation_prompt=True)
         except DataError as error:
+            if system and turns == 1:
+                # It has no system turns.
+                break
             raise ModelError(f"the chat template refuses a conversation: {error}") from None
-        before, said = START, ""
-        for message in messages:
-            said += texts[before, message["role"]] + message["content"]
-            before = message["role"]
-        if said + texts[before, REPLY] != wanted:
-            raise ModelError("what the chat template writes depends on what the turns say")
+        _read(rendered, messages, texts)
     return texts
+
+
+def _read(
+    rendered: str, messages: Sequence[Mapping[str, str]], texts: dict[tuple[str, str], str]
+) -> None:
+    """Cut ``rendered`` at the contents; what stands between them is what stood there before."""
+    found, rest = [], rendered
+    for message in messages:
+        text, content, rest = rest.partition(message["content"])
+        if not content:
+            raise ModelError("the chat template leaves a turn out, or moves it")
+        found.append(text)
+    roles = [START, *(message["role"] for message in messages), REPLY]
+    for (before, role), text in zip(itertools.pairwise(roles), [*found, rest], strict=True):
+        if texts.setdefault((before, role), text) != text:
+            raise ModelError(
+                f"what the chat template writes between {before or 'the start'} and {role} "
+                "depends on more than the two"
+            )
 
 
 def go_template(tokenizer: ChatTokenizer) -> str:
@@ -158,49 +167,6 @@ def go_template(tokenizer: ChatTokenizer) -> str:
         return _written(texts)
     written = _written(texts | {key: text.removeprefix(bos) for key, text in starts.items()})
     return written if adds_bos(tokenizer) else f"{_literal(bos)}\n{written}"
-
-
-def _conversation(turns: int, *, system: bool, words: str = "q\u0001{}z") -> list[dict[str, str]]:
-    roles = [*(["system"] if system else []), *(["user", "assistant"] * turns)[: 2 * turns - 1]]
-    return [{"role": r, "content": words.format(n)} for n, r in enumerate(roles)]
-
-
-def _checks(system: bool) -> Iterable[list[dict[str, str]]]:
-    """Other words in the same places: several lines, markup, digits, other scripts."""
-    words = (
-        "Hello {}",
-        "{}. a\n\n  b\n",
-        "<b>{}</b> {{% x %}}",
-        "été {} 世界 {{}}",
-        "### {}:",
-    )
-    for turns in (1, 2, 3):
-        for said in words:
-            yield _conversation(turns, system=False, words=said.strip())
-            if system:
-                yield _conversation(turns, system=True, words=said.strip())
-
-
-def _read(
-    rendered: str, messages: Sequence[Mapping[str, str]], texts: dict[tuple[str, str], str]
-) -> None:
-    """Cut ``rendered`` at the contents and remember what stands between them."""
-    before, rest = START, rendered
-    for message in messages:
-        text, found, rest = rest.partition(message["content"])
-        if not found:
-            raise ModelError("the chat template leaves a turn out, or moves it")
-        _remember(texts, (before, message["role"]), text)
-        before = message["role"]
-    _remember(texts, (before, REPLY), rest)
-
-
-def _remember(texts: dict[tuple[str, str], str], key: tuple[str, str], text: str) -> None:
-    if texts.setdefault(key, text) != text:
-        raise ModelError(
-            f"what the chat template writes between {key[0] or 'the start'} and {key[1]} depends "
-            "on more than the two"
-        )
 
 
 def _written(texts: Mapping[tuple[str, str], str]) -> str:
@@ -220,18 +186,21 @@ def _written(texts: Mapping[tuple[str, str], str]) -> str:
             # A reply that was begun is to be continued.
             end = [_literal(closing[role])]
             body += ["{{- if not $last }}", *end, "{{- end }}"] if role == "assistant" else end
-    body.append("{{- end }}")
     replies = {a: t.removeprefix(closing[a]) for (a, b), t in texts.items() if b == REPLY}
-    tail = _opening(replies)
-    if tail:
-        tail = ['{{- if ne $before "assistant" }}', *tail, "{{- end }}"]
-    head = ["{{- range $i, $message := .Messages }}"]
-    if any("$last" in line for line in body):
-        head.append("{{- $last := eq (len (slice $.Messages $i)) 1 }}")
-    if any("$before" in line for line in (*body, *tail)):
-        head.insert(0, '{{- $before := "" }}')
-        body.append("{{- $before = .Role }}")
-    return "\n".join([*head, *body, "{{- end }}", *tail])
+    return "\n".join(
+        [
+            '{{- $before := "" }}',
+            "{{- range $i, $message := .Messages }}",
+            "{{- $last := eq (len (slice $.Messages $i)) 1 }}",
+            *body,
+            "{{- end }}",
+            "{{- $before = .Role }}",
+            "{{- end }}",
+            '{{- if ne $before "assistant" }}',
+            *_opening(replies),
+            "{{- end }}",
+        ]
+    )
 
 
 def _opening(by_before: Mapping[str, str]) -> list[str]:
@@ -249,19 +218,15 @@ def _opening(by_before: Mapping[str, str]) -> list[str]:
 
 def _literal(text: str) -> str:
     """An action that writes ``text``: no layout around it can change it, nor can quotes in it."""
-    # JSON's escapes are Go's too, but for characters beyond 16 bits, which stay as they are.
-    quoted = json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-    shown = (c if c == " " or c.isprintable() else _escaped(c) for c in quoted)
-    return "{{- " + "".join(shown) + " }}"
-
-
-def _escaped(char: str) -> str:
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+    # JSON's escapes are Go's too, but for characters beyond 16 bits.
+    shown = ""
+    for char in json.dumps(text, ensure_ascii=False):
+        code = f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+        shown += char if char == " " or char.isprintable() else code
+    return "{{- " + shown + " }}"
 
 
 def _shared(texts: Sequence[str]) -> str:
-    shortest = min(texts, key=len, default="")
-    same = 0
-    while same < len(shortest) and len({text[same] for text in texts}) == 1:
-        same += 1
-    return shortest[:same]
+    """What all texts begin with."""
+    alike = itertools.takewhile(lambda chars: len(set(chars)) == 1, zip(*texts, strict=False))
+    return "".join(chars[0] for chars in alike)

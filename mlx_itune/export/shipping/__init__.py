@@ -1,1 +1,0 @@
-"""What an app receives: MLX, Ollama, LM Studio, bundles."""
