@@ -9,8 +9,7 @@ import pytest
 from data_command import asked, said
 
 from mlx_itune.cli import main
-from mlx_itune.dataset.importing.hub import data_files
-from mlx_itune.dataset.importing.inputs import find_inputs, licence_beside
+from mlx_itune.dataset.importing.inputs import data_files, find_inputs, licence_beside
 
 COMMIT = "b" * 40
 
@@ -253,7 +252,7 @@ def test_a_download_is_pinned_and_takes_no_code(run, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     (file,) = find_inputs(["org/quiz"]).files
-    assert (file.revision, file.path.name) == (COMMIT, "train[1].jsonl")
+    assert (file.source.revision, file.path.name) == (COMMIT, "train[1].jsonl")
     assert asked_for["revision"] == COMMIT
     assert asked_for["allow_patterns"] == ["train[[]1[]].jsonl", "README.md", "LICENSE*"]
 

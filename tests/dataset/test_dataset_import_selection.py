@@ -174,14 +174,13 @@ def test_the_sampler_takes_the_lowest_keys_of_content_and_copy():
 @pytest.mark.parametrize("seed", range(3))
 def test_nobody_else_moves_when_an_empty_split_is_filled(seed):
     places = [position(f"{n}".encode(), seed) for n in range(5)]
-    plain = Splitter(parse_shares("0.9/0.05/0.05"))
-    before = {place: plain.choose(place) for place in places}
-    moved = plain.missing()
-    filled = Splitter(plain.shares, moved)
-    after = {place: filled.choose(place) for place in places}
-    assert set(after.values()) == set(SPLITS) and not filled.missing()
-    assert {place for place in places if before[place] != after[place]} == moved.keys()
-    assert len(moved) == 3 - len(set(before.values()))
+    splitter = Splitter(parse_shares("0.9/0.05/0.05"))
+    before = {place: splitter.choose(place) for place in places}
+    splitter.fill()
+    after = {place: splitter.choose(place) for place in places}
+    assert set(after.values()) == set(SPLITS)
+    assert {place for place in places if before[place] != after[place]} == splitter.moved.keys()
+    assert len(splitter.moved) == 3 - len(set(before.values()))
 
 
 def test_memory_does_not_grow_with_the_file(run):

@@ -10,8 +10,7 @@ from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.templating.options import PatternError, parse
 from mlx_itune.dataset.templating.plan import RenderPlan
-from mlx_itune.dataset.templating.render import ExemplarPool, Renderer, fit
-from mlx_itune.dataset.templating.rows import values_of
+from mlx_itune.dataset.templating.render import ExemplarPool, Renderer, fit, values_of
 from mlx_itune.dataset.templating.tasks import Task, Template, lint, load_tasks
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.kit.errors import DataError
@@ -103,7 +102,7 @@ GOOD = '[[task.template]]\ninput = "{premise}"\ntarget = "{answer}"\n'
         (HEAD.replace('"label"]', '"label", "extra"]') + GOOD, ":1: task 'rte': field 'extra' is "
          "declared and no template (0-0) uses it"),
         (HEAD + GOOD + 'wieght = 2\n', "template 0: wieght: unknown key (did you mean weight?)"),
-        (HEAD.replace("name", "nmae") + GOOD, "unknown key 'nmae' (did you mean name?)"),
+        (HEAD.replace("name", "nmae") + GOOD, "nmae: unknown key (did you mean name?)"),
         (HEAD.replace('answer = "label"', 'answer = "lable"') + GOOD, "did you mean label?"),
         (HEAD + 'options = "chioces"\n' + GOOD, "options names 'chioces'"),
         (HEAD + 'options = ["a", "a"]\n' + GOOD, "lists 'a' twice"),
@@ -119,7 +118,7 @@ GOOD = '[[task.template]]\ninput = "{premise}"\ntarget = "{answer}"\n'
         ("name = 'x'\n", "has no [[task]]"),
         ("[[task]\n", "not a TOML file"),
         ("task = [" * 3000, "not a TOML file"),
-        (HEAD + GOOD + HEAD + GOOD, "task 'rte' is defined twice"),
+        (HEAD + GOOD + HEAD + GOOD, "task 'rte': is defined twice"),
         (HEAD + GOOD.replace("{premise}", "{x}{premise}") + GOOD.replace("{answer}", "{y}"),
          "line 8: task 'rte', template 1: the target uses {y}"),
     ],

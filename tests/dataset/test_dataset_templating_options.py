@@ -10,8 +10,7 @@ import pytest
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.templating.options import parse, without_options
 from mlx_itune.dataset.templating.plan import RenderPlan
-from mlx_itune.dataset.templating.render import Renderer
-from mlx_itune.dataset.templating.rows import values_of
+from mlx_itune.dataset.templating.render import Renderer, values_of
 from mlx_itune.dataset.templating.tasks import Task, Template
 from mlx_itune.kit.errors import DataError
 

@@ -18,7 +18,7 @@ from mlx_itune.kit.wording import count, percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlx_itune.dataset.importing.plan import Imported
+    from mlx_itune.dataset.importing.run import Imported
 
 
 @options.command(

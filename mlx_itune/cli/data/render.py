@@ -18,7 +18,7 @@ from mlx_itune.kit.wording import count, percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlx_itune.dataset.templating.plan import Rendering
+    from mlx_itune.dataset.templating.run import Rendering
 
 _WARNINGS_SHOWN = 10
 

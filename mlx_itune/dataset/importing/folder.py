@@ -27,7 +27,7 @@ import orjson
 from mlx_itune import __version__
 from mlx_itune.dataset.conversation import Conversation, place_of
 from mlx_itune.dataset.faults import Fault
-from mlx_itune.dataset.importing.inputs import InputFile, Inputs, find_inputs
+from mlx_itune.dataset.importing.inputs import Inputs, find_inputs
 from mlx_itune.dataset.importing.provenance import (
     ORIGIN,
     SPLITS,
@@ -65,20 +65,16 @@ def new_folder(
     """
     inputs = sources if isinstance(sources, Inputs) else find_inputs(sources)
     refuse_place(out, inputs)
-    step = {
-        "command": command,
-        "operator": operator or _operator_name(),
-        "settings": _portable(settings or {}),
-    }
     with staged_directory(out) as stage, contextlib.ExitStack() as files:
-        writer = FolderWriter(out, inputs, stage, files)
+        writer = FolderWriter(inputs, stage, files)
         before = [_stamp(file.path) for file in inputs.files]
         yield writer
         if not any(writer.counts.values()):
             raise DataError("no row is left to write", where=str(out))
         with storage_errors(out):
             files.close()
-        writer._seal(step, licences or {})
+        step = {"operator": operator or _operator_name(), "settings": _portable(settings or {})}
+        writer.seal({"command": command, **step}, licences or {})
         for file, stamp in zip(inputs.files, before, strict=True):
             if _stamp(file.path) != stamp:
                 raise DataError("changed while it was read", where=str(file.path))
@@ -101,18 +97,20 @@ class FolderWriter:
     says when the folder is there.
     """
 
-    def __init__(self, out: Path, inputs: Inputs, stage: Path, files: contextlib.ExitStack) -> None:
-        self.out, self.inputs = out, inputs
+    def __init__(self, inputs: Inputs, stage: Path, files: contextlib.ExitStack) -> None:
+        self.inputs = inputs
         self.counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
-        self.removed: Counter[str] = Counter()
-        self.changed: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
         self.rejected = 0
         self.shares: dict[str, Any] = {}
         self.record = DatasetRecord()
+        # By what was done to rows, and why.
+        self._done: dict[str, Counter[str]] = {
+            what: Counter() for what in ("removed", "changed", "left_out")
+        }
         self._stage, self._stack = stage, files
         self._by_path = {str(file.path): file for file in inputs.files}
-        self._per_file: Counter[tuple[str, bool]] = Counter()
+        self._accepted: Counter[str] = Counter()
+        self._broken: Counter[str] = Counter()
         self._last = ""
         self._files: dict[str, BinaryIO] = {}
 
@@ -134,37 +132,69 @@ class FolderWriter:
         self.counts[split] += 1
         self._write(split, self._row(before or conversation, conversation))
         if before is not None:
-            self.changed[reason] += 1
             self._list("changed", before, reason, detail, show_before)
-        self._count((before or conversation).origin)
+        self._accept((before or conversation).origin)
 
     def remove(
         self, conversation: Conversation, reason: str, detail: str = "", *, show: bool = True
     ) -> None:
         """Record that a row was read and not written; its text goes to removed.jsonl if `show`."""
-        self.removed[reason] += 1
         self._list("removed", conversation, reason, detail, show)
-        self._count(conversation.origin)
+        self._accept(conversation.origin)
+
+    def leave_out(self, conversation: Conversation, reason: str) -> None:
+        """Count a good row that was not asked for (a filter, a sample); it is not listed."""
+        self._done["left_out"][reason] += 1
+        self._accept(conversation.origin)
 
     def reject(self, fault: Fault) -> None:
         """Record a row that could not be read, in rejected.jsonl."""
         self.rejected += 1
-        label = self.label(fault.file)
+        self._broken[fault.file] += 1
+        label = self._label(fault.file)
         message = fault.message.replace(fault.file, label)
         place = fault.where.rpartition(":")[2]
         listed = {"file": label, "line": fault.line, ORIGIN: f"{label}:{place}"}
         self._write("rejected", {**listed, "code": fault.code, "message": message})
-        self._count(fault.where, rejected=True)
 
-    def leave_out(self, conversation: Conversation, reason: str) -> None:
-        """Count a good row that was not asked for (a filter, a sample); it is not listed."""
-        self.left_out[reason] += 1
-        self._count(conversation.origin)
+    def seal(self, step: Mapping[str, Any], licences: Mapping[str, str]) -> None:
+        """Write dataset.json over everything that was written."""
+        inputs = {file.source.path: sha256_file(file.path) for file in self.inputs.files}
+        names = [f"{name}.jsonl" for name in self._files]
+        steps = [earlier for parent in self.inputs.parents for earlier in parent.record.steps]
+        record = DatasetRecord(
+            **step,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            made_by=f"mlx-itune {__version__}",
+            inputs=inputs,
+            outputs={name: sha256_file(self._stage / name) for name in names},
+            counts={split: count for split, count in self.counts.items() if count},
+            removed=dict(self._done["removed"]),
+            changed=dict(self._done["changed"]),
+            left_out=dict(self._done["left_out"]),
+            rejected=self.rejected,
+            sources=tuple(self._sources(inputs, licences)),
+            earlier=tuple({earlier.seal: earlier for earlier in steps}.values()),
+            **self.shares,
+        )
+        self.record = write_dataset(self._stage, record)
 
-    def label(self, path: str) -> str:
+    def _sources(
+        self, hashes: Mapping[str, str], licences: Mapping[str, str]
+    ) -> Iterator[SourceRecord]:
+        new = {file.source.path: str(file.path) for file in self.inputs.files if not file.parent}
+        for source in self.inputs.sources():
+            if path := new.get(source.path):
+                good, bad = self._accepted[path], self._broken[path]
+                source = replace(
+                    source, sha256=hashes[source.path], rows=good + bad, accepted=good, rejected=bad
+                )
+            yield replace(source, licence=licences.get(source.name) or source.licence)
+
+    def _label(self, path: str) -> str:
         """The name that the folder uses for the source file `path`."""
         file = self._by_path.get(path)
-        return file.label if file else one_line(Path(path).name)
+        return file.source.path if file else one_line(Path(path).name)
 
     def _row(self, read: Conversation, conversation: Conversation) -> dict[str, Any]:
         """The row as it is written: under the origin of the row that was `read`."""
@@ -177,14 +207,15 @@ class FolderWriter:
             return row
         if ORIGIN in row:
             row[GIVEN_ORIGIN] = row[ORIGIN]
-        row[ORIGIN] = f"{self.label(path)}:{place}"
+        row[ORIGIN] = f"{self._label(path)}:{place}"
         return row
 
     def _list(self, name: str, row: Conversation, reason: str, detail: str, show: bool) -> None:
+        self._done[name][reason] += 1
         path, line, _ = place_of(row.origin)
         whole = self._row(row, row)
         listed = {
-            "file": self.label(path),
+            "file": self._label(path),
             "line": line,
             ORIGIN: whole.pop(ORIGIN),
             "reason": reason,
@@ -199,45 +230,19 @@ class FolderWriter:
             path = self._stage / f"{name}.jsonl"
             file = self._stack.enter_context(path.open("xb", buffering=_BUFFER_BYTES))
             self._files[name] = file
-        file.write(_json_line(value))
+        try:
+            line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:
+            # Integers beyond 64 bits, and file names that are no UTF-8 (they come back as escapes).
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            line = text.encode("utf-8", "backslashreplace") + b"\n"
+        file.write(line)
 
-    def _count(self, origin: str, rejected: bool = False) -> None:
+    def _accept(self, origin: str) -> None:
         # One row may be written as several, one after the other.
-        if origin != self._last or rejected:
-            self._per_file[origin.rpartition(":")[0], rejected] += 1
+        if origin != self._last:
+            self._accepted[origin.rpartition(":")[0]] += 1
         self._last = origin
-
-    def _seal(self, step: Mapping[str, Any], licences: Mapping[str, str]) -> None:
-        inputs = {file.label: sha256_file(file.path) for file in self.inputs.files}
-        names = [f"{name}.jsonl" for name in self._files]
-        sources = self.inputs.sources() + [
-            self._source(file, inputs[file.label]) for file in self.inputs.new_files()
-        ]
-        steps = [earlier for parent in self.inputs.parents for earlier in parent.record.steps]
-        record = DatasetRecord(
-            **step,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            made_by=f"mlx-itune {__version__}",
-            inputs=inputs,
-            outputs={name: sha256_file(self._stage / name) for name in names},
-            counts={split: count for split, count in self.counts.items() if count},
-            removed=dict(self.removed),
-            changed=dict(self.changed),
-            left_out=dict(self.left_out),
-            rejected=self.rejected,
-            sources=tuple(
-                replace(source, licence=licences.get(source.name) or source.licence)
-                for source in sources
-            ),
-            earlier=tuple({earlier.seal: earlier for earlier in steps}.values()),
-            **self.shares,
-        )
-        self.record = write_dataset(self._stage, record)
-
-    def _source(self, file: InputFile, sha256: str) -> SourceRecord:
-        good, bad = (self._per_file[str(file.path), rejected] for rejected in (False, True))
-        about = (file.licence, file.hub, file.revision)
-        return SourceRecord(file.name, file.label, sha256, good + bad, good, bad, *about)
 
 
 def _portable(value: Any) -> Any:
@@ -247,15 +252,6 @@ def _portable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _portable(item) for key, item in value.items()}
     return [_portable(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _json_line(value: Mapping[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:
-        # Integers beyond 64 bits, and file names that are no UTF-8 (they come back as escapes).
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _operator_name() -> str:

@@ -1,4 +1,6 @@
-"""What a step reads: files on this disk with names that mean something on any machine."""
+"""What a step reads: files of rows, here or of a Hub data set, under names that mean something on
+any machine, with the licences that they come under.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-from mlx_itune.dataset.importing import hub
 from mlx_itune.dataset.importing.provenance import (
     VERSION,
     DatasetRecord,
@@ -18,8 +18,10 @@ from mlx_itune.dataset.importing.provenance import (
     read_dataset,
 )
 from mlx_itune.dataset.sources import expand, no_such
-from mlx_itune.kit.errors import DataError, StorageError, one_line
+from mlx_itune.kit import network
+from mlx_itune.kit.errors import DataError, ItuneError, StorageError, UsageError, one_line
 from mlx_itune.kit.files import open_regular
+from mlx_itune.kit.wording import brief
 
 # Given a stage and its bytes in all: what is to be told of each further stretch that is read.
 Tell = Callable[[str, int], Callable[[int], None]]
@@ -43,59 +45,55 @@ class Parent:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of rows. `label` is its name in records and origins: relative, never absolute.
+    """A file of rows and what records say of it: `source.path`, its label, is never absolute.
 
-    `name` is the source it belongs to; `split` the one its own name speaks of, if any. `parent`
-    is set for a file of a data folder whose rows carry an origin.
+    `split` is the one its own name speaks of, if any. `parent` is set for a file of a data folder
+    whose rows carry an origin.
     """
 
     path: Path
-    label: str
-    name: str
+    source: SourceRecord
     split: str | None
-    licence: str | None = None
-    hub: str | None = None
-    revision: str | None = None
     parent: Parent | None = None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Every file of the sources, in a stable order, and the data folders among them."""
+    """Every file of the sources, in a stable order, and the folders among them."""
 
     files: tuple[InputFile, ...]
-    parents: tuple[Parent, ...] = ()
-    folders: tuple[Path, ...] = ()
+    parents: tuple[Parent, ...]
+    folders: tuple[Path, ...]
 
-    def new_files(self) -> list[InputFile]:
-        """The files that are raw here."""
-        return [file for file in self.files if file.parent is None]
+    @property
+    def has_splits(self) -> bool:
+        """Whether the files are named after splits: one of them is for training."""
+        return any(file.split == "train" for file in self.files)
 
     def sources(self) -> list[SourceRecord]:
-        """The raw files that the parents name, under their names in the new folder."""
+        """The raw files that the parents name, under their names in the new folder, and ours."""
         found = {
             parent.paths[source.path]: replace(source, path=parent.paths[source.path])
             for parent in self.parents
             for source in parent.record.sources
         }
-        return list(found.values())
+        return [*found.values(), *(file.source for file in self.files if file.parent is None)]
 
     def licences(self) -> dict[str, str | None]:
         """The licence of each source by name."""
         known: dict[str, str | None] = {}
-        pairs = [(source.name, source.licence) for source in self.sources()]
-        for name, licence in pairs + [(file.name, file.licence) for file in self.new_files()]:
-            known[name] = known.get(name) or licence
+        for source in self.sources():
+            known[source.name] = known.get(source.name) or source.licence
         return known
 
 
 def find_inputs(sources: Sequence[Path | str], name: str | None = None) -> Inputs:
     """The files of rows in `sources`, each with a label of its own.
 
-    A source is a file, a folder of files, or, as a text that is no path, a data set of the Hub,
-    whose files are read from the cache. `name` is what all raw files are called instead of their
-    own names. Raises DataError for a source that is missing, holds no file of rows, or is given
-    twice, and what hub.fetch raises.
+    A source is a file, a folder of files, or, as a text that is no path, a data set of the Hub:
+    org/name, org/name@revision, org/name:split. `name` is what all raw files are called instead of
+    their own names. Raises DataError for a source that is missing, holds no file of rows, or is
+    given twice, and what `fetch` raises.
     """
     files: list[InputFile] = []
     folders: list[Path] = []
@@ -104,19 +102,19 @@ def find_inputs(sources: Sequence[Path | str], name: str | None = None) -> Input
         if path.exists():
             folders += [path] if path.is_dir() else []
             files += _local_files(path, f"{_name(path)}/" if len(sources) > 1 else "")
-        elif isinstance(source, str) and (named := hub.parse_name(source)):
-            files += _hub_files(named)
+        elif isinstance(source, str) and (hub := hub_name(source)):
+            files += _hub_files(hub)
         else:
             raise no_such(path)
     real = [file.path.resolve() for file in files]
-    for file, path in zip(files, real, strict=True):
-        if real.count(path) > 1:
-            raise DataError("is given twice", where=str(file.path))
     taken: dict[str, str] = {}
     for at, file in enumerate(files):
-        own = file.name if file.parent else name or file.name
-        files[at] = replace(file, label=_free(file.label, taken), name=own)
-        taken[files[at].label] = ""
+        if real.count(real[at]) > 1:
+            raise DataError("is given twice", where=str(file.path))
+        own = file.source.name if file.parent else name or file.source.name
+        label = _free(file.source.path, taken)
+        files[at] = replace(file, source=replace(file.source, path=label, name=own))
+        taken[label] = ""
     parents = list({id(file.parent): file.parent for file in files if file.parent}.values())
     for parent in parents:
         for raw in parent.record.sources:
@@ -131,31 +129,22 @@ def _local_files(source: Path, prefix: str) -> Iterator[InputFile]:
     record = read_dataset(source)
     parent = Parent(record) if record and record.version >= VERSION else None
     # An earlier version's rows carry no origin, so its files are what they come from.
-    licence = joined(raw.licence for raw in record.sources) if record else None
+    licence = _joined(raw.licence for raw in record.sources) if record else None
     for path in expand([source]):
-        is_inside = source.is_dir()
-        label = prefix + path.relative_to(source).as_posix() if is_inside else path.name
+        label = prefix + path.relative_to(source).as_posix() if source.is_dir() else path.name
         said = licence or licence_beside(path) or licence_beside(source)
-        yield _input_file(path, label, source, licence=said, parent=parent)
+        name, split = _meaning(path)
+        # A folder's train, valid and test files are one source of its name.
+        name = _name(source) if split and path != source else name
+        yield InputFile(path, SourceRecord(name, one_line(label), licence=said), split, parent)
 
 
-def _hub_files(named: hub.HubName) -> Iterator[InputFile]:
-    data = hub.fetch(named)
-    licence = licence_beside(data.folder)
-    for path in data.files:
-        label = f"{named.name}/{path.relative_to(data.folder).as_posix()}"
-        about = {"licence": licence, "hub": named.name, "revision": data.revision}
-        file = _input_file(path, label, path, **about)
-        yield replace(file, name=named.name.rpartition("/")[2])
-
-
-def _input_file(path: Path, label: str, source: Path, **about: Any) -> InputFile:
-    """A file of `source`; a folder's train, valid and test files are one source of its name."""
+def _meaning(path: Path) -> tuple[str, str | None]:
+    """A file's name without its endings, and the split that it speaks of."""
     # Names end up in rows, so what is no UTF-8 in them has to become text.
     stem = one_line(path.stem if path.suffix.lower() != ".gz" else Path(path.stem).stem)
     match = _SPLIT_NAME.match(stem.lower())
-    name = stem if match is None or path == source else _name(source)
-    return InputFile(path, one_line(label), name, _SPLIT_OF[match[1]] if match else None, **about)
+    return stem, _SPLIT_OF[match[1]] if match else None
 
 
 def _name(source: Path) -> str:
@@ -166,6 +155,108 @@ def _free(label: str, taken: dict[str, str], sha256: str | None = None) -> str:
     """A label that nothing has yet, or that the same content has."""
     numbered = (f"{label}#{number}" if number > 1 else label for number in count(1))
     return next(name for name in numbered if name not in taken or taken[name] == sha256)
+
+
+_HUB_NAME = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w.-]+))?(:(?P<split>[\w.-]+))?"
+)
+# The first kind that a data set has is taken: the others, as a rule, say the same again.
+_KINDS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+# A name that ends like a file is a path that was mistyped, not a data set to ask the Hub for.
+_FILE = re.compile(
+    r"\.(parquet|jsonl?|ndjson|[ct]sv|xlsx?|ods|txt|md|html?|pdf|docx|gz|zip|toml|ya?ml)$", re.I
+)
+_NOT_DATA = re.compile(
+    r"(^|/)(\.|dataset_infos?\.json|dataset_dict\.json|state\.json|config\.json|package.*\.json)"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def hub_name(text: str) -> re.Match[str] | None:
+    """The name, revision and split of a Hub data set; None where `text` can only be a path."""
+    match = _HUB_NAME.fullmatch(text)
+    return None if match is None or _FILE.search(match["name"]) else match
+
+
+def _hub_files(hub: re.Match[str]) -> Iterator[InputFile]:
+    """The data files of a Hub data set, from the cache alone when offline; no code.
+
+    Raises UsageError for a name that the cache or the Hub does not have, DataError for a download
+    that failed.
+    """
+    name, split = hub["name"], hub["split"]
+    try:
+        folder, revision = _cached(hub) if network.offline() else _downloaded(hub)
+    except Exception as error:  # the client raises its own kinds, its HTTP library's and the OS's
+        raise _refusal(hub, error) from None
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    files = data_files(paths, split)
+    if not files:
+        what = f"no data file of a split {split!r}" if split else "no data file"
+        raise UsageError(f"has {what}", where=name, hint=f"it may be any of {', '.join(_KINDS)}")
+    revision = revision if _COMMIT.fullmatch(revision) else "unknown"
+    about = SourceRecord(
+        name.rpartition("/")[2], "", licence=licence_beside(folder), hub=name, revision=revision
+    )
+    for path in files:
+        source = replace(about, path=one_line(f"{name}/{path}"))
+        yield InputFile(folder / path, source, _meaning(folder / path)[1])
+
+
+def data_files(names: Iterable[str], split: str | None) -> list[str]:
+    """Those of a repository's files to read: one kind, and of one split if asked for."""
+    named = [name for name in sorted(names) if not _NOT_DATA.search(name)]
+    if split:
+        begins = re.compile(rf"{re.escape(split)}([-_.]|$)")
+        paths = {name: PurePosixPath(name) for name in named}
+        named = [n for n, p in paths.items() if split in p.parts[:-1] or begins.match(p.stem)]
+    for kind in _KINDS:
+        if chosen := [name for name in named if name.lower().removesuffix(".gz").endswith(kind)]:
+            return chosen
+    return []
+
+
+def _cached(hub: re.Match[str]) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+
+    about = {"repo_type": "dataset", "revision": hub["revision"]}
+    folder = Path(snapshot_download(hub["name"], **about, local_files_only=True))
+    return folder, folder.name
+
+
+def _downloaded(hub: re.Match[str]) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().dataset_info(hub["name"], revision=hub["revision"])
+    wanted = data_files([file.rfilename for file in info.siblings or ()], hub["split"])
+    literal = [re.sub(r"([\[\]*?])", r"[\1]", name) for name in wanted]
+    folder = snapshot_download(
+        hub["name"],
+        repo_type="dataset",
+        revision=info.sha,
+        allow_patterns=[*literal, "README.md", "LICENSE*"],
+    )
+    return Path(folder), str(info.sha)
+
+
+def _refusal(hub: re.Match[str], error: Exception) -> ItuneError:
+    """What went wrong, in one line."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    where = hub["name"]
+    if network.offline():
+        return UsageError(
+            "is no local path, and --offline finds no copy in the Hub's cache",
+            where=where,
+            hint="download it once without --offline",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return UsageError(f"has no revision {hub['revision']!r}", where=where)
+    if isinstance(error, RepositoryNotFoundError):
+        message = "is neither a local path nor a data set of the Hub that you may read"
+        return UsageError(message, where=where)
+    message = f"is no local path, and could not be downloaded: {brief(error)}"
+    return DataError(message, where=where)
 
 
 _NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "COPYING")
@@ -204,7 +295,7 @@ def data_licences(data: Path) -> dict[str, str | None]:
     return {data.name if data.is_dir() else data.stem: licence_beside(data)}
 
 
-def joined(licences: Iterable[str | None]) -> str | None:
+def _joined(licences: Iterable[str | None]) -> str | None:
     """Several licences as one; None if any is unknown."""
     listed = list(licences)
     return None if None in listed else " and ".join(dict.fromkeys(map(str, listed))) or None

@@ -1,20 +1,16 @@
-"""What an import is asked to do, as the flags of `data import` say it, and what came of it."""
+"""What an import is asked to do, as the flags of `data import` say it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.settings import Help, refuse_out_of_range
 from mlx_itune.kit.wording import did_you_mean
-
-if TYPE_CHECKING:
-    from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.importing.provenance import SourceRecord
 
 Count = Annotated[int, Interval(ge=1, le=2**63 - 1)]
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
@@ -109,29 +105,6 @@ class ImportPlan:
                 hint = did_you_mean(name, given) or "the sources are " + ", ".join(given)
                 raise UsageError(f"--licence is given for {name!r}, which is no source", hint=hint)
         return given | named
-
-
-@dataclass
-class Imported:
-    """What came of it. `written` is False when faults (strict) or no good row forbade it.
-
-    `faults` are the first ones, warnings included, and `rejected` counts all broken rows; `ledger`
-    is the new folder's seal.
-    """
-
-    out: str
-    written: bool = False
-    rows: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    splits: Mapping[str, int] = field(default_factory=dict)
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    split: Mapping[str, Mapping[str, Any]] | None = None
-    mix: Mapping[str, Mapping[str, float]] | None = None
-    sources: Sequence[SourceRecord] = ()
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    ledger: str | None = None
 
 
 def _pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,17 +40,13 @@ class Condition:
         return f"{self.key}{'!=' if self.negated else '='}{self.value}"
 
 
-def parse_where(texts: Sequence[str]) -> tuple[Condition, ...]:
-    """ "key=value" and "key!=value", all of which must hold. Raises UsageError."""
-    conditions = []
-    for text in texts:
-        key, equals, value = text.partition("=")
-        negated = key.endswith("!")
-        key = key.removesuffix("!").strip()
-        if not equals or not key:
-            raise UsageError(f"--where {text!r} is not key=value or key!=value")
-        conditions.append(Condition(key, value.strip(), negated))
-    return tuple(conditions)
+def parse_where(text: str) -> Condition:
+    """ "key=value" or "key!=value". Raises UsageError."""
+    key, equals, value = text.partition("=")
+    name = key.removesuffix("!").strip()
+    if not equals or not name:
+        raise UsageError(f"--where {text!r} is not key=value or key!=value")
+    return Condition(name, value.strip(), key.endswith("!"))
 
 
 class Sampler:
@@ -87,8 +83,7 @@ class Sampler:
             mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
             rows = np.sort(rows[np.argsort(mixed ^ (mixed >> np.uint64(31)))[:wanted]])
         chosen, copies = np.unique(rows, return_counts=True)
-        self._chosen = array("Q", chosen.tobytes())
-        self._copies = copies.tolist()
+        self._chosen, self._copies = array("Q", chosen.tobytes()), copies.tolist()
         self._seen = array("Q")
         self.rewind()
 
@@ -189,58 +184,56 @@ def position(name: bytes, seed: int) -> int:
 class Splitter:
     """Answers with a split for each row and counts what it answered, by stratum.
 
-    `moved` gives positions that do not follow their band (see `missing`).
+    Small data may leave a split empty: when the rows were asked about once, `fill` moves the
+    nearest ones there, and whoever asks about them again hears so.
     """
 
-    def __init__(self, shares: Shares, moved: Mapping[int, str] | None = None) -> None:
+    def __init__(self, shares: Shares) -> None:
         self.shares = shares
-        self.moved = dict(moved or {})
+        self.moved: dict[int, str] = {}
         self.counts: dict[str, Counter[str]] = {}
         self._asked = [split for split in SPLITS if shares[split]]
         # In an order by which a larger test or valid share moves few rows.
         test, valid = (int((shares["test"] + more) * _RANGE) for more in (0, shares["valid"]))
         self._bands = {"test": (0, test), "valid": (test, valid), "train": (valid, _RANGE)}
-        # Positions met so far, by stratum; None once no row of it can be needed elsewhere.
-        self._met: dict[str, dict[int, str] | None] = {}
+        # Positions met so far, by stratum; of one with many rows, the first.
+        self._met: dict[str, dict[int, str]] = {}
 
     def choose(self, place: int, stratum: str = "") -> str:
         """The split of a row at `place`."""
-        bands = self._bands
-        split = next(name for name, (_, end) in bands.items() if place < end)
-        split = self.moved.get(place, split)
-        counts = self.counts.setdefault(stratum, Counter())
-        counts[split] += 1
+        band = next(name for name, (_, end) in self._bands.items() if place < end)
+        split = self.moved.get(place, band)
+        self.counts.setdefault(stratum, Counter())[split] += 1
         met = self._met.setdefault(stratum, {})
-        if met is not None:
+        if len(met) < _WATCHED:
             met[place] = split
-            if len(met) > _WATCHED or all(counts[name] for name in self._asked):
-                self._met[stratum] = None
         return split
 
-    def missing(self) -> dict[int, str]:
-        """Positions to move so that every stratum has rows in every split asked for.
+    @property
+    def is_full(self) -> bool:
+        """Whether every split that was asked for has rows of every stratum met so far."""
+        return bool(self.counts) and all(
+            counts[split] for counts in self.counts.values() for split in self._asked
+        )
 
-        Empty when there is nothing to do; otherwise the same rows have to be read again by a
-        Splitter that was given this.
-        """
-        moved: dict[int, str] = {}
-        for stratum in sorted(self._met):
-            met = self._met[stratum]
-            if met is None or len(met) < len(self._asked):
+    def fill(self) -> None:
+        """Give every stratum of enough rows some in every split; counting starts anew."""
+        for _, met in sorted(self._met.items()):
+            if not len(self._asked) <= len(met) < _WATCHED:
                 continue
-            now = {place: moved.get(place, split) for place, split in met.items()}
+            now = {place: self.moved.get(place, split) for place, split in met.items()}
             for split in self._asked:
                 sizes = Counter(now.values())
                 if sizes[split]:
                     continue
                 giver = max(self._asked, key=lambda name: sizes[name])
-                low, high = self._bands[split]
+                edges = self._bands[split]
                 place = min(
                     (place for place, other in now.items() if other == giver),
-                    key=lambda place: (min(abs(place - low), abs(place - high)), place),
+                    key=lambda place: (min(abs(place - edge) for edge in edges), place),
                 )
-                now[place] = moved[place] = split
-        return {**self.moved, **moved} if moved else {}
+                now[place] = self.moved[place] = split
+        self.counts, self._met = {}, {}
 
     def described(self, *, strata: bool) -> dict[str, dict[str, object]]:
         """Shares as asked for and as they came out, and the counts of each stratum."""
@@ -262,39 +255,34 @@ class Groups:
 
     def __init__(self, by: str) -> None:
         self._by = by
-        self._group_of: dict[int, int] = {}
+        # A content's group, and of a group the one it was joined to.
         self._above: dict[int, int] = {}
         self.is_tagged = False
 
     def see(self, row: Conversation, content: int) -> None:
         """A row, whose content hash is `content`."""
         value = self._value(row)
-        self.is_tagged |= value is not None
-        group = self._root(content if value is None else _hash(value))
-        other = self._root(self._group_of.setdefault(content, group))
+        if value is None:
+            return
+        self.is_tagged = True
+        said = b"group " + value.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(said, digest_size=8).digest()
+        group = self.of(int.from_bytes(digest, "big"))
+        other = self.of(self._above.setdefault(content, group))
         if group != other:
             self._above[max(group, other)] = min(group, other)
 
     def of(self, content: int) -> int:
         """What stands for all rows that have to be on the same side as this one."""
-        return self._root(self._group_of.get(content, content))
+        while (above := self._above.get(content, content)) != content:
+            self._above[content] = self._above.get(above, above)
+            content = above
+        return content
 
     def _value(self, row: Conversation) -> str | None:
         """A tag, or the first question without case and spacing, so that it is one when asked
         twice."""
         if self._by != FIRST_TURN:
             return row.tags.get(self._by)
-        asked = (turn.content for turn in row.turns if turn.role == "user")
-        first = next(asked, None)
-        return None if first is None else " ".join(first.casefold().split())
-
-    def _root(self, group: int) -> int:
-        while (above := self._above.get(group, group)) != group:
-            self._above[group] = self._above.get(above, above)
-            group = above
-        return group
-
-
-def _hash(value: str) -> int:
-    said = b"group " + value.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big")
+        asked = next((turn.content for turn in row.turns if turn.role == "user"), None)
+        return None if asked is None else " ".join(asked.casefold().split())

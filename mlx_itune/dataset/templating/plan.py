@@ -1,18 +1,14 @@
-"""What a rendering is asked to do, as the flags of `data render` say it, and what came of it."""
+"""What a rendering is asked to do, as the flags of `data render` say it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.settings import Help, refuse_out_of_range
-
-if TYPE_CHECKING:
-    from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.templating.tasks import TemplateWarning
 
 _MOST_SHOTS = 100
 
@@ -92,24 +88,3 @@ class RenderPlan:
     def column_names(self) -> tuple[str, ...]:
         """`columns` as names."""
         return tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
-
-
-@dataclass
-class Rendering:
-    """What came of it. `dropped` counts examples that asked for exemplars and could keep none.
-
-    `tasks` has the shares of templates and kinds, as asked for and as they came out; `faults` are
-    the first ones, and `ledger` is the new folder's seal.
-    """
-
-    out: str
-    rows: int = 0
-    examples: int = 0
-    rejected: int = 0
-    dropped: int = 0
-    splits: dict[str, int] = field(default_factory=dict)
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[TemplateWarning] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    ledger: str = ""

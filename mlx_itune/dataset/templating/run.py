@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from mlx_itune.dataset.importing.inputs import InputFile, Inputs, Tell, find_inp
 from mlx_itune.dataset.importing.provenance import ORIGIN, SPLITS
 from mlx_itune.dataset.importing.select import Splitter, parse_shares, position
 from mlx_itune.dataset.reading import kind_by_name, read_records
-from mlx_itune.dataset.templating.plan import Rendering, RenderPlan
-from mlx_itune.dataset.templating.render import Measure, Renderer, fit
-from mlx_itune.dataset.templating.rows import Example, cell, values_of
-from mlx_itune.dataset.templating.tasks import Task, lint, load_tasks
+from mlx_itune.dataset.templating.plan import RenderPlan
+from mlx_itune.dataset.templating.render import Example, Measure, Renderer, cell, fit, values_of
+from mlx_itune.dataset.templating.tasks import Task, TemplateWarning, lint, load_tasks
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import sha256_file
 from mlx_itune.kit.settings import asked_for
@@ -31,6 +30,27 @@ _FAULTS_KEPT = 50
 _FAULTS_SHOWN = 3
 
 Row = dict[str, Any]
+
+
+@dataclass
+class Rendering:
+    """What came of it. `dropped` counts examples that asked for exemplars and could keep none.
+
+    `tasks` has the shares of templates and kinds, as asked for and as they came out; `faults` are
+    the first ones, and `ledger` is the new folder's seal.
+    """
+
+    out: str
+    rows: int = 0
+    examples: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[TemplateWarning] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    ledger: str = ""
 
 
 def render_rows(
@@ -49,19 +69,17 @@ def render_rows(
     cannot be rendered (unless `keep_going`) and where no example is left.
     """
     tasks = _chosen(load_tasks(templates), plan.task, templates)
-    inputs = find_inputs([source])
     result = Rendering(str(out), warnings=lint(tasks))
-    if not any(file.split == "train" for file in inputs.files) or not source.is_dir():
-        inputs = replace(inputs, files=tuple(replace(f, split=None) for f in inputs.files))
-    else:
+    inputs = find_inputs([source])
+    files = [replace(file, split=None) for file in inputs.files]
+    if source.is_dir() and inputs.has_splits:
         if plan.split:
             raise UsageError(f"{source} has splits of its own", hint="leave out --split")
+        files = [file for split in SPLITS for file in inputs.files if file.split == split]
         for file in inputs.files:
             if file.split is None:
                 result.notes.append(f"{file.path.name} is no split of {source} and is left out")
-        kept = [file for file in inputs.files if file.split is not None]
-        order = sorted(kept, key=lambda file: (SPLITS.index(str(file.split)), file.label))
-        inputs = replace(inputs, files=tuple(order))
+    inputs = replace(inputs, files=tuple(files))
     refuse_place(out, inputs)
     job = _Rendering(tasks, plan, inputs, measure, tell)
     job.survey()
@@ -116,7 +134,9 @@ class _Rendering:
             for file, _, row in self._rows("split", self._files):
                 if not isinstance(row, Fault):
                     self._split(file, row)
-            self._splitter = Splitter(self._splitter.shares, self._splitter.missing())
+                if self._splitter.is_full:
+                    break
+            self._splitter.fill()
         if not self._plan.wants_exemplars:
             return
         train = [file for file in self._files if file.split in (None, "train")]
@@ -126,11 +146,10 @@ class _Rendering:
                 if isinstance(row, Fault) or (files is train and self._split(file, row) != "train"):
                     continue
                 for renderer in self._renderers:
+                    # However a row of another split is spelled, no prompt shows it.
+                    take = renderer.pool.add if files is train else renderer.pool.remove
                     with suppress(RowFault):
-                        values = values_of(renderer.task, row)
-                        # However a row of another split is spelled, no prompt shows it.
-                        take = renderer.pool.add if files is train else renderer.pool.remove
-                        take(values)
+                        take(values_of(renderer.task, row))
 
     def write(self, folder: FolderWriter, result: Rendering) -> None:
         """Fill the folder. Raises DataError where it is not to be."""
@@ -157,7 +176,7 @@ class _Rendering:
                 continue
             source = row.get("source")
             named = isinstance(source, str) and source.strip()
-            tags = {"source": str(source) if named else file.label}
+            tags = {"source": str(source) if named else file.source.path}
             if file.parent and ORIGIN in row:
                 tags[ORIGIN] = str(row[ORIGIN])
             split = self._split(file, row)
@@ -165,8 +184,7 @@ class _Rendering:
             if len(pending) >= _BATCH:
                 self._flush(folder, pending)
         self._flush(folder, pending)
-        result.dropped = self._dropped.total()
-        result.examples = self._used.total()
+        result.dropped, result.examples = self._dropped.total(), self._used.total()
         if (result.rejected and not self._plan.keep_going) or not result.examples:
             raise _refusal(result)
         result.tasks = [self._table(renderer) for renderer in self._renderers]
@@ -179,11 +197,8 @@ class _Rendering:
         names = self._plan.column_names
         for file in files:
             if names and kind_by_name(file.path) not in ("csv", "tsv", "xlsx"):
-                raise DataError(
-                    "is no table without a header",
-                    where=str(file.path),
-                    hint="--columns is for CSV, TSV and XLSX",
-                )
+                message, hint = "is no table without a header", "--columns is for CSV, TSV and XLSX"
+                raise DataError(message, where=str(file.path), hint=hint)
             header = False if names else None
             for record in read_records(file.path, header=header, on_bytes=on_bytes):
                 if isinstance(record, Fault):
@@ -193,10 +208,8 @@ class _Rendering:
                 if names:
                     cells = list(row.values())
                     if len(cells) != len(names):
-                        raise DataError(
-                            f"has {len(cells)} columns, and --columns names {len(names)}",
-                            where=origin,
-                        )
+                        message = f"has {len(cells)} columns, and --columns names {len(names)}"
+                        raise DataError(message, where=origin)
                     if cells == list(names):
                         continue
                     row = dict(zip(names, cells, strict=True))
@@ -221,32 +234,30 @@ class _Rendering:
                 self._dropped[name] += 1
                 detail = f"{example.asked} exemplars asked for, none fits the budget"
                 folder.remove(row, "no-exemplar", detail, show=False)
-                continue
-            self._used[name, example.template] += 1
-            self._shots[name][len(example.exemplars)] += 1
-            folder.add(split, row)
+            else:
+                self._used[name, example.template] += 1
+                self._shots[name][len(example.exemplars)] += 1
+                folder.add(split, row)
         pending.clear()
 
     def _table(self, renderer: Renderer) -> dict[str, Any]:
         """One task's shares: of each template, kind and number of shots."""
         task, shots = renderer.task, self._shots[renderer.task.name]
-        whole = max(shots.total(), 1)
         templates: list[dict[str, Any]] = [
             {
                 "template": index,
                 "kind": template.kind,
                 "requested": renderer.shares[index],
-                "achieved": self._used[task.name, index] / whole,
+                "achieved": self._used[task.name, index] / max(shots.total(), 1),
             }
             for index, template in enumerate(task.template)
         ]
-        kinds = {
-            kind: {
-                key: sum(each[key] for each in templates if each["kind"] == kind)
-                for key in ("requested", "achieved")
-            }
-            for kind in ("normal", "inverse")
+        kinds: dict[str, dict[str, float]] = {
+            kind: {"requested": 0.0, "achieved": 0.0} for kind in ("normal", "inverse")
         }
+        for each in templates:
+            for key, share in kinds[each["kind"]].items():
+                kinds[each["kind"]][key] = share + each[key]
         return {
             "task": task.name,
             "examples": shots.total(),

@@ -1,6 +1,6 @@
 """What a task is: named fields, an answer, options, and the templates that lay them out.
 
-A task file (TOML) holds such tables. Whoever makes a Task, every rule is checked.
+A task file (TOML) holds such tables.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
@@ -65,7 +65,6 @@ class Task:
 
     `options` is the field that holds a row's list of options, or the options themselves.
     `answer_is` says whether the answer is spelled out or is an option's index or letter.
-    Raises TaskError with every broken rule, naming the task and the template (from 0).
     """
 
     name: str
@@ -83,16 +82,6 @@ class Task:
     def __post_init__(self) -> None:
         if self.answer is None and ANSWER in self.fields:
             object.__setattr__(self, "answer", ANSWER)
-        problems: list[Problem] = [(None, text) for text in _task_problems(self)]
-        for index, template in enumerate(self.template):
-            problems += [(index, text) for text in _template_problems(self, template)]
-        if not problems:
-            unused = [name for name in self.fields if self.first_use(name) is None]
-            last = len(self.template) - 1
-            what = f"is declared and no template (0-{last}) uses it"
-            problems += [(None, f"field {name!r} {what}") for name in unused]
-        if problems:
-            raise TaskError([(index, f"{self.place(index)}: {text}") for index, text in problems])
 
     @cached_property
     def columns(self) -> dict[str, str]:
@@ -104,6 +93,14 @@ class Task:
         """How faults name a template of this task."""
         return f"task {self.name!r}" + ("" if template is None else f", template {template}")
 
+    def prefixes(self, template: Template) -> tuple[str, str]:
+        """What stands before the two sides of a template in few-shot prompts."""
+        asked, told = template.input_prefix, template.target_prefix
+        return (
+            self.input_prefix if asked is None else asked,
+            self.target_prefix if told is None else told,
+        )
+
     def first_use(self, field: str) -> int | None:
         """The first template that shows a field, by name or through a special one."""
         names = {field} | ({ANSWER} if field == self.answer else set())
@@ -114,17 +111,6 @@ class Task:
             if any(names & {*pattern.fields} for pattern in template.patterns.values()):
                 return index
         return None
-
-
-class TaskError(DataError):
-    """A task breaks rules."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(text for _, text in problems))
-        self.problems = problems
-
-
-_HINTS = get_type_hints(Task)
 
 
 def load_tasks(path: Path) -> tuple[Task, ...]:
@@ -143,42 +129,44 @@ def load_tasks(path: Path) -> tuple[Task, ...]:
     problems = [(1, f"unknown key {key!r}{_meant(key, ['task'])}") for key in document]
     if not isinstance(tables, list):
         problems.append((1, "has no [[task]]"))
-    tasks: dict[str, Task] = {}
-    for number, table in enumerate(tables if isinstance(tables, list) else ()):
-        try:
-            task = _task(table, f"task {number + 1}")
-        except TaskError as error:
-            problems += [(lines.get((number, at), 1), said) for at, said in error.problems]
-            continue
-        if task.name in tasks:
-            problems.append((lines[number, None], f"task {task.name!r} is defined twice"))
-        tasks[task.name] = task
+        tables = []
+    tasks: list[Task] = []
+    for number, table in enumerate(tables):
+        task, found = _task(table, number)
+        if any(task.name == other.name for other in tasks):
+            found.append((None, "is defined twice"))
+        problems += [(lines.get((number, at), 1), f"{task.place(at)}: {it}") for at, it in found]
+        tasks.append(task)
     if problems:
         (line, first), *rest = problems
         told = "; ".join([first, *(f"line {line}: {text}" for line, text in rest)])
         raise DataError(told, where=f"{path}:{line}")
-    return tuple(tasks.values())
+    return tuple(tasks)
 
 
-def _task(value: Any, here: str) -> Task:
-    """A table of the file as a Task. Raises TaskError."""
+def _task(value: Any, number: int) -> tuple[Task, list[Problem]]:
+    """A table of the file as a Task, and what is wrong with it."""
     table = dict(value) if isinstance(value, dict) else {}
-    here = f"task {table['name']!r}" if "name" in table else here
-    problems: list[Problem] = []
     templates = table.pop("template", [])
-    templates = templates if isinstance(templates, list) else [templates]
-    for index, each in enumerate(templates):
-        templates[index], said = wrong_type(each, Template)
-        problems += [(index, f"{here}, template {index}: {said}")] if said else []
-    faults = [f"has no {key}" for key in ("name", "fields") if key not in table]
-    faults += [f"unknown key {key!r}{_meant(key, _HINTS)}" for key in table.keys() - _HINTS.keys()]
-    for key in table.keys() & _HINTS.keys():
-        table[key], said = wrong_type(table[key], _HINTS[key])
-        faults += [f"{key}: {said}"] if said else []
-    problems += [(None, f"{here}: {text}") for text in faults]
+    problems: list[Problem] = []
+    made: list[Template] = []
+    for index, each in enumerate(templates if isinstance(templates, list) else [templates]):
+        template, wrong = wrong_type(each, Template)
+        made.append(template)
+        problems += [(index, wrong)] if wrong else []
+    task, wrong = wrong_type({**table, "template": []}, Task)
+    problems += [(None, wrong)] if wrong else []
     if problems:
-        raise TaskError(problems)
-    return Task(**table, template=tuple(templates))
+        return Task(str(table.get("name", number)), (), ()), problems
+    task = replace(task, template=tuple(made))
+    problems = [(None, text) for text in _task_problems(task)]
+    for index, template in enumerate(made):
+        problems += [(index, text) for text in _template_problems(task, template)]
+    if not problems:
+        what = f"is declared and no template (0-{len(made) - 1}) uses it"
+        unused = [name for name in task.fields if task.first_use(name) is None]
+        problems = [(None, f"field {name!r} {what}") for name in unused]
+    return task, problems
 
 
 def _lines_of(text: str) -> dict[tuple[int, int | None], int]:
@@ -211,12 +199,12 @@ def _task_problems(task: Task) -> Iterator[str]:
     if isinstance(options, tuple):
         if len(options) < 2:
             yield "options lists fewer than two"
-        for text in dict.fromkeys(text for text in options if options.count(text) > 1):
-            yield f"options lists {text!r} twice"
-        for text in options:
-            pattern = _parsed(text)
-            if isinstance(pattern, str):
-                yield f"an option has {pattern}"
+        for text in dict.fromkeys(options):
+            if options.count(text) > 1:
+                yield f"options lists {text!r} twice"
+            pattern, wrong = _parsed(text)
+            if wrong:
+                yield f"an option has {wrong}"
             elif unknown := sorted({*pattern.fields} - {*names}):
                 yield f"an option uses {{{unknown[0]}}}, which is not a field"
     if options is None and (task.answer_is != "text" or task.options_separator is not None):
@@ -230,31 +218,26 @@ def _task_problems(task: Task) -> Iterator[str]:
 
 
 def _template_problems(task: Task, template: Template) -> Iterator[str]:
-    known = {*task.fields}
-    known |= {
-        name for name, is_there in ((ANSWER, task.answer), (OPTIONS, task.options)) if is_there
-    }
-    fields: dict[str, tuple[str, ...]] = {"input_no_options": ()}
+    special = {ANSWER: task.answer, OPTIONS: task.options}
+    known = {*task.fields, *(name for name, is_there in special.items() if is_there)}
+    fields: dict[str, tuple[str, ...]] = {}
     for side in SIDES:
         text = getattr(template, side)
-        pattern = _parsed(text or "")
+        pattern, wrong = _parsed(text or "")
+        fields[side] = pattern.fields
         if text is not None and not text.strip():
             yield f"the {side} is empty"
-        if isinstance(pattern, str):
-            yield f"the {side} has {pattern}"
-            continue
-        fields[side] = pattern.fields
+        if wrong:
+            yield f"the {side} has {wrong}"
         for name in pattern.fields:
             here = f"the {side} uses {{{name}}}"
             if name == task.options:
                 yield f"{here}, which is a list; write {{{OPTIONS}}} for the options as text"
-            elif name in (ANSWER, OPTIONS) and name not in known:
+            elif name in special and name not in known:
                 yield f"{here} and the task has no {name.rstrip('_')}"
             elif name not in known:
                 what = "an unknown special field" if name.endswith("_") else "which is not a field"
                 yield f"{here}, {what}{_meant(name, [*known, OPTIONS, ANSWER])}"
-    if len(fields) < len(SIDES):
-        return
     if template.input_no_options is not None and OPTIONS not in fields["input"]:
         yield f"has input_no_options, and its input no {{{OPTIONS}}}"
     if OPTIONS in fields["input_no_options"]:
@@ -272,12 +255,12 @@ def _template_problems(task: Task, template: Template) -> Iterator[str]:
             )
 
 
-def _parsed(text: str) -> Pattern | str:
-    """The pattern, or what is wrong with it."""
+def _parsed(text: str) -> tuple[Pattern, str]:
+    """The pattern, and "" or what is wrong with it."""
     try:
-        return parse(text)
+        return parse(text), ""
     except PatternError as error:
-        return str(error)
+        return Pattern(("",)), str(error)
 
 
 def _meant(name: str, options: Iterable[str]) -> str:
@@ -341,11 +324,7 @@ def _written(template: Template) -> Iterator[tuple[str, str]]:
 
 def _compared(task: Task, template: Template) -> Iterator[tuple[str, str]]:
     sides = template.patterns
-    given = (template.input_prefix, template.target_prefix)
-    before, after = (
-        (own if own is not None else shared).strip().lower()
-        for own, shared in zip(given, (task.input_prefix, task.target_prefix), strict=True)
-    )
+    before, after = (prefix.strip().lower() for prefix in task.prefixes(template))
     asked, told = (getattr(template, side).lstrip().lower() for side in ("input", "target"))
     ending = asked.rsplit("\n", 1)[-1].strip()
     for side, prefix, text in (("input", before, asked), ("target", after, told)):
