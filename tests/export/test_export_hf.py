@@ -16,8 +16,7 @@ from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export.artifact import Exported
 from mlx_itune.export.transformers.hf_layout import placed
 from mlx_itune.export.transformers.hf_source import FloatSource
-from mlx_itune.export.transformers.hf_verify import verify_hf
-from mlx_itune.export.transformers.to_hf import export_hf
+from mlx_itune.export.transformers.to_hf import export_hf, verify_hf
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model.adapters import adapter as adapters
@@ -233,7 +232,7 @@ def test_reading_back_sees_one_wrong_bit(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1000] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ModelError, match="from its source"):
+    with pytest.raises(ModelError, match="is not its source"):
         verify_hf(tmp_path / "hf", FloatSource(model), tensors)
 
 

@@ -15,8 +15,7 @@ import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.transformers.peft_verify import verify_peft
-from mlx_itune.export.transformers.to_peft import export_peft
+from mlx_itune.export.transformers.to_peft import export_peft, verify_peft
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora, peft_format
@@ -180,11 +179,11 @@ def test_reading_back_sees_a_wrong_factor(llama: Path, tmp_path: Path) -> None:
     loaded = base.load(str(llama), compute="dequantized")
     adapters.apply(loaded, adapters.load(tmp_path / "a"))
     layers = dict(lora.adapted(loaded.model))
-    verify_peft(tmp_path / "peft", loaded.model, layers, "llama")
+    verify_peft(tmp_path / "peft", layers, "llama")
     tensors[f"{PREFIX}{Q.format(1)}.lora_B.weight"][3, 2] += 1e-3
     save_file(tensors, tmp_path / "peft" / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="reads back as another"):
-        verify_peft(tmp_path / "peft", loaded.model, layers, "llama")
+        verify_peft(tmp_path / "peft", layers, "llama")
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7, 8, 12, 100])

@@ -11,35 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_itune.export.transformers.hf_source import FloatSource
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.adapters.peft_format import expert_modules
 
-# model_type and the class that config.json names: those whose logits were compared with
-# transformers' own (tests/parity). gemma, helium, olmo3 and starcoder2 keep the names, but compute
-# something else there.
-_CLASSES = {
-    "cohere": "CohereForCausalLM",
-    "cohere2": "Cohere2ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "glm4": "Glm4ForCausalLM",
-    "granite": "GraniteForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "nemotron": "NemotronForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "olmoe": "OlmoeForCausalLM",
-    "phi": "PhiForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-    "stablelm": "StableLmForCausalLM",
-}
-_STACK = re.compile(r"(.+)\.switch_mlp\.(gate_proj|up_proj|down_proj)\.weight")
-_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+# The types whose logits were compared with transformers' own (tests/parity). gemma, helium, olmo3
+# and starcoder2 keep the names, but compute something else there.
+COMPARED = frozenset(
+    "cohere cohere2 gemma2 gemma3_text glm4 granite llama mistral mixtral nemotron olmo2 olmoe phi "
+    "phi3 qwen2 qwen2_moe qwen3 qwen3_moe smollm3 stablelm".split()
+)
 # What mlx-lm calls its own switches; transformers has no such setting.
 _OURS_ALONE = {"model_type", "rope_traditional"}
 # Those of the above whose heads transformers, too, rotates by neighbouring values.
@@ -67,38 +48,29 @@ class HfTensor:
     expert: int | None = None
 
 
-def compared(model_type: str) -> bool:
-    """Whether transformers' class of a model type was compared with mlx-lm's module."""
-    return model_type in _CLASSES
-
-
-def class_name(model_type: str, where: str) -> str:
-    """The transformers class of a model type. Raises ModelError for one that is not known here."""
-    if not compared(model_type):
+def require_known(model_type: str, where: str) -> None:
+    """Raises ModelError for a model type that was not compared."""
+    if model_type not in COMPARED:
         raise ModelError(
             f"model_type {model_type!r} has no export to transformers",
             where=where,
-            hint="it is known for " + ", ".join(sorted(_CLASSES)),
+            hint="it is known for " + ", ".join(sorted(COMPARED)),
         )
-    return _CLASSES[model_type]
 
 
-def require_same_function(
-    model_type: str, settings: Mapping[str, Any], shapes: Mapping[str, Any], where: str
-) -> None:
+def require_same_function(source: FloatSource) -> None:
     """Raises ModelError for what transformers' class of this type would compute otherwise."""
+    model_type, settings = source.config["model_type"], source.settings
+    lost = [name for name in source.shapes if re.fullmatch(_DROPPED.get(model_type, ""), name)]
+    reason = None
     if settings.get("rope_traditional") not in (None, model_type in _NEIGHBOURS):
-        raise ModelError(
-            f"rope_traditional is not what transformers' {model_type} computes", where=where
-        )
-    if model_type in ("llama", "mistral") and "sliding_attention" in settings["layer_types"]:
-        raise ModelError(
-            f"has a sliding window in some layers, which transformers' {model_type} has not",
-            where=where,
-        )
-    lost = [name for name in shapes if re.fullmatch(_DROPPED.get(model_type, ""), name)]
-    if lost:
-        raise ModelError(f"transformers' {model_type} has no {min(lost)}", where=where)
+        reason = f"rope_traditional is not what transformers' {model_type} computes"
+    elif model_type in ("llama", "mistral") and "sliding_attention" in settings["layer_types"]:
+        reason = f"has a sliding window in some layers, which transformers' {model_type} has not"
+    elif lost:
+        reason = f"transformers' {model_type} has no {min(lost)}"
+    if reason is not None:
+        raise ModelError(reason, where=str(source.path / "config.json"))
 
 
 def placed(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> list[HfTensor]:
@@ -108,45 +80,33 @@ def placed(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> list[HfTen
     """
     found = []
     for source in sorted(shapes):
-        shape, stack = shapes[source], _STACK.fullmatch(source)
-        if stack is None:
-            found.append(HfTensor(source, shape, source))
-            continue
-        prefix, name = stack.groups()
-        name = _MIXTRAL[name] if model_type == "mixtral" else name
+        shape = shapes[source]
+        modules = expert_modules(source.removesuffix(".weight"), shape[0], model_type)
         found += [
-            HfTensor(f"{prefix}.experts.{e}.{name}.weight", shape[1:], source, e)
-            for e in range(shape[0])
-        ]
+            HfTensor(f"{module}.weight", shape[1:], source, e) for e, module in enumerate(modules)
+        ] or [HfTensor(source, shape, source)]
     return found
 
 
-def cleaned_config(
-    config: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: str,
-    where: str,
-    *,
-    scaled: bool,
-) -> dict[str, Any]:
+def cleaned_config(source: FloatSource, dtype: str) -> dict[str, Any]:
     """config.json for transformers: no quantization, its class, and no number left to a default.
 
-    Rotary positions and windows are as mlx-lm computes them: ``scaled`` says whether it scales any.
-    `settings` are mlx-lm's, defaults filled in: theirs are not always those of transformers. Lists
-    stay out: by `layer_types` transformers tells Ministral from Mistral.
+    Rotary positions and windows are as mlx-lm computes them. mlx-lm's defaults are not always those
+    of transformers. Lists stay out: by `layer_types` transformers tells Ministral from Mistral.
     """
-    model_type = str(config["model_type"])
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    config, model_type = source.config, str(source.config["model_type"])
     left_out = {"quantization", "quantization_config", "auto_map", "_name_or_path"}
     cleaned = {key: value for key, value in config.items() if key not in left_out}
-    for key, value in settings.items():
+    for key, value in source.settings.items():
         plain = isinstance(value, (bool, int, float, str)) and key not in _OURS_ALONE
         if plain and cleaned.get(key) is None:
             cleaned[key] = value
-    if "rope_parameters" not in settings:
+    if "rope_parameters" not in source.settings:
         cleaned.pop("rope_parameters", None)
     scaling = cleaned.get("rope_scaling")
-    if not scaled:
+    if not source.scaled:
         for key in ("rope_scaling", "rope_parameters"):
             cleaned.pop(key, None)
     elif isinstance(scaling, dict) and "long_factor" in scaling:
@@ -156,9 +116,9 @@ def cleaned_config(
     if model_type == "qwen2_moe":
         # mlx-lm's module has no such step.
         cleaned["norm_topk_prob"] = False
-    cleaned["architectures"] = [class_name(model_type, where)]
-    cleaned["tie_word_embeddings"] = not any(name.startswith("lm_head.") for name in shapes)
-    cleaned["vocab_size"] = shapes["model.embed_tokens.weight"][0]
+    cleaned["architectures"] = [CLASSES[model_type]]
+    cleaned["tie_word_embeddings"] = "lm_head.weight" not in source.shapes
+    cleaned["vocab_size"] = source.shapes["model.embed_tokens.weight"][0]
     # The older key and, since transformers 4.56, the newer one.
     cleaned["torch_dtype"] = cleaned["dtype"] = dtype
     return cleaned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,39 @@ from mlx_itune.export.artifact import (
 from mlx_itune.export.cards import transformers_card
 from mlx_itune.export.transformers.hf_layout import (
     HfTensor,
-    class_name,
     cleaned_config,
     placed,
+    require_known,
     require_same_function,
 )
 from mlx_itune.export.transformers.hf_source import FloatSource
-from mlx_itune.export.transformers.hf_verify import verify_hf
 from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.kit.files import storage_errors
 from mlx_itune.kit.json_files import read_object, write_object
-from mlx_itune.kit.tensorfile import stream_tensors
+from mlx_itune.kit.tensorfile import read_header, stream_tensors
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.loading import base
+from mlx_itune.model.loading import mlx_lm_models as stock
+from mlx_itune.model.loading.fingerprint import weight_files
 
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
+
+
+@dataclass(frozen=True)
+class HfVerification:
+    """Every number in the files against the source's, dequantized in float32.
+
+    largest_difference: what rounding to the checkpoint's type changed at most; it is 0 in float32.
+    opened_by: mlx-lm read the names and shapes by its own rules for transformers' checkpoints.
+    """
+
+    tensors: int
+    numbers: int
+    largest_difference: float
+    opened_by: str
 
 
 def export_hf(
@@ -69,26 +86,34 @@ def export_hf(
         refuse_same(adapter_dir, out)
         adapter = adapters.load(adapter_dir, any_base=any_base)
         adapter.require_template(tokenizer.name, tokenizer.template_sha256)
-    own, where = base.vet(source_dir), str(source_dir / "config.json")
-    model_type, name = str(own["model_type"]), base_id or source_dir.resolve().name
-    class_name(model_type, where)
+    model_type = str(base.vet(source_dir)["model_type"])
+    require_known(model_type, str(source_dir / "config.json"))
     deltas = _deltas(source_dir, adapter)
     source = FloatSource(source_dir, deltas)
     kind = dtype or source.dtype
-    require_same_function(model_type, source.settings, source.shapes, where)
+    require_same_function(source)
     tensors = placed(source.shapes, model_type)
-    sizes = {t.name: int(np.prod(t.shape, dtype=np.int64)) * _STORED[kind][1] for t in tensors}
-    config = cleaned_config(own, source.settings, source.shapes, kind, where, scaled=source.scaled)
+    stored, item_bytes = _STORED[kind]
+    sizes = {t.name: int(np.prod(t.shape, dtype=np.int64)) * item_bytes for t in tensors}
+    config = cleaned_config(source, kind)
     _name_tokens(config, tokenizer)
+    by_name = {tensor.name: tensor for tensor in tensors}
+
+    def parts(name: str) -> Iterator[bytes]:
+        for piece in source.pieces(by_name[name].source, by_name[name].expert):
+            yield _stored(piece, kind, name)
+
     with sealed(out, sum(sizes.values()), "the model") as stage:
         write_config(stage, source_dir, config, tokenizer)
         shards = in_shards(sizes, shard_bytes)
-        _write_tensors(stage, source, tensors, kind, shards)
+        for file, names in shards.items():
+            described = {name: (stored, by_name[name].shape) for name in names}
+            stream_tensors(stage / file, described, parts, {"format": "pt"})
         write_index(stage, shards, sum(sizes.values()))
         checked = verify_hf(stage, FloatSource(source_dir, deltas), tensors)
         # Where the adapter, or else the fused source, came from.
-        file = (adapter_dir or source_dir) / adapters.PROVENANCE
-        papers = read_object(file, error=ModelError) if file.is_file() else {}
+        file_of_papers = (adapter_dir or source_dir) / adapters.PROVENANCE
+        papers = read_object(file_of_papers, error=ModelError) if file_of_papers.is_file() else {}
         if papers:
             write_object(stage / adapters.PROVENANCE, papers)
         measured = (
@@ -96,6 +121,7 @@ def export_hf(
             f"in {checked.tensors:,} tensors,",
             f"at most {checked.largest_difference:.3g} from the MLX model's, by rounding alone.",
         )
+        name = base_id or source_dir.resolve().name
         card = transformers_card(name, measured, tuned=bool(papers))
         (stage / "README.md").write_text(card, encoding="utf-8")
     return Exported((describe(out, "hf"),), checked)
@@ -120,28 +146,6 @@ def _deltas(source_dir: Path, adapter: Adapter | None) -> dict[str, Callable[[],
     return {path: layer.delta for path, layer in lora.adapted(loaded.model)}
 
 
-def _write_tensors(
-    stage: Path,
-    source: FloatSource,
-    tensors: Sequence[HfTensor],
-    kind: str,
-    shards: dict[str, tuple[str, ...]],
-) -> None:
-    last = {tensor.source: tensor.name for tensor in tensors}
-    by_name = {tensor.name: tensor for tensor in tensors}
-
-    def parts(name: str) -> Iterator[bytes]:
-        tensor = by_name[name]
-        for piece in source.pieces(tensor.source, tensor.expert):
-            yield _stored(piece, kind, name)
-        if last[tensor.source] == name:
-            source.release(tensor.source)
-
-    for file, names in shards.items():
-        described = {name: (_STORED[kind][0], by_name[name].shape) for name in names}
-        stream_tensors(stage / file, described, parts, {"format": "pt"})
-
-
 def _stored(piece: Any, kind: str, name: str) -> bytes:
     """The bytes of a float32 piece in the file's type, ties to even."""
     if kind == "float32":
@@ -154,3 +158,46 @@ def _stored(piece: Any, kind: str, name: str) -> bytes:
             f"{name} has numbers beyond what {kind} can hold", hint="use bfloat16 or float32"
         )
     return bytes(rounded.tobytes())
+
+
+def verify_hf(out: Path, source: FloatSource, tensors: Sequence[HfTensor]) -> HfVerification:
+    """Compare the files of `out` with `source`, number by number. Raises ModelError.
+
+    Each number must be the source's, rounded by NumPy to the nearest that the file's type has; and
+    mlx-lm, which knows transformers' layout, must make the same parameters of the files.
+    """
+    where = str(out)
+    files = {n: (file, i) for file in weight_files(out) for n, i in read_header(file).items()}
+    odd = sorted(files.keys() ^ {t.name for t in tensors})
+    if odd:
+        raise ModelError(f"tensor {odd[0]} is missing or should not be there", where=where)
+    read = FloatSource(out).shapes
+    differ = {name for name, _ in read.items() ^ source.shapes.items()}
+    if differ:
+        raise ModelError(f"mlx-lm reads another {min(differ)} from it", where=where)
+    largest, numbers = 0.0, 0
+    for tensor in tensors:
+        file, info = files[tensor.name]
+        if info.shape != tensor.shape:
+            raise ModelError(f"tensor {tensor.name} has the shape {info.shape}", where=where)
+        with storage_errors(file), file.open("rb") as stream:
+            stream.seek(info.start)
+            for piece in source.pieces(tensor.source, tensor.expert):
+                wanted, wide = _rounded(piece, info.dtype)
+                stored = np.fromfile(stream, dtype=wanted.dtype, count=wanted.size)
+                if not np.array_equal(stored, wanted.reshape(-1)):
+                    raise ModelError(f"tensor {tensor.name} is not its source's", where=where)
+                largest = max(largest, float(np.abs(wide - piece).max(initial=0)))
+                numbers += piece.size
+    return HfVerification(len(tensors), numbers, largest, f"mlx-lm {stock.mlx_lm_version()}")
+
+
+def _rounded(piece: Any, dtype: str) -> tuple[Any, Any]:
+    """float32 numbers as the file's type stores them, ties to even; and these in float32."""
+    if dtype != "BF16":
+        stored = piece.astype({"F32": "<f4", "F16": "<f2"}[dtype])
+        return stored, stored.astype(np.float32)
+    # NumPy has no bfloat16, whose bits are float32's upper half.
+    bits = piece.view(np.uint32)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return upper.astype(np.uint16), (upper.astype(np.uint32) << 16).view(np.float32)

@@ -1,8 +1,9 @@
-"""Export to PEFT: adapter_config.json and adapter_model.safetensors for transformers."""
+"""Export to PEFT: adapter_config.json and adapter_model.safetensors for transformers; read back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,29 @@ from mlx_itune.export.artifact import (
     sealed,
 )
 from mlx_itune.export.cards import peft_card
-from mlx_itune.export.transformers.hf_layout import compared
-from mlx_itune.export.transformers.peft_verify import verify_peft
+from mlx_itune.export.transformers.hf_layout import COMPARED
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.json_files import write_object
+from mlx_itune.kit.json_files import read_object, write_object
 from mlx_itune.kit.tensorfile import write_tensors
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora, peft_format
-from mlx_itune.model.adapters.lowrank import EMBEDDING, LowRank
+from mlx_itune.model.adapters.lowrank import EMBEDDING, AdapterLayer, LowRank
+from mlx_itune.model.engine.compute import dequantized_weight
 from mlx_itune.model.loading import base
 
 _ELSEWAY = "export base + adapter as one model instead: --to hf"
+# float32 products in another order; relative to the update's largest entry.
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class PeftVerification:
+    """Updates recomputed from the files against the adapter's, entry by entry."""
+
+    layers: int
+    tensors: int
+    numbers: int
+    largest_difference: float
 
 
 def export_peft(
@@ -74,9 +87,8 @@ def export_peft(
     for path, layer in layers.items():
         for module, factors in _modules(path, layer, model_type, tied).items():
             tensors |= {f"{peft_format.PREFIX}{module}.{n}": t for n, t in factors.items()}
-    quantized = loaded.config.get("quantization") is not None
-    notes = _notes(layers, tied, model_type, quantized=quantized)
-    config = _config(adapter, loaded, targets(loaded.model, layers, model_type, tied))
+    notes = _notes(loaded, layers, tied)
+    config = _config(adapter, loaded) | _targets(loaded.model, layers, model_type, tied)
     with sealed(out, sum(t.nbytes for t in tensors.values()), "the adapter") as stage:
         write_tensors(
             stage / peft_format.TENSORS,
@@ -86,7 +98,7 @@ def export_peft(
         write_object(stage / peft_format.CONFIG, config)
         if tokenizer is not None:
             carry_tokenizer(stage, source, dict(loaded.config), tokenizer)
-        checked = verify_peft(stage, loaded.model, layers, model_type)
+        checked = verify_peft(stage, layers, model_type)
         own = adapter.config
         measured = (
             f"{own.kind}, rank {own.rank}, scale {own.scale:g}, on {checked.layers} layers; "
@@ -125,9 +137,7 @@ def _modules(path: str, layer: LowRank, model_type: str, tied: bool) -> dict[str
     return {path: factors}
 
 
-def _config(
-    adapter: adapters.Adapter, loaded: base.LoadedModel, where: Mapping[str, Any]
-) -> dict[str, Any]:
+def _config(adapter: adapters.Adapter, loaded: base.LoadedModel) -> dict[str, Any]:
     own = adapter.config
     experts = any(".switch_mlp." in name for name in adapter.tensors)
     return {
@@ -148,76 +158,70 @@ def _config(
         "modules_to_save": None,
         "rank_pattern": {},
         "alpha_pattern": {},
-        **where,
     }
 
 
-def _notes(
-    layers: Mapping[str, Any], tied: bool, model_type: str, *, quantized: bool
-) -> tuple[str, ...]:
-    notes = []
-    if not compared(model_type):
-        notes.append(
-            f"model_type {model_type!r} was never compared with transformers: see that PEFT finds "
-            "every key when it loads the adapter"
-        )
-    if quantized:
-        notes.append(
-            "the base is quantized by MLX: put the adapter on what --to hf makes of that base"
-        )
-    if tied and any("embedding" in layer for layer in layers.values()):
-        notes.append("the token table is tied to the head: do not merge it with merge_and_unload")
-    if any("switch_mlp" in path for path in layers):
-        notes.append(
-            "experts were checked with PEFT 0.21 under transformers 5; older ones may not know them"
-        )
-    return tuple(notes)
+def _notes(loaded: base.LoadedModel, layers: Mapping[str, Any], tied: bool) -> tuple[str, ...]:
+    model_type = loaded.config.get("model_type")
+    told = {
+        f"model_type {model_type!r} was never compared with transformers: see that PEFT finds "
+        "every key when it loads the adapter": model_type not in COMPARED,
+        "the base is quantized by MLX: put the adapter on what --to hf makes of that base": (
+            loaded.config.get("quantization") is not None
+        ),
+        "the token table is tied to the head: do not merge it with merge_and_unload": (
+            tied and any("embedding" in layer for layer in layers.values())
+        ),
+        "experts were checked with PEFT 0.21 under transformers 5; older ones may not know them": (
+            any("switch_mlp" in path for path in layers)
+        ),
+    }
+    return tuple(note for note, applies in told.items() if applies)
 
 
-def targets(model: nn.Module, paths: Iterable[str], model_type: str, tied: bool) -> dict[str, Any]:
+def _targets(model: nn.Module, paths: Iterable[str], model_type: str, tied: bool) -> dict[str, Any]:
     """target_modules, and layers_to_transform where only some blocks carry the adapter.
 
     PEFT takes every module whose path is a target or ends with "." and a target. Names are used
     where they match the adapted layers and nothing else, full paths otherwise. Raises ModelError.
     """
-    experts = {p: m.num_experts for p, m in model.named_modules() if hasattr(m, "num_experts")}
-    experts = {path: count for path, count in experts.items() if ".switch_mlp." in path}
+    experts = {
+        path: module.num_experts
+        for path, module in model.named_modules()
+        if ".switch_mlp." in path and hasattr(module, "num_experts")
+    }
 
     def as_modules(path: str) -> list[str]:
         count = experts.get(path, 0)
         return peft_format.expert_modules(path, count, model_type) if count else [path]
 
     adapted = list(paths)
-    if experts:
-        _require_expressible(adapted, experts)
+    _require_expressible(adapted, experts)
     modules = [module for path, _ in model.named_modules() if path for module in as_modules(path)]
-    names, layers = _names(sorted(m for path in adapted for m in as_modules(path)), modules)
+    names, layers = _names({m for path in adapted for m in as_modules(path)}, modules)
     if tied and any(path.endswith("embed_tokens") for path in adapted):
-        names = [*names, "lm_head"]
-    found: dict[str, Any] = {"target_modules": sorted(set(names))}
+        names.add("lm_head")
+    found: dict[str, Any] = {"target_modules": sorted(names)}
     if layers is not None:
         found |= {"layers_to_transform": layers, "layers_pattern": "layers"}
     return found
 
 
-def _names(paths: list[str], modules: list[str]) -> tuple[list[str], list[int] | None]:
+def _names(paths: set[str], modules: list[str]) -> tuple[set[str], list[int] | None]:
     """Names for some modules, and the blocks they are meant in, None for all."""
-    blocks = {path: _block(path) for path in paths}
-    outside = [path for path in paths if blocks[path] is None]
-    inside = {path for path in paths if blocks[path] is not None}
-    layers = sorted({block for block in blocks.values() if block is not None})
-    every = {_block(module) for module in modules} - {None}
+    inside = {path for path in paths if _block(path) is not None}
+    layers = {block for path in inside if (block := _block(path)) is not None}
     for parts in (1, 2):
-        names = {".".join(path.split(".")[-parts:]) for path in inside}
-        matched = {
-            module
-            for module in modules
-            if ".".join(module.split(".")[-parts:]) in names
-            and (_block(module) is None or _block(module) in layers)
-        }
-        if inside and matched == inside:
-            return [*sorted(names), *outside], None if set(layers) == every else layers
+        names = {_end(path, parts) for path in inside}
+        within = [m for m in modules if _block(m) in (None, *layers)]
+        if inside and {m for m in within if _end(m, parts) in names} == inside:
+            every = {_block(module) for module in modules} - {None}
+            return names | (paths - inside), None if layers == every else sorted(layers)
     return paths, None
+
+
+def _end(module: str, parts: int) -> str:
+    return ".".join(module.split(".")[-parts:])
 
 
 def _block(module: str) -> int | None:
@@ -225,7 +229,7 @@ def _block(module: str) -> int | None:
     return int(parts[2]) if parts[:2] == ["model", "layers"] and len(parts) > 3 else None
 
 
-def _require_expressible(adapted: list[str], experts: dict[str, int]) -> None:
+def _require_expressible(adapted: list[str], experts: Iterable[str]) -> None:
     """What PEFT does to experts under transformers 5, where gate and up of all are one tensor.
 
     It takes every target that is called as they are for theirs. Raises ModelError.
@@ -238,3 +242,61 @@ def _require_expressible(adapted: list[str], experts: dict[str, int]) -> None:
         twin = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(name)
         if path in experts and twin and f"{block}.{twin}" not in adapted:
             raise ModelError("PEFT adapts gate_proj and up_proj of experts together", hint=_ELSEWAY)
+
+
+def verify_peft(out: Path, layers: Mapping[str, AdapterLayer], model_type: str) -> PeftVerification:
+    """Compare B A alpha / r, or what DoRA makes of it, with each layer's own update.
+
+    Read by the safetensors package, computed by NumPy. Raises ModelError where they differ by more
+    than rounding, or a tensor is not accounted for.
+    """
+    from safetensors.numpy import load_file
+
+    config = read_object(out / peft_format.CONFIG, error=ModelError)
+    scale = config["lora_alpha"] / config["r"]
+    left = {
+        name.removeprefix(peft_format.PREFIX): array
+        for name, array in load_file(out / peft_format.TENSORS).items()
+    }
+    tensors, numbers, largest = len(left), 0, 0.0
+    if "lm_head" not in layers and "lm_head.lora_A.weight" in left:
+        # Of a tied head, which is no layer: the token table's very numbers.
+        for head, own in (("lora_A.weight", "B"), ("lora_B.weight", "A")):
+            table = left.get(f"model.embed_tokens.lora_embedding_{own}", np.zeros(0))
+            if not np.array_equal(left.pop(f"lm_head.{head}"), table.T):
+                raise ModelError("the tied head's update is not the token table's")
+    for path, layer in layers.items():
+        wanted = np.array(layer.delta())
+        modules = peft_format.expert_modules(path, wanted.shape[0], model_type)
+        if modules:
+            got = np.stack([_product(left, module) for module in modules]) * scale
+        else:
+            got = _update(left, path, layer, scale)
+        gap = float(np.abs(got - wanted).max())
+        if not gap <= _TOLERANCE * max(float(np.abs(wanted).max()), 1e-6):
+            raise ModelError(f"the update of {path} reads back as another, by {gap:.3g}")
+        largest, numbers = max(largest, gap), numbers + wanted.size
+    if left:
+        raise ModelError(f"tensor {min(left)} belongs to no layer", where=str(out))
+    return PeftVerification(len(layers), tensors, numbers, largest)
+
+
+def _product(left: dict[str, Any], module: str) -> Any:
+    """B A of a module's tensors, which are taken out of `left`."""
+    a, b = left.pop(f"{module}.lora_A.weight"), left.pop(f"{module}.lora_B.weight")
+    return b @ a
+
+
+def _update(left: dict[str, Any], path: str, layer: AdapterLayer, scale: float) -> Any:
+    """One layer's update from PEFT's tensors, which are taken out of `left`."""
+    if f"{path}.lora_embedding_A" in left:
+        a, b = left.pop(f"{path}.lora_embedding_A"), left.pop(f"{path}.lora_embedding_B")
+        return (b @ a).T * scale
+    update = _product(left, path) * scale
+    magnitude = left.pop(f"{path}.lora_magnitude_vector", None)
+    if magnitude is None:
+        return update
+    held = layer["linear"]
+    weight = np.array(dequantized_weight(held) if hasattr(held, "bits") else held["weight"])
+    tuned = weight.astype(np.float64) + update
+    return magnitude[:, None] / np.linalg.norm(tuned, axis=1, keepdims=True) * tuned - weight
