@@ -63,13 +63,15 @@ def read_rows(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     kind: str | None = None,
+    mend: Callable[[Mapping[str, Any], str, RowFault], Conversation | None] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Conversation | Fault]:
     """The conversations of a file of any kind, in order, with a Fault for each row that is none.
 
     A row gives one conversation; a seed task with several instances gives one for each, all with
     the same origin. `format` and `kind` force what is otherwise found out; `columns` maps fields to
-    columns. Columns that are numbers say that a table has no header.
+    columns. Columns that are numbers say that a table has no header. `mend` may make a conversation
+    of a row with a fault, which keeps no rules yet.
     Raises StorageError when the file cannot be read, DataError for a file of another kind,
     UsageError for a bad `format`, `columns` or `kind`.
     """
@@ -85,7 +87,10 @@ def read_rows(
         try:
             yield from parse_rows(record.value, record.origin(name), format=format, columns=columns)
         except RowFault as fault:
-            yield fault.at(name, record.line, record.row)
+            mended = (
+                mend(record.value, record.origin(name), fault) if mend and not columns else None
+            )
+            yield mended or fault.at(name, record.line, record.row)
 
 
 def load_splits(

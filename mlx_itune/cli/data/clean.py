@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, table
-from mlx_itune.kit.errors import UsageError, one_line
+from mlx_itune.kit.errors import one_line
 from mlx_itune.kit.wording import count
 
 if TYPE_CHECKING:
@@ -125,29 +126,24 @@ def command(
     """
     from mlx_itune.cli.progress import Progress
     from mlx_itune.dataset.checking import load_lints
-    from mlx_itune.dataset.cleaning.rows import RowReader
     from mlx_itune.dataset.cleaning.run import clean
-    from mlx_itune.dataset.cleaning.steps import StepOptions, settings_of, steps_of
+    from mlx_itune.dataset.cleaning.steps import Plan, steps_of
+    from mlx_itune.dataset.sources import read_rows
 
-    if steps is not None and preset is not None:
-        raise UsageError("give --steps or --preset, not both")
     asked = {"unify-system": given.pop("unify_system"), "language": given["language"],
              "pii": given["pii"]}  # fmt: skip
-    chosen = StepOptions(load_lints(lints), **given).with_preset(preset)
-    names = steps_of(steps, preset, [name for name, wanted in asked.items() if wanted])
-    settings = settings_of(names, chosen) | ({"lints": lints.name} if lints else {})
+    plan = Plan(steps_of(steps, preset, asked), load_lints(lints), preset, **given)
     rows = reading.RowFiles(sources, forced)
     with Progress() as progress:
+        on_bytes = progress.bytes_of("clean", rows.bytes)
         cleaned = clean(
             sources,
             out,
-            names,
-            chosen,
-            reader=RowReader(rows.format, rows.columns),
+            plan,
+            read=partial(read_rows, format=rows.format, columns=rows.columns, on_bytes=on_bytes),
             keep_going=keep_going,
-            settings=settings,
+            settings={"lints": lints.name} if lints else {},
             operator=operator,
-            on_bytes=progress.bytes_of("clean", rows.bytes),
         )
     repeats = reading.repeats(cleaned.duplicate_sources)
     return Result({"out": out, **vars(cleaned), "duplicate_sources": repeats}, _lines(cleaned, out))

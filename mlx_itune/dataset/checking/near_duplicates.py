@@ -14,12 +14,13 @@ import json
 import pickle
 import re
 import tempfile
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby, pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,8 @@ _FAMILY_ROWS, _FAMILY_BELOW, _FAMILY_SAMPLE = 8, 0.2, 32
 
 # Rows that agree in one band of four minima are compared: 98.8 % of those with similarity 0.6.
 _PERMUTATIONS, _BAND_WIDTH, _SEED = 128, 4, 1
-_BATCH_ROWS, _BATCH_CHARS = 128, 1 << 18
+# Minima of a band as one number: multiplied by odd ones, and added.
+_MIX = np.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F], np.uint32)
 # Of a band's look-alikes a row is paired with a few before it and with the first.
 _PARTNERS = 4
 # Pairs whose words are compared: those with most bands in common, this many, or one per 16 rows.
@@ -51,13 +53,8 @@ _TEXTS_KEPT = 256
 # In scripts that are written without spaces every character is a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uabff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-# Bytes of text as they count for shingles: signs and spaces as a space; NUL stands between rows.
-_FOLDED = np.array(
-    [b if b == 0 or b > 127 or chr(b).isalnum() else 32 for b in range(256)], np.uint8
-)
-_SHINGLE = 8
 _HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,35 @@ class Match:
     similarity: float
 
 
+class Spool(Generic[T]):
+    """Values in a temporary file: written once, read in order or by number, from 0.
+
+    The file is our own and gone afterwards, so that pickle is safe here; 8 bytes each stay in
+    memory.
+    """
+
+    def __init__(self) -> None:
+        with storage_errors(tempfile.gettempdir()):
+            self._file = tempfile.TemporaryFile(prefix="mlx-itune-")  # noqa: SIM115
+        self._starts = array("Q")
+        self.close = self._file.close
+
+    def append(self, value: T) -> int:
+        """Write one value at the end; its number."""
+        with storage_errors(tempfile.gettempdir()):
+            self._starts.append(self._file.seek(0, 2))
+            pickle.dump(value, self._file, protocol=pickle.HIGHEST_PROTOCOL)
+        return len(self._starts) - 1
+
+    def __getitem__(self, number: int) -> T:
+        self._file.seek(self._starts[number])
+        value: T = pickle.load(self._file)
+        return value
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.__getitem__, range(len(self._starts)))
+
+
 class Duplicates:
     """Add every row, which tells exact repeats, then ask for the near ones.
 
@@ -81,39 +107,38 @@ class Duplicates:
     """
 
     def __init__(self, *, near: bool = True, threshold: float = THRESHOLD) -> None:
-        self.rows = 0
         # Whether there were more look-alikes than are worth comparing.
         self.cut_short = False
         self._near, self._threshold = near, threshold
         self._first: dict[int, int] = {}
-        # Of each row that may have near duplicates its number and the place of its text.
-        self._kept: list[tuple[int, int]] = []
-        self._end = 0
+        self._rows = 0
+        # Of each row that may have near duplicates its number, its bands and its two sides.
+        self._numbers = array("Q")
         self._bands: list[NDArray[np.uint32]] = []
-        self._waiting: list[tuple[int, str, str]] = []
-        with storage_errors(tempfile.gettempdir()):
-            self._file = tempfile.TemporaryFile(prefix="mlx-itune-")  # noqa: SIM115
-        self.close = self._file.close
+        self._sides = Spool[tuple[str, str]]()
+        self.close = self._sides.close
 
     def add(self, row: Conversation) -> int | None:
         """Add a row; the number of the first one that says exactly the same, or None."""
-        number, self.rows = self.rows, self.rows + 1
+        number, self._rows = self._rows, self._rows + 1
         prompts, replies = _sides(row)
         text = f"{prompts}\n{replies}"
         is_short = len(text) < _MANY_CHARS and len(_WORD.findall(text)) < _MIN_WORDS
         first = self._first.setdefault(_exact_key(row, spelled=not is_short), number)
         if first != number:
             return first
-        if self._near and not is_short:
-            self._waiting.append((number, prompts, replies))
-            if len(self._waiting) == _BATCH_ROWS or len(text) > _BATCH_CHARS:
-                self._sign()
+        if self._near and not is_short and (words := _WORD.findall(text.lower())):
+            minima = RMinHash(_PERMUTATIONS, _SEED)
+            minima.update([*map(" ".join, pairwise(words))] or words)
+            bands = np.array(minima.digest(), np.uint32).reshape(-1, _BAND_WIDTH) * _MIX
+            self._bands.append(bands.sum(axis=1, dtype=np.uint32))
+            self._numbers.append(number)
+            self._sides.append((prompts, replies))
         return None
 
     def near(self) -> Iterator[list[Match]]:
         """Per row with near duplicates its matches: other spellings first, then the closest."""
-        self._sign()
-        pairs = self._pairs() if self._kept else []
+        pairs = self._pairs() if self._bands else []
         group_of = {row: number for number, rows in enumerate(families(pairs)) for row in rows}
         text = functools.lru_cache(_TEXTS_KEPT)(self._text)
         found: dict[int, list[Match]] = defaultdict(list)
@@ -121,58 +146,39 @@ class Duplicates:
         pairs.sort(key=lambda pair: group_of[pair[0]])
         for _, group in groupby(pairs, key=lambda pair: group_of[pair[0]]):
             for later, earlier, kind, similarity in _alike(list(group), text, self._threshold):
-                match = Match(self._kept[later][0], self._kept[earlier][0], kind, similarity)
+                match = Match(self._numbers[later], self._numbers[earlier], kind, similarity)
                 found[match.later].append(match)
         for row in sorted(found):
             yield sorted(found[row], key=lambda m: (m.kind != "spelling", -m.similarity, m.earlier))
 
-    def _sign(self) -> None:
-        """Put away the rows that wait: their texts, and (rows, bands) hashes of four minima."""
-        if not self._waiting:
-            return
-        with storage_errors(tempfile.gettempdir()):
-            for number, *texts in self._waiting:
-                self._kept.append((number, self._end))
-                self._end += self._file.write(pickle.dumps(texts))
-        minima = _minima([f"{prompts}\n{replies}" for _, prompts, replies in self._waiting])
-        minima = minima.reshape(len(self._waiting), -1, _BAND_WIDTH)
-        mixed = minima[..., 0]
-        for column in range(1, _BAND_WIDTH):
-            mixed = mixed * _MIX + minima[..., column]
-        self._bands.append((mixed * _MIX >> _HALF).astype(np.uint32))
-        self._waiting = []
-
     def _pairs(self) -> list[tuple[int, int]]:
-        """(later, earlier) places in `_kept` of rows that share bands, in order."""
-        pairs, shared = np.zeros(0, np.uint64), np.zeros(0, np.intp)
-        for band in np.concatenate(self._bands).T:
-            order = np.argsort(band, kind="stable")
+        """(later, earlier) of kept rows that share bands, in order."""
+        pairs: NDArray[Any] = np.zeros(0, np.uint64)
+        shared: NDArray[Any] = np.zeros(0)
+        for band in np.array(self._bands).T:
+            order = np.argsort(band, kind="stable").astype(np.uint64)
             within = _within(band[order])
-            made = [pairs]
-            for back in range(1, _PARTNERS + 1):
-                (later,) = np.nonzero(within >= back)
-                made.append(_packed(order[later], order[later - back]))
-            (later,) = np.nonzero(within > _PARTNERS)
-            made.append(_packed(order[later], order[later - within[later]]))
-            known = len(pairs)
-            pairs, place = np.unique(np.concatenate(made), return_inverse=True)
-            counts = np.bincount(place[known:], minlength=len(pairs))
-            counts[place[:known]] += shared
-            shared = counts
+            made = []
+            for back in (*range(1, _PARTNERS + 1), 0):
+                (later,) = np.nonzero(within >= back if back else within > _PARTNERS)
+                earlier = later - (back or within[later])
+                made.append(order[later] << _HALF | order[earlier])
+            new = np.concatenate(made)
+            counts = np.concatenate([shared, np.ones(len(new))])
+            pairs, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+            shared = np.bincount(place, counts)
             if len(pairs) > _MOST_PAIRS:
                 most = np.sort(np.argsort(-shared, kind="stable")[: _MOST_PAIRS // 2])
                 pairs, shared = pairs[most], shared[most]
         best = np.lexsort((-shared, pairs >> _HALF))
         best = best[_within((pairs >> _HALF)[best]) < _PARTNERS]
-        budget = max(_MIN_BUDGET, self.rows // _ROWS_PER_PAIR)
+        budget = max(_MIN_BUDGET, self._rows // _ROWS_PER_PAIR)
         self.cut_short = len(best) > budget
         chosen = np.sort(pairs[best[np.argsort(-shared[best], kind="stable")[:budget]]])
         return list(zip((chosen >> _HALF).tolist(), (chosen & _LOW).tolist(), strict=True))
 
     def _text(self, place: int) -> _Text:
-        with storage_errors(tempfile.gettempdir()):
-            self._file.seek(self._kept[place][1])
-            prompts, replies = (text.lower() for text in pickle.load(self._file))
+        prompts, replies = (side.lower() for side in self._sides[place])
         asked, said = _WORD.findall(prompts), _WORD.findall(replies)
         return _Text(
             hash((*prompts.split(), None, *replies.split())),
@@ -299,36 +305,9 @@ def families(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     return list(found.values())
 
 
-def _minima(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """(rows, permutations): MinHash of each text's shingles of eight bytes, words only."""
-    border = bytes(_SHINGLE)
-    encoded = [border + text.lower().encode("utf-8", "surrogatepass") for text in texts]
-    folded = _FOLDED[np.frombuffer(b"".join([*encoded, border]), np.uint8)]
-    # Of several spaces one is left.
-    kept = folded != ord(" ")
-    kept[1:] |= folded[:-1] != ord(" ")
-    starts = np.cumsum([0, *map(len, encoded)])
-    sizes = np.add.reduceat(kept[: starts[-1]], starts[:-1], dtype=np.intp)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    folded = folded[kept]
-    # A window's bytes are its hash; those before and after a row's text hold NULs and its ends.
-    shingles = np.ndarray((int(starts[-1]),), np.uint64, folded, strides=(1,)) * _MIX
-    shingles ^= shingles >> _HALF
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        shingles, starts.astype(np.uint64), _PERMUTATIONS, _SEED
-    )
-    minima: NDArray[np.uint64] = np.array(matrix.to_rows(), np.uint64)
-    return minima
-
-
 def _within(ranked: NDArray[Any]) -> NDArray[np.intp]:
     """For each of some sorted values its place among those that equal it."""
     return np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
-
-
-def _packed(later: NDArray[np.intp], earlier: NDArray[np.intp]) -> NDArray[np.uint64]:
-    packed: NDArray[np.uint64] = later.astype(np.uint64) << _HALF | earlier.astype(np.uint64)
-    return packed
 
 
 def _sides(row: Conversation) -> tuple[str, str]:

@@ -1,17 +1,17 @@
-"""Rows on their way through the steps; with `mend` also those that break the rules of turns."""
+"""Rows on their way through the steps, what a step makes of one, and broken ones to be mended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 from mlx_itune.dataset.conversation import Conversation, Turn, find_problem, is_text
 from mlx_itune.dataset.faults import Fault, RowFault, fault_at
-from mlx_itune.dataset.formats import parse_rows
-from mlx_itune.dataset.formats.chat import ROLE_OF
-from mlx_itune.dataset.reading import read_records
+from mlx_itune.dataset.formats.chat import turns_of
+from mlx_itune.dataset.formats.fields import Parsed, tags_of, tools_of, with_system
+from mlx_itune.kit.wording import count
 
 # Faults that steps on turns can mend.
 _MENDABLE = frozenset({"role-order", "empty", "no-reply", "no-turns", "type", "missing-key"})
@@ -19,6 +19,17 @@ _LISTS = (("messages", "role", "content"), ("conversations", "from", "value"))
 _PAIRS = (
     ("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("input", "output")
 )  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """What becomes of a row (None: it is left out), and why."""
+
+    row: Conversation | None
+    detail: str
+
+
+# None leaves the row as it is.
+RowStep = Callable[[Conversation], Outcome | None]
 
 
 @dataclass(frozen=True)
@@ -31,34 +42,26 @@ class Row:
     notes: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class RowReader:
-    """Reads rows; with `mend`, those whose turns are out of order or empty come as they are.
+def with_turns(row: Conversation, turns: Sequence[Turn], detail: str) -> Outcome:
+    """A row with other turns, legal or not yet."""
+    return Outcome(replace(row, turns=tuple(turns), checked=True), detail)
 
-    Such a conversation breaks the rules that Conversation checks, until a step has mended it.
-    """
 
-    format: str | None = None
-    columns: Mapping[str, str] | None = None
-    mend: bool = False
+def map_texts(row: Conversation, change: Callable[[Turn, str], str], what: str) -> Outcome | None:
+    """Change the contents of turns."""
+    turns = [with_text(turn, partial(change, turn)) for turn in row.turns]
+    number = sum(new != old for new, old in zip(turns, row.turns, strict=True))
+    return with_turns(row, turns, f"{what} in {count(number, 'turn')}") if number else None
 
-    def rows(
-        self, path: Path, on_bytes: Callable[[int], None] | None = None
-    ) -> Iterator[Conversation | Fault]:
-        """The conversations and faults of a file, in order."""
-        for record in read_records(path, on_bytes=on_bytes):
-            if isinstance(record, Fault):
-                yield record
-                continue
-            origin = record.origin(str(path))
-            try:
-                yield from parse_rows(
-                    record.value, origin, format=self.format, columns=self.columns
-                )
-            except RowFault as fault:
-                mendable = self.mend and fault.code in _MENDABLE and self.columns is None
-                row = _as_it_is(record.value, origin) if mendable else None
-                yield row or fault.at(str(path), record.line, record.row)
+
+def with_text(turn: Turn, change: Callable[[str], str]) -> Turn:
+    """Change the content of a turn; Alpaca's input stays the end of it."""
+    given = turn.input
+    if given is None or not turn.content.endswith(f"\n\n{given}"):
+        new = change(turn.content)
+        return turn if new == turn.content else replace(turn, content=new, input=None)
+    asked, given = change(turn.content.removesuffix(f"\n\n{given}")), change(given)
+    return replace(turn, content=f"{asked}\n\n{given}", input=given)
 
 
 def refusal_of(row: Conversation) -> Fault | None:
@@ -69,42 +72,36 @@ def refusal_of(row: Conversation) -> Fault | None:
     return fault_at(row.origin, *problem) if problem else None
 
 
-def _as_it_is(value: Mapping[str, Any], origin: str) -> Conversation | None:
-    turns: list[Turn | None] = []
-    for key, role_key, text_key in _LISTS:
+def as_it_is(value: Mapping[str, Any], origin: str, fault: RowFault) -> Conversation | None:
+    """A row whose turns are out of order or empty, for steps to mend; None for any other fault."""
+    if fault.code not in _MENDABLE:
+        return None
+    try:
+        parsed = _parsed(value)
+        tools = tools_of(value)
+    except RowFault:
+        return None
+    tags = tags_of(value, parsed.used | {"tools", "functions"})
+    return Conversation(parsed.turns, origin, tools, tags, checked=True)
+
+
+def _parsed(value: Mapping[str, Any]) -> Parsed:
+    for key, role, text in _LISTS:
         if isinstance(value.get(key), list):
-            turns, used = [_turn(item, role_key, text_key) for item in value[key]], {key}
-            break
-    else:
-        for asked, answered in _PAIRS:
-            question, answer = value.get(asked), value.get(answered)
-            if isinstance(question, str) and isinstance(answer, (str, type(None))):
-                context, used = value.get("input"), {asked, answered, "input"}
-                if asked == "instruction" and isinstance(context, str) and context:
-                    question = f"{question}\n\n{context}"
-                turns = [Turn("user", question), Turn("assistant", answer or "")]
-                break
-        else:
-            return None
-    known = tuple(turn for turn in turns if turn is not None)
-    if len(known) < len(turns):
-        return None
-    system = value.get("system")
-    if isinstance(system, str) and system.strip() and all(t.role != "system" for t in known):
-        known = (Turn("system", system), *known)
-    tags = {k: v for k, v in value.items() if k not in {*used, "system"} and isinstance(v, str)}
-    return Conversation(known, origin, (), tags, checked=True)
+            said = ({text: "", **_without_null(item)} for item in value[key])
+            return with_system(value, turns_of({key: list(said)}, key, role, text), key)
+    for asked, answered in _PAIRS:
+        question, answer = value.get(asked), value.get(answered)
+        if isinstance(question, str) and isinstance(answer, (str, type(None))):
+            context = value.get("input") if asked == "instruction" else None
+            if isinstance(context, str) and context:
+                question = f"{question}\n\n{context}"
+            turns = Turn("user", question), Turn("assistant", answer or "")
+            return with_system(value, turns, asked, answered, "input")
+    raise RowFault("no-turns", "no turns")
 
 
-def _turn(item: Any, role_key: str, text_key: str) -> Turn | None:
-    """A turn that says something or nothing; None for one that is no mere text."""
-    if not isinstance(item, dict) or item.get("tool_calls"):
-        return None
-    role = item.get(role_key, item.get("role", item.get("from")))
-    text = item.get(text_key, item.get("content", item.get("value")))
-    weight = item.get("weight")
-    known = ROLE_OF.get(role.strip().lower()) if isinstance(role, str) else None
-    numeric = weight is None or (isinstance(weight, (int, float)) and weight is not True)
-    if known is None or not numeric or not isinstance(text, (str, type(None))):
-        return None
-    return Turn(known, text or "", weight)
+def _without_null(item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise RowFault("type", "a turn that is no object")
+    return {key: part for key, part in item.items() if part is not None}

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.checking.check import split_of
-from mlx_itune.dataset.cleaning.outcome import Changed, Dropped
 from mlx_itune.dataset.cleaning.pii import redact, redact_conversation
-from mlx_itune.dataset.cleaning.rows import Row, RowReader, refusal_of
-from mlx_itune.dataset.cleaning.steps import MENDING, Step, StepOptions, make_steps
-from mlx_itune.dataset.cleaning.whole import WholeStep
+from mlx_itune.dataset.cleaning.rows import Row, as_it_is, refusal_of
+from mlx_itune.dataset.cleaning.steps import MENDING, Plan
+from mlx_itune.dataset.cleaning.whole import Sources, Told
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
+from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError
 
-FAULTS_KEPT = 50
+_FAULTS_KEPT = 50
 # Of two equal rows the held-out one stays: training rows are taken out of the evaluation's way.
 _ORDER = {"test": 0, "valid": 1, "train": 2}
+# Reads a file's rows: its path, what mends a row, who is told of bytes read.
+Reader = Callable[..., Iterator[Conversation | Fault]]
 
 
 @dataclass
@@ -39,48 +41,43 @@ class Cleaned:
     steps: dict[str, dict[str, int]] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
-    duplicate_sources: Counter[tuple[str, str]] = field(default_factory=Counter)
+    duplicate_sources: Sources = field(default_factory=Counter)
     ledger: str = ""
 
 
 def clean(
     sources: Sequence[Path],
     out: Path,
-    names: Sequence[str],
-    options: StepOptions,
+    plan: Plan,
     *,
-    reader: RowReader | None = None,
+    read: Reader = read_rows,
     keep_going: bool = False,
     settings: Mapping[str, Any] | None = None,
     operator: str | None = None,
-    on_bytes: Callable[[int], None] | None = None,
 ) -> Cleaned:
     """Run the steps over every row of `sources` and write the data folder `out`.
 
     Raises DataError for broken rows unless `keep_going`, and when no row is left; UsageError for
     an unknown step.
     """
-    steps = make_steps(names, options)
+    result = Cleaned()
+    steps = plan.make_steps(result.duplicate_sources)
+    settings = plan.settings() | dict(settings or {})
     # Rows are legal from the last step on that mends them.
-    last = max((at for at, name in enumerate(names, 1) if name in MENDING), default=0)
-    reader = replace(reader or RowReader(), mend=last > 0)
+    last = max((at for at, name in enumerate(steps, 1) if name in MENDING), default=0)
     with new_folder(out, "clean", sources, settings=settings, operator=operator) as writer:
-        hidden = options.kinds if "pii" in names else ()
-        counts = {name: {"in": 0, "kept": 0, "changed": 0, "removed": 0} for name in names}
-        run = _Run(writer, Cleaned(steps=counts), keep_going, hidden)
-        rows = run.read(reader, on_bytes)
-        for position, (name, step) in enumerate([("", None), *steps]):
-            rows = run.through(name, step, rows) if step else rows
-            rows = run.legal(rows) if position == last else rows
+        run = _Run(writer, result, keep_going, plan.kinds if "pii" in steps else ())
+        rows = run.read(read, as_it_is if last else None)
+        for at, (name, step) in enumerate(steps.items(), 1):
+            result.steps[name] = {"in": 0, "kept": 0, "changed": 0, "removed": 0}
+            rows = run.through(name, step(rows))
+            rows = run.legal(rows) if at == last else rows
         for row in rows:
             run.write(row)
         run.refuse_broken()
-    for _, step in steps:
-        if isinstance(step, WholeStep):
-            run.result.duplicate_sources += step.pairs
-    run.result.splits = {split: count for split, count in writer.counts.items() if count}
-    run.result.ledger = writer.record.seal
-    return run.result
+    result.splits = {split: count for split, count in writer.counts.items() if count}
+    result.ledger = writer.record.seal
+    return result
 
 
 @dataclass
@@ -91,14 +88,14 @@ class _Run:
     # Kinds of personal data that are nowhere to be shown: None for all.
     hidden: Sequence[str] | None
 
-    def read(self, reader: RowReader, on_bytes: Callable[[int], None] | None) -> Iterator[Row]:
+    def read(self, read: Reader, mend: Callable[..., Conversation | None] | None) -> Iterator[Row]:
         """The rows of every file, held-out splits first."""
         files = [
             (file.split or split_of(file.path) or "train", file.path)
             for file in self.writer.inputs.files
         ]
         for split, path in sorted(files, key=lambda item: _ORDER[item[0]]):
-            for item in reader.rows(path, on_bytes):
+            for item in read(path, mend=mend):
                 self.result.rows += 1
                 if isinstance(item, Fault):
                     self.reject(item)
@@ -109,30 +106,24 @@ class _Run:
     def legal(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows that could be trained on; the others are broken ones."""
         for row in rows:
-            problem = refusal_of(row.now)
-            if problem is None:
-                yield row
-            else:
+            if problem := refusal_of(row.now):
                 self.reject(problem)
+            else:
+                yield row
 
-    def through(self, name: str, step: Step, rows: Iterable[Row]) -> Iterator[Row]:
+    def through(self, name: str, told: Told) -> Iterator[Row]:
         """The rows that a step lets pass, as it leaves them."""
         count = self.result.steps[name]
-        told = (
-            step.run(rows)
-            if isinstance(step, WholeStep)
-            else ((row, step(row.now)) for row in rows)
-        )
         for row, outcome in told:
             count["in"] += 1
-            if isinstance(outcome, Dropped):
+            if outcome and outcome.row is None:
                 count["removed"] += 1
                 self.result.removed += 1
-                shown = not self._is_personal(row.before)
-                self.writer.remove(row.before, name, self._said(outcome.detail), show=shown)
+                detail = self._said(outcome.detail)
+                self.writer.remove(row.before, name, detail, show=self._may_show(row))
                 continue
             count["kept"] += 1
-            if isinstance(outcome, Changed):
+            if outcome and outcome.row is not None:
                 count["changed"] += 1
                 row = replace(row, now=outcome.row, notes=(*row.notes, (name, outcome.detail)))
             yield row
@@ -150,7 +141,7 @@ class _Run:
             before=row.before,
             reason="+".join(dict.fromkeys(name for name, _ in row.notes)),
             detail="; ".join(f"{name}: {detail}" for name, detail in row.notes),
-            show_before=not self._is_personal(row.before),
+            show_before=self._may_show(row),
         )
 
     def reject(self, fault: Fault) -> None:
@@ -160,7 +151,7 @@ class _Run:
             return
         self.result.rejected += 1
         fault = replace(fault, message=self._said(fault.message))
-        if len(self.result.faults) < FAULTS_KEPT:
+        if len(self.result.faults) < _FAULTS_KEPT:
             self.result.faults.append(fault)
         self.writer.reject(fault)
 
@@ -177,6 +168,6 @@ class _Run:
         """What is said of a row, which may quote it."""
         return text if self.hidden == () else redact(text, self.hidden)[0]
 
-    def _is_personal(self, row: Conversation) -> bool:
-        """Whether a row's old text may not be shown, because it is what was to be removed."""
-        return self.hidden != () and bool(redact_conversation(row, self.hidden)[1])
+    def _may_show(self, row: Row) -> bool:
+        """Whether a row's old text may be kept: not, if it is what was to be removed."""
+        return self.hidden == () or not redact_conversation(row.before, self.hidden)[1]

@@ -1,22 +1,21 @@
-"""The cleaning steps by name, and the presets that list them."""
+"""The cleaning steps by name, the presets that list them, and what they can be told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from mlx_itune.dataset.checking.lints import Lint, excerpt, load_lints
+from mlx_itune.dataset.checking.lints import Lint, load_lints
 from mlx_itune.dataset.checking.near_duplicates import THRESHOLD
-from mlx_itune.dataset.cleaning import texts, turns
-from mlx_itune.dataset.cleaning.outcome import Dropped, Outcome, RowStep
+from mlx_itune.dataset.cleaning import row_steps
 from mlx_itune.dataset.cleaning.pii import known_kinds
-from mlx_itune.dataset.cleaning.whole import DropRepeats, UnifySystem, WholeStep
-from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.cleaning.rows import Row, RowStep
+from mlx_itune.dataset.cleaning.whole import Sources, Told, drop_repeats, unify_system
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.wording import did_you_mean
-
-Step = RowStep | WholeStep
 
 PRESETS = {
     "default": (
@@ -32,32 +31,30 @@ PRESETS = {
     ),
 }  # fmt: skip
 # What `refusals` drops beside the lints that say so themselves.
-PRESET_CODES = {"alpaca": ("url-only", "attachment", "merged-instructions", "no-words")}
+_PRESET_CODES = {"alpaca": ("url-only", "attachment", "merged-instructions", "no-words")}
 # Steps that work on rows which break the rules of a conversation.
 MENDING = ("trim-leading", "trim-trailing", "merge-turns", "drop-irregular", "empty-answers")
+# Gives each of the rows with what becomes of it.
+Step = Callable[[Iterable[Row]], Told]
 
 
 @dataclass(frozen=True)
-class StepOptions:
-    """What the steps can be told.
+class Plan:
+    """The steps in order, and what they can be told.
 
-    `drop`: codes of the lints that `refusals` drops (None: those marked so); `pii`: kinds of
-    personal data (None, or "all": every one).
+    `drop`: codes of the lints that `refusals` drops (None: those marked so, and those of the
+    preset); `pii`: kinds of personal data (None, or "all": every one).
     """
 
+    steps: Sequence[str]
     lints: Sequence[Lint] = field(default_factory=load_lints)
+    preset: str | None = None
     drop: Sequence[str] | None = None
     min_chars: int = 16
-    language: Sequence[str] | None = None
+    language: Sequence[str] = ()
     script_share: float = 0.6
     pii: Sequence[str] | None = None
     similarity: float = THRESHOLD
-
-    def with_preset(self, preset: str | None) -> StepOptions:
-        """With the lints that a preset drops, unless some are chosen."""
-        more = PRESET_CODES.get(preset or "", ())
-        codes = [lint.code for lint in self.lints if lint.drop or lint.code in more]
-        return replace(self, drop=codes) if more and self.drop is None else self
 
     @property
     def kinds(self) -> Sequence[str] | None:
@@ -66,31 +63,76 @@ class StepOptions:
         known_kinds(kinds)
         return kinds
 
+    @property
+    def dropping(self) -> list[Lint]:
+        """The lints whose rows `refusals` drops. Raises UsageError."""
+        lints = {lint.code: lint for lint in self.lints}
+        more = _PRESET_CODES.get(self.preset or "", ())
+        marked = [code for code, lint in lints.items() if lint.drop or code in more]
+        return [lints[_known("lint", code, lints)] for code in self.drop or marked]
 
-def steps_of(steps: Sequence[str] | None, preset: str | None, more: Sequence[str]) -> list[str]:
-    """The steps in order; `more` of them come before the duplicates that they lay open."""
+    @property
+    def control_text(self) -> re.Pattern[str]:
+        """The control strings that the lints name. Raises UsageError where they name none."""
+        found = [text for lint in self.lints if lint.code == "template-text" for text in lint.texts]
+        if not found:
+            raise UsageError("the lints name no control strings: no template-text with texts")
+        return row_steps.any_of(found)
+
+    @property
+    def scripts(self) -> list[str]:
+        """The scripts to keep. Raises UsageError."""
+        if not self.language:
+            hint = "give --language, such as latin or cjk"
+            raise UsageError("the step 'language' needs scripts", hint=hint)
+        return [_known("script", name, row_steps.SCRIPTS) for name in self.language]
+
+    def make_steps(self, repeats: Sources) -> dict[str, Step]:
+        """The steps in order; what is found twice is counted in `repeats`. Raises UsageError."""
+        made: dict[str, Step] = {}
+        for name in self.steps:
+            _known("step", name, {**ROW_STEPS, **WHOLE_STEPS})
+            if name in made:
+                raise UsageError(f"the step {name!r} is given twice")
+            if name in MENDING and not WHOLE_STEPS.keys().isdisjoint(made):
+                raise UsageError(
+                    f"the step {name!r} mends rows and comes too late",
+                    hint="put it before the steps that compare rows",
+                )
+            if name in ROW_STEPS:
+                made[name] = partial(_each, ROW_STEPS[name](self))
+            else:
+                made[name] = partial(WHOLE_STEPS[name], self, repeats)
+        return made
+
+    def settings(self) -> dict[str, Any]:
+        """What a new folder says of how it was made: the steps, and the options they read."""
+        read: dict[str, dict[str, Any]] = {
+            "refusals": {"drop": [lint.code for lint in self.dropping]},
+            "too-short": {"min-chars": self.min_chars},
+            "language": {"language": self.language, "script-share": self.script_share},
+            "pii": {"pii": self.kinds or "all"},
+            "near-duplicates": {"similarity": self.similarity},
+        }
+        settings: dict[str, Any] = {"steps": self.steps}
+        for name in self.steps:
+            settings |= read.get(name, {})
+        return settings
+
+
+def steps_of(
+    steps: Sequence[str] | None, preset: str | None, more: Mapping[str, object]
+) -> list[str]:
+    """The steps in order; those of `more` that are asked for come before the duplicates that they
+    lay open. Raises UsageError for steps and a preset."""
+    if steps is not None and preset is not None:
+        raise UsageError("give --steps or --preset, not both")
     names = list(steps or PRESETS[preset or "default"])
-    for name in more:
-        if name not in names:
+    for name, asked in more.items():
+        if asked and name not in names:
             whole = (at for at, other in enumerate(names) if other.endswith("-duplicates"))
             names.insert(next(whole, len(names)), name)
     return names
-
-
-def settings_of(names: Sequence[str], options: StepOptions) -> dict[str, Any]:
-    """What a new folder says of how it was made: the steps, and the options that they read."""
-    marked = [lint.code for lint in options.lints if lint.drop]
-    read: dict[str, dict[str, Any]] = {
-        "refusals": {"drop": options.drop or marked},
-        "too-short": {"min-chars": options.min_chars},
-        "language": {"language": options.language, "script-share": options.script_share},
-        "pii": {"pii": options.kinds or "all"},
-        "near-duplicates": {"similarity": options.similarity},
-    }
-    settings: dict[str, Any] = {"steps": names}
-    for name in names:
-        settings |= read.get(name, {})
-    return settings
 
 
 def _known(what: str, name: str, options: Iterable[str]) -> str:
@@ -102,72 +144,31 @@ def _known(what: str, name: str, options: Iterable[str]) -> str:
     return name
 
 
-def make_steps(names: Sequence[str], options: StepOptions) -> list[tuple[str, Step]]:
-    """The steps of these names, in order. Raises UsageError for an unknown or impossible one."""
-    made: dict[str, Step] = {}
-    for name in names:
-        step = STEPS[_known("step", name, STEPS)](options)
-        if name in made:
-            raise UsageError(f"the step {name!r} is given twice")
-        if name in MENDING and any(isinstance(before, WholeStep) for before in made.values()):
-            raise UsageError(
-                f"the step {name!r} mends rows and comes too late",
-                hint="put it before the steps that compare rows",
-            )
-        made[name] = step
-    return list(made.items())
-
-
-def _drop_lints(options: StepOptions) -> RowStep:
-    chosen = [lint for lint in options.lints if lint.drop]
-    if options.drop is not None:
-        lints = {lint.code: lint for lint in options.lints}
-        chosen = [lints[_known("lint", code, lints)] for code in options.drop]
-
-    def step(row: Conversation) -> Outcome:
-        for lint in chosen:
-            for number, turn in enumerate(row.turns, 1):
-                found = lint.find(turn)
-                if found is not None:
-                    return Dropped(f"{lint.code}: {excerpt(found)} in turn {number} ({turn.role})")
-        return None
-
-    return step
-
-
-def _control_strings(options: StepOptions) -> Sequence[str]:
-    found = [lint.texts for lint in options.lints if lint.code == "template-text" and lint.texts]
-    if not found:
-        raise UsageError("the lints name no control strings: no template-text with texts")
-    return found[0]
-
-
-def _keep_scripts(options: StepOptions) -> RowStep:
-    if not options.language:
-        raise UsageError(
-            "the step 'language' needs scripts", hint="give --language, such as latin or cjk"
-        )
-    names = [_known("script", name, turns.SCRIPTS) for name in options.language]
-    return turns.keep_scripts(names, options.script_share)
-
-
-STEPS: dict[str, Callable[[StepOptions], Step]] = {
-    "html-to-text": lambda _: texts.html_to_text,
-    "copy-code": lambda _: texts.remove_copy_code,
-    "whitespace": lambda _: texts.normalise_whitespace,
-    "trim-leading": lambda _: turns.trim_leading,
-    "trim-trailing": lambda _: turns.trim_trailing,
-    "merge-turns": lambda _: turns.merge_turns,
-    "drop-irregular": lambda _: turns.drop_irregular,
-    "empty-answers": lambda _: turns.drop_empty_answers,
-    "too-short": lambda options: turns.drop_short(options.min_chars),
-    "language": _keep_scripts,
-    "refusals": _drop_lints,
-    "control-text": lambda options: texts.break_control_text(_control_strings(options)),
-    "drop-control-text": lambda options: texts.drop_control_text(_control_strings(options)),
-    "pii": lambda options: texts.redact_personal_data(options.kinds),
-    "unify-system": lambda _: UnifySystem(),
-    "exact-duplicates": lambda _: DropRepeats("exact"),
-    "pair-duplicates": lambda _: DropRepeats("pair"),
-    "near-duplicates": lambda options: DropRepeats("near", options.similarity),
+ROW_STEPS: dict[str, Callable[[Plan], RowStep]] = {
+    "html-to-text": lambda _: row_steps.html_to_text,
+    "copy-code": lambda _: row_steps.remove_copy_code,
+    "whitespace": lambda _: row_steps.normalise_whitespace,
+    "trim-leading": lambda _: row_steps.trim_leading,
+    "trim-trailing": lambda _: row_steps.trim_trailing,
+    "merge-turns": lambda _: row_steps.merge_turns,
+    "drop-irregular": lambda _: row_steps.drop_irregular,
+    "empty-answers": lambda _: row_steps.drop_empty_answers,
+    "too-short": lambda plan: row_steps.drop_short(plan.min_chars),
+    "language": lambda plan: row_steps.keep_scripts(plan.scripts, plan.script_share),
+    "refusals": lambda plan: row_steps.drop_linted(plan.dropping),
+    "control-text": lambda plan: row_steps.break_control_text(plan.control_text),
+    "drop-control-text": lambda plan: row_steps.drop_control_text(plan.control_text),
+    "pii": lambda plan: row_steps.redact_personal_data(plan.kinds),
 }
+WHOLE_STEPS: dict[str, Callable[[Plan, Sources, Iterable[Row]], Told]] = {
+    "unify-system": lambda _, __, rows: unify_system(rows),
+    "exact-duplicates": lambda _, repeats, rows: drop_repeats(rows, "exact", repeats),
+    "pair-duplicates": lambda _, repeats, rows: drop_repeats(rows, "pair", repeats),
+    "near-duplicates": lambda plan, repeats, rows: drop_repeats(
+        rows, "near", repeats, plan.similarity
+    ),
+}
+
+
+def _each(step: RowStep, rows: Iterable[Row]) -> Told:
+    return ((row, step(row.now)) for row in rows)
