@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from adapter_layers import IDS, moved, saved
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_itune.kit.errors import ModelError
@@ -26,8 +22,10 @@ from mlx_itune.kit.files import sha256_file
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
+from tests.model.adapter_layers import IDS, moved, saved
 
 PARTS = ("weight", "scales", "biases")
+GRID = {"group_size": 64, "bits": 4, "mode": "affine"}
 
 
 def quantized(source: Path, out: Path, bits: int, factor: float = 1.0) -> Path:
@@ -36,18 +34,19 @@ def quantized(source: Path, out: Path, bits: int, factor: float = 1.0) -> Path:
     tensors: Any = mx.load(str(out / "model.safetensors"))
     made = {}
     for name, tensor in tensors.items():
-        if tensor.ndim == 1:
-            made[name] = tensor
-            continue
-        parts = mx.quantize(tensor * factor, group_size=64, bits=bits)
-        stem = name.removesuffix("weight")
-        made |= {f"{stem}{part}": a for part, a in zip(PARTS, parts, strict=True)}
+        is_matrix = tensor.ndim > 1
+        parts = mx.quantize(tensor * factor, group_size=64, bits=bits) if is_matrix else (tensor,)
+        made |= {
+            name.removesuffix("weight") + part: a for part, a in zip(PARTS, parts, strict=False)
+        }
     mx.eval(made)
     adapter.write_arrays(out / "model.safetensors", made)
-    config = json.loads((out / "config.json").read_text())
-    config["quantization"] = {"group_size": 64, "bits": bits, "mode": "affine"}
-    (out / "config.json").write_text(json.dumps(config))
+    edit(out / "config.json", quantization={**GRID, "bits": bits})
     return out
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def theirs(path: Path, folder: Path) -> Any:
@@ -131,32 +130,30 @@ def test_a_grid_adapter_is_stored_in_the_type_of_its_base(
     adapter.apply(again, adapter.load(tmp_path / "a"))
 
 
+@pytest.mark.parametrize("kind", lora.ON_THE_GRID)
 def test_both_files_of_a_grid_adapter_have_to_agree(
-    tiny_quantized_dir: Path, tmp_path: Path
+    kind: str, tiny_quantized_dir: Path, tmp_path: Path
 ) -> None:
-    for kind in ("grid", "qalora"):
-        folder = tmp_path / kind
-        saved(tiny_quantized_dir, folder, kind)
-        whole: Any = mx.load(str(folder / adapter.TENSORS))
-        mx.eval(whole)
-        name = sorted(whole)[0]
-        for change, reason in (
-            ({name: whole[name] * 1.01}, "is not what grid.safetensors makes"),
-            ({name: whole[name][:1]}, "the model needs"),
-            ({name: whole[name] * float("nan")}, "NaN"),
-            ({"model.x.scales": whole[name]}, "has no layer"),
-        ):
-            adapter.write_arrays(folder / adapter.TENSORS, {**whole, **change})
-            with pytest.raises(ModelError, match=reason):
-                adapter.apply(base.load(str(tiny_quantized_dir)), adapter.load(folder))
-        adapter.write_arrays(folder / adapter.TENSORS, whole)
-        adapter.load(folder)
-        (folder / adapter.GRID).write_bytes(b"nonsense")
-        with pytest.raises(ModelError, match="not a valid safetensors"):
-            adapter.load(folder)
-        (folder / adapter.GRID).unlink()
-        with pytest.raises(ModelError, match="is missing"):
-            adapter.load(folder)
+    saved(tiny_quantized_dir, tmp_path, kind)
+    whole: Any = mx.load(str(tmp_path / adapter.TENSORS))
+    mx.eval(whole)
+    name = sorted(whole)[0]
+    for change, reason in (
+        ({name: whole[name] * 1.01}, "is not what grid.safetensors makes"),
+        ({name: whole[name][:1]}, "the model needs"),
+        ({name: whole[name] * float("nan")}, "NaN"),
+        ({"model.x.scales": whole[name]}, "has no layer"),
+    ):
+        adapter.write_arrays(tmp_path / adapter.TENSORS, {**whole, **change})
+        with pytest.raises(ModelError, match=reason):
+            adapter.apply(base.load(str(tiny_quantized_dir)), adapter.load(tmp_path))
+    adapter.write_arrays(tmp_path / adapter.TENSORS, whole)
+    (tmp_path / adapter.GRID).write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="not a valid safetensors"):
+        adapter.load(tmp_path)
+    (tmp_path / adapter.GRID).unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        adapter.load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", lora.KINDS)
@@ -174,15 +171,12 @@ def test_another_base_is_refused(
             adapter.apply(base.load(str(other)), adapter.load(tmp_path / "a"))
 
 
-_GRID = {"group_size": 64, "bits": 4, "mode": "affine"}
-
-
 @pytest.mark.parametrize(
     ("file", "change", "told"),
     [
         ("config.json", {"rope_theta": 5e5}, r"rope_theta is 500000\.0, was 10000\.0"),
         ("config.json", {"rms_norm_eps": 1e-3}, r"rms_norm_eps is 0\.001, was 1e-05"),
-        ("config.json", {"quantization": {**_GRID, "x": False}}, r"quantization\.x is False"),
+        ("config.json", {"quantization": {**GRID, "x": False}}, r"quantization\.x is False"),
         ("config.json", {"_name_or_path": "x", "use_cache": False}, None),
         ("tokenizer.json", {"version": "1.1"}, "another tokenizer"),
     ],
@@ -194,9 +188,8 @@ def test_a_base_whose_function_changed_is_refused(
     saved(tmp_path / "m", tmp_path / "a", "lora")
     papers = tmp_path / "a" / adapter.PROVENANCE
     trained = {"sha256": sha256_file(tmp_path / "m" / "tokenizer.json")}
-    papers.write_text(json.dumps(json.loads(papers.read_text()) | {"tokenizer": trained}))
-    written = json.loads((tmp_path / "m" / file).read_text())
-    (tmp_path / "m" / file).write_text(json.dumps(written | change))
+    edit(papers, tokenizer=trained)
+    edit(tmp_path / "m" / file, **change)
     loaded, stored = base.load(str(tmp_path / "m")), adapter.load(tmp_path / "a")
     if told is None:
         adapter.apply(loaded, stored)
@@ -206,72 +199,64 @@ def test_a_base_whose_function_changed_is_refused(
     adapter.apply(loaded, replace(stored, any_base=True))
 
 
-def test_papers_of_wrong_types_do_not_pass_for_none(
-    tiny_quantized_dir: Path, tmp_path: Path
-) -> None:
-    saved(tiny_quantized_dir, tmp_path / "a", "lora")
-    (tmp_path / "a" / adapter.PROVENANCE).write_text('{"base": [1]}')
-    with pytest.raises(ModelError, match=r"provenance\.json: base: an object is needed"):
-        adapter.apply(base.load(str(tiny_quantized_dir)), adapter.load(tmp_path / "a"))
-
-
-def test_configurations_that_make_no_sense(tiny_quantized_dir: Path, tmp_path: Path) -> None:
-    saved(tiny_quantized_dir, tmp_path / "a", "grid")
-    file = tmp_path / "a" / adapter.CONFIG
-    good = json.loads(file.read_text())
+def test_files_that_make_no_sense(tiny_quantized_dir: Path, tmp_path: Path) -> None:
+    saved(tiny_quantized_dir, tmp_path, "grid")
+    file = tmp_path / adapter.CONFIG
+    good = file.read_text()
+    no_rank = {**json.loads(good)["lora_parameters"], "rank": 0}
     for change, reason in (
         ({"mlx_itune": {}}, "fine_tune_type 'full'"),
         ({"mlx_itune": {"adapter": "lora"}}, "not supported"),
         ({"mlx_itune": {"adapter": ["grid"]}}, r"mlx_itune\.adapter: a text is needed"),
         ({"mlx_itune": 3}, "mlx_itune: an object is needed, not 3"),
         ({"fine_tune_type": ["full"]}, "fine_tune_type: a text is needed"),
-        (
-            {"lora_parameters": {**good["lora_parameters"], "rank": 0}},
-            r"lora_parameters\.rank: 1 or more",
-        ),
+        ({"lora_parameters": no_rank}, r"lora_parameters\.rank: 1 or more"),
     ):
-        file.write_text(json.dumps({**good, **change}))
+        edit(file, **change)
         with pytest.raises(ModelError, match=reason):
-            adapter.load(tmp_path / "a")
+            adapter.load(tmp_path)
+        file.write_text(good)
+    # Papers of wrong types do not pass for none.
+    (tmp_path / adapter.PROVENANCE).write_text('{"base": [1]}')
+    with pytest.raises(ModelError, match=r"provenance\.json: base: an object is needed"):
+        adapter.apply(base.load(str(tiny_quantized_dir)), adapter.load(tmp_path))
 
 
 def test_an_adapter_of_mlx_lm_with_more_layers_than_there_are(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    expected = saved(tiny_model_dir, tmp_path / "a", "lora")
-    file = tmp_path / "a" / adapter.CONFIG
-    config = json.loads(file.read_text())
+    expected = saved(tiny_model_dir, tmp_path, "lora")
     for count in (16, 0, -1):
-        file.write_text(json.dumps({**config, "num_layers": count}))
+        edit(tmp_path / adapter.CONFIG, num_layers=count)
         again = base.load(str(tiny_model_dir))
-        adapter.apply(again, adapter.load(tmp_path / "a"))
+        adapter.apply(again, adapter.load(tmp_path))
         assert np.array_equal(np.array(again.model(IDS)), expected)
 
 
-PATTERNS: dict[str, tuple[list[str], int, int, int]] = {
-    "a name's end": (["q_proj"], -1, 2, 2),
-    "a name in the block": (["mlp.up_proj"], 1, 1, 1),
-    "a glob": (["*.mlp.*"], -1, 6, 2),
-    "a glob in the block": (["self_attn.[qv]_proj"], -1, 4, 2),
-    "an expression": (["re:.*(q|v)_proj"], -1, 4, 2),
-    "a path": (["model.embed_tokens"], -1, 1, 2),
-    "one layer by path": (["model.layers.0.mlp.up_proj"], -1, 1, 2),
-    "everything": (["*"], -1, 15, 2),
-    "two": (["q_proj", "model.embed_tokens"], 1, 2, 1),
-}
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_layers_by_name(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
-    keys, num_layers, count, layers = PATTERNS[name]
-    expected = saved(tiny_model_dir, tmp_path / "a", "lora", keys=keys, num_layers=num_layers)
-    stored = adapter.load(tmp_path / "a")
-    assert len(stored.tensors) == 2 * count
-    assert stored.config.num_layers == layers
+@pytest.mark.parametrize(
+    ("keys", "num_layers", "count", "layers"),
+    [
+        (["q_proj"], -1, 2, 2),
+        (["mlp.up_proj"], 1, 1, 1),
+        (["*.mlp.*"], -1, 6, 2),
+        (["self_attn.[qv]_proj"], -1, 4, 2),
+        (["re:.*(q|v)_proj"], -1, 4, 2),
+        (["model.embed_tokens"], -1, 1, 2),
+        (["model.layers.0.mlp.up_proj"], -1, 1, 2),
+        (["*"], -1, 15, 2),
+        (["q_proj", "model.embed_tokens"], 1, 2, 1),
+    ],
+)
+def test_layers_by_name(
+    keys: list[str], num_layers: int, count: int, layers: int, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    expected = saved(tiny_model_dir, tmp_path, "lora", keys=keys, num_layers=num_layers)
+    stored = adapter.load(tmp_path)
+    assert (len(stored.tensors), stored.config.num_layers) == (2 * count, layers)
     again = base.load(str(tiny_model_dir))
     adapter.apply(again, stored)
     assert np.array_equal(np.array(again.model(IDS)), expected)
-    assert np.abs(theirs(tiny_model_dir, tmp_path / "a") - expected).max() < 2e-4
+    assert np.abs(theirs(tiny_model_dir, tmp_path) - expected).max() < 2e-4
 
 
 def test_names_that_fit_nothing(tiny_model_dir: Path) -> None:
@@ -300,13 +285,9 @@ def test_names_that_fit_nothing(tiny_model_dir: Path) -> None:
     ("kind", "quantized"), [("lora", False), ("lora", True), ("qalora", True), ("grid", True)]
 )
 def test_experts_carry_adapters(kind: str, quantized: bool) -> None:
-    class Block(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts: nn.Module = SwitchLinear(64, 32, 3, bias=False)
-
-    model = nn.Module()
-    model.layers = [Block()]
+    model, block = nn.Module(), nn.Module()
+    block.experts = SwitchLinear(64, 32, 3, bias=False)
+    model.layers = [block]
     if quantized:
         model.layers[0].experts = model.layers[0].experts.to_quantized(32, 4)
     compute.apply(model, "dequantized")

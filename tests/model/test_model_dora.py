@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from adapter_layers import IDS, furthest, held, moved
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters import dora, lora
 from mlx_itune.model.loading import base
+from tests.model.adapter_layers import IDS, furthest, held, moved
 
 INPUTS, OUTPUTS, RANK, SCALE = 128, 96, 3, 2.0
 
@@ -121,14 +118,12 @@ def test_half_precision_stays_half_and_a_row_of_zeros_stays_zero() -> None:
 def test_experts_are_left_out_and_refused_by_name() -> None:
     from mlx_lm.models.switch_layers import SwitchLinear
 
-    class Block(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.proj, self.experts = nn.Linear(8, 8), SwitchLinear(8, 8, 2)
+    def model() -> nn.Module:
+        made, block = nn.Module(), nn.Module()
+        block.proj, block.experts = nn.Linear(8, 8), SwitchLinear(8, 8, 2)
+        made.layers = [block]
+        return made
 
-    model = nn.Module()
-    model.layers = [Block()]
-    assert lora.attach(model, rank=2, scale=1.0, kind="dora") == ["layers.0.proj"]
-    model.layers = [Block()]
+    assert lora.attach(model(), rank=2, scale=1.0, kind="dora") == ["layers.0.proj"]
     with pytest.raises(ModelError, match=r"layers\.0\.experts: dora cannot adapt a SwitchLinear"):
-        lora.attach(model, rank=2, scale=1.0, kind="dora", keys=["experts"])
+        lora.attach(model(), rank=2, scale=1.0, kind="dora", keys=["experts"])

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from adapter_layers import IDS, Numbers, furthest, held, moved, moved_model
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchLinear
 
@@ -23,6 +19,7 @@ from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters import grid, lora
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
+from tests.model.adapter_layers import IDS, Numbers, furthest, held, moved, moved_model
 
 INPUTS, OUTPUTS, RANK, SCALE, GROUP = 128, 96, 3, 2.0, 32
 # How a layer is computed: by the kernel, from unpacked codes, or unpacking inside the product.
@@ -37,8 +34,44 @@ def unpack(packed: mx.array, bits: int) -> Numbers:
     return np.asarray((grouped * 2.0 ** np.arange(bits)).sum(-1))
 
 
-def numpy_of(arrays: dict[str, mx.array]) -> dict[str, Numbers]:
-    return {name: np.array(array).astype(np.float64) for name, array in arrays.items()}
+def dense(base_layer: nn.Module, codes: Numbers, factors: dict[str, mx.array]) -> Any:
+    """(base's weight, tuned weight, weight's gradient -> the factors' gradients), in float64."""
+    f = {name: np.array(array).astype(np.float64) for name, array in factors.items()}
+    s, b = (np.array(base_layer[name], np.float64) for name in ("scales", "biases"))
+    grouped = codes.reshape(*s.shape, GROUP)
+    unit = SCALE * np.sqrt(INPUTS)
+    u = unit * turned(f["scale_a"] @ f["scale_b"])
+    v = SCALE * turned(f["bias_a"] @ f["bias_b"])
+    before = s[..., None] * grouped + b[..., None]
+    tuned = before * (1 + u)[..., None] + v[..., None]
+
+    def gradients(d_weight: Numbers) -> dict[str, Numbers]:
+        each = d_weight.reshape(before.shape)
+        d_u, d_v = turned((each * before).sum(-1)) * unit, turned(each.sum(-1)) * SCALE
+        return {
+            "scale_a": d_u @ turned(f["scale_b"]),
+            "scale_b": turned(f["scale_a"]) @ d_u,
+            "bias_a": d_v @ turned(f["bias_b"]),
+            "bias_b": turned(f["bias_a"]) @ d_v,
+        }
+
+    return before.reshape(codes.shape), tuned.reshape(codes.shape), gradients
+
+
+def turned(array: Numbers) -> Numbers:
+    return array.swapaxes(-1, -2)
+
+
+def gradients_of(layer: nn.Module, factors: dict[str, mx.array], c: mx.array, *inputs: Any) -> Any:
+    """d (layer(inputs) * c).sum() / d (the first input, the factors)."""
+
+    def loss(x: mx.array, values: dict[str, mx.array]) -> mx.array:
+        layer.update(values)
+        return (layer(x, *inputs[1:]) * c).sum()
+
+    made = mx.grad(loss, argnums=(0, 1))(inputs[0], factors)
+    layer.update(factors)
+    return made
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -48,42 +81,46 @@ def test_product_and_gradients_are_the_dense_ones(
 ) -> None:
     source = nn.Linear(INPUTS, OUTPUTS, bias=True)
     quantized = nn.QuantizedLinear.from_linear(source, GROUP, bits)
-    codes, s, b = unpack(quantized.weight, bits), quantized.scales, quantized.biases
+    stored, codes = dict(quantized), unpack(quantized.weight, bits)
     layer = grid.GridLinear(held(quantized, way, monkeypatch), RANK, SCALE, mx.random.key(1))
     factors = moved(layer)
+    before, weight, gradients = dense(stored, codes, factors)
     x = mx.random.normal((2, 5, INPUTS), key=mx.random.key(2))
     cotangent = mx.random.normal((2, 5, OUTPUTS), key=mx.random.key(3))
-
-    f, base_s, base_b = numpy_of(factors), np.array(s, np.float64), np.array(b, np.float64)
-    unit = SCALE * np.sqrt(INPUTS)
-    u, v = unit * (f["scale_a"] @ f["scale_b"]).T, SCALE * (f["bias_a"] @ f["bias_b"]).T
     flat, c = np.array(x).reshape(-1, INPUTS), np.array(cotangent).reshape(-1, OUTPUTS)
-    each = (base_s[..., None], base_b[..., None], codes.reshape(OUTPUTS, -1, GROUP))
-    before = each[0] * each[2] + each[1]
-    tuned = before * (1 + u)[..., None] + v[..., None]
-    weight = tuned.reshape(OUTPUTS, INPUTS)
-    d_weight = (c.T @ flat).reshape(OUTPUTS, -1, GROUP)
-    d_u, d_v = (d_weight * before).sum(-1) * unit, d_weight.sum(-1) * SCALE
-    oracle = {
-        "scale_a": d_u.T @ f["scale_b"].T,
-        "scale_b": f["scale_a"].T @ d_u.T,
-        "bias_a": d_v.T @ f["bias_b"].T,
-        "bias_b": f["bias_a"].T @ d_v.T,
-    }
 
     y = flat @ weight.T + np.array(source.bias)
     assert furthest(layer(x).reshape(-1, OUTPUTS), y) < 2e-6
-
-    def loss(x: mx.array, values: dict[str, mx.array]) -> mx.array:
-        layer.update(values)
-        return (layer(x) * cotangent).sum()
-
-    d_x, gradients = mx.grad(loss, argnums=(0, 1))(x, factors)
-    layer.update(factors)
+    d_x, ours = gradients_of(layer, factors, cotangent, x)
     assert furthest(d_x.reshape(-1, INPUTS), c @ weight) < 1e-5
-    for name, expected in oracle.items():
-        assert furthest(gradients[name], expected) < 1e-5, name
-    assert furthest(layer.delta(), weight - before.reshape(OUTPUTS, INPUTS)) < 1e-5
+    for name, expected in gradients(c.T @ flat).items():
+        assert furthest(ours[name], expected) < 1e-5, name
+    assert furthest(layer.delta(), weight - before) < 1e-5
+
+
+@pytest.mark.parametrize("way", ["quantized", "resident"])
+def test_experts(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = SwitchLinear(INPUTS, OUTPUTS, 3, bias=True).to_quantized(GROUP, 4)
+    stored, codes = dict(quantized), unpack(quantized.weight, 4)
+    below = held(quantized, way, monkeypatch)
+    layer = grid.GridSwitchLinear(below, RANK, SCALE, mx.random.key(1))
+    x = mx.random.normal((4, 1, 1, INPUTS))
+    indices = mx.array([[0, 2], [1, 0], [2, 1], [2, 0]])
+    assert mx.array_equal(layer(x, indices), below(x, indices)).item()
+    factors = moved(layer)
+    before, weight, gradients = dense(stored, codes, factors)
+    cotangent = mx.random.normal((4, 2, 1, OUTPUTS))
+    d_weight, expected_x = np.zeros_like(weight), np.zeros((4, INPUTS))
+    rows, c = np.array(x)[:, 0, 0], np.array(cotangent)[:, :, 0]
+    for row in range(4):
+        for place, expert in enumerate(np.array(indices)[row]):
+            d_weight[expert] += np.outer(c[row, place], rows[row])
+            expected_x[row] += c[row, place] @ weight[expert]
+    d_x, ours = gradients_of(layer, factors, cotangent, x, indices)
+    assert furthest(d_x[:, 0, 0], expected_x) < 1e-5
+    for name, expected in gradients(d_weight).items():
+        assert furthest(ours[name], expected) < 1e-5, name
+    assert furthest(layer.delta(), weight - before) < 1e-5
 
 
 @pytest.mark.parametrize("rows", [1, 7])
@@ -188,49 +225,6 @@ def test_half_precision_activations_stay_so(unpacked: bool, kind: Any) -> None:
     assert np.array_equal(np.array(layer(x).astype(mx.float32)), before)
 
 
-@pytest.mark.parametrize("way", ["quantized", "resident"])
-def test_experts(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    experts = 3
-    source = SwitchLinear(INPUTS, OUTPUTS, experts, bias=True)
-    quantized = source.to_quantized(GROUP, 4)
-    codes, s, b = unpack(quantized.weight, 4), quantized.scales, quantized.biases
-    below = held(quantized, way, monkeypatch)
-    layer = grid.GridSwitchLinear(below, RANK, SCALE, mx.random.key(1))
-    x = mx.random.normal((4, 1, 1, INPUTS))
-    indices = mx.array([[0, 2], [1, 0], [2, 1], [2, 0]])
-    assert mx.array_equal(layer(x, indices), below(x, indices)).item()
-
-    factors = moved(layer)
-    cotangent = mx.random.normal((4, 2, 1, OUTPUTS))
-
-    def loss(x: mx.array, values: dict[str, mx.array]) -> mx.array:
-        layer.update(values)
-        return (layer(x, indices) * cotangent).sum()
-
-    d_x, gradients = mx.grad(loss, argnums=(0, 1))(x, factors)
-    layer.update(factors)
-    f, base_s, base_b = numpy_of(factors), np.array(s, np.float64), np.array(b, np.float64)
-    unit = SCALE * np.sqrt(INPUTS)
-    swap = (0, 2, 1)
-    u = unit * (f["scale_a"] @ f["scale_b"]).transpose(swap)
-    v = SCALE * (f["bias_a"] @ f["bias_b"]).transpose(swap)
-    grouped = codes.reshape(experts, OUTPUTS, -1, GROUP)
-    before = base_s[..., None] * grouped + base_b[..., None]
-    weight = (before * (1 + u)[..., None] + v[..., None]).reshape(experts, OUTPUTS, INPUTS)
-    d_weight, expected_x = np.zeros_like(weight), np.zeros((4, INPUTS))
-    rows, c = np.array(x)[:, 0, 0], np.array(cotangent)[:, :, 0]
-    for row in range(4):
-        for place, expert in enumerate(np.array(indices)[row]):
-            d_weight[expert] += np.outer(c[row, place], rows[row])
-            expected_x[row] += c[row, place] @ weight[expert]
-    each = d_weight.reshape(experts, OUTPUTS, -1, GROUP)
-    d_u, d_v = (each * before).sum(-1) * unit, each.sum(-1) * SCALE
-    assert furthest(d_x[:, 0, 0], expected_x) < 1e-5
-    assert furthest(gradients["scale_b"], f["scale_a"].transpose(swap) @ d_u.transpose(swap)) < 1e-5
-    assert furthest(gradients["bias_a"], d_v.transpose(swap) @ f["bias_b"].transpose(swap)) < 1e-5
-    assert furthest(layer.delta(), weight - before.reshape(weight.shape)) < 1e-5
-
-
 @pytest.mark.parametrize("mode", ["quantized", "dequantized"])
 @pytest.mark.parametrize("kind", ["grid", "qalora"])
 def test_a_token_table(kind: str, mode: str, tiny_quantized_dir: Path) -> None:
@@ -273,29 +267,24 @@ def test_qalora_is_a_lora_with_a_constant_a_in_each_group(tiny_quantized_dir: Pa
 
 
 def test_only_an_affine_base_will_do(tiny_model_dir: Path, tiny_quantized_dir: Path) -> None:
-    with pytest.raises(ModelError, match=r"needs a quantized model.*mlx_lm\.convert"):
-        lora.attach(base.load(str(tiny_model_dir)).model, rank=4, scale=2.0, kind="grid")
-    loaded = base.load(str(tiny_model_dir))
-    with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj"):
-        lora.attach(loaded.model, rank=4, scale=2.0, kind="grid", keys=["q_proj"])
-    other = base.load(str(tiny_model_dir)).model
+    plain, other, quantized = (
+        base.load(str(path)).model for path in (tiny_model_dir, tiny_model_dir, tiny_quantized_dir)
+    )
     nn.quantize(other, group_size=32, bits=4, mode="mxfp4")
-    for mode in ("quantized", "dequantized"):
-        compute.apply(other, mode)
-        with pytest.raises(ModelError, match=r"affine mode; 14 are not \(mxfp4\): model.layers.0"):
-            lora.attach(other, rank=4, scale=2.0, kind="qalora")
-    with pytest.raises(ModelError, match="no dropout"):
-        quantized = base.load(str(tiny_quantized_dir)).model
-        lora.attach(quantized, rank=4, scale=2.0, kind="grid", dropout=0.1)
+    for model, options, reason in (
+        (plain, {}, r"needs a quantized model.*mlx_lm\.convert"),
+        (plain, {"keys": ["q_proj"]}, r"layers\.0\.self_attn\.q_proj"),
+        (other, {"kind": "qalora"}, r"affine mode; 14 are not \(mxfp4\): model.layers.0"),
+        (quantized, {"dropout": 0.1}, "no dropout"),
+    ):
+        with pytest.raises(ModelError, match=reason):
+            lora.attach(model, rank=4, scale=2.0, **{"kind": "grid", **options})
     with pytest.raises(ModelError, match="does not live on the grid"):
         grid.merged_grid(nn.Linear(2, 2))
-
-
-def test_other_adapters_let_go_of_the_packed_weights(tiny_quantized_dir: Path) -> None:
-    loaded = base.load(str(tiny_quantized_dir), compute="dequantized")
-    layer = loaded.model.layers[0].mlp.up_proj
+    # Other adapters let go of the packed weights.
+    layer = quantized.layers[0].mlp.up_proj
     assert compute.packed(layer) is not None
-    lora.attach(loaded.model, rank=4, scale=2.0)
+    lora.attach(quantized, rank=4, scale=2.0)
     assert compute.packed(layer) is None
 
 

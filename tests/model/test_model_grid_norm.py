@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
-from adapter_layers import IDS, saved
-from architectures import build
 from mlx.utils import tree_flatten
 from mlx_lm.models.gemma2 import RMSNorm as GemmaNorm
 
@@ -26,6 +21,8 @@ from mlx_itune.model.adapters.adapter_set import AdapterSet
 from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
+from tests.model.adapter_layers import IDS, saved
+from tests.model.architectures import build
 
 
 @pytest.mark.parametrize("added", [0.0, 1.0])
@@ -72,14 +69,9 @@ def test_they_are_the_blocks_own_and_nothing_else(tiny_quantized_dir: Path) -> N
     only = base.load(str(tiny_quantized_dir))
     lora.attach(only.model, rank=2, scale=2.0, kind="grid", keys=["q_proj"])
     assert not any(isinstance(layer, GridNorm) for _, layer in lora.adapted(only.model))
+    another = base.load(str(tiny_quantized_dir)).model
     with pytest.raises(ModelError, match="cannot adapt"):
-        lora.attach(
-            base.load(str(tiny_quantized_dir)).model,
-            rank=2,
-            scale=2.0,
-            kind="lora",
-            keys=["input_layernorm"],
-        )
+        lora.attach(another, rank=2, scale=2.0, kind="lora", keys=["input_layernorm"])
 
 
 def test_a_set_of_adapters_gives_the_base_back(tiny_quantized_dir: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
-from adapter_layers import IDS, saved
 from mlx.utils import tree_map
 
 from mlx_itune.kit.errors import ItuneError, ModelError, UsageError
@@ -25,6 +21,7 @@ from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.vetting import vet
+from tests.model.adapter_layers import IDS, saved
 
 
 def test_the_start_is_a_function_of_seed_and_path(tiny_model_dir: Path) -> None:
@@ -62,14 +59,14 @@ def test_adapters_that_do_not_fit_are_refused(
     stored = adapter.load(tmp_path / "a")
     adapter.apply(base.load(str(tiny_quantized_dir)), replace(stored, any_base=True))
     name = next(iter(stored.tensors))
+    less = {k: v for k, v in stored.tensors.items() if k != name}
     for tensors, reason in (
-        ({k: v for k, v in stored.tensors.items() if k != name}, "is missing"),
+        (less, "is missing"),
         ({**stored.tensors, "model.layers.9.x.lora_a": mx.zeros((2, 2))}, "has no layer"),
         ({**stored.tensors, name: mx.zeros((2, 2))}, "the model needs"),
     ):
         with pytest.raises(ModelError, match=reason):
-            wrong = adapter.Adapter(stored.config, tensors, stored.provenance)
-            adapter.apply(base.load(str(tiny_model_dir)), wrong)
+            adapter.apply(base.load(str(tiny_model_dir)), replace(stored, tensors=tensors))
     adapter.write_arrays(tmp_path / "a" / adapter.TENSORS, {name: mx.array([float("nan")])})
     with pytest.raises(ModelError, match="NaN"):
         adapter.load(tmp_path / "a")
@@ -121,44 +118,38 @@ def test_the_fingerprint_ignores_sharding(tiny_model_dir: Path, tmp_path: Path) 
     assert base.fingerprint(copy) != whole
 
 
-def _edit(path: Path, **changes: object) -> None:
+def _config(path: Path, **changes: object) -> None:
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-FAULTS: dict[str, tuple[Any, str]] = {
-    "auto_map": (lambda p: _edit(p, auto_map={"AutoModel": "m.M"}), "custom code"),
-    "model_file": (lambda p: _edit(p, model_file="m.py"), "custom code"),
-    "python": (lambda p: (p / "tokenization.py").write_text("1"), "Python file"),
-    "pickle": (lambda p: (p / "w.bin").write_bytes(b"x"), "pickled"),
-    "hidden pickle": (lambda p: (p / "w.dat").write_bytes(b"\x80\x04x"), "pickled"),
-    "weights": (lambda p: (p / "model.safetensors").write_bytes(b"nonsense"), "not a valid"),
-    "no weights": (lambda p: (p / "model.safetensors").unlink(), "no model"),
-    "config": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
-    "no config": (lambda p: (p / "config.json").unlink(), "no config.json"),
-    "type": (lambda p: _edit(p, model_type="lama"), "did you mean llama"),
-    "tokenizer": (lambda p: (p / "tokenizer.json").unlink(), "no tokenizer"),
-    "index": (
-        lambda p: (p / "model.safetensors.index.json").write_text(
-            '{"weight_map": {"x": "../evil.safetensors"}}'
-        ),
-        "outside the model",
-    ),
-    "shard": (
-        lambda p: (p / "model.safetensors.index.json").write_text(
-            '{"weight_map": {"x": "model-00002-of-00002.safetensors"}}'
-        ),
-        "is missing",
-    ),
-}
+def _index(path: Path, file: str) -> None:
+    index = json.dumps({"weight_map": {"x": file}})
+    (path / "model.safetensors.index.json").write_text(index)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_vet_refuses(fault: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+FAULTS: list[tuple[Any, str]] = [
+    (lambda p: _config(p, auto_map={"AutoModel": "m.M"}), "custom code"),
+    (lambda p: _config(p, model_file="m.py"), "custom code"),
+    (lambda p: (p / "tokenization.py").write_text("1"), "Python file"),
+    (lambda p: (p / "w.bin").write_bytes(b"x"), "pickled"),
+    (lambda p: (p / "w.dat").write_bytes(b"\x80\x04x"), "pickled"),
+    (lambda p: (p / "model.safetensors").write_bytes(b"nonsense"), "not a valid"),
+    (lambda p: (p / "model.safetensors").unlink(), "no model"),
+    (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
+    (lambda p: (p / "config.json").unlink(), "no config.json"),
+    (lambda p: _config(p, model_type="lama"), "did you mean llama"),
+    (lambda p: (p / "tokenizer.json").unlink(), "no tokenizer"),
+    (lambda p: _index(p, "../evil.safetensors"), "outside the model"),
+    (lambda p: _index(p, "model-00002-of-00002.safetensors"), "is missing"),
+]
+
+
+@pytest.mark.parametrize(("breaks", "reason"), FAULTS)
+def test_vet_refuses(breaks: Any, reason: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_model_dir, copy)
     assert vet(copy)["model_type"] == "llama"
-    breaks, reason = FAULTS[fault]
     breaks(copy)
     with pytest.raises(ModelError, match=reason):
         vet(copy)

@@ -32,38 +32,32 @@ def write(folder: Path, **files: object) -> None:
         (folder / name.replace("__", ".")).write_text(f"{text}\n")
 
 
-def test_available_memory_without_a_control_group(linux: Path) -> None:
+def test_a_linux_machine_has_what_is_available_or_what_its_control_group_leaves(
+    linux: Path,
+) -> None:
     found = memory.machine()
     assert (found.device, found.available_bytes) == ("cpu", 8 << 30)
     assert found.source == "available memory"
     assert 0.8 * found.available_bytes < found.limit_bytes < found.available_bytes
-
-
-def test_a_control_group_of_version_2_with_less(linux: Path) -> None:
+    assert memory.machine(1.5).limit_bytes == 1_500_000_000
+    # Nonsense is no limit, and a full group leaves nothing.
     write(linux / "proc/self", cgroup="0::/a/b")
-    # The tighter of the nested groups counts; cached file pages count as free.
+    write(linux / "cgroup/a", memory__max="what", memory__current=1)
+    assert memory.machine().available_bytes == 8 << 30
+    write(linux / "cgroup/a", memory__max=GB, memory__current=2 * GB)
+    assert memory.machine().limit_bytes == 0
+    # Version 2: the tighter of the nested groups counts; cached file pages count as free.
     write(linux / "cgroup/a", memory__max=2 * GB, memory__current=GB)
     write(linux / "cgroup/a", memory__stat=f"anon 1\ninactive_file {GB // 2}")
     write(linux / "cgroup/a/b", memory__max="max", memory__current=GB)
     found = memory.machine()
-    assert found.available_bytes == 2 * GB - GB // 2
-    assert "control group" in found.source
-
-
-def test_a_control_group_of_version_1(linux: Path) -> None:
+    assert found.available_bytes == 2 * GB - GB // 2 and "control group" in found.source
+    # Version 1.
     write(linux / "proc/self", cgroup="5:cpu:/x\n4:memory:/x\n0::/")
     folder = linux / "cgroup/memory"
     write(folder, memory__limit_in_bytes=3 * GB, memory__usage_in_bytes=GB)
     write(folder / "x", memory__limit_in_bytes=2**63 - 4096, memory__usage_in_bytes=GB)
     assert memory.machine().available_bytes == 2 * GB
-
-
-def test_a_full_group_leaves_nothing_and_nonsense_is_no_limit(linux: Path) -> None:
-    write(linux / "proc/self", cgroup="0::/")
-    write(linux / "cgroup", memory__max="what", memory__current=1)
-    assert memory.machine().available_bytes == 8 << 30
-    write(linux / "cgroup", memory__max=GB, memory__current=2 * GB)
-    assert memory.machine().limit_bytes == 0
 
 
 def test_an_apple_gpu_gives_its_working_set(linux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,10 +67,6 @@ def test_an_apple_gpu_gives_its_working_set(linux: Path, monkeypatch: pytest.Mon
     found = memory.machine()
     assert (found.device, found.total_bytes, found.available_bytes) == ("gpu", 17 * GB, 12 * GB)
     assert found.limit_bytes < 12 * GB
-
-
-def test_a_limit_of_the_users_own(linux: Path) -> None:
-    assert memory.machine(1.5).limit_bytes == 1_500_000_000
 
 
 def test_limits_hold_within_and_are_put_back() -> None:

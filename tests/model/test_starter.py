@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
@@ -11,13 +10,17 @@ from mlx_itune.model.loading import base
 from starter.clinical.rows import rows
 
 
-def test_it_is_small_and_quantized() -> None:
+def test_it_is_small_and_quantized_and_mlx_lm_loads_it() -> None:
+    import mlx_lm
+
     folder = base.resolve("starter")
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4 << 20
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "llama" and config["quantization"]["bits"] == 4
+    model, tokenizer = mlx_lm.load(str(folder))[:2]
+    assert len(model.layers) == 4 and tokenizer.eos_token == "<|end|>"
 
 
 def test_a_word_is_the_same_token_in_a_note_and_in_an_answer() -> None:
@@ -50,12 +53,3 @@ def test_as_it_comes_it_does_not_answer() -> None:
         for answer, chat in zip(answers, chats, strict=True)
     )
     assert right <= 1
-
-
-def test_mlx_lm_loads_it() -> None:
-    from mlx_lm import load
-
-    model, tokenizer = load(str(base.resolve("starter")))[:2]
-    assert len(model.layers) == 4
-    assert tokenizer.eos_token == "<|end|>"
-    assert Path(base.resolve("starter")).name == "starter"
