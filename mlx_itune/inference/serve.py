@@ -27,8 +27,7 @@ from mlx_itune.inference.openai_server import application
 from mlx_itune.inference.prompts import context_tokens
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapter_files
-from mlx_itune.model.adapters.adapter import Adapter
-from mlx_itune.model.adapters.adapter_set import AdapterSet
+from mlx_itune.model.adapters.adapter import Adapter, AdapterSet
 from mlx_itune.model.loading import base
 from mlx_itune.model.serving.engine import Engine
 from mlx_itune.model.serving.reply import family

@@ -18,7 +18,6 @@ from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
-from mlx_itune.model.loading import mlx_lm_models as stock
 from tests.export.broken import A_FACTOR, TENSORS, settings, spoil
 from tests.export.shipped_models import fused, random_rows, tuned, write_adapter, write_model
 
@@ -84,7 +83,7 @@ def test_an_adapter_of_the_grid_keeps_the_codes(
     grid = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
     assert grid == {"group_size": 32, "bits": 4, "mode": "affine"}
     # mlx-lm's own reader and kernels.
-    opened = stock.reopen(tmp_path / "out")[0]
+    opened = base.reopen(tmp_path / "out")[0]
     assert opened(mx.array([[7, 8, 9]])).dtype == HALF[dtype]
     opened.set_dtype(mx.float32)
     assert Reference(tuned(folder, adapter), random_rows(6)).compare(opened).kl_mean <= 1e-5
@@ -103,7 +102,7 @@ def test_a_coarse_base_takes_a_qalora_in_float16_where_its_own_type_is_too_coars
     assert half.kl_mean < min(1e-5, own.kl_mean / 10)
     # The header spells the type with a letter less.
     assert abs(half.bytes - own.bytes) < 100
-    opened = stock.reopen(tmp_path / "half")[0]
+    opened = base.reopen(tmp_path / "half")[0]
     assert opened(mx.array([[7, 8, 9]])).dtype == mx.float16
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.adapters import dora, lora
+from mlx_itune.model.adapters import lora, lowrank
 from mlx_itune.model.loading import base
 from tests.model.adapter_layers import IDS, furthest, held, moved
 
@@ -33,7 +33,7 @@ def test_product_and_gradients(bits: int | None, way: str, monkeypatch: pytest.M
         weight = np.array(mx.dequantize(*parts, group_size=32, bits=bits), np.float64)
         base_layer = quantized
     base_layer = held(base_layer, way, monkeypatch)
-    layer = dora.DoRALinear(base_layer, RANK, SCALE, 0.0, mx.random.key(1))
+    layer = lowrank.DoRALinear(base_layer, RANK, SCALE, 0.0, mx.random.key(1))
     x = mx.random.normal((2, 5, INPUTS), key=mx.random.key(2))
     assert mx.array_equal(layer(x), base_layer(x)).item()
     assert furthest(layer.m, np.sqrt((weight**2).sum(1))) < 1e-6
@@ -66,7 +66,7 @@ def test_mlx_lm_computes_the_same() -> None:
     from mlx_lm.tuner.dora import DoRALinear as Theirs
 
     source = nn.Linear(INPUTS, OUTPUTS, bias=True)
-    ours = dora.DoRALinear(source, RANK, SCALE, 0.0, mx.random.key(1))
+    ours = lowrank.DoRALinear(source, RANK, SCALE, 0.0, mx.random.key(1))
     theirs = Theirs.from_base(source, r=RANK, scale=SCALE)
     values = moved(ours)
     theirs.update(values)
@@ -107,7 +107,7 @@ def test_a_token_table(mode: str, tiny_quantized_dir: Path) -> None:
 def test_half_precision_stays_half_and_a_row_of_zeros_stays_zero() -> None:
     source = nn.Linear(INPUTS, OUTPUTS, bias=False)
     source.weight = source.weight.at[0].multiply(0).astype(mx.bfloat16)
-    layer = dora.DoRALinear(source, RANK, SCALE, 0.0, mx.random.key(1))
+    layer = lowrank.DoRALinear(source, RANK, SCALE, 0.0, mx.random.key(1))
     x = mx.random.normal((2, INPUTS)).astype(mx.bfloat16)
     y = layer(x)
     assert y.dtype == mx.bfloat16 and mx.array_equal(y, source(x)).item()

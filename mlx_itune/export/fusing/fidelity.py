@@ -18,7 +18,6 @@ from mlx_itune.model.adapters.grid_norm import GridNorm
 from mlx_itune.model.engine import compute
 from mlx_itune.model.engine.loss import head_is_exact, learned_logits
 from mlx_itune.model.loading import base
-from mlx_itune.model.loading import mlx_lm_models as stock
 from mlx_itune.model.loading.base import LoadedModel
 
 # Log-probabilities of the reference that are kept between comparisons; further rows are run again.
@@ -147,7 +146,7 @@ def verify(
     ``expected``: tensors that must be there bit for bit. Raises ModelError when they are not, or
     the mean KL is beyond ``max_kl``.
     """
-    model, tokenizer = stock.reopen(out)
+    model, tokenizer = base.reopen(out)
     tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
     if expected is not None:
         _require_equal(tensors, expected, out)
@@ -162,12 +161,12 @@ def verify(
         )
     prompt = rows[0].input_ids[: int((rows[0].weights > 0).argmax())]
     return Verification(
-        f"mlx-lm {stock.mlx_lm_version()}",
+        f"mlx-lm {base.mlx_lm_version()}",
         len(tensors),
         None if expected is None else True,
         measured.kl_mean,
         measured.top1_agreement,
-        stock.greedy(model, tokenizer, prompt.tolist(), _ANSWER_TOKENS),
+        base.greedy(model, tokenizer, prompt.tolist(), _ANSWER_TOKENS),
     )
 
 

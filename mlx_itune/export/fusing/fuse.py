@@ -34,7 +34,6 @@ from mlx_itune.kit.json_files import canonical, plain, write_object
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading import base
-from mlx_itune.model.loading import mlx_lm_models as stock
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.loading.fingerprint import weight_files
 
@@ -203,7 +202,7 @@ class _Job:
         """The model card and provenance.json: where it comes from, what the merge lost."""
         record = plain(result)
         del record["out"]
-        versions = {"mlx_itune": __version__, "mlx_lm": stock.mlx_lm_version()}
+        versions = {"mlx_itune": __version__, "mlx_lm": base.mlx_lm_version()}
         papers = canonical({**self.adapter.provenance, "fuse": {**record, **versions}})
         write_object(stage / "provenance.json", json.loads(papers))
         card = model_card(self.reference.id, record, licence_in_card(self.source))

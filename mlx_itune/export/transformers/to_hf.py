@@ -38,7 +38,6 @@ from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.loading import base
-from mlx_itune.model.loading import mlx_lm_models as stock
 from mlx_itune.model.loading.fingerprint import weight_files
 
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
@@ -189,7 +188,7 @@ def verify_hf(out: Path, source: FloatSource, tensors: Sequence[HfTensor]) -> Hf
                     raise ModelError(f"tensor {tensor.name} is not its source's", where=where)
                 largest = max(largest, float(np.abs(wide - piece).max(initial=0)))
                 numbers += piece.size
-    return HfVerification(len(tensors), numbers, largest, f"mlx-lm {stock.mlx_lm_version()}")
+    return HfVerification(len(tensors), numbers, largest, f"mlx-lm {base.mlx_lm_version()}")
 
 
 def _rounded(piece: Any, dtype: str) -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from annotated_types import Ge, Le, Lt
+from mlx.utils import tree_unflatten
 
 from mlx_itune.kit.errors import ModelError, located
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors
@@ -29,27 +30,17 @@ from mlx_itune.kit.json_files import read_object, read_record, to_record, write_
 from mlx_itune.kit.tensorfile import read_header, write_tensors
 from mlx_itune.kit.wording import listing
 from mlx_itune.model.adapters import lora
+from mlx_itune.model.adapters.grid_norm import is_norm
+from mlx_itune.model.adapters.lowrank import adaptable
+from mlx_itune.model.engine.compute import packed, release
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.loading.fingerprint import changed_values
 
 CONFIG, TENSORS, PROVENANCE = "adapter_config.json", "adapters.safetensors", "provenance.json"
 GRID = "grid.safetensors"
 # How mlx-lm reads each kind; and what a file that says only this is taken for.
-_FINE_TUNE_TYPES = {
-    "lora": "lora",
-    "rslora": "lora",
-    "dora": "dora",
-    "grid": "full",
-    "qalora": "lora",
-}
-_NAMES = {
-    "float32": "F32",
-    "float16": "F16",
-    "int32": "I32",
-    "uint32": "U32",
-    "int64": "I64",
-    "uint64": "U64",
-}
+_FINE_TUNE_TYPES = {**dict.fromkeys(lora.KINDS, "lora"), "dora": "dora", "grid": "full"}
+_LETTERS = {"float": "F", "int": "I", "uint": "U"}
 
 
 @dataclass(frozen=True)
@@ -64,11 +55,6 @@ class AdapterConfig:
     kind: str = "lora"
 
     @property
-    def fine_tune_type(self) -> str:
-        """What mlx-lm calls this kind."""
-        return _FINE_TUNE_TYPES[self.kind]
-
-    @property
     def alpha(self) -> float:
         """What PEFT and Ollama divide by the rank to get `scale`."""
         return self.scale * self.rank
@@ -76,12 +62,10 @@ class AdapterConfig:
     def to_json(self) -> dict[str, Any]:
         """The content of adapter_config.json."""
         return {
-            "fine_tune_type": self.fine_tune_type,
+            "fine_tune_type": _FINE_TUNE_TYPES[self.kind],
             "num_layers": self.num_layers,
             "lora_parameters": {
-                "rank": self.rank,
-                "scale": self.scale,
-                "dropout": self.dropout,
+                **{name: getattr(self, name) for name in ("rank", "scale", "dropout")},
                 "keys": list(self.keys),
                 "alpha": self.alpha,
             },
@@ -141,9 +125,8 @@ class Adapter:
     def require_template(self, name: str, sha256: str | None) -> None:
         """Raise ModelError where a template of the trained one's name is not the trained one."""
         trained = self.origin.tokenizer
-        if self.any_base:
-            return
-        if trained.template == name and trained.template_sha256 not in (None, sha256):
+        same = trained.template != name or trained.template_sha256 in (None, sha256)
+        if not (self.any_base or same):
             raise ModelError(
                 f"the chat template ({name}) is not the one the adapter was trained with",
                 where=str(self.path) if self.path else None,
@@ -210,7 +193,8 @@ def write_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
         # NumPy has no bfloat16; its bytes are those of a 16-bit integer.
         brain = value.dtype == mx.bfloat16
         array = np.array(value.view(mx.uint16) if brain else value)
-        dtype = "BF16" if brain else _NAMES[str(array.dtype)]
+        kind = array.dtype.name.rstrip("0123456789")
+        dtype = "BF16" if brain else f"{_LETTERS[kind]}{8 * array.itemsize}"
         tensors[name] = (dtype, tuple(array.shape), array.tobytes())
     write_tensors(path, tensors, {"format": "mlx"})
 
@@ -225,12 +209,13 @@ def load(path: Path, *, any_base: bool = False) -> Adapter:
     config = _config(path / CONFIG)
     papers = path / PROVENANCE
     provenance = read_object(papers, error=ModelError) if papers.exists() else {}
-    tensors = read_arrays(path / TENSORS)
-    if config.kind not in lora.ON_THE_GRID:
-        return Adapter(config, tensors, provenance, path, any_base=any_base)
-    if not (path / GRID).is_file():
-        raise ModelError(f"a {config.kind} adapter has a {GRID}; it is missing", where=str(path))
-    return Adapter(config, read_arrays(path / GRID), provenance, path, tensors, any_base)
+    tensors, shipped = read_arrays(path / TENSORS), {}
+    if config.kind in lora.ON_THE_GRID:
+        if not (path / GRID).is_file():
+            said = f"a {config.kind} adapter has a {GRID}; it is missing"
+            raise ModelError(said, where=str(path))
+        tensors, shipped = read_arrays(path / GRID), tensors
+    return Adapter(config, tensors, provenance, path, shipped, any_base)
 
 
 def apply(loaded: LoadedModel, adapter: Adapter) -> None:
@@ -266,6 +251,41 @@ def apply(loaded: LoadedModel, adapter: Adapter) -> None:
             _require_same(adapter.shipped, shipped_by(model))
     for _, layer in lora.adapted(model):
         layer.settle()
+
+
+class AdapterSet:
+    """The base and its adapters by name; one of them is on at a time, None is the bare base.
+
+    Made from a base without an adapter, which is then this object's to change. Raises ModelError
+    for an adapter that was trained on another base or does not fit.
+    """
+
+    def __init__(self, loaded: LoadedModel, named: Mapping[str, Adapter]) -> None:
+        model = loaded.model
+        model.eval()
+        self.loaded = loaded
+        self.current: str | None = None
+        self._bare = {path: m for path, m in model.named_modules() if adaptable(m) or is_norm(m)}
+        self._layers: dict[str | None, dict[str, nn.Module]] = {None: {}}
+        stored = [(m, kept) for m in self._bare.values() if (kept := packed(m)) is not None]
+        for name, adapter in named.items():
+            apply(loaded, adapter)
+            self._layers[name] = dict(lora.adapted(model))
+            self.current = name
+            self.use(None)
+            # Attaching an adapter lets go of stored tensors; the next one may need them.
+            for module, kept in stored:
+                module.packed = kept
+        release(model)
+
+    def use(self, name: str | None) -> None:
+        """Put an adapter on and take the one before it off. Raises KeyError for an unknown name."""
+        if name == self.current:
+            return
+        layers = {path: self._bare[path] for path in self._layers[self.current]}
+        layers |= self._layers[name]
+        self.loaded.model.update_modules(tree_unflatten(list(layers.items())))
+        self.current = name
 
 
 def _other_base(loaded: LoadedModel, origin: Origin) -> list[str]:

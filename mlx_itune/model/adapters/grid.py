@@ -8,6 +8,9 @@ in training too (the gradient passes through), so what is trained is what a merg
 u = scale sqrt(in) (A_s B_s)^T and v = scale (A_b B_b)^T. With A drawn as LoRA's and weights of
 about 1 / sqrt(in), a step of B moves the weights about as far as one of LoRA's B does, so that
 learning rates are of the same size.
+
+QA-LoRA (2309.14717, section 3.3) is a LoRA whose A is constant within a group: what it adds is
+constant there too, and merges into the biases. Others load it as the LoRA that it is.
 """
 
 from __future__ import annotations
@@ -20,7 +23,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.adapters.lowrank import AdapterLayer, row_chunks, uniform
+from mlx_itune.model.adapters.lowrank import (
+    AdapterLayer,
+    LoRAEmbedding,
+    LoRALinear,
+    LoRASwitchLinear,
+    LowRank,
+    row_chunks,
+    uniform,
+)
 from mlx_itune.model.engine.compute import DequantizingLinear, affine, packed, unpacked
 
 Arrays = list[mx.array]
@@ -77,18 +88,14 @@ class _Grid(OnGrid, AdapterLayer):
         u = (self.scale * self._unit) * (scale_a @ scale_b).swapaxes(-1, -2)
         v = self.scale * (bias_a @ bias_b).swapaxes(-1, -2)
         scales, biases = (a.astype(mx.float32) for a in (self.scales, self.biases))
-        return (
-            rounded(scales * (1 + u), self.scales.dtype),
-            rounded(biases * (1 + u) + v, self.biases.dtype),
-        )
+        tuned = rounded(scales * (1 + u), self.scales.dtype)
+        return tuned, rounded(biases * (1 + u) + v, self.biases.dtype)
 
     def shipped(self) -> dict[str, mx.array]:
         """The tuned grid in the type of the base's, under the base's names."""
         scales, biases = self.moved()
-        return {
-            "scales": scales.astype(self.scales.dtype),
-            "biases": biases.astype(self.biases.dtype),
-        }
+        kinds = self.scales.dtype, self.biases.dtype
+        return {"scales": scales.astype(kinds[0]), "biases": biases.astype(kinds[1])}
 
     def delta(self) -> mx.array:
         """What is added to the base's weight: (..., out, in) float32."""
@@ -97,13 +104,8 @@ class _Grid(OnGrid, AdapterLayer):
     def _float(self, scales: mx.array, biases: mx.array, dtype: Any = mx.float32) -> mx.array:
         if self._is_unpacked:
             return affine(self.weight, scales, biases).astype(dtype)
-        return mx.dequantize(
-            self.weight,
-            scales.astype(mx.float32),
-            biases.astype(mx.float32),
-            group_size=self.group_size,
-            bits=self.bits,
-        ).astype(dtype)
+        parts = self.weight, scales.astype(mx.float32), biases.astype(mx.float32)
+        return mx.dequantize(*parts, **self._kernel_options()).astype(dtype)
 
     def _codes(self, rows: slice) -> mx.array:
         """Codes of some rows, grouped: (rows, groups, group size) float32."""
@@ -136,20 +138,18 @@ class GridLinear(_Grid):
         if kept is None:
             y = self._operation(x, *(self[name] for name in self.factors))
         else:
-            y = self._dense(x, kept[0]) if self._is_unpacked else self._product(x, *kept)
+            y = self._dense(x, kept[0]) if self._is_unpacked else self._product(x, kept[0], kept[1])
         return y + self.bias if "bias" in self and not self._adds_bias else y
 
-    def _product(self, x: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-        if not self._is_dense:
-            return mx.quantized_matmul(
-                x,
-                self.weight,
-                scales.astype(x.dtype),
-                biases.astype(x.dtype),
-                transpose=True,
-                **self._kernel_options(),
-            )
-        return self._dense(x, self._float(scales, biases, x.dtype))
+    def _product(
+        self, x: mx.array, scales: mx.array, biases: mx.array, transpose: bool = True
+    ) -> mx.array:
+        """x times the tuned weight, transposed as a layer does it or as its gradient does."""
+        if self._is_dense:
+            weight = self._float(scales, biases, x.dtype)
+            return self._dense(x, weight) if transpose else x @ weight
+        parts = self.weight, scales.astype(x.dtype), biases.astype(x.dtype)
+        return mx.quantized_matmul(x, *parts, transpose=transpose, **self._kernel_options())
 
     def _dense(self, x: mx.array, weight: mx.array) -> mx.array:
         # As nn.Linear does it, to the last bit.
@@ -157,18 +157,6 @@ class GridLinear(_Grid):
 
     def _entailed(self) -> Any:
         return [self._float(*self.moved(), self._type)] if self._is_unpacked else self.moved()
-
-    def _transposed(self, cotangent: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-        if self._is_dense:
-            return cotangent @ self._float(scales, biases, cotangent.dtype)
-        return mx.quantized_matmul(
-            cotangent,
-            self.weight,
-            scales.astype(cotangent.dtype),
-            biases.astype(cotangent.dtype),
-            transpose=False,
-            **self._kernel_options(),
-        )
 
     def _grid_gradients(self, x: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
         """d loss / d (s', b'), (out, groups) float32 each."""
@@ -188,23 +176,16 @@ class GridEmbedding(GridLinear):
     """The same for a token table, as a table and as an output head."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        scales, biases = (array[x] for array in self._grid())
+        kept: Arrays | None = None if self._is_unpacked else self._settled()
+        scales, biases = (array[x] for array in kept or self.moved())
         if self._is_unpacked:
             return affine(self.weight[x], scales, biases).astype(self._type)
-        return mx.dequantize(
-            self.weight[x],
-            scales.astype(self._type),
-            biases.astype(self._type),
-            **self._kernel_options(),
-        )
+        parts = self.weight[x], scales.astype(self._type), biases.astype(self._type)
+        return mx.dequantize(*parts, **self._kernel_options())
 
     def as_linear(self, x: mx.array) -> mx.array:
         """The table as an output head, x (..., dims) to (..., vocabulary)."""
         return super().__call__(x)
-
-    def _grid(self) -> tuple[mx.array, mx.array]:
-        kept: Arrays | None = self._settled()
-        return self.moved() if kept is None or self._is_unpacked else (kept[0], kept[1])
 
 
 class GridSwitchLinear(_Grid):
@@ -216,14 +197,8 @@ class GridSwitchLinear(_Grid):
             if self._is_unpacked:
                 weight = self._float(scales, biases, x.dtype).swapaxes(-1, -2)
                 return mx.gather_mm(x, weight, **chosen)
-            return mx.gather_qmm(
-                x,
-                self.weight,
-                scales.astype(x.dtype),
-                biases.astype(x.dtype),
-                **chosen,
-                **self._kernel_options(),
-            )
+            s, b = scales.astype(x.dtype), biases.astype(x.dtype)
+            return mx.gather_qmm(x, self.weight, s, b, **chosen, **self._kernel_options())
 
         def forward(x: mx.array, *factors: mx.array) -> mx.array:
             return product(x, *self.moved(*factors))
@@ -238,6 +213,57 @@ class GridSwitchLinear(_Grid):
         operation.vjp(backward)
         y: mx.array = operation(x, *(self[name] for name in self.factors))
         return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
+
+
+class _OnBiases(OnGrid, LowRank):
+    """What the layers share: the base's grid, of which they move the biases."""
+
+    factors: ClassVar[tuple[str, ...]] = ("bias_a", "bias_b")
+    # The factor of the pair, and its axis, along which all of a group are one number.
+    grouped: ClassVar[tuple[int, int]] = (0, 0)
+
+    def pair(self) -> tuple[mx.array, mx.array]:
+        """A and B of the LoRA that this is, as mlx-lm's layer of this kind has them."""
+        pair, (factor, axis) = [self.bias_a, self.bias_b], self.grouped
+        pair[factor] = mx.repeat(pair[factor], self._group_size, axis=axis)
+        return pair[0], pair[1]
+
+    def shipped(self) -> dict[str, mx.array]:
+        """The LoRA pair that mlx-lm gets."""
+        return dict(zip(("lora_a", "lora_b"), self.pair(), strict=True))
+
+    def moved(self) -> tuple[mx.array, mx.array]:
+        """The tuned (scales, biases), float32; the scales are the base's."""
+        sums: mx.array = self.delta()[..., :: self._group_size]
+        return self._scales.astype(mx.float32), self._biases.astype(mx.float32) + sums
+
+    def _start(self, base: nn.Module, key: mx.array) -> None:
+        stored = packed(base)
+        assert stored is not None and stored.biases is not None
+        self._scales, self._biases = stored.scales, stored.biases
+        self._group_size = stored.group_size
+        *whole, fan = self.shapes(base, self.rank)
+        shapes = [list(shape) for shape in whole]
+        factor, axis = self.grouped
+        shapes[factor][axis] //= self._group_size
+        self.bias_a = uniform(tuple(shapes[0]), fan, key)
+        self.bias_b = mx.zeros(shapes[1])
+
+
+class QALinear(_OnBiases, LoRALinear):
+    """bias_a (groups, rank), bias_b (rank, out); LoRA's A is bias_a, each row repeated."""
+
+
+class QASwitchLinear(_OnBiases, LoRASwitchLinear):
+    """bias_a (experts, rank, groups), bias_b (experts, out, rank)."""
+
+    grouped: ClassVar[tuple[int, int]] = (0, -1)
+
+
+class QAEmbedding(_OnBiases, LoRAEmbedding):
+    """bias_a (vocabulary, rank), bias_b (rank, groups)."""
+
+    grouped: ClassVar[tuple[int, int]] = (1, -1)
 
 
 def merged_grid(layer: nn.Module) -> tuple[mx.array, mx.array]:
@@ -269,7 +295,7 @@ def _operation(layer: GridLinear) -> Callable[..., mx.array]:
         if layer._held is not None:
             d_x = cotangent @ layer._held
         else:
-            d_x = layer._transposed(cotangent, *layer.moved(*factors))
+            d_x = layer._product(cotangent, *layer.moved(*factors), transpose=False)
         d_scales, d_biases = layer._grid_gradients(x, cotangent)
         return [d_x, *_factor_gradients(layer, factors, d_scales, d_biases)]
 

@@ -3,9 +3,9 @@
 kind     layers                 what is learned
 lora     lowrank                W + scale * A B
 rslora   lowrank                the same; its scale is alpha / sqrt(rank) (2312.03732)
-dora     dora                   W + scale * A B, and the length of each of its rows
+dora     lowrank                W + scale * A B, and the length of each of its rows
 grid     grid                   the scales and biases of a quantized W
-qalora   qalora                 the biases of a quantized W
+qalora   grid                   the biases of a quantized W
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.adapters import dora, grid, qalora
+from mlx_itune.model.adapters import grid
 from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
 from mlx_itune.model.adapters.lowrank import (
     EMBEDDING,
     LINEAR,
     SWITCH,
     AdapterLayer,
+    DoRAEmbedding,
+    DoRALinear,
     LoRAEmbedding,
     LoRALinear,
     LoRASwitchLinear,
@@ -34,15 +36,13 @@ from mlx_itune.model.adapters.lowrank import (
 from mlx_itune.model.adapters.targets import Target, choose, placement
 from mlx_itune.model.engine.compute import packed, release
 
-__all__ = ["LoRAEmbedding", "LoRALinear", "LoRASwitchLinear"]
-
 KINDS = ("lora", "rslora", "dora", "grid", "qalora")
 ON_THE_GRID = ("grid", "qalora")
-_GRID_LAYERS = (grid.GridLinear, grid.GridSwitchLinear, grid.GridEmbedding)
 _LAYERS = {
     "lora": (LoRALinear, LoRASwitchLinear, LoRAEmbedding),
-    "dora": (dora.DoRALinear, None, dora.DoRAEmbedding),
-    "qalora": (qalora.QALinear, qalora.QASwitchLinear, qalora.QAEmbedding),
+    "dora": (DoRALinear, None, DoRAEmbedding),
+    "grid": (grid.GridLinear, grid.GridSwitchLinear, grid.GridEmbedding),
+    "qalora": (grid.QALinear, grid.QASwitchLinear, grid.QAEmbedding),
 }
 
 
@@ -132,12 +132,11 @@ def _wrap(
     if kind == "grid" and is_norm(base):
         return GridNorm(base)
     at = next(i for i, kinds in enumerate((LINEAR, SWITCH, EMBEDDING)) if isinstance(base, kinds))
-    if kind == "grid":
-        return _GRID_LAYERS[at](base, rank, scale, key)
     wrapper = _LAYERS["lora" if kind == "rslora" else kind][at]
     if wrapper is None:
         raise ModelError(f"dora cannot adapt a {type(base).__name__}", where=target.path)
-    layer: AdapterLayer = wrapper(base, rank, scale, dropout, key)
+    with_dropout = () if kind == "grid" else (dropout,)
+    layer: AdapterLayer = wrapper(base, rank, scale, *with_dropout, key)
     return layer
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def load(
     model/compute). Raises ModelError.
     """
     path = resolve(model)
-    built, config = _read(path, lazy=False)
+    built, config = read(path, lazy=False)
     function = function_of(built, config)
     built.freeze()
     mode = compute_module.apply(built, compute, memory_bytes if float_copies else 0)
@@ -86,19 +87,37 @@ def load(
     )
 
 
-def read(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def read(path: Path, *, lazy: bool = True) -> tuple[nn.Module, dict[str, Any]]:
     """A vetted model directory exactly as mlx-lm reads it: its module, with weights that stay on
-    disk until they are used, and its effective config. Raises ModelError."""
-    return _read(path, lazy=True)
-
-
-def _read(path: Path, *, lazy: bool) -> tuple[nn.Module, dict[str, Any]]:
+    disk until they are used if `lazy`, and its effective config. Raises ModelError."""
     vet(path)
     from mlx_lm.utils import load_model
 
     with mlx_lm_errors(path):
         model, config = load_model(path, lazy=lazy, strict=True)
     return model, config
+
+
+def reopen(path: Path) -> tuple[nn.Module, Any]:
+    """What ``mlx_lm.load`` makes of a directory: (model, tokenizer). Raises ModelError."""
+    vet(path)
+    from mlx_lm import load
+
+    with mlx_lm_errors(path):
+        model, tokenizer = load(str(path))[:2]
+    return model, tokenizer
+
+
+def greedy(model: nn.Module, tokenizer: Any, prompt_ids: Sequence[int], max_tokens: int) -> str:
+    """The text that ``mlx_lm.generate`` writes for ``prompt_ids`` by default (greedy)."""
+    from mlx_lm import generate
+
+    return str(generate(model, tokenizer, list(prompt_ids), max_tokens=max_tokens))
+
+
+def mlx_lm_version() -> str:
+    """The installed version of mlx-lm."""
+    return version("mlx-lm")
 
 
 @contextmanager
