@@ -16,9 +16,15 @@ from typing import NoReturn
 
 import click
 
-from mlx_itune.kit.errors import ItuneError, ModelError, ResourceError, StorageError, UsageError
+from mlx_itune.kit.errors import (
+    ItuneError,
+    ModelError,
+    ResourceError,
+    StorageError,
+    UsageError,
+    is_panic,
+)
 from mlx_itune.kit.json_files import plain
-from mlx_itune.kit.native import is_panic
 from mlx_itune.kit.wording import brief, did_you_mean
 
 _COMPLETION = "_MLX_ITUNE_COMPLETE"
@@ -84,37 +90,34 @@ def guarded(group: click.Group, argv: list[str]) -> int:
     if sys.stdout is None:
         return _fail(StorageError("is closed", where="standard output"), as_json=False)
     with _signals_unwind():
-        return _ending(group, argv, as_json)
-
-
-def _ending(group: click.Group, argv: list[str], as_json: bool) -> int:
-    try:
-        return _run(group, argv)
-    except KeyboardInterrupt as stop:
-        return _stopped(stop, "interrupted", 130, as_json)
-    except Terminated as stop:
-        what = "hung up" if stop.signum == signal.SIGHUP else "terminated"
-        return _stopped(stop, what, 128 + stop.signum, as_json)
-    except BrokenPipeError:
-        # The reader of stdout went away (`| head`).
-        _drop_stdout()
-        return 0
-    except BaseException as error:
-        return _fail(_as_ours(error), as_json)
+        try:
+            return _run(group, argv)
+        except (KeyboardInterrupt, Terminated) as stop:
+            signum = getattr(stop, "signum", signal.SIGINT)
+            named = {signal.SIGINT: "interrupted", signal.SIGHUP: "hung up"}
+            told = ItuneError(str(stop) or named.get(signum, "terminated"))
+            # A stop that carries words was told of already: a run, sealed, and how it goes on.
+            line = "" if stop.args else f"error: {told}; nothing half-written was kept"
+            return _fail(told, as_json, line, _BY_SIGNAL + signum)
+        except BrokenPipeError:
+            # The reader of stdout went away (`| head`).
+            _drop(1)
+            return 0
+        except BaseException as error:
+            return _fail(_as_ours(error), as_json)
 
 
 def _run(group: click.Group, argv: list[str]) -> int:
     if _COMPLETION in os.environ:
         group.main(args=argv, prog_name="mlx-itune", complete_var=_COMPLETION)
+    code = 0
     try:
         # Not group.main: it turns Ctrl-C and a closed pipe into endings of its own.
         with group.make_context("mlx-itune", argv) as context:
             group.invoke(context)
-        code = 0
     except click.exceptions.NoArgsIsHelpError as asked:
         # A bare group is a question, not a mistake.
         print(asked.ctx.get_help() if asked.ctx else asked.format_message())
-        code = 0
     except click.exceptions.Exit as left:
         code = left.exit_code
     except click.Abort:
@@ -125,19 +128,20 @@ def _run(group: click.Group, argv: list[str]) -> int:
 
 def _as_ours(error: BaseException) -> ItuneError:
     """Whatever ended a command, as an error that is one line."""
+    said = str(error)
     if isinstance(error, ItuneError):
         return error
     if isinstance(error, click.UsageError):
         return _usage(error)
     if isinstance(error, click.ClickException):
         return ItuneError(error.format_message())
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return ResourceError(
-            f"out of memory ({brief(error)})",
-            hint="use a smaller --batch-size, --max-length or model",
-        )
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said.lower() for words in _OUT_OF_MEMORY)
+    ):
+        hint = "use a smaller --batch-size, --max-length or model"
+        return ResourceError(f"out of memory ({brief(error)})", hint=hint)
     if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_FAILS:
-        _drop_stdout()
+        _drop(1)
         return StorageError(os.strerror(error.errno), where="standard output")
     if isinstance(error, OSError) and error.filename is not None:
         # Whoever opened it should have told more; a file is no bug of ours all the same.
@@ -147,9 +151,9 @@ def _as_ours(error: BaseException) -> ItuneError:
         before, after = error.object[: error.start].split(), error.object[error.start :].split()
         name = "".join([*before[-1:], *after[:1]])
         return UsageError(f"{name!r} is no UTF-8 text", hint="give it another name")
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+    if isinstance(error, RuntimeError) and said.startswith("Symlink loop"):
         # pathlib's, before Python 3.13.
-        return StorageError(str(error), hint="name another path")
+        return StorageError(said, hint="name another path")
     if is_panic(error):
         return ModelError(
             f"a library gave up on a file ({brief(error)})", hint="the file is broken"
@@ -160,24 +164,11 @@ def _as_ours(error: BaseException) -> ItuneError:
 def _usage(error: click.UsageError) -> UsageError:
     """Click's message, with a did-you-mean where an option was mistyped."""
     hint = f"see {error.ctx.command_path} --help" if error.ctx else None
-    if isinstance(error, click.NoSuchOption):
-        options = (
-            [name for p in error.ctx.command.get_params(error.ctx) for name in p.opts]
-            if error.ctx
-            else []
-        )
-        meant = did_you_mean(error.option_name, options)
-        return UsageError(f"no such option '{error.option_name}'", hint=meant or hint)
-    return UsageError(error.format_message().rstrip("."), hint=hint)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(m in str(error).lower() for m in _OUT_OF_MEMORY)
-
-
-def _drop_stdout() -> None:
-    # Or the flush at the interpreter's exit fails, too.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if not isinstance(error, click.NoSuchOption):
+        return UsageError(error.format_message().rstrip("."), hint=hint)
+    parameters = error.ctx.command.get_params(error.ctx) if error.ctx else []
+    meant = did_you_mean(error.option_name, [name for p in parameters for name in p.opts])
+    return UsageError(f"no such option '{error.option_name}'", hint=meant or hint)
 
 
 def _crash(error: BaseException) -> ItuneError:
@@ -194,30 +185,22 @@ def _crash(error: BaseException) -> ItuneError:
     )
 
 
-def _fail(error: ItuneError, as_json: bool) -> int:
-    _tell(f"error: {error}")
-    _as_object(error.message, error.where, error.hint, error.exit_code, as_json)
-    return error.exit_code
-
-
-def _stopped(stop: BaseException, what: str, code: int, as_json: bool) -> int:
-    """A stop that carries words was told of already: a run, sealed, and how it goes on."""
-    if not stop.args:
-        _tell(f"error: {what}; nothing half-written was kept")
-    _as_object(str(stop) or what, None, None, code, as_json)
+def _fail(error: ItuneError, as_json: bool, line: str | None = None, code: int = 0) -> int:
+    """Tell of an error: a line on stderr (another, or none, where it is given), one object."""
+    code = code or error.exit_code
+    try:
+        if line != "":
+            print(line or f"error: {error}", file=sys.stderr, flush=True)
+    except OSError:
+        # The exit code stands all the same.
+        _drop(2)
+    if as_json:
+        told = {"message": error.message, "where": error.where, "hint": error.hint}
+        with suppress(OSError, ValueError):
+            print(json.dumps({"error": plain({**told, "exit_code": code})}), flush=True)
     return code
 
 
-def _tell(line: str) -> None:
-    """A line on stderr, unless that takes none: the exit code stands all the same."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _as_object(message: str, where: str | None, hint: str | None, code: int, wanted: bool) -> None:
-    if wanted:
-        body = {"message": message, "where": where, "hint": hint, "exit_code": code}
-        with suppress(OSError, ValueError):
-            print(json.dumps({"error": plain(body)}), flush=True)
+def _drop(descriptor: int) -> None:
+    # Or the flush at the interpreter's exit fails, too.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -123,8 +123,8 @@ def _held(
 
 def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut | None:
     from mlx_itune.dataset.sources import load_splits
-    from mlx_itune.kit.config import from_toml
     from mlx_itune.kit.errors import ItuneError
+    from mlx_itune.kit.settings import from_toml
     from mlx_itune.training.settings import TrainSettings, settings_from
 
     folder = _run_of(adapter, runs)

@@ -45,8 +45,8 @@ def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _settings_of(config: Path | None, offline: bool, given: Mapping[str, Any]) -> TrainSettings:
     """Flags over a config file's values over defaults. Raises UsageError, StorageError."""
-    from mlx_itune.kit.config import from_toml
     from mlx_itune.kit.network import go_offline
+    from mlx_itune.kit.settings import from_toml
 
     if config is not None and config.suffix.lower() in (".yaml", ".yml"):
         _refuse_yaml(config)
@@ -172,7 +172,7 @@ def resume(
 
 def _trained(result: TrainResult) -> Iterator[str]:
     """The result as aligned lines, and what to type next."""
-    from mlx_itune.kit.config import from_toml
+    from mlx_itune.kit.settings import from_toml
     from mlx_itune.training.run.run import CONFIG
 
     # A run may end before it has come to every row.

@@ -1,18 +1,10 @@
-"""Errors a user can act on: one line each, one exit code per kind.
-
-ItuneError            1   our bug, or a kind nobody named
-├── UsageError        2   a flag, a config key, an argument
-├── DataError         3   rows, files of rows, nothing left to learn
-├── ModelError        4   a model, tokenizer or adapter is refused
-├── StorageError      5   disk, permissions, locks
-├── DivergedError     6   training left the finite numbers
-└── ResourceError     7   does not fit, or stalled
-"""
+"""Errors a user can act on: one line each, one exit code per kind; 1 is a bug of ours."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
@@ -92,6 +84,32 @@ def located(where: object) -> Iterator[None]:
     except ItuneError as error:
         error.where = error.where or (str(where) if where else None)
         raise
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust gave up under Python (pyo3's PanicException, which is no Exception)."""
+    return not isinstance(error, Exception) and type(error).__name__ == "PanicException"
+
+
+@contextlib.contextmanager
+def panics_as(error: type[ItuneError], what: str, where: str) -> Iterator[None]:
+    """Raise `error` ("`what`: reason") for a panic of the block; of the block, stderr is silent.
+
+    A panic writes its stack to descriptor 2 before Python hears of it.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException as raised:
+        if not is_panic(raised):
+            raise
+        reason = " ".join(str(raised).split())[:300]
+        raise error(f"{what}: {reason}", where=where) from None
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def closest(name: str, options: Iterable[str]) -> str | None:

@@ -20,6 +20,7 @@ from mlx_itune.kit.wording import size
 
 _CHUNK_BYTES = 1 << 20
 _PARTIAL = ".partial"
+_OTHER_NAME = "choose another name or remove it first"
 # Directories that are being filled.
 _stages: set[Path] = set()
 _LEFTOVER = re.compile(r"\.(\d+)-[0-9a-f]{8}\.partial$")
@@ -34,13 +35,15 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
     path = Path(path)
     staged = path.parent in _stages
     temporary = beside(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     try:
         with storage_errors(path):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(temporary, flags, 0o666)
             try:
-                for block in _blocks((data,) if isinstance(data, bytes) else data):
-                    _write_all(descriptor, block)
+                for chunk in (data,) if isinstance(data, bytes) else data:
+                    left = memoryview(chunk)
+                    while left:
+                        left = left[os.write(descriptor, left) :]
                 if not staged:
                     _sync_descriptor(descriptor)
             finally:
@@ -63,26 +66,54 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     # A link keeps pointing where it points: the directory behind it is what is replaced.
     out = Path(os.path.realpath(out))
-    with storage_errors(out):
+    refuse_occupied(out, overwrite)
+    with _stage_for(out) as stage:
+        _stages.add(stage)
+        try:
+            yield stage
+        finally:
+            _stages.discard(stage)
+        _sync_tree(stage)
         refuse_occupied(out, overwrite)
-        made = _make_durably(out.parent)
-        sweep(out.parent, out.name)
-    stage = beside(out)
+        _swap_in(stage, out)
+
+
+@contextlib.contextmanager
+def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a path in a hidden folder beside `out`; that file becomes `out` if the block succeeds.
+
+    On any exception the folder is removed and `out` is as it was. The block writes the file
+    durably (`write_durably`); others in the folder go with it. Raises StorageError where `out` is
+    a directory or, unless `overwrite`, exists by then, of whatever kind it is.
+    """
+    out = Path(os.path.realpath(out))
+    refuse_taken(out, overwrite)
+    with _stage_for(out) as folder:
+        yield folder / out.name
+        if overwrite:
+            (folder / out.name).replace(out)
+        else:
+            _appear(folder / out.name, out)
+
+
+@contextlib.contextmanager
+def _stage_for(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, which is gone afterwards; so are, on an error, new parents."""
+    stage, made = beside(out), list[Path]()
     try:
         with storage_errors(out):
+            made = _make_durably(out.parent)
+            sweep(out.parent, out.name)
             stage.mkdir()
-            _stages.add(stage)
             yield stage
-            _sync_tree(stage)
-            refuse_occupied(out, overwrite)
-            _swap_in(stage, out)
             _sync_path(out.parent)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
-        _remove_empty(made)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
-    finally:
-        _stages.discard(stage)
+    shutil.rmtree(stage, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
@@ -113,47 +144,11 @@ def sweep(folder: Path, name: str | None = None, *, every_owner: bool = False) -
 def refuse_occupied(out: Path, overwrite: bool = False) -> None:
     """Raise StorageError where a directory cannot appear at `out`."""
     out = Path(os.path.realpath(out))
-    if not os.path.lexists(out):
-        return
-    if not out.is_dir():
+    if os.path.lexists(out) and not out.is_dir():
         raise StorageError("is a file, not a directory", where=str(out), hint="choose another name")
-    if not overwrite and any(out.iterdir()):
-        raise StorageError(
-            "already exists and is not empty",
-            where=str(out),
-            hint="choose another name or remove it first",
-        )
-
-
-@contextlib.contextmanager
-def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a path in a hidden folder beside `out`; that file becomes `out` if the block succeeds.
-
-    On any exception the folder is removed and `out` is as it was. The block writes the file
-    durably (`write_durably`); others in the folder go with it. Raises StorageError where `out` is
-    a directory or, unless `overwrite`, exists by then, of whatever kind it is.
-    """
-    out = Path(os.path.realpath(out))
-    refuse_taken(out, overwrite)
-    folder = beside(out)
     with storage_errors(out):
-        made = _make_durably(out.parent)
-        sweep(out.parent, out.name)
-    try:
-        with storage_errors(out):
-            folder.mkdir()
-        yield folder / out.name
-        with storage_errors(out):
-            if overwrite:
-                (folder / out.name).replace(out)
-            else:
-                _appear(folder / out.name, out)
-            _sync_path(out.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        _remove_empty(made)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+        if not overwrite and out.is_dir() and any(out.iterdir()):
+            raise StorageError("already exists and is not empty", where=str(out), hint=_OTHER_NAME)
 
 
 def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -168,9 +163,7 @@ def refuse_taken(out: Path, overwrite: bool = False) -> None:
     if out.is_dir():
         raise StorageError("is a directory", where=str(out), hint="name a file")
     if os.path.lexists(out) and not (overwrite and out.is_file()):
-        raise StorageError(
-            "already exists", where=str(out), hint="choose another name or remove it first"
-        )
+        raise StorageError("already exists", where=str(out), hint=_OTHER_NAME)
     folder = next(parent for parent in out.parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise StorageError("is a file, not a directory", where=str(folder))
@@ -246,27 +239,6 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
 
 
-def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes | bytearray]:
-    """The same bytes in pieces worth a system call."""
-    gathered = bytearray()
-    for chunk in chunks:
-        if len(chunk) >= _CHUNK_BYTES and not gathered:
-            yield chunk
-            continue
-        gathered += chunk
-        if len(gathered) >= _CHUNK_BYTES:
-            yield gathered
-            gathered = bytearray()
-    if gathered:
-        yield gathered
-
-
-def _write_all(descriptor: int, data: bytes | bytearray) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
-
-
 def _make_durably(folder: Path) -> list[Path]:
     """mkdir -p, each new entry synced to its parent; the new ones, innermost first."""
     missing: list[Path] = []
@@ -277,12 +249,6 @@ def _make_durably(folder: Path) -> list[Path]:
         path.mkdir(exist_ok=True)
         _sync_path(path.parent)
     return missing
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _swap_in(stage: Path, out: Path) -> None:

@@ -141,20 +141,13 @@ def to_record(
         value = parse_object(value, where=where, error=error)
     record, faults = _decode(value, cls, unknown)
     if faults:
-        raise error(one_line_of(faults), where=where)
+        raise error(faults, where=where)
     return record  # type: ignore[no-any-return]
 
 
 def wrong_type(value: Any, hint: Any) -> tuple[Any, str]:
     """`value` as the type `hint` wants it, and "" or what is wrong with it."""
-    converted, faults = _decode(value, hint, "refuse")
-    return converted, one_line_of(faults)
-
-
-def one_line_of(faults: Sequence[str]) -> str:
-    """The first faults, and how many more there are."""
-    more = [f"and {len(faults) - _NAMED_FAULTS} more"] if len(faults) > _NAMED_FAULTS else []
-    return "; ".join([*faults[:_NAMED_FAULTS], *more])
+    return _decode(value, hint, "refuse")
 
 
 def write_object(path: Path, value: Any, indent: int | None = 2) -> None:
@@ -185,24 +178,25 @@ def plain(value: Any) -> Any:
     return plain(value.item()) if callable(getattr(value, "item", None)) else str(value)
 
 
-def _decode(value: Any, hint: Any, unknown: Unknown) -> tuple[Any, list[str]]:
+def _decode(value: Any, hint: Any, unknown: Unknown) -> tuple[Any, str]:
     from pydantic import ValidationError
 
     extra: Any = "forbid" if unknown == "refuse" else "ignore"
     try:
         text = json.dumps(value, default=str)
+        return _judge(hint).validate_json(text, strict=True, extra=extra), ""
     except RecursionError:
-        return value, ["is nested too deep"]
-    try:
-        return _judge(hint).validate_json(text, strict=True, extra=extra), []
+        return value, "is nested too deep"
     except ValidationError as found:
         faults: dict[str, list[str]] = {}
         for fault in found.errors(include_url=False):
             path, wrong = _fault(fault, hint)
             faults.setdefault(path, []).append(wrong)
-        # Of a union, each member says what it needs.
-        said = {path: " or ".join(dict.fromkeys(wrong)) for path, wrong in faults.items()}
-        return value, [f"{path}: {wrong}" if path else wrong for path, wrong in said.items()]
+    # Of a union, each member says what it needs.
+    needed = {path: " or ".join(dict.fromkeys(wrong)) for path, wrong in faults.items()}
+    said = [f"{path}: {wrong}" if path else wrong for path, wrong in needed.items()]
+    more = [f"and {len(said) - _NAMED_FAULTS} more"] if len(said) > _NAMED_FAULTS else []
+    return value, "; ".join([*said[:_NAMED_FAULTS], *more])
 
 
 @functools.cache
@@ -241,15 +235,13 @@ def _fields_at(hint: Any, parts: Sequence[Any]) -> list[str]:
     """The names of the fields of the dataclass at a path, as far as the path is one of fields."""
     from typing import get_args, get_type_hints
 
-    for part in parts:
+    hints: dict[str, Any] = {}
+    for part in [*parts, ""]:
         members = [hint, *get_args(hint)]
-        found = next((m for m in members if dataclasses.is_dataclass(m)), None)
-        if found is None:
-            break
+        hints = next((get_type_hints(m) for m in members if dataclasses.is_dataclass(m)), {})
         if isinstance(part, str):
-            hint = get_type_hints(found, include_extras=True).get(part)
-    members = [hint, *get_args(hint)]
-    return [f.name for m in members if dataclasses.is_dataclass(m) for f in dataclasses.fields(m)]
+            hint = hints.get(part)
+    return list(hints)
 
 
 def _depth(value: Any) -> int:

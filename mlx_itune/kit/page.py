@@ -20,7 +20,6 @@ _STRANGE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-_VOID = frozenset({"meta", "link", "br", "hr", "input", "img", "col"})
 
 
 class Html(str):
@@ -45,9 +44,7 @@ def element(
     rounded to a hundredth, which is finer than any screen.
     """
     head = tag + "".join(_attribute(name, value) for name, value in (attributes or {}).items())
-    if tag in _VOID:
-        return Html(f"<{head}>")
-    return Html(f"<{head}>{join(children)}</{tag}>")
+    return Html(f"<{head}>" if tag == "input" else f"<{head}>{join(children)}</{tag}>")
 
 
 def join(parts: Iterable[str]) -> Html:
@@ -68,22 +65,18 @@ def page(title: str, body: Html, *, subtitle: str = "", style: str = "") -> str:
     sheet = f"{_STYLE}{style}"
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    head = element(
-        "head",
-        None,
-        element("meta", {"charset": "utf-8"}),
-        element("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
-        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        element("meta", {"name": "color-scheme", "content": "light dark"}),
-        element("meta", {"name": "referrer", "content": "no-referrer"}),
-        element("title", None, title),
-        element("style", None, Html(sheet)),
-    )
-    heading = [element("h1", None, title)]
+    heading = element("h1", None, title)
     if subtitle:
-        heading.append(element("p", {"class": "subtitle"}, subtitle))
-    main = element("main", None, element("header", None, *heading), body)
-    return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n{element("body", None, main)}\n</html>\n'
+        heading = join([heading, element("p", {"class": "subtitle"}, subtitle)])
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">
+<title>{escape(title)}</title><style>{sheet}</style></head>
+<body><main><header>{heading}</header>{body}</main></body>
+</html>
+"""
 
 
 def section(heading: str, *body: Html, note: str = "") -> Html:

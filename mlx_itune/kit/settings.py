@@ -1,4 +1,4 @@
-"""Settings that are declared once: fields of a frozen dataclass that flags are made of.
+"""Settings that are declared once, as fields of a frozen dataclass, for flags and flat TOML files.
 
 rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
 """
@@ -6,13 +6,26 @@ rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.json_files import read_bytes, wrong_type
+from mlx_itune.kit.wording import did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -27,8 +40,7 @@ class Help:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the table says of one setting. kind: int, float, str, bool, Path or tuple; choices and
-    bounds where it has any; required: there is no default."""
+    """What the table says of one setting. kind: int, float, str, bool, Path or tuple."""
 
     name: str
     kind: type
@@ -54,8 +66,7 @@ class Setting:
         """Its default as it would be typed; empty where there is none, or it depends."""
         if self.required or self.default in (None, ()):
             return ""
-        number = type(self.default) is float
-        return f"{self.default:g}" if number else str(self.default)
+        return f"{self.default:g}" if type(self.default) is float else str(self.default)
 
     @property
     def allowed(self) -> str:
@@ -125,3 +136,63 @@ def asked_for(settings: Any) -> dict[str, Any]:
     """What a record of settings asks for, as the flags are called: all but what is empty."""
     values = {name.replace("_", "-"): value for name, value in dataclasses.asdict(settings).items()}
     return {k: v for k, v in values.items() if v is not None and v is not False and v != ()}
+
+
+def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
+    """The values of a TOML file, checked against the fields of dataclass `cls`.
+
+    Keys may be written as the flags are (`batch-size`). Raises UsageError with every unknown key
+    (and a did-you-mean) and every wrong type in one line; StorageError when it cannot be read.
+    """
+    path = Path(path)
+    raw = read_bytes(path, error=UsageError, limit_bytes=_LIMIT_BYTES)
+    try:
+        text = raw.decode("utf-8")
+        table = tomllib.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"not a TOML file: {error}", where=str(path)) from None
+    hints = get_type_hints(cls, include_extras=True)
+    values: dict[str, object] = {}
+    problems: list[tuple[int, str]] = []
+    for key, value in table.items():
+        line = _line_of(key, text)
+        name = key.replace("-", "_")
+        if name not in hints:
+            meant = did_you_mean(key, hints)
+            problems.append((line, f"unknown key {key!r}" + (f" ({meant})" if meant else "")))
+        elif name in values:
+            problems.append((line, f"{name!r} is set twice"))
+        else:
+            values[name], wrong = wrong_type(value, hints[name])
+            if wrong:
+                problems.append((line, f"{key}: {wrong}"))
+    if problems:
+        (first, problem), *others = problems
+        rest = [f"line {line}: {problem}" for line, problem in others]
+        raise UsageError("; ".join([problem, *rest]), where=f"{path}:{first}")
+    return values
+
+
+def to_toml(config: Any) -> str:
+    """A dataclass instance as TOML; fields that are None are left out, as TOML has no null."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return "".join(f"{k} = {_toml(value)}\n" for k, value in values.items() if value is not None)
+
+
+def _line_of(key: str, text: str) -> int:
+    written = re.escape(key)
+    pattern = re.compile(rf"""^[ \t]*\[*[ \t]*["']?{written}["']?[ \t]*[=.\]]""", re.MULTILINE)
+    found = pattern.search(text)
+    return text.count("\n", 0, found.start()) + 1 if found else 1
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (bool, int, float)):
+        # TOML spells numbers as Python does: inf, nan, 1e-05.
+        return repr(value).lower()
+    if isinstance(value, (str, Path)):
+        # A JSON string is a TOML basic string, except that TOML also wants DEL escaped.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    raise TypeError(f"{type(value).__name__} has no place in a flat TOML file")

@@ -10,10 +10,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mlx_itune.kit.errors import ModelError
+from annotated_types import Ge
+
+from mlx_itune.kit.errors import ItuneError, ModelError
 from mlx_itune.kit.files import open_regular, storage_errors, write_durably
+from mlx_itune.kit.json_files import parse_object, wrong_type
 
 Tensor = tuple[str, tuple[int, ...], bytes]
 
@@ -41,7 +44,16 @@ class TensorInfo:
     end: int
 
 
-class _Broken(Exception):
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor as the header describes it."""
+
+    dtype: str
+    shape: tuple[Annotated[int, Ge(0)], ...]
+    data_offsets: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]]
+
+
+class _Broken(ItuneError):
     pass
 
 
@@ -54,18 +66,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     path = Path(path)
     with open_regular(path, ModelError) as file, storage_errors(path):
         size_bytes = path.stat().st_size
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        enough = len(prefix) == 8 and length <= min(_MAX_HEADER_BYTES, size_bytes - 8)
+        length = int.from_bytes(file.read(8), "little")
+        data_start = 8 + length
+        enough = length <= _MAX_HEADER_BYTES and data_start <= size_bytes
         header = file.read(length) if enough else b""
     try:
-        if len(prefix) < 8:
-            raise _Broken("the file is too short for a header")
-        if length > _MAX_HEADER_BYTES:
-            raise _Broken(f"the header claims {length} bytes")
-        if not enough or len(header) != length:
-            raise _Broken("the header runs past the end of the file")
-        return _parse(header, 8 + length, size_bytes)
+        if not enough:
+            raise _Broken(f"a header of {length} bytes in a file of {size_bytes}")
+        return _parse(header, data_start, size_bytes)
     except _Broken as error:
         raise ModelError(f"not a valid safetensors file: {error}", where=str(path)) from None
 
@@ -77,9 +85,6 @@ def write_tensors(
 
     Raises ValueError for a tensor whose bytes do not fit its shape; StorageError.
     """
-    for name, (dtype, shape, data) in tensors.items():
-        if dtype not in _BITS or _size_bytes(dtype, shape) != len(data):
-            raise ValueError(f"{name}: {len(data)} bytes do not make {dtype} {list(shape)}")
     described = {name: tensors[name][:2] for name in sorted(tensors)}
     stream_tensors(path, described, lambda name: (tensors[name][2],), metadata)
 
@@ -98,7 +103,7 @@ def stream_tensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in described.items():
-        size_bytes = _size_bytes(dtype, shape) if dtype in _BITS else None
+        size_bytes = _size_bytes(dtype, shape)
         if size_bytes is None or name == "__metadata__":
             raise ValueError(f"{name}: no tensor can be {dtype} {list(shape)}")
         end = offset + size_bytes
@@ -123,68 +128,37 @@ def stream_tensors(
 def _parse(header: bytes, data_start: int, size_bytes: int) -> dict[str, TensorInfo]:
     if not header.startswith(b"{"):
         raise _Broken("the header is not a JSON object")
-    try:
-        table = json.loads(
-            header.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
-        # JSON escapes can spell half a surrogate pair, which is no text in any other place.
-        "".join(table).encode("utf-8")
-    except (ValueError, RecursionError):
-        raise _Broken("the header is not JSON") from None
+    table = parse_object(header, where="the header", error=_Broken)
     # MLX writes null where it was given no metadata; so do older mlx-lm adapters.
-    metadata = table.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _Broken("the metadata is not a table of strings")
-    found = {name: _tensor(name, entry) for name, entry in table.items()}
-    ordered = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].end)))
-    end = 0
-    for name, tensor in ordered.items():
-        if tensor.start != end:
+    _decoded(table.pop("__metadata__", None) or {}, dict[str, str])
+    entries = _decoded(table, dict[str, _Entry])
+    end, found = 0, {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        start, stop = entry.data_offsets
+        if start != end:
             raise _Broken(f"tensor {name!r} leaves a gap or overlaps another")
-        end = tensor.end
+        if _size_bytes(entry.dtype, entry.shape) != stop - start:
+            described = f"{entry.dtype} {list(entry.shape)}"
+            raise _Broken(f"tensor {name!r} has {stop - start} bytes, not those of {described}")
+        found[name] = TensorInfo(entry.dtype, entry.shape, data_start + start, data_start + stop)
+        end = stop
     if data_start + end != size_bytes:
         raise _Broken(f"the tensors end at byte {data_start + end}, the file at {size_bytes}")
-    return {
-        name: TensorInfo(t.dtype, t.shape, data_start + t.start, data_start + t.end)
-        for name, t in ordered.items()
-    }
+    return found
 
 
-def _tensor(name: str, entry: Any) -> TensorInfo:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _Broken(f"tensor {name!r} is not described by dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _Broken(f"tensor {name!r} has the unknown dtype {dtype!r}")
-    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise _Broken(f"tensor {name!r} has a bad shape or bad offsets")
-    start, end = offsets
-    if _size_bytes(dtype, shape) != end - start:
-        raise _Broken(f"tensor {name!r} has {end - start} bytes, not those of its shape")
-    return TensorInfo(dtype, tuple(shape), start, end)
+def _decoded(value: Any, hint: Any) -> Any:
+    decoded, wrong = wrong_type(value, hint)
+    if wrong:
+        raise _Broken(wrong)
+    return decoded
 
 
 def _size_bytes(dtype: str, shape: Sequence[int]) -> int | None:
-    """Bytes of a tensor; None where 64-bit arithmetic overflows or a byte would be shared."""
-    count = 1
+    """Bytes of a tensor; None for an unknown dtype, beyond 64 bits, or where a byte is shared."""
+    bits = _BITS.get(dtype, 0)
     for size in shape:
-        count *= size
-        if count > _MAX_SIZE:
+        bits *= size
+        if bits > _MAX_SIZE:
             return None
-    bits = count * _BITS[dtype]
-    return None if bits > _MAX_SIZE or bits % 8 else bits // 8
-
-
-def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v <= _MAX_SIZE for v in value)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise _Broken("a key occurs twice in the header")
-    return table
-
-
-def _no_constant(text: str) -> Any:
-    raise _Broken(f"{text} in the header")
+    return bits // 8 if dtype in _BITS and not bits % 8 else None

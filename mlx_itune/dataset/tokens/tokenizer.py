@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.chat_template import BUILT_IN, ChatTemplate, built_in
 from mlx_itune.dataset.tokens.control_text import ControlText
-from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError
+from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError, panics_as
 from mlx_itune.kit.json_files import read_object, to_record
-from mlx_itune.kit.native import panics_as
 from mlx_itune.kit.wording import brief, did_you_mean
 
 Int32 = NDArray[np.int32]

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlx_itune.kit.config import from_toml
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.files import remove_directory, storage_errors, sweep, write_durably
 from mlx_itune.kit.json_files import plain, read_bytes, read_record, to_record
 from mlx_itune.kit.lock import holder, locked
+from mlx_itune.kit.settings import from_toml
 from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.run.run import Incident, Losses, Record, resume_line
 from mlx_itune.training.settings import TrainSettings

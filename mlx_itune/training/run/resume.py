@@ -11,11 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from mlx_itune.kit import network
-from mlx_itune.kit.config import from_toml
 from mlx_itune.kit.errors import DataError, ItuneError, ModelError, StorageError, UsageError
 from mlx_itune.kit.files import sweep
 from mlx_itune.kit.json_files import plain, to_record
 from mlx_itune.kit.lock import locked
+from mlx_itune.kit.settings import from_toml
 from mlx_itune.model.loading.base import STARTER
 from mlx_itune.training.engine.job import Observe
 from mlx_itune.training.engine.loop import work

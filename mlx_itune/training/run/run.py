@@ -30,10 +30,10 @@ from mlx_itune.dataset.batching import Batch
 from mlx_itune.dataset.importing.inputs import data_licences
 from mlx_itune.dataset.sources import Source
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.kit.config import to_toml
 from mlx_itune.kit.errors import ItuneError, StorageError, UsageError
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
 from mlx_itune.kit.json_files import plain, read_object, read_record, write_object
+from mlx_itune.kit.settings import to_toml
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.settings import TrainSettings
