@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.result import Result
+from mlx_itune.cli.result import Result, pairs
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.wording import count
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlx_itune.model.serving.engine import Drawing
 
 _ENDS = ("/exit", "/quit")
+_NO_TEXT = "what stdin holds is not UTF-8 text"
 _HELP = (
     "/reset starts again, /system TEXT starts again with that system prompt, /exit or Ctrl-D ends; "
     "Ctrl-C stops an answer"
@@ -53,13 +55,7 @@ _HELP = (
 @click.option(
     "--out", type=options.ANY_PATH, metavar="FILE", help="Where the answers to --file go."
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    help="Prompts of --file at once; the answers do not depend on it.",
-)
+@options.count("--batch-size", 32, "Prompts of --file at once; the answers do not depend on it.")
 @options.stops
 @options.max_tokens
 @options.drawing
@@ -85,19 +81,16 @@ def generate(
         answers = plain(found)
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
         summary = {"rows": len(answers), "out": out, "wall_s": time.monotonic() - began}
-        if out:
-            write_new(out, "".join(line + "\n" for line in lines).encode())
-            return Result(summary, [f"{out}: {count(len(answers), 'answer')}"])
-        return Result({**summary, "answers": answers}, lines)
+        if not out:
+            return Result({**summary, "answers": answers}, lines)
+        write_new(out, "".join(line + "\n" for line in lines).encode())
+        return Result(summary, [f"{out}: {count(len(answers), 'answer')}"])
 
     ids = prompts[0].ids(tokenizer)
     room = room_tokens(len(ids), loaded.config, how["max_tokens"])
-    answer = Generator(loaded, tokenizer, how["stops"]).stream(
-        ids, max_tokens=room, drawing=drawing
-    )
-    for piece in answer:
-        if not as_json:
-            print(piece, end="", flush=True)
+    generator = Generator(loaded, tokenizer, how["stops"])
+    answer = generator.stream(ids, max_tokens=room, drawing=drawing)
+    _print(answer, as_json)
     whole = {
         "text": answer.text,
         "prompt_tokens": len(ids),
@@ -108,13 +101,20 @@ def generate(
     return Result(whole, [""])
 
 
+def _print(pieces: Iterable[str], as_json: bool) -> None:
+    """Show an answer while it comes; with --json it is only waited for."""
+    for piece in pieces:
+        if not as_json:
+            print(piece, end="", flush=True)
+
+
 def _stdin() -> str:
     if sys.stdin.isatty():
         raise UsageError("there is no prompt", hint="give PROMPT, --file, or words on stdin")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError("what stdin holds is not UTF-8 text") from error
+        raise UsageError(_NO_TEXT) from error
 
 
 def _observe(done: int) -> None:
@@ -128,14 +128,7 @@ def _observe(done: int) -> None:
 @options.stops
 @options.max_tokens
 @options.drawing
-def chat(
-    opening: Opening,
-    drawing: Drawing,
-    system: str | None,
-    stops: tuple[str, ...],
-    max_tokens: int,
-    as_json: bool,
-) -> Result:
+def chat(opening: Opening, stops: tuple[str, ...], as_json: bool, **how: Any) -> Result:
     """Talk to a model, one line per turn.
 
     /reset starts again, /system TEXT too, with that system prompt; /exit or Ctrl-D ends; Ctrl-C
@@ -144,9 +137,7 @@ def chat(
     from mlx_itune.inference.generate import ChatSession
     from mlx_itune.inference.opening import open_model
 
-    session = ChatSession(
-        *open_model(opening), stops, system=system, max_tokens=max_tokens, drawing=drawing
-    )
+    session = ChatSession(*open_model(opening), stops, **how)
     if sys.stdin.isatty():
         click.echo(_HELP, err=True)
     while (said := _ask()) is not None and said not in _ENDS:
@@ -165,9 +156,7 @@ def _answer(session: ChatSession, said: str, as_json: bool) -> None:
     """Print one answer; Ctrl-C ends it and keeps what there is."""
     try:
         with closing(session.say(said)) as pieces:
-            for piece in pieces:
-                if not as_json:
-                    print(piece, end="", flush=True)
+            _print(pieces, as_json)
     except KeyboardInterrupt:
         click.echo(" (stopped)", err=True)
     except DataError as error:
@@ -190,7 +179,7 @@ def _ask() -> str | None:
         except EOFError:
             return None
         except UnicodeDecodeError as error:
-            raise UsageError("what stdin holds is not UTF-8 text") from error
+            raise UsageError(_NO_TEXT) from error
         except KeyboardInterrupt:
             click.echo(_HELP, err=True)
 
@@ -213,19 +202,11 @@ def _ask() -> str | None:
     show_default=True,
     help="0 takes any free one.",
 )
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Answers to one model that are computed at once; 1 is one after the other.",
+@options.count(
+    "--concurrency", 8, "Answers to one model that are computed at once; 1 is one after the other."
 )
-@click.option(
-    "--cached-prompts",
-    type=click.IntRange(0),
-    default=10,
-    show_default=True,
-    help="Conversations whose computed past is kept in memory.",
+@options.count(
+    "--cached-prompts", 10, "Conversations whose computed past is kept in memory.", least=0
 )
 @click.option(
     "--allow-origin",
@@ -242,7 +223,6 @@ def serve(as_json: bool, **settings: Any) -> None:
 
     With --json the address is printed as one object once requests are answered.
     """
-    from mlx_itune.cli.result import Result, pairs
     from mlx_itune.inference import serve as server
 
     # A shell that starts it in the background has it ignore Ctrl-C's signal.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -18,24 +18,12 @@ from mlx_itune.kit.network import go_offline
 from mlx_itune.kit.settings import Setting, table_of
 
 F = TypeVar("F", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
 # Row n of a file is drawn with the seed + n, which has to fit 64 bits too.
 SEED = click.IntRange(0, (1 << 63) - 1)
-
-
-class FiniteFloat(click.FloatRange):
-    """A number within bounds; "nan" compares to none, and "inf" has nothing above it."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number. Fails as a usage error."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
 
 
 def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
@@ -97,12 +85,12 @@ runs = click.option(
     type=DIRECTORY,
     default=Path("runs"),
     metavar="DIR",
-    help="Where the adapter's run is (default: runs).",
+    help="Where runs are (default: runs).",
 )
 allow_other_base = click.option(
     "--allow-other-base",
     is_flag=True,
-    help="Use an adapter on a base, template or tokenizer that is not what it was trained on.",
+    help="Go on although base, template or tokenizer are not what the adapter was trained on.",
 )
 compute = click.option(
     "--compute",
@@ -112,40 +100,64 @@ compute = click.option(
 )
 
 
-def fidelity(function: F) -> F:
-    """The options of a merge: --bits, --max-kl, --allow-lossy, --data."""
-    for option in (
-        click.option(
-            "--data",
-            type=ANY_PATH,
-            metavar="FILE|DIR",
-            help="Held-out rows to measure on; without it, the run's validation rows where the run "
-            "is at hand, else the tuned model's own answers to built-in prompts.",
-        ),
-        click.option("--allow-lossy", is_flag=True, help="Write the result even beyond --max-kl."),
-        click.option(
-            "--max-kl",
-            type=FiniteFloat(min=0),
-            help="Mean KL from base + adapter to accept, nats per token (default 0.001).",
-        ),
-        click.option(
-            "--bits",
-            type=click.Choice(["2", "3", "4", "5", "6", "8", "16"]),
-            callback=lambda _, __, bits: bits and int(bits),
-            help="Force one width; without it the smallest that passes --max-kl.",
-        ),
-    ):
-        function = option(function)
-    return function
+def together(*options: Option) -> Callable[[F], F]:
+    """Several options as one decorator, in the order of --help."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def as_record(name: str, record: str, *group: Callable[[Any], Any]) -> Callable[[F], F]:
+def count(flag: str, default: int | None, help: str | None = None, least: int = 1) -> Option:
+    """The option of a whole number."""
+    shown = default is not None
+    kind = click.IntRange(least)
+    return click.option(flag, type=kind, default=default, show_default=shown, help=help)
+
+
+def number(flag: str, default: float | None, help: str, **bounds: Any) -> Option:
+    """The option of a number within `bounds`, from 0 on."""
+    kind = click.FloatRange(0, **bounds)
+    return click.option(flag, type=kind, default=default, callback=_finite, help=help)
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    # "nan" compares to none, and "inf" has nothing above it.
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value!r} is not a finite number", ctx, param)
+    return value
+
+
+fidelity = together(
+    click.option(
+        "--bits",
+        type=click.Choice(["2", "3", "4", "5", "6", "8", "16"]),
+        callback=lambda _, __, bits: bits and int(bits),
+        help="Force one width; without it the smallest that passes --max-kl.",
+    ),
+    number(
+        "--max-kl", None, "Mean KL from base + adapter to accept, nats a token (default 0.001)."
+    ),
+    click.option("--allow-lossy", is_flag=True, help="Write the result even beyond --max-kl."),
+    click.option(
+        "--data",
+        type=ANY_PATH,
+        metavar="FILE|DIR",
+        help="Held-out rows to measure on; without it, the run's validation rows where the run "
+        "is at hand, else the tuned model's own answers to built-in prompts.",
+    ),
+)
+
+
+def as_record(name: str, record: str, *group: Option) -> Callable[[F], F]:
     """Options that the command takes as one parameter: a `record`, "module:Class"."""
 
     def none() -> None: ...
 
-    for option in group:
-        option(none)
+    together(*group)(none)
     fields = [str(each.name) for each in getattr(none, "__click_params__", ())]
     module, _, cls = record.partition(":")
 
@@ -155,10 +167,7 @@ def as_record(name: str, record: str, *group: Callable[[Any], Any]) -> Callable[
             own = {field: values.pop(field) for field in fields}
             return function(**{name: getattr(import_module(module), cls)(**own)}, **values)
 
-        decorated: Any = run
-        for option in reversed(group):
-            decorated = option(decorated)
-        return decorated  # type: ignore[no-any-return]
+        return cast("F", together(*group)(run))
 
     return decorate
 
@@ -175,37 +184,25 @@ opening = as_record(
 drawing = as_record(
     "drawing",
     "mlx_itune.model.serving.engine:Drawing",
-    click.option("--temperature", type=FiniteFloat(min=0), default=0.0, help="0 is greedy."),
-    click.option(
-        "--top-p",
-        type=FiniteFloat(0, 1, min_open=True),
-        default=1.0,
-        help="Only the likeliest tokens that together are so likely.",
-    ),
-    click.option(
-        "--top-k", type=click.IntRange(0), default=0, help="Only the likeliest so many; 0: all."
-    ),
-    click.option(
-        "--min-p",
-        type=FiniteFloat(0, 1),
-        default=0.0,
-        help="Only tokens at least so likely, relative to the likeliest.",
-    ),
-    click.option(
+    number("--temperature", 0.0, "0 is greedy."),
+    number("--top-p", 1.0, "Only the likeliest that together are so likely.", max=1, min_open=True),
+    count("--top-k", 0, "Only the likeliest so many; 0: all.", least=0),
+    number("--min-p", 0.0, "Only tokens at least so likely, relative to the likeliest.", max=1),
+    number(
         "--repetition-penalty",
-        type=FiniteFloat(min=0, min_open=True),
-        default=1.0,
-        help="Above 1: tokens among the last 20 become less likely.",
+        1.0,
+        "Above 1: the last 20 tokens become less likely.",
+        min_open=True,
     ),
     click.option("--seed", type=SEED, default=0, help="What sampling starts from."),
 )
-max_tokens = click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
+max_tokens = count("--max-tokens", 512)
 stops = click.option(
     "--stop", "stops", multiple=True, metavar="TEXT", help="Text that ends an answer."
 )
 
 
-def settings(cls: type[Any]) -> Callable[[Any], Any]:
+def settings(cls: type[Any]) -> Option:
     """A flag for every setting of `cls`; the command takes them as one `settings`."""
     flags = [flag(setting, defaulted=True) for setting in table_of(cls).values()]
     return as_record("settings", f"{cls.__module__}:{cls.__name__}", *flags)
@@ -217,7 +214,7 @@ def flag(
     *,
     defaulted: bool = False,
     checked: bool = True,
-) -> Callable[[Any], Any]:
+) -> Option:
     """The flag of one setting.
 
     defaulted: the function gets the setting's default where the flag is not given, not None.

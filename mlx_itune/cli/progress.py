@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -162,20 +162,16 @@ class Progress:
         facts += [f"{100 * share:.0f} %", *([f"epoch {view.epoch}"] if view else [])]
         # On a narrow terminal epoch and percent go first, then the bar, then the time left.
         room = (self._display.console.width if self._display is not None else 80) - 1
-        while len(facts) > 2 and _columns(facts) + (6 if len(facts) > 3 else 0) > room:
+        while len(facts) > 2 and len("  ".join(facts)) + (6 if len(facts) > 3 else 0) > room:
             facts.pop()
         cells: list[RenderableType] = [Text(fact, no_wrap=True, overflow="crop") for fact in facts]
-        bar = min(_BAR_COLUMNS, room - _columns(facts) - 2)
+        bar = min(_BAR_COLUMNS, room - len("  ".join(facts)) - 2)
         if bar >= 4:
             cells.insert(1, ProgressBar(total=max(total, 1), completed=done, width=bar))
         row = Table.grid(padding=(0, 2, 0, 0))
         row.add_row(*cells)
         lines = view.panel(room) if view else []
         return Group(row, *(Text(line, style="dim", no_wrap=True) for line in lines))
-
-
-def _columns(facts: Sequence[str]) -> int:
-    return sum(map(len, facts)) + 2 * (len(facts) - 1)
 
 
 def _terminal_may_go() -> contextlib.AbstractContextManager[None]:

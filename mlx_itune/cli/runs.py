@@ -15,9 +15,6 @@ from mlx_itune.kit.wording import count, listing, number, size
 
 _INCIDENTS = 10
 
-RUNS = click.option(
-    "--runs", type=options.DIRECTORY, default=Path("runs"), help="Where runs are (default: runs)."
-)
 command = LazyGroup(
     "runs",
     table={
@@ -31,13 +28,12 @@ command = LazyGroup(
 
 
 @options.command("list", "mlx-itune runs list")
-@RUNS
+@options.runs
 def list_runs(runs: Path) -> Result:
     """Every run: running, finished, stopped (by a signal), killed, failed or diverged."""
     from mlx_itune.training.run import catalogue
-    from mlx_itune.training.run.run import all_in
 
-    found = [catalogue.standing(folder) for folder in all_in(runs)]
+    found = [catalogue.standing(folder) for folder in _folders((), runs)]
     return Result({"runs": found}, _listed(found, runs))
 
 
@@ -65,7 +61,7 @@ def _listed(found: Sequence[Any], runs: Path) -> Iterator[Any]:
 
 @options.command("show", "mlx-itune runs show last")
 @click.argument("run")
-@RUNS
+@options.runs
 def show(run: str, runs: Path) -> Result:
     """Settings, numbers, checkpoints, incidents of RUN (a folder, `last`, or an id's beginning)."""
     from mlx_itune.training.run import catalogue
@@ -108,73 +104,55 @@ def _shown(found: dict[str, Any]) -> Iterator[str]:
         yield f"\ncontinue with: {found['resume']}"
 
 
+def _folders(names: Sequence[str], runs: Path) -> Sequence[Path]:
+    """The runs that are named, or all."""
+    from mlx_itune.training.run.run import all_in, find
+
+    return [find(name, runs) for name in names] or all_in(runs)
+
+
 @options.command("verify", "mlx-itune runs verify")
 @click.argument("run", nargs=-1)
-@RUNS
+@options.runs
 def verify(run: tuple[str, ...], runs: Path) -> Result:
     """Compare every file of every checkpoint with its manifest; all runs unless RUN names some.
 
     Exit code 5 if any differs.
     """
     from mlx_itune.training.run import catalogue
-    from mlx_itune.training.run.run import all_in, find
 
-    folders = [find(name, runs) for name in run] or all_in(runs)
+    folders = _folders(run, runs)
     seals = [seal for folder in folders for seal in catalogue.seals(folder)]
     broken = [seal for seal in seals if seal.fault]
     lines = [f"{'broken' if seal.fault else 'ok':<7} {seal.path}" for seal in seals]
     lines += [f"broken: {seal.fault}" for seal in broken]
+    data = {"checkpoints": seals, "broken": len(broken)}
     if broken:
         lines.append("resume goes on from the last undamaged checkpoint")
-    else:
-        held = f"{count(len(seals), 'checkpoint')} of {count(len(folders), 'run')}"
-        lines.append(f"{held}: all as sealed")
-    code = StorageError.exit_code if broken else 0
-    return Result({"checkpoints": seals, "broken": len(broken)}, lines, exit_code=code)
+        return Result(data, lines, exit_code=StorageError.exit_code)
+    held = f"{count(len(seals), 'checkpoint')} of {count(len(folders), 'run')}"
+    return Result(data, [*lines, f"{held}: all as sealed"])
 
 
 @options.command("prune", "mlx-itune runs prune --keep 1 --yes")
 @click.argument("run", nargs=-1)
-@RUNS
-@click.option(
-    "--keep",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Newest checkpoints to keep in each run; the best one stays as well.",
-)
-@click.option(
-    "--keep-runs", type=click.IntRange(0), help="Remove whole runs but for so many of the newest."
-)
+@options.runs
+@options.count("--keep", 1, "Newest checkpoints to keep in each run; the best one stays as well.")
+@options.count("--keep-runs", None, "Remove whole runs but for so many of the newest.", least=0)
 @click.option("--unfinished", is_flag=True, help="Whole runs that could be resumed go too.")
 @click.option(
     "--yes/--dry-run", default=False, help="Do it; without, what would go is only printed."
 )
-def prune(
-    run: tuple[str, ...],
-    runs: Path,
-    keep: int,
-    keep_runs: int | None,
-    unfinished: bool,
-    yes: bool,
-) -> Result:
+def prune(run: tuple[str, ...], runs: Path, yes: bool, **which: Any) -> Result:
     """Remove checkpoints that are neither among the newest nor the best; all runs, or each RUN.
 
     A run that is training is left alone, and adapters are never touched.
     """
     from mlx_itune.training.run import catalogue
-    from mlx_itune.training.run.run import all_in, find
 
-    folders = [find(name, runs) for name in run] or all_in(runs)
-    going = catalogue.prune(
-        folders, keep=keep, keep_runs=keep_runs, unfinished=unfinished, really=yes
-    )
+    going = catalogue.prune(_folders(run, runs), really=yes, **which)
     total = sum(item.bytes for item in going)
     lines = [f"{size(item.bytes):>12}  {item.path}  ({item.why})" for item in going]
-    if not going:
-        lines.append("nothing to remove")
-    elif yes:
-        lines.append(f"removed: {size(total)}")
-    else:
-        lines.append(f"would free {size(total)}; --yes removes them")
+    done = f"removed: {size(total)}" if yes else f"would free {size(total)}; --yes removes them"
+    lines.append(done if going else "nothing to remove")
     return Result({"removed": yes, "bytes": total, "paths": going}, lines)

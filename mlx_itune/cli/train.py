@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ import click
 from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, pairs
 from mlx_itune.kit.errors import ResourceError, UsageError
-from mlx_itune.kit.wording import count, duration, number, size
+from mlx_itune.kit.json_files import plain, read_bytes
+from mlx_itune.kit.network import go_offline
+from mlx_itune.kit.settings import from_toml
+from mlx_itune.kit.wording import count, duration, name_here, number, size
 from mlx_itune.training.settings import TrainSettings, settings_from, table
 
 if TYPE_CHECKING:
@@ -28,26 +31,21 @@ _MOST_TOKENS = 256
 _MOST_CHARACTERS = 4000
 
 
-def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--config, and the flag of every setting; they reach the function as `config` and by name.
-
-    What they may be is checked with the file's values, all at once, by `_settings_of`.
-    """
-    for setting in reversed([s for name, s in table().items() if name != "offline"]):
-        function = options.flag(setting, checked=False)(function)
-    return click.option(
+# --config and the flag of every setting; what they may be is checked by `_settings_of`, with the
+# file's values, all at once.
+_settings = options.together(
+    click.option(
         "--config",
         type=options.ANY_PATH,
         metavar="TOML",
         help="The same settings in a file; flags win over it.",
-    )(function)
+    ),
+    *(options.flag(s, checked=False) for name, s in table().items() if name != "offline"),
+)
 
 
 def _settings_of(config: Path | None, offline: bool, given: Mapping[str, Any]) -> TrainSettings:
     """Flags over a config file's values over defaults. Raises UsageError, StorageError."""
-    from mlx_itune.kit.network import go_offline
-    from mlx_itune.kit.settings import from_toml
-
     if config is not None and config.suffix.lower() in (".yaml", ".yml"):
         _refuse_yaml(config)
     values: dict[str, Any] = dict(from_toml(config, TrainSettings)) if config else {}
@@ -64,42 +62,27 @@ def _settings_of(config: Path | None, offline: bool, given: Mapping[str, Any]) -
 
 def _refuse_yaml(path: Path) -> None:
     """Another tool's configuration: what each of its keys is called here."""
-    from mlx_itune.kit.json_files import read_bytes
-    from mlx_itune.kit.wording import name_here
-
     text = read_bytes(path, error=UsageError, limit_bytes=1 << 20).decode(errors="replace")
     keys = dict.fromkeys(re.findall(r"^[ \t-]*([A-Za-z_][\w-]*)[ \t]*:", text, re.MULTILINE))
-    here = {key: name_here(key, table()) for key in keys}
-    here |= {"scale": "alpha / rank"} if "scale" in here else {}
+    here = {key: "alpha / rank" if key == "scale" else name_here(key, table()) for key in keys}
     told = [f"{key} is {name}" for key, name in here.items() if name and name != key]
     unknown = [key for key, name in here.items() if name is None]
     told += [f"unknown here: {', '.join(unknown)}"] if unknown else []
-    raise UsageError(
-        "is YAML; a configuration is lines of `key = value` (TOML)",
-        where=str(path),
-        hint="; ".join(told) or None,
-    )
+    what = "is YAML; a configuration is lines of `key = value` (TOML)"
+    raise UsageError(what, where=str(path), hint="; ".join(told) or None)
 
 
 @options.command(
     "train", "mlx-itune train --model starter --data rows.jsonl --out adapter --epochs 2"
 )
 @_settings
-@click.option(
-    "--samples",
-    type=click.IntRange(0),
-    default=0,
-    help="Answer so many validation rows before and after, for the report (default 0).",
+@options.count(
+    "--samples", 0, "Answer so many validation rows before and after, for the report.", least=0
 )
 @click.option("--tensorboard", type=options.DIRECTORY, help="Event files there, for TensorBoard.")
 @click.option("--wandb", metavar="PROJECT", help="Numbers and settings to Weights & Biases.")
 def command(
-    config: Path | None,
-    samples: int,
-    tensorboard: Path | None,
-    wandb: str | None,
-    offline: bool,
-    **given: Any,
+    config: Path | None, samples: int, offline: bool, tensorboard: Path | None, **given: Any
 ) -> Result | None:
     """Tune a model on a data set by an adapter; only the assistant's words are learned."""
     from mlx_itune.cli.progress import Progress
@@ -107,14 +90,14 @@ def command(
     from mlx_itune.training.engine.rank_choice import is_writer
     from mlx_itune.training.hooks import attached
 
+    wandb = given.pop("wandb")
     settings = _settings_of(config, offline, given)
     if not is_writer():
         train(settings)
         return None
     with Progress() as progress:
-        with attached(
-            settings, progress.training, wandb=wandb, tensorboard=tensorboard, say=progress.say
-        ) as observe:
+        trackers = {"wandb": wandb, "tensorboard": tensorboard}
+        with attached(settings, progress.training, **trackers, say=progress.say) as observe:
             result = train(settings, observe=observe)
         add_samples(settings, Path(result.run), Path(result.adapter), samples, progress)
     return Result(result, _trained(result))
@@ -122,22 +105,13 @@ def command(
 
 @options.command("resume", "mlx-itune resume runs/20261122T201500Z-1a2b3c")
 @click.argument("run")
-@click.option(
-    "--runs",
-    type=options.DIRECTORY,
-    default=Path("runs"),
-    help="Where RUN is looked up if it is no folder (default: runs).",
-)
+@options.runs
 @click.option("--out", type=options.DIRECTORY, help="Another place for the adapter.")
 @options.flag(
     table()["micro_batch_tokens"], "For a run that did not fit; its last bits will differ."
 )
 @options.flag(table()["memory_gb"], "The same.")
-@click.option(
-    "--allow-other-base",
-    is_flag=True,
-    help="Go on although base, tokenizer or template are not what the run began with.",
-)
+@options.allow_other_base
 def resume(
     run: str, runs: Path, out: Path | None, allow_other_base: bool, **how: Any
 ) -> Result | None:
@@ -147,7 +121,6 @@ def resume(
     those the run began with, naming each; and while another process trains it (5).
     """
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.kit.json_files import plain
     from mlx_itune.training.engine.rank_choice import is_writer
     from mlx_itune.training.run.resume import resume
     from mlx_itune.training.run.run import find
@@ -157,10 +130,10 @@ def resume(
         # Its folder comes from process 0.
         resume(Path(run), how=how, allow_other_base=allow_other_base)
         return None
-    folder = find(run, runs)
     with Progress() as progress:
+        observe = progress.training
         done = resume(
-            folder, out=out, how=how, allow_other_base=allow_other_base, observe=progress.training
+            find(run, runs), out=out, how=how, allow_other_base=allow_other_base, observe=observe
         )
         if done.rewritten:
             progress.say("the run was finished; its adapter was missing and is written again")
@@ -172,7 +145,6 @@ def resume(
 
 def _trained(result: TrainResult) -> Iterator[str]:
     """The result as aligned lines, and what to type next."""
-    from mlx_itune.kit.settings import from_toml
     from mlx_itune.training.run.run import CONFIG
 
     # A run may end before it has come to every row.
@@ -258,10 +230,8 @@ def add_samples(
     Appends a `sample` event {row, task, prompt, reference, before, after} for each to
     run/events.jsonl and makes run/report.html anew. What goes wrong is told as a warning.
     """
-    if count < 1:
-        return 0
     try:
-        return _answered(settings, run, adapter, count, progress)
+        return _answered(settings, run, adapter, count, progress) if count else 0
     except Exception as error:
         # The adapter is written and hours are spent: nothing about a page may fail the command.
         progress.say(f"warning: no answers for the report: {error}")
@@ -282,10 +252,12 @@ def _answered(
     loaded = load(settings.model, compute=settings.compute)
     loaded.model.eval()
     tokenizer = open_tokenizer(Opening(settings.model, adapter, settings.template))
-    rows, longest = _chosen(settings, tokenizer, count)
-    if not rows:
+    chosen = _chosen(settings, tokenizer, count)
+    if not chosen:
         progress.say("note: no validation row has an answer to compare with")
         return 0
+    rows = [row for row, _ in chosen]
+    longest = max(len(tokenizer.encode_ids(reference)) for _, reference in chosen)
     # A base model writes on until it is stopped: no longer than an answer could need.
     limits = EvalSettings(max_new_tokens=min(_MOST_TOKENS, longest + longest // 2 + 16))
 
@@ -298,7 +270,8 @@ def _answered(
             last = max(i for i, turn in enumerate(row.turns) if turn.role == "assistant")
             log.emit(
                 "sample",
-                row=_place(row),
+                # `valid.jsonl:12`, without the folder.
+                row=Path(row.origin).name,
                 task=row.tags.get("task"),
                 prompt=asked_words(row.turns[:last])[-_MOST_CHARACTERS:],
                 reference=reference[:_MOST_CHARACTERS],
@@ -311,32 +284,21 @@ def _answered(
 
 def _chosen(
     settings: TrainSettings, tokenizer: ChatTokenizer, count: int
-) -> tuple[list[Conversation], int]:
-    """(first rows of different tasks, then the first others; tokens of the longest answer)."""
+) -> list[tuple[Conversation, str]]:
+    """The first rows of different tasks, then the first others, each with its answer."""
     from mlx_itune.dataset.sources import load_splits
     from mlx_itune.inference.evaluate import question
 
-    first: list[tuple[Conversation, str]] = []
+    first: dict[str, tuple[Conversation, str]] = {}
     others: list[tuple[Conversation, str]] = []
-    tasks: set[str] = set()
     held_out = load_splits(
         settings.data, seed=settings.seed, format=settings.format, columns=settings.columns
     ).valid
     for row in held_out[:_LOOKED_AT]:
         prompt, reference = question(row, tokenizer) or ([], "")
-        if not prompt or not reference.strip() or len(prompt) >= settings.max_length:
-            continue
-        task = row.tags.get("task", "")
-        (others if task in tasks else first).append((row, reference))
-        tasks.add(task)
-        if len(first) == count:
-            break
-    chosen = [*first, *others][:count]
-    longest = max((len(tokenizer.encode_ids(reference)) for _, reference in chosen), default=0)
-    return [row for row, _ in chosen], longest
-
-
-def _place(row: Conversation) -> str:
-    """`valid.jsonl:12`, without the folder."""
-    file, _, line = row.origin.rpartition(":")
-    return f"{Path(file).name}:{line}" if file else row.origin
+        if prompt and reference.strip() and len(prompt) < settings.max_length:
+            task = row.tags.get("task", "")
+            if task in first:
+                others.append((row, reference))
+            first.setdefault(task, (row, reference))
+    return [*first.values(), *others][:count]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.kit.settings import from_toml, to_toml
 from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.settings import from_toml, to_toml
 from mlx_itune.training.settings import PRESETS, Setting, TrainSettings, settings_from, table
 
 VALUES: dict[str, Any] = {"model": "m", "data": Path("d"), "out": Path("o")}

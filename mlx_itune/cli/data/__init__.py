@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import click
-
 from mlx_itune.cli import LazyGroup
 
-
-@click.group(
+command = LazyGroup(
     "data",
-    cls=LazyGroup,
     table={
         "import": ("data.importing", "Any format in, a data folder out."),
         "check": ("data.check", "Every fault of every row, as file:line."),
@@ -20,6 +16,5 @@ from mlx_itune.cli import LazyGroup
         "trace": ("data.trace", "The history of one row."),
         "sample": ("data.sample", "Write the invented clinical sample data."),
     },
+    help="Import, check, clean, show and trace data sets.",
 )
-def command() -> None:
-    """Import, check, clean, show and trace data sets."""
