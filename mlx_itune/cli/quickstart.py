@@ -14,7 +14,9 @@ import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, pairs, table
+from mlx_itune.kit.network import go_offline
 from mlx_itune.kit.wording import duration, number, percent, size
+from mlx_itune.training.settings import settings_from
 from mlx_itune.training.settings import table as settings_table
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ RECIPE: dict[str, Any] = {
     "max_length": 1024,
 }
 ANSWER_TOKENS = 96
-FIDELITY_ROWS = 64
-CALIBRATION_ROWS = 64
+# Rows that the fused model is compared on, and as many that its rounding is calibrated on.
+MEASURED_ROWS = 64
 SHOWN = 2
 _WIDTH = 84
 _LINES = 6
@@ -59,7 +61,6 @@ def command(workdir: Path, **chosen: Any) -> Result:
     new numbered folder inside.
     """
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.kit.network import go_offline
 
     go_offline()
     with Progress() as progress:
@@ -68,13 +69,7 @@ def command(workdir: Path, **chosen: Any) -> Result:
 
 
 def run_job(
-    workdir: Path,
-    progress: Progress,
-    *,
-    adapter: str,
-    seed: int,
-    data_seed: int,
-    steps: int | None,
+    workdir: Path, progress: Progress, *, data_seed: int, steps: int | None, **chosen: Any
 ) -> dict[str, Any]:
     """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``.
 
@@ -90,7 +85,6 @@ def run_job(
     from mlx_itune.inference.opening import Opening, open_model, rows_of
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.training.engine.loop import train
-    from mlx_itune.training.settings import settings_from
 
     home = _fresh(workdir)
     began_s, steps_s = time.monotonic(), dict[str, float]()
@@ -112,18 +106,15 @@ def run_job(
         splits = load_splits(data)
         test = splits.test
         asked_anew = rows_of(data / "unseen.jsonl")[1]
-    with step("train", f"{adapter}, loss on the answers only"):
-        places = {"data": data, "out": home / "adapter", "runs": home / "runs"}
-        given = {"adapter": adapter, "seed": seed, "steps": steps, "offline": True}
-        settings = settings_from({**RECIPE, **places, **given, "model": MODEL})
-        trained = train(settings, observe=progress.training)
+    with step("train", f"{chosen['adapter']}, loss on the answers only"):
+        places = {"model": MODEL, "data": data, "out": home / "adapter", "runs": home / "runs"}
+        given = {**RECIPE, **places, **chosen, "steps": steps, "offline": True}
+        trained = train(settings_from(given), observe=progress.training)
 
     loaded, tokenizer = open_model(Opening(MODEL))
     # The first rows of different tasks, chosen before anything is known of the answers.
-    by_task: dict[str, Conversation] = {}
-    for row in test:
-        by_task.setdefault(row.tags.get("task", row.origin), row)
-    shown = list(by_task.values())[:SHOWN]
+    by_task = {row.tags.get("task", row.origin): row for row in reversed(test)}
+    shown = sorted(by_task.values(), key=test.index)[:SHOWN]
 
     def scores(rows: Sequence[Conversation], label: str) -> EvalResult:
         rows = rows[: SCORED[label]]
@@ -139,27 +130,22 @@ def run_job(
         after, anew = scores(test, "tuned"), scores(asked_anew, "unseen")
         tuned_answers = answer_questions(loaded, tokenizer, shown, scored)
 
-    measured = prepare(test[:FIDELITY_ROWS], tokenizer).examples
+    measured = prepare(test[:MEASURED_ROWS], tokenizer).examples
     with step("fuse", "adapter and base as one model, its loss measured"):
-        calibration = prepare(splits.valid[:CALIBRATION_ROWS], tokenizer).examples
-        apart = HeldOut(measured, calibration)
+        apart = HeldOut(measured, prepare(splits.valid[:MEASURED_ROWS], tokenizer).examples)
         fused = fuse(Request(MODEL, home / "adapter", home / "fused", tokenizer, rows=apart))
     with step("export", "for MLX and for llama.cpp, each read back"):
         whole = str(home / "fused")
-        requests = (
-            Request(whole, None, home / "mlx", tokenizer, rows=HeldOut(measured)),
-            Request(whole, None, home / "tuned.gguf", tokenizer, format="gguf"),
-        )
-        exports = tuple(artifact for r in requests for artifact in export(r).artifacts)
+        mlx = export(Request(whole, None, home / "mlx", tokenizer, rows=HeldOut(measured)))
+        gguf = export(Request(whole, None, home / "tuned.gguf", tokenizer, format="gguf"))
     with step("answer", "one question to the exported model"):
         shipped = open_model(Opening(str(home / "mlx")))
         fused_answer = answer_questions(*shipped, shown[:1], scored)[0][1]
 
-    scores_of = {"base": before, "tuned": after}
     return {
         **{
             f"{name}_{key}": getattr(result, key)
-            for name, result in scores_of.items()
+            for name, result in (("base", before), ("tuned", after))
             for key in ("rows", "loss", "exact_match", "token_f1")
         },
         "unseen_exact_match": anew.exact_match,
@@ -177,7 +163,7 @@ def run_job(
         "run": trained.run,
         "data": str(data),
         "fused": fused,
-        "exports": exports,
+        "exports": [*mlx.artifacts, *gguf.artifacts],
         "answers": [
             {
                 "task": row.tags.get("task", "all"),
@@ -204,14 +190,17 @@ def _fresh(workdir: Path) -> Path:
 
 def lines(found: Mapping[str, Any]) -> Iterator[Any]:
     """The per-task table, the answers, the fidelity, the artefacts and what comes next."""
-    keys = ("base_exact_match", "exact_match", "base_token_f1", "token_f1")
+
+    def row(scores: Mapping[str, Any], tuned: str = "") -> list[str]:
+        keys = ("base_exact_match", f"{tuned}exact_match", "base_token_f1", f"{tuned}token_f1")
+        return [percent(scores[key]) for key in keys]
+
     scores = table(
         ["task", "base: exact", "tuned: exact", "base: F1", "tuned: F1"],
-        [[task, *(percent(line[key]) for key in keys)] for task, line in found["tasks"].items()],
+        [[task, *row(each)] for task, each in found["tasks"].items()],
     )
     scores.add_section()
-    keys = ("base_exact_match", "tuned_exact_match", "base_token_f1", "tuned_token_f1")
-    scores.add_row("mean over tasks", *(percent(found[key]) for key in keys), style="bold")
+    scores.add_row("mean over tasks", *row(found, "tuned_"), style="bold")
     scores.add_row("wordings never trained on", "", percent(found["unseen_exact_match"]), "", "")
     yield from ("", scores)
     rows = f"{found['base_rows']:,} by the base, {found['tuned_rows']:,} tuned"
@@ -250,7 +239,7 @@ def _told(task: str, instruction: str, reference: str, base: str, tuned: str) ->
     answers += [] if right else [("wanted", reference, "dim")]
     for label, text, style in answers:
         wrapped = (textwrap.wrap(line, _WIDTH) or [""] for line in text.strip().splitlines())
-        said = [part for parts in wrapped for part in parts]
-        said = [*said[:_LINES], "..."] if len(said) > _LINES else said or ["(nothing)"]
+        said = [*itertools.chain(*wrapped)] or ["(nothing)"]
+        said[_LINES:] = ["..."] if len(said) > _LINES else []
         for n, line in enumerate(said):
             yield Text(f"  {'' if n else label:<7} {line}", style=style)
