@@ -25,7 +25,6 @@ _TRAIN = "train"
 # What the shown train loss is the mean of, as in the run's record.
 _LAST_STEPS = 20
 _INCIDENTS_TOLD = 5
-_GAP = "   "
 
 
 class Progress:
@@ -144,6 +143,7 @@ class Progress:
 
     def _drawing(self) -> RenderableType:
         """What stands below the lasting lines now; called by the display's own thread."""
+        from rich.columns import Columns
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -170,8 +170,8 @@ class Progress:
             cells.insert(1, ProgressBar(total=max(total, 1), completed=done, width=bar))
         row = Table.grid(padding=(0, 2, 0, 0))
         row.add_row(*cells)
-        lines = view.panel(room) if view else []
-        return Group(row, *(Text(line, style="dim", no_wrap=True) for line in lines))
+        below = [Text(fact, style="dim") for fact in view.panel()] if view else []
+        return Group(row, Columns(below, padding=(0, 3, 0, 0)))
 
 
 def _terminal_may_go() -> contextlib.AbstractContextManager[None]:
@@ -223,20 +223,13 @@ class TrainingView:
         position = [f"step {self.step:,} of {self.steps:,}", f"epoch {self.epoch}", *left]
         return ", ".join([*position, *self._facts()])
 
-    def panel(self, width: int) -> list[str]:
-        """The same side by side on as few lines as fit `width`, with validation, without the bar;
-        a longer fact is cut."""
+    def panel(self) -> list[str]:
+        """The same without the bar's facts, with validation and checkpoint."""
         facts = list(self._facts())
         if self.valid_loss is not None:
             best = f" (best {self.best_loss:.4f} at {self.best_step:,})"
             facts.insert(1, f"validation {self.valid_loss:.4f}{best}")
-        lines: list[str] = []
-        for fact in [*facts, *([f"saved {self.saved}"] if self.saved else [])]:
-            if lines and len(lines[-1]) + len(_GAP) + len(fact) <= width:
-                lines[-1] += _GAP + fact
-            else:
-                lines.append(fact[: max(1, width)])
-        return lines
+        return [*facts, *([f"saved {self.saved}"] if self.saved else [])]
 
     def _facts(self) -> Iterator[str]:
         yield "loss -" if self.loss is None else f"loss {self.loss:.4f}"
