@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mlx_itune.kit.config import from_toml
 from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.files import write_durably
 from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.page import Html, cards, element, grid, join, page, section, table
+from mlx_itune.kit.settings import from_toml
 from mlx_itune.kit.wording import duration, listing, size
 from mlx_itune.training.run import curves
 from mlx_itune.training.run.catalogue import size_of
