@@ -10,7 +10,7 @@ from refusals import ANSWERS, REFUSALS
 
 from mlx_itune.dataset.checking import load_lints
 from mlx_itune.dataset.checking.check import SystemPrompts
-from mlx_itune.dataset.checking.lints import Lint, Screen
+from mlx_itune.dataset.checking.lints import Lint, find_lints
 from mlx_itune.dataset.conversation import Turn
 
 FILLER = " Here are some more words that follow the start of it, as answers usually have them." * 3
@@ -18,7 +18,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 
 
 def finds(*turns: Turn, lints: Iterable[Lint] = load_lints()) -> list[str]:
-    return [lint.code for _, lint, _ in Screen(tuple(lints)).find(turns)]
+    return [lint.code for _, lint, _ in find_lints(tuple(lints), turns)]
 
 
 def chat(question: str, answer: str) -> tuple[Turn, Turn]:

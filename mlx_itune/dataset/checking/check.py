@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections import Counter, defaultdict
@@ -11,11 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import combinations, islice
+from os.path import commonprefix
 from pathlib import Path
 
-from mlx_itune.dataset.checking.lints import Lint, Screen, excerpt, load_lints
+from mlx_itune.dataset.checking.lints import Lint, excerpt, find_lints, load_lints
 from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match, families
-from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault, fault_at
 from mlx_itune.dataset.rendering.render import Learn, render_many
 from mlx_itune.dataset.sources import expand, read_rows
@@ -27,7 +27,6 @@ _ROWS_AT_ONCE = 64
 _RARE_KEPT = 1 << 12
 # A few hits are worth a look however few rows there are.
 _RARE_ALWAYS = 3
-_SYSTEMS_KEPT = 1000
 _GIVE_TURNS = "give turns, not rendered text"
 _NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -82,12 +81,8 @@ class Check:
         self._format, self._columns, self._on_bytes = format, columns, on_bytes
         self._tokens, self._near = tokens, near_duplicates
         found = load_lints() if lints is None else lints
-        self._screen = Screen(
-            [*found, *(_control_lints(tokens.tokenizer, found) if tokens else ())]
-        )
+        self._lints = [*found, *(_control_lints(tokens.tokenizer, found) if tokens else ())]
         self._systems = SystemPrompts()
-        # Most rows have the system prompt of the one before.
-        self._in_system = functools.lru_cache(_SYSTEMS_KEPT)(self._lints_in_system)
         self._rare: dict[str, list[Fault]] = {}
         self._rare_counts: Counter[str] = Counter()
         # Of each accepted row its address, its split, and its `source` or else its file.
@@ -136,18 +131,11 @@ class Check:
         first = duplicates.add(row)
         if first is not None:
             yield self._repeat(len(self._places) - 1, [Match(0, first, "exact", 1.0)])
-        skipped = int(row.turns[0].role == "system")
-        for turn in row.turns[:skipped]:
-            self._systems.add(turn.content, row.origin)
-            for lint, found in self._in_system(turn.content):
-                yield from self._lint(lint, found, "turn 1 (system)", row.origin)
-        turns = row.turns[skipped:]
-        for number, lint, found in self._screen.find(turns):
-            place = f"turn {number + 1 + skipped} ({turns[number].role})"
+        if row.turns[0].role == "system":
+            self._systems.add(row.turns[0].content, row.origin)
+        for number, lint, found in find_lints(self._lints, row.turns):
+            place = f"turn {number + 1} ({row.turns[number].role})"
             yield from self._lint(lint, found, place, row.origin)
-
-    def _lints_in_system(self, text: str) -> list[tuple[Lint, str]]:
-        return [(lint, found) for _, lint, found in self._screen.find([Turn("system", text)])]
 
     def _lint(self, lint: Lint, found: str, place: str, origin: str) -> Iterator[Fault]:
         message = lint.message or f"found by the lint {lint.code!r}"
@@ -160,7 +148,7 @@ class Check:
             self._rare.setdefault(lint.code, []).append(fault)
 
     def _rare_faults(self) -> Iterator[Fault]:
-        share = {lint.code: lint.rare for lint in self._screen.lints}
+        share = {lint.code: lint.rare for lint in self._lints}
         for code, kept in self._rare.items():
             if self._rare_counts[code] <= max(_RARE_ALWAYS, (share[code] or 0) * self.accepted):
                 yield from kept
@@ -259,66 +247,58 @@ def in_split_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: _ORDER[split_of(path)])
 
 
-@dataclass
-class Spelling:
-    """One text of a system prompt: the row where it stands first, and how many rows have it."""
-
-    text: str
-    origin: str
-    rows: int = 0
-
-    @functools.cached_property
-    def words(self) -> tuple[str, ...]:
-        """Its words in lower case."""
-        return tuple(_WORD.findall(self.text.lower()))
-
-
 class SystemPrompts:
     """Count the system prompts of a data set, then ask which are spellings of one another."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Spelling] = {}
+        # Of each text the row where it stands first, and in how many rows.
+        self._first: dict[str, str] = {}
+        self._rows: Counter[str] = Counter()
         self.too_many = False
 
     def add(self, text: str, origin: str) -> None:
         """The system prompt of one more row."""
-        if text not in self._known:
-            if len(self._known) >= MAX_PROMPTS:
-                self.too_many = True
-                return
-            self._known[text] = Spelling(text, origin)
-        self._known[text].rows += 1
+        if text not in self._first and len(self._first) >= MAX_PROMPTS:
+            self.too_many = True
+            return
+        self._first.setdefault(text, origin)
+        self._rows[text] += 1
 
-    def clusters(self) -> list[list[Spelling]]:
+    def clusters(self) -> list[list[str]]:
         """Groups of spellings of one prompt, the most frequent first in each."""
-        spellings = sorted(self._known.values(), key=lambda s: -s.rows)
-        pairs = {pair for block in _blocks(spellings) for pair in combinations(block, 2)}
-        same = (pair for pair in sorted(pairs) if is_respelled(*(spellings[n] for n in pair)))
-        return [[spellings[n] for n in group] for group in families(same)]
-
-    def faults(self) -> Iterator[Fault]:
-        """A warning for each spelling but the most frequent one of its prompt."""
-        for usual, *others in self.clusters():
-            for other in others:
-                shown, instead = _around(usual.text, other.text)
-                spell = "spells" if other.rows == 1 else "spell"
-                yield fault_at(
-                    other.origin,
-                    "system-drift",
-                    f"{count(other.rows, 'row')} {spell} the system prompt {excerpt(instead)}, "
-                    f"{count(usual.rows, 'row')} (first {usual.origin}) {excerpt(shown)}",
-                    "write it one way (data clean --unify-system)",
-                    "warning",
-                )
+        texts = [text for text, _ in self._rows.most_common()]
+        pairs = {pair for block in _blocks(texts) for pair in combinations(block, 2)}
+        same = (pair for pair in sorted(pairs) if _is_respelled(*(texts[n] for n in pair)))
+        return [[texts[n] for n in group] for group in families(same)]
 
     def usual(self) -> dict[str, str]:
         """Each unusual spelling -> the most frequent one."""
-        return {other.text: group[0].text for group in self.clusters() for other in group[1:]}
+        return {other: usual for usual, *others in self.clusters() for other in others}
+
+    def faults(self) -> Iterator[Fault]:
+        """A warning for each spelling but the most frequent one of its prompt."""
+        for other, usual in self.usual().items():
+            start = len(commonprefix([usual, other])) - 24  # noqa: RUF071
+            start = 0 if start < 16 else usual.find(" ", start, start + 24) + 1 or start
+            lead = "..." if start else ""
+            spell = "spells" if self._rows[other] == 1 else "spell"
+            yield _warning(
+                self._first[other],
+                "system-drift",
+                f"{count(self._rows[other], 'row')} {spell} the system prompt "
+                f"{excerpt(lead + other[start:])}, {count(self._rows[usual], 'row')} "
+                f"(first {self._first[usual]}) {excerpt(lead + usual[start:])}",
+                "write it one way (data clean --unify-system)",
+            )
 
 
-def is_respelled(first: Spelling, second: Spelling) -> bool:
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _is_respelled(first: str, second: str) -> bool:
     """Whether two system prompts differ in spelling only: in a few words, each of them a slip."""
-    a, b = first.words, second.words
+    a, b = _words(first), _words(second)
     most = 2 + max(len(a), len(b)) // 10
     if not a or not b or abs(len(a) - len(b)) > most:
         return a == b
@@ -328,26 +308,26 @@ def is_respelled(first: Spelling, second: Spelling) -> bool:
     return changed <= most and all(_is_slip(left, right) for left, right in changes)
 
 
-def _is_slip(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
+def _is_slip(left: list[str], right: list[str]) -> bool:
     if any(char.isdigit() for word in (*left, *right) for char in word):
         return False
     if len(left) != len(right):
         return "".join(left) == "".join(right) or _LITTLE.issuperset((*left, *right))
     return all(
-        _LITTLE.issuperset(pair) or _are_close(*pair) for pair in zip(left, right, strict=True)
+        _LITTLE.issuperset(pair) or _is_close(*pair) for pair in zip(left, right, strict=True)
     )
 
 
-def _are_close(a: str, b: str) -> bool:
+def _is_close(a: str, b: str) -> bool:
     ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
     return min(len(a), len(b)) >= 3 and ratio >= _CLOSE
 
 
-def _blocks(spellings: list[Spelling]) -> list[list[int]]:
+def _blocks(texts: list[str]) -> list[list[int]]:
     """Prompts worth comparing: those that begin, end or are at their middle alike."""
     blocks: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for number, spelling in enumerate(spellings):
-        words, middle = spelling.words, len(spelling.words) // 2
+    for number, words in enumerate(map(_words, texts)):
+        middle = len(words) // 2
         keys = (
             ("first in order", *sorted(words)[:3]),
             ("start", *words[:2]),
@@ -358,15 +338,3 @@ def _blocks(spellings: list[Spelling]) -> list[list[int]]:
             if len(blocks[key]) < _MAX_BLOCK:
                 blocks[key].append(number)
     return list(blocks.values())
-
-
-def _around(usual: str, other: str) -> tuple[str, str]:
-    """Both texts from a little before where they first differ."""
-    at = next(
-        (n for n, (a, b) in enumerate(zip(usual, other, strict=False)) if a != b),
-        min(len(usual), len(other)),
-    )
-    start = max(0, at - 24)
-    start = 0 if at < 40 else usual.find(" ", start, at) + 1 or start
-    lead = "..." if start else ""
-    return lead + usual[start:], lead + other[start:]

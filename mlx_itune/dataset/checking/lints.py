@@ -67,16 +67,18 @@ class Lint:
                 return None
             if not (self.texts or self.phrases or self.patterns or self.starts):
                 return text.strip()
-        exact = next((exact for exact in self.texts if exact in text), None)
-        if exact is not None:
-            return exact
+        if any(mark in text for mark in self._marks):
+            exact = next((exact for exact in self.texts if exact in text), None)
+            if exact is not None:
+                return exact
         if not (self.phrases or self.patterns):
             text = text.lstrip()[:_START_CHARS]
-        plain = _plain(text)
-        low = plain.lower()
-        match = self.phrase and self.phrase.search(low)
+        low = _low(text)
+        match = None
+        if self.phrase and any(sign in low for sign in self._signs):
+            match = self.phrase.search(low)
         if match is None and (not self.words or any(word in low for word in self.words)):
-            seen = plain if self.case else low
+            seen = _plain(text) if self.case else low
             match = self.pattern and self._timed(self.pattern.search, seen)
             head = seen.lstrip()[:_START_CHARS]
             if match is None and self.start and head.startswith(self.opens or ("",)):
@@ -95,6 +97,16 @@ class Lint:
             ) from None
 
     @functools.cached_property
+    def _marks(self) -> set[str]:
+        """What the texts begin with: signs are rarer than letters, and found fast."""
+        return {text if text[0].isalnum() else text[0] for text in self.texts}
+
+    @functools.cached_property
+    def _signs(self) -> list[str]:
+        """Words of which a text has to hold one for any of the phrases."""
+        return [max(phrase.lower().split(), key=len) for phrase in self.phrases]
+
+    @functools.cached_property
     def phrase(self) -> re.Pattern[str] | None:
         """The phrases as one pattern."""
         escaped = (r"\s+".join(map(re.escape, phrase.lower().split())) for phrase in self.phrases)
@@ -111,59 +123,25 @@ class Lint:
         """The starts as one."""
         return _joined(self.starts)
 
-    @functools.cached_property
-    def needles(self) -> list[tuple[str, tuple[str, ...]]] | None:
-        """Texts of which a row has to hold one, in lower case, by a sign that they start with.
 
-        None: a row is looked at whatever it holds.
-        """
-        if self.max_chars is not None or self.starts or (self.patterns and not self.words):
-            return None
-        phrases = (max(phrase.lower().split(), key=len) for phrase in self.phrases)
-        by_sign: dict[str, list[str]] = {}
-        for text in dict.fromkeys((*(t.lower() for t in self.texts), *self.words, *phrases)):
-            # Most signs are rare, and quickly looked for.
-            by_sign.setdefault(text if text[0].isalnum() else text[0], []).append(text)
-        return [(sign, tuple(texts)) for sign, texts in by_sign.items()]
+def find_lints(lints: Sequence[Lint], turns: Sequence[Turn]) -> Iterator[tuple[int, Lint, str]]:
+    """The first hit of each lint in some turns: the turn (from 0), the lint, what it found."""
+    for lint in lints:
+        for number, turn in enumerate(turns):
+            if (found := lint.find(turn)) is not None:
+                yield number, lint, found
+                break
 
 
-class Screen:
-    """A list of lints, made ready to look at many rows."""
-
-    def __init__(self, lints: Sequence[Lint]) -> None:
-        self.lints = tuple(lints)
-        self._needles = [(lint, lint.needles) for lint in lints]
-
-    def find(self, turns: Sequence[Turn]) -> Iterator[tuple[int, Lint, str]]:
-        """The first hit of each lint in some turns: the turn (from 0), the lint, what it found."""
-        lows: dict[tuple[str, ...], str] = {}
-        for lint, needles in self._needles:
-            if needles is not None:
-                low = lows.get(lint.roles)
-                if low is None:
-                    said = [turn.content for turn in turns if turn.role in lint.roles]
-                    low = lows[lint.roles] = _plain("\n".join(said)).lower()
-                if not _holds(low, needles):
-                    continue
-            for number, turn in enumerate(turns):
-                found = lint.find(turn) if turn.role in lint.roles else None
-                if found is not None:
-                    yield number, lint, found
-                    break
-
-
+@functools.lru_cache(16)
 def _plain(text: str) -> str:
     return text if text.isascii() else text.replace("’", "'")
 
 
-def _holds(text: str, needles: Sequence[tuple[str, tuple[str, ...]]]) -> bool:
-    # Plain loops: this runs for every lint and row.
-    for sign, texts in needles:
-        if sign in text:
-            for needle in texts:
-                if needle in text:
-                    return True
-    return False
+@functools.lru_cache(16)
+def _low(text: str) -> str:
+    """As most lints read a text, one after the other."""
+    return _plain(text).lower()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.kinds import LABELLED, VERIFIED, Found
-from mlx_itune.dataset.cleaning.pii.labels import data_file, split
-from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
+from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file, split
 
 _WORDS = data_file("labels")["birth"]
 _MONTH = rf"(?:{'|'.join(split(_WORDS['months']))})[^\W\d_]{{0,9}}\.?"
@@ -57,7 +56,7 @@ def dates(page: Page) -> Iterator[Found]:
     low = page.low
     if not any(map(low.__contains__, _HINTS)):
         return
-    if any(map(_LABEL.search, page.columns.heads)):
+    if any(map(_LABEL.search, page.heads)):
         areas = [(0, len(low))]
     else:
         areas = [(found.start() - 44, found.end() + 110) for found in _LABEL.finditer(low)]
@@ -67,7 +66,7 @@ def dates(page: Page) -> Iterator[Found]:
             done = match.end()
             if match["one"] and min(int(match["one"]), int(match["two"])) > 12:
                 continue
-            if _LABEL.search(page.columns.cell(match.start())[1]):
+            if _LABEL.search(page.cell(match.start())[1]):
                 yield Found(VERIFIED, "birth_date", *match.span())
             elif _labelled(page, match) or _labelled_behind(page, match):
                 yield Found(LABELLED + 1, "birth_date", *match.span())

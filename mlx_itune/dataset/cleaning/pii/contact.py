@@ -1,12 +1,20 @@
-"""E-mail addresses, web addresses that carry a password, and user names beside a label."""
+"""Telephone numbers, e-mail addresses, web addresses with a password, user names beside a label."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from mlx_itune.dataset.cleaning.pii.kinds import LABELLED, VERIFIED, WHOLE, Found
-from mlx_itune.dataset.cleaning.pii.page import Page
+from mlx_itune.dataset.cleaning.pii.kinds import (
+    LABELLED,
+    SHAPE,
+    VALID_SHAPE,
+    VERIFIED,
+    WHOLE,
+    Found,
+    in_sum,
+)
+from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 
 # Scripts that write no spaces (from 2E80 on) run into an address without being a part of it.
 _LOCAL = re.compile(r"(?:[^\W\u2e80-\uffff]|[.!#$%&'*+/=?^`{|}~-]){1,64}\Z")
@@ -86,8 +94,8 @@ def _with_at(page: Page) -> Iterator[Found]:
                 yield Found(VERIFIED, "email", start, end)
         at = text.find("@", at + 1)
     for match in _HANDLE.finditer(text):
-        label = page.around(*match.span()).label
-        if label.group == "user" and label.distance <= 4:
+        around = page.around(*match.span())
+        if around.label == "user" and around.between <= 4:
             yield Found(LABELLED, "username", *match.span())
 
 
@@ -98,3 +106,130 @@ def _name_before(text: str, at: int, host: str) -> int | None:
     if not name or host.rpartition(".")[2].lower() in _FILES or ".." in name or name[-1] == ".":
         return None
     return at - len(name)
+
+
+# International numbers go by the numbering plans, national ones by form and label.
+_LEFT = r"(?<![A-Za-z0-9_+])(?<![0-9][.\-/])"
+_RIGHT = r"(?![A-Za-z0-9_])(?![\-/.][0-9])"
+_EXTENSION = re.compile(
+    r"\s?,?\s?(?:\(?(?:ext\.?|extension|extn\.?|x|durchwahl|dw|poste|p\.|int\.?|interno|anexo|ramal"
+    r"|toestel|apparaat|doorkies|anknytning|内線|分机)|#)\s?[:.#]?\s?\d{1,6}(?!\d)\)?",
+    re.IGNORECASE,
+)
+_INTERNATIONAL = re.compile(
+    r"(?<![A-Za-z0-9_+])\(?(?:\+|00(?=[1-9 ]))\)?[ ]?\(?\d{1,4}\)?"
+    r"(?:[ .\-/()]{0,3}\d){5,13}(?![A-Za-z0-9_])"
+)
+_NORTH_AMERICA = re.compile(
+    r"(?<![A-Za-z0-9_])(?<![0-9][.\-/ ])(?:(?:\+?1|001)[ .\-])?"
+    r"(?:\([2-9]\d{2}\)[ \-.]{0,2}\d{3}[ .\-]\d{4}|[1-9]\d{2}([.\-])\d{3}\1\d{4}"
+    r"|8(?:00|33|44|55|66|77|88)[ .\-]\d{3}[ .\-]\d{4}|(?P<bare>[2-9]\d{2} [2-9]\d{2} \d{4})"
+    r"|[2-9]\d{2}[ /][2-9]\d{2}[ \-]\d{4})" + _RIGHT
+)
+# A number of fiction; brackets; mobile prefixes of CN, BR, UK, FR, NL, DE, AU, JP.
+_FICTION = re.compile(_LEFT + r"555-\d{4}" + _RIGHT)
+_MOBILE = re.compile(
+    r"(?:(?<!\w)\(\d{2,5}\)[ \-]?\d{3,5}[ \-]?\d{3,5}|(?<![A-Za-z0-9_+])(?<![0-9][.\-/])"
+    r"(?:1[3-9]\d([ \-])\d{4}\1\d{4}|\d{2} 9\d{4}-\d{4}|07\d{9}|0[67]\d{8}|01[5-7]\d{8,9}"
+    r"|04\d{8}|0[789]0\d{8}))" + _RIGHT
+)
+# With a trunk zero. "01 02 03 04 05" counts; "02110-1301" is a postcode with its extension.
+_TRUNK = re.compile(
+    _LEFT + r"(?<![0-9] )(?!\d{3}-\d{2}-\d{4})(?!\d{5}-\d{4}(?!\d))(?!0\d(?: 0\d)+(?! ?\d))"
+    r"\(?0\d{1,5}\)?(?:[ .\-/]{1,3}\d{1,8}){1,5}" + _RIGHT
+)
+_LABELLED = re.compile(
+    r"(?<![A-Za-z0-9_])(?<![0-9]/)[+(]{0,2}\d(?:[ \-./()]{0,3}\d){5,14}(?![A-Za-z0-9_])"
+    r"(?! ?-?\d{3})"
+)
+# Numbers that look like these are days, times, fractions or addresses of machines.
+_DATE = re.compile(
+    r"[+(]*(?:(?:(?:19|20)\d\d[\-./ ]\d{1,2}[\-./ ]\d{1,2}|\d{1,2}([\-./])\d{1,2}\1(?:19|20)?\d\d)"
+    r"(?: .*)?|\d+\.\d+|\d{1,3}(?:\.\d{1,3}){3})\Z"
+)
+_FRACTION = re.compile(
+    r"[+(]*(?:[1-9]\d* ?/ ?\d{1,4}|[1-9]\d* - \d+|(?:19|20)\d{2}-\d{4}|\d+(?:\.\d{1,2}){2}"
+    r"|\d+00000|\d{1,6})\Z"
+)
+# Where national numbers without a label may be at home.
+_REGIONS = "GB DE FR IT NL AU JP IN CH AT BE SE CN IE NZ ZA".split()
+# "call the function f(12345678)": a program calls, not a person.
+_ARGUMENT = re.compile(r"\w\((?:\w+, )*\Z")
+_LAST_GROUP = re.compile(r"[ .\-/()]+\d+\)?\Z")
+_REACH, _REACH_UNGROUPED = 5, 3
+
+
+def phones(page: Page, chunk: Chunk) -> Iterator[Found]:
+    """Telephone numbers in a chunk of seven or more digits."""
+    text, lo, hi = page.text, max(0, chunk.start - 3), chunk.end
+    for match in _INTERNATIONAL.finditer(text, lo, hi):
+        if found := _international(page, *match.span()):
+            yield _extended(text, found)
+    for pattern in (_NORTH_AMERICA, _FICTION, _MOBILE, _TRUNK, _LABELLED):
+        for match in pattern.finditer(text, lo, hi):
+            number, (start, end) = match.group(), match.span()
+            around = page.around(start, end)
+            if _DATE.match(number) or in_sum(page, start, end):
+                continue
+            if pattern is _LABELLED:
+                reach = _REACH_UNGROUPED if number.isdigit() else _REACH
+                called = _ARGUMENT.search(text, max(0, start - 24), start)
+                fits = around.distance("phone") <= reach and not called
+                fits = fits and not _FRACTION.match(number)
+            else:
+                fits = not around.is_harmless and _is_national(page, match)
+            if fits:
+                end -= number.endswith(")") and "(" not in number
+                priority = {_LABELLED: LABELLED, _FICTION: SHAPE}.get(pattern, VALID_SHAPE)
+                yield _extended(text, Found(priority, "phone", start, end))
+
+
+def _is_national(page: Page, match: re.Match[str]) -> bool:
+    """Whether a number can be a national one without any label."""
+    number = match.group()
+    digits = sum(map(str.isdigit, number))
+    if match.re is _NORTH_AMERICA and match["bare"]:
+        # Three groups apart by spaces are as often a sum or a table.
+        return page.around(*match.span()).distance("phone") <= _REACH or _plan(number, "US")[1]
+    if match.re is not _TRUNK:
+        return match.re is not _MOBILE or digits <= 12
+    if number.startswith("(") or (digits in (10, 11) and re.match(r"0[1-9]\d+[ \-/]", number)):
+        return True
+    return 9 <= digits <= 12 and any(_plan(number, region)[1] for region in _REGIONS)
+
+
+def _plan(number: str, region: str | None) -> tuple[bool, bool]:
+    """(possible, valid) under the numbering plans."""
+    import phonenumbers
+
+    try:
+        parsed = phonenumbers.parse(number, region)
+    except phonenumbers.NumberParseException:
+        return False, False
+    return phonenumbers.is_possible_number(parsed), phonenumbers.is_valid_number(parsed)
+
+
+def _international(page: Page, start: int, end: int) -> Found | None:
+    text = page.text
+    if text[start] == "(" and ")" not in text[start : start + 6]:
+        start += 1
+    dialled = re.sub(r"\A\(?00\)?", "+", text[start:end])
+    while not (plan := _plan(dialled.replace("(0)", ""), None))[0]:
+        if (group := _LAST_GROUP.search(dialled)) is None:
+            return None
+        end -= len(dialled) - group.start()
+        dialled = dialled[: group.start()]
+    plus, valid = "+" in text[start : start + 3], plan[1]
+    around = page.around(start, end)
+    if not valid and around.distance("phone") > _REACH:
+        summed = re.search(r"[0-9)=*]\s{0,2}\Z", text[max(0, start - 3) : start])
+        grouped = re.search(r"\d[ .\-/()]+\d", dialled) and not summed
+        if not plus or around.is_harmless or not (grouped or len(dialled) >= 11):
+            return None
+    return Found(LABELLED if valid and plus else VALID_SHAPE, "phone", start, end, valid)
+
+
+def _extended(text: str, found: Found) -> Found:
+    """With the extension that follows."""
+    match = _EXTENSION.match(text, found.end, found.end + 24)
+    return found._replace(end=match.end()) if match else found

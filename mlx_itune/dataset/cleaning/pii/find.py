@@ -6,8 +6,9 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mlx_itune.dataset.cleaning.pii import birth, contact, phone, place, secrets
+from mlx_itune.dataset.cleaning.pii import birth, contact, place
 from mlx_itune.dataset.cleaning.pii.kinds import (
     FORMS,
     KINDS,
@@ -18,6 +19,8 @@ from mlx_itune.dataset.cleaning.pii.kinds import (
     WHOLE,
     Form,
     Found,
+    assigned_keys,
+    keys,
 )
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 from mlx_itune.kit.errors import UsageError
@@ -83,13 +86,18 @@ def _settled(found: Iterable[Found]) -> list[Found]:
     """The best candidates that do not overlap, in text order."""
     chosen: list[Found] = []
     starts: list[int] = []
-    for one in sorted(set(found), key=lambda f: (-f.priority, f.start - f.end, f.start)):
+    for one in sorted(set(found), key=_rank):
         at = bisect_left(starts, one.end)
         if at == 0 or chosen[at - 1].end <= one.start:
             at = bisect_left(starts, one.start)
             starts.insert(at, one.start)
             chosen.insert(at, one)
     return chosen
+
+
+def _rank(found: Found) -> tuple[Any, ...]:
+    """The best first: of the highest priority, the longest, and verified."""
+    return -found.priority, found.start - found.end, found.start, not found.verified, found.kind
 
 
 def _inside_word(text: str, found: Found) -> bool:
@@ -105,7 +113,7 @@ def _inside_word(text: str, found: Found) -> bool:
 
 def _candidates(page: Page) -> Iterator[Found]:
     yield from contact.find(page)
-    yield from secrets.find(page)
+    yield from keys(page)
     chunks = list(page.chunks())
     if chunks:
         yield from birth.dates(page)
@@ -117,8 +125,8 @@ def _candidates(page: Page) -> Iterator[Found]:
             if not chunk.lettered:
                 continue
         elif chunk.digits >= 7:
-            yield from phone.find(page, chunk)
-        yield from secrets.assigned(page, chunk)
+            yield from contact.phones(page, chunk)
+        yield from assigned_keys(page, chunk)
         words, groups = page.near(chunk)
         for form in FORMS:
             if chunk.digits < form.digits:

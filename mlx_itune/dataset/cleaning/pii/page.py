@@ -1,17 +1,104 @@
 """A text as the detectors read it: plain spelling, stretches that hold digits, labels beside them.
 
-The plain spelling has one character for each of the text's, so that positions agree.
+The plain spelling has one character for each of the text's, so that positions agree. A label is a
+word, or two or three, of labels.toml ("Tel.", "SSN", "Patienten-Nr.", "order no.", "fecha de
+nac."). The nearest one before the value counts; small words ("is", "no.", "der") do not separate
+the two.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from mlx_itune.dataset.cleaning.pii.labels import Label, groups_of, nearest, words_of
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+# Letters of lower-cased text; ranges, because the classes of `re` are several times slower.
+_WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u1fff\u3041-\ud7ff]+")
+_SCRIPTS = "\u2e80"  # from here on words are written without spaces between them
+_NUMBER = ("number", "no", "nr", "num", "nbr", "id", "identifier")
+_ENDING = re.compile(r"(?<=.)(?:nummer|number|nr)\Z")
+_INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}")
+
+
+def split(words: str) -> list[str]:
+    """The entries of a list that is written with commas."""
+    return [" ".join(word.split()) for word in words.split(",")]
+
+
+@cache
+def data_file(name: str) -> dict[str, Any]:
+    """The tables of a data file beside this one, such as "labels"."""
+    text = Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8")
+    table: dict[str, Any] = tomllib.loads(text)
+    return table
+
+
+# The group of each label; of those without spaces apart; small words that part nothing.
+_GROUPS: dict[str, str] = {}
+_UNSPACED: dict[str, str] = {}
+_LINKS = frozenset(split(data_file("labels")["links"]["words"]))
+for _name, _phrases in data_file("labels")["labels"].items():
+    for _phrase in split(_phrases):
+        (_UNSPACED if _phrase >= _SCRIPTS else _GROUPS)[_phrase] = _name
+        _begin, _, _end = _phrase.rpartition(" ")
+        for _other in _NUMBER if _begin and _end in _NUMBER else ():
+            _GROUPS.setdefault(f"{_begin} {_other}", _name)
+# The words that end a label of several words.
+_LAST = frozenset(phrase.rpartition(" ")[2] for phrase in _GROUPS if " " in phrase)
+
+
+def _words_of(low: str) -> list[str]:
+    """The words of a text in lower case; "s.i.n." is one word."""
+    if "." in low:
+        low = _INITIALS.sub(lambda letters: letters[0].replace(".", "") + " ", low)
+    return _WORD.findall(low)
+
+
+def _group(words: Sequence[str], at: int) -> str:
+    """The group of the label whose last word is `words[at]` (nearest first), or ""."""
+    word = words[at]
+    for length in (3, 2) if word in _LAST else ():
+        if group := _GROUPS.get(" ".join(reversed(words[at : at + length]))):
+            return group
+    # burgerservicenr, kontonummer
+    stem = _ENDING.sub("", word) if word[-1] == "r" else ""
+    return _GROUPS.get(word) or _GROUPS.get(stem, "")
+
+
+def _groups_of(words: Sequence[str], text: str = "") -> frozenset[str]:
+    """The groups of all labels among words in reading order, or without spaces in `text`."""
+    found = {_group(words[::-1], at) for at in range(len(words))}
+    if not text.isascii():
+        found |= {group for word, group in _UNSPACED.items() if word in text}
+    return frozenset(found) - {""}
+
+
+def _nearest(words: Sequence[str], lead: str) -> tuple[str, int]:
+    """The nearest label among words in reverse order, or at the end of `lead` without spaces: its
+    group, and how many unrelated words stand between it and the value."""
+    found, distance = ("", 99), 0
+    for at, word in enumerate(words):
+        if group := _group(words, at):
+            found = group, distance
+            break
+        distance += word not in _LINKS and len(word) > 1
+    if not lead.isascii():
+        places = {lead.rfind(word) + len(word): group for word, group in _UNSPACED.items()
+                  if word in lead}  # fmt: skip
+        far = 0 if places and len(lead) - max(places) <= 8 else 2
+        if places and far <= found[1]:
+            return places[max(places)], far
+    return found
+
 
 _DIGIT = re.compile("[0-9]")
 _TOKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_/.+:@%()=")
@@ -52,22 +139,27 @@ class Chunk(NamedTuple):
 
 
 class Around(NamedTuple):
-    """What the words around a place say: the nearest label before, the words, labels behind."""
+    """What the words around a place say.
 
-    label: Label
+    The group of the nearest label before it and how many unrelated words are between; the words;
+    the groups of labels behind.
+    """
+
+    label: str
+    between: int
     words: frozenset[str]
     behind: frozenset[str]
 
     def distance(self, group: str) -> int:
         """How far the label of a group is: before the value, or else right behind it."""
-        if self.label.group == group:
-            return self.label.distance
-        return 1 if self.label.distance > 1 and group in self.behind else 99
+        if self.label == group:
+            return self.between
+        return 1 if self.between > 1 and group in self.behind else 99
 
     @property
     def is_harmless(self) -> bool:
         """Whether a label of something harmless (an order, a version, an ISBN) owns the value."""
-        return self.label.group == "other" and self.label.distance <= 2
+        return self.label == "other" and self.between <= 2
 
 
 @cache
@@ -82,53 +174,6 @@ def _plain_characters() -> dict[int, str]:
             plain[code] = " " if category == "Zs" else "-"
     # Quotes; minus, soft hyphen; and the one letter whose lower case is longer than itself.
     return plain | dict(zip(map(ord, "‘’“”\u2212\u00ad\u0130"), "''\"\"--I", strict=True))
-
-
-class Columns:
-    """Tables written as text (CSV, TSV, Markdown), looked for only when somebody asks."""
-
-    def __init__(self, low: str) -> None:
-        self._low = low
-
-    @cached_property
-    def _rows(self) -> dict[int, tuple[list[str], str]]:
-        """Column heads and delimiter, by where the row's line starts."""
-        rows: dict[int, tuple[list[str], str]] = {}
-        if "\n" not in self._low or not any(self._low.count(mark) > 1 for mark in _DELIMITERS):
-            return rows
-        lines = self._low.split("\n", _MOST_LINES)[:_MOST_LINES]
-        table: tuple[list[str], str] | None = None
-        start = 0
-        for line, following in zip(lines, [*lines[1:], ""], strict=True):
-            if table and line.count(table[1]) >= len(table[0]) - 1:
-                if len(line) <= _LONGEST_LINE:
-                    rows[start] = table
-            else:
-                found = (_heads(line, following, mark) for mark in _DELIMITERS)
-                table = next(filter(None, found), None) if len(line) <= _LONGEST_HEADS else None
-            start += len(line) + 1
-        return rows
-
-    @property
-    def heads(self) -> set[str]:
-        """Every column head."""
-        return {head for heads, _ in self._rows.values() for head in heads}
-
-    def cell(self, place: int) -> tuple[int, str]:
-        """Where the cell begins that a place is in, and its column's head; (0, "") elsewhere."""
-        if not self._rows:
-            return 0, ""
-        start = self._low.rfind("\n", 0, place) + 1
-        if start not in self._rows:
-            return 0, ""
-        heads, mark = self._rows[start]
-        lead = self._low[start:place]
-        if '"' in lead:
-            lead = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), lead)
-            opened = lead.find('"')
-            lead = lead if opened < 0 else lead[: opened + 1]
-        # The last value may hold the delimiter itself: "June 3, 1970".
-        return start + lead.rfind(mark) + 1, heads[min(lead.count(mark), len(heads) - 1)]
 
 
 def _heads(line: str, following: str, mark: str) -> tuple[list[str], str] | None:
@@ -157,8 +202,47 @@ class Page:
                 text = text.replace(escape, "  ")
         self.text = text
         self.low = text.lower()
-        self.columns = Columns(self.low)
         self._around: dict[tuple[int, int], Around] = {}
+
+    @cached_property
+    def _rows(self) -> dict[int, tuple[list[str], str]]:
+        """Column heads and delimiter, by where the row's line starts."""
+        rows: dict[int, tuple[list[str], str]] = {}
+        if "\n" not in self.low or not any(self.low.count(mark) > 1 for mark in _DELIMITERS):
+            return rows
+        lines = self.low.split("\n", _MOST_LINES)[:_MOST_LINES]
+        table: tuple[list[str], str] | None = None
+        start = 0
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            if table and line.count(table[1]) >= len(table[0]) - 1:
+                if len(line) <= _LONGEST_LINE:
+                    rows[start] = table
+            else:
+                found = (_heads(line, following, mark) for mark in _DELIMITERS)
+                table = next(filter(None, found), None) if len(line) <= _LONGEST_HEADS else None
+            start += len(line) + 1
+        return rows
+
+    @property
+    def heads(self) -> set[str]:
+        """Every column head."""
+        return {head for heads, _ in self._rows.values() for head in heads}
+
+    def cell(self, place: int) -> tuple[int, str]:
+        """Where the cell begins that a place is in, and its column's head; (0, "") elsewhere."""
+        if not self._rows:
+            return 0, ""
+        start = self.low.rfind("\n", 0, place) + 1
+        if start not in self._rows:
+            return 0, ""
+        heads, mark = self._rows[start]
+        lead = self.low[start:place]
+        if '"' in lead:
+            lead = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), lead)
+            opened = lead.find('"')
+            lead = lead if opened < 0 else lead[: opened + 1]
+        # The last value may hold the delimiter itself: "June 3, 1970".
+        return start + lead.rfind(mark) + 1, heads[min(lead.count(mark), len(heads) - 1)]
 
     def chunks(self) -> Iterator[Chunk]:
         """The stretches that hold digits, in order."""
@@ -180,26 +264,26 @@ class Page:
 
     def near(self, chunk: Chunk) -> tuple[frozenset[str], frozenset[str]]:
         """The words around and inside a chunk and the labels they make: what may name it."""
-        _, head = self.columns.cell(chunk.first)
+        _, head = self.cell(chunk.first)
         lead = self.low[max(0, chunk.first - _BEFORE) : chunk.end + _BEHIND]
-        words = words_of(f"{head} {lead}")
-        return frozenset(words), groups_of(words, lead)
+        words = _words_of(f"{head} {lead}")
+        return frozenset(words), _groups_of(words, lead)
 
     def around(self, start: int, end: int) -> Around:
         """The labels beside a value."""
         if (start, end) not in self._around:
             before = self._words_before(start)
-            after = words_of(self.low[end : end + _BEHIND].partition("\n")[0])[:5]
-            label = nearest(before, self.low[max(0, start - 24) : start])
+            after = _words_of(self.low[end : end + _BEHIND].partition("\n")[0])[:5]
+            label = _nearest(before, self.low[max(0, start - 24) : start])
             words = frozenset((*before, *after))
-            self._around[start, end] = Around(label, words, groups_of(after[:3]))
+            self._around[start, end] = Around(*label, words, _groups_of(after[:3]))
         return self._around[start, end]
 
     def _words_before(self, start: int) -> list[str]:
         """The words before `start`, nearest first; in a table those of the cell and its head."""
-        cell, head = self.columns.cell(start)
+        cell, head = self.cell(start)
         floor = max(cell, start - _BEFORE)
         lead = _BREAK.split(self.text[floor:start])[-1].lower()
         if floor and self.low[floor - 1].isalpha() and len(lead) == start - floor:
             lead = lead.partition(" ")[2]
-        return words_of(f"{head} {_PLACEHOLDER.sub(' ', lead)}")[::-1]
+        return _words_of(f"{head} {_PLACEHOLDER.sub(' ', lead)}")[::-1]

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.kinds import LABELLED, VALID_SHAPE, WHOLE, Found
-from mlx_itune.dataset.cleaning.pii.labels import data_file, split
-from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
+from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file, split
 
 _NAME = r"[A-ZÀ-Ý0-9][\w'’.\-]{0,24}"
 _TOWN = r"[A-ZÀ-Ý][\w'’\-]{1,30}"
@@ -130,7 +129,7 @@ def coordinates(page: Page, chunk: Chunk) -> Iterator[Found]:
         lettered = bool(match["ns"] and match["ew"])
         labelled = around.distance("gps") <= 4 or match["word"]
         # Two bare numbers are more likely a place than small values of a list.
-        bare = 5 <= fine <= 8 and around.label.group != "other" and a >= 1 and max(a, b) >= 10
+        bare = 5 <= fine <= 8 and around.label != "other" and a >= 1 and max(a, b) >= 10
         if (fine >= 3 and (lettered or labelled)) or (lettered and fine >= 2):
             yield Found(LABELLED + 1, "coordinates", *match.span())
         elif bare and text[match.start() - 1 : match.start()] != "[":

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_itune.dataset.cleaning.pii.checks import compact
 from mlx_itune.dataset.cleaning.pii.find import Detector, Hit, find, known_kinds
+from mlx_itune.dataset.cleaning.rows import with_text
 from mlx_itune.dataset.conversation import Conversation, Turn
 
 # A string or a number of JSON; a string before a colon is a key.
@@ -81,17 +82,9 @@ class _Cleaner:
         return f"[{hit.kind.upper()}_{numbers.setdefault(value, len(numbers) + 1)}]"
 
     def turn(self, turn: Turn) -> Turn:
-        content, given = turn.content, turn.input
-        if given and content.endswith(given):
-            # Alpaca's input is the end of the content, and has to stay so.
-            given = self.text(given)
-            content = self.text(content.removesuffix(turn.input or "")) + given
-        else:
-            content = self.field(content)
+        turn = with_text(turn, self.field)
         return dataclasses.replace(
             turn,
-            content=content,
-            input=given,
             tool_calls=tuple(map(self.value, turn.tool_calls)),
             name=self.text(turn.name) if turn.name is not None else None,
             # Read as it is in the call that it answers, so that the two stay equal.
