@@ -37,7 +37,10 @@ COMMANDS = {
     ),
     "chat": ("answering:chat", "A conversation in the terminal."),
     "serve": ("answering:serve", "An OpenAI-compatible server: a base and its adapters, by name."),
-    "fuse": ("fuse", "Merge an adapter into one model directory; measures what the merge lost."),
+    "fuse": (
+        "export:fuse",
+        "Merge an adapter into one model directory; measures what the merge lost.",
+    ),
     "export": ("export", "Write a model for another runtime, read it back and verify it."),
     "verify": ("export:verify", "Whether a bundle's files are those that were made."),
     "import": ("export:import_adapter", "A PEFT adapter as one of ours."),

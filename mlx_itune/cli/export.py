@@ -1,4 +1,4 @@
-"""``export``, ``verify``, ``import``: models and adapters for and from other runtimes."""
+"""``fuse``, ``export``, ``verify``, ``import``: one model of base and adapter; other runtimes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,83 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_itune.cli import options
-from mlx_itune.cli.result import Result
+from mlx_itune.cli.result import Result, table
 from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.wording import count, number, percent, size
 
 if TYPE_CHECKING:
     from mlx_itune.export.artifact import Exported
+    from mlx_itune.export.fusing.fuse import FuseResult
     from mlx_itune.model.adapters.from_peft import PeftImport
+
+
+_WAYS = click.Choice(["auto", "exact", "compensated", "plain", "float"])
+_measuring = options.together(
+    options.runs, options.fidelity, options.template, options.compute, options.allow_other_base
+)
+
+
+@options.command(
+    "fuse", "mlx-itune fuse --model starter --adapter adapter --data test.jsonl --out fused"
+)
+@options.model
+@click.option(
+    "--adapter", type=options.DIRECTORY, required=True, metavar="DIR", help="The adapter to merge."
+)
+@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@click.option(
+    "--way",
+    type=_WAYS,
+    default="auto",
+    show_default=True,
+    help="How to merge: on the adapter's own grid, rounded with error compensation, rounded "
+    "plainly, or as floats; auto takes the smallest result within --max-kl.",
+)
+@click.option(
+    "--every-way",
+    "every",
+    is_flag=True,
+    help="Measure and score all ways, for the table; takes longer.",
+)
+@click.option("--score/--no-score", default=True, help="Answer the held-out rows, too.")
+@_measuring
+def fuse(score: bool, runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
+    """Merge an adapter into its base; the smallest result that still is the model you trained."""
+    from mlx_itune.cli.measured_rows import measured_rows, requested, scorer
+    from mlx_itune.export.fusing.fuse import fuse
+
+    request = requested(given, template)
+    rows = measured_rows(request, data, runs)
+    request = replace(request, rows=rows, score=scorer(rows, request.tokenizer) if score else None)
+    result = fuse(request, lambda what: click.echo(f"trying: {what}", err=True))
+    return Result(result, _fused(result, rows.source))
+
+
+def _fused(result: FuseResult, source: str) -> Iterator[Any]:
+    scored = result.score_reference is not None
+    columns = ["tried", "size", "mean KL", "p99 KL", "top-1", *(["score"] if scored else [])]
+    yield table(
+        columns,
+        [
+            [
+                t.method,
+                size(t.bytes),
+                number(t.kl_mean, 2),
+                number(t.kl_p99, 2),
+                percent(t.top1_agreement),
+                *([percent(t.score)] if scored else []),
+            ]
+            for t in result.tried
+        ],
+    )
+    yield (
+        f"{result.out}: {result.method}; measured on {count(result.tokens, 'learned token')} of "
+        f"{count(result.rows, 'row')} ({source})"
+    )
+    if scored:
+        yield f"base + adapter: exact match {percent(result.score_reference)}"
+    if result.calibration_rows:
+        yield f"errors compensated on {count(result.calibration_rows, 'other row')}"
 
 
 @options.command(
@@ -48,14 +118,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--way",
-    type=click.Choice(["auto", "exact", "compensated", "plain", "float"]),
+    type=_WAYS,
     help="How --adapter is merged (see fuse); by default what the type makes best.",
 )
-@options.runs
-@options.fidelity
-@options.template
-@options.compute
-@options.allow_other_base
+@_measuring
 def command(runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
     """Write a model for mlx-lm, llama.cpp, Ollama, LM Studio, transformers or PEFT; read it back.
 

@@ -37,10 +37,9 @@ class Progress:
     def __init__(self) -> None:
         self._live = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
         self._display: Any = None
-        self._stage, self._done, self._total, self._note = "", 0, 0, ""
+        self._stage, self._done, self._total, self._amount = "", 0, 0, ""
         self._began_s = self._printed_s = time.monotonic()
         self._last_lines: dict[str, str] = {}
-        self._finished = False
         self._run: TrainingView | None = None
         self._stopped = ""
 
@@ -72,18 +71,15 @@ class Progress:
                 self._display.stop()
             self._display = None
 
-    def update(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` in this stage; a new stage name starts a new one.
-
-        The note "bytes" says what is counted, and the numbers are shown in megabytes.
-        """
+    def update(
+        self, stage: str, done: int, total: int, told: Callable[[int], str] = "{:,}".format
+    ) -> None:
+        """`done` of `total` in this stage, told in words; a new stage name starts a new one."""
         if stage != self._stage:
-            self._began_s, self._finished = time.monotonic(), False
-        self._stage, self._done, self._total, self._note = stage, done, total, note
-        ends = done >= total and not self._finished
-        # What is told again after its end, or goes on after it, is not worth a line each time.
-        self._finished |= ends
-        self._log(stage, f"{stage} {self._amount()}", ends)
+            self._began_s = time.monotonic()
+        self._stage, self._done, self._total = stage, done, total
+        self._amount = f"{told(done)} of {told(total)}"
+        self._log(stage, f"{stage} {self._amount}", done >= total)
 
     def bytes_of(self, stage: str, total: int) -> Callable[[int], None]:
         """What a reader tells of each further stretch of `total` bytes."""
@@ -92,7 +88,7 @@ class Progress:
         def on_bytes(more: int) -> None:
             nonlocal done
             done += more
-            self.update(stage, min(done, total), max(total, 1), "bytes")
+            self.update(stage, min(done, total), max(total, 1), size)
 
         return on_bytes
 
@@ -136,11 +132,6 @@ class Progress:
                 self._last_lines[stage] = line
                 self.say(line)
 
-    def _amount(self) -> str:
-        if self._note == "bytes":
-            return f"{size(self._done)} of {size(self._total)}"
-        return f"{self._done:,} of {self._total:,} {self._note}".rstrip()
-
     def _drawing(self) -> RenderableType:
         """What stands below the lasting lines now; called by the display's own thread."""
         from rich.columns import Columns
@@ -157,7 +148,7 @@ class Progress:
         left_s = (time.monotonic() - self._began_s) * (1 / share - 1) if share else None
         if view:
             left_s = view.eta_s
-        facts = [one_line(stage), f"{done:,} of {total:,}" if view else self._amount()]
+        facts = [one_line(stage), f"{done:,} of {total:,}" if view else self._amount]
         facts += [f"{duration(left_s)} left"] if left_s is not None and share < 1 else []
         facts += [f"{100 * share:.0f} %", *([f"epoch {view.epoch}"] if view else [])]
         # On a narrow terminal epoch and percent go first, then the bar, then the time left.

@@ -125,8 +125,9 @@ def test_bytes_are_megabytes_the_end_is_told_once_and_lines_are_harmless(
     capsys: Capture, clock: list[float]
 ) -> None:
     with Progress() as progress:
-        for done in (300_000, 1_400_000, 1_400_000, 1_400_001):
-            progress.update("read", done, 1_400_000, "bytes")
+        read = progress.bytes_of("read", 1_400_000)
+        for more in (300_000, 1_100_000, 0, 1):
+            read(more)
         progress.update("wri\nte", 10, 10)
         progress.update("wri\nte", 10, 10)
         # Long after the end, the same words are still the same.
@@ -160,7 +161,7 @@ SHOW = """
 import json, sys, time
 from mlx_itune.cli.progress import Progress
 with Progress() as progress:
-    progress.update("read", 700_000, 1_400_000, "bytes")
+    progress.bytes_of("read", 1_400_000)(700_000)
     time.sleep(0.4)
     for line in sys.stdin:
         event = json.loads(line)
