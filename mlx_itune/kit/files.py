@@ -79,21 +79,25 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_file(out: Path) -> Iterator[Path]:
     """Yield a path in a hidden folder beside `out`; that file becomes `out` if the block succeeds.
 
-    On any exception the folder is removed and `out` is as it was. The block writes the file
-    durably (`write_durably`); others in the folder go with it. Raises StorageError where `out` is
-    a directory or, unless `overwrite`, exists by then, of whatever kind it is.
+    On any exception the folder is removed. The block writes the file durably (`write_durably`);
+    others in the folder go with it. Raises StorageError where `out` exists, before or after.
     """
     out = Path(os.path.realpath(out))
-    refuse_taken(out, overwrite)
+    refuse_taken(out)
     with _stage_for(out) as folder:
         yield folder / out.name
-        if overwrite:
+        # Of two writers one wins: a link is never made over what exists, a rename is.
+        try:
+            os.link(folder / out.name, out)
+        except FileExistsError:
+            refuse_taken(out)
+        except OSError:
+            # A file system without links.
+            refuse_taken(out)
             (folder / out.name).replace(out)
-        else:
-            _appear(folder / out.name, out)
 
 
 @contextlib.contextmanager
@@ -124,21 +128,17 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def sweep(folder: Path, name: str | None = None, *, every_owner: bool = False) -> int:
-    """Remove what killed writers left in `folder` for the entry `name`, or for every one; how many.
+def sweep(folder: Path, name: str | None = None, *, every_owner: bool = False) -> None:
+    """Remove what killed writers left in `folder` for the entry `name`, or for every one.
 
     Leftovers of processes that live stay, unless `every_owner`: for a folder under one's own lock.
     """
-    swept = 0
     pattern = "*" if name is None else glob.escape(name)
     for path in [*folder.glob(f".{pattern}.*{_PARTIAL}")] if folder.is_dir() else []:
         owner = _LEFTOVER.search(path.name)
-        if owner is None or not (every_owner or not process_lives(int(owner.group(1)))):
-            continue
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            swept += 1
-    return swept
+        if owner and (every_owner or not _lives(int(owner.group(1)))):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def refuse_occupied(out: Path, overwrite: bool = False) -> None:
@@ -157,12 +157,12 @@ def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
         write_durably(stage, data)
 
 
-def refuse_taken(out: Path, overwrite: bool = False) -> None:
+def refuse_taken(out: Path) -> None:
     """Raise StorageError where a file cannot appear at `out`: before the work, not after it."""
     out = Path(os.path.realpath(out))
     if out.is_dir():
         raise StorageError("is a directory", where=str(out), hint="name a file")
-    if os.path.lexists(out) and not (overwrite and out.is_file()):
+    if os.path.lexists(out):
         raise StorageError("already exists", where=str(out), hint=_OTHER_NAME)
     folder = next(parent for parent in out.parents if os.path.lexists(parent))
     if not folder.is_dir():
@@ -171,14 +171,12 @@ def refuse_taken(out: Path, overwrite: bool = False) -> None:
         raise StorageError("cannot be written to", where=str(folder))
 
 
-def process_lives(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
+def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        # Another user's process says so.
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -264,18 +262,6 @@ def _swap_in(stage: Path, out: Path) -> None:
         old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _appear(made: Path, out: Path) -> None:
-    # Of two writers one wins: a link is never made over what exists, a rename is.
-    try:
-        os.link(made, out)
-    except FileExistsError:
-        refuse_taken(out)
-    except OSError:
-        # A file system without links.
-        refuse_taken(out)
-        made.replace(out)
 
 
 def _sync_tree(root: Path) -> None:

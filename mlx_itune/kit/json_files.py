@@ -65,11 +65,7 @@ def read_bytes(
 
 
 def parse_object(
-    data: bytes | str,
-    *,
-    where: str | None,
-    error: type[ItuneError],
-    non_finite: bool = False,
+    data: bytes | str, *, where: str | None, error: type[ItuneError], non_finite: bool = False
 ) -> dict[str, Any]:
     """A JSON object of text: UTF-8, at most 100 deep, no key twice.
 
@@ -99,29 +95,15 @@ def parse_object(
     return value
 
 
-def read_object(
-    path: Path,
-    *,
-    error: type[ItuneError],
-    limit_bytes: int = LIMIT_BYTES,
-    non_finite: bool = False,
-) -> dict[str, Any]:
+def read_object(path: Path, *, error: type[ItuneError], non_finite: bool = False) -> dict[str, Any]:
     """The JSON object in a file; see `read_bytes` and `parse_object`. Raises `error`."""
-    data = read_bytes(path, error=error, limit_bytes=limit_bytes)
+    data = read_bytes(path, error=error)
     return parse_object(data, where=str(path), error=error, non_finite=non_finite)
 
 
-def read_record(
-    path: Path,
-    cls: type[T],
-    *,
-    error: type[ItuneError],
-    unknown: Unknown = "ignore",
-    limit_bytes: int = LIMIT_BYTES,
-) -> T:
+def read_record(path: Path, cls: type[T], *, error: type[ItuneError]) -> T:
     """The JSON object in a file as a dataclass; see `to_record`."""
-    data = read_bytes(path, error=error, limit_bytes=limit_bytes)
-    return to_record(data, cls, where=str(path), error=error, unknown=unknown)
+    return to_record(read_bytes(path, error=error), cls, where=str(path), error=error)
 
 
 def to_record(
@@ -150,9 +132,9 @@ def wrong_type(value: Any, hint: Any) -> tuple[Any, str]:
     return _decode(value, hint, "refuse")
 
 
-def write_object(path: Path, value: Any, indent: int | None = 2) -> None:
+def write_object(path: Path, value: Any) -> None:
     """Write a record or mapping as JSON, durably; keys keep their order. Raises StorageError."""
-    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2)
     write_durably(path, text.encode("utf-8", errors="backslashreplace") + b"\n")
 
 
