@@ -10,7 +10,8 @@ import codecs
 import json
 import re
 from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
+from itertools import chain, pairwise
+from typing import Any
 
 from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.reading.stream import ByteStream, Record, refuse_too_long
@@ -35,24 +36,20 @@ _MOST_FIRST_KEYS = 8
 _ROWS_TO_LEARN = 3
 # What is passed over after a broken row is told from here on.
 _MUCH_BYTES = 1 << 14
+# What is kept before the place that is read, for what a row begins with.
+_LEAD_CHARS = 256
+_STEP_BYTES = 1 << 16
+
+_SPACE = re.compile(r"[ \t\r\n]*")
 _FIRST_KEY = re.compile(r'\{[ \t\r\n]*("(?:[^"\\]|\\.){0,200}")')
-_AT_END = re.compile(r"[ \t\r\n]*\Z")
+_NEXT_OBJECT = re.compile(r",[ \t\r\n]*(?=\{)")
 _LIST_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 # What follows the end of an array at the top, and of a list in an object.
 _AFTER_ARRAY = re.compile(r"[ \t\r\n]*(?:[\[{]|\Z)")
 _AFTER_LIST = re.compile(r'[ \t\r\n]*(?:,[ \t\r\n]*"|\}[ \t\r\n]*\Z)')
-_OBJECT_AT_MARGIN = re.compile(r"\n(?=\{)")
 
-
-class _Row(NamedTuple):
-    """A row or why it is none, and its line. `is_passed`: the window stands after it."""
-
-    found: dict[str, Any] | RowFault
-    line: int
-    is_passed: bool = True
-
-
-_Found = Generator[_Row | Fault, None, bool]
+# The line of a row, and the row or why it is none.
+_Row = tuple[int, dict[str, Any] | RowFault]
 
 
 def read_document(stream: ByteStream, name: str) -> Generator[Record | Fault, None, int]:
@@ -60,61 +57,40 @@ def read_document(stream: ByteStream, name: str) -> Generator[Record | Fault, No
 
     Several rows on one line are told apart by their number in the file.
     """
-    document = _Document(stream, name)
+    document = _Document(stream)
     rows = _placed(document.rows(), name)
     if stream.has_bom:
         # The first row is the one the mark spoils; what follows is judged as usual.
         next(rows, None)
         yield bom_fault().at(name, 1)
     yield from rows
-    return document.line
+    return document.window.line
 
 
-def _placed(found: Iterator[_Row | Fault], name: str) -> Iterator[Record | Fault]:
-    held: _Row | None = None
-    number = last_line = 0
-
-    def place(row: _Row, next_line: int) -> Record | Fault:
-        shares = row.line in (last_line, next_line)
-        at = (row.line, number if shares else None)
-        if isinstance(row.found, RowFault):
-            return row.found.at(name, *at)
-        return Record(row.found, *at)
-
-    for item in found:
-        if held is not None:
-            yield place(held, item.line)
-            last_line = held.line
-        if isinstance(item, Fault):
-            yield item
-            held = None
-        else:
-            number, held = number + 1, item
-    if held is not None:
-        yield place(held, 0)
+def _placed(rows: Iterator[_Row], name: str) -> Iterator[Record | Fault]:
+    last_line = 0
+    pairs = pairwise(chain(rows, [(0, dict[str, Any]())]))
+    for number, ((line, found), (next_line, _)) in enumerate(pairs, 1):
+        row = number if line in (last_line, next_line) else None
+        last_line = line
+        is_fault = isinstance(found, RowFault)
+        yield found.at(name, line, row) if is_fault else Record(found, line, row)
 
 
 class _Document:
-    def __init__(self, stream: ByteStream, name: str) -> None:
-        self._window = Window(stream)
-        self._name = name
+    def __init__(self, stream: ByteStream) -> None:
+        self.window = Window(stream)
         self._decoder = StrictDecoder()
         self._in_array = False
-        # The first keys of the rows so far, as they are written, and the keys common to all; what
-        # the first few of an array have before them.
-        self._first_keys: dict[str, str] = {}
+        # What tells a row: the line break and indentation before the first few of an array, if
+        # they do; the first keys of all so far, as they are written, and the keys common to all.
+        self._margin, self._to_learn = "\n", 0
+        self._first_keys: set[str] = set()
         self._common: set[str] | None = None
-        self._margin = ""
-        self._to_learn = _ROWS_TO_LEARN
 
-    @property
-    def line(self) -> int:
-        """The line that has been reached."""
-        return self._window.line
-
-    def rows(self) -> Iterator[_Row | Fault]:
+    def rows(self) -> Iterator[_Row]:
         """The rows of every array and object at the top."""
-        window = self._window
+        window = self.window
         ended, is_whole = "", True
         while is_whole and (char := window.skip_space()):
             if char == "[":
@@ -122,74 +98,78 @@ class _Document:
             elif char == "{":
                 ended, is_whole = "object", (yield from self._object())
             else:
-                yield self._fault(RowFault("json", f"text follows the end of the {ended}"))
+                yield window.line, RowFault("json", f"text follows the end of the {ended}")
                 return
 
-    def _array(self, after: re.Pattern[str]) -> _Found:
+    def _array(self, after: re.Pattern[str]) -> Generator[_Row, None, bool]:
         """The rows of the array that the window stands at; whether it came to its `]`.
 
         `after`: what must follow that, if there was damage, so that it is believed.
         """
-        window = self._window
+        window = self.window
         window.pos += 1
-        self._in_array, self._to_learn = True, _ROWS_TO_LEARN
+        self._in_array, self._margin, self._to_learn = True, "", _ROWS_TO_LEARN
         after_row = is_damaged = False
         while char := window.skip_space():
             if char == "]" and (not is_damaged or window.at(after, 1)):
                 window.pos += 1
-                self._in_array = False
+                self._in_array, self._margin = False, "\n"
                 return True
             if char == "," and after_row:
                 window.pos += 1
                 after_row = False
                 continue
-            if char in ",]" or (after_row and char != "{"):
-                expected = "',' or ']'" if after_row else "a row"
-                row = self._skip(
-                    RowFault("json", f"{char!r} where {expected} should be{self._at()}")
-                )
+            line = window.line
+            if char == "{" and self._to_learn:
+                self._look()
+            try:
+                if char in ",]" or (after_row and char != "{"):
+                    expected = "',' or ']'" if after_row else "a row"
+                    raise RowFault("json", f"{char!r} where {expected} should be{self._at()}")
+                found = self._decode()
+            except RowFault as reason:
+                yield line, self._skip(reason)
+                if not window.held:
+                    return False
+                after_row, is_damaged = False, True
             else:
-                row = self._row()
-                if after_row and not isinstance(row.found, RowFault):
-                    reason = RowFault("json", "expected ',' or ']' before this row", "add a comma")
-                    row = row._replace(found=reason)
-            yield row
-            after_row = row.is_passed
-            is_damaged = is_damaged or not row.is_passed
-            if not (row.is_passed or window.held):
-                return False
-        yield self._fault(RowFault("json", "the array has no end: ']' is missing"))
+                row = self._take(*found)
+                if after_row and isinstance(row, dict):
+                    row = RowFault("json", "expected ',' or ']' before this row", "add a comma")
+                yield line, row
+                after_row = True
+        yield window.line, RowFault("json", "the array has no end: ']' is missing")
         return False
 
-    def _object(self) -> _Found:
+    def _object(self) -> Generator[_Row, None, bool]:
         """The row that an object at the top is, or the rows of the list in it."""
-        window = self._window
+        window, line = self.window, self.window.line
+        key = window.at(_FIRST_KEY)
+        is_row = key is not None and key[1].strip('"') in _ROW_KEYS
         try:
-            value, end, refused = self._decode(_SINGLE_ROW_BYTES)
-        except RowFault:
-            key = window.at(_FIRST_KEY)
-            is_row = key is not None and key[1].strip('"') in _ROW_KEYS
-        else:
-            is_row = any(value.get(key) is not None for key in _ROW_KEYS)
-            if not is_row and not any(map(_holds_rows, value.values())):
-                if not value or [] in value.values():
-                    reason = "a JSON object that is no row and holds no list of rows"
-                    hint = "write one row per line, or an array of rows"
-                    refused = refused or RowFault("no-rows", reason, hint)
-                yield self._take(value, end, refused)
+            value, end, refused = self._decode(None if is_row else _SINGLE_ROW_BYTES)
+        except RowFault as reason:
+            if is_row:
+                yield line, self._skip(reason)
                 return True
-        if not is_row:
             return (yield from self._wrapped())
-        yield self._row()
+        is_row = any(value.get(key) is not None for key in _ROW_KEYS)
+        lists = [item for item in value.values() if isinstance(item, list)]
+        if not is_row and any(items and isinstance(items[0], dict) for items in lists):
+            return (yield from self._wrapped())
+        if not is_row and (not value or [] in lists):
+            reason = "a JSON object that is no row and holds no list of rows"
+            hint = "write one row per line, or an array of rows"
+            refused = refused or RowFault("no-rows", reason, hint)
+        yield line, self._take(value, end, refused)
         return True
 
-    def _wrapped(self) -> _Found:
+    def _wrapped(self) -> Generator[_Row, None, bool]:
         """The rows of the list in an object that is no row; whether it came to its end.
 
         A second list is one fault: which of them is meant is not for a reader to guess.
         """
-        window = self._window
-        line = window.line
+        window, line = self.window, self.window.line
         window.pos += 1
         read_from: str | None = None
         try:
@@ -214,33 +194,24 @@ class _Document:
                     raise RowFault("json", f"expected ',' or '}}'{self._at()}")
         except RowFault as fault:
             if read_from is None:
-                yield self._skip(fault)._replace(line=line)
+                yield line, self._skip(fault)
                 return True
-            yield self._fault(fault)
+            yield window.line, fault
             return False
         window.pos += 1
         return True
 
     def _value(self) -> Any:
         """The value at the window's place, which moves behind it. Raises RowFault."""
-        value, end, refused = self._decode()
+        value, self.window.pos, refused = self._decode()
         if refused is not None:
             raise refused
-        self._window.pos = end
         return value
 
-    def _row(self) -> _Row:
-        try:
-            value, end, refused = self._decode()
-        except RowFault as reason:
-            return self._skip(reason)
-        return self._take(value, end, refused)
-
-    def _take(self, value: Any, end: int, refused: RowFault | None) -> _Row:
-        """The row up to `end`, which the window moves behind."""
-        window = self._window
-        line, began = window.line, window.byte
-        margin = self._margin_here() if self._to_learn else self._margin
+    def _take(self, value: Any, end: int, refused: RowFault | None) -> dict[str, Any] | RowFault:
+        """The row up to `end`, which the window moves behind, or why it is none."""
+        window = self.window
+        began = window.byte
         text = window.text[window.pos : end]
         window.pos = end
         try:
@@ -249,28 +220,26 @@ class _Document:
                 decoded(text.encode("utf-8", "surrogateescape"), began, one_line=False)
             row = as_row(value, refused)
         except RowFault as fault:
-            return _Row(fault, line)
-        self._margin, self._to_learn = margin, max(0, self._to_learn - 1)
+            return fault
+        self._to_learn = max(0, self._to_learn - 1)
         if row.keys() != self._common:
             self._common = {*row} if self._common is None else self._common & row.keys()
-        first = next(iter(row), None)
-        is_new = first not in self._first_keys and len(self._first_keys) < _MOST_FIRST_KEYS
-        if is_new and (key := _FIRST_KEY.match(text)):
-            self._first_keys[str(first)] = re.escape(key[1])
-        return _Row(row, line)
+            if len(self._first_keys) < _MOST_FIRST_KEYS and (key := _FIRST_KEY.match(text)):
+                self._first_keys.add(key[1])
+        return row
 
     def _decode(self, most: int | None = None) -> tuple[Any, int, RowFault | None]:
         """The value at the window's place, its end, and why it is refused if it is.
 
         Raises RowFault for what has no end, or is longer than `most`.
         """
-        window = self._window
+        window = self.window
         while True:
             try:
                 value, end, refused = self._decoder.value_at(window.text, window.pos)
+                is_last = window.ended and not window.text[end:].strip(" \t\r\n")
                 # A row that ends with the file may have swallowed others: the array's end is its.
-                is_last = window.ended and _AT_END.match(window.text, end)
-                swallows = is_last and self._next_row() is not None
+                swallows = is_last and self._next_whole_row() is not None
                 if (end < len(window.text) or window.ended) and not swallows:
                     return value, end, refused
             except json.JSONDecodeError as error:
@@ -281,91 +250,75 @@ class _Document:
             refuse_too_long(window.held)
             if most is not None and window.held > most:
                 raise RowFault("row-size", "the object is too long to be looked at whole")
-            if self._next_row() is not None:
+            if self._next_whole_row() is not None:
                 reason = f"the row that begins{self._at()} has no end before the next"
                 raise RowFault("json", reason, "a quote or a bracket is missing")
             window.more()
 
-    def _next_row(self) -> int | None:
-        """Where a whole row begins for certain after the one here, as far as the window goes."""
-        return self._next_start(*self._starts(), is_whole=True) if self._in_array else None
-
-    def _skip(self, reason: RowFault) -> _Row:
+    def _skip(self, reason: RowFault) -> RowFault:
         """On to the next row; the reason says what is lost, if it is much or all the rest."""
-        window = self._window
-        line, began = window.line, window.byte
-        pattern, is_certain = self._starts()
+        window = self.window
+        began = window.byte
         place = "next"
-        while (start := self._next_start(pattern, is_certain, is_whole=False)) is None:
-            window.pos = max(window.pos, len(window.text) - LEAD_CHARS)
+        while (start := self._next_row()) is None:
+            window.pos = max(window.pos, len(window.text) - _LEAD_CHARS)
             if not window.more():
                 start, place = len(window.text), "last"
                 break
         window.pos = start
         lost = window.byte - began
-        if place == "last" or lost > _MUCH_BYTES:
-            message = f"{reason.message}; the {place} {lost:,} bytes could not be read"
-            reason = RowFault(reason.code, message, reason.hint)
-        return _Row(reason, line, is_passed=False)
+        if place == "next" and lost <= _MUCH_BYTES:
+            return reason
+        message = f"{reason.message}; the {place} {lost:,} bytes could not be read"
+        return RowFault(reason.code, message, reason.hint)
 
-    def _starts(self) -> tuple[re.Pattern[str], bool]:
-        """What a row after the one at the window's place begins with, and whether only rows do."""
-        if not self._in_array:
-            return _OBJECT_AT_MARGIN, True
-        margin = self._margin_here() if self._to_learn else self._margin
-        if margin:
-            return re.compile(re.escape(margin) + r"(?=\{)"), True
-        own = _FIRST_KEY.match(self._window.text, self._window.pos)
-        keys = [*self._first_keys.values()] or ([re.escape(own[1])] if own else ['"'])
-        return re.compile(rf",[ \t\r\n]*(?=\{{[ \t\r\n]*(?:{'|'.join(keys)}))"), False
+    def _next_whole_row(self) -> int | None:
+        """Where a whole row begins for certain after the one here, as far as the window goes."""
+        return self._next_row(is_whole=True) if self._in_array else None
 
-    def _margin_here(self) -> str:
-        """The line break and indentation here, if they tell a row from what is within one.
-
-        No string holds a bare line break, and what is within a row is further to the right.
-        """
-        text, pos = self._window.text, self._window.pos
-        before = text[max(0, pos - LEAD_CHARS) : pos]
-        lead = before[len(before.rstrip(" \t\r\n")) :]
-        margin = lead[lead.rfind("\n") :] if "\n" in lead else ""
-        return "" if margin == "\n" and text[pos + 1 : pos + 2] in "\r\n" else margin
-
-    def _next_start(
-        self, pattern: re.Pattern[str], is_certain: bool, *, is_whole: bool
-    ) -> int | None:
+    def _next_row(self, *, is_whole: bool = False) -> int | None:
         """Where the next row begins, as far as the window goes. `is_whole`: it has to end too.
 
-        Where that is not certain, it has most of the keys of the rows before, or is broken.
+        Where no margin tells, it has the first key of a row before and most of the keys that all
+        have, or is broken.
         """
-        text, at = self._window.text, self._window.pos
-        while match := pattern.search(text, at):
+        text, at = self.window.text, self.window.pos
+        if self._margin:
+            at = text.find(self._margin + "{", at)
+            return None if at < 0 else at + len(self._margin)
+        common = self._common or set()
+        while match := _NEXT_OBJECT.search(text, at):
             at = match.end()
+            key = _FIRST_KEY.match(text, at)
+            if self._first_keys and not (key and key[1] in self._first_keys):
+                continue
             try:
-                keys = {} if is_certain else self._decoder.value_at(text, at)[0]
+                keys = self._decoder.value_at(text, at)[0]
             except (json.JSONDecodeError, RowFault):
                 if not is_whole:
                     return at
                 continue
-            common = self._common or set()
-            if is_certain or not common or 2 * len(common.intersection(keys)) > len(common):
+            if not common or 2 * len(common.intersection(keys)) > len(common):
                 return at
         return None
 
-    def _fault(self, reason: RowFault) -> Fault:
-        return reason.at(self._name, self._window.line)
+    def _look(self) -> None:
+        """What the row here begins with, for the next one to be found.
+
+        No string holds a bare line break, and what is within a row is further to the right.
+        """
+        window = self.window
+        if not self._first_keys and (key := window.at(_FIRST_KEY)):
+            self._first_keys.add(key[1])
+        text, pos = window.text, window.pos
+        before = text[max(0, pos - _LEAD_CHARS) : pos]
+        space = before[len(before.rstrip(" \t\r\n")) :]
+        self._margin = space[space.rfind("\n") :] if "\n" in space else ""
+        if self._margin == "\n" and text[pos + 1 : pos + 2] in "\r\n":
+            self._margin = ""
 
     def _at(self) -> str:
-        return f" at byte {self._window.byte + 1} of the file"
-
-
-def _holds_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-# What is kept before the place that is read, for what a row begins with.
-LEAD_CHARS = 256
-_STEP_BYTES = 1 << 16
-_SPACE = re.compile(r"[ \t\r\n]*")
+        return f" at byte {self.window.byte + 1} of the file"
 
 
 class Window:
@@ -386,7 +339,7 @@ class Window:
     def more(self) -> bool:
         """Read as much again as is held; False at the end. What is far before `pos` is dropped."""
         self._count()
-        keep = max(0, self.pos - LEAD_CHARS)
+        keep = max(0, self.pos - _LEAD_CHARS)
         pieces = [self.text[keep:]]
         kept = len(pieces[0])
         wanted = max(_STEP_BYTES, self.held)
@@ -421,16 +374,15 @@ class Window:
     def skip_space(self) -> str:
         """Move to the next character that is not white space; nothing at the end."""
         while True:
-            match = _SPACE.match(self.text, self.pos)
-            self.pos = match.end() if match else self.pos
+            self.pos = _SPACE.match(self.text, self.pos).end()  # type: ignore[union-attr]
             if self.pos < len(self.text):
                 return self.text[self.pos]
             if self.ended or not self.more():
                 return ""
 
     def at(self, pattern: re.Pattern[str], skip: int = 0) -> re.Match[str] | None:
-        """The match of a pattern that looks at less than LEAD_CHARS, here or a little further."""
-        if self.held < LEAD_CHARS + skip and not self.ended:
+        """The match of a pattern that looks at less than _LEAD_CHARS, here or a little further."""
+        if self.held < _LEAD_CHARS + skip and not self.ended:
             self.more()
         return pattern.match(self.text, self.pos + skip)
 
