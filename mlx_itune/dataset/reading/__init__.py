@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.reading.delimited import read_delimited
 from mlx_itune.dataset.reading.json_document import read_document
-from mlx_itune.dataset.reading.json_lines import read_lines
 from mlx_itune.dataset.reading.plain import read_text
 from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record
+from mlx_itune.dataset.reading.strict_json import read_lines
 from mlx_itune.dataset.reading.tables import read_parquet, read_xlsx
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import open_regular, storage_errors
@@ -67,25 +67,21 @@ def read_records(
         kind = kind or _kind_of(path, stream.head)
         if kind == "parquet":
             yield from read_parquet(path, on_bytes)
-        elif kind == "xlsx":
+            return
+        if kind == "xlsx":
             yield from read_xlsx(path, on_bytes, header=header)
+            return
+        if kind in ("csv", "tsv"):
+            reading = read_delimited(stream, str(path), kind, header=header)
+        elif kind == "text":
+            reading = read_text(stream, str(path))
+        elif _is_lines(stream, prefers_lines=kind == "jsonl"):
+            reading = read_lines(stream, str(path))
         else:
-            line = yield from _read(stream, str(path), kind, header)
-            if stream.broken is not None:
-                yield stream.broken.at(str(path), line)
-
-
-def _read(
-    stream: ByteStream, name: str, kind: str, header: bool | None
-) -> Generator[Record | Fault, None, int]:
-    if kind in ("csv", "tsv"):
-        return (yield from read_delimited(stream, name, kind, header=header))
-    if kind == "text":
-        return (yield from read_text(stream, name))
-    has_lines = _is_lines(
-        stream.head, stream.tail, is_whole=stream.is_whole, prefers_lines=kind == "jsonl"
-    )
-    return (yield from (read_lines if has_lines else read_document)(stream, name))
+            reading = read_document(stream, str(path))
+        line = yield from reading
+        if stream.broken is not None:
+            yield stream.broken.at(str(path), line)
 
 
 def kind_by_name(path: Path) -> str | None:
@@ -116,17 +112,18 @@ def _kind_of(path: Path, head: bytes) -> str:
     return by_name or "json"
 
 
-def _is_lines(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) -> bool:
-    """Whether JSON that begins with `head` (and ends with `tail`, where known) has a row per line.
+def _is_lines(stream: ByteStream, *, prefers_lines: bool) -> bool:
+    """Whether JSON, by its beginning and (where known) its end, has a row per line.
 
     Otherwise it is a document: an array, an object around one, or objects over several lines.
     One bad line must not turn lines into a document, nor the other way round: several lines have
     their say, and the end of the file.
     """
-    first = head.lstrip(BLANK)[:1]
+    head, is_whole = stream.head.lstrip(BLANK), stream.is_whole
+    first = head[:1]
     if first not in (b"[", b"{"):
         return True
-    lines = head.lstrip(BLANK).split(b"\n", _LINES)
+    lines = head.split(b"\n", _LINES)
     if len(lines) > _LINES or (not is_whole and len(lines) > 1):
         lines.pop()
     lines = [stripped for line in lines if (stripped := line.strip(BLANK))]
@@ -139,7 +136,7 @@ def _is_lines(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) 
         if prefers_lines:
             return not is_spread
         return (alone is not None or rows > max(joined, 1)) and not (len(lines) == 1 and is_whole)
-    ends_as_array = tail.rstrip(BLANK).endswith(b"]")
+    ends_as_array = stream.tail.rstrip(BLANK).endswith(b"]")
     if is_whole and prefers_lines:
         if is_spread or _all_objects(_value(head)):
             return False
@@ -149,7 +146,7 @@ def _is_lines(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) 
     if len(lines) > 1 and alone is not None:
         is_array = alone and _all_objects(alone) and not rows and _value(lines[1]) is None
         return prefers_lines or not is_array
-    ends_as_array = ends_as_array or not tail
+    ends_as_array = ends_as_array or not stream.tail
     if rows > joined and not (rows == 1 and ends_as_array):
         return True
     return prefers_lines and not (joined > rows or ends_as_array)
@@ -157,7 +154,7 @@ def _is_lines(head: bytes, tail: bytes, *, is_whole: bool, prefers_lines: bool) 
 
 def _is_spread(text: bytes) -> bool:
     """Whether a text begins with a whole JSON value that takes several lines."""
-    start = text.lstrip(BLANK).decode("utf-8", "replace")
+    start = text.decode("utf-8", "replace")
     try:
         _, end = json.JSONDecoder().raw_decode(start)
     except (ValueError, RecursionError):

@@ -21,7 +21,7 @@ _KNOWN = frozenset(
     "messages conversations instruction input output response question answer prompt completion "
     "inputs targets text system context rationale".split()
 )
-_QUESTIONS = ("question", "answer", "rationale")
+_QUESTIONS = ["question", "answer", "rationale"]
 
 
 class Cells(NamedTuple):
@@ -50,14 +50,15 @@ def named_rows(
         if columns is None and cells is not None:
             # What is not UTF-8 looks like a letter; only the looks count then.
             looks = [cell.encode("utf-8", "surrogateescape").decode("latin-1") for cell in cells]
-            try:
-                columns, is_header = _columns(looks if fault else cells, header, sample or [cells])
-            except RowFault as reason:
-                yield reason.at(name, line)
-                return
+            columns, is_header = _columns(looks if fault else cells, header, sample or [cells])
+            twice = next((column for column in columns if columns.count(column) > 1), None)
             if is_header and fault is not None:
                 lost = f"{fault.message}, and no row can be read without the names of the columns"
-                yield RowFault(fault.code, lost, fault.hint).at(name, line)
+                fault = RowFault(fault.code, lost, fault.hint)
+            elif twice is not None:
+                fault = RowFault("header", f"two columns are named {twice!r}", "rename one")
+            if is_header and fault is not None:
+                yield fault.at(name, line)
                 return
             if is_header:
                 continue
@@ -78,29 +79,22 @@ def named_rows(
 def _columns(
     cells: Sequence[str], header: bool | None, sample: Sequence[Sequence[str]]
 ) -> tuple[list[str], bool]:
-    """The names of the columns, and whether the first row, `cells`, is where they come from.
-
-    Raises RowFault for two of one name.
-    """
+    """The names of the columns, and whether the first row, `cells`, is where they come from."""
     positions = [str(number) for number in range(1, len(cells) + 1)]
     if header or (header is None and _is_header(cells)) or list(cells) == positions:
         # A column without a name (an index that a program wrote) has its number.
         names = [cell.strip() or position for cell, position in zip(cells, positions, strict=True)]
-        if len({*names}) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise RowFault("header", f"two columns are named {twice!r}", "rename one")
         return names, True
     asks = header is None and _asks(sample)
-    return list(_QUESTIONS[: len(cells)]) if asks else positions, False
+    return _QUESTIONS[: len(cells)] if asks else positions, False
 
 
 def _is_header(cells: Sequence[str]) -> bool:
     """Whether a first row names columns: known names, or short words and each once."""
-    names = [cell.strip() for cell in cells]
+    names = [name for cell in cells if (name := cell.strip())]
     if _KNOWN & {name.lower() for name in names}:
         return True
-    said = [name for name in names if name]
-    return bool(said) and len({*said}) == len(said) and all(map(_NAME.fullmatch, said))
+    return bool(names) and len({*names}) == len(names) and all(map(_NAME.fullmatch, names))
 
 
 def _asks(rows: Sequence[Sequence[str]]) -> bool:

@@ -10,7 +10,7 @@ import csv
 import re
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.reading.columns import Cells, named_rows
@@ -20,6 +20,12 @@ from mlx_itune.dataset.reading.strict_json import decoded
 _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 200
 _CONTROL = re.compile("[\0\r]")
+# The csv module's reasons, in words about the file.
+_REASONS = {
+    "unexpected end": "a quote is opened and never closed",
+    "new-line character": "a carriage return in a cell without quotes",
+    "expected after": "text after a closing quote",
+}
 
 
 def read_delimited(
@@ -38,51 +44,47 @@ def read_delimited(
     return lines.last
 
 
+class _Line(NamedTuple):
+    number: int
+    at: int
+    raw: bytes
+    text: str
+    fault: RowFault | None
+
+
 class _Lines:
     """The lines of a file for the csv module, which remembers those of the current row.
 
-    Bytes that are not UTF-8 are lone surrogates in them; `row` has them as they are.
+    Bytes that are not UTF-8 are lone surrogates in them.
     """
 
     def __init__(self, stream: ByteStream) -> None:
         self._lines = stream.lines()
         self._again: deque[tuple[int, int, bytes]] = deque()
-        self._size = 0
-        self._has_strange = False
-        self.row: list[tuple[int, int, bytes]] = []
+        self.row: list[_Line] = []
         self.last = 0
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         number, at, raw = self._again.popleft() if self._again else next(self._lines)
         raw = raw.removesuffix(b"\r")
-        self.row.append((number, at, raw))
+        fault: RowFault | None = None
+        try:
+            refuse_too_long(len(raw))
+            text = decoded(raw, at)
+        except RowFault as reason:
+            fault, text = reason, raw.decode("utf-8", "surrogateescape")
+        self.row.append(_Line(number, at, raw, text, fault))
         self.last = max(self.last, number)
-        self._size += len(raw)
-        refuse_too_long(self._size)
-        text = raw.decode("utf-8", "surrogateescape") + "\n"
-        self._has_strange = self._has_strange or "\0" in text or not _is_utf8(text)
-        return text
-
-    def begin_row(self) -> None:
-        """The lines taken from now on belong to a new row."""
-        self.row, self._size = [], 0
+        refuse_too_long(at + len(raw) - self.row[0].at)
+        return text + "\n"
 
     def keep_first(self) -> None:
         """Give the lines of the current row out again, save its first."""
-        self._again.extendleft(reversed(self.row[1:]))
+        self._again.extendleft(line[:3] for line in reversed(self.row[1:]))
         del self.row[1:]
-
-    def strange(self) -> RowFault | None:
-        """What is wrong with the bytes of the current row."""
-        try:
-            for _, at, raw in self.row if self._has_strange else ():
-                decoded(raw, at)
-        except RowFault as fault:
-            return fault
-        return None
 
 
 def _rows(lines: _Lines, delimiter: str) -> Iterator[Cells]:
@@ -93,7 +95,7 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[Cells]:
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     width: int | None = None
     while True:
-        lines.begin_row()
+        lines.row = []
         cells: list[str] | None = None
         fault: RowFault | None = None
         try:
@@ -103,37 +105,20 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[Cells]:
         except RowFault as found:
             fault = found
         except csv.Error as error:
-            fault = RowFault("csv", _plain(str(error)), "check the quotes of this row")
-        line, _, raw = lines.row[0]
+            said = str(error)
+            reason = next((text for start, text in _REASONS.items() if start in said), said)
+            fault = RowFault("csv", reason, "check the quotes of this row")
+        is_tsv = delimiter == "\t"
         spans = cells is not None and len(lines.row) > 1 and len(cells) != width
-        if delimiter == "\t" and (fault is not None or spans):
-            # The quotes are text: a TSV line is what its tabs make of it.
+        if fault is not None or (is_tsv and spans):
             lines.keep_first()
-            cells, fault = raw.decode("utf-8", "surrogateescape").split("\t"), None
-        elif fault is not None:
-            lines.keep_first()
+            if is_tsv:
+                # The quotes are text: a TSV line is what its tabs make of it.
+                cells, fault = lines.row[0].text.split("\t"), None
         if cells != []:
             width = len(cells) if cells and width is None else width
-            yield Cells(line, cells, lines.strange() or fault)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _plain(reason: str) -> str:
-    """The csv module's reasons, in words about the file."""
-    if reason.startswith("unexpected end"):
-        return "a quote is opened and never closed"
-    if "new-line character" in reason:
-        return "a carriage return in a cell without quotes"
-    if "expected after" in reason:
-        return "text after a closing quote"
-    return reason
+            strange = next((line.fault for line in lines.row if line.fault), fault)
+            yield Cells(lines.row[0].number, cells, strange)
 
 
 def _first_lines(stream: ByteStream) -> list[str]:
@@ -162,7 +147,7 @@ def _delimiter(texts: Sequence[str]) -> str:
         try:
             widths = [len(row) for row in csv.reader(iter(texts), delimiter=delimiter) if row]
         except csv.Error:
-            return 0, 0
+            widths = []
         if not widths or widths[0] < 2:
             return 0, 0
         return widths.count(widths[0]) / len(widths), widths[0]

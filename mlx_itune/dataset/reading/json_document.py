@@ -16,9 +16,9 @@ from typing import Any
 from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.reading.stream import ByteStream, Record, refuse_too_long
 from mlx_itune.dataset.reading.strict_json import (
+    BOM_FAULT,
     StrictDecoder,
     as_row,
-    bom_fault,
     decoded,
     syntax_fault,
 )
@@ -62,7 +62,7 @@ def read_document(stream: ByteStream, name: str) -> Generator[Record | Fault, No
     if stream.has_bom:
         # The first row is the one the mark spoils; what follows is judged as usual.
         next(rows, None)
-        yield bom_fault().at(name, 1)
+        yield BOM_FAULT.at(name, 1)
     yield from rows
     return document.window.line
 

@@ -38,7 +38,7 @@ class Record(NamedTuple):
 class ByteStream:
     """Chunks of an open file. `head` is the first one, still to be read; a byte order mark is cut.
 
-    `on_bytes` is told how many more bytes of the file itself, compressed or not, are done with.
+    `on_bytes` is told how many more bytes of the file itself, compressed or not, have been read.
     A damaged gzip file ends early and says why in `broken`. Raises OSError.
     """
 
@@ -59,14 +59,12 @@ class ByteStream:
 
     def read(self) -> bytes:
         """The next chunk; nothing at the end."""
-        if self._pending is not None:
-            chunk, self._pending = self._pending, None
-            # A file that is a byte order mark and no more still has nothing to read.
-            return chunk
-        self._tell()
-        chunk = self._next()
-        if not chunk:
-            self._tell()
+        chunk = self._next() if self._pending is None else self._pending
+        self._pending = None
+        if self._on_bytes is not None:
+            reached = self._file.tell()
+            self._on_bytes(reached - self._told)
+            self._told = reached
         return chunk
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
@@ -115,23 +113,13 @@ class ByteStream:
                 pieces.append(piece)
                 left -= len(piece)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            self.broken = RowFault(
-                "gzip", f"the compressed file is damaged: {error}", "download it again"
-            )
+            reason = f"the compressed file is damaged: {error}"
+            self.broken = RowFault("gzip", reason, "download it again")
         return b"".join(pieces)
-
-    def _tell(self) -> None:
-        if self._on_bytes is not None:
-            reached = self._file.tell()
-            self._on_bytes(reached - self._told)
-            self._told = reached
 
 
 def refuse_too_long(size: int) -> None:
     """Raise RowFault for a row that would not fit in memory with its neighbours."""
     if size > MAX_ROW_BYTES:
-        raise RowFault(
-            "row-size",
-            f"the row is longer than {MAX_ROW_BYTES >> 20} MiB",
-            "split it, or look for a missing line break or bracket",
-        )
+        reason = f"the row is longer than {MAX_ROW_BYTES >> 20} MiB"
+        raise RowFault("row-size", reason, "split it, or look for a missing line break or bracket")

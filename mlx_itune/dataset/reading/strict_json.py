@@ -1,4 +1,4 @@
-"""JSON text -> value, by the standard library's decoder and stricter.
+"""JSON text -> rows, by the standard library's decoder and stricter; and JSON lines.
 
 Refused beyond bad syntax: a key that occurs twice in an object, NaN and infinities, NUL and lone
 surrogates in strings, nesting over 254 levels.
@@ -9,16 +9,80 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Generator
+from itertools import count
 from typing import Any
 
-from mlx_itune.dataset.faults import RowFault
+import numpy as np
+import orjson
+
+from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record, refuse_too_long
 
 MAX_DEPTH = 254  # what orjson will write
+BOM_FAULT = RowFault(
+    "bom", "the file starts with a byte order mark", "save it as UTF-8 without a BOM"
+)
 
-_SPACE = " \t\r\n"
+_SPACE = BLANK.decode()
 _STRANGE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE = re.compile("[\udc80-\udcff]")
+
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_TOO_LONG = b"0" * 20
+_ESCAPES = (b"\\u0000", b"\\u003a", b"\\u003A")
+
+
+def read_lines(stream: ByteStream, name: str) -> Generator[Record | Fault, None, int]:
+    """A Record or Fault per line that is not blank; returns the number of lines."""
+    strict = StrictDecoder()
+    number = 0
+    if stream.has_bom:
+        yield BOM_FAULT.at(name, 1)
+    for at, block in stream.blocks():
+        lines = block.split(b"\n")
+        if not (stream.has_bom and not number) and (values := _fast(block, lines)):
+            yield from map(Record, values, count(number + 1))
+            number += len(lines)
+            continue
+        for raw in lines:
+            number += 1
+            # The line that the mark spoils has had its fault.
+            if raw.strip(BLANK) and not (stream.has_bom and number == 1):
+                try:
+                    refuse_too_long(len(raw))
+                    yield Record(strict.row(raw, at), number)
+                except RowFault as fault:
+                    yield fault.at(name, number)
+            at += len(raw) + 1
+    return max(number, int(stream.has_bom))
+
+
+def _fast(block: bytes, lines: list[bytes]) -> list[dict[str, Any]] | None:
+    """The rows of a block of lines, if orjson's are certain to be the strict decoder's.
+
+    orjson lets a key occur twice: then the rows, written out again, have fewer colons, unless an
+    escaped one makes up for it. It makes a float of an integer of 20 digits or more, takes an
+    escaped NUL, and will not write what is nested too deeply.
+    """
+    try:
+        values = [*map(orjson.loads, lines)]
+        again = orjson.dumps(values)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
+        return None
+    is_exact = (
+        {*map(type, values)} == {dict}
+        and _colons(block) == _colons(again)
+        and not (b"\\u00" in block and any(escape in block for escape in _ESCAPES))
+        and _TOO_LONG not in block.translate(_DIGITS)
+    )
+    return values if is_exact else None
+
+
+def _colons(text: bytes) -> int:
+    # Several times faster than bytes.count, where there are many.
+    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord(":")))
 
 
 class StrictDecoder:
@@ -75,11 +139,9 @@ class StrictDecoder:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            counts = Counter(key for key, _ in pairs)
-            twice = next(key for key, count in counts.items() if count > 1)
-            self._refused = RowFault(
-                "duplicate-key", f"the key {twice!r} occurs twice", "keep one of the two"
-            )
+            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+            reason = f"the key {twice!r} occurs twice"
+            self._refused = RowFault("duplicate-key", reason, "keep one of the two")
         return row
 
     def _constant(self, text: str) -> None:
@@ -129,21 +191,13 @@ def decoded(raw: bytes, at: int = 0, *, one_line: bool = True) -> str:
     """
     nul = raw.find(0)
     if nul >= 0:
-        column = f"column {nul + 1}, " if one_line else ""
-        raise _nul(f"{column}byte {at + nul + 1}")
+        raise _nul(f"column {nul + 1}, " * one_line + f"byte {at + nul + 1}")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        column = f"byte {error.start + 1} of the line, " if one_line else ""
+        column = f"byte {error.start + 1} of the line, " * one_line
         place = f"{column}byte {at + error.start + 1}"
         raise _not_utf8(raw[error.start], place) from None
-
-
-def bom_fault() -> RowFault:
-    """JSON may not begin with a byte order mark; the row that does is refused."""
-    return RowFault(
-        "bom", "the file starts with a byte order mark", "save it as UTF-8 without a BOM"
-    )
 
 
 def refuse_strange_text(value: Any) -> None:
@@ -154,9 +208,8 @@ def refuse_strange_text(value: Any) -> None:
         if not value.isascii() and _SURROGATE.search(value):
             raise RowFault("surrogate", "half of a surrogate pair in a string")
     elif isinstance(value, dict):
-        for key, item in value.items():
-            refuse_strange_text(key)
-            refuse_strange_text(item)
+        for pair in value.items():
+            refuse_strange_text([*pair])
     elif isinstance(value, list):
         for item in value:
             refuse_strange_text(item)

@@ -6,6 +6,7 @@ stay what they are.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -157,15 +158,16 @@ def _refuse_huge(path: Path) -> None:
                 while chunk := file.read(_CHUNK_BYTES):
                     rest += chunk
                     for letters, digits in _PLACE.findall(rest):
-                        column = 0
-                        for letter in letters.upper()[:8]:
-                            column = 26 * column + letter - 64
-                        width = max(width, column)
+                        width = max(width, _column(letters[:8]))
                         height = max(height, int(digits[:9] or 0))
                     if width * height > _MAX_CELLS:
                         message = f"has a sheet of {width:,} columns and {height:,} rows"
                         raise DataError(message, where=str(path), hint="save it as CSV")
                     rest = rest[max(0, rest.rfind(b"<")) :][:_CHUNK_BYTES]
+
+
+def _column(letters: bytes) -> int:
+    return functools.reduce(lambda number, letter: 26 * number + letter - 64, letters.upper(), 0)
 
 
 def _checked(record: Record, name: str) -> Record | Fault:
