@@ -105,7 +105,7 @@ def turns_and_tools(
     Raises DataError.
     """
     try:
-        return turns_of(row, "messages", "role", "content"), tools_of(row)
+        return turns_of(row, "messages"), tools_of(row)
     except RowFault as fault:
         raise DataError(fault.message) from fault
 

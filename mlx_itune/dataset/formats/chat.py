@@ -52,45 +52,24 @@ _HEAD = re.compile("(?:\\s*(?:{}))*".format("|".join(map(re.escape, _STARTS))))
 _PREAMBLE = "Below is an instruction that describes a task"
 
 
-def turns_of(row: Row, key: str, role_key: str, text_key: str) -> tuple[Turn, ...]:
+def turns_of(row: Row, key: str) -> tuple[Turn, ...]:
     """The turns of the list under `key`, with weights, names, tool calls and content parts."""
-    items = json_list(value_of(row, key), repr(key))
+    # Both spellings occur under both names in the wild.
+    names = [("role", "from"), ("content", "value")]
+    if key.startswith("conversation"):
+        names = [("from", "role"), ("value", "content")]
     turns = []
-    for number, item in enumerate(items, 1):
+    for number, item in enumerate(json_list(value_of(row, key), repr(key)), 1):
         place = f"{key}[{number}]"
         if not isinstance(item, dict):
             raise RowFault("type", f"{place} is {kind_name(item)}, not an object")
-        role, text = item.get(role_key), item.get(text_key)
-        # Both spellings occur under both names in the wild.
-        role = _first(item, "role", "from") if role is None else role
-        text = _first(item, "content", "value") if text is None else text
+        role, text = (
+            item.get(other) if item.get(usual) is None else item[usual] for usual, other in names
+        )
         turn = _turn(item, place, role, text)
-        if turn.role == "system" and not turn.content.strip():
-            continue
-        turns.append(turn)
+        if turn.role != "system" or turn.content.strip():
+            turns.append(turn)
     return tuple(turns)
-
-
-def marked_turns(text: str) -> tuple[Turn, ...] | None:
-    """The turns of a text, or None where no marks, or none that make sense, part it.
-
-    There has to be a question and a reply, and nothing that belongs to no turn.
-    """
-    for turns in _readings(text):
-        if turns and len(turns) > 1 and any(turn.role == "assistant" for turn in turns):
-            return tuple(turns)
-    return None
-
-
-def _readings(text: str) -> Iterator[list[Turn] | None]:
-    yield from (_in_blocks(text, *block) for block in _BLOCKS)
-    yield _as_llama2(text)
-    yield _as_alpaca(text)
-    yield from (_as_spoken(text, speakers) for speakers in _SPEAKERS)
-
-
-def _first(item: dict[str, Any], *keys: str) -> Any:
-    return next((item[key] for key in keys if item.get(key) is not None), None)
 
 
 def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
@@ -100,43 +79,35 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
     if name not in ROLE_OF:
         hint = did_you_mean(name, ROLE_OF) or f"one of {', '.join(ROLES)}, or a usual name of these"
         raise RowFault("unknown-role", f"{place}: unknown role {role!r}", hint)
+    role = ROLE_OF[name]
     if len(item) == 2 and isinstance(text, str) and name not in _CALLING:
         # Most turns are nothing but a role and a text.
-        return Turn(ROLE_OF[name], text)
+        return Turn(role, text)
     if name in _CALLING:
         calls, text = calls_in_text(text, place), None
     else:
         calls = calls_of(item, place)
-    may_be_empty = bool(calls) or ROLE_OF[name] == "tool"
-    content = "" if text is None and may_be_empty else _content(text, place)
+    content = "" if text is None and (calls or role == "tool") else _content(text, place)
     thought = item.get("reasoning_content")
-    if isinstance(thought, str) and thought.strip() and ROLE_OF[name] == "assistant":
+    if isinstance(thought, str) and thought.strip() and role == "assistant":
         # As the templates of reasoning models write it out.
         content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
-    given = item.get("input")
-    return Turn(
-        ROLE_OF[name],
-        content,
-        _weight(item, place),
-        calls,
-        _string(item, "name", place),
-        given if isinstance(given, str) and content.endswith(f"\n\n{given}") else None,
-        _string(item, "tool_call_id", place),
-    )
-
-
-def _weight(item: dict[str, Any], place: str) -> float | None:
     weight = item.get("weight")
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float))):
         raise RowFault("type", f"{place}: 'weight' is {kind_name(weight)}, not a number")
-    return weight
-
-
-def _string(item: dict[str, Any], key: str, place: str) -> str | None:
-    value = item.get(key)
-    if value is not None and not isinstance(value, str):
-        raise RowFault("type", f"{place}: {key!r} is {kind_name(value)}, not a string")
-    return value
+    for key in ("name", "tool_call_id"):
+        if not isinstance(item.get(key), (str, type(None))):
+            raise RowFault("type", f"{place}: {key!r} is {kind_name(item[key])}, not a string")
+    given = item.get("input")
+    return Turn(
+        role,
+        content,
+        weight,
+        calls,
+        item.get("name"),
+        given if isinstance(given, str) and content.endswith(f"\n\n{given}") else None,
+        item.get("tool_call_id"),
+    )
 
 
 def _content(value: Any, place: str) -> str:
@@ -146,24 +117,41 @@ def _content(value: Any, place: str) -> str:
         raise RowFault("type", f"{place}: the text is {kind_name(value)}, not a string")
     parts = []
     for part in value:
-        if isinstance(part, str):
-            parts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            parts.append(part["text"])
-        else:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, dict) else kind_name(part)
-            raise RowFault(
-                "content-type",
-                f"{place}: a content part is {kind!r}, not text",
-                "only text can be learned",
-            )
+            reason = f"{place}: a content part is {kind!r}, not text"
+            raise RowFault("content-type", reason, "only text can be learned")
+        parts.append(text)
     return "".join(parts)
 
 
-def _in_blocks(text: str, opens: str, named: str, closes: str) -> list[Turn] | None:
+def marked_turns(text: str) -> tuple[Turn, ...] | None:
+    """The turns of a text, or None where no marks, or none that make sense, part it.
+
+    There has to be a question and a reply, and nothing that belongs to no turn.
+    """
+    for turns in _readings(text):
+        if len(turns) > 1 and any(turn.role == "assistant" for turn in turns):
+            return tuple(turns)
+    return None
+
+
+def _readings(text: str) -> Iterator[list[Turn]]:
+    """The turns under each kind of marks, none where a kind does not fit."""
+    yield from (_in_blocks(text, *block) for block in _BLOCKS)
+    yield _as_llama2(text)
+    yield _as_alpaca(text)
+    for speakers in _SPEAKERS:
+        before, parts = _parted(text, speakers)
+        turns = [Turn("system", before)] if before and parts else []
+        yield turns + [Turn(ROLE_OF[name.lower()], said) for name, said in parts]
+
+
+def _in_blocks(text: str, opens: str, named: str, closes: str) -> list[Turn]:
     before, *blocks = text.split(opens)
-    if not blocks or _trimmed(before).strip():
-        return None
+    if _trimmed(before).strip():
+        return []
     turns = []
     for block in blocks:
         name, _, rest = block.partition(named)
@@ -173,20 +161,20 @@ def _in_blocks(text: str, opens: str, named: str, closes: str) -> list[Turn] | N
             # A generation prompt left at the end is no turn.
             continue
         if role is None or not end or _trimmed(after).strip():
-            return None
+            return []
         turns.append(Turn(role, words))
     return turns
 
 
-def _as_llama2(text: str) -> list[Turn] | None:
+def _as_llama2(text: str) -> list[Turn]:
     before, *rounds = text.split("[INST]")
-    if not rounds or _trimmed(before).strip():
-        return None
+    if _trimmed(before).strip():
+        return []
     turns: list[Turn] = []
     for round_ in rounds:
         asked, end, reply = round_.partition("[/INST]")
         if not end:
-            return None
+            return []
         if not turns and asked.lstrip().startswith("<<SYS>>") and "<</SYS>>" in asked:
             system, _, asked = asked.partition("<</SYS>>")
             turns.append(Turn("system", system.lstrip().removeprefix("<<SYS>>").strip()))
@@ -194,10 +182,8 @@ def _as_llama2(text: str) -> list[Turn] | None:
     return turns
 
 
-def _as_alpaca(text: str) -> list[Turn] | None:
+def _as_alpaca(text: str) -> list[Turn]:
     before, parts = _parted(text, _ALPACA)
-    if not parts or parts[0][0] != "Instruction":
-        return None
     turns = [Turn("system", before)] if before and not before.startswith(_PREAMBLE) else []
     previous = "Response"
     for name, said in parts:
@@ -209,23 +195,15 @@ def _as_alpaca(text: str) -> list[Turn] | None:
         elif name == "Response" != previous:
             turns.append(Turn("assistant", said))
         else:
-            return None
+            return []
         previous = name
     return turns
 
 
-def _as_spoken(text: str, speakers: re.Pattern[str]) -> list[Turn]:
-    before, parts = _parted(text, speakers)
-    turns = [Turn("system", before)] if before and parts else []
-    return turns + [Turn(ROLE_OF[name.lower()], said) for name, said in parts]
-
-
 def _parted(text: str, marks: re.Pattern[str]) -> tuple[str, list[tuple[str, str]]]:
     """What stands before the first mark, and each mark's name with what stands behind it."""
-    found = list(marks.finditer(text))
-    ends = [mark.start() for mark in found] + [len(text)]
-    parts = zip(found, ends[1:], strict=True)
-    return _trimmed(text[: ends[0]]), [(m[1], _trimmed(text[m.end() : end])) for m, end in parts]
+    before, *parts = marks.split(text)
+    return _trimmed(before), [*zip(parts[::2], map(_trimmed, parts[1::2]), strict=True)]
 
 
 def _trimmed(text: str) -> str:

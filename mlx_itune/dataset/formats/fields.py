@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
-from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.faults import RowFault
 
 Row = Mapping[str, Any]
 
-
-class Parsed(NamedTuple):
-    """What a format made of a row: its turns and the keys that they took up."""
-
-    turns: tuple[Turn, ...]
-    used: frozenset[str]
+_ASKED = frozenset("instruction question prompt input inputs query user human".split())
+_ANSWERED = frozenset(
+    "output answer response completion target targets generation chosen reply assistant".split()
+)
+# Nesting that templates can print.
+_MAX_DEPTH = 100
 
 
 def kind_name(value: Any) -> str:
@@ -39,16 +38,13 @@ def text_of(row: Row, key: str) -> str:
     """The text under `key`, which has to be there and say something."""
     value = value_of(row, key)
     if not isinstance(value, str):
-        raise RowFault("type", f"{key!r} is {kind_name(value)}, not a string", _type_hint(value))
+        hint = "write it as text" if isinstance(value, (list, dict)) else ""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            hint = "write it in quotes, or name the column with --map"
+        raise RowFault("type", f"{key!r} is {kind_name(value)}, not a string", hint)
     if not value or value.isspace():
         raise RowFault("empty", f"{key!r} has no text")
     return value
-
-
-def optional_text(row: Row, key: str) -> str | None:
-    """The text under `key`; None where there is none, or only white space."""
-    value = row.get(key)
-    return None if value is None or value == "" or str(value).isspace() else text_of(row, key)
 
 
 def json_list(value: Any, what: str) -> list[Any]:
@@ -62,27 +58,14 @@ def json_list(value: Any, what: str) -> list[Any]:
 
 def json_value(text: str, what: str) -> Any:
     """The value of JSON text within a string. Raises RowFault."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)
+
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise RowFault("json", f"{what} is a string that is not JSON") from None
-
-
-def with_system(row: Row, turns: tuple[Turn, ...], *used: str) -> Parsed:
-    """`turns` with the system turn of the row's `system` or `system_prompt` column before them.
-
-    A system turn of the conversation's own stands. A column that says something else is left over
-    and so becomes a tag, where it can be found. `used`: the keys that the turns took up.
-    """
-    taken = set(used)
-    for key in ("system", "system_prompt"):
-        text = optional_text(row, key)
-        if text is not None and (not turns or turns[0].role != "system"):
-            turns = (Turn("system", text), *turns)
-            taken.add(key)
-        elif text is None or turns[0].content.strip() == text.strip():
-            taken.add(key)
-    return Parsed(turns, frozenset(taken))
 
 
 def tags_of(row: Row, used: Iterable[str] = ()) -> dict[str, str]:
@@ -115,37 +98,18 @@ def map_example(row: Row) -> str:
     return "for instance --map instruction={} --map output={}".format(*quoted)
 
 
-_ASKED = frozenset("instruction question prompt input inputs query user human".split())
-_ANSWERED = frozenset(
-    "output answer response completion target targets generation chosen reply assistant".split()
-)
-
-
-def _type_hint(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return "write it in quotes, or name the column with --map"
-    return "write it as text" if isinstance(value, (list, dict)) else ""
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(text)
-
-
-_MAX_DEPTH = 100
-
-
 def tools_of(row: Row) -> tuple[dict[str, Any], ...]:
     """The tools that a row offers: `tools`, or the older `functions`."""
-    tools = row.get("tools")
-    if tools:
-        found = _objects(tools, "'tools'")
-    elif functions := row.get("functions"):
-        listed = _objects(functions, "'functions'")
-        found = [{"type": "function", "function": function} for function in listed]
-    else:
+    key = "tools" if row.get("tools") else "functions"
+    if not row.get(key):
         return ()
-    _refuse_deep(found, "'tools'")
-    return tuple(found)
+    listed = json_list(row[key], repr(key))
+    if not all(isinstance(item, dict) for item in listed):
+        raise RowFault("type", f"{key!r} is not a list of objects")
+    if key == "functions":
+        listed = [{"type": "function", "function": function} for function in listed]
+    _refuse_deep(listed, "'tools'")
+    return tuple(listed)
 
 
 def calls_of(item: dict[str, Any], place: str) -> tuple[dict[str, Any], ...]:
@@ -182,21 +146,13 @@ def _call(call: dict[str, Any], place: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise RowFault("tool-calls", f"{place}: tool arguments are {kind_name(arguments)}")
     _refuse_deep(arguments, f"{place}: the tool arguments")
-    kept = {key: function[key] for key in function if key not in ("type", "id", "index")}
-    kept.pop("parameters", None)
+    left_out = ("type", "id", "index", "parameters")
+    kept = {key: value for key, value in function.items() if key not in left_out}
     plain = {"type": "function", "function": {**kept, "arguments": arguments}}
     return {**plain, "id": call["id"]} if call.get("id") is not None else plain
 
 
-def _objects(value: Any, what: str) -> list[dict[str, Any]]:
-    listed = json_list(value, what)
-    if not all(isinstance(item, dict) for item in listed):
-        raise RowFault("type", f"{what} is not a list of objects")
-    return listed
-
-
 def _refuse_deep(value: list[Any] | dict[str, Any], what: str) -> None:
-    """Nesting that no template can print."""
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
         inner = (item.values() if isinstance(item, dict) else item for item in level)
