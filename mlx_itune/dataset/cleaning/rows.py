@@ -15,7 +15,7 @@ from mlx_itune.kit.wording import count
 
 # Faults that steps on turns can mend.
 _MENDABLE = frozenset({"role-order", "empty", "no-reply", "no-turns", "type", "missing-key"})
-_LISTS = (("messages", "role", "content"), ("conversations", "from", "value"))
+_LISTS = (("messages", "content"), ("conversations", "value"))
 _PAIRS = (
     ("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("input", "output")
 )  # fmt: skip
@@ -77,19 +77,19 @@ def as_it_is(value: Mapping[str, Any], origin: str, fault: RowFault) -> Conversa
     if fault.code not in _MENDABLE:
         return None
     try:
-        parsed = _parsed(value)
+        turns, used = _parsed(value)
         tools = tools_of(value)
     except RowFault:
         return None
-    tags = tags_of(value, parsed.used | {"tools", "functions"})
-    return Conversation(parsed.turns, origin, tools, tags, checked=True)
+    tags = tags_of(value, used | {"tools", "functions"})
+    return Conversation(turns, origin, tools, tags, checked=True)
 
 
 def _parsed(value: Mapping[str, Any]) -> Parsed:
-    for key, role, text in _LISTS:
+    for key, text in _LISTS:
         if isinstance(value.get(key), list):
             said = ({text: "", **_without_null(item)} for item in value[key])
-            return with_system(value, turns_of({key: list(said)}, key, role, text), key)
+            return with_system(value, turns_of({key: list(said)}, key), {key})
     for asked, answered in _PAIRS:
         question, answer = value.get(asked), value.get(answered)
         if isinstance(question, str) and isinstance(answer, (str, type(None))):
@@ -97,7 +97,7 @@ def _parsed(value: Mapping[str, Any]) -> Parsed:
             if isinstance(context, str) and context:
                 question = f"{question}\n\n{context}"
             turns = Turn("user", question), Turn("assistant", answer or "")
-            return with_system(value, turns, asked, answered, "input")
+            return with_system(value, turns, {asked, answered, "input"})
     raise RowFault("no-turns", "no turns")
 
 

@@ -31,6 +31,7 @@ from mlx_itune.dataset.conversation import TEXT_KIND, Conversation, Turn, find_p
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.formats.chat import marked_turns, turns_of
 from mlx_itune.dataset.formats.fields import (
+    Parsed,
     Row,
     as_text,
     kind_name,
@@ -39,6 +40,7 @@ from mlx_itune.dataset.formats.fields import (
     text_of,
     tools_of,
     value_of,
+    with_system,
 )
 from mlx_itune.kit.errors import UsageError, closest
 from mlx_itune.kit.wording import did_you_mean, listing
@@ -77,9 +79,6 @@ NO_INPUT = [
 ]  # fmt: skip
 _NO_INPUT = frozenset(NO_INPUT)
 
-# Turns, and the keys of the row that they took up.
-_Parsed = tuple[tuple[Turn, ...], set[str]]
-
 
 def parse_rows(
     value: dict[str, Any],
@@ -108,9 +107,9 @@ def parse_rows(
         raise _unknown(row)
     is_plain = format == "text"
     if is_plain:
-        found: list[_Parsed] = [((Turn("assistant", text_of(row, "text")),), {"text"})]
+        found: list[Parsed] = [((Turn("assistant", text_of(row, "text")),), {"text"})]
     else:
-        found = [_with_system(row, *parsed) for parsed in _PARSERS[name](row)]
+        found = [with_system(row, *parsed) for parsed in _PARSERS[name](row)]
     tools = tools_of(row)
     made = []
     for turns, used in found:
@@ -223,30 +222,12 @@ def _hint(code: str, turns: tuple[Turn, ...]) -> str:
     return "join turns of the same role" if same else ""
 
 
-def _with_system(row: Row, turns: tuple[Turn, ...], used: set[str]) -> _Parsed:
-    """`turns` with the system turn of the row's `system` or `system_prompt` column before them.
-
-    A system turn of the conversation's own stands. A column that says something else is left over
-    and so becomes a tag, where it can be found.
-    """
-    for key in ("system", "system_prompt"):
-        value = row.get(key)
-        is_said = value is not None and value != "" and not str(value).isspace()
-        text = text_of(row, key) if is_said else None
-        if text is not None and (not turns or turns[0].role != "system"):
-            turns = (Turn("system", text), *turns)
-        elif text is not None and turns[0].content.strip() != text.strip():
-            continue
-        used = {*used, key}
-    return turns, used
-
-
-def _messages(row: Row, *keys: str) -> list[_Parsed]:
+def _messages(row: Row, *keys: str) -> list[Parsed]:
     key = next((key for key in keys if key in row), keys[0])
     return [(turns_of(row, key), {key})]
 
 
-def _instructed(row: Row, instruction: str) -> _Parsed:
+def _instructed(row: Row, instruction: str) -> Parsed:
     """An instruction, whose input (or Dolly's `context`) is a part of its own, and the answer."""
     key, answer = _only(row, ("input", "context")), _answer_key(row, "output")
     context = row.get(key)
@@ -259,18 +240,18 @@ def _instructed(row: Row, instruction: str) -> _Parsed:
     return (asked, reply), {"instruction", key, answer}
 
 
-def _alpaca(row: Row) -> list[_Parsed]:
+def _alpaca(row: Row) -> list[Parsed]:
     return [_instructed(row, text_of(row, "instruction"))]
 
 
-def _pair(row: Row, asked: str, answered: str) -> list[_Parsed]:
+def _pair(row: Row, asked: str, answered: str) -> list[Parsed]:
     """Two texts, the second under one of its names."""
     answer = _answer_key(row, answered)
     turns = Turn("user", text_of(row, asked)), Turn("assistant", text_of(row, answer))
     return [(turns, {asked, answer})]
 
 
-def _prompt_completion(row: Row) -> list[_Parsed]:
+def _prompt_completion(row: Row) -> list[Parsed]:
     """Two texts, or two lists of messages; replies within the prompt are not learned."""
     answer = _answer_key(row, "completion")
     if not any(isinstance(row.get(key), list) for key in ("prompt", answer)):
@@ -287,14 +268,14 @@ def _prompt_completion(row: Row) -> list[_Parsed]:
     return [((*prompt, *side(answer, "assistant")), {"prompt", answer})]
 
 
-def _seed_tasks(row: Row) -> list[_Parsed]:
+def _seed_tasks(row: Row) -> list[Parsed]:
     """An instruction with several instances of input and output: one conversation for each."""
     instances, instruction = value_of(row, "instances"), text_of(row, "instruction")
     if not isinstance(instances, list):
         raise RowFault("type", f"'instances' is {kind_name(instances)}, not a list")
     if not instances:
         raise RowFault("no-turns", "'instances' is empty")
-    found: list[_Parsed] = []
+    found: list[Parsed] = []
     for number, instance in enumerate(instances, 1):
         place = f"instances[{number}]"
         if not isinstance(instance, dict):
@@ -307,7 +288,7 @@ def _seed_tasks(row: Row) -> list[_Parsed]:
     return found
 
 
-def _text(row: Row) -> list[_Parsed]:
+def _text(row: Row) -> list[Parsed]:
     text = text_of(row, "text")
     turns = marked_turns(text)
     if turns is not None:
@@ -331,7 +312,7 @@ def _only(row: Row, keys: tuple[str, ...]) -> str:
     return there.pop() if len(there) == 1 else keys[0]
 
 
-_PARSERS: dict[str, Callable[[Row], list[_Parsed]]] = {
+_PARSERS: dict[str, Callable[[Row], list[Parsed]]] = {
     "openai": lambda row: _messages(row, "messages"),
     "sharegpt": lambda row: _messages(row, "conversations", "conversation"),
     "alpaca": _alpaca,

@@ -9,9 +9,12 @@ from typing import Any
 
 import orjson
 
+from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.faults import RowFault
 
 Row = Mapping[str, Any]
+# Turns, and the keys of the row that they took up.
+Parsed = tuple[tuple[Turn, ...], set[str]]
 
 _ASKED = frozenset("instruction question prompt input inputs query user human".split())
 _ANSWERED = frozenset(
@@ -66,6 +69,24 @@ def json_value(text: str, what: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise RowFault("json", f"{what} is a string that is not JSON") from None
+
+
+def with_system(row: Row, turns: tuple[Turn, ...], used: set[str]) -> Parsed:
+    """`turns` with the system turn of the row's `system` or `system_prompt` column before them.
+
+    A system turn of the conversation's own stands. A column that says something else is left over
+    and so becomes a tag, where it can be found.
+    """
+    for key in ("system", "system_prompt"):
+        value = row.get(key)
+        is_said = value is not None and value != "" and not str(value).isspace()
+        text = text_of(row, key) if is_said else None
+        if text is not None and (not turns or turns[0].role != "system"):
+            turns = (Turn("system", text), *turns)
+        elif text is not None and turns[0].content.strip() != text.strip():
+            continue
+        used = {*used, key}
+    return turns, used
 
 
 def tags_of(row: Row, used: Iterable[str] = ()) -> dict[str, str]:

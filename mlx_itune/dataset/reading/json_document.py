@@ -73,8 +73,10 @@ def _placed(rows: Iterator[_Row], name: str) -> Iterator[Record | Fault]:
     for number, ((line, found), (next_line, _)) in enumerate(pairs, 1):
         row = number if line in (last_line, next_line) else None
         last_line = line
-        is_fault = isinstance(found, RowFault)
-        yield found.at(name, line, row) if is_fault else Record(found, line, row)
+        if isinstance(found, RowFault):
+            yield found.at(name, line, row)
+        else:
+            yield Record(found, line, row)
 
 
 class _Document:
@@ -158,9 +160,9 @@ class _Document:
         if not is_row and any(items and isinstance(items[0], dict) for items in lists):
             return (yield from self._wrapped())
         if not is_row and (not value or [] in lists):
-            reason = "a JSON object that is no row and holds no list of rows"
+            lost = "a JSON object that is no row and holds no list of rows"
             hint = "write one row per line, or an array of rows"
-            refused = refused or RowFault("no-rows", reason, hint)
+            refused = refused or RowFault("no-rows", lost, hint)
         yield line, self._take(value, end, refused)
         return True
 
