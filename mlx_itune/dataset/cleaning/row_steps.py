@@ -17,7 +17,7 @@ from mlx_itune.dataset.cleaning.html_text import is_html, to_markdown
 from mlx_itune.dataset.cleaning.pii import redact_conversation
 from mlx_itune.dataset.cleaning.rows import Outcome, RowStep, map_texts, with_turns
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.statistics.script import OTHER, letters_by_script
+from mlx_itune.dataset.statistics.counters import OTHER, letters_by_script
 from mlx_itune.kit.wording import count
 
 # A fence whose first line is what the page's header said: the language, a button, then the code.

@@ -220,22 +220,23 @@ def trace(folder: Path, row: str) -> list[History]:
     """
     record = traceable(folder)
     place = _PLACE.fullmatch(row)
-    labels = {label for step in record.steps for label in step.inputs}
-    labels |= {source.path for source in record.sources}
-    # A path in front of a raw file's name does no harm.
-    known = row.rpartition(":")[0] in labels
-    wanted = {place[1] + place[2] if place else row if known else Path(row).name}
     by_id = bool(_ID.fullmatch(row))
     changes: dict[str, Line] = {}
     found: list[tuple[str, Line]] = []
     for name in ("changed", place[1]) if place else ("changed", *SPLITS, "removed", "rejected"):
         for at, line in _lines(folder, name):
             origin = line[ORIGIN]
-            is_it = (at if place else origin) in wanted or (by_id and _id_of(line) == row)
             if name == "changed":
                 changes[origin] = line
-                wanted |= {origin} if is_it else set()
-            elif is_it:
+                continue
+            if place:
+                is_it = at == place[1] + place[2]
+            elif by_id:
+                is_it = row in (_id_of(line), _id_of(changes.get(origin, {})))
+            else:
+                # A path in front of a raw file's name does no harm.
+                is_it = row == origin or row.endswith(f"/{origin}")
+            if is_it:
                 found.append((at, line))
     if not found:
         raise UsageError(f"no row {row!r} is in {folder.name or folder}", hint=_hint(record, row))

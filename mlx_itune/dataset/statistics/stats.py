@@ -18,8 +18,8 @@ from mlx_itune.dataset.statistics.counters import (
     Ranking,
     clipped,
     distribution,
+    main_script,
 )
-from mlx_itune.dataset.statistics.script import main_script
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 

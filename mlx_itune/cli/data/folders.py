@@ -1,0 +1,165 @@
+"""Data folders: ``data import`` and ``data sample`` make them, ``data trace`` knows their rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_itune.cli import options
+from mlx_itune.cli.result import Result, pairs, table
+from mlx_itune.dataset.importing.plan import ImportPlan
+from mlx_itune.kit.errors import DataError, UsageError, one_line
+from mlx_itune.kit.wording import count, percent
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mlx_itune.dataset.importing.provenance import History
+    from mlx_itune.dataset.importing.run import Imported
+
+_TEXT_SHOWN = 200
+
+
+@options.command(
+    "import", "mlx-itune data import alpaca_data.json notes.csv --out data --split 0.9/0.05/0.05"
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@options.settings(ImportPlan)
+def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: bool) -> Result:
+    """Any instruction file in; a folder of train, valid and test rows out.
+
+    SRC is a file (JSON, JSON Lines, CSV, TSV, Parquet, XLSX, text), a folder of them, or a Hub
+    data set: org/name, org/name:split, org/name@revision. Broken rows are listed and left out;
+    the folder's rejected.jsonl holds them all.
+    """
+    from mlx_itune.cli.progress import Progress
+    from mlx_itune.dataset.importing.run import import_rows
+
+    def ask(name: str) -> str:
+        question = f"Licence of {name} (empty: not known)"
+        return str(click.prompt(question, default="", show_default=False, err=True))
+
+    may_ask = sys.stdin.isatty() and not as_json
+    with Progress() as progress:
+        made = import_rows(
+            sources, out, settings, ask=ask if may_ask else None, tell=progress.bytes_of
+        )
+    return Result(made, _imported(made), 0 if made.written else DataError.exit_code)
+
+
+def _imported(made: Imported) -> Iterator[str | Table]:
+    yield from (one_line(str(fault)) for fault in made.faults)
+    listed = sum(fault.severity == "error" for fault in made.faults)
+    if made.rejected > listed:
+        yield f"... and {made.rejected - listed:,} more"
+    yield (
+        f"{count(made.rows, 'row')}, {made.accepted:,} accepted, {made.rejected:,} rejected"
+        + "".join(f", {n:,} left out by --{why}" for why, n in made.left_out.items())
+    )
+    if not made.written:
+        why = "--strict" if made.accepted else "no row could be read"
+        yield f"nothing written: {why}"
+        return
+    licences: dict[str, str | None] = {}
+    for source in made.sources:
+        licences[source.name] = source.licence or licences.get(source.name)
+    for name, licence in licences.items():
+        unknown = f"not known (record it with --licence '{name}=...')"
+        yield one_line(f"licence of {name}: {licence or unknown}")
+    if made.mix:
+        asked, came = made.mix["requested"], made.mix["achieved"]
+        lines = ([one_line(name), percent(asked[name]), percent(came[name])] for name in asked)
+        yield table(["source", "asked", "got"], lines)
+    if made.split and made.split["strata"]:
+        rows = (
+            [one_line(value) or "(none)", *(f"{counts.get(split, 0):,}" for split in made.splits)]
+            for value, counts in made.split["strata"].items()
+        )
+        yield table(["stratum", *made.splits], rows)
+    yield from (f"note: {note}" for note in made.notes)
+    yield f"{made.out}: " + ", ".join(f"{n:,} {name}" for name, n in made.splits.items())
+
+
+def _rows(split: str, most: int) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    return click.option(
+        f"--{split}", type=click.IntRange(1, most), default=most, show_default=True, metavar="N"
+    )
+
+
+@options.command("sample", "mlx-itune data sample --out clinical --seed 1")
+@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@click.option(
+    "--seed", type=options.SEED, default=0, show_default=True, help="Another: in another order."
+)
+@_rows("train", 8000)
+@_rows("valid", 400)
+@_rows("test", 1000)
+@_rows("unseen", 400)
+def sample(out: Path, seed: int, **sizes: int) -> Result:
+    """Write the clinical sample data: wholly invented notes, twenty kinds of task.
+
+    unseen.jsonl asks in wordings that no other split uses. With fewer rows than there are, every
+    seed takes others, and as many of each task.
+    """
+    from mlx_itune.dataset.sample_data import write_sample
+
+    if out.resolve() == Path.cwd().resolve():
+        raise UsageError("is the current directory", where=str(out), hint="name a new folder")
+    write_sample(out, seed=seed, sizes=sizes)
+    told = ", ".join(f"{rows:,} {name}" for name, rows in sizes.items())
+    return Result({"out": out, "seed": seed, "rows": sizes}, [f"{one_line(str(out))}: {told} rows"])
+
+
+@options.command("trace", "mlx-itune data trace train:12 --data data")
+@click.argument("row")
+@click.option("--data", type=options.DIRECTORY, required=True, metavar="DIR")
+def trace(row: str, data: Path) -> Result:
+    """The whole history of one row, after checking that nobody rewrote the folder.
+
+    ROW is a place in the folder (train:12), the file and line a row was read from
+    (gsm8k.jsonl:7, removed and rejected rows too), or a row's id. Exit code 3 if the folder is
+    not what its record says.
+    """
+    from mlx_itune.dataset.importing.provenance import trace, traceable, verify
+
+    problems = verify(data)
+    record = traceable(data)
+    histories = trace(data, row)
+    told = {
+        "row": row,
+        "data": data,
+        "verified": not problems,
+        "problems": problems,
+        "ledger": {"entries": len(record.steps), "head": record.seal},
+        "histories": histories,
+    }
+    sealed = f"verified: {count(len(record.steps), 'step')}, seal {record.seal}"
+    lines = _traced(histories, problems, sealed)
+    return Result(told, lines, DataError.exit_code if problems else 0)
+
+
+def _traced(histories: Sequence[History], problems: Sequence[str], sealed: str) -> Iterator[str]:
+    for one in histories:
+        yield one_line(f"{one.file}:{one.line} -> {one.now or 'not in the folder'}")
+        text = one.text or ""
+        shown: list[tuple[str, str]] = [
+            ("id", one.id or "-"),
+            (f"sha256 of {one.file}", one.sha256 or "not recorded"),
+            ("text", text[:_TEXT_SHOWN] + (" ..." if len(text) > _TEXT_SHOWN else "")),
+        ]
+        yield from (one_line(f"  {line}") for line in pairs(shown))
+        for step in one.steps:
+            why = ": ".join(str(step[key]) for key in ("reason", "detail") if step.get(key))
+            yield one_line(
+                f"  {step['n']}. {step['time']} data {step['command']} ({step['tool']} "
+                f"{step['version']}, {step['operator']}): {step['action']}"
+                + (f" ({why})" if why else "")
+            )
+    yield from (one_line(f"CHANGED: {problem}") for problem in problems)
+    if not problems:
+        yield sealed
