@@ -61,11 +61,12 @@ def test_rows_become_a_data_folder(run, render):
 def test_the_same_seed_gives_the_same_bytes_in_any_order_of_rows(run, render):
     rows = asked(range(200))
     raw = run.write("raw.jsonl", rows)
+    flags = ("--options", "random", "--draws", 3, "--seed")
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        render(raw, "--options", "random", "--seed", seed, out=name)
+        render(raw, *flags, seed, out=name)
     a, b, c = ((run.home / name / "train.jsonl").read_bytes() for name in "abc")
     assert a == b != c
-    render(run.write("raw.jsonl", random.Random(0).sample(rows, len(rows))), "--seed", 5, out="d")
+    render(run.write("raw.jsonl", random.Random(0).sample(rows, len(rows))), *flags, 5, out="d")
     one, shuffled = ([{**row, "origin": ""} for row in run.rows(name)] for name in "ad")
     assert shuffled != one
     assert sorted(map(json.dumps, shuffled)) == sorted(map(json.dumps, one))
@@ -139,7 +140,7 @@ def test_a_wrong_flag_is_one_line(run, render, flags, code, said):
     assert not (run.home / "out").exists()
 
 
-def test_every_task_of_a_file_is_rendered_unless_one_is_named(run, render):
+def test_tasks_are_chosen_and_nested_columns_split_by_what_they_say(run, render):
     tasks = TASKS.replace("{question}", "{question}n\\n", 1) + TASKS.replace('"qa"', '"again"')
     rows = run.write("raw.jsonl", asked(range(20), source="school"))
     made = render(rows, out="both", tasks=tasks)
@@ -147,13 +148,10 @@ def test_every_task_of_a_file_is_rendered_unless_one_is_named(run, render):
     assert (made["warnings"][0]["code"], made["warnings"][0]["template"]) == ("stray-n", 0)
     assert render(rows, "--task", "again", tasks=tasks)["examples"] == 20
     assert {(row["task"], row["source"]) for row in run.rows("out")} == {("again", "school")}
-
-
-def test_nested_columns_are_split_by_what_they_say(run, render):
     nested = ({"turns": [{"q": f"Is it {n}?"}, {"a": "yes"}]} for n in range(60))
-    columns = '{question = "turns.0.q", answer = "turns.1.a"}'
-    tasks = TASKS.replace('["question", "answer"]', columns)
-    made = render(run.write("raw.jsonl", nested), "--split", "50/50", tasks=tasks)
+    tasks = TASKS.replace('["question", "answer"]', '{question="turns.0.q", answer="turns.1.a"}')
+    rows = run.write("raw.jsonl", nested)
+    made = render(rows, "--split", "50/50", out="nested", tasks=tasks)
     assert min(made["splits"].values()) > 15
 
 

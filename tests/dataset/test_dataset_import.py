@@ -61,19 +61,15 @@ def test_broken_rows_are_listed_and_left_out(run):
     assert sorted(path.name for path in run.home.iterdir()) == ["data", "rows.jsonl"]
 
 
-def test_where_keeps_rows_by_tag(run):
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [("source=metamath", 5), ("source!=metamath", 3), ("source=metamath --where level=hard", 1)],
+)
+def test_where_keeps_rows_by_tag(run, where, kept):
     hard = {**asked([9])[0], "metadata": {"source": "metamath", "level": "hard"}}
     rows = [*asked(range(4), source="metamath"), *asked(range(4, 7), source="airoboros"), hard]
     source = run.write("hermes.jsonl", rows)
-    for number, (where, kept) in enumerate(
-        {
-            "source=metamath": 5,
-            "source!=metamath": 3,
-            "source=metamath --where level=hard": 1,
-        }.items()
-    ):
-        run("import", source, "--where", *where.split(), out=f"out{number}")
-        assert len(run.rows(f"out{number}")) == kept
+    assert run("import", source, "--where", *where.split(), out="out")["splits"]["train"] == kept
     told = run.told("import", source, "--where", "source=metamth", out="n", code=3)
     assert "no row with source=metamth (source is 'metamath', 'airoboros')" in told
 
@@ -185,7 +181,6 @@ def test_names_of_files_are_told_apart_and_do_no_harm(run):
     [
         ("dataa/tickets.csv", "did you mean data/tickets.csv?"),
         ("data/tickts.csv", "did you mean data/tickets.csv?"),
-        ("./data/ticket.csv", "did you mean data/tickets.csv?"),
         ("data/deep/x", "no such data file or folder"),
         ("~/no/such", "no such data file or folder"),
         ("org/quiz.parquet:train", "no such data file or folder"),
@@ -262,10 +257,8 @@ def test_a_download_is_pinned_and_takes_no_code(run, monkeypatch):
     [
         ("HTTPError", 3, "org/quiz: is no local path, and could not be downloaded: no route"),
         ("RepositoryNotFoundError", 2, "is neither a local path nor a data set of the Hub"),
-        ("GatedRepoError", 2, "org/quiz: is neither a local path nor a data set of the Hub"),
         ("RevisionNotFoundError", 2, "org/quiz: has no revision 'v9'"),
         ("OfflineModeIsEnabled", 3, "could not be downloaded: no route"),
-        ("HFValidationError", 3, "could not be downloaded: no route"),
         ("OSError", 3, "could not be downloaded: no route"),
     ],
 )

@@ -73,18 +73,6 @@ def test_a_pattern_inserts_values_verbatim():
             parse(text)
 
 
-def test_a_task_file_may_name_columns_and_literal_braces(tmp_path):
-    path = tmp_path / "tasks.toml"
-    path.write_text(
-        "[[task]]\nname = 'x'\nfields = {q = 'deep.0.question', a = 'Final answer'}\nanswer = 'a'\n"
-        "[[task.template]]\ninput = 'JSON {{\"q\": \"{q}\"}}'\ntarget = '{answer}'\n"
-    )
-    (loaded,) = load_tasks(path)
-    row = {"deep": [{"question": "why?"}], "Final answer": 7, "unused": None}
-    (example,) = examples(Renderer(loaded, RenderPlan()), row)
-    assert (example.prompt, example.completion) == ('JSON {"q": "why?"}', "7")
-
-
 HEAD = '[[task]]\nname = "rte"\nfields = ["premise", "label"]\nanswer = "label"\n'
 GOOD = '[[task.template]]\ninput = "{premise}"\ntarget = "{answer}"\n'
 
@@ -97,7 +85,6 @@ GOOD = '[[task.template]]\ninput = "{premise}"\ntarget = "{answer}"\n'
         (HEAD + GOOD.replace("{premise}", "{premise} {option_}"), "template 0: the input uses "
          "{option_}, an unknown special field (did you mean options_?)"),
         (HEAD + GOOD.replace("{premise}", "{premise} {options_}"), "the task has no options"),
-        (HEAD + GOOD.replace("{premise}", "{ premise }"), "did you mean premise?"),
         (HEAD + GOOD.replace("{premise}", "{premise"), "template 0: the input has a lone brace"),
         (HEAD.replace('"label"]', '"label", "extra"]') + GOOD, ":1: task 'rte': field 'extra' is "
          "declared and no template (0-0) uses it"),
@@ -107,10 +94,8 @@ GOOD = '[[task.template]]\ninput = "{premise}"\ntarget = "{answer}"\n'
         (HEAD + 'options = "chioces"\n' + GOOD, "options names 'chioces'"),
         (HEAD + 'options = ["a", "a"]\n' + GOOD, "lists 'a' twice"),
         (HEAD + GOOD + 'kind = "inverted"\n', "template 0: kind: 'normal' or 'inverse' is needed"),
-        (HEAD + GOOD + "weight = nan\n", "template 0: weight"),
         (HEAD + GOOD + "weight = -1\n", "weight: more than 0.0 is needed, not -1"),
         (HEAD + '[[task.template]]\ninput = ""\ntarget = "{answer}{premise}"\n', "input is empty"),
-        (HEAD + '[[task.template]]\ntarget = "{answer}{premise}"\n', "template 0: input: is missi"),
         (HEAD + GOOD + '[[task.template]]\nkind = "inverse"\ninput = "{premise}: {label}"\n'
          'target = "{answer}"\n', ":8: task 'rte', template 1: is inverse and has {label} in its "
          "input and in its target"),
@@ -203,28 +188,15 @@ def test_inverse_templates_weigh_as_a_group(weight):
             Renderer(only, plan)
 
 
-def test_a_row_gets_the_same_examples_wherever_it_stands():
-    given = [{"q": f"question {n}", "a": str(n % 7), "id": n} for n in range(300)]
-
-    def by_question(rows, seed):
-        renderer = Renderer(task(*TEN_AND_TWO), RenderPlan(draws=3, seed=seed))
-        return {row["q"]: examples(renderer, row) for row in rows}
-
-    first = by_question(given, 1)
-    assert first == by_question(random.Random(5).sample(given, len(given)), 1)
-    assert first == by_question([{**row, "id": -1} for row in given], 1)
-    assert first != by_question(given, 2)
-
-
 def test_the_layout_is_the_documented_one():
     for example in few_shot(ROWS, shots="2"):
-        *shots, query = example.text.split("\n\n\n")
         n = example.template
-        assert len(shots) == 2
-        for shot in shots:
-            asked, told = shot.split("\n\n")
-            assert asked.replace("ask", "reply")[3:] == told[3:]
-            assert (asked[:3], told[:3]) == (f"T{n} ", f"R{n} ")
+        *shots, query = example.text.split("\n\n\n")
+        pairs = [shot.split("\n\n") for shot in shots]
+        assert [(asked[:6], told[:8]) for asked, told in pairs] == [
+            (f"T{n} ask", f"R{n} reply")
+        ] * 2
+        assert all(asked[6:] == told[8:] for asked, told in pairs)
         assert (query[:6], example.completion[:8]) == (f"T{n} ask", f"R{n} reply")
     own = Template("{q}", "{a}", input_prefix="Q: ", target_prefix="A: ")
     given = task(own, xy_delimiter="\n", example_separator="\n--\n")

@@ -147,25 +147,19 @@ def test_options_that_do_not_hold_the_answer_are_a_fault(choices, label, said):
     assert said in fault.value.message
 
 
-@pytest.mark.parametrize(
-    ("kind", "value", "wanted"),
-    [("index", 1, "no"), ("index", "0", "yes"), ("index", True, "no"), ("letter", "B", "no")],
-)
-def test_an_answer_may_be_an_index_or_a_letter(kind, value, wanted):
+def test_an_answer_may_be_an_index_or_a_letter_and_options_come_from_columns_or_one_text():
     templates = (Template("{q}\n{options_}", "{answer}"),)
-    task = Task("t", ("q", "a"), templates, "a", kind, ("yes", "no"))
-    assert example({"q": "x", "a": value}, "lines", task).completion == wanted
-    for wrong in (2, "C", -1, "x", "1.0"):
-        with pytest.raises(RowFault):
-            example({"q": "x", "a": wrong}, "lines", task)
-
-
-def test_options_may_come_from_columns_and_from_one_text():
-    templates = (Template("{q}\n{options_}", "{answer}"),)
+    for kind, value, wanted in (
+        ("index", 1, "no"), ("index", "0", "yes"), ("index", True, "no"), ("letter", "B", "no")
+    ):  # fmt: skip
+        task = Task("t", ("q", "a"), templates, "a", kind, ("yes", "no"))
+        assert example({"q": "x", "a": value}, "lines", task).completion == wanted
+        for wrong in (2, "C", -1, "x", "1.0"):
+            with pytest.raises(RowFault):
+                example({"q": "x", "a": wrong}, "lines", task)
     task = Task("t", ("q", "one", "two", "a"), templates, "a", "index", ("{one}", "{two}"))
     made = example({"q": "?", "one": "left", "two": "{right}", "a": 1}, "lines", task)
-    assert made.prompt == "?\nOPTIONS:\n- left\n- {right}"
-    assert made.completion == "{right}"
+    assert (made.prompt, made.completion) == ("?\nOPTIONS:\n- left\n- {right}", "{right}")
     split = Task("t", ("q", "o", "a"), templates, "a", options="o", options_separator="|")
     made = example({"q": "?", "o": "red | green", "a": "green"}, "letters", split)
     assert made.prompt.endswith("(A) red\n(B) green")

@@ -83,7 +83,7 @@ def test_merged_folders_and_single_files_bring_their_histories(run, cleaned):
     assert len(run.trace("alone", "quiz.jsonl:4")["steps"]) == 3
 
 
-def test_a_folder_of_an_earlier_version_is_still_imported(run):
+def test_folders_of_an_earlier_version_and_rows_with_an_origin_of_their_own(run):
     old = run.write("old/train.jsonl", asked(range(5))).parent
     run.write("old/ledger.jsonl", [{"n": 1, "hash": "0" * 64}])
     source = {"name": "quiz", "path": "quiz.jsonl", "sha256": "0" * 64, "licence": "CC-BY-4.0"}
@@ -95,9 +95,7 @@ def test_a_folder_of_an_earlier_version_is_still_imported(run):
     assert (history["file"], history["line"]) == ("train.jsonl", 2)
     told = run.told("trace", "train:2", "--data", old, code=3)
     assert "no record that rows can be traced by" in told
-
-
-def test_a_field_called_origin_is_kept_under_another_name(run):
+    # A field that rows call "origin" themselves is kept.
     made = run("import", run.write("quiz.jsonl", asked(range(2), origin="the moon")), out="1")
     assert made["notes"] == ["the rows' own field 'origin' is kept as 'given_origin'"]
     run("import", run.home / "1", out="2")
