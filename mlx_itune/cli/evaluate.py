@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from mlx_itune.inference.opening import Opening
 
 _COLUMNS = ("model", "loss", "exact match", "token F1", "mean KL", "p99 KL", "same first choice")
+_NUMBERS = (
+    *("loss", "perplexity", "exact_match", "token_f1"),
+    *("kl_mean", "kl_p99", "top1_agreement"),
+)
 _NEW_TOKENS = click.option(
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True
 )
@@ -130,32 +134,21 @@ def compare(opening: Opening, others: Sequence[str], data: Path, settings: EvalS
     tuned = Reference(reference.model, prepare(rows, tokenizer).examples)
 
     def measured(name: str, loaded: Any, own: Any) -> dict[str, Any]:
+        if own.hf.get_vocab() != tokenizer.hf.get_vocab():
+            raise ModelError("has another vocabulary; nothing to compare", where=name)
         with Progress() as progress:
             result = evaluate(loaded, own, rows, settings, progress.labelled(name))
-        distance = tuned.compare(loaded.model)
-        scores = ("loss", "perplexity", "exact_match", "token_f1")
-        distances = ("kl_mean", "kl_p99", "top1_agreement")
-        return {
-            "model": name,
-            **{key: getattr(result, key) for key in scores},
-            **{key: getattr(distance, key) for key in distances},
-        }
+        numbers = {**vars(result), **vars(tuned.compare(loaded.model))}
+        return {"model": name, **{key: numbers[key] for key in _NUMBERS}}
 
     found = []
     bare = replace(opening, adapter=None)
     if opening.adapter:
         # The base reads the adapter's template, or its prompts would be other ones.
-        plain = open_model(replace(bare, template=tokenizer.name))
-        found.append(measured("base", *plain))
-        del plain
+        found.append(measured("base", *open_model(replace(bare, template=tokenizer.name))))
     name = "tuned" if opening.adapter else "base"
     found.append(measured(name, reference, tokenizer))
-    for other in others:
-        opened = open_model(replace(bare, model=other))
-        if opened[1].hf.get_vocab() != tokenizer.hf.get_vocab():
-            raise ModelError("has another vocabulary; nothing to compare", where=other)
-        found.append(measured(other, *opened))
-        del opened
+    found += [measured(other, *open_model(replace(bare, model=other))) for other in others]
     about = {"rows": len(rows), "tokens": tuned.tokens, "reference": name, "models": found}
     return Result(about, _compared(split, about))
 

@@ -174,17 +174,10 @@ def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
     from mlx_itune.inference.generate import Generator
     from mlx_itune.inference.opening import Opening, open_model
 
-    loaded, _ = open_model(
-        Opening(
-            request.model,
-            request.adapter,
-            compute=request.compute,
-            allow_other_base=request.allow_other_base,
-        )
-    )
-    tokenizer = request.tokenizer
+    any_base, tokenizer = request.allow_other_base, request.tokenizer
+    opening = Opening(request.model, request.adapter, None, request.compute, any_base)
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]
-    answers = Generator(loaded, tokenizer).batch(prompts, _ANSWER_TOKENS)
+    answers = Generator(open_model(opening)[0], tokenizer).batch(prompts, _ANSWER_TOKENS)
     examples = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = [*prompt, *tokenizer.encode(answer).ids.tolist(), tokenizer.closing_id]

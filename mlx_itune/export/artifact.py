@@ -111,16 +111,19 @@ def write_model(
         config.pop(key, None)
         if quantization is not None:
             config[key] = dict(quantization)
-    write_config(stage, source, config, tokenizer)
-    _write_tensors(stage, tensors)
-
-
-def write_config(
-    stage: Path, source: Path, config: dict[str, Any], tokenizer: ChatTokenizer
-) -> None:
-    """``config``, and tokenizer and template as they were trained. Raises ModelError."""
     carry_tokenizer(stage, source, config, tokenizer)
     write_object(stage / "config.json", config)
+    sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
+    shards = in_shards(sizes)
+    for file, names in shards.items():
+        for name in names:
+            require_finite(name, tensors[name])
+        shard = {name: tensors[name] for name in names}
+        try:
+            mx.save_safetensors(str(stage / file), shard, metadata={"format": "mlx"})
+        except RuntimeError as error:
+            raise OSError(0, brief(error), file) from error
+    write_index(stage, shards, sum(sizes.values()))
 
 
 def carry_tokenizer(
@@ -134,7 +137,23 @@ def carry_tokenizer(
     for name in _CARRIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, stage / name)
-    _carry_template(stage, config, tokenizer)
+    settings_file, generation_file = (
+        stage / name for name in ("tokenizer_config.json", "generation_config.json")
+    )
+    settings = read_object(settings_file, error=ModelError) if settings_file.exists() else {}
+    settings.pop("auto_map", None)
+    if tokenizer.name != "auto":
+        # A built-in template becomes the model's own, with the tokens that end its turns.
+        settings.pop("chat_template", None)
+        (stage / "chat_template.json").unlink(missing_ok=True)
+        (stage / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8")
+        ends = sorted(tokenizer.eos_ids)
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        if generation_file.exists():
+            generation = read_object(generation_file, error=ModelError)
+            write_object(generation_file, generation | {"eos_token_id": config["eos_token_id"]})
+    if settings_file.exists():
+        write_object(settings_file, settings)
 
 
 def _require_room(source: Path, config: Mapping[str, Any], tokenizer: ChatTokenizer) -> None:
@@ -165,33 +184,10 @@ def quantization_config(
         return None
     counts = Counter(tuple(sorted(grid.items())) for grid in layers.values())
     default = dict(counts.most_common(1)[0][0])
-    if base and any(_same(base, grid) for grid in layers.values()):
-        default = {k: base.get(k, "affine") for k in ("group_size", "bits", "mode")}
+    if base:
+        own = {key: base.get(key, "affine") for key in ("group_size", "bits", "mode")}
+        default = own if own in layers.values() else default
     return default | {path: dict(grid) for path, grid in layers.items() if dict(grid) != default}
-
-
-def _same(base: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
-    return all(base.get(key, "affine") == grid[key] for key in grid)
-
-
-def _carry_template(stage: Path, config: dict[str, Any], tokenizer: ChatTokenizer) -> None:
-    """A built-in template becomes the model's own, with the tokens that end its turns."""
-    settings_file, generation_file = (
-        stage / name for name in ("tokenizer_config.json", "generation_config.json")
-    )
-    settings = read_object(settings_file, error=ModelError) if settings_file.exists() else {}
-    settings.pop("auto_map", None)
-    if tokenizer.name != "auto":
-        settings.pop("chat_template", None)
-        (stage / "chat_template.json").unlink(missing_ok=True)
-        (stage / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8")
-        ends = sorted(tokenizer.eos_ids)
-        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-        if generation_file.exists():
-            generation = read_object(generation_file, error=ModelError)
-            write_object(generation_file, generation | {"eos_token_id": config["eos_token_id"]})
-    if settings_file.exists():
-        write_object(settings_file, settings)
 
 
 def require_finite(name: str, tensor: Any) -> None:
@@ -239,17 +235,3 @@ def write_index(stage: Path, shards: Mapping[str, Sequence[str]], size_bytes: in
         places = {name: file for file, names in shards.items() for name in names}
         index = {"metadata": {"total_size": size_bytes}, "weight_map": places}
         write_object(stage / "model.safetensors.index.json", index)
-
-
-def _write_tensors(stage: Path, tensors: Mapping[str, Any]) -> None:
-    sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
-    shards = in_shards(sizes)
-    for file, names in shards.items():
-        for name in names:
-            require_finite(name, tensors[name])
-        shard = {name: tensors[name] for name in names}
-        try:
-            mx.save_safetensors(str(stage / file), shard, metadata={"format": "mlx"})
-        except RuntimeError as error:
-            raise OSError(0, brief(error), file) from error
-    write_index(stage, shards, sum(sizes.values()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -62,7 +62,7 @@ if [ -e "$target" ]; then
 fi
 mkdir -p "$target"
 cp -R -- {source} "$target"/
-echo {done}
+echo "in LM Studio, look under My Models"
 """
 
 
@@ -150,96 +150,77 @@ def seal_bundle(
         files=(),
     )
     (stage / "README.md").write_text(bundle_card(plain(head), tag(name)), encoding="utf-8")
-    files = [_file(path, stage) for path in stage.rglob("*") if path.is_file()]
-    sums = {file.path: file.sha256 for file in files}
-    for script, text in _install_scripts(tag(name), part.path, part.format, sums).items():
-        (stage / script).write_text(text, encoding="utf-8")
-        (stage / script).chmod(0o755)
-        files.append(_file(stage / script, stage))
-    files.sort(key=lambda file: PurePosixPath(file.path))
+    files = [_file(path, stage) for path in sorted(stage.rglob("*")) if path.is_file()]
+    script = _install_script(tag(name), part, files)
+    if script is not None:
+        file = stage / script[0]
+        file.write_text(script[1], encoding="utf-8")
+        file.chmod(0o755)
+        files.append(_file(file, stage))
+        files.sort(key=lambda file: PurePosixPath(file.path))
     write_object(stage / MANIFEST, plain(head) | {"files": plain(files)})
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle. Raises ModelError where it is missing or broken."""
-    file = folder / MANIFEST
-    if not file.exists():
-        raise ModelError("is not a bundle: no manifest.json", where=str(folder))
-    value = read_object(file, error=ModelError)
-    if value.get("v") != _VERSION:
-        raise ModelError(
-            f"the manifest has version {value.get('v')}, this program reads {_VERSION}",
-            where=str(file),
-        )
-    return to_record(value, Manifest, where=str(file), error=ModelError)
 
 
 def check_bundle(folder: Path) -> Manifest:
     """Compare every file with the manifest; return it when nothing differs.
 
-    Raises ModelError for a missing, extra or changed file, naming the first; StorageError.
+    Raises ModelError for a broken manifest, or for the first file that is missing, extra or
+    changed; StorageError.
     """
-    manifest = read_manifest(folder)
-    named = {file.path for file in manifest.files}
+    place = folder / MANIFEST
+    if not place.exists():
+        raise ModelError("is not a bundle: no manifest.json", where=str(folder))
+    value = read_object(place, error=ModelError)
+    if value.get("v") != _VERSION:
+        told = f"the manifest has version {value.get('v')}, this program reads {_VERSION}"
+        raise ModelError(told, where=str(place))
+    manifest = to_record(value, Manifest, where=str(place), error=ModelError)
     for file in manifest.files:
-        path = folder / _inside(file.path, folder)
+        within = PurePosixPath(file.path)
+        if within.is_absolute() or ".." in within.parts or not within.parts:
+            told = f"the manifest names {file.path!r}, outside the bundle"
+            raise ModelError(told, where=str(place))
+        path = folder / within
         with storage_errors(path):
             if path.is_symlink() or not path.is_file():
                 raise ModelError("is missing, and the manifest names it", where=str(path))
             size_bytes = path.stat().st_size
         if size_bytes != file.bytes:
-            raise ModelError(
-                f"has {size_bytes:,} bytes, the manifest says {file.bytes:,}", where=str(path)
-            )
+            told = f"has {size_bytes:,} bytes, the manifest says {file.bytes:,}"
+            raise ModelError(told, where=str(path))
         if sha256_file(path) != file.sha256:
             raise ModelError("changed since the bundle was made (SHA-256)", where=str(path))
+    known = {MANIFEST, *(file.path for file in manifest.files)}
     for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
-        folder_only = path.is_dir() and not path.is_symlink()
-        if not folder_only and relative != MANIFEST and relative not in named:
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and path.relative_to(folder).as_posix() not in known:
             raise ModelError("is not in the manifest", where=str(path))
     return manifest
-
-
-def _inside(name: str, folder: Path) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ModelError(
-            f"the manifest names {name!r}, outside the bundle", where=str(folder / MANIFEST)
-        )
-    return path
 
 
 def _file(path: Path, stage: Path) -> BundleFile:
     return BundleFile(path.relative_to(stage).as_posix(), path.stat().st_size, sha256_file(path))
 
 
-def _install_scripts(model: str, path: str, kind: str, sums: Mapping[str, str]) -> dict[str, str]:
-    """Script name -> text, for an artefact at ``path`` that a program has to be told about.
+def _install_script(model: str, part: Part, files: Sequence[BundleFile]) -> tuple[str, str] | None:
+    """(its name, its text) where a program has to be told about ``part``.
 
-    ``model``: its name, lower case and without spaces; ``kind``: its format; ``sums`` maps every
-    file of the bundle (relative path) to its SHA-256.
+    ``model``: its name, lower case and without spaces; ``files``: those of the bundle.
     """
-    within = {p: s for p, s in sorted(sums.items()) if p == path or p.startswith(f"{path}/")}
-    lines = "\n".join(f"{digest}  {file}" for file, digest in within.items())
+    path, kind = part.path, part.format
+    within = [f for f in files if f.path == path or f.path.startswith(f"{path}/")]
+    sums = "\n".join(f"{file.sha256}  {file.path}" for file in within)
     if kind == "ollama":
-        head = _HEAD.format(what="Adds the model to Ollama.", sums=lines)
-        body = _OLLAMA.format(
-            folder=shlex.quote(f"./{path}"),
-            name=shlex.quote(model),
-            done=shlex.quote(f"try: ollama run {model}"),
-        )
-        return {"install-ollama.sh": head + body}
+        head = _HEAD.format(what="Adds the model to Ollama.", sums=sums)
+        folder, done = shlex.quote(f"./{path}"), shlex.quote(f"try: ollama run {model}")
+        body = _OLLAMA.format(folder=folder, name=shlex.quote(model), done=done)
+        return "install-ollama.sh", head + body
     if kind not in ("lmstudio", "mlx", "gguf"):
-        return {}
+        return None
     source, name = path, f"local/{model}"
     if kind == "lmstudio":
-        _, publisher, listed, *_ = next(iter(within)).split("/")
+        _, publisher, listed, *_ = within[0].path.split("/")
         source, name = f"{path}/{publisher}/{listed}", f"{publisher}/{listed}"
-    head = _HEAD.format(what="Copies the model to where LM Studio looks for models.", sums=lines)
-    body = _LMSTUDIO.format(
-        name=shlex.quote(name),
-        source=shlex.quote(source) + ("/*" if kind != "gguf" else ""),
-        done=shlex.quote("in LM Studio, look under My Models"),
-    )
-    return {"install-lmstudio.sh": head + body}
+    head = _HEAD.format(what="Copies the model to where LM Studio looks for models.", sums=sums)
+    source = shlex.quote(source) + ("/*" if kind != "gguf" else "")
+    return "install-lmstudio.sh", head + _LMSTUDIO.format(name=shlex.quote(name), source=source)

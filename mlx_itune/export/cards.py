@@ -55,101 +55,78 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("{path}")  # fetches the base it names
 ```
 """
-
-
-def _shell(*lines: str) -> str:
-    return "\n".join(["```sh", *lines, "```", ""])
-
-
-_LMSTUDIO = ("LM Studio", _shell("sh install-lmstudio.sh"))
-# Format -> (heading, snippet).
-_SNIPPETS: dict[str, tuple[tuple[str, str], ...]] = {
-    "mlx": (("Python (mlx-lm)", _PYTHON), ("Swift (mlx-swift-lm 3)", _SWIFT), _LMSTUDIO),
-    "gguf": (("llama.cpp", _shell("llama-cli -m {path} --jinja -cnv")), _LMSTUDIO),
-    "gguf-lora": (
-        (
-            "llama.cpp, base and adapter",
-            _shell("llama-cli -m BASE.gguf --lora {path} --jinja -cnv"),
-        ),
-    ),
-    "hf": (("transformers", _TRANSFORMERS),),
-    "peft": (("PEFT", _PEFT),),
-    "ollama": (("Ollama", _shell("sh install-ollama.sh", "ollama run {name}")),),
-    "lmstudio": (_LMSTUDIO,),
+_SH = "```sh\n{}\n```\n"
+_LMSTUDIO = {"LM Studio": _SH.format("sh install-lmstudio.sh")}
+# Format -> heading -> snippet.
+_SNIPPETS: dict[str, dict[str, str]] = {
+    "mlx": {"Python (mlx-lm)": _PYTHON, "Swift (mlx-swift-lm 3)": _SWIFT, **_LMSTUDIO},
+    "gguf": {"llama.cpp": _SH.format("llama-cli -m {path} --jinja -cnv"), **_LMSTUDIO},
+    "gguf-lora": {
+        "llama.cpp, base and adapter": _SH.format(
+            "llama-cli -m BASE.gguf --lora {path} --jinja -cnv"
+        )
+    },
+    "hf": {"transformers": _TRANSFORMERS},
+    "peft": {"PEFT": _PEFT},
+    "ollama": {"Ollama": _SH.format("sh install-ollama.sh\nollama run {name}")},
+    "lmstudio": _LMSTUDIO,
 }
 
 
 def model_card(base_id: str, fused: Mapping[str, Any] | None, licence: str | None = None) -> str:
     """Of an MLX directory: base, method, fidelity; ``fused`` as in provenance.json."""
     about = {"license": licence, "library_name": "mlx", "pipeline_tag": "text-generation"}
-    lines = _head({**about, "base_model": base_id}, f"{base_id}{', tuned' if fused else ''}")
+    lines = []
     if fused is not None:
-        lines += [
+        lines = [
             "A LoRA adapter merged into its base model by mlx-itune.",
             "",
             f"- how: {fused['method']}",
-            "- distance from base + adapter, measured on "
-            f"{fused['tokens']:,} learned tokens of held-out rows:",
-            f"  mean KL {fused['kl_mean']:.3g} nats per token, 99th percentile "
-            f"{fused['kl_p99']:.3g}, same first choice on {fused['top1_agreement']:.2%}",
+            f"- distance from base + adapter, measured {_distance(fused)}",
             *_table(fused["tried"]),
             "- `provenance.json` says what it was trained on, and how",
-            "",
         ]
-    return _text(lines, "```bash", "mlx_lm.generate --model . --prompt 'Hello'", "```")
+    title = f"{base_id}{', tuned' if fused else ''}"
+    return _card({**about, "base_model": base_id}, title, lines, _PYTHON.format(path="."))
 
 
 def transformers_card(base_id: str, measured: Sequence[str], *, tuned: bool) -> str:
     """Of a transformers directory; ``measured``: what reading it back showed."""
     about = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     title = f"{base_id}{', tuned' if tuned else ''}, for transformers"
-    lines = [*_head({**about, "base_model": base_id}, title), *measured, ""]
-    return _text(
-        lines,
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained(".")',
-        'tokenizer = AutoTokenizer.from_pretrained(".")',
-        "```",
-    )
+    about["base_model"] = base_id
+    return _card(about, title, measured, _TRANSFORMERS.format(path="."))
 
 
 def peft_card(base_id: str, measured: Sequence[str], notes: Sequence[str]) -> str:
     """Of a PEFT adapter; ``measured``: what reading it back showed."""
     about = {"library_name": "peft", "base_model": base_id}
-    lines = [*_head(about, f"LoRA for {base_id}"), *measured, "", *(f"- {n}" for n in notes), ""]
-    return _text(
-        lines,
-        "```python",
-        "from peft import PeftModel",
-        "",
-        'model = PeftModel.from_pretrained(base_model, ".")',
-        "```",
-    )
+    lines = [*measured, "", *(f"- {note}" for note in notes)]
+    return _card(about, f"LoRA for {base_id}", lines, _PEFT.format(path="."))
 
 
 def bundle_card(head: Mapping[str, Any], model_name: str) -> str:
     """Of a bundle; ``head`` is its manifest, ``model_name`` what Ollama calls the model."""
-    base = one_line(head["base"]["id"] or "unknown")
-    about = {"base_model": base, "pipeline_tag": "text-generation"}
-    lines = _head(about, one_line(head["name"]))
-    lines += [f"Made from {base} by {head['made_by']}."]
+    base, fused = one_line(head["base"]["id"] or "unknown"), head["fidelity"]
+    lines = [f"Made from {base} by {head['made_by']}."]
     if head["base"].get("fingerprint"):
         lines += [f"Fingerprint of the base's weights: `{head['base']['fingerprint']}`."]
-    lines += ["", "## How close it is to what was trained", "", *_fidelity(head["fidelity"]), ""]
-    lines += ["## Licences", "", "| of | licence |", "|---|---|"]
+    lines += ["", "## How close it is to what was trained", ""]
+    if fused is None or fused.get("kl_mean") is None:
+        lines += ["Not measured: no adapter was merged into these files."]
+    else:
+        lines += [f"Merged: {fused['method']}. Against base + adapter, {_distance(fused)}."]
+    lines += ["", "## Licences", "", "| of | licence |", "|---|---|"]
     lines += [f"| {_cell(of)} | {_cell(licence)} |" for of, licence in head["licences"].items()]
     lines += ["", "## How to run it", ""]
     for part in head["parts"]:
-        for title, snippet in _SNIPPETS[part["format"]]:
+        for title, snippet in _SNIPPETS[part["format"]].items():
             lines += [f"### {title}", "", snippet.format(path=part["path"], name=model_name)]
-    return _text(
-        lines,
-        "## How to check it",
-        "",
-        "`manifest.json` has the SHA-256 of every file; the install scripts check them first.",
+    about = {"base_model": base, "pipeline_tag": "text-generation"}
+    checking = (
+        "`manifest.json` has the SHA-256 of every file; the install scripts check them first."
     )
+    return _card(about, one_line(head["name"]), lines, f"## How to check it\n\n{checking}\n")
 
 
 def licence_in_card(folder: Path) -> str | None:
@@ -167,13 +144,17 @@ def licence_in_card(folder: Path) -> str | None:
     return None
 
 
-def _head(about: Mapping[str, str | None], title: str) -> list[str]:
+def _card(about: Mapping[str, str | None], title: str, lines: Sequence[str], last: str) -> str:
     known = [f"{key}: {value}" for key, value in about.items() if value]
-    return ["---", *known, "---", "", f"# {title}", ""]
+    return "\n".join(["---", *known, "---", "", f"# {title}", "", *lines, "", last])
 
 
-def _text(lines: Sequence[str], *last: str) -> str:
-    return "\n".join([*lines, *last, ""])
+def _distance(fused: Mapping[str, Any]) -> str:
+    return (
+        f"on {fused['tokens']:,} learned tokens of held-out rows: mean KL {fused['kl_mean']:.3g} "
+        f"nats per token, 99th percentile {fused['kl_p99']:.3g}, same first choice on "
+        f"{fused['top1_agreement']:.2%}"
+    )
 
 
 def _table(tried: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -189,16 +170,5 @@ def _table(tried: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", "  | way | MB | mean KL | same first choice |", "  |---|---|---|---|", *rows, ""]
 
 
-def _fidelity(measured: Mapping[str, Any] | None) -> list[str]:
-    if measured is None or measured.get("kl_mean") is None:
-        return ["Not measured: no adapter was merged into these files."]
-    return [
-        f"Merged: {measured['method']}. On {measured['tokens']:,} learned tokens of held-out rows,",
-        f"against base + adapter: mean KL {measured['kl_mean']:.3g} nats per token,",
-        f"99th percentile {measured['kl_p99']:.3g}, same first choice on "
-        f"{measured['top1_agreement']:.2%}.",
-    ]
-
-
 def _cell(text: str) -> str:
-    return one_line(str(text)).replace("|", "\\|")
+    return one_line(text).replace("|", "\\|")

@@ -84,19 +84,29 @@ def evaluate(
     to learn.
     """
     examples = prepare(conversations, tokenizer, max_length_tokens=settings.max_length).examples
-    sums: list[Any] = []
     nll = choose_nll(loaded.model)
+    total = weight = 0.0
     done = 0
-    for input_ids, weights in _padded(examples):
-        sums.append([float(np.array(part)) for part in nll(loaded.model, input_ids, weights)])
-        done += len(input_ids)
+    for batch in _padded(examples):
+        added, counted = nll(loaded.model, *batch)
+        total, weight = total + float(np.array(added)), weight + float(np.array(counted))
+        done += len(batch[0])
         if observe:
             observe("loss", done, len(examples))
-    total, weight = np.sum(sums, axis=0)
-    loss = float(total / weight) if weight else math.nan
-    tasks: dict[str, TaskScore] = {}
+    loss = total / weight if weight else math.nan
+    pairs: dict[str, list[tuple[str, str]]] = {}
     if settings.generate:
-        tasks = _scores(loaded, tokenizer, conversations, settings, observe)
+        scored = answer_questions(loaded, tokenizer, conversations, settings, observe)
+        for row, answer, reference in scored:
+            pairs.setdefault(row.tags.get("task", NO_TASK), []).append((answer, reference))
+    tasks = {
+        task: TaskScore(
+            rows=len(rows),
+            exact_match=fmean(exact_match(*pair) for pair in rows),
+            token_f1=fmean(token_f1(*pair) for pair in rows),
+        )
+        for task, rows in sorted(pairs.items())
+    }
     return EvalResult(
         rows=len(conversations),
         supervised_tokens=sum(int(np.count_nonzero(e.weights[1:])) for e in examples),
@@ -138,50 +148,27 @@ def answer_questions(
         (row, *pair) for row in conversations if (pair := question(row, tokenizer)) is not None
     ]
     told = (lambda done: observe("answers", done, len(asked))) if observe else None
-    answers = Generator(loaded, tokenizer, batch_size=settings.batch_size).batch(
-        [prompt for _, prompt, _ in asked], settings.max_new_tokens, told
-    )
-    return [
-        (row, answer, reference) for (row, _, reference), answer in zip(asked, answers, strict=True)
-    ]
-
-
-def _scores(*evaluated: Any) -> dict[str, TaskScore]:
-    pairs: dict[str, list[tuple[str, str]]] = {}
-    for row, answer, reference in answer_questions(*evaluated):
-        pairs.setdefault(row.tags.get("task", NO_TASK), []).append((answer, reference))
-    return {
-        task: TaskScore(
-            rows=len(rows),
-            exact_match=fmean(float(exact_match(*pair)) for pair in rows),
-            token_f1=fmean(token_f1(*pair) for pair in rows),
-        )
-        for task, rows in sorted(pairs.items())
-    }
+    generator = Generator(loaded, tokenizer, batch_size=settings.batch_size)
+    answers = generator.batch([ids for _, ids, _ in asked], settings.max_new_tokens, told)
+    return [(row, text, known) for (row, _, known), text in zip(asked, answers, strict=True)]
 
 
 def _padded(
     examples: Sequence[TokenizedExample],
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """Length-sorted batches, input_ids (B, T) and weights (B, T); padding carries no weight."""
-    ordered = sorted(examples, key=lambda example: len(example.input_ids))
-    start = 0
-    while start < len(ordered):
-        stop = start + 1
-        while (
-            stop < len(ordered)
-            and (stop - start + 1) * len(ordered[stop].input_ids) <= _BATCH_TOKENS
-        ):
-            stop += 1
-        rows = ordered[start:stop]
-        width = len(rows[-1].input_ids)
-        input_ids = np.zeros((len(rows), width), dtype=np.int32)
-        weights = np.zeros((len(rows), width), dtype=np.float32)
+    batches: list[list[TokenizedExample]] = [[]]
+    for row in sorted(examples, key=lambda example: len(example.input_ids)):
+        if batches[-1] and (len(batches[-1]) + 1) * len(row.input_ids) > _BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(row)
+    for rows in filter(None, batches):
+        shape = len(rows), len(rows[-1].input_ids)
+        input_ids, weights = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
         for k, row in enumerate(rows):
             input_ids[k, : len(row.input_ids)] = row.input_ids
             weights[k, : len(row.weights)] = row.weights
         yield input_ids, weights
-        start = stop
 
 
 def normalize(text: str) -> str:
@@ -197,8 +184,7 @@ def exact_match(answer: str, reference: str) -> bool:
     """
     wanted = _json_object(reference)
     if wanted is not None:
-        given = _json_object(answer)
-        return given is not None and _canonical(given) == _canonical(wanted)
+        return bool(_json_object(answer) == wanted)
     return normalize(answer) == normalize(reference)
 
 
@@ -207,22 +193,20 @@ def token_f1(answer: str, reference: str) -> float:
 
     Words are lower-cased and lose ASCII punctuation. Two empty texts score 1, one empty text 0.
     """
-    given, wanted = Counter(_words(answer)), Counter(_words(reference))
+    given, wanted = (
+        Counter(normalize(text).lower().translate(_PUNCTUATION).split())
+        for text in (answer, reference)
+    )
     if not given or not wanted:
         return float(given == wanted)
     shared = (given & wanted).total()
     return 2 * shared / (given.total() + wanted.total())
 
 
-def _words(text: str) -> list[str]:
-    return normalize(text).lower().translate(_PUNCTUATION).split()
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    if not text.lstrip().startswith("{"):
-        return None
+def _json_object(text: str) -> Any:
+    """What :func:`exact_match` compares; None for a text that is no JSON object."""
     try:
-        return parse_object(text, where=None, error=DataError)
+        return _canonical(parse_object(text, where=None, error=DataError))
     except DataError:
         return None
 

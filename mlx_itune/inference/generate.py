@@ -11,7 +11,7 @@ from typing import Any
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.prompts import Prompt, chat_ids, room_tokens
-from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.errors import DataError, located
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.serving.engine import Drawing, Engine, Order, Token
 from mlx_itune.model.serving.reply import TextStream
@@ -97,7 +97,6 @@ class Generator:
 
         Raises DataError for an empty prompt.
         """
-        _require_tokens(prompt_ids)
         return self._answer(prompt_ids, max_tokens, drawing, is_alone=True)
 
     def answers(
@@ -118,17 +117,15 @@ class Generator:
             if observe:
                 observe(next(done))
 
-        _require_tokens(*prompts)
-        asked = list(zip(prompts, max_tokens, drawings, strict=False))
-        # Prompts of like length pad each other least.
-        longest_first = sorted(range(len(asked)), key=lambda n: -len(prompts[n]))
-        found = {
-            n: self._answer(*asked[n], ended, is_alone=asked[n][2].has_own_dice)
-            for n in longest_first
-        }
+        asked = list(zip(range(len(prompts)), prompts, max_tokens, drawings, strict=False))
+        found = {}
+        # Those of like length pad each other least; an empty one is refused before the others run.
+        for number, ids, most, drawing in sorted(asked, key=lambda each: -len(each[1])):
+            is_alone = drawing.has_own_dice
+            found[number] = self._answer(ids, most, drawing, ended, is_alone=is_alone)
         while self._engine.step():
             pass
-        return [found[n] for n in range(len(asked))]
+        return [found[number] for number in sorted(found)]
 
     def batch(
         self,
@@ -149,6 +146,8 @@ class Generator:
         *,
         is_alone: bool,
     ) -> Answer:
+        if not ids:
+            raise DataError("the prompt is empty")
         text = TextStream(self.tokenizer.decode, self._stops)
         ends = frozenset(self.tokenizer.eos_ids)
         order = Order(list(ids), max_tokens, ends, drawing, lambda token: None, is_alone)
@@ -174,11 +173,9 @@ def answer_all(
     """
     ids, rooms = [], []
     for prompt in prompts:
-        try:
+        with located(prompt.origin):
             ids.append(prompt.ids(tokenizer))
             rooms.append(room_tokens(len(ids[-1]), loaded.config, max_tokens))
-        except DataError as error:
-            raise DataError(error.message, where=prompt.origin, hint=error.hint) from error
     first = drawing.seed or 0
     drawings = (dataclasses.replace(drawing, seed=first + n) for n in range(len(prompts)))
     generator = Generator(loaded, tokenizer, stops, batch_size=batch_size)
@@ -239,7 +236,8 @@ class ChatSession:
         try:
             room = room_tokens(len(prompt), self._config, self._max_tokens)
         except DataError as error:
-            raise DataError(error.message, hint="/reset starts a new conversation") from error
+            error.hint = "/reset starts a new conversation"
+            raise
         # Another seed for each turn, or the same question would get the same dice.
         seed = (self._drawing.seed or 0) + len(asked)
         drawing = dataclasses.replace(self._drawing, seed=seed)
@@ -250,8 +248,3 @@ class ChatSession:
             self.last.close()
             if self.last.text.strip():
                 self.turns = [*asked, Turn("assistant", self.last.text)]
-
-
-def _require_tokens(*prompts: Sequence[int]) -> None:
-    if not all(map(len, prompts)):
-        raise DataError("the prompt is empty")

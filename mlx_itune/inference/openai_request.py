@@ -144,7 +144,15 @@ class Desk:
             raise Refusal(500, f"the request cannot be read: {brief(error)}") from error
 
     def _asked(self, request: Request, is_chat: bool) -> Asked:
-        served = self.served[self._name(request)]
+        name = DEFAULT
+        # `model`, or mlx-lm's `adapters` on top of it.
+        for field, wanted in (("model", request.model), ("adapters", request.adapters)):
+            if wanted is None:
+                continue
+            if wanted not in self._names:
+                raise unknown_model(wanted, field)
+            name = self._names[wanted]
+        served = self.served[name]
         if any(not 0 <= token < self._vocabulary for token in request.logit_bias):
             raise Refusal(400, "logit_bias names no token of this model", param="logit_bias")
         param = "messages" if is_chat else "prompt"
@@ -153,28 +161,16 @@ class Desk:
         if context and size > context * _CHARACTERS_A_TOKEN:
             told = f"{size:,} characters, and the model's context is {context:,} tokens"
             raise Refusal(400, f"the prompt has {told}", param=param, code=_TOO_LONG)
+        code = None
         try:
             ids = _chat(served, request) if is_chat else _text(served, request.prompt)
+            code = _TOO_LONG
+            most = request.max_completion_tokens or request.max_tokens
+            room = room_tokens(len(ids), self._config, most)
         except DataError as error:
-            raise Refusal(400, str(error), param=param) from error
-        wanted = request.max_completion_tokens or request.max_tokens
-        try:
-            room = room_tokens(len(ids), self._config, wanted)
-        except DataError as error:
-            raise Refusal(400, str(error), param=param, code=_TOO_LONG) from error
+            raise Refusal(400, str(error), param=param, code=code) from error
         stops = (*served.tokenizer.stop_strings, *filter(None, request.stop))
         return Asked(request, is_chat, served, ids, room, stops)
-
-    def _name(self, request: Request) -> str:
-        """The served name that `model`, or mlx-lm's `adapters` on top of it, asks for."""
-        found = DEFAULT
-        for field, asked in (("model", request.model), ("adapters", request.adapters)):
-            if asked is None:
-                continue
-            if asked not in self._names:
-                raise unknown_model(asked, field)
-            found = self._names[asked]
-        return found
 
 
 def unknown_model(name: str, param: str = "model") -> Refusal:
@@ -215,10 +211,8 @@ def _chat(served: Served, request: Request) -> list[int]:
         raise Refusal(
             400, "this model's chat template has no place for tools", param="tools", code=_NOT_DONE
         )
-    turns, tools = turns_and_tools(
-        {"messages": list(request.messages), "tools": list(request.tools)}
-    )
-    return chat_ids(served.tokenizer, turns, tools)
+    row = {"messages": list(request.messages), "tools": list(request.tools)}
+    return chat_ids(served.tokenizer, *turns_and_tools(row))
 
 
 def _text(served: Served, prompt: Sequence[str]) -> list[int]:

@@ -32,6 +32,7 @@ _BODY_BYTES = 16_000_000
 # How long a client may take to send one.
 _BODY_S = 60.0
 _LEAST_LOGPROB = -9999.0
+_ALL: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_private_network": True}
 
 
 def application(
@@ -41,25 +42,21 @@ def application(
 
     hosts: what a request may call this server (None: anything); origins: of pages that may use it.
     """
-    created = int(time.time())
+    about = {"object": "model", "created": int(time.time()), "owned_by": "mlx-itune"}
+    models = {name: {"id": name, **about} for name in desk.served}
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
-
-    def models() -> list[dict[str, Any]]:
-        about = {"object": "model", "created": created, "owned_by": "mlx-itune"}
-        return [{"id": name, **about} for name in desk.served]
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def every_model(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": models()})
+        return JSONResponse({"object": "list", "data": list(models.values())})
 
     async def one_model(request: Request) -> Response:
         name = unquote(request.path_params["name"])
-        for model in models():
-            if model["id"] == name:
-                return JSONResponse(model)
-        raise unknown_model(name)
+        if name not in models:
+            raise unknown_model(name)
+        return JSONResponse(models[name])
 
     async def complete(request: Request) -> Response:
         data = await asyncio.wait_for(_body(request), _BODY_S)
@@ -86,13 +83,7 @@ def application(
         ],
         middleware=[
             Middleware(Gate, hosts=hosts, origins=origins),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
-                allow_private_network=True,
-            ),
+            Middleware(CORSMiddleware, allow_origins=origins, **_ALL),
         ],
         exception_handlers=dict.fromkeys((HTTPException, Refusal, Exception), _refused),
     )
@@ -118,10 +109,8 @@ class Gate:
             return Refusal(403, f"this server does not answer to {', '.join(named) or 'no name'}")
         for origin in (value.decode("latin-1") for name, value in headers if name == b"origin"):
             if origin not in self._origins and "*" not in self._origins:
-                return Refusal(
-                    403,
-                    f"pages of {origin} may not use this server; --allow-origin {origin} lets them",
-                )
+                told = f"may not use this server; --allow-origin {origin} lets them"
+                return Refusal(403, f"pages of {origin} {told}")
         return None
 
 

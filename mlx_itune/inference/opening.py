@@ -37,13 +37,20 @@ def open_adapter(opening: Opening) -> Adapter | None:
     return adapters.load(opening.adapter, any_base=opening.allow_other_base)
 
 
-def open_tokenizer(opening: Opening) -> ChatTokenizer:
+def open_tokenizer(opening: Opening, adapter: Adapter | None = None) -> ChatTokenizer:
     """The tokenizer with the template asked for, else the adapter's, else the model's own.
 
     Raises ModelError where the adapter's is no longer what it was trained with.
     """
-    adapter = open_adapter(opening)
-    return _tokenizer(opening, adapter)
+    adapter = adapter or open_adapter(opening)
+    path = base.resolve(opening.model)
+    # Whatever is wrong with the model's files is told in its own words.
+    vet(path)
+    trained = adapter.origin.tokenizer.template if adapter else None
+    tokenizer = load_tokenizer(path, template=opening.template or trained or "auto")
+    if adapter:
+        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+    return tokenizer
 
 
 def open_model(opening: Opening) -> tuple[LoadedModel, ChatTokenizer]:
@@ -52,7 +59,7 @@ def open_model(opening: Opening) -> tuple[LoadedModel, ChatTokenizer]:
     Raises ModelError, StorageError.
     """
     adapter = open_adapter(opening)
-    tokenizer = _tokenizer(opening, adapter)
+    tokenizer = open_tokenizer(opening, adapter)
     loaded = base.load(opening.model, compute=opening.compute)
     if adapter:
         adapters.apply(loaded, adapter)
@@ -86,14 +93,3 @@ def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation
     if not rows:
         raise DataError("holds no rows", where=str(data))
     return split if data.is_dir() else data.name, rows
-
-
-def _tokenizer(opening: Opening, adapter: Adapter | None) -> ChatTokenizer:
-    path = base.resolve(opening.model)
-    # Whatever is wrong with the model's files is told in its own words.
-    vet(path)
-    trained = adapter.origin.tokenizer.template if adapter else None
-    tokenizer = load_tokenizer(path, template=opening.template or trained or "auto")
-    if adapter:
-        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
-    return tokenizer

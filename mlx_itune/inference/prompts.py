@@ -15,7 +15,7 @@ from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.formats.chat import turns_of
 from mlx_itune.dataset.formats.fields import tools_of
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.errors import DataError, UsageError, located
 from mlx_itune.kit.json_files import parse_object, read_bytes
 
 # Names of the known answer beside a `prompt`.
@@ -150,10 +150,8 @@ class Asked:
             if not line.strip():
                 continue
             where = f"{path}:{number}"
-            try:
+            with located(where):
                 prompt = self._of_row(line) if is_rows else self._said(line.removesuffix("\n"))
-            except DataError as error:
-                raise DataError(error.message, where=where, hint=error.hint) from error
             found.append(dataclasses.replace(prompt, origin=where))
         if not found:
             raise DataError("holds no prompts", where=str(path))

@@ -14,11 +14,11 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
     SHARD_BYTES,
     Exported,
+    carry_tokenizer,
     describe,
     in_shards,
     refuse_same,
     sealed,
-    write_config,
     write_index,
 )
 from mlx_itune.export.cards import transformers_card
@@ -103,7 +103,8 @@ def export_hf(
             yield _stored(piece, kind, name)
 
     with sealed(out, sum(sizes.values()), "the model") as stage:
-        write_config(stage, source_dir, config, tokenizer)
+        carry_tokenizer(stage, source_dir, config, tokenizer)
+        write_object(stage / "config.json", config)
         shards = in_shards(sizes, shard_bytes)
         for file, names in shards.items():
             described = {name: (stored, by_name[name].shape) for name in names}

@@ -214,7 +214,7 @@ class Engine:
             turn = self._waiting[0].adapter
             ordered = sorted(self._waiting, key=lambda order: order.adapter != turn)
             self._waiting = deque(ordered)
-        while self._waiting:
+        while self._waiting and self._alone is None:
             order = self._waiting[0]
             alone = order.is_alone or not self._can_batch
             full = len(self._in_batch) >= self._most
@@ -226,14 +226,12 @@ class Engine:
             try:
                 self._switch(order.adapter)
                 self._adapter = order.adapter
-                if not alone:
+                if alone:
+                    self._alone = self._answer(order)
+                else:
                     self._join(order)
-                    continue
             except Exception as error:
                 order.deliver(error)
-                continue
-            self._alone = self._answer(order)
-            return
 
     def _join(self, order: Order) -> None:
         cache, rest = self._remembered(order)

@@ -76,25 +76,25 @@ class Reply:
         if not text:
             return
         try:
-            calls = self._family.tool_parser(text, self._tools)
+            found = self._family.tool_parser(text, self._tools)
             calls = [
-                (str(call["name"]), json.dumps(call["arguments"], ensure_ascii=False), call)
-                for call in (calls if isinstance(calls, list) else [calls])
+                {
+                    "index": self.calls + n,
+                    "id": call.get("id") or f"call_{uuid.uuid4().hex}",
+                    "type": "function",
+                    "function": {
+                        "name": str(call["name"]),
+                        "arguments": json.dumps(call["arguments"], ensure_ascii=False),
+                    },
+                }
+                for n, call in enumerate(found if isinstance(found, list) else [found])
             ]
         # Whatever a model wrote between the marks: what is no call is told as it stands.
         except Exception:
             said["content"] = said.get("content", "") + text
             return
-        for name, arguments, call in calls:
-            said.setdefault("tool_calls", []).append(
-                {
-                    "index": self.calls,
-                    "id": call.get("id") or f"call_{uuid.uuid4().hex}",
-                    "type": "function",
-                    "function": {"name": name, "arguments": arguments},
-                }
-            )
-            self.calls += 1
+        said["tool_calls"] = said.get("tool_calls", []) + calls
+        self.calls += len(calls)
 
 
 class TextStream:
