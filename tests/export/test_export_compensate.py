@@ -103,16 +103,15 @@ class Two(nn.Module):  # type: ignore[misc]
         self.first, self.second = nn.Linear(16, 8), nn.Linear(16, 8)
         self.third = nn.Linear(8, 8)
         self.experts = SwitchLinear(8, 4, 3)
-        self.calls: list[Any] = []
+
+    def inputs(self, ids: Any) -> tuple[Any, Any, Any]:
+        x = self.table(ids)
+        low = self.first(x) + self.second(x)
+        return x, low, self.third(low)
 
     def __call__(self, ids: Any) -> Any:
-        x = self.table(ids)
-        self.calls.append(x)
-        low = self.first(x) + self.second(x)
-        chosen = (ids % 2)[..., None]
-        y = self.third(low)
-        self.calls.append((low, y, chosen))
-        return self.experts(mx.expand_dims(y, (-2, -3)), chosen)
+        y = self.inputs(ids)[2]
+        return self.experts(mx.expand_dims(y, (-2, -3)), (ids % 2)[..., None])
 
 
 def examples() -> list[TokenizedExample]:
@@ -137,16 +136,12 @@ def test_moments_are_those_of_the_inputs(budget_bytes: int) -> None:
     # A layer whose moments alone are beyond the budget is left out.
     narrow = Calibration(model, layers, examples(), budget_bytes=4 * 8 * 8)
     assert [path for path, _ in narrow.moments()] == ["third"]
-    model.calls.clear()
-    for example in examples():
-        model(mx.array(example.input_ids[None]))
-    x = np.concatenate([np.array(call[0]) for call in model.calls[::2]])
-    low = np.concatenate([np.array(call[0][0]) for call in model.calls[1::2]])
-    y = np.concatenate([np.array(call[1][0]) for call in model.calls[1::2]])
-    chosen = np.concatenate([np.array(call[2]).reshape(-1) for call in model.calls[1::2]])
-    np.testing.assert_allclose(np.array(found["first"].total), x.T @ x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.array(found["third"].total), low.T @ low, rtol=1e-4, atol=1e-5)
-    assert list(found["experts"].count) == [(chosen == e).sum() for e in range(3)]
-    for e in range(3):
-        rows = y[chosen == e]
-        np.testing.assert_allclose(found["experts"].total[e], rows.T @ rows, rtol=1e-4, atol=1e-5)
+    every = np.concatenate([example.input_ids for example in examples()])
+    x, low, y = (np.array(each) for each in model.inputs(mx.array(every)))
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(np.array(found["first"].total), x.T @ x, **close)
+    np.testing.assert_allclose(np.array(found["third"].total), low.T @ low, **close)
+    for expert in range(3):
+        seen = y[every % 2 == expert]
+        assert found["experts"].count[expert] == len(seen)
+        np.testing.assert_allclose(found["experts"].total[expert], seen.T @ seen, **close)

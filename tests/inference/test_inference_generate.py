@@ -18,6 +18,7 @@ from mlx_itune.inference.generate import ChatSession, Generator
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel, load
 from mlx_itune.model.serving.engine import Drawing
+from tests.model.architectures import ARCHITECTURES, build
 
 SAID = ("Hi, who are you?", "The patient takes metformin.", "And zolpidem?", "yes")
 Opened = tuple[LoadedModel, ChatTokenizer]
@@ -119,27 +120,37 @@ def test_an_answer_broken_off_leaves_the_next_one_right(opened: Opened) -> None:
     assert answer == "".join(Generator(*opened).stream(prompt, max_tokens=30))
 
 
-def test_reset_and_system(opened: Opened) -> None:
-    chat = session(opened, system="One.", max_tokens=4)
-    "".join(chat.say("Hi"))
-    chat.reset()
-    assert [turn.content for turn in chat.turns] == ["One."]
-    chat.reset("Two.")
-    assert [turn.content for turn in chat.turns] == ["Two."]
-    chat.reset("")
-    assert chat.turns == []
-
-
-def test_a_conversation_that_is_too_long_says_so_and_stays(opened: Opened) -> None:
-    chat = session(opened, max_tokens=4)
-    "".join(chat.say("Hi"))
-    turns = list(chat.turns)
-    with pytest.raises(DataError, match="context is 2,048"):
-        "".join(chat.say("word " * 3000))
-    assert chat.turns == turns
-    # An answer ends where the context does.
+def test_an_answer_ends_where_the_context_does(opened: Opened) -> None:
     long = session(opened, max_tokens=10**6)
     room = 2048 - len(opened[1].prompt_ids([])) - 30
     "".join(long.say("a" * (room // 2)))
-    assert long.last is not None
-    assert long.last.completion_tokens <= 2048
+    assert long.last is not None and long.last.completion_tokens <= 2048
+    with pytest.raises(DataError, match="context is 2,048"):
+        "".join(long.say("word " * 3000))
+    assert len(long.turns) == 2
+
+
+def generator(model: Any, cached_prompts: int = 0) -> Generator:
+    """Tokens as text: each is a character."""
+    tokenizer: Any = SimpleNamespace(
+        eos_ids=frozenset(), stop_strings=(), decode=lambda ids: "".join(map(chr, ids))
+    )
+    loaded: Any = SimpleNamespace(model=model)
+    return Generator(loaded, tokenizer, cached_prompts=cached_prompts)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba2", "granitemoehybrid"])
+def test_kept_caches_and_batches_give_the_answers_of_each_alone(name: str) -> None:
+    model = build(name)
+    model.eval()
+    answers, remembering = generator(model), generator(model, 4)
+    text = [7 + (31 * n) % 290 for n in range(40)]
+    for _ in range(3):
+        answer = "".join(remembering.stream(text, max_tokens=9))
+        assert answer == "".join(answers.stream(text, max_tokens=9)), name
+        # One token of the answer changes, as when a template rewrites it.
+        text = [*text, *map(ord, answer[:-2]), 5, 6, 11]
+    texts = [text, *([7 + (31 * n * k) % 290 for n in range(12 * k)] for k in (1, 2, 3))]
+    alone = ["".join(answers.stream(each, max_tokens=9)) for each in texts]
+    assert answers.batch(texts, 9) == alone
+    assert "".join(remembering.stream(text, max_tokens=9)) == alone[0]
