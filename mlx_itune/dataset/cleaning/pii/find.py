@@ -127,12 +127,10 @@ def _candidates(page: Page) -> Iterator[Found]:
         elif chunk.digits >= 7:
             yield from contact.phones(page, chunk)
         yield from assigned_keys(page, chunk)
-        words, groups = page.near(chunk)
         for form in FORMS:
             if chunk.digits < form.digits:
                 break
-            if form.alone or form.label in groups or not form.words.isdisjoint(words):
-                yield from _matches(page, chunk, form)
+            yield from _matches(page, chunk, form)
 
 
 def _matches(page: Page, chunk: Chunk, form: Form) -> Iterator[Found]:

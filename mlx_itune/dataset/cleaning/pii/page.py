@@ -74,14 +74,6 @@ def _group(words: Sequence[str], at: int) -> str:
     return _GROUPS.get(word) or _GROUPS.get(stem, "")
 
 
-def _groups_of(words: Sequence[str], text: str = "") -> frozenset[str]:
-    """The groups of all labels among words in reading order, or without spaces in `text`."""
-    found = {_group(words[::-1], at) for at in range(len(words))}
-    if not text.isascii():
-        found |= {group for word, group in _UNSPACED.items() if word in text}
-    return frozenset(found) - {""}
-
-
 def _nearest(words: Sequence[str], lead: str) -> tuple[str, int]:
     """The nearest label among words in reverse order, or at the end of `lead` without spaces: its
     group, and how many unrelated words stand between it and the value."""
@@ -148,7 +140,7 @@ class Around(NamedTuple):
     label: str
     between: int
     words: frozenset[str]
-    behind: frozenset[str]
+    behind: set[str]
 
     def distance(self, group: str) -> int:
         """How far the label of a group is: before the value, or else right behind it."""
@@ -262,21 +254,17 @@ class Page:
             digits = len(_NO_DIGITS.sub("", part))
             yield Chunk(start, end, first, digits, _LETTER.search(part) is not None)
 
-    def near(self, chunk: Chunk) -> tuple[frozenset[str], frozenset[str]]:
-        """The words around and inside a chunk and the labels they make: what may name it."""
-        _, head = self.cell(chunk.first)
-        lead = self.low[max(0, chunk.first - _BEFORE) : chunk.end + _BEHIND]
-        words = _words_of(f"{head} {lead}")
-        return frozenset(words), _groups_of(words, lead)
-
     def around(self, start: int, end: int) -> Around:
         """The labels beside a value."""
         if (start, end) not in self._around:
             before = self._words_before(start)
             after = _words_of(self.low[end : end + _BEHIND].partition("\n")[0])[:5]
-            label = _nearest(before, self.low[max(0, start - 24) : start])
-            words = frozenset((*before, *after))
-            self._around[start, end] = Around(*label, words, _groups_of(after[:3]))
+            soon = after[2::-1]
+            self._around[start, end] = Around(
+                *_nearest(before, self.low[max(0, start - 24) : start]),
+                frozenset((*before, *after)),
+                {_group(soon, at) for at in range(len(soon))},
+            )
         return self._around[start, end]
 
     def _words_before(self, start: int) -> list[str]:
