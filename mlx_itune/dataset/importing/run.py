@@ -148,21 +148,24 @@ class _Import:
     def survey_splits(self) -> None:
         """Read ahead, mostly a little, for a split that small data would leave empty."""
         splitter = self._splitter
-        for _, row in self._rows("split") if splitter else ():
-            if not isinstance(row, Fault) and self._is_wanted(row):
-                content = content_hash(row)
-                if self._takes(row, content):
-                    self._split(row, content)
-            if splitter and splitter.is_full and not self._plan.stratify:
+        if not splitter:
+            return
+        for _, row in self._rows("split"):
+            if isinstance(row, Fault) or not self._is_wanted(row):
+                continue
+            content = content_hash(row)
+            if self._takes(row, content):
+                self._split(splitter, row, content)
+            if splitter.is_full and not self._plan.stratify:
                 break
-        if splitter:
-            splitter.fill()
+        splitter.fill()
 
     def write(self, folder: FolderWriter, result: Imported) -> None:
         """Fill the folder. Raises _NothingWritten where it is not to be."""
         plan = self._plan
         values: dict[str, dict[str, None]] = {condition.key: {} for condition in self._where}
         written: Counter[str] = Counter()
+        splitter, keeps_splits = self._splitter, self._inputs.has_splits
         for file, row in self._rows("import"):
             if isinstance(row, Fault):
                 if row.severity == "error":
@@ -182,10 +185,12 @@ class _Import:
             if not self._takes(row, content):
                 folder.leave_out(row, "mix" if self._mixes else "sample")
                 continue
-            kept = file.split if self._inputs.has_splits and file.split else "train"
+            split = file.split if keeps_splits and file.split else "train"
+            if splitter:
+                split = self._split(splitter, row, content)
             if ORIGIN in row.tags and file.parent is None:
                 result.notes = [f"the rows' own field {ORIGIN!r} is kept as {GIVEN_ORIGIN!r}"]
-            folder.add(self._split(row, content) if self._splitter else kept, row)
+            folder.add(split, row)
             written[row.tags["source"]] += 1
         result.rows = result.accepted + result.rejected
         if (plan.strict and result.rejected) or not result.accepted:
@@ -199,7 +204,7 @@ class _Import:
                 "achieved": {name: written[name] / written.total() for name in self._mix},
                 "available": dict(self._sizes),
             }
-        if splitter := self._splitter:
+        if splitter:
             if plan.stratify and splitter.counts.keys() == {""}:
                 raise UsageError(f"no row has a tag {plan.stratify!r} to stratify by")
             result.split = splitter.described(strata=plan.stratify is not None)
@@ -230,9 +235,8 @@ class _Import:
     def _takes(self, row: Conversation, content: int) -> bool:
         return not self._samplers or self._samplers[self._pot(row)].take(content)
 
-    def _split(self, row: Conversation, content: int) -> str:
-        plan, splitter = self._plan, self._splitter
-        assert splitter is not None
+    def _split(self, splitter: Splitter, row: Conversation, content: int) -> str:
+        plan = self._plan
         name = self._groups.of(content) if self._groups else content
         stratum = row.tags.get(plan.stratify, "") if plan.stratify else ""
         return splitter.choose(position(name.to_bytes(8, "big"), plan.seed), stratum)

@@ -249,7 +249,7 @@ def _histogram(name: str, found: Distribution, limit: Iterable[tuple[str, int]])
     ]
     view = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "aria-label": name}
     heading = element("p", {"class": "plot-name"}, name[:1].upper() + name[1:])
-    return element("figure", {"class": "plot"}, heading, element("svg", view, *drawn))
+    return element("figure", {"class": "chart"}, heading, element("svg", view, *drawn))
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> Html:
@@ -257,14 +257,10 @@ def _text(x: float, y: float, text: str, kind: str = "") -> Html:
 
 
 _STYLE = """
-.plot{margin:0;min-width:0}
 .plot-name{font-weight:600;font-size:.9rem;margin:0}
-.plot svg{display:block;width:100%;height:auto}
-.plot rect,.bar rect{fill:var(--c1)}
-.plot .beyond{opacity:.55}
-.plot text{font-size:11.5px;fill:var(--muted)}
-.plot .end{text-anchor:end}
-.plot .axis{stroke:var(--muted)}
-.plot .mark{stroke:var(--ink);stroke-dasharray:3 3;opacity:.75}
+.chart rect,.bar rect{fill:var(--c1)}
+.chart .beyond{opacity:.55}
+.chart .axis{stroke:var(--muted)}
+.chart .mark{stroke:var(--ink);stroke-dasharray:3 3;opacity:.75}
 .bar{width:160px;height:10px;display:block}
 """
