@@ -94,38 +94,25 @@ def find_problem(turns: tuple[Turn, ...], *, is_text: bool = False) -> tuple[str
     """
     if not turns:
         return "no-turns", "the conversation has no turns"
-    previous: str | None = None
-    if is_text and len(turns) == 1 and turns[0].role == "assistant":
-        previous = "user"
+    is_alone = is_text and len(turns) == 1 and turns[0].role == "assistant"
+    previous = "user" if is_alone else None
     for number, turn in enumerate(turns, 1):
-        role = turn.role
+        role, weight = turn.role, turn.weight
+        place = f"turn {number} ({role!r})"
         if role not in _MAY_FOLLOW:
-            return "unknown-role", f"{_place(number, turn)}: the role must be one of {_ROLES}"
+            return "unknown-role", f"{place}: the role must be one of {', '.join(ROLES)}"
         if previous not in _MAY_FOLLOW[role]:
             after = f"cannot follow {previous!r}" if previous else "cannot be the first turn"
-            return "role-order", f"{_place(number, turn)} {after}"
-        if turn.tool_calls:
-            if role != "assistant":
-                return (
-                    "tool-calls",
-                    f"{_place(number, turn)}: only an assistant turn can call tools",
-                )
+            return "role-order", f"{place} {after}"
+        if turn.tool_calls and role != "assistant":
+            return "tool-calls", f"{place}: only an assistant turn can call tools"
         # A tool may well return nothing; everybody else has to say something.
-        elif role != "tool" and not turn.content.strip():
-            return "empty", f"{_place(number, turn)} has no text"
-        weight = turn.weight
+        if not turn.tool_calls and role != "tool" and not turn.content.strip():
+            return "empty", f"{place} has no text"
         if weight is not None and not 0 <= weight < float("inf"):
-            place = _place(number, turn)
             return "weight", f"{place}: weight {weight} is not a finite number >= 0"
         previous = role
     return None
-
-
-_ROLES = ", ".join(ROLES)
-
-
-def _place(number: int, turn: Turn) -> str:
-    return f"turn {number} ({turn.role!r})"
 
 
 def origin_of(file: str, line: int, row: int | None = None) -> str:

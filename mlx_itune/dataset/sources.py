@@ -38,6 +38,9 @@ _RESERVED = frozenset(
 )
 
 
+Rows = tuple[Conversation, ...]
+
+
 @dataclass(frozen=True)
 class Source:
     """A file that was read: its name, accepted rows and content hash."""
@@ -51,9 +54,9 @@ class Source:
 class Splits:
     """What a data folder or file holds."""
 
-    train: tuple[Conversation, ...]
-    valid: tuple[Conversation, ...]
-    test: tuple[Conversation, ...]
+    train: Rows
+    valid: Rows
+    test: Rows
     sources: tuple[Source, ...]
 
 
@@ -84,12 +87,11 @@ def read_rows(
         if isinstance(record, Fault):
             yield record
             continue
+        origin = record.origin(name)
         try:
-            yield from parse_rows(record.value, record.origin(name), format=format, columns=columns)
+            yield from parse_rows(record.value, origin, format=format, columns=columns)
         except RowFault as fault:
-            mended = (
-                mend(record.value, record.origin(name), fault) if mend and not columns else None
-            )
+            mended = mend(record.value, origin, fault) if mend and not columns else None
             yield mended or fault.at(name, record.line, record.row)
 
 
@@ -107,31 +109,23 @@ def load_splits(
     order, and equal rows stay on one side.
     Raises DataError when a row is broken (all are counted) or a file holds no row.
     """
-    data = Path(data)
     rows: dict[str, list[Conversation]] = {}
     faults: list[Fault] = []
     sources: list[Source] = []
     total = 0
-    for part, path in split_paths(data).items():
-        found = rows.setdefault(part.partition("/")[0], [])
-        before, broken = len(found), 0
-        for row in read_rows(path, format=format, columns=columns):
-            if isinstance(row, Conversation):
-                found.append(row)
-            elif row.severity == "error":
-                faults.append(row)
-                broken += 1
-        accepted = len(found) - before
-        if not accepted and not broken:
+    for part, path in split_paths(Path(data)).items():
+        found = list(read_rows(path, format=format, columns=columns))
+        if not found:
             raise DataError("holds no rows", where=str(path))
-        total += accepted + broken
-        sources.append(Source(path.name, accepted, sha256_file(path)))
+        good = [row for row in found if isinstance(row, Conversation)]
+        faults += [row for row in found if isinstance(row, Fault)]
+        total += len(found)
+        rows.setdefault(part.partition("/")[0], []).extend(good)
+        sources.append(Source(path.name, len(good), sha256_file(path)))
     if faults:
-        raise DataError(
-            f"{len(faults)} of {total} rows are broken: {listing(faults)}",
-            where=str(data),
-            hint="`mlx-itune data check` lists them all",
-        )
+        message = f"{len(faults)} of {total} rows are broken: {listing(faults)}"
+        hint = "`mlx-itune data check` lists them all"
+        raise DataError(message, where=str(data), hint=hint)
     train, valid, test = (tuple(rows.get(split, ())) for split in _SPLITS)
     if "valid" not in rows:
         train, valid = _hold_out(train, seed)
@@ -236,17 +230,9 @@ def said_bytes(conversation: Conversation) -> bytes:
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.weight is not None:
-        message["weight"] = turn.weight
-    if turn.tool_calls:
-        message["tool_calls"] = list(turn.tool_calls)
-    if turn.name is not None:
-        message["name"] = turn.name
-    if turn.tool_call_id is not None:
-        message["tool_call_id"] = turn.tool_call_id
-    if turn.input is not None:
-        message["input"] = turn.input
+    weight = {} if turn.weight is None else {"weight": turn.weight}
+    message = {"role": turn.role, "content": turn.content, **weight, **turn.message()}
+    message.pop("instruction", None)
     return message
 
 
@@ -276,17 +262,12 @@ def _found_in(folder: Path) -> str:
     return f"found {listing(sorted(path.name for path in folder.iterdir()), 5) or 'nothing'}"
 
 
-def _hold_out(
-    rows: tuple[Conversation, ...], seed: int
-) -> tuple[tuple[Conversation, ...], tuple[Conversation, ...]]:
+def _hold_out(rows: Rows, seed: int) -> tuple[Rows, Rows]:
     keys = [content_key(row, seed) for row in rows]
     copies = Counter(keys)
-    distinct = sorted(copies)
-    if len(distinct) < 2:
-        return rows, ()
     held: set[int] = set()
     held_rows = 0
-    for key in distinct[:-1]:
+    for key in sorted(copies)[:-1]:
         if held and (key >= _VALID_SHARE * 2**64 or held_rows + copies[key] > _VALID_MAX_ROWS):
             break
         held.add(key)

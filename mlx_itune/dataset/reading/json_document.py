@@ -268,6 +268,7 @@ class _Document:
                 start, place = len(window.text), "last"
                 break
         window.pos = start
+        window.count()
         lost = window.byte - began
         if place == "next" and lost <= _MUCH_BYTES:
             return reason
@@ -335,12 +336,12 @@ class Window:
         self.text = ""
         self.pos = 0
         self.ended = False
-        # The line and byte of an index that has been passed.
-        self._line, self._byte, self._counted = 1, stream.start, 0
+        # The line of the file, from 1, and its byte, from 0, that was counted to.
+        self.line, self.byte, self._counted = 1, stream.start, 0
 
     def more(self) -> bool:
         """Read as much again as is held; False at the end. What is far before `pos` is dropped."""
-        self._count()
+        self.count()
         keep = max(0, self.pos - _LEAD_CHARS)
         pieces = [self.text[keep:]]
         kept = len(pieces[0])
@@ -361,26 +362,13 @@ class Window:
         """The characters from `pos` on."""
         return len(self.text) - self.pos
 
-    @property
-    def line(self) -> int:
-        """The line of the file that `pos` is on."""
-        self._count()
-        return self._line
-
-    @property
-    def byte(self) -> int:
-        """The byte of the file, from 0, that `pos` is at."""
-        self._count()
-        return self._byte
-
     def skip_space(self) -> str:
         """Move to the next character that is not white space; nothing at the end."""
         while True:
             self.pos = _SPACE.match(self.text, self.pos).end()  # type: ignore[union-attr]
-            if self.pos < len(self.text):
-                return self.text[self.pos]
-            if self.ended or not self.more():
-                return ""
+            if self.pos < len(self.text) or self.ended or not self.more():
+                self.count()
+                return self.text[self.pos : self.pos + 1]
 
     def at(self, pattern: re.Pattern[str], skip: int = 0) -> re.Match[str] | None:
         """The match of a pattern that looks at less than _LEAD_CHARS, here or a little further."""
@@ -388,12 +376,12 @@ class Window:
             self.more()
         return pattern.match(self.text, self.pos + skip)
 
-    def _count(self) -> None:
-        if self._counted < self.pos:
-            passed = self.text[self._counted : self.pos]
-            self._line += passed.count("\n")
-            self._byte += size(passed)
-            self._counted = self.pos
+    def count(self) -> None:
+        """Let `line` and `byte` be those of `pos`."""
+        passed = self.text[self._counted : self.pos]
+        self.line += passed.count("\n")
+        self.byte += size(passed)
+        self._counted = self.pos
 
 
 def size(text: str) -> int:
