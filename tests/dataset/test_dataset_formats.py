@@ -57,9 +57,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1234567
 def test_formats_are_told_by_their_keys(format, row):
     assert turns(row) == turns(row, format=format) == ASKED
     assert turns({**row, "system": "s"}) == [("system", "s"), *ASKED]
-
-
-def test_replies_within_a_prompt_are_not_learned():
+    # Replies within a prompt are not learned.
     row = {"prompt": chat("user", "assistant", "user")["messages"], "completion": REPLY}
     assert [t.weight for t in row_of(row).turns] == [None, 0.0, None, None]
 
@@ -197,6 +195,7 @@ def test_a_forced_format_refuses_what_is_not_its_own():
         parse_rows({}, "f:1", format="share-gpt")
 
 
+AGAIN = [*ASKED, ("user", "v"), ("assistant", "b")]
 TEXTS = {
     "chatml": (
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n u \n<|im_end|>\n"
@@ -205,7 +204,7 @@ TEXTS = {
     ),
     "llama-2": (
         "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] a </s><s>[INST] v [/INST] b </s>",
-        [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")],
+        [("system", "s"), *AGAIN],
     ),
     "llama-3": (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|>"
@@ -217,13 +216,9 @@ TEXTS = {
         "completes the request.\n\n### Instruction:\nu\n\n### Input:\nx\n\n### Response:\n  a\n\nb",
         [("user", "u\n\nx"), ("assistant", "  a\n\nb")],
     ),
-    "guanaco": (
-        "### Human: u### Assistant: a### Human: v### Assistant: b",
-        [*ASKED, ("user", "v"), ("assistant", "b")],
-    ),
+    "guanaco": ("### Human: u### Assistant: a### Human: v### Assistant: b", AGAIN),
     "vicuna": (
-        "A chat. USER: u ASSISTANT: a</s>USER: v ASSISTANT: b</s>",
-        [("system", "A chat."), *ASKED, ("user", "v"), ("assistant", "b")],
+        "A chat. USER: u ASSISTANT: a</s>USER: v ASSISTANT: b</s>", [("system", "A chat."), *AGAIN],
     ),
     "anthropic": ("\n\nHuman: u\n\nAssistant: a", ASKED),
     "user": ("User: u\nAssistant: a\nmore", [("user", "u"), ("assistant", "a\nmore")]),

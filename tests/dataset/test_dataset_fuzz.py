@@ -33,21 +33,19 @@ MESSAGES = [
     {"role": "assistant", "content": "An object.\n\n```json\n{}\n```", "weight": 1},
 ]
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+CALLS = [
+    {"role": "user", "content": [{"type": "text", "text": "u"}], "name": "ann"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "7", "tool_call_id": "c1"},
+    {"role": "assistant", "content": None, "function_call": {"name": "g"}},
+    {"role": "function", "name": "g", "content": ""},
+    {"role": "assistant", "content": "a"},
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 SAID = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a", "weight": None}]
 ROWS: list[dict[str, Any]] = [
     {"messages": MESSAGES},
-    {
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "u"}], "name": "ann"},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-            {"role": "tool", "content": "7", "tool_call_id": "c1"},
-            {"role": "assistant", "content": None, "function_call": {"name": "g"}},
-            {"role": "function", "name": "g", "content": ""},
-            {"role": "assistant", "content": "a"},
-        ],
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
-        "metadata": {"source": "s", "n": 1},
-    },
+    {"messages": CALLS, "tools": TOOLS, "metadata": {"source": "s", "n": 1}},
     {"id": "x_1", "conversations": SAID, "system": "s"},
     {"conversations": SAID * 2, "system_prompt": "s", "hash": [1, 2], "idx": 7, "views": None},
     {"instruction": "i", "input": "", "output": "o"},

@@ -27,23 +27,15 @@ def addresses(found):
 @pytest.mark.parametrize(
     "broken",
     [
-        b'{"question": "q", "answer": }',
-        b'{"question": "q", "answer": "a}',
-        b'{"question": "q, "answer": "a"}',
-        b'{"question": "q", "answer": "a"',
-        b'{"question": "q", "answer": ["a"}',
-        b'{"question": "q", "answer": {"a": 1}',
-        b'{"question": "\xff", "answer": "a"}',
-        b'{"question": "\x00", "answer": "a"}',
-        b'{"question": NaN, "answer": "a"}',
-        b'{"question": "q", "question": "a"}',
-        b'"question": "q", "answer": "a"}',
-        b"null",
-        b'"text, with {brackets]"',
-        b"[1, [2]]",
+        b'{"question": "q", "answer": }', b'{"question": "q", "answer": "a}',
+        b'{"question": "q, "answer": "a"}', b'{"question": "q", "answer": "a"',
+        b'{"question": "q", "answer": ["a"}', b'{"question": "q", "answer": {"a": 1}',
+        b'{"question": "\xff", "answer": "a"}', b'{"question": "\x00", "answer": "a"}',
+        b'{"question": NaN, "answer": "a"}', b'{"question": "q", "question": "a"}',
+        b'"question": "q", "answer": "a"}', b'"text, with {brackets]"', b"[1, [2]]", b"null",
         b"tru",
     ],
-)
+)  # fmt: skip
 def test_a_broken_element_spoils_no_other(read, sep, broken):
     found = read("a.json", b"[" + sep[1:] + sep.join([ROW, ROW, broken, ROW, ROW]) + b"]")
     records = [r for r in found if isinstance(r, Record)]

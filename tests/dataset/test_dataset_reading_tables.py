@@ -29,12 +29,6 @@ def said(found):
 HEADER = "question,answer\n"
 
 
-def test_quoted_cells_span_lines_and_rows_keep_theirs(read):
-    found = read("a.csv", HEADER + '"a\nb ""c""",d\r\n\r\n"e,f",g\n')
-    assert values(found) == [('a\nb "c"', "d"), ("e,f", "g")]
-    assert [r.line for r in found] == [2, 5]
-
-
 @pytest.mark.parametrize("delimiter", ",;\t|")
 def test_the_delimiter_of_a_csv_is_found(read, delimiter):
     rows = [("question", "answer"), ("a, b; c|d?", "e"), ("f", "g,h")]
@@ -45,6 +39,7 @@ def test_the_delimiter_of_a_csv_is_found(read, delimiter):
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
+        ('"a\nb ""c""",d\r\n\r\n"e,f",g\nh', [('a\nb "c"', "d"), ("e,f", "g"), ("columns", 6)]),
         ("a,b\nc\nd,e,f\ng,h", [("a", "b"), ("columns", 3), ("columns", 4), ("g", "h")]),
         ('a,"b\nc,d\ne,f', [("csv", 2), ("c", "d"), ("e", "f")]),
         ('a,"b"x\nc,d', [("csv", 2), ("c", "d")]),
@@ -91,17 +86,6 @@ def test_a_tsv_without_a_header_is_told_by_its_looks(tmp_path):
     assert said(faults) == ["unknown-format"] * 2
     assert "--map question=1 --map answer=2" in faults[0].hint
     assert len(list(read_rows(path, columns={"question": "1", "answer": "2"}))) == 2
-
-
-def test_a_table_may_hold_whole_conversations(tmp_path):
-    messages = (
-        '[{""role"": ""user"", ""content"": ""u""}, {""role"": ""assistant"", ""content"": ""a""}]'
-    )
-    path = tmp_path / "a.csv"
-    path.write_text(f'messages,source\n"{messages}",s\n"[broken",s\n')
-    good, bad = read_rows(path)
-    assert said([good]) == [["u", "a"]] and good.tags == {"source": "s"}
-    assert (bad.code, bad.line) == ("json", 3)
 
 
 def write_parquet(path, columns, **options):

@@ -4,32 +4,10 @@ import json
 
 import pytest
 
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.sources import expand, load_splits, read_rows
+from mlx_itune.dataset.sources import expand, load_splits
 from mlx_itune.kit.errors import DataError
 
 QA = b'{"question": "q", "answer": "a"}'
-USER = {"role": "user", "content": "u"}
-
-
-@pytest.mark.parametrize(
-    ("code", "row"),
-    [
-        ("json", QA + QA),
-        ("unknown-format", b'{"title": "t"}'),
-        ("empty", b'{"question": "q", "answer": " \\n"}'),
-        ("role-order", json.dumps({"messages": [USER, USER]}).encode()),
-        ("no-reply", json.dumps({"messages": [USER]}).encode()),
-    ],
-)
-def test_every_fault_is_told_at_its_line_and_spoils_no_other_row(tmp_path, code, row):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\n".join([QA, b"", row, QA, b""]))
-    good, fault, after = read_rows(path)
-    assert isinstance(good, Conversation) and good.origin == f"{path}:1"
-    assert (fault.file, fault.line, fault.code) == (str(path), 3, code)
-    assert str(fault).startswith(f"{path}:3: {code}: ")
-    assert isinstance(after, Conversation) and after.origin == f"{path}:4"
 
 
 def write(folder, name, count):
