@@ -109,33 +109,26 @@ class TextStream:
         self._stops = tuple(stop for stop in stops if stop)
         self._window: list[int] = []
         self._shown = 0
-        self.ended = False
 
     def take(self, token: int, finish: str | None) -> tuple[str, str | None]:
         """(the text that a token settles, how the answer ends with it, if it does).
 
         finish: "stop" for a token that ends it and is none of its text, "length" for the last.
         """
-        text = "" if finish == "stop" else self.push(token)
-        finish = "stop" if self.ended else finish
-        return (text + self.finish(), finish) if finish else (text, None)
-
-    def push(self, token: int) -> str:
-        """The text that ``token`` settles; ``ended`` once a stop string has come."""
-        self._window.append(token)
-        text = self._decode(self._window)
+        if finish != "stop":
+            self._window.append(token)
+        text = self._decode(self._window) if self._window else ""
         rest = text[self._shown :]
         found = [at for stop in self._stops if (at := rest.find(stop)) >= 0]
-        self.ended = bool(found)
-        ready = rest[: min(found)] if found else rest[: len(rest) - self._unsettled(rest)]
+        if found:
+            return rest[: min(found)], "stop"
+        if finish:
+            return rest, finish
+        ready = rest[: len(rest) - self._unsettled(rest)]
         self._shown += len(ready)
         if len(self._window) >= _WINDOW_TOKENS and ready == rest:
             self._move_on(text)
-        return ready
-
-    def finish(self) -> str:
-        """What is still held back; nothing comes after it."""
-        return "" if self.ended or not self._window else self._decode(self._window)[self._shown :]
+        return ready, None
 
     def _move_on(self, text: str) -> None:
         """Begin a window at the last token, where that token alone reads as it does here."""
