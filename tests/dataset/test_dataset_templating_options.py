@@ -65,8 +65,7 @@ def test_answer_and_letter_agree_in_every_style():
             assert said == names[options.index(row["label"])]
             shapes["name"] += 1
         seen |= {line for line in made.prompt.split("\n") if line.endswith(":") and line != "A:"}
-    assert min(shapes["text"], shapes["name"]) > 150
-    assert len(seen) >= 12
+    assert min(shapes["text"], shapes["name"]) > 150 and len(seen) >= 12
     # A marker is never what an option says.
     row = {"q": "1+1?", "choices": ["2", "1"], "label": "2"}
     for seed in range(300):
@@ -130,20 +129,23 @@ def test_options_woven_into_a_sentence_need_a_wording_without(text):
 
 
 @pytest.mark.parametrize(
-    ("choices", "label", "said"),
+    ("change", "said"),
     [
-        (["a", "b"], "c", "the answer 'c' is none of: 'a', 'b'"),
-        (["a", "b", "a"], "a", "the answer 'a' equals two options"),
-        (["a", "a "], "a", "equals two options"),
-        ([], "a", "no options"),
-        (["a", " "], "a", "an option is empty"),
-        ("a b", "a", "is a str, not a list (options_separator splits a text)"),
-        (["a", {"x": 1}], "a", "is a dict"),
+        ({"label": "c"}, "the answer 'c' is none of: 'a', 'b'"),
+        ({"choices": ["a", "b", "a"]}, "the answer 'a' equals two options"),
+        ({"choices": ["a", "a "]}, "equals two options"),
+        ({"choices": []}, "no options"),
+        ({"choices": ["a", " "]}, "an option is empty"),
+        ({"choices": "a b"}, "is a str, not a list (options_separator splits a text)"),
+        ({"choices": ["a", {"x": 1}]}, "is a dict"),
+        ({"q": None}, "field 'q' is null"),
+        ({"q": ["x"]}, "field 'q' is a list"),
+        ({"q": float("nan")}, "field 'q' is nan"),
     ],
 )
-def test_options_that_do_not_hold_the_answer_are_a_fault(choices, label, said):
+def test_a_row_without_what_its_task_needs_is_a_fault(change, said):
     with pytest.raises(RowFault, match="task 'pick', template 0: ") as fault:
-        example({"q": "?", "choices": choices, "label": label}, "letters")
+        example({"q": "?", "choices": ["a", "b"], "label": "a", **change}, "letters")
     assert said in fault.value.message
 
 
