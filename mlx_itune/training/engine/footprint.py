@@ -30,6 +30,7 @@ from mlx_itune.training.engine.lanes import MAX_LANES
 from mlx_itune.training.engine.microbatch import (
     Example,
     MicroBatch,
+    Packing,
     Prefix,
     arrange,
     by_prefix,
@@ -93,7 +94,7 @@ class Workload:
     @functools.cached_property
     def breakdown(self) -> dict[str, int]:
         """Bytes at the run's peak by part. Raises DataError where there is nothing to learn."""
-        found = [self._step(groups) for step in self._heaviest if (groups := self._cut(step))]
+        found = [self._step(groups) for groups in self._heaviest if groups]
         if not found:
             raise DataError("no row has anything to learn")
         return max(found, key=lambda parts: sum(parts.values()))
@@ -109,33 +110,19 @@ class Workload:
         return self.peak_bytes <= self.machine.limit_bytes
 
     @functools.cached_property
-    def adapted(self) -> list[Matrix]:
-        """The matrices that get an adapter."""
-        s = self.settings
-        found = chosen(self.shapes, s.keys, s.num_layers, experts=s.adapter != "dora")
-        return [m for m in found if m.bits or s.adapter not in ("grid", "qalora")]
-
-    @functools.cached_property
     def parameters(self) -> int:
         """Numbers that the adapter learns."""
         s, norms = self.settings, 0
         if s.adapter == "grid" and not s.keys:
             first = 0 if s.num_layers == -1 else self.shapes.layers - s.num_layers
             norms = sum(size for block, size in self.shapes.norms.items() if block >= first)
-        return norms + sum(map(self._learned, self.adapted))
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether activations are float32, and attention computed in blocks."""
-        return self.machine.device == "cpu"
+        return norms + sum(map(self._learned, self._adapted.values()))
 
     @property
     def dense(self) -> bool:
         """Whether quantized weights are computed as floats."""
-        return self.shapes.quantized and (
-            self.settings.compute == "dequantized"
-            or (self.settings.compute == "auto" and self.on_cpu)
-        )
+        how = self.settings.compute
+        return self.shapes.quantized and (how == "dequantized" or (how == "auto" and self._on_cpu))
 
     @functools.cached_property
     def resident(self) -> bool:
@@ -148,13 +135,13 @@ class Workload:
     @functools.cached_property
     def micro_batch_tokens(self) -> int:
         """Tokens computed at once."""
-        return micro_batch_tokens(self.settings, self._room_tokens, self.on_cpu)
+        return micro_batch_tokens(self.settings, self._room_tokens, self._on_cpu)
 
     @functools.cached_property
     def checkpoints(self) -> bool:
         """Whether any micro-batch of the heaviest steps has blocks that keep their inputs only."""
         limit = min(self._kept_tokens, self._at_once)
-        parts = (part for step in self._heaviest for g in self._cut(step) for part in g)
+        parts = (part for groups in self._heaviest for group in groups for part in group)
         return any(_positions(part) > limit for part in parts)
 
     def epoch_seconds(self, flops_per_s: float) -> float:
@@ -188,18 +175,18 @@ class Workload:
     def _group(self, group: Sequence[MicroBatch]) -> tuple[float, float]:
         """(activations, logits) of micro-batches behind one prefix, or behind none."""
         prefix = group[0].prefix
-        parts = [(self._is_alone(part), self._computing(part)) for part in group]
-        beside = sorted((made for alone, made in parts if not alone), key=sum, reverse=True)
+        alone = [self._computing(part) for part in group if self._is_alone(part)]
+        beside = [self._computing(part) for part in group if not self._is_alone(part)]
         kept = logits = 0.0
-        for lane, made in enumerate(beside[: self._lanes]):
+        for lane, made in enumerate(sorted(beside, key=sum, reverse=True)[: self._lanes]):
             share = LANE_SHARE if lane else 1.0
             kept, logits = kept + share * made[0], logits + share * made[1]
-        kept, logits = max([(kept, logits), *(m for alone, m in parts if alone)], key=sum)
+        kept, logits = max([(kept, logits), *alone], key=sum)
+        kept += self._held_bytes
         if prefix is None:
-            return kept + self._held_bytes, logits
+            return kept, logits
         # Its own pass ends in work space and logits, too.
-        held = self._kept(prefix)[0] * prefix.tokens
-        behind = (held + kept + self._held_bytes, logits)
+        behind = (self._kept(prefix)[0] * prefix.tokens + kept, logits)
         return max(behind, self._computing(prefix), key=sum)
 
     def _computing(self, part: MicroBatch | Prefix) -> tuple[float, float]:
@@ -209,13 +196,13 @@ class Workload:
         alone = self._is_alone(part)
         held, again = self._kept(part)
         heads = WORK_ALONE * (shapes.query + shapes.key) if alone else 0.0
-        work = item * (WORK * self._widest + heads) * positions
+        widest = max(shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
+        work = item * (WORK * widest + heads) * positions
         if not alone:
             work += again * positions + self._made_again_bytes
-            work += 0 if self.on_cpu else 2.0 * item * shapes.heads * self._seen(part) * positions
-        kept = held * positions + item * OUTSIDE * shapes.hidden * positions
-        # The hidden states that meet the head, and their gradient.
-        kept += 2 * item * learned * shapes.hidden
+            work += 0 if self._on_cpu else 2.0 * item * shapes.heads * self._seen(part) * positions
+        # And the hidden states that meet the head, with their gradient.
+        kept = held * positions + item * shapes.hidden * (OUTSIDE * positions + 2 * learned)
         chunk = min(learned, loss.chunk_rows(shapes.vocabulary, shapes.hidden))
         logits = (LOGITS_ALONE if alone else LOGITS) * 4 * chunk * shapes.vocabulary
         return kept + work, max(0.0, logits - work)
@@ -238,17 +225,16 @@ class Workload:
     @functools.cached_property
     def _block_bytes(self) -> float:
         """Per position, what a block keeps besides attention weights, on average."""
-        own = {m.path for m in self.adapted}
-        kind, item = self.settings.adapter, self._item
-        numbers, casts = 0.0, 0
+        kind, item, total = self.settings.adapter, self._item, 0.0
         for m in self._in_blocks:
-            adapted, times = m.path in own, self.shapes.times(m)
-            numbers += times * (m.rows + (m.columns if adapted else 0))
-            numbers += times * DORA_KEPT * m.rows if adapted and kind == "dora" else 0
-            # Each low-rank product keeps its input once more, in float32, and what comes between.
-            between = self.settings.rank + (m.columns if item < 4 else 0)
-            casts += times * between if adapted and kind != "grid" else 0
-        return (item * numbers + 4 * casts) / self.shapes.layers
+            each: float = item * m.rows
+            if m.path in self._adapted:
+                each += item * (m.columns + (DORA_KEPT * m.rows if kind == "dora" else 0))
+                # Each low-rank product keeps its input once more, in float32, and what is between.
+                casts = self.settings.rank + (m.columns if item < 4 else 0)
+                each += 4 * casts if kind != "grid" else 0
+            total += self.shapes.times(m) * each
+        return total / self.shapes.layers
 
     def _seen(self, part: MicroBatch | Prefix) -> float:
         """Keys computed per position.
@@ -256,14 +242,12 @@ class Workload:
         A CPU leaves out what a causal mask hides but for blocks of queries; a GPU computes the row.
         """
         width = part.input_ids.shape[1] - 1
-        rows = getattr(part, "lengths", None) or [(width,)]
         prefix = getattr(part, "prefix", None)
         shared = prefix.tokens if prefix else 0
-        if not self.on_cpu:
+        if not self._on_cpu:
             return float(shared + width)
-        block = cpu_attention.BLOCK_TOKENS
-        lengths = [n for row in rows for n in row]
-        seen = sum(n * (n + min(n, block)) / 2 for n in lengths)
+        lengths = [n for row in getattr(part, "lengths", None) or [(width,)] for n in row]
+        seen = sum(n * (n + min(n, cpu_attention.BLOCK_TOKENS)) / 2 for n in lengths)
         return float(shared + seen / sum(lengths))
 
     def _flops(self, part: MicroBatch | Prefix) -> float:
@@ -272,11 +256,18 @@ class Workload:
         again = recomputed_blocks(shapes.layers, positions, self._kept_tokens) / shapes.layers
         again = 1.0 if self._is_alone(part) else again
         active = sum(m.rows * m.columns * shapes.times(m) for m in self._in_blocks)
-        own = sum(self._learned(m) / m.experts for m in self.adapted)
+        own = sum(self._learned(m) / m.experts for m in self._adapted.values())
         scores = 12.0 * shapes.layers * shapes.query * self._seen(part)
         learned = np.count_nonzero(part.weights[:, 1:])
         each = 4 * (1 + 0.5 * again) * active + 6.0 * own + scores
         return float(each * positions + 4.0 * shapes.hidden * shapes.vocabulary * learned)
+
+    @functools.cached_property
+    def _adapted(self) -> dict[str, Matrix]:
+        """The matrices that get an adapter, by path."""
+        s = self.settings
+        found = chosen(self.shapes, s.keys, s.num_layers, experts=s.adapter != "dora")
+        return {m.path: m for m in found if m.bits or s.adapter not in ("grid", "qalora")}
 
     def _learned(self, m: Matrix) -> int:
         """Numbers that the adapter of one matrix learns."""
@@ -292,21 +283,21 @@ class Workload:
     @functools.cached_property
     def _base_bytes(self) -> int:
         """Of the base in memory, as model/compute leaves it and adapters keep it."""
-        shapes, kind = self.shapes, self.settings.adapter
-        own = {m.path for m in self.adapted}
-        total = shapes.other_bytes + (shapes.other_half_bytes if self.on_cpu else 0)
+        shapes = self.shapes
+        total = shapes.other_bytes + (shapes.other_half_bytes if self._on_cpu else 0)
         for m in shapes.matrices:
-            wide = 2 if self.on_cpu and m.half else 1
+            kind = self.settings.adapter if m.path in self._adapted else None
+            wide = 2 if self._on_cpu and m.half else 1
             codes, as_floats = m.stored_bytes - m.grid_bytes, self._float_bytes * m.numbers
             floats = self.dense and (self.resident or m.is_table or m.experts > 1)
             if m.bits is None:
                 total += m.stored_bytes * wide
-            elif m.path in own and kind == "grid":
+            elif kind == "grid":
                 # Codes of a byte take the place of floats, and the grid stays in its own type.
                 total += (m.numbers if floats else codes) + m.grid_bytes
             else:
-                kept = m.grid_bytes if m.path in own and kind == "qalora" else 0
-                total += kept + (as_floats if floats else codes + m.grid_bytes * wide)
+                total += as_floats if floats else codes + m.grid_bytes * wide
+                total += m.grid_bytes if kind == "qalora" else 0
         return total
 
     @functools.cached_property
@@ -314,43 +305,44 @@ class Workload:
         """Tuned weights that a grid adapter makes once per step, where they are floats."""
         if not (self.dense and self.settings.adapter == "grid"):
             return 0.0
-        held = (m for m in self.adapted if m.experts == 1 and (self.resident or m.block is None))
-        return float(self._float_bytes * sum(m.numbers for m in held))
+        one = (m for m in self._adapted.values() if m.experts == 1)
+        held = (m.numbers for m in one if self.resident or m.block is None)
+        return float(self._float_bytes * sum(held))
 
     @functools.cached_property
     def _made_again_bytes(self) -> float:
         """Of weights that are made for one product and go after it."""
-        own = {m.path for m in self.adapted} if self.settings.adapter == "grid" else set()
-        made = [
-            m.numbers for m in self._in_blocks if m.bits and (m.path in own or not self.resident)
-        ]
+        own = self._adapted if self.settings.adapter == "grid" else {}
+        quantized = (m for m in self._in_blocks if m.bits)
+        made = [m.numbers for m in quantized if m.path in own or not self.resident]
         return WEIGHT_COPIES * self._float_bytes * max(made, default=0) if self.dense else 0.0
 
     @functools.cached_property
     def _in_blocks(self) -> list[Matrix]:
         return [m for m in self.shapes.matrices if m.block is not None]
 
-    @functools.cached_property
-    def _widest(self) -> int:
-        return max(self.shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
+    @property
+    def _on_cpu(self) -> bool:
+        """Whether activations are float32, and attention computed in blocks."""
+        return self.machine.device == "cpu"
 
     @property
     def _item(self) -> int:
-        return 2 if self.shapes.half and not self.on_cpu else 4
+        return 2 if self.shapes.half and not self._on_cpu else 4
 
     @property
     def _float_bytes(self) -> int:
-        return 4 if self.on_cpu else 2
+        return 4 if self._on_cpu else 2
 
     @functools.cached_property
     def _lanes(self) -> int:
         """Micro-batches that are computed side by side on this CPU (training/engine/lanes)."""
-        parallel = self.on_cpu and backend.prepare().blas is not None
+        parallel = self._on_cpu and backend.prepare().blas is not None
         return min(cpus(), MAX_LANES) if parallel else 1
 
     @functools.cached_property
     def _at_once(self) -> float:
-        auto = self.on_cpu and self.settings.gradient_checkpointing == "auto"
+        auto = self._on_cpu and self.settings.gradient_checkpointing == "auto"
         return at_once_tokens(self.shapes.hidden) if auto else float("inf")
 
     def _is_alone(self, part: MicroBatch | Prefix) -> bool:
@@ -358,7 +350,7 @@ class Workload:
 
     @functools.cached_property
     def _kept_tokens(self) -> float:
-        return kept_tokens(self.settings, self._room_tokens, self.on_cpu)
+        return kept_tokens(self.settings, self._room_tokens, self._on_cpu)
 
     @functools.cached_property
     def _room_tokens(self) -> float:
@@ -382,28 +374,26 @@ class Workload:
         return [[self.rows[index] for index in batch.rows] for batch in planned]
 
     @functools.cached_property
-    def _heaviest(self) -> list[list[Example]]:
-        """Steps that may set the peak."""
-        by_tokens = sorted(self._steps, key=lambda step: -sum(len(r.input_ids) for r in step))
-        by_longest = sorted(self._steps, key=lambda step: -max(len(r.input_ids) for r in step))
-        return [*by_tokens[:_HEAVIEST], *by_longest[:_HEAVIEST]]
+    def _heaviest(self) -> list[list[list[MicroBatch]]]:
+        """Steps that may set the peak, cut into micro-batches."""
+        lengths = [[len(row.input_ids) for row in step] for step in self._steps]
+        places = range(len(lengths))
+        by_tokens = sorted(places, key=lambda at: -sum(lengths[at]))[:_HEAVIEST]
+        by_longest = sorted(places, key=lambda at: -max(lengths[at]))[:_HEAVIEST]
+        return [self._cut(self._steps[at]) for at in dict.fromkeys([*by_tokens, *by_longest])]
 
     def _cut(self, rows: Sequence[Example]) -> list[list[MicroBatch]]:
         """A step's micro-batches, as training arranges them where every fast way is exact."""
-        return by_prefix(
-            arrange(
-                rows,
-                self.micro_batch_tokens,
-                self._lanes,
-                packing="off"
-                if self.settings.packing == "off"
-                else "row"
-                if self.on_cpu
-                else "bins",
-                sharing=self.settings.prefix_sharing != "off",
-                overhead_tokens=overhead_tokens(),
-            )
+        packing: Packing = "row" if self._on_cpu else "bins"
+        made = arrange(
+            rows,
+            self.micro_batch_tokens,
+            self._lanes,
+            packing="off" if self.settings.packing == "off" else packing,
+            sharing=self.settings.prefix_sharing != "off",
+            overhead_tokens=overhead_tokens(),
         )
+        return by_prefix(made)
 
 
 def cpus() -> int:

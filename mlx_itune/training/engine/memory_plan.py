@@ -100,13 +100,11 @@ def require_fit(work: Workload) -> None:
     suggestions = suggest(work)
     ways = [s for s in suggestions if s.fits]
     listed = [f"{s.change} ({size(s.peak_memory_bytes)})" for s in ways or suggestions]
-    if ways:
-        hint = f"try {' or '.join(listed[:3])}"
-    else:
-        hint = f"nothing alone is enough: {', '.join(listed[-3:])}"
-    limit = f"{size(work.machine.limit_bytes)} ({work.machine.source})"
+    nothing = f"nothing alone is enough: {', '.join(listed[-3:])}"
     raise ResourceError(
-        f"needs {size(work.peak_bytes)} of memory at its peak and may take {limit}", hint=hint
+        f"needs {size(work.peak_bytes)} of memory at its peak and may take "
+        f"{size(work.machine.limit_bytes)} ({work.machine.source})",
+        hint=f"try {' or '.join(listed[:3])}" if ways else nothing,
     )
 
 
@@ -152,36 +150,31 @@ def _changes(work: Workload) -> Iterator[tuple[str, Workload]]:
 
 def _quantized(work: Workload) -> Workload:
     """The run with a base of 4 bits in groups of 64, never as floats."""
-    matrices = tuple(
-        dataclasses.replace(
-            m,
-            bits=4,
-            group_size=64,
-            stored_bytes=m.numbers // 2 + m.numbers // 16,
-            grid_bytes=m.numbers // 16,
-        )
-        for m in work.shapes.matrices
-    )
-    shapes = dataclasses.replace(work.shapes, matrices=matrices)
+    matrices = []
+    for m in work.shapes.matrices:
+        codes, grid = m.numbers // 2, m.numbers // 16
+        sizes: dict[str, Any] = {"stored_bytes": codes + grid, "grid_bytes": grid}
+        matrices.append(dataclasses.replace(m, bits=4, group_size=64, **sizes))
+    shapes = dataclasses.replace(work.shapes, matrices=tuple(matrices))
     return dataclasses.replace(work.otherwise(compute="quantized"), shapes=shapes)
 
 
 def _least(work: Workload) -> Suggestion:
     """All changes together; where even that is too much, a smaller model is the answer."""
     packed = work.shapes.quantized
+    how = {"compute": "quantized"} if packed else {}
     least = work.otherwise(
         shortened(work.rows, 128),
         gradient_checkpointing="on",
         micro_batch_tokens=128,
         max_length=128,
-        compute="quantized" if packed else work.settings.compute,
+        **how,
     )
+    change = "a smaller base" if packed else "a smaller or quantized base"
     if least.fits:
-        flags = "--max-length 128 --micro-batch-tokens 128 --gradient-checkpointing on"
-        flags += " --compute quantized" if packed else ""
-        return Suggestion(flags, least.peak_bytes, True)
-    kind = "a smaller base" if packed else "a smaller or quantized base"
-    return Suggestion(kind, least.peak_bytes, False)
+        change = "--max-length 128 --micro-batch-tokens 128 --gradient-checkpointing on"
+        change += " --compute quantized" if packed else ""
+    return Suggestion(change, least.peak_bytes, least.fits)
 
 
 def measured_rate() -> float:
