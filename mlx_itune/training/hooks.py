@@ -55,9 +55,9 @@ def attached(
     wandb: a project. tensorboard: a directory; each run gets a folder of its id in it. `say` is
     told when a board fails. Raises UsageError at once where a package or a login is missing.
     """
-    boards: list[Any] = [] if tensorboard is None else [TensorBoard(tensorboard)]
+    boards: list[Any] = [] if tensorboard is None else [_TensorBoard(tensorboard)]
     if wandb is not None:
-        boards.append(WeightsAndBiases(wandb, settings))
+        boards.append(_WeightsAndBiases(wandb, settings))
     begun = False
     result: dict[str, float] | None = None
 
@@ -93,32 +93,32 @@ def attached(
             tell("close", result)
 
 
-class TensorBoard:
-    """Event files by TensorBoard's own writer."""
+class _TensorBoard:
+    """Event files in `folder/<run id>`, by TensorBoard's own writer."""
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path) -> None:
-        self._folder = Path(folder)
-        where = "tensorboard.summary.writer.event_file_writer"
-        self._writers = _required(where, "tensorboard")
-        self._events = _required("tensorboard.compat.proto.event_pb2", "tensorboard")
-        self._summaries = _required("tensorboard.compat.proto.summary_pb2", "tensorboard")
-        self._writer: Any = None
+        self._folder = folder
+        self._writers, self._events, self._summaries = (
+            _required(f"tensorboard.{module}", "tensorboard")
+            for module in (
+                "summary.writer.event_file_writer",
+                "compat.proto.event_pb2",
+                "compat.proto.summary_pb2",
+            )
+        )
 
     def open(self, run: str, steps: int) -> None:
-        """A new event file in `folder/<run id>`."""
         path = self._folder / Path(run).name
         self._writer = self._writers.EventFileWriter(str(path), flush_secs=_FLUSH_S)
 
     def back_to(self, step: int) -> None:
-        """TensorBoard forgets what came after a session's first step."""
+        # TensorBoard forgets what came after a session's first step.
         session = self._events.SessionLog
-        begun = session(status=session.START)
-        self._add(step=step + 1, session_log=begun)
+        self._add(step=step + 1, session_log=session(status=session.START))
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """One event with a scalar for each name."""
         summary = self._summaries.Summary
         scalars = [summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._add(step=step, summary=summary(value=scalars))
@@ -126,14 +126,13 @@ class TensorBoard:
             self._writer.flush()
 
     def close(self, result: Mapping[str, float] | None) -> None:
-        """Flush and close."""
         self._writer.close()
 
     def _add(self, **fields: Any) -> None:
         self._writer.add_event(self._events.Event(wall_time=time.time(), **fields))
 
 
-class WeightsAndBiases:
+class _WeightsAndBiases:
     """A run of a project, by the wandb package; kept in the run's folder when offline."""
 
     name = "Weights & Biases"
@@ -142,13 +141,18 @@ class WeightsAndBiases:
         self._wandb = _required("wandb", "wandb")
         self._project, self._config = project, shared_settings(settings)
         self._offline = settings.offline
-        self._run: Any = None
         quiet = os.environ.get("WANDB_MODE", "online") not in ("online", "run")
-        if not self._offline and not quiet:
-            self._log_in()
+        if self._offline or quiet:
+            return
+        hint = "wandb login, or --offline to keep it here and `wandb sync` later"
+        try:
+            known = self._wandb.login()
+        except Exception as error:
+            raise UsageError(f"--wandb: not logged in ({brief(error)})", hint=hint) from error
+        if known is False:
+            raise UsageError("--wandb: not logged in", hint=hint)
 
     def open(self, run: str, steps: int) -> None:
-        """Begin, or go on with, the run of this id."""
         folder = Path(run)
         fields = getattr(self._wandb.Settings, "model_fields", _UNSHARED)
         unshared = {name: value for name, value in _UNSHARED.items() if name in fields}
@@ -170,36 +174,21 @@ class WeightsAndBiases:
         """Steps that are made again are logged again, by their number."""
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of the run's history."""
         self._run.log({"step": step, **values})
 
     def close(self, result: Mapping[str, float] | None) -> None:
-        """The result as the run's summary; a run without one is marked as failed."""
-        if result is not None:
-            self._run.summary.update(dict(result))
+        # A run without a result is marked as failed.
+        self._run.summary.update(dict(result or {}))
         self._run.finish(exit_code=0 if result is not None else 1)
-
-    def _log_in(self) -> None:
-        hint = "wandb login, or --offline to keep it here and `wandb sync` later"
-        try:
-            known = self._wandb.login()
-        except Exception as error:
-            raise UsageError(f"--wandb: not logged in ({brief(error)})", hint=hint) from error
-        if known is False:
-            raise UsageError("--wandb: not logged in", hint=hint)
 
 
 # What wandb would send besides what it is given.
 _UNSHARED: dict[str, Any] = {
     "console": "off",
-    "disable_code": True,
-    "disable_git": True,
     "save_code": False,
-    "silent": True,
-    "x_disable_machine_info": True,
-    "x_disable_meta": True,
-    "x_disable_stats": True,
     "x_save_requirements": False,
+    **dict.fromkeys(("disable_code", "disable_git", "silent"), True),
+    **dict.fromkeys(("x_disable_machine_info", "x_disable_meta", "x_disable_stats"), True),
 }
 
 
@@ -215,13 +204,10 @@ def _required(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(
-            f"--{package} needs the {package} package ({error})",
-            hint=f"pip install {package}",
-        ) from error
+        said = f"--{package} needs the {package} package ({error})"
+        raise UsageError(said, hint=f"pip install {package}") from error
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among the values."""
-    numbers = {name: v for name, v in values.items() if type(v) in (int, float)}
-    return {name: float(v) for name, v in numbers.items() if math.isfinite(v)}
+    return {n: float(v) for n, v in values.items() if type(v) in (int, float) and abs(v) < math.inf}

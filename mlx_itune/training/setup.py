@@ -89,16 +89,13 @@ class Setup:
             ways=ways,
         )
         function = {f"base.config.{name}": v for name, v in self.loaded.function.items()}
+        facts = {"base.fingerprint": self.loaded.fingerprint, **plain(function)}
         return run.Beginning(
             id="",
             directory=str(Path.cwd()),
             settings=settings_facts(self.settings),
             data=data_facts(Path(self.settings.data)),
-            model={
-                "base.fingerprint": self.loaded.fingerprint,
-                **plain(function),
-                **self.material.facts,
-            },
+            model={**facts, **self.material.facts},
             base=self.loaded.id,
             how=how,
             machine=run.Machine(
@@ -207,23 +204,11 @@ def ready(
         memory_bytes=settings.memory_bytes,
         float_copies=not mostly_long(material.train, work.shapes.hidden),
     )
-    paths = lora.attach(
-        loaded.model,
-        rank=settings.rank,
-        scale=settings.scale,
-        dropout=settings.dropout,
-        keys=settings.keys or None,
-        num_layers=settings.num_layers,
-        seed=settings.seed,
-        kind=settings.adapter,
-    )
-    config = adapter.config_of(
-        loaded.model,
-        kind=settings.adapter,
-        rank=settings.rank,
-        scale=settings.scale,
-        dropout=settings.dropout,
-    )
+    how: dict[str, Any] = {name: getattr(settings, name) for name in ("rank", "scale", "dropout")}
+    how["kind"] = settings.adapter
+    keys, last = settings.keys or None, settings.num_layers
+    paths = lora.attach(loaded.model, keys=keys, num_layers=last, seed=settings.seed, **how)
+    config = adapter.config_of(loaded.model, **how)
     computed = settings
     if began is not None and began.settings == settings_facts(settings):
         # What was chosen when the run began, unless this session was told something else.

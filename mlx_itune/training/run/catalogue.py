@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlx_itune.kit.errors import DivergedError, StorageError
-from mlx_itune.kit.files import remove_directory, storage_errors, sweep, write_durably
+from mlx_itune.kit.files import remove_directory, storage_errors, write_durably
 from mlx_itune.kit.json_files import plain, read_bytes, read_record, to_record
 from mlx_itune.kit.lock import holder, locked
 from mlx_itune.kit.settings import from_toml
@@ -49,7 +49,7 @@ class Standing(Losses):
 class Told:
     """What an event says of where a run is."""
 
-    event: str
+    event: str = ""
     step: int | None = None
     steps: int | None = None
     loss: float | None = None
@@ -245,14 +245,12 @@ def _prune_checkpoints(folder: Path, keep: int, really: bool) -> list[Going]:
         except StorageError:
             # An older one is what this run would go on from: nothing goes.
             return []
-    newest = max(map(checkpoint.step_of, sealed), default=0)
-    gone = checkpoint.rotate(checkpoints, keep=keep, best_step=best, newest=newest, dry_run=True)
+    gone = checkpoint.rotate(checkpoints, keep=keep, best_step=best, dry_run=True)
     going = [Going(str(path), size_of(path), "an older checkpoint") for path in gone]
-    leftovers = [*checkpoints.glob(".*.partial")] if checkpoints.is_dir() else []
+    leftovers = checkpoints.glob(".*.partial")
     going += [Going(str(path), size_of(path), "left by a killed process") for path in leftovers]
     if really:
-        checkpoint.rotate(checkpoints, keep=keep, best_step=best, newest=newest)
-        sweep(checkpoints, every_owner=True)
+        checkpoint.rotate(checkpoints, keep=keep, best_step=best)
     return going
 
 
@@ -261,7 +259,7 @@ def _ending(folder: Path, events: Sequence[Told]) -> str:
     if (folder / run.RESULT).is_file():
         return "finished"
     told = (e for e in reversed(events) if e.event not in ("warning", "sample"))
-    last = next(told, Told(""))
+    last = next(told, Told())
     if last.event == "failed":
         return "diverged" if last.exit_code == DivergedError.exit_code else "failed"
     return "stopped" if last.event == "stopped" else "killed"

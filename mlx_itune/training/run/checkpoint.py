@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -140,7 +141,12 @@ def require_finite(model: nn.Module, moments: Mapping[str, Any] | None = None) -
 
 
 def rotate(
-    folder: Path, *, keep: int, best_step: int | None, newest: int, dry_run: bool = False
+    folder: Path,
+    *,
+    keep: int,
+    best_step: int | None,
+    newest: float = math.inf,
+    dry_run: bool = False,
 ) -> list[Path]:
     """Remove all checkpoints up to step `newest` but the last `keep` and the best one; the paths.
 

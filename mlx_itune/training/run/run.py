@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import platform
 import shlex
@@ -157,11 +158,9 @@ def find(name: str, runs: Path = Path("runs")) -> Path:
 
 def all_in(runs: Path) -> list[Path]:
     """The run folders in a directory, oldest first."""
-    if not runs.is_dir():
-        return []
     with storage_errors(runs):
-        found = [path for path in runs.iterdir() if not path.name.startswith(".")]
-    return sorted(path for path in found if (path / CONFIG).is_file())
+        found = [*runs.iterdir()] if runs.is_dir() else []
+    return sorted(p for p in found if not p.name.startswith(".") and (p / CONFIG).is_file())
 
 
 def require_free_name(out: Path, *, run: str | None = None) -> bool:
@@ -230,13 +229,8 @@ def provenance(
             "template_sha256": tokenizer.template_sha256,
         },
         "data": [
-            {
-                "path": Path(source.path).name,
-                "rows": source.rows,
-                "sha256": source.sha256,
-                "licences": licences,
-            }
-            for source in sources
+            {"path": Path(s.path).name, "rows": s.rows, "sha256": s.sha256, "licences": licences}
+            for s in sources
         ],
         "mask": {"learn": settings.learn, "too_long": settings.too_long},
         "config": public_settings(settings),
@@ -247,11 +241,8 @@ def provenance(
 
 def public_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that may travel: no path of this machine."""
-    return {
-        name: value
-        for name, value in plain(settings).items()
-        if name not in _PRIVATE and value is not None
-    }
+    told = plain(settings).items()
+    return {name: value for name, value in told if name not in _PRIVATE and value is not None}
 
 
 @functools.cache
@@ -259,10 +250,8 @@ def versions() -> Mapping[str, str]:
     """Of what the numbers depend on."""
     found = {"mlx_itune": __version__, "python": platform.python_version()}
     for name in ("mlx", "mlx-lm", "transformers", "numpy"):
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -367,7 +356,7 @@ class Record:
     @property
     def diverged(self) -> str | None:
         """Why the run has to end; None while it may go on."""
-        in_a_row = next((n for n, skip in enumerate(self.skips[::-1]) if not skip), len(self.skips))
+        in_a_row = len([*itertools.takewhile(bool, reversed(self.skips))])
         if in_a_row >= SKIPS_IN_A_ROW:
             return f"in {in_a_row} steps in a row"
         if sum(self.skips) >= SKIPS_IN_WINDOW:
@@ -390,17 +379,12 @@ class Record:
         weight = sum(weight for _, weight in self.recent)
         loss = sum(loss * weight for loss, weight in self.recent)
         spent_s = self.clock.spent_s or 1.0
+        kept = ("valid_loss", "best_valid_loss", "best_step", "stopped_early", "skipped_steps")
         return Numbers(
+            **{name: getattr(self, name) for name in (*kept, "examples", "supervised_tokens")},
             steps=self.step,
-            skipped_steps=self.skipped_steps,
             epochs=round(self.examples / rows, 4),
-            examples=self.examples,
-            supervised_tokens=self.supervised_tokens,
             train_loss=loss / weight if weight else None,
-            valid_loss=self.valid_loss,
-            best_valid_loss=self.best_valid_loss,
-            best_step=self.best_step,
-            stopped_early=self.stopped_early,
             supervised_tokens_per_second=self.supervised_tokens / spent_s,
             tokens_per_second=self.tokens / spent_s,
         )
