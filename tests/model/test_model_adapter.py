@@ -111,25 +111,6 @@ def test_every_width(kind: str, bits: int, tiny_model_dir: Path, tmp_path: Path)
         assert np.abs(theirs(path, tmp_path / "a") - expected).max() < 2e-3
 
 
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-def test_a_grid_adapter_is_stored_in_the_type_of_its_base(
-    dtype: Any, tiny_quantized_dir: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "m"
-    shutil.copytree(tiny_quantized_dir, path)
-    tensors: Any = mx.load(str(path / "model.safetensors"))
-    half = {n: t if t.dtype == mx.uint32 else t.astype(dtype) for n, t in tensors.items()}
-    mx.eval(half)
-    adapter.write_arrays(path / "model.safetensors", half)
-    saved(path, tmp_path / "a", "grid")
-    shipped: Any = mx.load(str(tmp_path / "a" / adapter.TENSORS))
-    assert {t.dtype for t in shipped.values()} == {dtype}
-    # Scales and biases of 14 layers, and four norms.
-    assert len(shipped) == 32
-    again = base.load(str(path))
-    adapter.apply(again, adapter.load(tmp_path / "a"))
-
-
 @pytest.mark.parametrize("kind", lora.ON_THE_GRID)
 def test_both_files_of_a_grid_adapter_have_to_agree(
     kind: str, tiny_quantized_dir: Path, tmp_path: Path

@@ -168,12 +168,8 @@ def test_what_is_trained_can_be_stored(
 ) -> None:
     source = nn.Linear(INPUTS, OUTPUTS, bias=False)
     source.weight = source.weight.astype(kind)
-    layer = grid.GridLinear(
-        held(nn.QuantizedLinear.from_linear(source, GROUP, 4), way, monkeypatch),
-        RANK,
-        SCALE,
-        mx.random.key(0),
-    )
+    below = held(nn.QuantizedLinear.from_linear(source, GROUP, 4), way, monkeypatch)
+    layer = grid.GridLinear(below, RANK, SCALE, mx.random.key(0))
     moved(layer)
     scales, biases = grid.merged_grid(layer)
     assert scales.dtype == mx.float32

@@ -20,20 +20,14 @@ from mlx_itune.training.engine import footprint
 from mlx_itune.training.engine import memory_plan as plan
 from mlx_itune.training.engine.footprint import Row, Workload
 from mlx_itune.training.engine.loop import train
-from mlx_itune.training.settings import TrainSettings, settings_from
+from tests.training.learners import settings_of
 
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten  # isort: skip
 
 
-def config_of(model: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((model / "config.json").read_text())
-    return loaded
-
-
-def settings(model: Path, **more: Any) -> TrainSettings:
-    values = {"model": str(model), "data": Path("d"), "out": Path("o"), "batch_size": 4}
-    return settings_from({**values, "epochs": 1.0, **more})
+def config_of(model: Path) -> Any:
+    return json.loads((model / "config.json").read_text())
 
 
 def rows(lengths: list[int]) -> list[Row]:
@@ -48,7 +42,12 @@ def rows(lengths: list[int]) -> list[Row]:
 
 
 def work(model: Path, lengths: list[int], **more: Any) -> Workload:
-    return plan.workload(settings(model, **more), model, config_of(model), rows(lengths))
+    return plan.workload(
+        settings_of(model=str(model), **{"batch_size": 4, "epochs": 1.0, **more}),
+        model,
+        config_of(model),
+        rows(lengths),
+    )
 
 
 def planned(model: Path, lengths: list[int], **more: Any) -> plan.Plan:
@@ -61,7 +60,7 @@ def model(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def test_stored_bytes_are_those_of_the_headers(model: Path) -> None:
+def test_stored_bytes_are_those_of_the_headers_and_parts_sum_to_the_peak(model: Path) -> None:
     headers = read_header(model / "model.safetensors")
     found = shapes.read_shapes(model, config_of(model))
     assert found.stored_bytes == sum(info.end - info.start for info in headers.values())
@@ -69,6 +68,10 @@ def test_stored_bytes_are_those_of_the_headers(model: Path) -> None:
     assert {m.bits for m in found.matrices} == ({4} if "4bit" in model.name else {None})
     down = next(m for m in found.matrices if m.name == "mlp.down_proj")
     assert (down.rows, down.columns) == (64, 128)
+    plan = planned(model, [64] * 9)
+    assert sum(plan.breakdown.values()) == plan.peak_memory_bytes
+    assert plan.fits and not plan.suggestions
+    assert plan.steps_per_epoch == 3 and plan.tokens_per_epoch == 9 * 64
 
 
 @pytest.mark.parametrize("mode", ["dequantized", "quantized"])
@@ -84,19 +87,11 @@ def test_base_and_adapter_bytes_are_those_of_the_loaded_model(
     total = sum(a.nbytes for a in arrays.values())
     adapter = sum(a.nbytes for a in learned.values())
 
-    chosen = settings(tiny_quantized_dir, compute=mode, adapter=kind, rank=4)
     found = planned(tiny_quantized_dir, [32], compute=mode, adapter=kind, rank=4)
     assert found.breakdown["adapter"] == adapter
     assert found.trainable_parameters == sum(a.size for a in learned.values())
     assert found.breakdown["weights"] == pytest.approx(total - adapter, rel=0.02)
-    assert chosen.compute == found.compute == mode
-
-
-def test_the_parts_sum_to_the_peak(model: Path) -> None:
-    found = planned(model, [64] * 9)
-    assert sum(found.breakdown.values()) == found.peak_memory_bytes
-    assert found.fits and not found.suggestions
-    assert found.steps_per_epoch == 3 and found.tokens_per_epoch == 9 * 64
+    assert found.compute == mode
 
 
 @pytest.mark.parametrize("adapter", ["lora", "rslora", "dora"])
@@ -115,20 +110,19 @@ def test_more_of_anything_is_never_less(model: Path, adapter: str) -> None:
     assert peak(1000, gradient_checkpointing="on") < peak(1000, gradient_checkpointing="off")
 
 
-def test_memory_is_bounded_by_the_micro_batch_not_by_the_batch(tiny_model_dir: Path) -> None:
+def test_memory_is_bounded_by_the_micro_batch_and_time_grows_with_the_work(
+    tiny_model_dir: Path,
+) -> None:
     few, many = (
         planned(tiny_model_dir, [256] * size, batch_size=size, micro_batch_tokens=512, rank=1)
         for size in (16, 64)
     )
     assert many.peak_memory_bytes < 1.3 * few.peak_memory_bytes
-
-
-def test_time_grows_with_the_work(tiny_model_dir: Path) -> None:
-    short = planned(tiny_model_dir, [64] * 32)
-    long = planned(tiny_model_dir, [256] * 32)
-    twice = planned(tiny_model_dir, [64] * 64)
-    assert 0 < short.time_per_epoch_s < long.time_per_epoch_s
-    assert twice.time_per_epoch_s == pytest.approx(2 * short.time_per_epoch_s, rel=0.1)
+    short, long, twice = (
+        planned(tiny_model_dir, lengths).time_per_epoch_s
+        for lengths in ([64] * 32, [256] * 32, [64] * 64)
+    )
+    assert 0 < short < long and twice == pytest.approx(2 * short, rel=0.1)
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tiny_model_dir: Path) -> None:
@@ -149,26 +143,23 @@ def test_what_does_not_fit_is_refused_with_what_would(tiny_model_dir: Path) -> N
 
 
 def test_a_suggestion_predicts_what_a_plan_with_it_says(tiny_model_dir: Path) -> None:
-    lengths = [512] * 8
-    found = planned(tiny_model_dir, lengths, memory_gb=1e-3, gradient_checkpointing="off")
+    lengths, tight = [512] * 8, {"memory_gb": 1e-3, "gradient_checkpointing": "off"}
+    found = planned(tiny_model_dir, lengths, **tight)
     assert not found.fits
     by_change = {s.change: s.peak_memory_bytes for s in found.suggestions}
     for rank in (8, 4):
-        again = planned(
-            tiny_model_dir, lengths, rank=rank, memory_gb=1e-3, gradient_checkpointing="off"
-        )
+        again = planned(tiny_model_dir, lengths, rank=rank, **tight)
         assert by_change[f"--rank {rank}"] == again.peak_memory_bytes
     # A megabyte is too little for anything: the last word is another model.
     assert "base" in found.suggestions[-1].change and not found.suggestions[-1].fits
     with pytest.raises(ResourceError, match="nothing alone is enough"):
         plan.require_fit(work(tiny_model_dir, lengths, memory_gb=1e-3))
-
-
-def test_checkpointing_is_chosen_where_only_it_fits(tiny_model_dir: Path) -> None:
-    lengths = [1024] * 4
-    without = planned(tiny_model_dir, lengths, gradient_checkpointing="off").peak_memory_bytes
-    with_it = planned(tiny_model_dir, lengths, gradient_checkpointing="on").peak_memory_bytes
-    found = planned(tiny_model_dir, lengths, memory_gb=(without + with_it) / 2e9)
+    # Checkpointing is chosen where only it fits.
+    without, with_it = (
+        planned(tiny_model_dir, [1024] * 4, gradient_checkpointing=switch).peak_memory_bytes
+        for switch in ("off", "on")
+    )
+    found = planned(tiny_model_dir, [1024] * 4, memory_gb=(without + with_it) / 2e9)
     assert found.fits and found.gradient_checkpointing
 
 
@@ -177,26 +168,16 @@ def test_checkpointing_is_chosen_where_only_it_fits(tiny_model_dir: Path) -> Non
     [(120, {}), (30, {"batch_size": 8, "rank": 4}), (120, {"adapter": "dora"})],
 )
 def test_a_plan_holds_in_a_real_run(
-    model: Path, tmp_path: Path, words: int, more: dict[str, Any]
+    model: Path, settings: Any, tmp_path: Path, words: int, more: dict[str, Any]
 ) -> None:
     from mlx_itune.training.setup import gather
 
     turns = [("user", "note " * words), ("assistant", "triage " * words)]
     row = json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]})
     (tmp_path / "rows.jsonl").write_text((row + "\n") * 16)
-    chosen = settings_from(
-        {
-            "model": str(model),
-            "data": tmp_path / "rows.jsonl",
-            "out": tmp_path / "adapter",
-            "runs": tmp_path / "runs",
-            "batch_size": 4,
-            "steps": 3,
-            "save_every": 0,
-            "save_every_s": 0.0,
-            "offline": True,
-            **more,
-        }
+    here = {"model": str(model), "data": tmp_path / "rows.jsonl", "epochs": None, "steps": 3}
+    chosen = settings(
+        **{**here, "keys": (), "rank": 16, "save_every": 0, "save_every_s": 0.0, **more}
     )
     material = gather(chosen)
     found = plan.workload(chosen, material.path, material.config, material.train)
