@@ -19,6 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.wording import listing
 from mlx_itune.model.adapters import grid
 from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
 from mlx_itune.model.adapters.lowrank import (
@@ -142,28 +143,28 @@ def _wrap(
 
 def _on_the_grid(chosen: Sequence[Target], *, everything: bool) -> list[Target]:
     """The chosen layers whose grid an adapter can move."""
-    wrong, affine = [], []
-    norms = [target for target in chosen if is_norm(target.module)]
-    for target in chosen:
-        if target in norms:
-            continue
-        stored = packed(target.module)
-        if stored is not None and stored.mode == "affine":
-            affine.append(target)
-        elif not everything or hasattr(target.module, "bits") or stored is not None:
-            wrong.append(target)
-    if wrong:
-        named = ", ".join(target.path for target in wrong[:3]) + (" ..." if wrong[3:] else "")
-        stored = packed(wrong[0].module)
-        mode = stored.mode if stored else getattr(wrong[0].module, "mode", None)
+    layers = [target for target in chosen if not is_norm(target.module)]
+    modes = {target.path: _mode(target.module) for target in layers}
+    affine = [target for target in layers if modes[target.path] == "affine"]
+    # Of every layer there is, those that are not quantized are left as they are.
+    spared = (None, "affine") if everything else ("affine",)
+    if wrong := [target.path for target in layers if modes[target.path] not in spared]:
         raise ModelError(
             f"a grid adapter needs layers quantized in affine mode; {len(wrong)} are not "
-            f"({mode or 'not quantized'}): {named}",
+            f"({modes[wrong[0]] or 'not quantized'}): {listing(wrong)}",
             hint="choose other layers with --keys, or --adapter lora",
         )
-    if not affine and (everything or not norms):
+    if not affine and (everything or layers == list(chosen)):
         raise ModelError(
             "a grid adapter needs a quantized model, and this one is not",
             hint="quantize it with mlx_lm.convert -q, or use --adapter lora",
         )
-    return [target for target in chosen if target in norms or target in affine]
+    return [target for target in chosen if target in affine or target not in layers]
+
+
+def _mode(module: nn.Module) -> str | None:
+    """How a layer is quantized; None where it is not."""
+    stored = packed(module)
+    if stored is not None:
+        return str(stored.mode)
+    return str(getattr(module, "mode", "another")) if hasattr(module, "bits") else None

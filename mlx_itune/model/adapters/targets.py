@@ -11,7 +11,7 @@ import regex
 
 from mlx_itune.kit.errors import ModelError, closest
 from mlx_itune.kit.patterns import compiled
-from mlx_itune.model.adapters.lowrank import EMBEDDING, LINEAR, SWITCH, adaptable
+from mlx_itune.model.adapters.lowrank import LINEAR, SWITCH, adaptable
 
 # Before a key that is a regular expression.
 REGEX = "re:"
@@ -140,15 +140,11 @@ def _matching(key: str, targets: Sequence[Target]) -> list[Target]:
 
 
 def _refuse(model: nn.Module, key: str, every: Sequence[Target]) -> None:
-    modules = {path for _, block in _blocks(model) for path, _ in block.named_modules() if path}
-    modules |= {path for path, _ in model.named_modules() if path}
-    if key in modules:
-        kinds = (*LINEAR, *SWITCH, *EMBEDDING)
-        module = next(
-            m for root in (model, *model.layers) for path, m in root.named_modules() if path == key
-        )
-        if not isinstance(module, kinds) or not adaptable(module):
-            raise ModelError(f"an adapter cannot adapt a {type(module).__name__}", where=key)
+    roots = (model, *model.layers)
+    named = {path: m for root in reversed(roots) for path, m in root.named_modules() if path}
+    if key in named:
+        if not adaptable(named[key]):
+            raise ModelError(f"an adapter cannot adapt a {type(named[key]).__name__}", where=key)
         raise ModelError("lies outside the last layers that num_layers leaves", where=key)
     near = closest(key, {t.name for t in every})
     hint = f"did you mean {near}?" if near else "see the names in the model's weights"

@@ -234,13 +234,12 @@ def _require_same_data(began: Mapping[str, DataFile], data: Path) -> None:
     """Raise DataError naming each data file that is not the one the run began with."""
     now = data_facts(data)
     found = []
-    for part in dict.fromkeys([*began, *now]):
-        if part not in began or part not in now:
-            file = {**began, **now}[part].file
-            found.append(f"data.{part} ({file}) is {'gone' if part in began else 'new'}")
+    for part, file in {**now, **began}.items():
+        name = f"data.{part}.sha256 ({file.file})"
+        if part in began and part in now:
+            found += _changes({name: file.sha256}, {name: now[part].sha256})
         else:
-            name = f"data.{part}.sha256 ({now[part].file})"
-            found += _changes({name: began[part].sha256}, {name: now[part].sha256})
+            found.append(f"data.{part} ({file.file}) is {'gone' if part in began else 'new'}")
     _refuse(found, DataError, str(data))
 
 
