@@ -7,7 +7,7 @@ where a layer's scale is another one, the ratio goes into its B: the product sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from mlx_itune.model.loading import base
 
 # float32 products in another order; relative to the update's largest entry.
 _TOLERANCE = 1e-5
+# The path of a layer of ours, and which of its experts if it is a stack.
+Place = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,20 @@ def import_peft(peft_dir: Path, model: str, out: Path) -> PeftImport:
     loaded = base.load(model, compute="dequantized")
     with located(peft_dir):
         layers = read_layers(peft_dir / peft_format.TENSORS, config)
-        modules = _modules(loaded.model, str(loaded.config.get("model_type")))
-        _require_targets(modules, config, layers)
-        if not any(path == "lm_head" for path, _ in loaded.model.named_modules()):
+        places = _places(loaded.model, str(loaded.config.get("model_type")))
+        _require_targets(places, config, layers)
+        if "lm_head" not in dict(loaded.model.named_modules()):
             layers = _one_table(layers)
         rank = max(layer.rank for layer in layers.values())
-        scale = _commonest([layer.scale for layer in layers.values()])
-        tensors = _tensors(loaded.model, layers, rank, scale)
+        # Only a scale of zero is passed over, which nothing could be divided by.
+        counts = Counter(layer.scale for layer in layers.values() if layer.scale)
+        scale = counts.most_common(1)[0][0] if counts else 1.0
+        tensors = _tensors(loaded.model, places, layers, rank, scale)
         kind = "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
         paths = sorted({name.rpartition(".")[0] for name in tensors})
         own = adapters.AdapterConfig(rank, scale, config.lora_dropout, tuple(paths), -1, kind)
         adapters.apply(loaded, adapters.Adapter(own, tensors, _papers_of(peft_dir), peft_dir))
-        largest = _compare(loaded.model, layers)
+        largest = _compare(loaded.model, places, layers)
     own = adapters.config_of(
         loaded.model, kind=kind, rank=rank, scale=scale, dropout=config.lora_dropout
     )
@@ -78,27 +82,28 @@ def import_peft(peft_dir: Path, model: str, out: Path) -> PeftImport:
     return PeftImport(str(out), kind, rank, scale, len(paths), padded, folded, largest)
 
 
-def _modules(model: nn.Module, model_type: str) -> set[str]:
-    """The modules that PEFT could adapt; to it the experts of a stack are modules of their own."""
-    found = {"lm_head"}
+def _places(model: nn.Module, model_type: str) -> dict[str, Place]:
+    """Where each module that PEFT could adapt is here; to it a stack's experts are modules."""
+    found: dict[str, Place] = {"lm_head": ("lm_head", None)}
     for path, module in model.named_modules():
         if isinstance(module, SWITCH):
-            found |= {*peft_format.expert_modules(path, module.num_experts, model_type)}
+            experts = peft_format.expert_modules(path, module.num_experts, model_type)
+            found |= {expert: (path, at) for at, expert in enumerate(experts)}
         elif adaptable(module):
-            found.add(path)
+            found[path] = (path, None)
     return found
 
 
 def _require_targets(
-    modules: set[str], config: PeftConfig, layers: Mapping[str, PeftLayer]
+    places: Collection[str], config: PeftConfig, layers: Mapping[str, PeftLayer]
 ) -> None:
     """Every tensor is one that PEFT would use, and none that it would look for is missing."""
     for module in sorted(layers):
-        if module not in modules:
+        if module not in places:
             raise ModelError(f"the model has no layer {module}")
         if not config.aims_at(module):
             raise ModelError(f"has tensors for {module}, which target_modules leaves out")
-    for module in sorted(modules - layers.keys()):
+    for module in sorted({*places} - layers.keys()):
         # A head may be none of its own here; "all-linear" means neither it nor the table.
         spared = module == "lm_head" or (config.all_linear and module.endswith("embed_tokens"))
         if config.aims_at(module) and not spared:
@@ -107,11 +112,10 @@ def _require_targets(
 
 def _one_table(layers: dict[str, PeftLayer]) -> dict[str, PeftLayer]:
     """A tied table and head as the one layer that they are here."""
-    tables = [path for path, layer in layers.items() if layer.is_table]
+    table = next((layer for layer in layers.values() if layer.is_table), None)
     head = layers.get("lm_head")
-    if not tables and head is None:
+    if table is None and head is None:
         return layers
-    table = layers[tables[0]] if tables else None
     same = (
         table is not None
         and head is not None
@@ -128,60 +132,50 @@ def _one_table(layers: dict[str, PeftLayer]) -> dict[str, PeftLayer]:
 
 
 def _tensors(
-    model: nn.Module, layers: Mapping[str, PeftLayer], rank: int, scale: float
+    model: nn.Module,
+    places: Mapping[str, Place],
+    layers: Mapping[str, PeftLayer],
+    rank: int,
+    scale: float,
 ) -> dict[str, Any]:
     """Factors by our names, all of one rank and scale."""
     modules = dict(model.named_modules())
     tensors: dict[str, Any] = {}
     stacks: dict[str, dict[int, tuple[Any, Any]]] = {}
     for module, layer in layers.items():
-        a, b = _widened(layer, rank, scale)
-        place = peft_format.stacked_path(module)
-        if place is not None and place[0] in modules:
-            stacks.setdefault(place[0], {})[place[1]] = (a, b)
+        a = np.zeros((rank, layer.a.shape[1]), np.float32)
+        b = np.zeros((layer.b.shape[0], rank), np.float32)
+        a[: layer.rank] = layer.a
+        b[:, : layer.rank] = layer.b * np.float64(layer.scale / scale)
+        path, expert = places[module]
+        if expert is not None:
+            stacks.setdefault(path, {})[expert] = (a, b)
             continue
-        if layer.is_table is not isinstance(modules[module], EMBEDDING):
+        if layer.is_table is not isinstance(modules[path], EMBEDDING):
             raise ModelError(f"{module} is no {'token table' if layer.is_table else 'layer'}")
-        tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"] = a.T, b.T
+        tensors |= {f"{path}.lora_a": a.T, f"{path}.lora_b": b.T}
         if layer.magnitude is not None:
-            tensors[f"{module}.m"] = layer.magnitude
+            tensors[f"{path}.m"] = layer.magnitude
     for path, experts in stacks.items():
         count = modules[path].num_experts
-        if set(experts) != set(range(count)):
+        if len(experts) < count:
             raise ModelError(f"adapts {len(experts)} of the {count} experts at {path}")
         for n, name in enumerate(("lora_a", "lora_b")):
             tensors[f"{path}.{name}"] = np.stack([experts[e][n] for e in range(count)])
     return {name: mx.array(np.ascontiguousarray(t, np.float32)) for name, t in tensors.items()}
 
 
-def _widened(layer: PeftLayer, rank: int, scale: float) -> tuple[Any, Any]:
-    """A (rank, in) and B (out, rank) of the layer's product under the common scale."""
-    a = np.zeros((rank, layer.a.shape[1]), np.float32)
-    b = np.zeros((layer.b.shape[0], rank), np.float32)
-    a[: layer.rank] = layer.a
-    b[:, : layer.rank] = layer.b * np.float64(layer.scale / scale)
-    return a, b
-
-
-def _commonest(scales: list[float]) -> float:
-    """The scale of most layers; only a zero is passed over, which nothing could be divided by."""
-    counts = Counter(scale for scale in scales if scale)
-    return counts.most_common(1)[0][0] if counts else 1.0
-
-
-def _compare(model: nn.Module, layers: Mapping[str, PeftLayer]) -> float:
+def _compare(
+    model: nn.Module, places: Mapping[str, Place], layers: Mapping[str, PeftLayer]
+) -> float:
     """The largest difference of any layer's product from PEFT's own. Raises ModelError."""
     largest = 0.0
     adapted = dict(lora.adapted(model))
     for module, theirs in layers.items():
-        place = peft_format.stacked_path(module)
-        stacked = place is not None and place[0] in adapted
-        layer = adapted[place[0]] if stacked and place else adapted[module]
+        path, expert = places[module]
+        layer = adapted[path]
         a, b = np.array(layer.lora_a), np.array(layer.lora_b)
-        if stacked and place:
-            got = layer.scale * (b[place[1]] @ a[place[1]])
-        else:
-            got = layer.scale * (a @ b).T
+        got = layer.scale * ((a @ b).T if expert is None else b[expert] @ a[expert])
         wanted = theirs.scale * (theirs.b @ theirs.a)
         gap = float(np.abs(got - wanted).max())
         if not gap <= _TOLERANCE * max(float(np.abs(wanted).max()), 1e-6):

@@ -34,19 +34,11 @@ PREFIX = "base_model.model."
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 _STACK = re.compile(r"(.+)\.switch_mlp\.(gate_proj|up_proj|down_proj)")
-_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\."
     r"(?P<part>lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
-_PARTS = {
-    "lora_A": "a",
-    "lora_B": "b",
-    "lora_embedding_A": "a",
-    "lora_embedding_B": "b",
-    "lora_magnitude_vector": "magnitude",
-}
 # PEFT saves the tables themselves along with adapters on them, unchanged.
 _COPY = re.compile(r".*\.base_layer\.weight")
 # Each changes the function, and mlx-lm's adapters have no place for it.
@@ -192,7 +184,7 @@ def read_layers(file: Path, config: PeftConfig) -> dict[str, PeftLayer]:
                 continue
             raise ModelError(f"tensor {name} is none of a LoRA", where=str(file))
         parts = found.setdefault(match["module"], {})
-        part = _PARTS[match["part"]]
+        part = {"A": "a", "B": "b"}.get(match["part"][-1], "magnitude")
         if part in parts:
             raise ModelError(f"{match['module']} has two of {match['part']}", where=str(file))
         parts[part] = np.array(tensor.astype(mx.float32))
@@ -210,16 +202,6 @@ def expert_modules(path: str, count: int, model_type: str) -> list[str]:
     block, name = stack.groups()
     name = _MIXTRAL[name] if model_type == "mixtral" else name
     return [f"{block}.experts.{e}.{name}" for e in range(count)]
-
-
-def stacked_path(module: str) -> tuple[str, int] | None:
-    """mlx-lm's path of the stack that one expert's module is in, and its place there."""
-    found = _EXPERT.fullmatch(module)
-    if found is None:
-        return None
-    block, place, name = found.groups()
-    ours = {theirs: name for name, theirs in _MIXTRAL.items()}.get(name, name)
-    return f"{block}.switch_mlp.{ours}", int(place)
 
 
 def alpha_of(config: adapters.AdapterConfig) -> float | int:
