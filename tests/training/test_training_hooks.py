@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -22,41 +22,20 @@ Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture
-def board(monkeypatch: Patch) -> dict[str, Any]:
-    """TensorBoard's three modules, writing into a dictionary."""
-    written: dict[str, Any] = {"events": [], "folders": [], "closed": 0, "fail": False}
-
-    class Writer:
-        def __init__(self, folder: str, flush_secs: int) -> None:
-            written["folders"].append(folder)
-
-        def add_event(self, event: Any) -> None:
-            if written["fail"]:
-                raise OSError(28, "No space left on device")
-            written["events"].append(event)
-
-        def flush(self) -> None:
-            pass
-
-        def close(self) -> None:
-            written["closed"] += 1
-
-    class Summary(SimpleNamespace):
-        Value = SimpleNamespace
-
-    class SessionLog(SimpleNamespace):
-        START = 1
-
+def board(monkeypatch: Patch) -> MagicMock:
+    """TensorBoard's writer, which keeps what it is given."""
+    writer = MagicMock()
+    writer.opened = MagicMock(return_value=writer)
+    session = type("SessionLog", (SimpleNamespace,), {"START": 1})
+    summary = type("Summary", (SimpleNamespace,), {"Value": SimpleNamespace})
     modules: dict[str, dict[str, Any]] = {
-        "tensorboard.summary.writer.event_file_writer": {"EventFileWriter": Writer},
-        "tensorboard.compat.proto.event_pb2": {"Event": SimpleNamespace, "SessionLog": SessionLog},
-        "tensorboard.compat.proto.summary_pb2": {"Summary": Summary},
+        "summary.writer.event_file_writer": {"EventFileWriter": writer.opened},
+        "compat.proto.event_pb2": {"Event": SimpleNamespace, "SessionLog": session},
+        "compat.proto.summary_pb2": {"Summary": summary},
     }
     for name, content in modules.items():
-        module = ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name, module)
-    return written
+        monkeypatch.setitem(sys.modules, f"tensorboard.{name}", SimpleNamespace(**content))
+    return writer
 
 
 @pytest.fixture
@@ -70,25 +49,25 @@ def wandb(monkeypatch: Patch) -> MagicMock:
     return fake
 
 
-def scalars(board: dict[str, Any], tag: str) -> list[tuple[int, float]]:
-    return [
-        (event.step, value.simple_value)
-        for event in board["events"]
-        if hasattr(event, "summary")
-        for value in event.summary.value
-        if value.tag == tag
-    ]
+def events_of(board: MagicMock) -> list[Any]:
+    return [call.args[0] for call in board.add_event.call_args_list]
+
+
+def scalars(board: MagicMock, tag: str) -> list[tuple[int, float]]:
+    summaries = [event for event in events_of(board) if hasattr(event, "summary")]
+    return [(e.step, v.simple_value) for e in summaries for v in e.summary.value if v.tag == tag]
 
 
 def test_tensorboard_gets_every_number_of_a_run(
-    settings: Settings, board: dict[str, Any], tmp_path: Path
+    settings: Settings, board: MagicMock, tmp_path: Path
 ) -> None:
     events: list[dict[str, Any]] = []
     chosen = settings(eval_every=2)
     with attached(chosen, events.append, tensorboard=tmp_path / "board") as observe:
         result = train(chosen, observe=observe)
-    assert board["folders"] == [str(tmp_path / "board" / Path(result.run).name)]
-    assert board["closed"] == 1
+    folder = str(tmp_path / "board" / Path(result.run).name)
+    board.opened.assert_called_once_with(folder, flush_secs=30)
+    board.close.assert_called_once()
     steps = [event for event in events if event["event"] == "step"]
     assert len(steps) == 6
     for name, tag in (
@@ -105,14 +84,14 @@ def test_tensorboard_gets_every_number_of_a_run(
 
 
 def test_a_resumed_run_takes_back_what_it_makes_again_and_nothing_wild_is_told(
-    settings: Settings, board: dict[str, Any], tmp_path: Path
+    settings: Settings, board: MagicMock, tmp_path: Path
 ) -> None:
     with attached(settings(), tensorboard=tmp_path) as observe:
         observe({"event": "start", "run": "runs/r", "steps": 9})
         observe({"event": "resume", "step": 6})
         for loss in (math.nan, None, math.inf, True, "1"):
             observe({"event": "step", "step": 7, "loss": loss, "learning_rate": 0.5})
-    session, first = board["events"][:2]
+    session, first = events_of(board)[:2]
     assert (session.step, session.session_log.status) == (7, 1)
     assert first.step == 7
     assert scalars(board, "train/loss") == []
@@ -120,9 +99,9 @@ def test_a_resumed_run_takes_back_what_it_makes_again_and_nothing_wild_is_told(
 
 
 def test_a_board_that_fails_is_dropped_and_told_once(
-    settings: Settings, board: dict[str, Any], tmp_path: Path
+    settings: Settings, board: MagicMock, tmp_path: Path
 ) -> None:
-    board["fail"] = True
+    board.add_event.side_effect = OSError(28, "No space left on device")
     said: list[str] = []
     seen: list[int] = []
     with attached(

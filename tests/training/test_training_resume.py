@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -69,7 +70,7 @@ def test_a_run_cut_after_every_step_ends_the_same(
     assert outcome(run, tmp_path / "adapter") == expected
 
 
-@pytest.mark.parametrize("step", [1, 4, 6])
+@pytest.mark.parametrize("step", [1, 6])
 def test_a_run_stopped_by_a_signal_ends_the_same(step: int, settings: Any, tmp_path: Path) -> None:
     more = {"eval_every": 1, "early_stopping": 9, "save_every": 0}
     expected = in_peace(settings, tmp_path, **more)
@@ -81,12 +82,12 @@ def test_a_run_stopped_by_a_signal_ends_the_same(step: int, settings: Any, tmp_p
     with pytest.raises(KeyboardInterrupt):
         train(settings(**more), observe=interrupt)
     run = the_run(tmp_path)
-    events: list[Event] = []
-    resume(run, observe=events.append)
-    (again,) = [event for event in events if event["event"] == "resume"]
-    assert (again["step"], again["changed"]) == (step, [])
+    event = resumed(run)
+    assert (event["step"], event["changed"]) == (step, [])
     # The validation that the signal came before is made up for, and made once.
-    assert [e["step"] for e in events if e["event"] == "valid"] == [*range(step, 7)]
+    lines = (run / "events.jsonl").read_text().splitlines()
+    told = [event["step"] for line in lines if (event := json.loads(line))["event"] == "valid"]
+    assert told == [*range(7)]
     assert outcome(run, tmp_path / "adapter") == expected
 
 
@@ -138,13 +139,11 @@ def test_a_finished_run_says_so_and_writes_a_missing_adapter_again(
 
 def not_finite(monkeypatch: Patch, *calls: int) -> None:
     """The loss of these steps, counted over all sessions, is NaN; of all where none is named."""
-    real, seen = Learner.gradients, 0
+    real, seen = Learner.gradients, itertools.count(1)
 
     def gradients(self: Learner, *args: Any, **options: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        loss, weight, found = real(self, *args, **options)
-        return (math.nan if not calls or seen in calls else loss), weight, found
+        loss, *rest = real(self, *args, **options)
+        return (math.nan if next(seen) in calls or not calls else loss), *rest
 
     monkeypatch.setattr(Learner, "gradients", gradients)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -176,15 +177,12 @@ def test_without_early_stopping_the_last_step_is_written_and_the_best_kept(
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Gradients of these steps (from 1) are infinite."""
-    real, seen = Learner.gradients, 0
+    real, seen = Learner.gradients, itertools.count(1)
 
     def gradients(self: Learner, *args: Any, **options: Any) -> Any:
-        nonlocal seen
-        seen += 1
         loss, weight, found = real(self, *args, **options)
-        if seen in steps:
-            found = tree_map(lambda gradient: gradient * math.inf, found)
-        return loss, weight, found
+        factor = math.inf if next(seen) in steps else 1.0
+        return loss, weight, tree_map(lambda gradient: gradient * factor, found)
 
     monkeypatch.setattr(Learner, "gradients", gradients)
 
