@@ -119,11 +119,15 @@ def _gguf(request: Request, source: Path, say: Observe) -> Exported:
 
 def _gguf_lora(request: Request, source: Path, say: Observe) -> Exported:
     assert request.adapter is not None
-    any_base, note = request.allow_other_base, "it belongs on the base it was trained on: "
     made = export_gguf_lora(
-        request.adapter, request.model, request.out, any_base=any_base, observe=say
+        request.adapter,
+        request.model,
+        request.out,
+        any_base=request.allow_other_base,
+        observe=say,
     )
-    return replace(made, notes=(f"{note}export that with --to gguf",))
+    note = "it belongs on the base it was trained on: export that with --to gguf"
+    return replace(made, notes=(note,))
 
 
 def _hf(request: Request, source: Path, say: Observe) -> Exported:

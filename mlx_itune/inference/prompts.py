@@ -161,9 +161,7 @@ class Asked:
         """The prompt of a user's words. Raises UsageError for an empty one."""
         if not text.strip():
             raise UsageError("the prompt is empty", hint="give it some words")
-        if self.raw:
-            return Prompt(text=text)
-        return Prompt((*self._system(), Turn("user", text)))
+        return Prompt(text=text) if self.raw else Prompt(self._opened((Turn("user", text),)))
 
     def _of_row(self, line: str) -> Prompt:
         """`prompt` (text) or `messages` (and `tools`), whose last reply is the known answer."""
@@ -182,12 +180,13 @@ class Asked:
             known, turns = turns[-1].content, turns[:-1]
         if not turns:
             raise DataError("asks nothing")
-        if turns[0].role != "system":
-            turns = (*self._system(), *turns)
-        return Prompt(turns, tools, id=row.get("id"), reference=known)
+        return Prompt(self._opened(turns), tools, id=row.get("id"), reference=known)
 
-    def _system(self) -> Sequence[Turn]:
-        return [Turn("system", self.system)] if self.system else []
+    def _opened(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """With the system prompt, unless they have their own."""
+        if self.system and turns[0].role != "system":
+            return (Turn("system", self.system), *turns)
+        return turns
 
 
 def _require_text(value: Any) -> None:
