@@ -10,7 +10,7 @@ from pathlib import Path
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.export.gguf.plan import KINDS
+from mlx_itune.export.gguf.to_gguf import KINDS
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.wording import did_you_mean
 from mlx_itune.model.loading import base

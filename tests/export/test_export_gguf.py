@@ -17,7 +17,8 @@ import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export.artifact import Exported
-from mlx_itune.export.gguf import plan as gguf_plan
+from mlx_itune.export.gguf import tensors as gguf_tensors
+from mlx_itune.export.gguf.architectures import Architecture
 from mlx_itune.export.gguf.to_gguf import export_gguf
 from mlx_itune.export.gguf.verify import Reader, verify_gguf
 from mlx_itune.kit.errors import ModelError, UsageError
@@ -162,7 +163,7 @@ def test_pieces_of_tensors_make_the_same_file(
     llama_4bit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = file(export(llama_4bit, "lossless")).read_bytes()
-    monkeypatch.setattr(gguf_plan, "_CHUNK_NUMBERS", 1000)
+    monkeypatch.setattr(gguf_tensors, "_CHUNK_NUMBERS", 1000)
     assert file(export(llama_4bit, "lossless")).read_bytes() == whole
 
 
@@ -192,7 +193,7 @@ def test_swapped_tensors_and_rows_out_of_order_are_found(
     path.write_bytes(data)
     with pytest.raises(ModelError, match="ffn_gate"):
         verify_gguf(Reader(path), llama)
-    monkeypatch.setattr(gguf_plan, "rotated_heads", lambda name, facts: None)
+    monkeypatch.setattr(Architecture, "row_order", lambda *_: None)
     with pytest.raises(ModelError, match=r"blk\.0\.attn_k\.weight"):
         export(llama)
 

@@ -1,32 +1,32 @@
 """The architectures that go to GGUF: llama.cpp's names for tensors, the numbers it must be told.
 
-Names and keys: github.com/ggml-org/ggml, docs/gguf.md, and llama.cpp's loaders (src/models/*.cpp).
-What is described is the model as mlx-lm computes it; where llama.cpp's fixed graph computes
-something else, `metadata` and the architectures' own functions refuse.
+Names are the gguf package's own; keys: github.com/ggml-org/ggml, docs/gguf.md, and llama.cpp's
+loaders (src/models/*.cpp). What is described is the model as mlx-lm computes it; where llama.cpp's
+fixed graph computes something else, it is refused here.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import gguf
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
-from mlx_itune.export.gguf.rotary import (
-    Rotary,
-    longrope,
-    plain,
-    scaled,
-    with_local_base,
-    without_factors,
-)
 from mlx_itune.kit.errors import ModelError
 
-Keys = dict[str, Any]
+Float32 = NDArray[np.float32]
 
-QKV = frozenset({"attn_q", "attn_k", "attn_v"})
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_QKV = frozenset({"attn_q", "attn_k", "attn_v"})
+_BIASED = _QKV | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"}
+# Layers at which llama.cpp takes a Gemma for the one of 27B, which it scales otherwise.
+_GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 
 
 @dataclass(frozen=True)
@@ -63,105 +63,103 @@ class Facts:
     @property
     def context_tokens(self) -> int:
         """How long a row may be."""
-        return int(
-            self.get("max_position_embeddings")
-            or self.config.get("max_position_embeddings")
-            or 8192
+        name = "max_position_embeddings"
+        return int(self.get(name) or self.config.get(name) or 8192)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What llama.cpp is told: keys under the architecture's name, tensors (pairs,), and remarks."""
+
+    keys: Mapping[str, Any]
+    tensors: Mapping[str, Float32] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __or__(self, other: Told) -> Told:
+        return Told(
+            {**self.keys, **other.keys},
+            {**self.tensors, **other.tensors},
+            (*self.notes, *other.notes),
         )
 
 
-def _none(_: Facts) -> Keys:
-    return {}
+Part = Callable[[Facts], Told]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One of llama.cpp's architectures.
 
-    ``block``: names inside a block, mlx-lm's to GGUF's. ``interleaved``: it rotates neighbouring
-    values, so that the rows of q and k take another order. ``biases``: layers that may have one.
-    ``square``: heads times their size must be the width of the model.
+    ``interleaved``: it rotates neighbouring values, so that the rows of q and k take another order.
+    ``biases``: layers that may have one. ``square``: heads times their size must be the width of
+    the model. ``needs_output``: a tied table is written twice.
     """
 
     name: str
-    block: Mapping[str, str]
-    rotary: Callable[[Facts], Rotary] = scaled
-    extra: Callable[[Facts], Keys] = _none
+    rotary: Part
+    extra: Part = lambda _: Told({})
     interleaved: bool = False
     norm_offset: int = 0
-    biases: frozenset[str] = QKV
+    biases: frozenset[str] = _QKV
     square: bool = False
     needs_output: bool = False
-    notes: Callable[[Facts], list[str]] = field(default=lambda _: [])
 
-    def tensor(self, path: str) -> str | None:
-        """The GGUF name of a layer of mlx-lm's, without `.weight`; None where there is none."""
-        if path in _TOP:
-            return _TOP[path]
-        parts = path.split(".", 3)
-        if len(parts) == 4 and parts[:2] == ["model", "layers"] and parts[3] in self.block:
-            return f"blk.{parts[2]}.{self.block[parts[3]]}"
-        return None
+    def tensor_name(self, path: str, facts: Facts) -> str:
+        """GGUF's name of a weight or bias of mlx-lm's. Raises ModelError where it has none."""
+        name = gguf_name(self.name, path, int(facts.args.num_hidden_layers))
+        if name is None or (name.endswith(".bias") and name.split(".")[-2] not in self.biases):
+            raise ModelError(f"llama.cpp's {self.name} has no {path}")
+        return name
 
-    def permuted(self, facts: Facts) -> bool:
-        """Whether rows of q and k change places. Raises ModelError for a rotation it has not."""
-        traditional = bool(facts.get("rope_traditional"))
-        if traditional and not self.interleaved:
+    def row_order(self, name: str, rows: int, facts: Facts) -> NDArray[np.int32] | None:
+        """The order of q or k rows in which the two halves that are rotated together alternate;
+        None for a tensor whose rows stay where they are."""
+        heads = {"attn_q": facts.heads, "attn_k": facts.kv_heads}.get(name.split(".")[-2])
+        if heads is None or not self.interleaved or facts.get("rope_traditional"):
+            return None
+        halves = np.arange(rows, dtype=np.int32).reshape(heads, 2, rows // heads // 2)
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(-1)
+
+    def told(self, facts: Facts) -> Told:
+        """Every key, and tensor of factors. Raises ModelError where llama.cpp would compute
+        something else."""
+        args, head_dim = facts.args, facts.head_dim
+        if facts.get("rope_traditional") and not self.interleaved:
             raise ModelError(f"rope_traditional is not what llama.cpp's {self.name} computes")
-        return self.interleaved and not traditional
+        if self.square and head_dim * facts.heads != args.hidden_size:
+            raise ModelError(
+                f"{facts.heads} heads of {head_dim} do not make {args.hidden_size}, which "
+                f"llama.cpp's {self.name} needs"
+            )
+        common = {
+            "vocab_size": facts.rows,
+            "context_length": facts.context_tokens,
+            "embedding_length": int(args.hidden_size),
+            "block_count": int(args.num_hidden_layers),
+            "feed_forward_length": int(args.intermediate_size),
+            "attention.head_count": facts.heads,
+            "attention.head_count_kv": facts.kv_heads,
+            "attention.layer_norm_rms_epsilon": float(args.rms_norm_eps),
+            "attention.key_length": head_dim,
+            "attention.value_length": head_dim,
+            "rope.dimension_count": head_dim,
+        }
+        return Told(common) | self.rotary(facts) | self.extra(facts)
 
 
-def metadata(architecture: Architecture, facts: Facts) -> Keys:
-    """Every key under the architecture's name, without that name.
-
-    Raises ModelError where llama.cpp would compute something else.
-    """
-    args, head_dim = facts.args, facts.head_dim
-    if architecture.square and head_dim * facts.heads != args.hidden_size:
-        raise ModelError(
-            f"{facts.heads} heads of {head_dim} do not make {args.hidden_size}, which llama.cpp's "
-            f"{architecture.name} needs"
-        )
-    return {
-        "vocab_size": facts.rows,
-        "context_length": facts.context_tokens,
-        "embedding_length": int(args.hidden_size),
-        "block_count": int(args.num_hidden_layers),
-        "feed_forward_length": int(args.intermediate_size),
-        "attention.head_count": facts.heads,
-        "attention.head_count_kv": facts.kv_heads,
-        "attention.layer_norm_rms_epsilon": float(args.rms_norm_eps),
-        "attention.key_length": head_dim,
-        "attention.value_length": head_dim,
-        "rope.dimension_count": head_dim,
-        **architecture.rotary(facts).keys,
-        **architecture.extra(facts),
-    }
+def gguf_name(architecture: str, path: str, layers: int) -> str | None:
+    """The gguf package's own name for a weight or bias of mlx-lm's; None where it has none."""
+    # As Hugging Face's layout calls the experts.
+    theirs = re.sub(r"(mlp|block_sparse_moe)\.switch_mlp", "mlp.experts", path)
+    return _names(architecture, layers).get_name(theirs, try_suffixes=(".weight", ".bias"))
 
 
-_ATTENTION = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-}
-_MLP = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-_QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-_GEMMA_NORMS = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-_EXPERTS = {
-    "switch_mlp.gate_proj": "ffn_gate_exps",
-    "switch_mlp.up_proj": "ffn_up_exps",
-    "switch_mlp.down_proj": "ffn_down_exps",
-    "gate": "ffn_gate_inp",
-}
-# Layers at which llama.cpp takes a Gemma for the one of 27B, which it scales otherwise.
-_GEMMA_27B = {"gemma2": 46, "gemma3": 62}
+@functools.cache
+def _names(architecture: str, layers: int) -> gguf.TensorNameMap:
+    number = next((n for n, a in gguf.MODEL_ARCH_NAMES.items() if a == architecture), None)
+    if number is None:
+        raise ModelError(f"has the unknown architecture {architecture!r}")
+    return gguf.get_tensor_name_map(number, layers)
 
 
 def architecture_of(model: nn.Module, config: Mapping[str, Any]) -> tuple[Architecture, Facts]:
@@ -185,38 +183,134 @@ def architecture_of(model: nn.Module, config: Mapping[str, Any]) -> tuple[Archit
     return found, facts
 
 
-def _llama(facts: Facts) -> Keys:
+def _plain(facts: Facts) -> Told:
+    """A base alone; mlx-lm's module of the architecture knows no scaling."""
+    return Told({"rope.freq_base": float(facts.get("rope_theta", 10000.0))})
+
+
+def _scaled(facts: Facts) -> Told:
+    """A base and the scaling of mlx-lm's rope_utils. Raises ModelError for one llama.cpp lacks."""
+    base = _plain(facts)
+    scaling = facts.get("rope_scaling") or {}
+    kind = scaling.get("type") or scaling.get("rope_type", "default")
+    if kind == "default":
+        return base
+    if kind == "linear":
+        return base | _linear(scaling)
+    if kind == "llama3":
+        factors = _llama3_factors(facts.head_dim, base.keys["rope.freq_base"], scaling)
+        return base | Told({}, {"rope_freqs.weight": factors})
+    if kind == "yarn":
+        return base | _yarn(scaling)
+    raise ModelError(f"llama.cpp has no rotary scaling {kind!r} as mlx-lm computes it")
+
+
+def _without_factors(facts: Facts) -> Told:
+    """The same where llama.cpp's loader refuses a tensor of factors. Raises ModelError for one."""
+    found = _scaled(facts)
+    if found.tensors:
+        raise ModelError("llama.cpp takes llama3's rotary factors with llama and granite alone")
+    return found
+
+
+def _with_local_base(facts: Facts) -> Told:
+    """Gemma 3: another base, and no scaling, in the layers with a window."""
+    found = _without_factors(facts)
+    local = float(facts.get("rope_local_base_freq", 10000.0))
+    # Versions of llama.cpp before there was this key take 10,000.
+    return found if local == 10000.0 else found | Told({"rope.freq_base_swa": local})
+
+
+def _longrope(facts: Facts) -> Told:
+    """Phi 3: part of each head is rotated, and long rows have a factor for each frequency."""
+    pairs = int(facts.head_dim * facts.get("partial_rotary_factor", 1.0)) // 2
+    original = int(facts.get("original_max_position_embeddings", 4096))
+    sizes = {
+        "rope.dimension_count": 2 * pairs,
+        "rope.scaling.original_context_length": original,
+    }
+    base = _plain(facts) | Told(sizes)
+    scaling = facts.get("rope_scaling") or {}
+    kind = scaling.get("type", "default")
+    if kind == "default":
+        return base
+    if kind == "linear":
+        return base | _linear(scaling)
+    factors = np.broadcast_to(np.asarray(scaling["long_factor"], dtype=np.float32), (pairs,))
+    stretch = facts.context_tokens / original
+    if stretch > 1:
+        magnitude = math.sqrt(1 + math.log(stretch) / math.log(original))
+        base |= Told({"rope.scaling.attn_factor": magnitude})
+    # llama.cpp would take the short factors in short contexts; mlx-lm takes the long ones always.
+    tensors = {f"rope_factors_{length}.weight": factors.copy() for length in ("long", "short")}
+    note = "long rotary factors in contexts of any length, as mlx-lm computes and trains"
+    return base | Told({}, tensors, (note,))
+
+
+def _linear(scaling: Mapping[str, Any]) -> Told:
+    return Told({"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])})
+
+
+def _yarn(scaling: Mapping[str, Any]) -> Told:
+    """Peng et al., 2309.00071, section 3.4."""
+    if scaling.get("mscale", 1) != 1 or scaling.get("mscale_all_dim", 0) != 0:
+        raise ModelError("llama.cpp has no mscale of its own in yarn scaling")
+    for name, theirs in (("beta_fast", 32), ("beta_slow", 1)):
+        # There are keys for them, which llama.cpp reads for other architectures only.
+        if scaling.get(name, theirs) != theirs:
+            raise ModelError(
+                f"yarn scaling with {name} {scaling[name]}, and llama.cpp takes {theirs}"
+            )
+    original = int(scaling.get("original_max_position_embeddings", 4096))
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": float(scaling["factor"]),
+        "rope.scaling.original_context_length": original,
+    }
+    return Told(keys)
+
+
+def _llama3_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Float32:
+    """What Llama 3.1 divides each frequency by: 1 for fast ones, `factor` for slow ones."""
+    factor = float(scaling["factor"])
+    low = float(scaling.get("low_freq_factor", 1.0))
+    high = float(scaling.get("high_freq_factor", 4.0))
+    original = float(scaling.get("original_max_position_embeddings", 8192))
+    wavelengths = 2 * math.pi * base ** (np.arange(0, dims, 2, dtype=np.float64) / dims)
+    smooth = (original / wavelengths - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    slow = np.where(wavelengths > original / low, factor, between)
+    return np.where(wavelengths <= original / high, 1.0, slow).astype(np.float32)
+
+
+def _llama(facts: Facts) -> Told:
     if "sliding_attention" not in (facts.get("layer_types") or ()):
-        return {}
+        return Told({})
     # llama.cpp's llama has no window; within one, there is nothing that it would hide.
-    return {"context_length": min(facts.context_tokens, int(facts.args.sliding_window))}
+    tokens = min(facts.context_tokens, int(facts.args.sliding_window))
+    note = (
+        f"context length {tokens}: beyond its sliding window llama.cpp would compute something else"
+    )
+    return Told({"context_length": tokens}, notes=(note,))
 
 
-def _llama_notes(facts: Facts) -> list[str]:
-    if "context_length" not in _llama(facts):
-        return []
-    return [
-        f"context length {_llama(facts)['context_length']}: beyond its sliding window llama.cpp "
-        "would compute something else"
-    ]
-
-
-def _mixture(facts: Facts) -> Keys:
+def _mixture(facts: Facts) -> Told:
     count = facts.get("num_local_experts") or facts.get("num_experts")
-    return {"expert_count": int(count), "expert_used_count": int(facts.args.num_experts_per_tok)}
+    used = int(facts.args.num_experts_per_tok)
+    return Told({"expert_count": int(count), "expert_used_count": used})
 
 
-def _qwen3_moe(facts: Facts) -> Keys:
+def _qwen3_moe(facts: Facts) -> Told:
     args = facts.args
     if args.mlp_only_layers or args.decoder_sparse_step != 1:
         raise ModelError("has layers without experts, which llama.cpp's qwen3moe cannot have")
     if not args.norm_topk_prob:
         raise ModelError("norm_topk_prob is false, and llama.cpp's qwen3moe always norms")
     width = int(args.moe_intermediate_size)
-    return {**_mixture(facts), "expert_feed_forward_length": width}
+    return _mixture(facts) | Told({"expert_feed_forward_length": width})
 
 
-def _gemma_scale(facts: Facts, name: str) -> None:
+def _require_gemma_scale(facts: Facts, name: str) -> None:
     is_27b = facts.args.num_hidden_layers == _GEMMA_27B[name]
     theirs = facts.args.hidden_size // facts.heads if is_27b else facts.head_dim
     if facts.args.query_pre_attn_scalar != theirs:
@@ -226,128 +320,64 @@ def _gemma_scale(facts: Facts, name: str) -> None:
         )
 
 
-def _gemma2(facts: Facts) -> Keys:
-    _gemma_scale(facts, "gemma2")
-    return {
+def _gemma2(facts: Facts) -> Told:
+    _require_gemma_scale(facts, "gemma2")
+    window = int(facts.config.get("sliding_window") or 4096)
+    keys = {
         "attn_logit_softcapping": float(facts.args.attn_logit_softcapping),
         "final_logit_softcapping": float(facts.args.final_logit_softcapping),
         # mlx-lm computes Gemma 2 without its window: so wide that it hides nothing.
-        "attention.sliding_window": max(facts.context_tokens, _gemma2_window(facts)),
+        "attention.sliding_window": max(facts.context_tokens, window),
     }
+    note = f"no sliding window of {window} tokens, as mlx-lm computes and trains without it"
+    return Told(keys, notes=(note,) if facts.context_tokens > window else ())
 
 
-def _gemma2_window(facts: Facts) -> int:
-    return int(facts.config.get("sliding_window") or 4096)
-
-
-def _gemma2_notes(facts: Facts) -> list[str]:
-    if facts.context_tokens <= _gemma2_window(facts):
-        return []
-    return [
-        f"no sliding window of {_gemma2_window(facts)} tokens, as mlx-lm computes and trains "
-        "without it"
-    ]
-
-
-def _gemma3(facts: Facts) -> Keys:
-    _gemma_scale(facts, "gemma3")
+def _gemma3(facts: Facts) -> Told:
+    _require_gemma_scale(facts, "gemma3")
     pattern = int(facts.args.sliding_window_pattern)
     if pattern == 1:
-        return {}
-    keys: Keys = {"attention.sliding_window": int(facts.args.sliding_window)}
+        return Told({})
+    found = Told({"attention.sliding_window": int(facts.args.sliding_window)})
     # 6 is what every version of llama.cpp takes.
-    return keys if pattern == 6 else keys | {"attention.sliding_window_pattern": pattern}
+    return found if pattern == 6 else found | Told({"attention.sliding_window_pattern": pattern})
 
 
-def _phi3(facts: Facts) -> Keys:
-    # mlx-lm computes Phi without a window, and so does llama.cpp where it is 0.
-    return {"attention.sliding_window": 0}
-
-
-def _smollm3(facts: Facts) -> Keys:
+def _smollm3(facts: Facts) -> Told:
     given = [bool(x) for x in facts.args.no_rope_layers]
     if given != [(i + 1) % 4 != 0 for i in range(len(given))]:
         raise ModelError(
             "rotates other layers than llama.cpp's smollm3, which leaves out every 4th"
         )
-    return {}
+    return Told({})
 
 
-def _granite(facts: Facts) -> Keys:
-    args = facts.args
-    return {
-        "attention.scale": float(args.attention_multiplier),
-        "embedding_scale": float(args.embedding_multiplier),
-        "residual_scale": float(args.residual_multiplier),
-        "logit_scale": float(args.logits_scaling),
+def _granite(facts: Facts) -> Told:
+    theirs = {
+        "attention.scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
     }
+    return Told({key: float(getattr(facts.args, name)) for key, name in theirs.items()})
 
 
-_DENSE = {**_ATTENTION, **_MLP, **_NORMS}
-_BIASED = QKV | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"}
-_GEMMA_BLOCK = {**_ATTENTION, **_MLP, **_GEMMA_NORMS}
-_LLAMA = Architecture(
-    "llama", _DENSE, extra=_llama, interleaved=True, biases=_BIASED, notes=_llama_notes
-)
-
+_LLAMA = Architecture("llama", _scaled, _llama, interleaved=True, biases=_BIASED)
 # By mlx-lm's model_type.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "mixtral": Architecture(
-        "llama",
-        {**_ATTENTION, **_NORMS, **{f"block_sparse_moe.{k}": v for k, v in _EXPERTS.items()}},
-        rotary=plain,
-        extra=_mixture,
-        interleaved=True,
-    ),
-    "qwen2": Architecture("qwen2", _DENSE, rotary=without_factors, square=True),
-    "qwen3": Architecture("qwen3", {**_DENSE, **_QK_NORMS}, rotary=without_factors),
-    "qwen3_moe": Architecture(
-        "qwen3moe",
-        {**_ATTENTION, **_NORMS, **_QK_NORMS, **{f"mlp.{k}": v for k, v in _EXPERTS.items()}},
-        rotary=plain,
-        extra=_qwen3_moe,
-    ),
-    "gemma2": Architecture(
-        "gemma2", _GEMMA_BLOCK, rotary=plain, extra=_gemma2, norm_offset=1, notes=_gemma2_notes
-    ),
-    "gemma3_text": Architecture(
-        "gemma3",
-        {**_GEMMA_BLOCK, **_QK_NORMS},
-        rotary=with_local_base,
-        extra=_gemma3,
-        norm_offset=1,
-    ),
+    "mixtral": Architecture("llama", _plain, _mixture, interleaved=True),
+    "qwen2": Architecture("qwen2", _without_factors, square=True),
+    "qwen3": Architecture("qwen3", _without_factors),
+    "qwen3_moe": Architecture("qwen3moe", _plain, _qwen3_moe),
+    "gemma2": Architecture("gemma2", _plain, _gemma2, norm_offset=1),
+    "gemma3_text": Architecture("gemma3", _with_local_base, _gemma3, norm_offset=1),
+    # mlx-lm computes Phi without a window, and so does llama.cpp where it is 0.
     "phi3": Architecture(
-        "phi3",
-        {
-            "self_attn.qkv_proj": "attn_qkv",
-            "self_attn.o_proj": "attn_output",
-            # Gate and up in one tensor, gate first, under the name of up.
-            "mlp.gate_up_proj": "ffn_up",
-            "mlp.down_proj": "ffn_down",
-            **_NORMS,
-        },
-        rotary=longrope,
-        extra=_phi3,
-        square=True,
+        "phi3", _longrope, lambda _: Told({"attention.sliding_window": 0}), square=True
     ),
-    "smollm3": Architecture(
-        "smollm3", _DENSE, rotary=without_factors, extra=_smollm3, interleaved=True
-    ),
-    "granite": Architecture("granite", _DENSE, extra=_granite, interleaved=True, biases=_BIASED),
-    "olmo2": Architecture(
-        "olmo2",
-        {
-            **_ATTENTION,
-            **_MLP,
-            **_QK_NORMS,
-            "post_attention_layernorm": "post_attention_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
-        rotary=without_factors,
-        square=True,
-        needs_output=True,
-    ),
+    "smollm3": Architecture("smollm3", _without_factors, _smollm3, interleaved=True),
+    "granite": Architecture("granite", _scaled, _granite, interleaved=True, biases=_BIASED),
+    "olmo2": Architecture("olmo2", _without_factors, square=True, needs_output=True),
 }

@@ -14,16 +14,15 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from mlx_itune.export.artifact import Exported, describe
-from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of, metadata
-from mlx_itune.export.gguf.plan import (
-    Planned,
-    header,
-    interleaved,
-    rotated_heads,
-    tensor_name,
-    write,
+from mlx_itune.export.gguf.architectures import (
+    Architecture,
+    Facts,
+    Float32,
+    architecture_of,
+    gguf_name,
 )
-from mlx_itune.export.gguf.verify import Float32, Reader, gguf_name, in_halves, rotated
+from mlx_itune.export.gguf.tensors import Planned, write
+from mlx_itune.export.gguf.verify import Reader, in_halves, rotated
 from mlx_itune.export.stored import Stored
 from mlx_itune.kit.errors import ModelError, located
 from mlx_itune.kit.files import staged_file
@@ -77,7 +76,7 @@ def export_gguf_lora(
     loaded = base.load(model, compute="quantized")
     with located(adapter_dir):
         architecture, facts = architecture_of(loaded.model, loaded.config)
-        metadata(architecture, facts)
+        architecture.told(facts)
         adapters.apply(loaded, adapter)
         tensors = list(_tensors(loaded, architecture, facts))
     writer = gguf.GGUFWriter(None, architecture.name)
@@ -86,10 +85,9 @@ def export_gguf_lora(
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.alpha)
-    start = header(writer, tensors)
     with staged_file(out_file) as stage:
         observe("writing the LoRA")
-        write(stage, start, tensors)
+        write(stage, writer, tensors)
         observe("reading it back")
         checked = verify_gguf_lora(stage, loaded)
     return Exported((describe(out_file, "gguf-lora"),), checked)
@@ -131,10 +129,9 @@ def _tensors(
     loaded: base.LoadedModel, architecture: Architecture, facts: Facts
 ) -> Iterator[Planned]:
     """A (rank, in) and B (out, rank) of each layer, experts before; rows of B as the base's."""
-    permuted = architecture.permuted(facts)
     for path, layer in lora.adapted(loaded.model):
         path = path.removeprefix("language_model.")
-        name = tensor_name(architecture, f"{path}.weight")
+        name = architecture.tensor_name(f"{path}.weight", facts)
         if not isinstance(layer, LowRank):
             raise ModelError(f"{path} is adapted by a {type(layer).__name__}, no LoRA pair")
         a, b = layer.pair()
@@ -148,8 +145,7 @@ def _tensors(
                     hint="fuse the adapter and export the model with --to gguf",
                 )
             b = b.T
-        heads = rotated_heads(name, facts) if permuted else None
-        order = None if heads is None else interleaved(b.shape[-2], heads)
+        order = architecture.row_order(name, b.shape[-2], facts)
         for end, factor, rows in (("lora_a", a, None), ("lora_b", b, order)):
             stored = Stored(f"{path}.{end}", mx.contiguous(factor.astype(mx.float32)))
             yield Planned(f"{name}.{end}", Type.F32, stored, rows)

@@ -6,24 +6,38 @@ import ctypes
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from gguf import GGMLQuantizationType as Type
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import Exported, describe
-from mlx_itune.export.gguf.blocks import Overflow
-from mlx_itune.export.gguf.plan import K_QUANTS, KINDS, Plan, Planned, add_keys, header, plan, write
+from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of
+from mlx_itune.export.gguf.tensors import BLOCK, Overflow, Planned, float_twin, same_codes, write
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_check import check_tokenizer
 from mlx_itune.export.gguf.verify import Reader, verify_gguf
+from mlx_itune.export.stored import Stored, stored_tensors
 from mlx_itune.kit.errors import ModelError, UsageError, located
 from mlx_itune.kit.files import staged_file
 from mlx_itune.kit.json_files import read_object
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.model.loading import base
 
+# What llama.cpp's own quantizer makes, from halves (llama.h, enum llama_ftype).
+_K_QUANTS = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
+_FLOATS = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
+_BLOCKS = {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
+# MLX's own codes; where GGUF has no blocks for them, floats or (native) 8-bit blocks.
+_CODES = ("native", "lossless")
+KINDS = (*_CODES, *_FLOATS, *_BLOCKS, *_K_QUANTS)
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
@@ -34,9 +48,6 @@ _FILE_TYPES = {
     "Q5_1": gguf.LlamaFileType.MOSTLY_Q5_1,
     "MXFP4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
 }
-
-# llama.h, enum llama_ftype.
-_K_TYPES = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 
 # Writes base + adapter as a model directory.
 Merge = Callable[[Path], None]
@@ -58,13 +69,11 @@ def export_gguf(
     5-bit and mxfp4 layers, floats elsewhere; "native" likewise, wider codes as "q8_0"; "q4_k_m",
     "q5_k_m", "q6_k" through llama.cpp's quantizer; None for `own_kind`. ``name``: the model's name,
     by default the directory's. ``merged`` makes the model that is written instead, from the one at
-    ``source_dir`` and an adapter. Raises UsageError for another kind, ModelError for what llama.cpp
-    cannot run or a file that does not read back as its source, StorageError.
+    ``source_dir`` and an adapter. Raises UsageError where llama.cpp's quantizer is needed and not
+    there, ModelError for what llama.cpp cannot run or a file that does not read back as its source,
+    StorageError.
     """
-    if kind not in (None, *KINDS):
-        hint = did_you_mean(str(kind), KINDS) or "one of " + ", ".join(KINDS)
-        raise UsageError(f"unknown GGUF type {kind!r}", hint=hint)
-    if kind in K_QUANTS:
+    if kind in _K_QUANTS:
         _quantizer()
     with staged_file(out_file) as stage:
         source = source_dir
@@ -73,7 +82,7 @@ def export_gguf(
             merged(source)
         kind = kind or own_kind(source)
         # The quantizer reads halves, and writes beside them.
-        first = stage.with_suffix(".f16") if kind in K_QUANTS else stage
+        first = stage.with_suffix(".f16") if kind in _K_QUANTS else stage
         observe(f"writing {kind if first == stage else 'f16'}")
         name = name or source_dir.resolve().name
         with located(source_dir):
@@ -100,45 +109,152 @@ def own_kind(source_dir: Path) -> str:
 
 def require_exportable(source_dir: Path, kind: str | None, tokenizer: ChatTokenizer) -> None:
     """Raises ModelError, UsageError for what `export_gguf` refuses before it writes a weight."""
-    if kind in K_QUANTS:
+    if kind in _K_QUANTS:
         _quantizer()
     with located(source_dir):
-        _described(plan(source_dir, "f32"), tokenizer, source_dir.name)
+        _described(_plan(source_dir, "f32"), tokenizer, source_dir.name)
 
 
-def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str) -> Plan:
+def _write_whole(source: Path, out: Path, kind: str, tokenizer: ChatTokenizer, name: str) -> _Plan:
     """Write; start again with a tensor in F32 where a half turns out to be too small for it."""
     wide: frozenset[str] = frozenset()
     while True:
-        planned = plan(source, kind, wide)
-        start = header(_described(planned, tokenizer, name), planned.tensors)
+        planned = _plan(source, kind, wide)
+        writer = _described(planned, tokenizer, name)
         names = {t.stored.name: t.name for t in planned.tensors}
         try:
-            write(out, start, planned.tensors)
+            write(out, writer, planned.tensors)
             return planned
         except Overflow as error:
             wide |= {names[error.name]}
 
 
-def _described(planned: Plan, tokenizer: ChatTokenizer, name: str) -> gguf.GGUFWriter:
+@dataclass(frozen=True)
+class _Plan:
+    """A whole file but for its tokenizer; ``tensors`` is emptied while it is written."""
+
+    architecture: str
+    rows: int
+    keys: Mapping[str, Any]
+    tensors: list[Planned]
+    notes: tuple[str, ...]
+
+
+def _plan(source: Path, kind: str, wide: frozenset[str] = frozenset()) -> _Plan:
+    """What ``kind`` makes of a model directory as mlx-lm reads it; ``wide``: tensors kept in F32.
+
+    No weight is read yet. Raises ModelError for what llama.cpp does not know.
+    """
+    model, config = base.read(source)
+    architecture, facts = architecture_of(model, config)
+    told = architecture.told(facts)
+    tensors = _tensors(model, architecture, facts, kind, wide)
+    for name, factors in told.tensors.items():
+        tensors.append(Planned(name, Type.F32, Stored(name, mx.array(factors))))
+    notes = (*told.notes, *_notes(tensors, kind, wide))
+    return _Plan(architecture.name, facts.rows, told.keys, sorted(tensors, key=_place), notes)
+
+
+def _tensors(
+    model: nn.Module, architecture: Architecture, facts: Facts, kind: str, wide: frozenset[str]
+) -> list[Planned]:
+    tensors = []
+    for path, stored in stored_tensors(getattr(model, "language_model", model)).items():
+        name = architecture.tensor_name(path, facts)
+        type_ = _type_of(name, stored, kind, facts) if name not in wide else Type.F32
+        order = architecture.row_order(name, stored.shape[0], facts)
+        offset = architecture.norm_offset if name.endswith("norm.weight") else 0
+        tensors.append(Planned(name, type_, stored, order, offset))
+    if facts.tied and architecture.needs_output:
+        table = next(t for t in tensors if t.name == "token_embd.weight")
+        kept = _type_of("output.weight", table.stored, kind, facts)
+        tensors.append(Planned("output.weight", kept, table.stored))
+    return tensors
+
+
+def _type_of(name: str, stored: Stored, kind: str, facts: Facts) -> Type:
+    if len(stored.shape) == 1 or name.endswith("ffn_gate_inp.weight"):
+        return Type.F32
+    if kind in _CODES:
+        return same_codes(stored) or _homeless(stored, kind)
+    if kind not in _BLOCKS:
+        return _FLOATS.get(kind, Type.F16)
+    if stored.shape[-1] % BLOCK:
+        return Type.F16
+    head = "token_embd.weight" if facts.tied else "output.weight"
+    # What decides between tokens gets 8 bits, as in llama.cpp's own mixes.
+    return Type.Q8_0 if name == head else _BLOCKS[kind]
+
+
+def _homeless(stored: Stored, kind: str) -> Type:
+    """The type of floats, and of codes that GGUF has no blocks for."""
+    fits = stored.scales is not None and stored.mode == "affine" and not stored.shape[-1] % BLOCK
+    return Type.Q8_0 if kind == "native" and fits else float_twin(stored)
+
+
+def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[str]:
+    notes = []
+    odd = [t for t in tensors if kind in _BLOCKS and t.type == Type.F16]
+    if odd:
+        notes.append(f"{len(odd)} tensors as F16: their rows are no multiple of {BLOCK} wide")
+    if wide:
+        notes.append(f"{len(wide)} tensors as F32: they hold numbers beyond a half")
+    homeless = Counter(
+        f"{t.stored.bits}-bit {t.stored.mode} tensors as {t.type.name}"
+        for t in tensors
+        if kind in _CODES and t.stored.scales is not None and same_codes(t.stored) is None
+    )
+    smaller = " (native, q8_0 or f16 are smaller, not exact)" if kind == "lossless" else ""
+    notes += [
+        f"{n} {what}: GGUF has no blocks for their codes{smaller}" for what, n in homeless.items()
+    ]
+    return notes
+
+
+def _place(tensor: Planned) -> tuple[int, int, str]:
+    """The token table first, then block by block."""
+    parts = tensor.name.split(".")
+    if parts[0] == "blk":
+        return 1, int(parts[1]), tensor.name
+    return (2 if tensor.name.startswith("output") else 0), 0, tensor.name
+
+
+def _described(planned: _Plan, tokenizer: ChatTokenizer, name: str) -> gguf.GGUFWriter:
     """A writer that knows all keys."""
-    writer = gguf.GGUFWriter(None, planned.architecture.name)
+    writer = gguf.GGUFWriter(None, planned.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     # Named so, llama.cpp tokenizes as Phi 3 does; add_tokenizer adds it where that is right.
     writer.add_name(re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE))
     writer.add_file_type(_file_type(planned.tensors))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_keys(writer, planned.keys)
-    add_tokenizer(writer, tokenizer, planned.facts.rows)
+    _add_keys(writer, planned.keys)
+    add_tokenizer(writer, tokenizer, planned.rows)
     return writer
+
+
+def _add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
+    """Add keys under the architecture's name, each in the type of its value.
+
+    Raises ModelError for a number beyond a key of 32 bits.
+    """
+    for name, value in keys.items():
+        key = f"{writer.arch}.{name}"
+        fits = 0 <= value < 1 << 32 if isinstance(value, int) else True
+        if not fits or (isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT):
+            raise ModelError(f"{name} is {value!s:.20}, which no key of a GGUF file holds")
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_string(key, str(value))
 
 
 def _file_type(tensors: Sequence[Planned]) -> int:
     """llama.cpp's number for what most weights are."""
-    matrices: Counter[str] = Counter()
-    for tensor in tensors:
-        if len(tensor.shape) > 1:
-            matrices[tensor.type.name] += 1
+    matrices = Counter(t.type.name for t in tensors if len(t.stored.shape) > 1)
     return int(_FILE_TYPES[matrices.most_common(1)[0][0]])
 
 
@@ -167,7 +283,7 @@ def _quantize(source: Path, out: Path, kind: str) -> None:
     llama_cpp.llama_log_set(listen, ctypes.c_void_p())
     try:
         parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype = _K_TYPES[kind]
+        parameters.ftype = _K_QUANTS[kind]
         parameters.nthread = os.cpu_count() or 1
         failed = llama_cpp.llama_model_quantize(
             os.fsencode(source), os.fsencode(out), ctypes.byref(parameters)

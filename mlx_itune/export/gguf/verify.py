@@ -6,7 +6,6 @@ its own dequantization, and rows of q and k are put back in order from the file'
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
+from mlx_itune.export.gguf.architectures import gguf_name
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
 from mlx_itune.model.loading import base
@@ -132,21 +132,6 @@ def verify_gguf(reader: Reader, source_dir: Path, *, requantized: bool = False) 
     return GgufVerification(
         f"gguf {version('gguf')}", sum(types.values()), dict(types), exact, rounded, furthest
     )
-
-
-def gguf_name(architecture: str, path: str, layers: int) -> str | None:
-    """The gguf package's own name for a weight or bias of mlx-lm's; None where it has none."""
-    # As Hugging Face's layout calls the experts.
-    theirs = re.sub(r"(mlp|block_sparse_moe)\.switch_mlp", "mlp.experts", path)
-    return _names(architecture, layers).get_name(theirs, try_suffixes=(".weight", ".bias"))
-
-
-@functools.cache
-def _names(architecture: str, layers: int) -> gguf.TensorNameMap:
-    number = next((n for n, a in gguf.MODEL_ARCH_NAMES.items() if a == architecture), None)
-    if number is None:
-        raise ModelError(f"has the unknown architecture {architecture!r}")
-    return gguf.get_tensor_name_map(number, layers)
 
 
 def rotated(name: str, args: Any, architecture: str) -> int | None:
