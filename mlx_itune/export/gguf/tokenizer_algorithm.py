@@ -37,36 +37,43 @@ _NEVER = -1e9
 # What `ByteLevel(use_regex=True)` of Hugging Face's tokenizers cuts by: GPT-2's own.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGIT = r"\p{N}"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_WORD = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+END"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*END"
 )
 _CASED_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Steps -> the name where words are looked up whole before merging, and where they are not.
-_NAMES: dict[tuple[str, ...], tuple[str | None, str | None]] = {
-    (_GPT2,): (None, "gpt-2"),
-    (_DIGIT, _GPT2): (None, "smollm"),
-    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _ENDS,): ("llama-bpe", "dbrx"),
-    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _ENDS,): (None, "qwen2"),
-    (
-        _CONTRACTIONS
-        + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
-        + _ENDS.replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),
-    ): (None, "qwen35"),
-    (_CASED % ("", "") + r"|\p{N}" + _CASED_ENDS,): ("tekken", None),
-    (_CASED % ((_CONTRACTIONS + "?",) * 2) + r"|\p{N}{1,3}" + _CASED_ENDS,): (None, "gpt-4o"),
-    (
+# What llama.cpp cuts by under each name, one expression after the other.
+EXPRESSIONS: dict[str, tuple[str, ...]] = {
+    "gpt-2": (_GPT2,),
+    "smollm": (_DIGIT, _GPT2),
+    "llama-bpe": (_WORD + r"\p{N}{1,3}" + _ENDS,),
+    "dbrx": (_WORD + r"\p{N}{1,3}" + _ENDS,),
+    "qwen2": (_WORD + _DIGIT + _ENDS,),
+    "qwen35": (
+        _WORD.replace(r"\p{L}+", r"[\p{L}\p{M}]+")
+        + _DIGIT
+        + _ENDS.replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}"),
+    ),
+    "tekken": (_CASED.replace("END", "") + r"|\p{N}" + _CASED_ENDS,),
+    "gpt-4o": (_CASED.replace("END", _CONTRACTIONS + "?") + r"|\p{N}{1,3}" + _CASED_ENDS,),
+    "deepseek-v3": (
         r"\p{N}{1,3}",
         "[一-龥\u3040-ゟ゠-ヿ]+",
         r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): (None, "deepseek-v3"),
+    ),
 }
+# Names under which it looks a whole word up before merging.
+WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
+# Here it tells upper from lower case in ASCII only.
+APPROXIMATE = frozenset({"gpt-4o", "tekken"})
 # Other ways to write the same: tiktoken's possessive quantifiers, and a class with one member.
 _SPELLINGS = (
     ("'(?i:[sdmt]|ll|ve|re)", _CONTRACTIONS),
+    ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", _CONTRACTIONS),
     ("]?+\\p{L}", "]?\\p{L}"),
     ("]++[\\r\\n]", "]+[\\r\\n]"),
     ("|\\s*[\\r\\n]|", "|\\s*[\\r\\n]+|"),
@@ -117,22 +124,22 @@ def pre_tokenizer_name(state: State) -> str:
     Raises ModelError where llama.cpp knows nothing that is provably equal.
     """
     steps = tuple(_expressions(state))
-    if steps not in _NAMES:
+    known = [name for name, expressions in EXPRESSIONS.items() if expressions == steps]
+    if not known:
         text = json.dumps(state["pre_tokenizer"], ensure_ascii=False)
         shown = text if len(text) <= 160 else text[:160] + "..."
         raise refused(f"llama.cpp knows no pre-tokenizer that cuts text as this one does: {shown}")
-    whole, merged = _NAMES[steps]
-    looks_up = state["model"].get("ignore_merges")
-    name = whole if looks_up else merged
-    if name is None and _merges_reach_every_token(state):
-        name = whole or merged
-    if name is None:
-        raise refused(
-            "llama.cpp has this tokenizer's regular expression only "
-            f"{'without' if looks_up else 'with'} looking whole words up before merging, and here "
-            "that makes a difference"
-        )
-    return name
+    looks_up = bool(state["model"].get("ignore_merges"))
+    for name in known:
+        if (name in WHOLE_WORDS) == looks_up:
+            return name
+    if _merges_reach_every_token(state):
+        return known[0]
+    raise refused(
+        "llama.cpp has this tokenizer's regular expression only "
+        f"{'without' if looks_up else 'with'} looking whole words up before merging, and here that "
+        "makes a difference"
+    )
 
 
 def scores(state: State, size: int) -> list[float]:
@@ -211,7 +218,7 @@ def limits(state: State, prompts: Sequence[str]) -> tuple[str, ...]:
             "prompts are as trained, other text has to bring that space",
         )
     found = []
-    if pre_tokenizer_name(state) in ("tekken", "gpt-4o"):
+    if pre_tokenizer_name(state) in APPROXIMATE:
         found.append(
             "llama.cpp tells upper from lower case in ASCII only, and does not count combining "
             "marks as letters: text in scripts that use them is cut otherwise"

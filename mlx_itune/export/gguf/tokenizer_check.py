@@ -1,7 +1,7 @@
 """A GGUF file's tokenizer, run as llama.cpp runs it, against the one that was trained with.
 
-Nothing here is shared with the writer: keys are read from the file, and the algorithms are
-llama.cpp's (src/llama-vocab.cpp), written for shortness and not for speed.
+Keys are read from the file, and the algorithms are llama.cpp's (src/llama-vocab.cpp), written for
+shortness and not for speed.
 """
 
 from __future__ import annotations
@@ -13,45 +13,18 @@ from itertools import pairwise
 from typing import Any
 
 import regex
+from gguf.vocab import bytes_to_unicode
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.gguf.tokenizer import probe_prompts, tokenizer_limits
-from mlx_itune.export.gguf.tokenizer_algorithm import CONTROL_TEXTS
+from mlx_itune.export.gguf.tokenizer_algorithm import (
+    APPROXIMATE,
+    CONTROL_TEXTS,
+    EXPRESSIONS,
+    WHOLE_WORDS,
+)
 from mlx_itune.kit.errors import ModelError
 
-_CONTRACTIONS = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
-_LAST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED_LAST = r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
-_WORD = r"[^\r\n\p{L}\p{N}]?"
-_CASED = rf"{_WORD}{_UPPER}*{_LOWER}+END|{_WORD}{_UPPER}+{_LOWER}*END"
-# What llama.cpp cuts by, one expression after the other.
-_EXPRESSIONS: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    "llama-bpe": (rf"{_CONTRACTIONS}|{_WORD}\p{{L}}+|\p{{N}}{{1,3}}{_LAST}",),
-    "dbrx": (rf"{_CONTRACTIONS}|{_WORD}\p{{L}}+|\p{{N}}{{1,3}}{_LAST}",),
-    "qwen2": (rf"{_CONTRACTIONS}|{_WORD}\p{{L}}+|\p{{N}}{_LAST}",),
-    "qwen35": (
-        rf"{_CONTRACTIONS}|{_WORD}[\p{{L}}\p{{M}}]+|\p{{N}}"
-        + _LAST.replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}"),
-    ),
-    "tekken": (_CASED.replace("END", "") + _CASED_LAST,),
-    "gpt-4o": (
-        _CASED.replace("END", f"(?:{_CONTRACTIONS})?")
-        + _CASED_LAST.replace(r"\p{N}|", r"\p{N}{1,3}|", 1),
-    ),
-    "deepseek-v3": (
-        r"\p{N}{1,3}",
-        "[一-龥\u3040-ゟ゠-ヿ]+",
-        r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-}
-# Names under which llama.cpp looks a whole word up before merging.
-_WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
-_APPROXIMATE = frozenset({"gpt-4o", "tekken"})
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
 _TEXTS = (
@@ -145,7 +118,7 @@ class _Vocabulary:
     def takes(self, text: str, tokenizer: ChatTokenizer) -> bool:
         """Whether llama.cpp is meant to read this text as the tokenizer does."""
         if self.kind == "gpt2":
-            return self._name not in _APPROXIMATE or text.isascii()
+            return self._name not in APPROXIMATE or text.isascii()
         space = "▁" if self._prefix else ""
         alone = tokenizer.encode_ids("a") == [self._ids.get(f"{space}a", -1)]
         # A space in front is where Metaspace and a prefix differ.
@@ -205,7 +178,7 @@ class _Vocabulary:
         out: list[int] = []
         for word in self._words(text):
             parts = [_BYTES[byte] for byte in word.encode()]
-            if self._name in _WHOLE_WORDS and "".join(parts) in self._ids:
+            if self._name in WHOLE_WORDS and "".join(parts) in self._ids:
                 parts = ["".join(parts)]
             while len(parts) > 1:
                 ranks = [self._ranks.get(pair, -1) for pair in pairwise(parts)]
@@ -219,7 +192,7 @@ class _Vocabulary:
 
     def _words(self, text: str) -> list[str]:
         words = [text]
-        for expression in _EXPRESSIONS[self._name]:
+        for expression in EXPRESSIONS[self._name]:
             words = [piece for word in words for piece in _cut(word, expression)]
         return words
 
@@ -237,11 +210,5 @@ def _cut(text: str, expression: str) -> Iterator[str]:
         yield text[at:]
 
 
-def _byte_names() -> list[str]:
-    """GPT-2's printable character for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return [chr(b if b in shown else 256 + hidden.index(b)) for b in range(256)]
-
-
-_BYTES = _byte_names()
+# GPT-2's printable character for each byte.
+_BYTES = bytes_to_unicode()

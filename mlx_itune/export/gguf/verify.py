@@ -1,16 +1,15 @@
 """A GGUF file read back by llama.cpp's Python reader, each tensor against the model it came from.
 
-Nothing here is shared with the writer: names come from the gguf package's own table, numbers from
-its own dequantization, and rows of q and k are put back in order from the file's side.
+Names are the gguf package's own, numbers come from its dequantization, and rows of q and k are put
+back in order from the file's side.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,15 +18,13 @@ import gguf
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from mlx_itune.export.gguf.architectures import gguf_name
+from mlx_itune.export.gguf.architectures import Float32, gguf_name
+from mlx_itune.export.stored import Stored, stored_tensors
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
 from mlx_itune.model.loading import base
-
-Float32 = NDArray[np.float32]
 
 # Numbers that are compared at once; a megabyte stays in the processor's cache.
 _CHUNK_NUMBERS = 1 << 18
@@ -56,22 +53,29 @@ class GgufVerification:
 
 @dataclass(frozen=True)
 class _Weight:
-    """A source tensor as (rows, columns), and how a few of its rows become numbers."""
+    """What a tensor has to hold: a source tensor, with something added to every number.
 
-    shape: tuple[int, ...]
-    rows: Callable[[slice], Float32]
-    # The same with scales and biases rounded to halves, all that a block can hold, if they are not.
-    halves: Callable[[slice], Float32] | None = None
-    # Of floats that are taken as they are: GGUF's name of their type, and their bytes.
-    kind: str = ""
-    raw: Callable[[slice], NDArray[Any]] | None = None
-    # How far apart two ways to compute the numbers may be, relative to them.
+    ``slack``: how far apart two ways to compute the numbers may be, relative to them.
+    """
+
+    stored: Stored
+    add: int = 0
     slack: float = 0.0
 
     @property
-    def columns(self) -> int:
-        """Numbers in a row; a vector stands upright."""
-        return self.shape[-1] if len(self.shape) > 1 else 1
+    def matrix(self) -> Stored:
+        """Rows and columns; a vector stands upright."""
+        if len(self.stored.shape) > 1:
+            return self.stored.flat()
+        return replace(self.stored, weight=self.stored.weight[:, None])
+
+    def halved(self, rows: slice) -> Float32:
+        """Some rows with scales and biases rounded to halves, all that a block can hold."""
+        some = self.matrix.rows(rows)
+        if some.biases is not None and some.scales is not None:
+            scales, biases = (a.astype(mx.float16) for a in (some.scales, some.biases))
+            some = replace(some, scales=scales, biases=biases)
+        return np.array(some.floats())
 
 
 class Reader(gguf.GGUFReader):
@@ -154,13 +158,13 @@ def _compare(
     tensor: Any, file: BinaryIO, weight: _Weight, heads: int | None, requantized: bool
 ) -> tuple[int, float] | None:
     """(numbers that differ, by how much at most); None where the type does not account for it."""
-    if tuple(reversed([int(n) for n in tensor.shape])) != weight.shape:
+    if tuple(reversed([int(n) for n in tensor.shape])) != weight.stored.shape:
         return None
-    kind = tensor.tensor_type.name
-    near = requantized and kind != "F32"
-    total = math.prod(weight.shape) // weight.columns
+    kind, matrix = tensor.tensor_type, weight.matrix
+    near = requantized and kind.name != "F32"
+    total, columns = matrix.shape
     head = total // heads if heads else 1
-    step = max(1, _CHUNK_NUMBERS // weight.columns // head) * head
+    step = max(1, _CHUNK_NUMBERS // columns // head) * head
     differ, furthest, error, power = 0, 0.0, 0.0, 0.0
     # Read, not mapped: mapped pages would count as memory of this process.
     file.seek(int(tensor.data_offset))
@@ -169,31 +173,30 @@ def _compare(
         part = _read(file, tensor, rows.stop - start, total)
         if heads:
             part = in_halves(part, len(part) // head)
-        if kind == weight.kind and weight.raw is not None:
-            if not np.array_equal(part.view(np.uint8), weight.raw(rows).view(np.uint8)):
-                return None
-            continue
-        want = weight.rows(rows)
-        got = gguf.quants.dequantize(part, tensor.tensor_type).reshape(want.shape)
-        if not near and np.array_equal(got, want):
-            continue
-        held = None if near else _held(kind, part, want, weight, rows)
-        if held is not None and not _equal(got, held, weight.slack):
-            return None
+        want = np.array(matrix.rows(rows).floats())
+        if weight.add:
+            want += np.float32(weight.add)
+        got = gguf.quants.dequantize(part, kind).reshape(want.shape)
         gap = np.abs(got - want)
-        differ += int(np.count_nonzero(gap))
-        furthest = max(furthest, float(gap.max()))
-        if held is None:
+        if near:
             error += float(np.square(gap, dtype=np.float64).sum())
             power += float(np.square(want, dtype=np.float64).sum())
+        elif weight.slack:
+            if not (gap <= weight.slack * np.abs(want)).all():
+                return None
+        elif kind.name in _RE_PACKED:
+            if not np.array_equal(got, weight.halved(rows)):
+                return None
+        elif not np.array_equal(_bytes(gguf.quants.quantize(want, kind)), _bytes(part)):
+            return None
+        differ += int(np.count_nonzero(gap))
+        furthest = max(furthest, float(gap.max()))
     # A NaN fails here, too.
     return (differ, furthest) if error <= _MAX_ERROR**2 * power else None
 
 
-def _equal(got: Float32, held: Float32, slack: float) -> bool:
-    if slack:
-        return bool((np.abs(got - held) <= slack * np.abs(held)).all())
-    return np.array_equal(got, held)
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1)
 
 
 def _read(file: BinaryIO, tensor: Any, rows: int, total: int) -> NDArray[Any]:
@@ -205,30 +208,6 @@ def _read(file: BinaryIO, tensor: Any, rows: int, total: int) -> NDArray[Any]:
     return np.asarray(read.view(tensor.data.dtype).reshape(rows, -1))
 
 
-def _held(
-    kind: str, data: NDArray[Any], want: Float32, weight: _Weight, rows: slice
-) -> Float32 | None:
-    """What a tensor of this type holds of ``want``, to the last bit; None for a K-quant."""
-    if kind == "F32":
-        return want
-    if kind == "F16":
-        with np.errstate(over="ignore"):
-            return want.astype(np.float16).astype(np.float32)
-    if kind == "BF16":
-        bits = want.view(np.uint32)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        return nearest.astype(np.uint32).view(np.float32)
-    if kind in _RE_PACKED:
-        return want if weight.halves is None else weight.halves(rows)
-    if kind in ("Q8_0", "Q4_0"):
-        number = gguf.GGMLQuantizationType[kind]
-        again = gguf.quants.quantize(want, number)
-        if not np.array_equal(again, data):
-            return want * np.nan
-        return gguf.quants.dequantize(again, number)
-    return None
-
-
 def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
     """Every tensor that the file must have, by GGUF's name, and the arguments of mlx-lm's model."""
     model, _ = base.read(folder)
@@ -237,60 +216,19 @@ def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
 
 
 def _expected(inner: nn.Module, architecture: str) -> Iterator[tuple[str, _Weight]]:
-    modules = dict(inner.named_modules())
     table = None
-    for path, array in tree_flatten(inner.parameters()):
-        layer, _, part = path.rpartition(".")
-        if part in ("scales", "biases"):
-            continue
+    for path, stored in stored_tensors(inner).items():
         name = gguf_name(architecture, path, len(inner.layers))
         if name is None:
             raise ModelError(f"{path} has no name in GGUF")
         above_one = architecture.startswith("gemma") and name.endswith("norm.weight")
-        weight = _weight(array, modules[layer], part, 1.0 if above_one else 0.0)
+        weight = _Weight(stored, add=1 if above_one else 0)
         if path == "model.embed_tokens.weight":
             table = weight
         yield name, weight
     if architecture == "olmo2" and "lm_head" not in inner and table is not None:
         yield "output.weight", table
     yield from _rotary(inner)
-
-
-def _weight(array: mx.array, module: nn.Module, part: str, add: float) -> _Weight:
-    quantized = part == "weight" and hasattr(module, "bits")
-    if not quantized:
-        matrix = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
-
-        def plain(rows: slice) -> Float32:
-            numbers: Float32 = np.array(matrix[rows].astype(mx.float32))
-            return numbers + np.float32(add) if add else numbers
-
-        if add:
-            return _Weight(tuple(array.shape), plain)
-        kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}[array.dtype]
-        word = mx.uint32 if kind == "F32" else mx.uint16
-
-        def raw(rows: slice) -> NDArray[Any]:
-            return np.array(matrix[rows].view(word))
-
-        return _Weight(tuple(array.shape), plain, kind=kind, raw=raw)
-    scales, biases = module["scales"], module.get("biases")
-    shape = (*array.shape[:-1], scales.shape[-1] * module.group_size)
-    codes, scales = (a.reshape(-1, a.shape[-1]) for a in (array, scales))
-    grid = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
-    affine = module.mode == "affine"
-
-    def dequantized(rows: slice, through: Any = None) -> Float32:
-        if not affine:
-            numbers = mx.dequantize(codes[rows], scales[rows], **grid)
-            return np.array(numbers.astype(mx.float32))
-        flat = biases.reshape(-1, biases.shape[-1])
-        s, b = (a[rows].astype(through or a.dtype).astype(mx.float32) for a in (scales, flat))
-        return np.array(mx.dequantize(codes[rows], s, b, **grid))
-
-    if not affine or scales.dtype == mx.float16:
-        return _Weight(shape, dequantized)
-    return _Weight(shape, dequantized, lambda rows: dequantized(rows, mx.float16))
 
 
 def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
@@ -301,9 +239,8 @@ def _rotary(inner: nn.Module) -> Iterator[tuple[str, _Weight]]:
     periods = np.array(rope._freqs, dtype=np.float64)
     base = float(inner.args.rope_theta)
     factors = periods / base ** (np.arange(len(periods)) / len(periods))
-    column = factors.astype(np.float32)[:, None]
     # mlx-lm's numbers are made in float32.
-    weight = _Weight((len(periods),), lambda rows: column[rows], slack=1e-5)
+    weight = _Weight(Stored("rope", mx.array(factors.astype(np.float32))), slack=1e-5)
     if type(rope).__name__ == "Llama3RoPE":
         yield "rope_freqs.weight", weight
     else:
