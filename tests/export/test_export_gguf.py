@@ -49,9 +49,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llama_4bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gguf") / "llama-4bit"
-    return write_model(folder, "llama", quantization=FOUR_BITS)
+def llama_4bit(llama: Path) -> Path:
+    return write_model(llama.with_name("packed"), "llama", quantization=FOUR_BITS)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -101,17 +100,18 @@ def test_lossless_is_every_bit_of_it(
 
 
 def test_scales_that_no_half_can_say_are_rounded_and_counted(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m", "llama", quantization=FOUR_BITS, dtype=mx.float32)
-    checked = export(source, "lossless").verify
-    assert checked.rounded_weights > 0
+    def rounded(name: str, **options: Any) -> Any:
+        grid = {"group_size": 64, "bits": 4} | options.pop("grid", {})
+        return export(
+            write_model(tmp_path / name, "llama", quantization=grid, **options), "lossless"
+        ).verify
+
+    wide = rounded("float32", dtype=mx.float32)
     # Half a unit in the last place of a half, of scales below 1 and codes to 15.
-    assert 0 < checked.largest_difference < 2**-11 * 2
+    assert wide.rounded_weights > 0 and 0 < wide.largest_difference < 2**-11 * 2
     # Of bfloat16 they are halves already; groups may have 128.
-    brain = write_model(tmp_path / "b", "llama", quantization=FOUR_BITS, dtype=mx.bfloat16)
-    assert export(brain, "lossless").verify.rounded_weights == 0
-    wide = {"quantization": {"group_size": 128, "bits": 4}, "intermediate_size": 256}
-    groups = write_model(tmp_path / "g", "llama", **wide)
-    assert export(groups, "lossless").verify.rounded_weights == 0
+    assert rounded("bfloat16", dtype=mx.bfloat16).rounded_weights == 0
+    assert rounded("128", grid={"group_size": 128}, intermediate_size=256).rounded_weights == 0
 
 
 @pytest.mark.parametrize(

@@ -226,24 +226,21 @@ def test_a_built_in_template_travels_with_the_model(
 def test_reading_back_sees_one_wrong_bit(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "m", bits=4)
     export(model, tmp_path / "hf")
-    tensors = placed(FloatSource(model).shapes, "llama")
-    verify_hf(tmp_path / "hf", FloatSource(model), tensors)
     file = tmp_path / "hf" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1000] ^= 1
     file.write_bytes(data)
+    source = FloatSource(model)
     with pytest.raises(ModelError, match="is not its source"):
-        verify_hf(tmp_path / "hf", FloatSource(model), tensors)
+        verify_hf(tmp_path / "hf", source, placed(source.shapes, "llama"))
 
 
 def test_a_header_that_starts_like_a_pickle_is_none(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "m")
     file = model / "model.safetensors"
     data = file.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    # The file then starts with the bytes of a pickle of protocol 3.
-    padded = 0x10380
-    header = data[8 : 8 + length].ljust(padded)
-    file.write_bytes(padded.to_bytes(8, "little") + header + data[8 + length :])
+    end, padded = 8 + int.from_bytes(data[:8], "little"), 0x10380
+    file.write_bytes(padded.to_bytes(8, "little") + data[8:end].ljust(padded) + data[end:])
+    # As a pickle of protocol 3 does.
     assert file.read_bytes()[:2] == b"\x80\x03"
     assert export(model, tmp_path / "hf").verify.largest_difference == 0

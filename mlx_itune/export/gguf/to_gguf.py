@@ -38,16 +38,7 @@ _BLOCKS = {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
 _CODES = ("native", "lossless")
 KINDS = (*_CODES, *_FLOATS, *_BLOCKS, *_K_QUANTS)
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
-_FILE_TYPES = {
-    "F32": gguf.LlamaFileType.ALL_F32,
-    "F16": gguf.LlamaFileType.MOSTLY_F16,
-    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
-    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
-    "Q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
-    "Q5_1": gguf.LlamaFileType.MOSTLY_Q5_1,
-    "MXFP4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
-}
+_FILE_TYPES = {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}
 
 # Writes base + adapter as a model directory.
 Merge = Callable[[Path], None]
@@ -255,7 +246,8 @@ def _add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
 def _file_type(tensors: Sequence[Planned]) -> int:
     """llama.cpp's number for what most weights are."""
     matrices = Counter(t.type.name for t in tensors if len(t.stored.shape) > 1)
-    return int(_FILE_TYPES[matrices.most_common(1)[0][0]])
+    name = matrices.most_common(1)[0][0]
+    return int(gguf.LlamaFileType[_FILE_TYPES.get(name, f"MOSTLY_{name}")])
 
 
 def _quantizer() -> Any:

@@ -41,7 +41,6 @@ from mlx_itune.model.loading import base
 from mlx_itune.model.loading.fingerprint import weight_files
 
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
-_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 @dataclass(frozen=True)
@@ -150,14 +149,12 @@ def _stored(piece: Any, kind: str, name: str) -> bytes:
     """The bytes of a float32 piece in the file's type, ties to even."""
     if kind == "float32":
         return bytes(piece.tobytes())
-    rounded = np.asarray(mx.array(piece).astype(getattr(mx, kind)).view(mx.uint16))
-    # All bits of the exponent: infinity, of a number that was none.
-    exponent = np.uint16(_EXPONENTS[kind])
-    if piece.size and ((rounded & exponent) == exponent).any():
+    rounded = mx.array(piece).astype(getattr(mx, kind))
+    if not np.isfinite(np.asarray(rounded.astype(mx.float32))).all():
         raise ModelError(
             f"{name} has numbers beyond what {kind} can hold", hint="use bfloat16 or float32"
         )
-    return bytes(rounded.tobytes())
+    return bytes(np.asarray(rounded.view(mx.uint16)).tobytes())
 
 
 def verify_hf(out: Path, source: FloatSource, tensors: Sequence[HfTensor]) -> HfVerification:
