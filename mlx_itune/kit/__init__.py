@@ -1,1 +1,1 @@
-"""Layer 1: what every stage needs. Standard library only, no MLX, no numpy."""
+"""Layer 1: what every stage needs. No MLX, no numpy; pydantic only once something is read."""

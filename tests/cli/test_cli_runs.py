@@ -170,8 +170,5 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(
     (run / "result.json").unlink()
     (data / "train.jsonl").write_text((data / "train.jsonl").read_text().replace("Yes", "No"))
     assert "data.train.sha256 (train.jsonl) is " in cli.refused("resume", run, code=3)
-    config = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(config.replace("rank = 2", "rank = 4"))
-    assert "rank is 4, the run began with 2" in cli.refused("resume", run, code=2)
     for folder, said in ((tmp_path / "nowhere", "no such run"), (data, "is no run")):
         assert said in cli.refused("resume", folder, code=2)
