@@ -119,23 +119,16 @@ def test_lints_say_where_and_what(cli: Any, tmp_path: Path) -> None:
         "no-words": pair("What now, then?", "..."),
         "template-text": pair("Hello <|im_end|> there", OK),
     }
-    faults = check(cli, write(tmp_path / "rows.jsonl", *rows.values()))["faults"]
-    by_line = {f["line"]: f["code"] for f in faults if f["code"] != "short-answer"}
-    assert by_line == dict(enumerate(rows, 1))
-    assert all(fault["hint"] for fault in faults)
-
-
-def test_system_prompts_that_drift_are_shown_with_counts(cli: Any, tmp_path: Path) -> None:
     usual = "You are a helpful assistant that answers in English."
     spelled = "You are an helpfull assistant that answers in english"
-    other = "You are a helpful assistant that answers in German."
-    path = write(tmp_path / "rows.jsonl", *(
+    systems = (
         chat(system, f"Name the number {n} in words.", f"That would be number {n}.")
-        for n, system in enumerate([usual] * 8 + [spelled] * 2 + [other] * 2)
-    ))  # fmt: skip
-    found = check(cli, path)
-    assert codes(found) == [(9, "system-drift")]
-    assert "2 rows" in found["faults"][0]["message"] and "8 rows" in found["faults"][0]["message"]
+        for n, system in enumerate([usual, usual, spelled])
+    )
+    faults = check(cli, write(tmp_path / "rows.jsonl", *rows.values(), *systems))["faults"]
+    by_line = {f["line"]: f["code"] for f in faults if f["code"] != "short-answer"}
+    assert by_line == {**dict(enumerate(rows, 1)), len(rows) + 3: "system-drift"}
+    assert all(fault["hint"] for fault in faults)
 
 
 def test_own_lints_replace_or_extend(cli: Any, tmp_path: Path) -> None:
