@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mlx_itune.dataset.checking.check import Check, Tokens
-from mlx_itune.dataset.checking.lints import DEFAULT_LINTS, Lint, load_lints
+from mlx_itune.dataset.checking.lints import Lint, load_lints
 
-__all__ = ["DEFAULT_LINTS", "Check", "Lint", "Tokens", "load_lints"]
+__all__ = ["Check", "Lint", "Tokens", "load_lints"]

@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-DEFAULT_LINTS = Path(__file__).with_name("lints.toml")
+_BUILT_IN = Path(__file__).with_name("lints.toml")
 
 _LIMIT_BYTES = 1 << 20
 _START_CHARS = 240
@@ -152,8 +152,8 @@ class _File:
 
 def load_lints(path: Path | None = None) -> tuple[Lint, ...]:
     """The lints of a TOML file (None: the built-in list). Raises UsageError for a faulty one."""
-    raw = read_bytes(path or DEFAULT_LINTS, error=UsageError, limit_bytes=_LIMIT_BYTES)
-    where = str(path or DEFAULT_LINTS)
+    where = str(path or _BUILT_IN)
+    raw = read_bytes(path or _BUILT_IN, error=UsageError, limit_bytes=_LIMIT_BYTES)
     try:
         table = tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -114,7 +114,7 @@ class Duplicates:
         self._rows = 0
         # Of each row that may have near duplicates its number, its bands and its two sides.
         self._numbers = array("Q")
-        self._bands: list[NDArray[np.uint32]] = []
+        self._bands = bytearray()
         self._sides = Spool[tuple[str, str]]()
         self.close = self._sides.close
 
@@ -131,7 +131,7 @@ class Duplicates:
             minima = RMinHash(_PERMUTATIONS, _SEED)
             minima.update([*map(" ".join, pairwise(words))] or words)
             bands = np.array(minima.digest(), np.uint32).reshape(-1, _BAND_WIDTH) * _MIX
-            self._bands.append(bands.sum(axis=1, dtype=np.uint32))
+            self._bands += bands.sum(axis=1, dtype=np.uint32).tobytes()
             self._numbers.append(number)
             self._sides.append((prompts, replies))
         return None
@@ -155,7 +155,7 @@ class Duplicates:
         """(later, earlier) of kept rows that share bands, in order."""
         pairs: NDArray[Any] = np.zeros(0, np.uint64)
         shared: NDArray[Any] = np.zeros(0)
-        for band in np.array(self._bands).T:
+        for band in np.frombuffer(self._bands, np.uint32).reshape(len(self._numbers), -1).T:
             order = np.argsort(band, kind="stable").astype(np.uint64)
             within = _within(band[order])
             made = []

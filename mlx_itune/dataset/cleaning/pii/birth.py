@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mlx_itune.dataset.cleaning.pii.kinds import LABELLED, VERIFIED, Found
+from mlx_itune.dataset.cleaning.pii.kinds import Found, Rank
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file, split
 
 _WORDS = data_file("labels")["birth"]
@@ -67,9 +67,9 @@ def dates(page: Page) -> Iterator[Found]:
             if match["one"] and min(int(match["one"]), int(match["two"])) > 12:
                 continue
             if _LABEL.search(page.cell(match.start())[1]):
-                yield Found(VERIFIED, "birth_date", *match.span())
+                yield Found(Rank.VERIFIED, "birth_date", *match.span())
             elif _labelled(page, match) or _labelled_behind(page, match):
-                yield Found(LABELLED + 1, "birth_date", *match.span())
+                yield Found(Rank.LABELLED + 1, "birth_date", *match.span())
 
 
 def _labelled(page: Page, match: re.Match[str]) -> bool:
@@ -132,4 +132,4 @@ def ages(page: Page, chunk: Chunk) -> Iterator[Found]:
     elif not _AGE_BEFORE.search(text, max(0, start - 24), start) or _NOT_AGE.match(text, end):
         return
     if not _PUZZLE.search(text, max(0, start - 200), end + 200):
-        yield Found(LABELLED, "age", start, end)
+        yield Found(Rank.LABELLED, "age", start, end)

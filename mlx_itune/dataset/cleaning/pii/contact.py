@@ -5,15 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mlx_itune.dataset.cleaning.pii.kinds import (
-    LABELLED,
-    SHAPE,
-    VALID_SHAPE,
-    VERIFIED,
-    WHOLE,
-    Found,
-    in_sum,
-)
+from mlx_itune.dataset.cleaning.pii.kinds import Found, Rank, in_sum
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
 
 # Scripts that write no spaces (from 2E80 on) run into an address without being a part of it.
@@ -69,20 +61,20 @@ def find(page: Page) -> Iterator[Found]:
             bracketed = match["at"].strip().lower() != "at"
             plain = " dot " in match.group().lower() and match["end"].lower() in _ENDINGS
             if bracketed or plain:
-                yield Found(VERIFIED, "email", *match.span())
+                yield Found(Rank.VERIFIED, "email", *match.span())
     if any(map(page.low.__contains__, _LOGIN_HINTS)):
         for match in _LOGIN.finditer(text):
             start, end = match.span("name")
             quoted = text[start - 1 : start] in ("'", '"', "`")
             if quoted or not _CODE.match(text, start):
-                yield Found(LABELLED, "username", start, end)
+                yield Found(Rank.LABELLED, "username", start, end)
 
 
 def _with_at(page: Page) -> Iterator[Found]:
     text = page.text
     if "://" in text:
         for match in _URL.finditer(text):
-            yield Found(WHOLE, "url", *match.span())
+            yield Found(Rank.WHOLE, "url", *match.span())
     at = text.find("@")
     while at >= 0:
         host = _HOST.match(text, at + 1, at + 254)
@@ -91,12 +83,12 @@ def _with_at(page: Page) -> Iterator[Found]:
             # A decorator's call, the user part of a web address, a repository over ssh are none.
             ssh = text[end : end + 1] == ":" and text[start:at] in ("git", "hg")
             if not (text[start - 3 : start] == "://" or text[end : end + 1] == "(" or ssh):
-                yield Found(VERIFIED, "email", start, end)
+                yield Found(Rank.VERIFIED, "email", start, end)
         at = text.find("@", at + 1)
     for match in _HANDLE.finditer(text):
         around = page.around(*match.span())
         if around.label == "user" and around.between <= 4:
-            yield Found(LABELLED, "username", *match.span())
+            yield Found(Rank.LABELLED, "username", *match.span())
 
 
 def _name_before(text: str, at: int, host: str) -> int | None:
@@ -180,7 +172,9 @@ def phones(page: Page, chunk: Chunk) -> Iterator[Found]:
                 fits = not around.is_harmless and _is_national(page, match)
             if fits:
                 end -= number.endswith(")") and "(" not in number
-                priority = {_LABELLED: LABELLED, _FICTION: SHAPE}.get(pattern, VALID_SHAPE)
+                priority = {_LABELLED: Rank.LABELLED, _FICTION: Rank.SHAPE}.get(
+                    pattern, Rank.VALID_SHAPE
+                )
                 yield _extended(text, Found(priority, "phone", start, end))
 
 
@@ -226,7 +220,7 @@ def _international(page: Page, start: int, end: int) -> Found | None:
         grouped = re.search(r"\d[ .\-/()]+\d", dialled) and not summed
         if not plus or around.is_harmless or not (grouped or len(dialled) >= 11):
             return None
-    return Found(LABELLED if valid and plus else VALID_SHAPE, "phone", start, end, valid)
+    return Found(Rank.LABELLED if valid and plus else Rank.VALID_SHAPE, "phone", start, end, valid)
 
 
 def _extended(text: str, found: Found) -> Found:

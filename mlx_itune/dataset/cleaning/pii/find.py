@@ -12,13 +12,9 @@ from mlx_itune.dataset.cleaning.pii import birth, contact, place
 from mlx_itune.dataset.cleaning.pii.kinds import (
     FORMS,
     KINDS,
-    LABELLED,
-    LABELLED_VERIFIED,
-    VALID_SHAPE,
-    VERIFIED,
-    WHOLE,
     Form,
     Found,
+    Rank,
     assigned_keys,
     keys,
 )
@@ -71,7 +67,7 @@ def find(
     """
     wanted = known_kinds(kinds)
     own = [hit for detector in detectors for hit in detector(text)]
-    found = [Found(WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]
+    found = [Found(Rank.WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]
     page = Page(text)
     found += (one for one in _candidates(page) if not _inside_word(page.text, one))
     always = {hit.kind for hit in own}
@@ -165,7 +161,9 @@ def _judged(page: Page, form: Form, start: int, end: int) -> Found | None:
             return None
     if form.guard and not form.guard(page, start, end):
         return None
-    priority = (LABELLED_VERIFIED if named else VERIFIED) if form.check else VALID_SHAPE
-    if named and not form.check:
-        priority = LABELLED - min(distance, form.reach)
+    priority: int
+    if form.check:
+        priority = Rank.LABELLED_VERIFIED if named else Rank.VERIFIED
+    else:
+        priority = Rank.LABELLED - min(distance, form.reach) if named else Rank.VALID_SHAPE
     return Found(priority + form.priority, form.kind, start, end, form.check is not None)

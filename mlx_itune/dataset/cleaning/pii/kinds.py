@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from mlx_itune.dataset.cleaning.pii import checks
@@ -32,13 +33,16 @@ class Found(NamedTuple):
     verified: bool = False
 
 
-# Ranks: how much a rule knows about what it found.
-SHAPE = 40
-VALID_SHAPE = 60
-LABELLED = 70
-VERIFIED = 80
-LABELLED_VERIFIED = 90
-WHOLE = 95  # forms that contain others: key blocks, addresses of web pages
+class Rank(IntEnum):
+    """How much a rule knows about what it found."""
+
+    SHAPE = 40
+    VALID_SHAPE = 60
+    LABELLED = 70
+    VERIFIED = 80
+    LABELLED_VERIFIED = 90
+    WHOLE = 95  # forms that contain others: key blocks, addresses of web pages
+
 
 _LEFT, _RIGHT = r"(?<![A-Za-z0-9])(?<![0-9][.\-/])", "(?![A-Za-z0-9])"
 
@@ -170,13 +174,13 @@ def keys(page: Page) -> Iterator[Found]:
     for prefix, form in _PREFIXED.items():
         for match in form.finditer(text) if prefix in text else ():
             if checks.random(match.group()):
-                yield Found(WHOLE, "secret", *match.span())
+                yield Found(Rank.WHOLE, "secret", *match.span())
     for match in _KEY_BLOCK.finditer(text) if "PRIVATE KEY" in text else ():
         closing = f"-----END {match['what']}-----"
         end = text.find(closing, match.end())
         body = _BODY.match(text, match.end())
         cut = body.end() if body else match.end()
-        yield Found(WHOLE, "secret", match.start(), end + len(closing) if end >= 0 else cut)
+        yield Found(Rank.WHOLE, "secret", match.start(), end + len(closing) if end >= 0 else cut)
 
 
 def assigned_keys(page: Page, chunk: Chunk) -> Iterator[Found]:
@@ -186,4 +190,4 @@ def assigned_keys(page: Page, chunk: Chunk) -> Iterator[Found]:
     for name in _ASSIGNED.finditer(page.text, max(0, chunk.start - 40), chunk.end):
         value = _VALUE.match(page.text, name.end())
         if value and chunk.first < value.end() and checks.random(value.group(), 3.0):
-            yield Found(WHOLE, "secret", *value.span())
+            yield Found(Rank.WHOLE, "secret", *value.span())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mlx_itune.dataset.cleaning.pii.kinds import LABELLED, VALID_SHAPE, WHOLE, Found
+from mlx_itune.dataset.cleaning.pii.kinds import Found, Rank
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file, split
 
 _NAME = r"[A-ZÀ-Ý0-9][\w'’.\-]{0,24}"
@@ -85,7 +85,7 @@ def addresses(page: Page, chunk: Chunk) -> Iterator[Found]:
                 break
             sure = match["tail"] is not None
             if match.end() > at and (sure or (match["road"] and _is_home(page, match.start()))):
-                priority = WHOLE - (not match["road"]) if sure else VALID_SHAPE
+                priority = Rank.WHOLE - (not match["road"]) if sure else Rank.VALID_SHAPE
                 end = match.start() + len(match.group().rstrip(" ,.;\n"))
                 yield Found(priority, "address", match.start(), end)
 
@@ -117,7 +117,7 @@ def coordinates(page: Page, chunk: Chunk) -> Iterator[Found]:
     text, start, end = page.text, chunk.start, chunk.end + 48
     if text[chunk.end : chunk.end + 1] == "°":
         for match in _DEGREES.finditer(text, start, end):
-            yield Found(LABELLED, "coordinates", *match.span())
+            yield Found(Rank.LABELLED, "coordinates", *match.span())
     if "." not in text[start : chunk.end]:
         return
     for match in _PAIR.finditer(text, start, end):
@@ -131,9 +131,9 @@ def coordinates(page: Page, chunk: Chunk) -> Iterator[Found]:
         # Two bare numbers are more likely a place than small values of a list.
         bare = 5 <= fine <= 8 and around.label != "other" and a >= 1 and max(a, b) >= 10
         if (fine >= 3 and (lettered or labelled)) or (lettered and fine >= 2):
-            yield Found(LABELLED + 1, "coordinates", *match.span())
+            yield Found(Rank.LABELLED + 1, "coordinates", *match.span())
         elif bare and text[match.start() - 1 : match.start()] != "[":
-            yield Found(VALID_SHAPE, "coordinates", *match.span())
+            yield Found(Rank.VALID_SHAPE, "coordinates", *match.span())
     for match in _FIELD.finditer(text, max(0, start - 32), end):
         if abs(float(match["value"])) <= 180:
-            yield Found(LABELLED, "coordinates", *match.span("value"))
+            yield Found(Rank.LABELLED, "coordinates", *match.span("value"))
