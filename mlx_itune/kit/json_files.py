@@ -82,7 +82,7 @@ def parse_object(
         )
         if not isinstance(value, dict):
             raise error("is not a JSON object", where=where)
-        if _depth(value) > _MAX_DEPTH:
+        if depth_of(value) > _MAX_DEPTH:
             raise RecursionError
         # An escape can spell half a character, which no file or terminal takes.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -226,7 +226,8 @@ def _fields_at(hint: Any, parts: Sequence[Any]) -> list[str]:
     return list(hints)
 
 
-def _depth(value: Any) -> int:
+def depth_of(value: Any) -> int:
+    """Levels of objects and lists, counted without recursion."""
     depth, level = 0, [value]
     while level:
         depth += 1

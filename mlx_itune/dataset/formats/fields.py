@@ -11,6 +11,7 @@ import orjson
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.faults import RowFault
+from mlx_itune.kit.json_files import depth_of
 
 Row = Mapping[str, Any]
 # Turns, and the keys of the row that they took up.
@@ -173,11 +174,6 @@ def _call(call: dict[str, Any], place: str) -> dict[str, Any]:
     return {**plain, "id": call["id"]} if call.get("id") is not None else plain
 
 
-def _refuse_deep(value: list[Any] | dict[str, Any], what: str) -> None:
-    level: list[Any] = [value]
-    for _ in range(_MAX_DEPTH):
-        inner = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
-        if not level:
-            return
-    raise RowFault("tool-calls", f"{what} are nested more than {_MAX_DEPTH} levels deep")
+def _refuse_deep(value: Any, what: str) -> None:
+    if depth_of(value) > _MAX_DEPTH:
+        raise RowFault("tool-calls", f"{what} are nested more than {_MAX_DEPTH} levels deep")

@@ -18,6 +18,7 @@ import orjson
 
 from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record, refuse_too_long
+from mlx_itune.kit.json_files import depth_of
 
 MAX_DEPTH = 254  # what orjson will write
 BOM_FAULT = RowFault(
@@ -109,7 +110,7 @@ class StrictDecoder:
         except ValueError:
             raise RowFault("json", "a number with too many digits") from None
         brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        if brackets > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
             return value, end, _too_deep()
         refused = self._refused
         if text.find("\\u", start, end) >= 0 and _STRANGE_ESCAPE.search(text, start, end):
@@ -227,12 +228,3 @@ def _not_utf8(byte: int, place: str) -> RowFault:
 
 def _too_deep() -> RowFault:
     return RowFault("json", f"nested too deeply (more than {MAX_DEPTH} levels)")
-
-
-def _depth(value: Any) -> int:
-    """Levels of objects and lists, counted without recursion."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        depth += 1
-        level = [i for item in level for i in (item.values() if isinstance(item, dict) else item)]
-    return depth

@@ -40,9 +40,8 @@ def read_parquet(path: Path, on_bytes: Told = None) -> Iterator[Record | Fault]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UsageError(
-            "reading Parquet needs pyarrow", where=str(path), hint="pip install pyarrow"
-        ) from None
+        lacks = "reading Parquet needs pyarrow"
+        raise UsageError(lacks, where=str(path), hint="pip install pyarrow") from None
     try:
         # Neither the whole file nor a whole row group may end up in memory.
         file = parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20, pre_buffer=False)
