@@ -181,5 +181,5 @@ def test_an_array_of_many_chunks_is_one_under_any_name(read, monkeypatch, name, 
         {"id": n, "text": "".join(random_.choices('{}[]",:\\ \nabé', k=random_.randrange(300)))}
         for n in range(600)
     ]
-    data = json.dumps(rows, indent=indent, ensure_ascii=is_ascii).encode()
+    data = json.dumps(rows, indent=indent, ensure_ascii=is_ascii)
     assert [r.value for r in read(name, data)] == rows

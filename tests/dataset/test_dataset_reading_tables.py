@@ -61,6 +61,8 @@ def test_a_cell_that_swallows_the_file_is_one_fault(read, monkeypatch):
     monkeypatch.setattr("mlx_itune.dataset.reading.stream.MAX_ROW_BYTES", 2000)
     found = read("a.csv", HEADER + 'a,"b\n' + "c,d\n" * 3000)
     assert values(found) == [("row-size", 2), *[("c", "d")] * 3000]
+    found = read("a.tsv", HEADER.replace(",", "\t") + "x" * 3000 + "\ty\nc\td\n")
+    assert values(found) == [("row-size", 2), ("c", "d")]
 
 
 def test_headers_as_programs_write_them(read):
