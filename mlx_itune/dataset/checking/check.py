@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -77,7 +77,8 @@ class Check:
         self.counts: Counter[str] = Counter()
         self.duplicate_sources: Counter[tuple[str, str]] = Counter()
         self.notes: list[str] = []
-        self.paths = in_split_order(expand(paths))
+        # Training files first, so that of two equal rows the held-out one is the repeated one.
+        self.paths = sorted(expand(paths), key=lambda path: _ORDER[split_of(path)])
         self._format, self._columns, self._on_bytes = format, columns, on_bytes
         self._tokens, self._near = tokens, near_duplicates
         found = load_lints() if lints is None else lints
@@ -166,17 +167,11 @@ class Check:
         match = next(filter(leaks, matches), matches[0])
         first, first_split, first_source = self._places[match.earlier]
         self.duplicate_sources[source, first_source] += 1
-        code, said = {
-            "exact": ("duplicate", f"repeats {first}"),
-            "spelling": (
-                "respelled-duplicate",
-                f"repeats {first} but for case, spacing or system prompt",
-            ),
-            "near": (
-                "near-duplicate",
-                f"is {int(100 * match.similarity)} % the same as {first}",
-            ),
-        }[match.kind]
+        code, said = "near-duplicate", f"is {int(100 * match.similarity)} % the same as {first}"
+        if match.kind != "near":
+            code, said = "duplicate", f"repeats {first}"
+        if match.kind == "spelling":
+            code, said = f"respelled-{code}", f"{said} but for case, spacing or system prompt"
         step = "exact-duplicates" if match.kind == "exact" else "near-duplicates"
         if not leaks(match):
             return _warning(origin, code, said, f"keep one of them (data clean --steps {step})")
@@ -240,11 +235,6 @@ def split_of(path: Path) -> str | None:
     stem = path.name.split(".", 1)[0].lower()
     named = next((word for word in re.findall(r"[a-z]+", stem) if word in _NAMES), None)
     return _NAMES.get(named or path.absolute().parent.name.lower())
-
-
-def in_split_order(paths: Iterable[Path]) -> list[Path]:
-    """Training files first, so that of two equal rows the held-out one is the repeated one."""
-    return sorted(paths, key=lambda path: _ORDER[split_of(path)])
 
 
 class SystemPrompts:
