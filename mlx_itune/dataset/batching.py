@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,22 +53,19 @@ def batches(
         raise UsageError(f"cannot batch {n_rows} rows by {batch_size}")
     if epochs is None and steps is None:
         raise UsageError("give epochs or steps")
-    per_epoch = -(-n_rows // batch_size)
-    last = steps
+    last = float("inf") if steps is None else steps
     if epochs is not None:
         # Rounded first, so that 0.1 * 30 means 3 steps and not 4.
-        in_epochs = int(np.ceil(round(epochs * per_epoch, 6)))
-        last = in_epochs if steps is None else min(steps, in_epochs)
-    return _run(n_rows, batch_size, seed, last or 0)
+        last = min(last, np.ceil(round(epochs * -(-n_rows // batch_size), 6)))
 
+    def run() -> Iterator[Batch]:
+        step = 0
+        for epoch in count():
+            order = epoch_order(n_rows, seed, epoch).tolist()
+            for start in range(0, n_rows, batch_size):
+                if step >= last:
+                    return
+                step += 1
+                yield Batch(step, epoch, tuple(order[start : start + batch_size]))
 
-def _run(n_rows: int, batch_size: int, seed: int, last: int) -> Iterator[Batch]:
-    step, epoch = 0, 0
-    while step < last:
-        order = epoch_order(n_rows, seed, epoch)
-        for start in range(0, n_rows, batch_size):
-            if step == last:
-                return
-            step += 1
-            yield Batch(step, epoch, tuple(order[start : start + batch_size].tolist()))
-        epoch += 1
+    return run()

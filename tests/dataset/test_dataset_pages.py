@@ -4,18 +4,14 @@ import random
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from chat_templates import CHATML, QWEN3
 from small_tokenizers import TOKENIZERS
 
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.rendering.show_rows import (
-    pieces,
-    shown_examples,
-    single_tokens,
-    text_runs,
-    token_texts,
-)
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.rendering.show_rows import pieces, shown_examples
 from mlx_itune.dataset.rendering.tokens_page import tokens_page
 from mlx_itune.dataset.statistics.report import stats_page
 from mlx_itune.dataset.statistics.stats import count
@@ -46,13 +42,18 @@ def undivided(texts):
     return re.sub("(?:<0x[0-9A-F]{2}>)+", whole, "".join(texts))
 
 
+def texts_of(tokenizer, ids, *, single=True):
+    example = TokenizedExample(np.array(ids, np.int32), np.ones(len(ids), np.float32), "f:1")
+    return [piece.text for piece in pieces(example, tokenizer, single=single)]
+
+
 @each_kind
 def test_token_texts_join_to_the_decoded_text(chat, kind):
     tokenizer = chat(kind)
     rng = random.Random(0)
     for _ in range(100):
         ids = tokenizer.encode_ids("".join(rng.choices(SCRAPS, k=rng.randint(1, 20))))
-        texts = token_texts(tokenizer, ids)
+        texts = texts_of(tokenizer, ids)
         assert len(texts) == len(ids)
         assert undivided(texts) == tokenizer.decode(ids)
 
@@ -61,10 +62,11 @@ def test_token_texts_join_to_the_decoded_text(chat, kind):
 def test_parts_of_a_character_show_their_bytes(chat, kind):
     tokenizer = chat(kind)
     ids = tokenizer.encode_ids("a€")
-    assert "".join(token_texts(tokenizer, ids)).strip() == "a<0xE2><0x82><0xAC>"
-    assert token_texts(tokenizer, ids[:-1])[-1] == "<0x82>", "cut within a character"
-    runs = text_runs(tokenizer, tokenizer.encode_ids("a\ufffdé"))
-    assert "".join(run.text for run in runs).strip() == "a\ufffdé", "the data's own stays"
+    assert "".join(texts_of(tokenizer, ids)).strip() == "a<0xE2><0x82><0xAC>"
+    assert texts_of(tokenizer, ids[:-1])[-1] == "<0x82>", "cut within a character"
+    assert texts_of(tokenizer, []) == []
+    own = texts_of(tokenizer, tokenizer.encode_ids("a\ufffdé"), single=False)
+    assert "".join(own).strip() == "a\ufffdé", "the data's own stays"
 
 
 @each_kind
@@ -73,8 +75,8 @@ def test_pieces_cover_every_token_with_its_weight(chat, kind):
     row = talk("Zürich 日本?", "🙂 yes", "more", "no €", weights=(0.5, 2.0))
     for shown in shown_examples(row, tokenizer, max_length=2048):
         ids, weights = shown.tokens.input_ids.tolist(), shown.tokens.weights.tolist()
-        for made in (pieces, single_tokens):
-            found = list(made(shown.tokens, tokenizer))
+        for single in (False, True):
+            found = list(pieces(shown.tokens, tokenizer, single=single))
             assert [i for piece in found for i in piece.ids] == ids
             assert [piece.weight for piece in found for _ in piece.ids] == weights
             assert all(ids[piece.start] == piece.ids[0] for piece in found)

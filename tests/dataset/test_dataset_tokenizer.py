@@ -59,7 +59,7 @@ def test_the_end_of_a_turn_is_found_where_no_config_names_it(chat):
     tokenizer = chat("gpt2", t.CHATML)
     names = {tokenizer.hf.convert_ids_to_tokens(i) for i in tokenizer.eos_ids}
     assert names == {"</s>", "<|im_end|>"} and tokenizer.stop_strings == ()
-    plain = chat("gpt2", t.PLAIN.replace("'\n\n'", "'\n~~\n'"))
+    plain = chat("gpt2", t.PLAIN)
     assert plain.stop_strings == ("~~",), "an end in plain text"
     (example,) = render(Conversation((Turn("user", "a"), Turn("assistant", "b")), "f:1"), plain)
     start, end = example.spans[0]
@@ -100,36 +100,51 @@ def test_alpaca_prompts_are_alpacas_byte_for_byte(folder, kind):
         assert tokenizer.decode(example.input_ids[start:end]) == "3</s>"
 
 
-def test_alpaca_takes_system_turns_and_dialogues(folder):
-    tokenizer = load_tokenizer(folder("gpt2", None), template="alpaca")
+def test_built_in_templates_take_dialogues_end_turns_with_a_token_and_refuse_tools(folder):
+    path = folder("gpt2", None)
     turns = [Turn("system", "Be brief."), Turn("user", "a"), Turn("assistant", "b")]
     messages = [turn.message() for turn in [*turns, Turn("user", "c")]]
-    assert tokenizer.render_text(messages, add_generation_prompt=True) == (
+    alpaca = load_tokenizer(path, template="alpaca")
+    assert alpaca.render_text(messages, add_generation_prompt=True) == (
         "Be brief.\n\n### Instruction:\na\n\n### Response:b</s>"
         "\n\n### Instruction:\nc\n\n### Response:"
     )
-
-
-def test_chatml_ends_turns_with_a_token_the_model_has(folder):
-    path = folder("gpt2", None)
+    for name in ("alpaca", "chatml", "vicuna"):
+        with pytest.raises(DataError, match="no place for tools"):
+            load_tokenizer(path, template=name).prompt_ids(turns[1:2], [{"name": "x"}])
+    with pytest.raises(ModelError, match="no chat template; pass --template chatml, alpaca"):
+        load_tokenizer(path)
     state = json.loads((path / "tokenizer.json").read_text())
-    user = [{"role": "user", "content": "a"}]
     for end in ("<|im_end|>", "</s>"):
-        tokenizer = load_tokenizer(path, template="chatml")
-        text = tokenizer.render_text(user, add_generation_prompt=True)
+        chatml = load_tokenizer(path, template="chatml")
+        text = chatml.render_text(messages[1:2], add_generation_prompt=True)
         assert text == f"<|im_start|>user\na{end}\n<|im_start|>assistant\n"
+        # Now without a token of that name.
         kept = [token for token in state["added_tokens"] if token["content"] != "<|im_end|>"]
         (path / "tokenizer.json").write_text(json.dumps({**state, "added_tokens": kept}))
         change(path / "tokenizer_config.json", added_tokens_decoder={})
 
 
-def test_built_in_templates_refuse_tools_instead_of_dropping_them(folder):
-    path = folder("gpt2", None)
-    for name in ("alpaca", "chatml", "vicuna"):
-        with pytest.raises(DataError, match="no place for tools"):
-            load_tokenizer(path, template=name).prompt_ids([Turn("user", "a")], [{"name": "x"}])
-    with pytest.raises(ModelError, match="no chat template; pass --template chatml, alpaca"):
-        load_tokenizer(path)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__ }}",
+        "{{ messages.append(1) }}",
+        "{{ namespace(__class__=1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ dict.__base__ }}",
+        "{{ (messages[0].content.format)('a') and ''.format.__self__.__class__ }}",
+    ],
+)
+def test_templates_stay_in_their_sandbox(attack):
+    user = [{"role": "user", "content": "x"}]
+    try:
+        tokenizer = ChatTokenizer(fast("gpt2"), t.CHATML + attack)
+        text = tokenizer.render_text(user, add_generation_prompt=False)
+    except DataError:
+        return
+    assert text in ("<|im_start|>user\nx<|im_end|>\n", "<|im_start|>user\nx<|im_end|>\nNone")
 
 
 def test_missing_broken_and_hostile_tokenizers_are_refused_in_one_line(folder, tmp_path):
@@ -141,18 +156,15 @@ def test_missing_broken_and_hostile_tokenizers_are_refused_in_one_line(folder, t
         with pytest.raises(ModelError) as caught:
             load_tokenizer(path)
         assert len(str(caught.value).splitlines()) == 1
-    (path / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot load the tokenizer"):
-        load_tokenizer(path)
-
-
-def test_a_config_that_transformers_refuses_is_told_with_the_reason(folder):
-    path = folder()
     heads = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 3}
     (path / "config.json").write_text(json.dumps(heads))
     with pytest.raises(ModelError, match=r"tokenizer: .* is not a multiple") as told:
         load_tokenizer(path)
     assert len(str(told.value).splitlines()) == 1
+    (path / "config.json").unlink()
+    (path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        load_tokenizer(path)
 
 
 def test_python_of_a_model_directory_is_never_run(folder):

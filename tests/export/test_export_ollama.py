@@ -9,8 +9,7 @@ import pytest
 
 import mlx_itune
 from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.tokens.chat_template import built_in
-from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, built_in, load_tokenizer
 from mlx_itune.export.ollama import common_system, go_template, modelfile
 from mlx_itune.kit.errors import ModelError, UsageError
 from tests.conftest import write_tiny_tokenizer

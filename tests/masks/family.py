@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.tokens.chat_template import built_in
+from mlx_itune.dataset.tokens.tokenizer import built_in
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]

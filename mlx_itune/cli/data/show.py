@@ -113,13 +113,13 @@ def command(
 
 
 def _row(shown: ShownExample, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    from mlx_itune.dataset.rendering.show_rows import single_tokens
+    from mlx_itune.dataset.rendering.show_rows import pieces
 
     return {
         "row": shown.row,
         "tokens": [
             {"id": piece.ids[0], "text": piece.text, "weight": piece.weight}
-            for piece in single_tokens(shown.tokens, tokenizer)
+            for piece in pieces(shown.tokens, tokenizer, single=True)
         ],
         "learned": shown.learned,
         "example": shown.example,
@@ -133,7 +133,7 @@ def _lines(
 ) -> Iterator[Text | str]:
     from rich.text import Text
 
-    from mlx_itune.dataset.rendering.show_rows import pieces, single_tokens
+    from mlx_itune.dataset.rendering.show_rows import pieces
 
     out = console()
     coloured = out.color_system is not None and not out.no_color
@@ -142,7 +142,7 @@ def _lines(
         yield Text(f"{one_line(shown.title)}: {shown.learned} of {total} tokens learned", "bold")
         for note in shown.notes:
             yield Text(f"note: {note}", "yellow")
-        made = (single_tokens if borders else pieces)(shown.tokens, tokenizer)
+        made = pieces(shown.tokens, tokenizer, single=borders)
         text = Text()
         for weight, run in groupby(made, key=lambda piece: piece.weight):
             _append_run(text, weight, run, coloured, "│" if borders else "")

@@ -74,26 +74,24 @@ class PrepareReport:
     nothing_to_learn: list[str] = field(default_factory=list)
     control_text: list[str] = field(default_factory=list)
 
-    def add(self, origin: str, turns: int, kept: _Kept, *, control_text: bool) -> None:
-        """Count what became of one conversation with so many turns to learn."""
-        spans = sum(len(example.spans) for example in kept.examples)
+    def add(
+        self, origin: str, turns: int, examples: Sequence[TokenizedExample], **marks: int
+    ) -> None:
+        """Count what became of one conversation with so many turns to learn; `marks`: the lists
+        that name it for another reason, and how many of its turns lost their ends (`truncated`)."""
+        spans = sum(len(example.spans) for example in examples)
         self.rows += 1
-        self.examples += len(kept.examples)
-        self.tokens += sum(len(example.input_ids) for example in kept.examples)
-        self.supervised_tokens += sum(int(np.count_nonzero(e.weights)) for e in kept.examples)
+        self.examples += len(examples)
+        self.tokens += sum(len(example.input_ids) for example in examples)
+        self.supervised_tokens += sum(int(np.count_nonzero(e.weights)) for e in examples)
         self.turns += turns
-        self.turns_whole += spans - kept.truncated
-        self.turns_truncated += kept.truncated
+        self.turns_whole += spans - marks["truncated"]
+        self.turns_truncated += marks["truncated"]
         self.turns_dropped += turns - spans
-        for origins, marked in (
-            (self.split, kept.split),
-            (self.truncated, kept.truncated),
-            (self.dropped, turns - spans),
-            (self.nothing_to_learn, not turns),
-            (self.control_text, control_text),
-        ):
+        marks |= {"dropped": turns - spans, "nothing_to_learn": not turns}
+        for name, marked in marks.items():
             if marked:
-                origins.append(origin)
+                getattr(self, name).append(origin)
 
 
 @dataclass(frozen=True)
@@ -102,15 +100,6 @@ class Preparation:
 
     examples: Sequence[TokenizedExample]
     report: PrepareReport
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What is learned of one conversation: `truncated` of its turns lost their ends."""
-
-    examples: Sequence[TokenizedExample]
-    truncated: int = 0
-    split: bool = False
 
 
 def prepare(
@@ -129,29 +118,24 @@ def prepare(
     and a long row, or when nothing is left to learn.
     """
     report = PrepareReport()
-    examples = prepare_each(
-        conversations,
-        tokenizer,
-        report,
-        max_length_tokens=max_length_tokens,
-        learn=learn,
-        too_long=too_long,
+    examples = _prepared(
+        conversations, tokenizer, report, max_length_tokens, learn=learn, too_long=too_long
     )
     return Preparation(tuple(examples), report)
 
 
-def prepare_each(
+def _prepared(
     conversations: Iterable[Conversation],
     tokenizer: ChatTokenizer,
     report: PrepareReport,
-    *,
     max_length_tokens: int,
+    *,
     learn: Learn,
     too_long: TooLong,
 ) -> Iterator[TokenizedExample]:
-    """The examples of `prepare` one after another, accounted for in `report`.
+    """The examples of `prepare` one after another, holding a few rows at a time.
 
-    Holds a few hundred rows at a time. Raises what `prepare` raises, when the last row is done.
+    Raises what `prepare` raises, when the last row is done.
     """
     refused: list[DataError] = []
     long: list[str] = []
@@ -160,16 +144,24 @@ def prepare_each(
         if isinstance(parts, DataError):
             refused.append(parts)
             parts = ()
-        kept = _Kept(parts)
         longest = max((len(part.input_ids) for part in parts), default=0)
-        if longest > max_length_tokens and too_long == "error":
+        pieces = [parts]
+        if longest > max_length_tokens and too_long == "split":
+            pieces = _pieces(row, parts, tokenizer, max_length_tokens, learn)
+        elif longest > max_length_tokens and too_long != "truncate":
             long.append(f"{row.origin} ({longest} tokens)")
-        if longest > max_length_tokens:
-            kept = _shortened(row, parts, tokenizer, max_length_tokens, learn, too_long)
-        control_text = any(map(tokenizer.spells_control, row.turns))
-        turns = sum(len(part.spans) for part in parts)
-        report.add(row.origin, turns, kept, control_text=control_text)
-        yield from kept.examples
+            pieces = []
+        whole = [part for piece in pieces for part in piece]
+        examples = [cut for part in whole if (cut := _cut(part, max_length_tokens)).spans]
+        report.add(
+            row.origin,
+            sum(len(part.spans) for part in parts),
+            examples,
+            split=len(pieces) > 1,
+            truncated=sum(a < max_length_tokens < b for part in whole for a, b in part.spans),
+            control_text=any(map(tokenizer.control_text.spelled_by, row.turns)),
+        )
+        yield from examples
     if refused:
         first, others = refused[0], len(refused) - 1
         raise DataError(
@@ -177,7 +169,7 @@ def prepare_each(
             where=first.where,
             hint=first.hint or "`mlx-itune data check --model ...` lists them all",
         )
-    if long:
+    if long and too_long == "error":
         raise DataError(
             f"{len(long)} rows are longer than {max_length_tokens} tokens: " + ", ".join(long[:3]),
             hint="raise --max-length or choose --too-long split, truncate or drop",
@@ -197,29 +189,13 @@ def _nothing_left(report: PrepareReport, limit: int) -> str:
     return "nothing is left to learn: " + ", ".join(reasons)
 
 
-def _shortened(
+def _pieces(
     conversation: Conversation,
-    parts: Sequence[TokenizedExample],
+    parts: tuple[TokenizedExample, ...],
     tokenizer: ChatTokenizer,
     limit: int,
     learn: Learn,
-    too_long: TooLong,
-) -> _Kept:
-    if too_long in ("drop", "error"):
-        return _Kept(())
-    pieces = [tuple(parts)]
-    exchanges = sum(turn.role == "user" for turn in conversation.turns)
-    if too_long == "split" and exchanges > 1:
-        pieces = list(_pieces(conversation, tokenizer, limit, learn))
-    whole = [part for piece in pieces for part in piece]
-    examples = [cut for part in whole if (cut := _cut(part, limit)).spans]
-    truncated = sum(start < limit < end for part in whole for start, end in part.spans)
-    return _Kept(examples, truncated, split=len(pieces) > 1)
-
-
-def _pieces(
-    conversation: Conversation, tokenizer: ChatTokenizer, limit: int, learn: Learn
-) -> Iterator[tuple[TokenizedExample, ...]]:
+) -> list[tuple[TokenizedExample, ...]]:
     """The conversation cut between exchanges, packed from its end, so that late turns keep as much
     context as fits; the system turn stands before every piece."""
     weights = turn_weights(conversation, learn)
@@ -230,6 +206,8 @@ def _pieces(
     )
     system = turns[:1] if turns[0].role == "system" else ()
     starts = [n for n, turn in enumerate(turns) if turn.role == "user"]
+    if len(starts) < 2:
+        return [parts]
 
     def piece(first: int, end: int) -> tuple[TokenizedExample, ...]:
         cut = replace(conversation, turns=(*system, *turns[first:end]))
@@ -246,9 +224,9 @@ def _pieces(
                 break
             first, best = starts.pop(), longer
         if best:
-            found.append(best)
+            found.insert(0, best)
         end = first
-    yield from reversed(found)
+    return found
 
 
 def _cut(part: TokenizedExample, limit: int) -> TokenizedExample:
@@ -398,7 +376,7 @@ def _store(
                 continue
             (stage / name).mkdir()
             report = PrepareReport()
-            write_examples(stage / name, prepare_each(part, tokenizer, report, **policy))
+            write_examples(stage / name, _prepared(part, tokenizer, report, **policy))
             reports[name] = dataclasses.asdict(report)
         sums = {
             f"{file.parent.name}/{file.name}": sha256_file(file)

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Conversation, is_text
+from mlx_itune.dataset.tokens.control_text import Message
 from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer, Encoded
 from mlx_itune.kit.errors import DataError
 
 Learn = Literal["all", "last", "marked"]
 
-_ROWS_PER_CALL = 256
-_CHARACTERS_PER_CALL = 1_000_000
+# The tokenizer's own records take 100 bytes a token while they are tokenized together.
+_ROWS_PER_CALL = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +44,16 @@ class TokenizedExample:
 
 @dataclass(frozen=True)
 class _Span:
-    """A learned turn in a text: characters [start, end)."""
+    """A learned turn in a text: characters [start, end). `closed`: with an end token of its own."""
 
     start: int
     end: int
     weight: float
+    closed: bool
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A text to tokenize. `close`: an end token must be appended, the template brings none."""
-
-    text: str
-    spans: tuple[_Span, ...]
-    close: bool
+# A text to tokenize, and the turns to learn in it.
+_Draft = tuple[str, list[_Span]]
 
 
 def render(
@@ -76,54 +74,33 @@ def render_many(
     conversations: Iterable[Conversation], tokenizer: ChatTokenizer, learn: Learn = "all"
 ) -> Iterator[tuple[TokenizedExample, ...] | DataError]:
     """`render` of each conversation, or why it is refused; tokenized in batches."""
-    for chunk in _chunks(conversations):
+    rows = iter(conversations)
+    while chunk := list(islice(rows, _ROWS_PER_CALL)):
         try:
-            # As a list: what is yielded must not be yielded again one by one.
-            yield from list(_render_chunk(chunk, tokenizer, learn))
+            yield from _render_chunk(chunk, tokenizer, learn)
         except DataError:
-            yield from (_render_alone(row, tokenizer, learn) for row in chunk)
-
-
-def _chunks(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    """Rows to tokenize together: the tokenizer's own records take 100 bytes a token."""
-    chunk: list[Conversation] = []
-    characters = 0
-    for row in conversations:
-        chunk.append(row)
-        characters += sum(len(turn.content) for turn in row.turns)
-        if len(chunk) == _ROWS_PER_CALL or characters > _CHARACTERS_PER_CALL:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _render_alone(
-    row: Conversation, tokenizer: ChatTokenizer, learn: Learn
-) -> tuple[TokenizedExample, ...] | DataError:
-    try:
-        return next(_render_chunk([row], tokenizer, learn))
-    except DataError as error:
-        return DataError(error.message, where=row.origin, hint=error.hint)
+            for row in chunk:
+                try:
+                    yield from _render_chunk([row], tokenizer, learn)
+                except DataError as error:
+                    yield DataError(error.message, where=row.origin, hint=error.hint)
 
 
 def _render_chunk(
     chunk: Sequence[Conversation], tokenizer: ChatTokenizer, learn: Learn
-) -> Iterator[tuple[TokenizedExample, ...]]:
+) -> list[tuple[TokenizedExample, ...]]:
     drafts = [_drafts(row, tokenizer, turn_weights(row, learn)) for row in chunk]
-    flat = [draft for row_drafts in drafts for draft in row_drafts]
-    encoded = tokenizer.encode_many([draft.text for draft in flat])
-    borders = [_borders(d, e, tokenizer) for d, e in zip(flat, encoded, strict=True)]
+    encoded = iter(tokenizer.encode_many([text for found in drafts for text, _ in found]))
     # Most rows share their prompts' last pieces: each is tokenized once.
-    pieces = list({b.piece for found in borders for b in found if b.piece is not None})
-    alone = dict(zip(pieces, tokenizer.encode_ids_many(pieces), strict=True))
-    settled = zip(flat, encoded, borders, strict=True)
-    for row, row_drafts in zip(chunk, drafts, strict=True):
-        yield tuple(
+    ids_of = cache(tokenizer.encode_ids)
+    return [
+        tuple(
             example
-            for draft, tokens, found in islice(settled, len(row_drafts))
-            for example in _settle(draft, tokens, found, alone, row, tokenizer)
+            for draft in found
+            for example in _settle(draft, next(encoded), ids_of, row, tokenizer)
         )
+        for row, found in zip(chunk, drafts, strict=True)
+    ]
 
 
 def turn_weights(conversation: Conversation, learn: Learn) -> tuple[float, ...]:
@@ -143,19 +120,18 @@ def _drafts(
     if not any(weights):
         return []
     messages = tokenizer.messages(conversation.turns)
-    tools = tokenizer.tools(conversation.tools)
+    tools = tokenizer.control_text.hide(conversation.tools)
     last = len(messages) - 1
 
-    def text_of(upto: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
+    def text_of(upto: Sequence[Message], prompt: bool = False) -> str:
         return tokenizer.render_text(upto, tools=tools, add_generation_prompt=prompt)
 
     if is_text(conversation.tags):
         text = tokenizer.text_start + messages[0]["content"]
-        return [_Draft(text, (_Span(len(tokenizer.text_start), len(text), weights[0]),), True)]
+        return [(text, [_Span(len(tokenizer.text_start), len(text), weights[0], False)])]
     full = text_of(messages)
     shared: list[_Span] = []
     alone: list[_Draft] = []
-    shared_close = False
     for n, weight in enumerate(weights):
         if not weight:
             continue
@@ -173,16 +149,14 @@ def _drafts(
         reply, closed = _learned_part(tail, opening, message, tokenizer)
         if calls:
             _check_calls(message, before, text_of)
-        span = _Span(len(prompt), len(prompt) + len(reply), weight)
-        if full.startswith(prompt + reply) and (closed or n == last):
+        text = prompt + reply
+        span = _Span(len(prompt), len(text), weight, closed)
+        if full.startswith(text) and (closed or n == last):
             shared.append(span)
-            shared_close = not closed
         else:
-            alone.append(_Draft(prompt + reply, (span,), not closed))
-    if shared:
-        # Nothing after the last learned token can matter to the loss, so it is not kept.
-        alone.insert(0, _Draft(full[: shared[-1].end], tuple(shared), shared_close))
-    return alone
+            alone.append((text, [span]))
+    # Nothing after the last learned token can matter to the loss, so it is not kept.
+    return [(full[: shared[-1].end], shared), *alone] if shared else alone
 
 
 def _reply_after_header(upto: str, opening: str, probe: str, tokenizer: ChatTokenizer) -> str:
@@ -195,7 +169,7 @@ def _reply_after_header(upto: str, opening: str, probe: str, tokenizer: ChatToke
     header = probe.partition(PROBE)[0]
     at = header.rfind(opening) if opening else -1
     # An earlier reply may begin with the words of the opening; then another turn opens behind it.
-    if at >= 0 and tokenizer.first_mark(opening) not in header[at + len(opening) :]:
+    if at >= 0 and tokenizer.control_text.first(opening) not in header[at + len(opening) :]:
         header = header[: at + len(opening)]
     if not upto.startswith(header):
         raise DataError("the chat template hides where this reply begins")
@@ -205,21 +179,21 @@ def _reply_after_header(upto: str, opening: str, probe: str, tokenizer: ChatToke
 def _opening_of(prompt: str, before: str, tokenizer: ChatTokenizer) -> str:
     """What the generation prompt adds to the turns `before`, or its last control token and on."""
     added = prompt[len(before) :] if prompt.startswith(before) else ""
-    if not added and (controls := tokenizer.find_controls(prompt)):
+    if not added and (controls := tokenizer.control_text.spans(prompt)):
         added = prompt[controls[-1][0] :]
     return added
 
 
 def _learned_part(
-    tail: str, opening: str, message: Mapping[str, Any], tokenizer: ChatTokenizer
+    tail: str, opening: str, message: Message, tokenizer: ChatTokenizer
 ) -> tuple[str, bool]:
     """The reply up to and including its end token, and whether the template gave it one.
 
     Contents hold no control tokens, so the first end token is the template's. A control token that
     opens the turn of somebody else ends the reply before it.
     """
-    controls = tokenizer.find_controls(tail)
-    first = tokenizer.find_controls(opening)[:1]
+    controls = tokenizer.control_text.spans(tail)
+    first = tokenizer.control_text.spans(opening)[:1]
     for start, end, token in controls:
         if token in tokenizer.eos_ids:
             return tail[:end], True
@@ -239,9 +213,9 @@ def _learned_part(
 
 
 def _check_calls(
-    message: Mapping[str, Any],
-    before: Sequence[Mapping[str, Any]],
-    text_of: Callable[[Sequence[Mapping[str, Any]]], str],
+    message: Message,
+    before: Sequence[Message],
+    text_of: Callable[[Sequence[Message]], str],
 ) -> None:
     """A template that does not know tool calls would have silence learned in their place."""
     # Under names that occur nowhere else: a real one may stand in the text by chance.
@@ -258,77 +232,55 @@ def _check_calls(
             )
 
 
-@dataclass(frozen=True)
-class _Border:
-    """A span's tokens [first, end), and `piece`, the prompt's text that the tokens [anchor, first)
-    stand for: alone it must tokenize the same. None where a token reaches over the border.
-
-    Special tokens cut a text in independent pieces, so only the piece from the last one before the
-    span has to be tokenized again: with most templates the same short header in every row.
-    """
-
-    first: int
-    end: int
-    anchor: int
-    piece: str | None
-
-
-def _borders(draft: _Draft, encoded: Encoded, tokenizer: ChatTokenizer) -> list[_Border]:
-    controls = np.flatnonzero(tokenizer.is_control[encoded.ids])
-    found = []
-    for span in draft.spans:
-        first, end = np.searchsorted(encoded.starts, (span.start, span.end)).tolist()
-        before = controls[: np.searchsorted(controls, first)].tolist()
-        anchor = before[-1] if before else 0
-        begin = int(encoded.starts[anchor]) if before else 0
-        straddled = first > 0 and encoded.ends[first - 1] > span.start
-        piece = None if straddled else draft.text[begin : span.start]
-        found.append(_Border(first, end, anchor, piece))
-    return found
-
-
 def _settle(
     draft: _Draft,
     encoded: Encoded,
-    borders: Sequence[_Border],
-    alone: Mapping[str, list[int]],
+    ids_of: Callable[[str], list[int]],
     row: Conversation,
     tokenizer: ChatTokenizer,
 ) -> Iterator[TokenizedExample]:
-    """Character spans to token weights; turns whose context would differ come out alone."""
-    ids = encoded.ids
-    ranges: list[tuple[int, int, float]] = []
+    """Character spans to token weights; turns whose context would differ come out alone.
+
+    Special tokens cut a text in independent pieces, so a prompt tokenizes as it does within the
+    text if its last piece does: with most templates the same short header in every row.
+    """
+    text, spans = draft
+    ids, starts = encoded.ids, encoded.starts
+    controls = np.flatnonzero(np.isin(ids, list(tokenizer.control_ids)))
+    shared: list[tuple[_Span, int, int]] = []
     strays: list[_Span] = []
-    for span, border in zip(draft.spans, borders, strict=True):
-        context = ids[border.anchor : border.first].tolist()
-        if border.piece is not None and alone[border.piece] == context:
-            ranges.append((border.first, border.end, span.weight))
+    for span in spans:
+        first, end = np.searchsorted(starts, (span.start, span.end)).tolist()
+        before = controls[: np.searchsorted(controls, first)].tolist()
+        anchor = before[-1] if before else 0
+        piece = text[int(starts[anchor]) if before else 0 : span.start]
+        # A special token may swallow the white space that follows it.
+        crosses = first > anchor + bool(before) and encoded.ends[first - 1] > span.start
+        if not crosses and ids_of(piece) == ids[anchor:first].tolist():
+            shared.append((span, first, end))
         else:
             strays.append(span)
-    if ranges:
-        closing = draft.close and draft.spans[-1] not in strays
-        yield _example(ids[: ranges[-1][1]], ranges, closing, row, tokenizer)
+    if shared:
+        yield _example(ids[: shared[-1][2]], shared, row, tokenizer)
     for span in strays:
-        prompt, reply = draft.text[: span.start], draft.text[span.start : span.end]
-        before = tokenizer.encode_ids(prompt)
-        tokens = np.array([*before, *tokenizer.continuation_ids(prompt, reply)], dtype=np.int32)
-        closing = draft.close and span is draft.spans[-1]
-        yield _example(tokens, [(len(before), len(tokens), span.weight)], closing, row, tokenizer)
+        prompt = tokenizer.encode_ids(text[: span.start])
+        reply = tokenizer.continuation_ids(text[span.start : span.end])
+        tokens = np.array([*prompt, *reply], dtype=np.int32)
+        yield _example(tokens, [(span, len(prompt), len(tokens))], row, tokenizer)
 
 
 def _example(
     ids: NDArray[np.int32],
-    ranges: list[tuple[int, int, float]],
-    close: bool,
+    learned: Sequence[tuple[_Span, int, int]],
     row: Conversation,
     tokenizer: ChatTokenizer,
 ) -> TokenizedExample:
-    if close:
+    """The tokens, with an end token behind a last turn that has none of its own."""
+    if not learned[-1][0].closed:
         ids = np.append(ids, np.int32(tokenizer.closing_id))
-        first, _, weight = ranges[-1]
-        ranges = [*ranges[:-1], (first, len(ids), weight)]
+    ends = [*(end for _, _, end in learned[:-1]), len(ids)]
     weights = np.zeros(len(ids), dtype=np.float32)
-    for first, end, weight in ranges:
-        weights[first:end] = weight
-    spans = tuple((first, end) for first, end, _ in ranges)
+    for (span, first, _), end in zip(learned, ends, strict=True):
+        weights[first:end] = span.weight
+    spans = tuple((first, end) for (_, first, _), end in zip(learned, ends, strict=True))
     return TokenizedExample(ids, weights, row.origin, row.tags, spans)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+
+from tokenizers.decoders import DecodeStream
 
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault
@@ -104,9 +106,6 @@ def _has_id(row: Conversation, name: str) -> bool:
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _REPLACEMENT = "\ufffd"
-# A character has at most four bytes; whatever is still undecodable after that many tokens is not
-# going to become a character.
-_LONGEST_WAIT = 4
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,8 @@ class ShownExample:
     @property
     def title(self) -> str:
         """The row, and which of its examples this is."""
-        return (
-            f"{self.row}, example {self.example} of {self.examples}"
-            if self.examples > 1
-            else self.row
-        )
+        which = f", example {self.example} of {self.examples}" if self.examples > 1 else ""
+        return self.row + which
 
     @property
     def learned(self) -> int:
@@ -173,25 +169,23 @@ def shown_examples(
     )
 
 
-def pieces(example: TokenizedExample, tokenizer: ChatTokenizer) -> Iterator[Piece]:
-    """The whole example in readable pieces, in order."""
-    ids, weights = example.input_ids.tolist(), example.weights.tolist()
-    for run in text_runs(tokenizer, ids):
-        own = tuple(ids[run.start : run.end])
-        if len(set(weights[run.start : run.end])) == 1:
-            control = len(own) == 1 and own[0] in tokenizer.control_ids
-            yield Piece(run.start, own, run.text, weights[run.start], control)
-            continue
-        for offset, text in enumerate(token_texts(tokenizer, own)):
-            at = run.start + offset
-            yield Piece(at, (ids[at],), text, weights[at], ids[at] in tokenizer.control_ids)
+def pieces(
+    example: TokenizedExample, tokenizer: ChatTokenizer, *, single: bool = False
+) -> Iterator[Piece]:
+    """The whole example in readable pieces, in order; `single`: token by token.
 
-
-def single_tokens(example: TokenizedExample, tokenizer: ChatTokenizer) -> Iterator[Piece]:
-    """The whole example token by token; parts of characters show their bytes."""
-    ids, weights = example.input_ids.tolist(), example.weights.tolist()
-    for at, text in enumerate(token_texts(tokenizer, ids)):
-        yield Piece(at, (ids[at],), text, weights[at], ids[at] in tokenizer.control_ids)
+    Their texts joined are the decoded text, apart from single tokens that divide a character.
+    """
+    weights = example.weights.tolist()
+    for start, ids, text in _runs(example.input_ids.tolist(), tokenizer):
+        own = weights[start : start + len(ids)]
+        parts = [(start, ids, text)]
+        if single or len(set(own)) > 1:
+            texts = _texts(ids, text, tokenizer)
+            parts = [(start + n, ids[n : n + 1], part) for n, part in enumerate(texts)]
+        for at, some, said in parts:
+            control = len(some) == 1 and some[0] in tokenizer.control_ids
+            yield Piece(at, some, said, weights[at], control)
 
 
 def _notes(report: PrepareReport, uncut: int, limit: int) -> Iterator[str]:
@@ -212,60 +206,32 @@ def _notes(report: PrepareReport, uncut: int, limit: int) -> Iterator[str]:
         yield "the text itself spells out a control token of the model"
 
 
-@dataclass(frozen=True)
-class TextRun:
-    """Tokens [start, end) and their text; several only where they divide a character."""
-
-    start: int
-    end: int
-    text: str
-
-
-def token_texts(tokenizer: ChatTokenizer, ids: Sequence[int]) -> list[str]:
-    """One text per id. Joined they equal `decode(ids)`, apart from characters in parts."""
-    texts: list[str] = []
-    for run in text_runs(tokenizer, ids):
-        if run.end - run.start == 1 and _REPLACEMENT not in run.text:
-            texts.append(run.text)
-        else:
-            texts += _in_parts(tokenizer, ids[run.start : run.end], run.text)
-    return texts
+def _runs(
+    ids: Sequence[int], tokenizer: ChatTokenizer
+) -> Iterator[tuple[int, tuple[int, ...], str]]:
+    """(start, tokens, text) of the shortest runs that end between two characters."""
+    stream = DecodeStream(skip_special_tokens=False)
+    start, told = 0, 0
+    for end, token in enumerate(ids, 1):
+        text = stream.step(tokenizer.hf.backend_tokenizer, token)
+        if text is not None:
+            yield start, tuple(ids[start:end]), text
+            start, told = end, told + len(text)
+    if start < len(ids):
+        yield start, tuple(ids[start:]), tokenizer.decode(ids)[told:]
 
 
-def text_runs(tokenizer: ChatTokenizer, ids: Sequence[int]) -> Iterator[TextRun]:
-    """The shortest runs of tokens that end between two characters."""
-    anchor, start = 0, 0
-    before = ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[anchor:end])
-        whole = text.startswith(before) and (
-            not text.endswith(_REPLACEMENT) or _is_valid(tokenizer, ids[start:end])
-        )
-        if not whole and end - start < _LONGEST_WAIT and end < len(ids):
-            continue
-        yield TextRun(start, end, text[len(before) :])
-        # What comes next is decoded together with this run, which tells a first word from others.
-        anchor, start = start, end
-        before = tokenizer.decode(ids[anchor:end])
+def _texts(ids: Sequence[int], text: str, tokenizer: ChatTokenizer) -> list[str]:
+    """One text per token; where they share characters, the bytes of divided ones as <0x..>.
 
-
-def _is_valid(tokenizer: ChatTokenizer, ids: Sequence[int]) -> bool:
-    """Whether the tokens are whole characters: the data itself may hold a replacement character."""
-    pieces = [_bytes_of(tokenizer, i) for i in ids]
-    try:
-        return None not in pieces and bool(b"".join(p for p in pieces if p).decode())
-    except UnicodeDecodeError:
-        return False
-
-
-def _in_parts(tokenizer: ChatTokenizer, ids: Sequence[int], text: str) -> list[str]:
-    """The texts of tokens that share characters: whole ones as such, bytes of divided ones as
-    <0x..>. The last token has all where bytes are unknown."""
-    pieces = [_bytes_of(tokenizer, i) for i in ids]
-    known = [piece for piece in pieces if piece is not None]
+    The last token has all where its vocabulary does not tell the bytes.
+    """
+    if len(ids) == 1 and _REPLACEMENT not in text:
+        return [text]
+    known = [found for i in ids if (found := _bytes_of(i, tokenizer)) is not None]
+    if len(known) < len(ids):
+        return [*[""] * (len(ids) - 1), text]
     texts = [""] * len(ids)
-    if len(known) < len(pieces):
-        return [*texts[1:], text]
     owner = [number for number, piece in enumerate(known) for _ in piece]
     at = 0
     # What is no character comes out byte by byte, as half surrogates.
@@ -280,25 +246,22 @@ def _in_parts(tokenizer: ChatTokenizer, ids: Sequence[int], text: str) -> list[s
     return texts
 
 
-def _bytes_of(tokenizer: ChatTokenizer, token_id: int) -> bytes | None:
+def _bytes_of(token: int, tokenizer: ChatTokenizer) -> bytes | None:
     """The bytes a token stands for, None where its vocabulary does not tell."""
-    piece = tokenizer.hf.convert_ids_to_tokens(token_id)
-    if piece is None:
-        return None
-    if token_id in tokenizer.control_ids:
-        return str(piece).encode()
+    piece = tokenizer.hf.convert_ids_to_tokens(token)
+    if piece is None or token in tokenizer.control_ids:
+        return piece if piece is None else str(piece).encode()
     if found := _BYTE_PIECE.fullmatch(piece):
         return bytes([int(found[1], 16)])
-    decoder = tokenizer.hf.backend_tokenizer.decoder
-    if decoder is not None and b"ByteLevel" in decoder.__getstate__():
-        table = _byte_alphabet()
-        if all(char in table for char in piece):
-            return bytes(table[char] for char in piece)
+    alphabet = _byte_alphabet()
+    if b"ByteLevel" in tokenizer.hf.backend_tokenizer.decoder.__getstate__():
+        if all(char in alphabet for char in piece):
+            return bytes(alphabet[char] for char in piece)
         return str(piece).encode()
     return str(piece).replace("▁", " ").encode()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's letters for bytes: printable Latin-1 stands for itself, the rest follows U+0100."""
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -276,7 +276,7 @@ class _TokenCounts:
         rows, to_render = tee(rows)
         rendered = render_many(to_render, self._tokenizer, self._learn)
         for row, examples in zip(rows, rendered, strict=True):
-            self._control_text += any(map(self._tokenizer.spells_control, row.turns))
+            self._control_text += any(map(self._tokenizer.control_text.spelled_by, row.turns))
             if isinstance(examples, DataError):
                 self._refused.append(str(examples))
                 yield row, 0, 0

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from mlx_itune.dataset.conversation import Turn
 from mlx_itune.kit.errors import DataError
 
 # Plane 16 is for private use and, unlike plane 15, holds no icon font in wide use.
@@ -23,6 +24,8 @@ _IN_TEMPLATE = 0x108000
 _RESERVED = re.compile("[\U00100000-\U0010fffd]")
 _HIDDEN = re.compile("[\U00100000-\U00107fff]+")
 _PLACES = 0x8000
+
+Message = Mapping[str, Any]
 
 
 class ControlText:
@@ -34,26 +37,26 @@ class ControlText:
     """
 
     def __init__(self, special: Mapping[str, int], markup: Mapping[str, int]) -> None:
-        self.special = dict(special)
-        self.tokens = {**markup, **special}
-        self._names = sorted(self.tokens)[:_PLACES]
+        self._ids = {**markup, **special}
+        self._names = sorted(self._ids)[:_PLACES]
         self._hide = {n: chr(_IN_CONTENT + i) * len(n) for i, n in enumerate(self._names)}
         self._shadow = {n: chr(_IN_TEMPLATE + i) * len(n) for i, n in enumerate(self._names)}
-        self._first = {name[0] for name in self.tokens if name}
-        self._special = _any_of(self.special)
-        self._any = _any_of(self.tokens)
+        self._first = {name[0] for name in self._ids if name}
+        self._special, self._any = _any_of(special), _any_of(self._ids)
 
-    def spelled_in(self, text: str, *, in_reply: bool = False) -> bool:
-        """Whether `text` spells out a control string (in an assistant's turn: a special token)."""
-        return (self._special if in_reply else self._any).search(text) is not None
+    def spelled_by(self, turn: Turn) -> bool:
+        """Whether a turn's text holds a control string (in a reply: a special token)."""
+        spelled = self._special if turn.role == "assistant" else self._any
+        return spelled.search(turn.content) is not None
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """Each special token spelled out in `text` as (start, end, id)."""
-        return [(m.start(), m.end(), self.special[m.group()]) for m in self._special.finditer(text)]
+        return [(m.start(), m.end(), self._ids[m.group()]) for m in self._special.finditer(text)]
 
     def first(self, text: str) -> str:
-        """The first control string in `text`, or nothing."""
-        return next((m.group() for m in self._any.finditer(text)), "")
+        """The first control string in `text`; its first word if it has none."""
+        found = self._any.search(text)
+        return found.group() if found else next(iter(text.split()), text)
 
     def hide(self, value: Any, *, in_reply: bool = False) -> Any:
         """`value` (text, or JSON of texts) with its control strings hidden.
@@ -66,53 +69,40 @@ class ControlText:
             spelled = self._special if in_reply else self._any
             return spelled.sub(lambda found: self._hide[found.group()], value)
         if isinstance(value, Mapping):
-            return {
-                self.hide(k, in_reply=in_reply): self.hide(v, in_reply=in_reply)
-                for k, v in value.items()
-            }
+            return {self.hide(k): self.hide(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.hide(item, in_reply=in_reply) for item in value]
+            return [self.hide(item) for item in value]
         return value
 
-    def could_join(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether a content holds what control strings begin with: a cut could complete one."""
-        return any(self._first & set(str(message.get("content"))) for message in messages)
-
     def joined(
-        self, text: str, messages: Sequence[Mapping[str, Any]], render: Callable[[Any], str]
+        self,
+        text: str,
+        messages: Sequence[Message],
+        render: Callable[[Sequence[Message]], str],
     ) -> bool:
         """Whether `text`, rendered from `messages`, spells more than what the template writes.
 
+        That is what it spells where no content holds a character that begins a control string.
         A reply may write markup, as a whole or in parts that the template joins.
         """
-        if len(self.spans(text)) > len(self.spans(render(self._apart(messages)))):
-            return True
-        others = [m for m in messages if m["role"] != "assistant"]
-        if not self.could_join(others):
-            return False
-        return self._count(text) > self._count(render(self._apart(messages, replies=False)))
-
-    def _count(self, text: str) -> int:
-        return sum(1 for _ in self._any.finditer(text))
-
-    def _apart(
-        self, messages: Sequence[Mapping[str, Any]], *, replies: bool = True
-    ) -> list[dict[str, Any]]:
-        """`messages` whose contents hold no character that begins a control string."""
         away = str.maketrans(dict.fromkeys(self._first, chr(_IN_CONTENT + _PLACES - 1)))
-        return [
-            {k: v.translate(away) if k == "content" else v for k, v in message.items()}
-            if replies or message["role"] != "assistant"
-            else dict(message)
-            for message in messages
-        ]
+        for pattern, in_replies in ((self._special, True), (self._any, False)):
+            apart = [
+                {**m, "content": str(m["content"]).translate(away)}
+                if in_replies or m["role"] != "assistant"
+                else m
+                for m in messages
+            ]
+            if apart != list(messages) and _count(pattern, text) > _count(pattern, render(apart)):
+                return True
+        return False
 
     def is_hidden_in(self, text: str) -> bool:
         """Whether a rendered text holds hidden control strings."""
         return not text.isascii() and _HIDDEN.search(text) is not None
 
-    def restore(self, text: str) -> str:
-        """`text` with the content's control strings back in place. Raises DataError."""
+    def shadow_text(self, text: str) -> str:
+        """A rendered text as the shadow tokenizer reads it. Raises DataError."""
 
         def names(hidden: re.Match[str]) -> str:
             run, found = hidden.group(), []
@@ -124,12 +114,7 @@ class ControlText:
                 run = run[len(found[-1]) :]
             return "".join(found)
 
-        return _HIDDEN.sub(names, text)
-
-    def shadow_text(self, text: str) -> tuple[str, int]:
-        """A rendered text as the shadow tokenizer reads it, and the number of special tokens."""
-        specials = len(self.spans(text))
-        return self.restore(self._any.sub(lambda m: self._shadow[m.group()], text)), specials
+        return _HIDDEN.sub(names, self._any.sub(lambda m: self._shadow[m.group()], text))
 
     def shadow_tokenizer(self, backend: Any) -> Any:
         """A copy of the tokenizer `backend` that knows control tokens by private names only.
@@ -143,7 +128,7 @@ class ControlText:
             token["content"] = self._shadow.get(token["content"], token["content"])
         self._rename(state["model"])
         shadow = Tokenizer.from_str(json.dumps(state))
-        if any(shadow.token_to_id(self._shadow[n]) != self.tokens[n] for n in self._names):
+        if any(shadow.token_to_id(self._shadow[n]) != self._ids[n] for n in self._names):
             raise DataError("this tokenizer cannot read control strings as plain text")
         return shadow
 
@@ -170,6 +155,10 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
     # Longest first, so that a token never hides behind a shorter one it starts with.
     listed = sorted(names, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, listed)) or "(?!)")
+
+
+def _count(pattern: re.Pattern[str], text: str) -> int:
+    return sum(1 for _ in pattern.finditer(text))
 
 
 def _reserved() -> DataError:

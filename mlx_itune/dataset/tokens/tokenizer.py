@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateSyntaxError
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.tokens.chat_template import BUILT_IN, ChatTemplate, built_in
-from mlx_itune.dataset.tokens.control_text import ControlText
+from mlx_itune.dataset.tokens.control_text import ControlText, Message
 from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError, panics_as
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.wording import brief, did_you_mean
 
 Int32 = NDArray[np.int32]
+
+# Templates for base models that bring none: `NAME.jinja` beside this file. They start with the BOS
+# token exactly where the tokenizer itself would put one, because templates are tokenized without
+# adding special tokens. `alpaca` is Stanford Alpaca's two prompt texts (train.py, PROMPT_DICT),
+# byte for byte: nothing follows "### Response:"; a system turn replaces the opening sentence.
+# `vicuna` is FastChat's v1.1 (conversation.py, ADD_COLON_TWO): one space between everything but
+# after the end token.
+BUILT_IN = ("alpaca", "chatml", "vicuna")
 
 # A content no template rewrites: used to see what a template puts around an assistant's words.
 PROBE = "qzvxqzvx"
@@ -40,9 +48,9 @@ class ChatTokenizer:
     """A fast Hugging Face tokenizer with the chat template a run uses.
 
     `hf` is the tokenizer, `name` the template's name ("auto", "chatml", ...), `eos_ids` every
-    token that ends a turn, `control_ids` all special tokens, `is_control` (V,) bool the same as a
-    table, `stop_strings` the end-of-turn text where the template ends turns with plain text.
-    What turns say is never read as a control token (see tokens/control_text.py).
+    token that ends a turn, `control_ids` all special tokens, `stop_strings` the end-of-turn text
+    where the template ends turns with plain text. What turns say is never read as a control token:
+    `control_text` tells the two apart.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class ChatTokenizer:
         self.name = name
         self.template_text = templates["default"]
         self.template_sha256 = hashlib.sha256(self.template_text.encode()).hexdigest()
+        self._tool_template = templates.get("tool_use", self.template_text)
 
         special = {i for i, token in hf.added_tokens_decoder.items() if token.special}
         own_eos = [] if hf.eos_token_id is None else [hf.eos_token_id]
@@ -73,17 +82,17 @@ class ChatTokenizer:
             raise ModelError("the tokenizer names no end-of-sequence token")
         self.closing_id: int = own_eos[0] if own_eos else min(eos)
         self.control_ids = frozenset(special | eos)
-        self.is_control = np.zeros(max(len(hf), max(self.control_ids) + 1), dtype=np.bool_)
-        self.is_control[list(self.control_ids)] = True
         special_texts = {hf.convert_ids_to_tokens(i): i for i in sorted(self.control_ids)}
         if None in special_texts:
             raise ModelError(f"the tokenizer has no text for its token {special_texts[None]}")
-        self._template = ChatTemplate(self.template_text, hf.special_tokens_map)
-        self._tool_template = self._template
-        if "tool_use" in templates:
-            self._tool_template = ChatTemplate(templates["tool_use"], hf.special_tokens_map)
-        written = (self._template, self._tool_template)
-        self._control_text = ControlText(special_texts, _markup(hf, written))
+        # Other added tokens that the template writes are part of its language.
+        written = self.template_text + self._tool_template
+        markup = {
+            token.content: i
+            for i, token in hf.added_tokens_decoder.items()
+            if not token.special and not token.content.isspace() and token.content in written
+        }
+        self.control_text = ControlText(special_texts, markup)
         self._added = frozenset(hf.added_tokens_decoder)
         self._backend = hf.backend_tokenizer
         self._backend.no_truncation()
@@ -94,7 +103,7 @@ class ChatTokenizer:
         self.text_start: str = hf.bos_token if _adds_bos(hf) else ""
 
         after = self._after_a_reply()
-        ends = [token for _, _, token in self._control_text.spans(after)]
+        ends = [token for _, _, token in self.control_text.spans(after)]
         # The tokenizer's own end, if the template writes it there; else what it writes first.
         chosen = [token for token in ends if token in eos] or ends[:1]
         self.eos_ids = frozenset(eos | set(chosen))
@@ -104,8 +113,8 @@ class ChatTokenizer:
         """A hash of everything that tokens depend on: the tokenizer, its templates, its ends."""
         parts = (
             self.hf.backend_tokenizer.to_str(),
-            self._template.text,
-            self._tool_template.text,
+            self.template_text,
+            self._tool_template,
             json.dumps([self.hf.special_tokens_map, sorted(self.eos_ids)], default=str),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -119,28 +128,24 @@ class ChatTokenizer:
 
         Raises DataError where content cannot be kept from being read as a control token.
         """
-        return [_encoded(found) for found in self._encodings(texts, self._backend.encode_batch)]
+        hidden = [self.control_text.is_hidden_in(text) for text in texts]
+        plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
+        batch = iter(self._backend.encode_batch(plain, add_special_tokens=False))
+        return [
+            _encoded(self._encode_hidden(text) if hides else next(batch))
+            for text, hides in zip(texts, hidden, strict=True)
+        ]
 
     def encode_ids(self, text: str) -> list[int]:
         """Token ids of a rendered `text`."""
-        return self.encode_ids_many([text])[0]
-
-    def encode_ids_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_ids` of each text, which is quicker than `encode_many`."""
-        return [found.ids for found in self._encodings(texts, self._backend.encode_batch_fast)]
-
-    def _encodings(self, texts: Sequence[str], encode_batch: Callable[..., Any]) -> Iterator[Any]:
-        hidden = [self._control_text.is_hidden_in(text) for text in texts]
-        plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
-        batch = iter(encode_batch(plain, add_special_tokens=False))
-        for text, hides in zip(texts, hidden, strict=True):
-            yield self._encode_hidden(text) if hides else next(batch)
+        return list(self.encode(text).ids.tolist())
 
     def _encode_hidden(self, text: str) -> Any:
         """The encoding of a text with hidden control strings, by the shadow tokenizer."""
-        shown, specials = self._control_text.shadow_text(text)
+        shown = self.control_text.shadow_text(text)
         encoding = self._shadow.encode(shown, add_special_tokens=False)
-        if sum(i in self.control_ids for i in encoding.ids) != specials:
+        meant = len(self.control_text.spans(text))
+        if sum(i in self.control_ids for i in encoding.ids) != meant:
             raise DataError(
                 "the text spells out a control token, and the tokenizer reads it as one",
                 hint="remove it, or let `mlx-itune data clean` do so",
@@ -149,15 +154,22 @@ class ChatTokenizer:
 
     @cached_property
     def _shadow(self) -> Any:
-        return self._control_text.shadow_tokenizer(self._backend)
+        return self.control_text.shadow_tokenizer(self._backend)
 
-    @cached_property
-    def _borderless(self) -> Any:
-        return _without_border(self._backend)
+    def continuation_ids(self, text: str) -> list[int]:
+        """Token ids of a rendered text that goes on where another ended.
 
-    @cached_property
-    def _borderless_shadow(self) -> Any:
-        return _without_border(self._shadow)
+        SentencePiece puts a space before the first word of a text: not here. What follows an added
+        token within it is tokenized as it always is.
+        """
+        usual = self._backend
+        if self.control_text.is_hidden_in(text):
+            text, usual = self.control_text.shadow_text(text), self._shadow
+        encoding = usual.encode(text, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        cut = next((start for i, (start, _) in pairs if i in self._added), len(text))
+        ids = _without_border(usual).encode(text[:cut], add_special_tokens=False).ids
+        return [*ids, *usual.encode(text[cut:], add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int] | Int32) -> str:
         """The text of token ids, special tokens included."""
@@ -169,106 +181,60 @@ class ChatTokenizer:
 
         Raises DataError for text that cannot be told apart from what hides them.
         """
-        hide = self._control_text.hide
-        found = []
-        for turn in turns:
-            message = turn.message()
-            in_reply = turn.role == "assistant"
-            for key, value in message.items():
-                if key != "role":
-                    message[key] = hide(value, in_reply=in_reply and key == "content")
-            found.append(message)
-        return found
+        hide = self.control_text.hide
+        return [
+            {
+                key: value
+                if key == "role"
+                else hide(value, in_reply=turn.role == "assistant" and key == "content")
+                for key, value in turn.message().items()
+            }
+            for turn in turns
+        ]
 
     def render_text(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Message],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Message] = (),
         add_generation_prompt: bool,
     ) -> str:
         """The chat template's text for `messages`, in transformers' sandboxed Jinja.
 
         Raises DataError when the template refuses them ("system role not supported").
         """
-        template = self._tool_template if tools else self._template
+        # Not `apply_chat_template`, which checks and copies every message at every call.
+        from transformers.utils.chat_template_utils import render_jinja_template
 
-        def rendered(messages: Sequence[Mapping[str, Any]]) -> str:
-            return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
+        template = self._tool_template if tools else self.template_text
+
+        def rendered(messages: Sequence[Message]) -> str:
+            texts, _ = render_jinja_template(
+                [messages],
+                tools=list(tools) or None,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                **self.hf.special_tokens_map,
+            )
+            return str(texts[0])
 
         # Jinja raises what the template makes it raise: its own errors and those of plain Python.
         try:
             text = rendered(messages)
-            if not template.joins or not self._control_text.could_join(messages):
-                return text
-            joined = self._control_text.joined(text, messages, rendered)
+            # Only where text may be taken out of a content is what stood around it joined.
+            joined = "replace" in template and self.control_text.joined(text, messages, rendered)
+        except TemplateSyntaxError as error:
+            raise DataError(f"the chat template is broken: {error}") from error
         except Exception as error:
             raise DataError(f"the chat template refuses these turns: {error}") from error
         if joined:
             raise DataError("the chat template joins parts of the text to a control token")
         return text
 
-    def prompt_ids(
-        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> list[int]:
+    def prompt_ids(self, turns: Sequence[Turn], tools: Sequence[Message] = ()) -> list[int]:
         """What inference feeds the model so that it writes the turn that follows `turns`."""
-        text = self.render_text(
-            self.messages(turns), tools=self.tools(tools), add_generation_prompt=True
-        )
-        return self.encode_ids(text)
-
-    def tools(self, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """`tools` as the template reads them, with their control strings hidden."""
-        return list(self._control_text.hide(list(tools)))
-
-    def continuation_ids(self, prompt: str, answer: str) -> list[int]:
-        """Tokens of `answer` as they follow the tokens of `prompt`, which stay as they are.
-
-        SentencePiece puts a space before the first word of a text; an anchor in front keeps it
-        out. The first way that decodes back to prompt + answer is taken.
-        """
-        prompt_ids = self.encode_ids(prompt)
-        if prompt_ids and prompt_ids[-1] in self._added:
-            # Special tokens cut a text, and may take up the space that follows them.
-            return self.encode_ids(self.hf.convert_ids_to_tokens(prompt_ids[-1]) + answer)[1:]
-        whole = self.decode(self.encode_ids(prompt + answer))
-        for anchor in ("", self.hf.convert_ids_to_tokens(self.closing_id), "\n"):
-            anchored = self.encode_ids(anchor + answer)
-            before = self.encode_ids(anchor)
-            if anchored[: len(before)] != before:
-                continue
-            candidate = anchored[len(before) :]
-            if self.decode([*prompt_ids, *candidate]) == whole:
-                return candidate
-        return self._ids_without_border(answer)
-
-    def _ids_without_border(self, text: str) -> list[int]:
-        """Token ids of a text that goes on where another ended: no border is put before it.
-
-        What follows an added token within it is tokenized as it always is.
-        """
-        usual, bare = self._backend, self._borderless
-        if self._control_text.is_hidden_in(text):
-            text, usual = self._control_text.shadow_text(text)[0], self._shadow
-            bare = self._borderless_shadow
-        encoding = usual.encode(text, add_special_tokens=False)
-        added = usual.get_added_tokens_decoder()
-        pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        cut = next((start for i, (start, _) in pairs if i in added), len(text))
-        ids = bare.encode(text[:cut], add_special_tokens=False).ids
-        return [*ids, *usual.encode(text[cut:], add_special_tokens=False).ids]
-
-    def find_controls(self, text: str) -> list[tuple[int, int, int]]:
-        """Special tokens spelled out in `text`, as (start, end, id)."""
-        return self._control_text.spans(text)
-
-    def first_mark(self, text: str) -> str:
-        """The first token of the template's language in `text`; its first word if it has none."""
-        return self._control_text.first(text) or next(iter(text.split()), text)
-
-    def spells_control(self, turn: Turn) -> bool:
-        """Whether a turn's text holds a control string (which is read as plain characters)."""
-        return self._control_text.spelled_in(turn.content, in_reply=turn.role == "assistant")
+        messages, hidden = self.messages(turns), self.control_text.hide(tools)
+        return self.encode_ids(self.render_text(messages, tools=hidden, add_generation_prompt=True))
 
     def _after_a_reply(self) -> str:
         """What the template writes after an assistant's words, wherever in a conversation."""
@@ -282,10 +248,10 @@ class ChatTokenizer:
         except DataError:
             return after
         # Some templates close the whole text once more, which is no end of a turn.
-        shared, others = after, text.partition(PROBE)[2]
-        while not others.startswith(shared):
+        shared, other = after, text.partition(PROBE)[2]
+        while not other.startswith(shared):
             shared = shared[:-1]
-        return shared if self._control_text.spans(shared) else after
+        return shared if self.control_text.spans(shared) else after
 
 
 def _encoded(encoding: Any) -> Encoded:
@@ -295,28 +261,35 @@ def _encoded(encoding: Any) -> Encoded:
 
 
 def _without_border(backend: Any) -> Any:
-    """A copy of a SentencePiece-style tokenizer that puts no word border before a text."""
-    state = json.loads(backend.to_str())
+    """A tokenizer with the same model, but no word border before a text and no added tokens."""
+    from tokenizers import Tokenizer, models
+
+    # Without the vocabulary, which is large.
+    frame = Tokenizer(models.BPE())
+    frame.normalizer, frame.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    state = json.loads(frame.to_str())
     normalizer, splitter = state["normalizer"] or {}, state["pre_tokenizer"] or {}
-    steps = normalizer.get("normalizers")
-    if steps:
-        normalizer["normalizers"] = [step for step in steps if step["type"] != "Prepend"]
-    elif normalizer.get("type") == "Prepend":
+    if normalizer.get("type") == "Prepend":
         state["normalizer"] = None
+    elif steps := normalizer.get("normalizers"):
+        normalizer["normalizers"] = [step for step in steps if step["type"] != "Prepend"]
     for step in splitter.get("pretokenizers") or [splitter]:
         if step.get("type") == "Metaspace":
             step["prepend_scheme"] = "never"
-    return type(backend).from_str(json.dumps(state))
+        elif step.get("type") == "ByteLevel":
+            step["add_prefix_space"] = False
+    bare = Tokenizer.from_str(json.dumps(state))
+    bare.model = backend.model
+    return bare
 
 
-def _markup(hf: Any, templates: Iterable[ChatTemplate]) -> dict[str, int]:
-    """Added tokens that are not special and that the template writes: part of its language."""
-    written = "\n".join(template.literals() for template in templates)
-    return {
-        token.content: i
-        for i, token in hf.added_tokens_decoder.items()
-        if not token.special and not token.content.isspace() and token.content in written
-    }
+def built_in(name: str, *, adds_bos: bool, knows_im_end: bool) -> str:
+    """The Jinja text of a built-in template for a tokenizer with these traits."""
+    text = Path(__file__).with_name(f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+    # Without its own <|im_end|> token a turn ends with the tokenizer's end token: a model can only
+    # stop at a token, not at a string.
+    text = text.replace("END", "'<|im_end|>'" if knows_im_end else "eos_token")
+    return "{{- bos_token }}" + text if adds_bos else text
 
 
 def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:

@@ -82,7 +82,7 @@ def turn_end_id(tokenizer: ChatTokenizer) -> int:
     """The token that the chat template writes after a reply; the EOS token if it writes none."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
     text = tokenizer.render_text(turns, add_generation_prompt=False)
-    ends = [i for _, _, i in tokenizer.find_controls(text.partition(_PROBE)[2])]
+    ends = [i for _, _, i in tokenizer.control_text.spans(text.partition(_PROBE)[2])]
     return next((i for i in ends if i in tokenizer.eos_ids), tokenizer.closing_id)
 
 
