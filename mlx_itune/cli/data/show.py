@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 _LEFT_OUT_SHOWN = 3
+_EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 
 
 @options.command("show", "mlx-itune data show rows.jsonl --model starter --rows 2")
@@ -71,8 +73,10 @@ def command(
     """
     from mlx_itune.dataset.faults import Fault
     from mlx_itune.dataset.rendering.show_rows import find_rows, first_rows, shown_examples
+    from mlx_itune.dataset.rendering.tokens_page import tokens_page
+    from mlx_itune.kit.files import write_new
 
-    page_path = reading.html_path(html)
+    reading.html_path(html)
     files = reading.RowFiles([data], forced)
     tokenizer = reading.tokenizer_of(model, template)
     rows: Iterable[Conversation | Fault] = (
@@ -83,33 +87,32 @@ def command(
     shown: list[ShownExample] = []
     left_out: list[DataError] = []
     for row in rows:
-        if isinstance(row, Fault):
-            reason = f"{row.code}: {row.message}"
-            left_out.append(DataError(reason, where=row.where, hint=row.hint or None))
-            continue
         try:
+            if isinstance(row, Fault):
+                reason = f"{row.code}: {row.message}"
+                raise DataError(reason, where=row.where, hint=row.hint or None)
             shown += shown_examples(row, tokenizer, **policy)
         except DataError as error:
-            if policy["too_long"] == "error":
+            if policy["too_long"] == "error" and not isinstance(row, Fault):
                 raise
             left_out.append(error)
     if not shown:
         raise left_out[0] if left_out else DataError("holds no rows", where=files.name)
-    for fault in left_out[:_LEFT_OUT_SHOWN]:
-        print(f"left out: {one_line(str(fault))}", file=sys.stderr)
-    if more := len(left_out[_LEFT_OUT_SHOWN:]):
-        print(f"left out: {count(more, 'more row')}", file=sys.stderr)
-    if page_path:
-        from mlx_itune.dataset.rendering.tokens_page import tokens_page
-        from mlx_itune.kit.files import write_new
-
-        page = tokens_page(shown, tokenizer, data=files.name, model=Path(model).name)
-        write_new(page_path, page.encode())
-    skipped = [{"row": fault.where, "reason": fault.message} for fault in left_out]
-    found = {"rows": [_row(s, tokenizer) for s in shown], "skipped": skipped, "html": page_path}
-    if page_path:
-        return Result(found, [f"{one_line(str(page_path))}: {count(len(shown), 'example')}"])
-    return Result(found, _lines(shown, tokenizer, borders))
+    told = [one_line(str(fault)) for fault in left_out[:_LEFT_OUT_SHOWN]]
+    if more := len(left_out) - len(told):
+        told.append(count(more, "more row"))
+    for line in told:
+        print(f"left out: {line}", file=sys.stderr)
+    found = {
+        "rows": [_row(s, tokenizer) for s in shown],
+        "skipped": [{"row": fault.where, "reason": fault.message} for fault in left_out],
+        "html": html,
+    }
+    if html is None:
+        return Result(found, _lines(shown, tokenizer, borders))
+    page = tokens_page(shown, tokenizer, data=files.name, model=Path(model).name)
+    write_new(html, page.encode())
+    return Result(found, [f"{one_line(str(html))}: {count(len(shown), 'example')}"])
 
 
 def _row(shown: ShownExample, tokenizer: ChatTokenizer) -> dict[str, Any]:
@@ -154,9 +157,9 @@ def _append_run(
     text: Text, weight: float, run: Iterable[Piece], coloured: bool, border: str
 ) -> None:
     """Pieces of one weight: a style where there is colour, brackets where there is none."""
-    style = "dim" if not weight else "bold green" if weight == 1 else "green"
-    if weight > 1:
-        style = "bold magenta"
+    style = "bold magenta" if weight > 1 else "bold green" if weight == 1 else "green"
+    if not weight:
+        style = "dim"
     label = "" if weight in (0, 1) else f"{weight:.4g}"
     if not coloured and weight:
         text.append(f"[[{label}: " if label else "[[")
@@ -179,13 +182,7 @@ def _append_run(
 
 def _marked(text: str) -> str:
     """White space where a learned run begins or ends, made visible."""
-    body = text.strip(" \n")
-    before, _, after = text.partition(body) if body else (text, "", "")
-    return _visible(before) + body + _visible(after)
-
-
-def _visible(space: str) -> str:
-    return space.replace(" ", "·").replace("\n", "↵\n")
+    return _EDGES.sub(lambda at: at.group().replace(" ", "·").replace("\n", "↵\n"), text)
 
 
 def _terminal_text(text: str) -> str:

@@ -174,19 +174,15 @@ def _prepared(
             f"{len(long)} rows are longer than {max_length_tokens} tokens: " + ", ".join(long[:3]),
             hint="raise --max-length or choose --too-long split, truncate or drop",
         )
-    if not report.examples:
-        raise DataError(_nothing_left(report, max_length_tokens))
-
-
-def _nothing_left(report: PrepareReport, limit: int) -> str:
     if not report.rows:
-        return "no rows, so there is nothing to learn"
-    reasons = []
-    if report.dropped:
-        reasons.append(f"{len(report.dropped)} rows do not fit in {limit} tokens")
-    if report.nothing_to_learn:
-        reasons.append(f"{len(report.nothing_to_learn)} rows have no turn to learn")
-    return "nothing is left to learn: " + ", ".join(reasons)
+        raise DataError("no rows, so there is nothing to learn")
+    if not report.examples:
+        reasons = []
+        if report.dropped:
+            reasons.append(f"{len(report.dropped)} rows do not fit in {max_length_tokens} tokens")
+        if report.nothing_to_learn:
+            reasons.append(f"{len(report.nothing_to_learn)} rows have no turn to learn")
+        raise DataError("nothing is left to learn: " + ", ".join(reasons))
 
 
 def _pieces(

@@ -47,13 +47,14 @@ def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
         and any(_may_be(path, found["file"] or "") for path in paths)
     }
     ids = set(wanted) - places.keys()
+    by_content = any(map(_CONTENT_ID.fullmatch, ids))
     for path in paths:
         here = {spec: at for spec, (file, at) in places.items() if _may_be(path, file)}
         if not here and not ids:
             continue
         passed: set[str] = set()
         for row in read(path):
-            at = _at(row)
+            at = (row.where if isinstance(row, Fault) else row.origin).rpartition(":")[2]
             hits = {spec for spec, place in here.items() if place in (at, at.partition("#")[0])}
             # A line may give several rows; an id means one.
             if not hits and not ids and passed == here.keys():
@@ -63,7 +64,8 @@ def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
                     broken = f"this row is broken: {row.code}: {row.message}"
                     raise DataError(broken, where=row.where, hint=row.hint or None)
                 continue
-            named = {name for name in ids if _has_id(row, name)}
+            # Its own `id`, or the hash of its content.
+            named = ids & {row.tags.get("id"), row_id(row) if by_content else None}
             if hits or named:
                 yield row
             passed |= hits
@@ -91,17 +93,6 @@ def first_rows(paths: Iterable[Path], most: int, read: Reader) -> Iterator[Row]:
 
 def _may_be(path: Path, name: str) -> bool:
     return name in ("", str(path), path.name, path.stem)
-
-
-def _at(row: Row) -> str:
-    return (row.where if isinstance(row, Fault) else row.origin).rpartition(":")[2]
-
-
-def _has_id(row: Conversation, name: str) -> bool:
-    """Whether `name` is the row's own `id` tag or the hash of its content."""
-    if row.tags.get("id") == name:
-        return True
-    return _CONTENT_ID.fullmatch(name) is not None and row_id(row) == name
 
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -13,9 +13,7 @@ from mlx_itune.kit.page import Html, element, join, page, section
 # Weights by shade: (class, upper end, in words). 0 and 1 have shades of their own.
 _SHADES = (
     ("w0", 0.0, "not learned (weight 0)"),
-    ("wa", 0.25, "weight up to 0.25"),
-    ("wb", 0.5, "up to 0.5"),
-    ("wc", 0.9999995, "below 1"),
+    ("wb", 0.9999995, "weight below 1"),
     ("w1", 1.0000005, "learned (weight 1)"),
     ("wx", float("inf"), "more than 1"),
 )
@@ -116,14 +114,12 @@ background:var(--panel);border:1px solid var(--rule);border-radius:8px;padding:1
 .t{unicode-bidi:isolate;border-radius:2px;text-decoration-line:underline;
 text-decoration-color:rgb(var(--learn));text-decoration-thickness:2px;text-underline-offset:3px}
 .w0{text-decoration-line:none;color:var(--muted)}
-.wa{background:rgb(var(--learn)/.08);text-decoration-style:dotted}
-.wb{background:rgb(var(--learn)/.16);text-decoration-style:dotted}
-.wc{background:rgb(var(--learn)/.24);text-decoration-style:dashed}
+.wb{background:rgb(var(--learn)/.15);text-decoration-style:dashed}
 .w1{background:rgb(var(--learn)/.3)}
 .wx{background:rgb(var(--more)/.32);text-decoration-style:double;
 text-decoration-color:rgb(var(--more))}
 .ctl{background:var(--muted);color:var(--paper);padding:1px 3px;border-radius:4px}
-.ctl.w1,.ctl.wa,.ctl.wb,.ctl.wc,.ctl.wx{background:rgb(var(--learn));
+.ctl.w1,.ctl.wb,.ctl.wx{background:rgb(var(--learn));
 text-decoration-color:var(--paper)}
 .ws{color:var(--muted);opacity:.8}
 .ctl .ws{color:inherit}

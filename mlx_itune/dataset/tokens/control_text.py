@@ -123,32 +123,29 @@ class ControlText:
         """
         from tokenizers import Tokenizer
 
+        def renamed(text: Any) -> Any:
+            return self._shadow.get(text, text)
+
         state = json.loads(backend.to_str())
         for token in state["added_tokens"]:
-            token["content"] = self._shadow.get(token["content"], token["content"])
-        self._rename(state["model"])
+            token["content"] = renamed(token["content"])
+        # The model's vocabulary may spell control tokens too, and could merge its way there.
+        model = state["model"]
+        if isinstance(vocab := model.get("vocab"), dict):
+            model["vocab"] = {renamed(text): i for text, i in vocab.items()}
+        elif isinstance(vocab, list):
+            model["vocab"] = [[renamed(text), score] for text, score in vocab]
+        if "merges" in model:
+            pairs = [m if isinstance(m, list) else m.split(" ", 1) for m in model["merges"]]
+            model["merges"] = [
+                pair for pair in pairs if self._shadow.keys().isdisjoint(("".join(pair), *pair))
+            ]
+        if "unk_token" in model:
+            model["unk_token"] = renamed(model["unk_token"])
         shadow = Tokenizer.from_str(json.dumps(state))
         if any(shadow.token_to_id(self._shadow[n]) != self._ids[n] for n in self._names):
             raise DataError("this tokenizer cannot read control strings as plain text")
         return shadow
-
-    def _rename(self, model: dict[str, Any]) -> None:
-        """The model's vocabulary may spell control tokens too, and could merge its way there."""
-        vocab = model.get("vocab")
-        if isinstance(vocab, dict):
-            model["vocab"] = {self._shadow.get(text, text): i for text, i in vocab.items()}
-        elif isinstance(vocab, list):
-            model["vocab"] = [[self._shadow.get(text, text), score] for text, score in vocab]
-        if "merges" in model:
-            pairs = [m if isinstance(m, list) else m.split(" ", 1) for m in model["merges"]]
-            model["merges"] = [
-                pair
-                for pair in pairs
-                if not any(text in self._shadow for text in ("".join(pair), *pair))
-            ]
-        unknown = model.get("unk_token")
-        if unknown in self._shadow:
-            model["unk_token"] = self._shadow[unknown]
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
