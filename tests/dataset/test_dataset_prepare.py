@@ -115,6 +115,7 @@ def test_every_epoch_learns_every_row_once_with_a_short_last_batch(size):
     for epoch in range(3):
         rows = [row for b in found if b.epoch == epoch for row in b.rows]
         assert rows == epoch_order(10, 0, epoch).tolist()
+    assert list(batches(10, size, seed=0, steps=len(found))) == found, "steps alone run on"
 
 
 @pytest.mark.parametrize(
@@ -124,12 +125,6 @@ def test_every_epoch_learns_every_row_once_with_a_short_last_batch(size):
 )  # fmt: skip
 def test_epochs_and_steps_end_a_plan(rows, size, epochs, steps, made):
     assert len(list(batches(rows, size, seed=0, epochs=epochs, steps=steps))) == made
-
-
-def test_steps_alone_run_on_into_further_epochs():
-    on = list(batches(10, 4, seed=0, steps=8))
-    assert [b.epoch for b in on] == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert on[:3] == list(batches(10, 4, seed=0, epochs=1))
 
 
 @pytest.mark.parametrize(("rows", "size", "epochs"), [(3, 2, None), (0, 2, 1), (3, 0, 1)])

@@ -15,7 +15,6 @@ they are read:
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -42,7 +41,7 @@ from mlx_itune.dataset.rendering.render import (
     render_many,
     turn_weights,
 )
-from mlx_itune.dataset.sources import Source, load_splits, split_paths
+from mlx_itune.dataset.sources import Source, Splits, load_splits, split_paths
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, StorageError
 from mlx_itune.kit.files import sha256_file, staged_directory
@@ -118,9 +117,7 @@ def prepare(
     and a long row, or when nothing is left to learn.
     """
     report = PrepareReport()
-    examples = _prepared(
-        conversations, tokenizer, report, max_length_tokens, learn=learn, too_long=too_long
-    )
+    examples = _prepared(conversations, tokenizer, report, max_length_tokens, learn, too_long)
     return Preparation(tuple(examples), report)
 
 
@@ -128,10 +125,9 @@ def _prepared(
     conversations: Iterable[Conversation],
     tokenizer: ChatTokenizer,
     report: PrepareReport,
-    max_length_tokens: int,
-    *,
-    learn: Learn,
-    too_long: TooLong,
+    max_length_tokens: int = 2048,
+    learn: Learn = "all",
+    too_long: TooLong = "split",
 ) -> Iterator[TokenizedExample]:
     """The examples of `prepare` one after another, holding a few rows at a time.
 
@@ -232,7 +228,7 @@ def _cut(part: TokenizedExample, limit: int) -> TokenizedExample:
     return replace(part, input_ids=part.input_ids[:end], weights=part.weights[:end], spans=spans)
 
 
-_FORMAT = 2
+_FORMAT = 3
 _KEPT_BYTES = 8 * 10**9
 
 
@@ -254,32 +250,27 @@ def tokenized(
     seed: int = 0,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
-    max_length_tokens: int = 2048,
-    learn: Learn = "all",
-    too_long: TooLong = "split",
+    **policy: Any,
 ) -> Tokenized:
-    """The examples of a data file or folder. Raises what `load_splits` and `prepare` raise."""
-    policy: dict[str, Any] = {
-        "max_length_tokens": max_length_tokens,
-        "learn": learn,
-        "too_long": too_long,
-    }
-    root = cache_root()
+    """The examples of a data file or folder; `policy` as for `prepare`.
+
+    Raises what `load_splits` and `prepare` raise.
+    """
     how = {"seed": seed, "format": format, "columns": columns}
+    root = cache_root()
     folder = root / "tokenized" / _key(data, tokenizer, {**how, **policy}) if root else None
     if folder is not None and (found := _load(folder)) is not None:
         return found
     splits = load_splits(data, seed=seed, format=format, columns=columns)
-    rows = {"train": splits.train, "valid": splits.valid}
     if folder is not None:
         try:
-            _store(folder, rows, splits.sources, tokenizer, policy)
+            _store(folder, splits, tokenizer, policy)
         except (StorageError, OSError):
             pass
         else:
             if (found := _load(folder)) is not None:
                 _forget_oldest(folder.parent)
-                return dataclasses.replace(found, kept=False)
+                return replace(found, kept=False)
     train = prepare(splits.train, tokenizer, **policy)
     valid = prepare(splits.valid, tokenizer, **policy) if splits.valid else None
     return Tokenized(train, valid, splits.sources, kept=False)
@@ -358,28 +349,24 @@ def _key(data: Path, tokenizer: ChatTokenizer, how: Mapping[str, Any]) -> str:
 
 
 def _store(
-    folder: Path,
-    rows: Mapping[str, Sequence[Conversation]],
-    sources: tuple[Source, ...],
-    tokenizer: ChatTokenizer,
-    policy: dict[str, Any],
+    folder: Path, splits: Splits, tokenizer: ChatTokenizer, policy: Mapping[str, Any]
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with staged_directory(folder) as stage:
-        reports: dict[str, Any] = {}
-        for name, part in rows.items():
-            if not part:
-                continue
-            (stage / name).mkdir()
-            report = PrepareReport()
-            write_examples(stage / name, _prepared(part, tokenizer, report, **policy))
-            reports[name] = dataclasses.asdict(report)
-        sums = {
-            f"{file.parent.name}/{file.name}": sha256_file(file)
-            for file in sorted(stage.glob("*/*.bin"))
+        reports: dict[str, PrepareReport] = {}
+        for name, rows in (("train", splits.train), ("valid", splits.valid)):
+            if rows:
+                (stage / name).mkdir()
+                reports[name] = PrepareReport()
+                examples = _prepared(rows, tokenizer, reports[name], **policy)
+                write_examples(stage / name, examples)
+        files = sorted(stage.glob("*/*.bin"))
+        meta = {
+            "sources": splits.sources,
+            "reports": reports,
+            "sha256": {f"{file.parent.name}/{file.name}": sha256_file(file) for file in files},
         }
-        meta = {"sources": [dataclasses.asdict(s) for s in sources], "reports": reports}
-        (stage / "meta.json").write_bytes(orjson.dumps({**meta, "sha256": sums}))
+        (stage / "meta.json").write_bytes(orjson.dumps(meta))
 
 
 def _load(folder: Path) -> Tokenized | None:
