@@ -180,7 +180,7 @@ def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
     answers = Generator(open_model(opening)[0], tokenizer).batch(prompts, _ANSWER_TOKENS)
     examples = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        ids = [*prompt, *tokenizer.encode(answer).ids.tolist(), tokenizer.closing_id]
+        ids = [*prompt, *tokenizer.encode_ids(answer), tokenizer.closing_id]
         weights = np.zeros(len(ids), dtype=np.float32)
         weights[len(prompt) :] = 1
         examples.append(TokenizedExample(np.array(ids, dtype=np.int32), weights, "built-in"))

@@ -8,19 +8,23 @@ turns, tokens that straddle the border), the turn gets an example of its own.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Conversation, is_text
 from mlx_itune.dataset.tokens.control_text import Message
-from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer, Encoded
+from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer
 from mlx_itune.kit.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 Learn = Literal["all", "last", "marked"]
 
@@ -234,7 +238,7 @@ def _check_calls(
 
 def _settle(
     draft: _Draft,
-    encoded: Encoded,
+    encoding: Encoding,
     ids_of: Callable[[str], list[int]],
     row: Conversation,
     tokenizer: ChatTokenizer,
@@ -245,17 +249,17 @@ def _settle(
     text if its last piece does: with most templates the same short header in every row.
     """
     text, spans = draft
-    ids, starts = encoded.ids, encoded.starts
+    ids, ranges = np.array(encoding.ids, dtype=np.int32), encoding.offsets
     controls = np.flatnonzero(np.isin(ids, list(tokenizer.control_ids)))
     shared: list[tuple[_Span, int, int]] = []
     strays: list[_Span] = []
     for span in spans:
-        first, end = np.searchsorted(starts, (span.start, span.end)).tolist()
+        first, end = (bisect_left(ranges, (at, 0)) for at in (span.start, span.end))
         before = controls[: np.searchsorted(controls, first)].tolist()
         anchor = before[-1] if before else 0
-        piece = text[int(starts[anchor]) if before else 0 : span.start]
+        piece = text[ranges[anchor][0] if before else 0 : span.start]
         # A special token may swallow the white space that follows it.
-        crosses = first > anchor + bool(before) and encoded.ends[first - 1] > span.start
+        crosses = first > anchor + bool(before) and ranges[first - 1][1] > span.start
         if not crosses and ids_of(piece) == ids[anchor:first].tolist():
             shared.append((span, first, end))
         else:

@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import TemplateSyntaxError
@@ -21,7 +20,8 @@ from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError, 
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.wording import brief, did_you_mean
 
-Int32 = NDArray[np.int32]
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 # Templates for base models that bring none: `NAME.jinja` beside this file. They start with the BOS
 # token exactly where the tokenizer itself would put one, because templates are tokenized without
@@ -33,15 +33,6 @@ BUILT_IN = ("alpaca", "chatml", "vicuna")
 
 # A content no template rewrites: used to see what a template puts around an assistant's words.
 PROBE = "qzvxqzvx"
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Tokens of a text: ids (T,) int32 and their character ranges starts, ends (T,) int32."""
-
-    ids: Int32
-    starts: Int32
-    ends: Int32
 
 
 class ChatTokenizer:
@@ -119,31 +110,26 @@ class ChatTokenizer:
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def encode(self, text: str) -> Encoded:
-        """Token ids and character ranges of a rendered `text`; nothing is added at either end."""
-        return self.encode_many([text])[0]
+    def encode_many(self, texts: Sequence[str]) -> list[Encoding]:
+        """Token `ids` and character ranges (`offsets`) of rendered texts, all in one call.
 
-    def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
-        """`encode` of each text, all of them in one call of the tokenizer.
-
-        Raises DataError where content cannot be kept from being read as a control token.
+        Nothing is added at either end. Raises DataError where content cannot be kept from being
+        read as a control token.
         """
         hidden = [self.control_text.is_hidden_in(text) for text in texts]
         plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
         batch = iter(self._backend.encode_batch(plain, add_special_tokens=False))
-        return [
-            _encoded(self._encode_hidden(text) if hides else next(batch))
-            for text, hides in zip(texts, hidden, strict=True)
-        ]
+        pairs = zip(texts, hidden, strict=True)
+        return [self._encode_hidden(text) if hides else next(batch) for text, hides in pairs]
 
     def encode_ids(self, text: str) -> list[int]:
         """Token ids of a rendered `text`."""
-        return list(self.encode(text).ids.tolist())
+        return list(self.encode_many([text])[0].ids)
 
-    def _encode_hidden(self, text: str) -> Any:
+    def _encode_hidden(self, text: str) -> Encoding:
         """The encoding of a text with hidden control strings, by the shadow tokenizer."""
         shown = self.control_text.shadow_text(text)
-        encoding = self._shadow.encode(shown, add_special_tokens=False)
+        encoding: Encoding = self._shadow.encode(shown, add_special_tokens=False)
         meant = len(self.control_text.spans(text))
         if sum(i in self.control_ids for i in encoding.ids) != meant:
             raise DataError(
@@ -171,7 +157,7 @@ class ChatTokenizer:
         ids = _without_border(usual).encode(text[:cut], add_special_tokens=False).ids
         return [*ids, *usual.encode(text[cut:], add_special_tokens=False).ids]
 
-    def decode(self, ids: Sequence[int] | Int32) -> str:
+    def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of token ids, special tokens included."""
         plain = [int(i) for i in ids]
         return str(self.hf.decode(plain, clean_up_tokenization_spaces=False))
@@ -252,12 +238,6 @@ class ChatTokenizer:
         while not other.startswith(shared):
             shared = shared[:-1]
         return shared if self.control_text.spans(shared) else after
-
-
-def _encoded(encoding: Any) -> Encoded:
-    # np.array of a list of pairs takes several times as long.
-    ranges = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32).reshape(-1, 2)
-    return Encoded(np.array(encoding.ids, dtype=np.int32), ranges[:, 0], ranges[:, 1])
 
 
 def _without_border(backend: Any) -> Any:
