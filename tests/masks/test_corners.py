@@ -63,12 +63,9 @@ def test_corner(corner):
     assert prompt.endswith(prompt_end) and reply == wanted
 
 
-def test_old_sentencepiece_files_put_no_space_before_a_reply_on_its_own():
+def test_old_files_put_no_space_before_a_reply_and_no_call_runs_on_into_what_follows():
     ((prompt, reply),) = learned("chatml", ASKED, said("\n\nyes"), base="small_legacy")
     assert prompt.endswith("assistant\n") and reply == "\n\nyes<|im_end|>"
-
-
-def test_a_call_without_an_end_does_not_run_on_into_what_follows():
     ((_, reply),) = learned("command_r", ASKED, said("", calls=(CALL,)), tools=(TOOL,))
     assert reply.endswith("]```<|END_OF_TURN_TOKEN|>") and reply.count("<|") == 1
 
