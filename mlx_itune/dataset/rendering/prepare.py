@@ -74,23 +74,34 @@ class PrepareReport:
     control_text: list[str] = field(default_factory=list)
 
     def add(
-        self, origin: str, turns: int, examples: Sequence[TokenizedExample], **marks: int
+        self,
+        origin: str,
+        turns: int,
+        examples: Sequence[TokenizedExample],
+        *,
+        truncated: int,
+        split: bool,
+        control_text: bool,
     ) -> None:
-        """Count what became of one conversation with so many turns to learn; `marks`: the lists
-        that name it for another reason, and how many of its turns lost their ends (`truncated`)."""
+        """Count what became of one conversation with so many turns to learn, some `truncated`."""
         spans = sum(len(example.spans) for example in examples)
         self.rows += 1
         self.examples += len(examples)
         self.tokens += sum(len(example.input_ids) for example in examples)
         self.supervised_tokens += sum(int(np.count_nonzero(e.weights)) for e in examples)
         self.turns += turns
-        self.turns_whole += spans - marks["truncated"]
-        self.turns_truncated += marks["truncated"]
+        self.turns_whole += spans - truncated
+        self.turns_truncated += truncated
         self.turns_dropped += turns - spans
-        marks |= {"dropped": turns - spans, "nothing_to_learn": not turns}
-        for name, marked in marks.items():
+        for origins, marked in (
+            (self.split, split),
+            (self.truncated, truncated),
+            (self.dropped, turns - spans),
+            (self.nothing_to_learn, not turns),
+            (self.control_text, control_text),
+        ):
             if marked:
-                getattr(self, name).append(origin)
+                origins.append(origin)
 
 
 @dataclass(frozen=True)
