@@ -227,7 +227,7 @@ def test_a_template_with_a_date_goes_on_tomorrow(
 ) -> None:
     from datetime import datetime
 
-    from mlx_itune.dataset.tokens import chat_template
+    from transformers.utils import chat_template_utils
 
     model = shutil.copytree(tiny_model_dir, tmp_path / "model")
     template = model / "chat_template.jinja"
@@ -241,7 +241,7 @@ def test_a_template_with_a_date_goes_on_tomorrow(
         def now(cls, tz: Any = None) -> Tomorrow:
             return cls(2031, 5, 6)
 
-    monkeypatch.setattr(chat_template, "datetime", Tomorrow)
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
     resume(run)
     assert outcome(run, tmp_path / "adapter") == expected
 
