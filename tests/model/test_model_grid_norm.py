@@ -18,7 +18,7 @@ from mlx_lm.models.gemma2 import RMSNorm as GemmaNorm
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.adapters.adapter import AdapterSet
-from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
+from mlx_itune.model.adapters.grid import GridNorm, is_norm
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
 from tests.model.adapter_layers import IDS, saved

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.dataset.rendering.render import TokenizedExample
-from mlx_itune.model.adapters.grid_norm import GridNorm
+from mlx_itune.model.adapters.grid import GridNorm
 from mlx_itune.model.adapters.lowrank import matrix_shape
 
 Numbers = NDArray[np.float32]

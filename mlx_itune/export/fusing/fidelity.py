@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.kit.errors import DataError, ModelError
-from mlx_itune.model.adapters.grid_norm import GridNorm
+from mlx_itune.model.adapters.grid import GridNorm
 from mlx_itune.model.engine import compute
 from mlx_itune.model.engine.loss import head_is_exact, learned_logits
 from mlx_itune.model.loading import base

@@ -13,8 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_itune.export.fusing.compensate import Calibration, compensated
 from mlx_itune.kit.errors import ModelError, UsageError
-from mlx_itune.model.adapters.grid import OnGrid, merged_grid
-from mlx_itune.model.adapters.grid_norm import GridNorm
+from mlx_itune.model.adapters.grid import GridNorm, OnGrid, merged_grid
 from mlx_itune.model.engine.compute import dequantized_weight
 
 # What a user can ask for; "auto" takes the first way within the limit.

@@ -30,7 +30,7 @@ from mlx_itune.kit.json_files import read_object, read_record, to_record, write_
 from mlx_itune.kit.tensorfile import read_header, write_tensors
 from mlx_itune.kit.wording import listing
 from mlx_itune.model.adapters import lora
-from mlx_itune.model.adapters.grid_norm import is_norm
+from mlx_itune.model.adapters.grid import is_norm
 from mlx_itune.model.adapters.lowrank import adaptable
 from mlx_itune.model.engine.compute import packed, release
 from mlx_itune.model.loading.base import LoadedModel

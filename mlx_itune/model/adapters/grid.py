@@ -9,6 +9,9 @@ u = scale sqrt(in) (A_s B_s)^T and v = scale (A_b B_b)^T. With A drawn as LoRA's
 about 1 / sqrt(in), a step of B moves the weights about as far as one of LoRA's B does, so that
 learning rates are of the same size.
 
+A group moves as one for every input in it; the weight of the norm in front moves single inputs,
+the same for all outputs (`GridNorm`). It is a vector of floats, so it merges without loss, too.
+
 QA-LoRA (2309.14717, section 3.3) is a LoRA whose A is constant within a group: what it adds is
 constant there too, and merges into the biases. Others load it as the LoRA that it is.
 """
@@ -264,6 +267,66 @@ class QAEmbedding(_OnBiases, LoRAEmbedding):
     """bias_a (vocabulary, rank), bias_b (rank, groups)."""
 
     grouped: ClassVar[tuple[int, int]] = (1, -1)
+
+
+class GridNorm(AdapterLayer):
+    """A norm whose weight w, or 1 + w where it adds one, is multiplied by 1 + gain."""
+
+    factors: ClassVar[tuple[str, ...]] = ("gain",)
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(1.0)
+        self.weight = base["weight"]
+        # On disk; on a CPU norms are computed in float32.
+        self.stored_type = getattr(base, "stored_type", base["weight"].dtype)
+        self.freeze()
+        self.gain = mx.zeros(self.weight.shape)
+        self._norm = _calling(base)
+        # Whether zeros come of a weight of zeros, or the norm adds one to it.
+        of_zeros = self._norm(mx.ones_like(self.weight)[None], mx.zeros_like(self.weight))
+        self._added = 1.0 if mx.any(of_zeros != 0).item() else 0.0
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._norm(x, self.moved().astype(self.weight.dtype))
+
+    def moved(self) -> mx.array:
+        """The tuned weight, float32, rounded to what the base's type can say."""
+        whole = (self.weight.astype(mx.float32) + self._added) * (1 + self.gain)
+        return rounded(whole - self._added, self.stored_type)
+
+    def delta(self) -> mx.array:
+        """What is added to the base's weight: (dims,) float32."""
+        added: mx.array = self.moved() - self.weight.astype(mx.float32)
+        return added
+
+    def shipped(self) -> dict[str, mx.array]:
+        """The tuned weight in the base's type, under the base's name."""
+        return {"weight": self.moved().astype(self.stored_type)}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a grid adapter knows this norm: an RMSNorm of MLX's, or of mlx-lm's under that name.
+
+    One that takes more than its input (a gate) is none.
+    """
+    named = isinstance(module, nn.RMSNorm) or type(module).__name__ == "RMSNorm"
+    return named and "weight" in module and module["weight"].ndim == 1
+
+
+def _calling(base: nn.Module) -> Callable[[mx.array, mx.array], mx.array]:
+    """The norm with another weight. Held in a function, it is no part of the model any more."""
+    base.unfreeze()
+
+    def call(x: mx.array, weight: mx.array) -> mx.array:
+        before = base["weight"]
+        base.weight = weight
+        try:
+            y: mx.array = base(x)
+        finally:
+            base.weight = before
+        return y
+
+    return call
 
 
 def merged_grid(layer: nn.Module) -> tuple[mx.array, mx.array]:

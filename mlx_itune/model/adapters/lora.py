@@ -21,7 +21,7 @@ from mlx.utils import tree_unflatten
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.wording import listing
 from mlx_itune.model.adapters import grid
-from mlx_itune.model.adapters.grid_norm import GridNorm, is_norm
+from mlx_itune.model.adapters.grid import GridNorm, is_norm
 from mlx_itune.model.adapters.lowrank import (
     EMBEDDING,
     LINEAR,
