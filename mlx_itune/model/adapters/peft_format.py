@@ -43,21 +43,10 @@ _NAME = re.compile(
 _COPY = re.compile(r".*\.base_layer\.weight")
 # Each changes the function, and mlx-lm's adapters have no place for it.
 _UNSUPPORTED = (
-    "modules_to_save",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "velora_config",
-    "kasa_config",
-    "monteclora_config",
-    "arrow_config",
-    "megatron_config",
-)
+    "modules_to_save fan_in_fan_out trainable_token_indices lora_bias layer_replication "
+    "target_parameters use_qalora use_bdlora alora_invocation_tokens velora_config kasa_config "
+    "monteclora_config arrow_config megatron_config"
+).split()
 # Starts that change the base's weights too, which an adapter does not hold.
 _CHANGED_BASES = ("pissa", "olora", "loftq", "corda", "lora_ga")
 _Rank = Annotated[int, Ge(1)]

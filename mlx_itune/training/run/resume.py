@@ -257,9 +257,9 @@ def _changes(
 def _refuse(changed: list[str], error: type[ItuneError], where: str, hint: str = "") -> None:
     """Raise `error` where anything has changed."""
     if changed:
-        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-        way = "put it back, or start a new run with train"
-        raise error("; ".join(changed[:_SHOWN]) + more, where=where, hint=way + hint)
+        more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
+        hint = f"put it back, or start a new run with train{hint}"
+        raise error("; ".join([*changed[:_SHOWN], *more]), where=where, hint=hint)
 
 
 def _short(value: Any) -> str:

@@ -22,16 +22,9 @@ from mlx_itune.training.run.run import EVENTS
 _LONGEST_LINE_BYTES = 64_000_000
 _LARGEST_STEP = 1 << 53
 _COLUMNS = (
-    "loss",
-    "learning_rate",
-    "gradient_norm",
-    "supervised_tokens_per_second",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "memory_bytes",
-    "supervised_tokens",
-    "skipped",
-)
+    "loss learning_rate gradient_norm supervised_tokens_per_second tokens_per_second "
+    "peak_memory_bytes memory_bytes supervised_tokens skipped"
+).split()
 # How the last session stands after its last event.
 _ENDINGS = {"stopped": "stopped by a signal", "failed": "ended by an error", "end": "finished"}
 
