@@ -20,8 +20,7 @@ from mlx_itune.export.fusing.fuse import fuse
 from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.kit.errors import DataError
 from mlx_itune.model.adapters import lora
-from mlx_itune.model.loading import base
-from mlx_itune.model.loading.base import LoadedModel, load
+from mlx_itune.model.loading.base import LoadedModel, load, reopen
 from tests.export.shipped_models import fused, random_rows, tuned, write_adapter
 
 
@@ -54,7 +53,7 @@ def test_the_smallest_way_within_the_limit_is_written(
         assert measured.kl_mean == pytest.approx(result.kl_mean, rel=1e-3, abs=1e-9)
         assert measured.top1_agreement == result.top1_agreement
         # And as mlx-lm itself reads it.
-        opened = base.reopen(Path(result.out))[0]
+        opened = reopen(Path(result.out))[0]
         assert reference.compare(opened).kl_mean <= result.kl_mean + 1e-4
 
 
@@ -136,7 +135,7 @@ def test_known_files_travel_and_the_template_that_was_trained(
     assert {p.name for p in out.iterdir()} == known
     assert str(tmp_path) not in (out / "provenance.json").read_text()
     assert load_tokenizer(out).template_text == tokenizer.template_text
-    prompt = base.reopen(out)[1].apply_chat_template(
+    prompt = reopen(out)[1].apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
     )
     assert prompt.endswith("### Instruction:\nHi\n\n### Response:")
