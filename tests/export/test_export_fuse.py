@@ -124,11 +124,11 @@ def test_merged_weights_are_base_plus_delta(
 def test_known_files_travel_and_the_template_that_was_trained(
     tiny_quantized_dir: Path, strong: Path, tmp_path: Path
 ) -> None:
-    base, out = shutil.copytree(tiny_quantized_dir, tmp_path / "base"), tmp_path / "fused"
-    (base / "notes.private").write_text("secret")
-    tokenizer = load_tokenizer(base, template="alpaca")
+    folder, out = shutil.copytree(tiny_quantized_dir, tmp_path / "base"), tmp_path / "fused"
+    (folder / "notes.private").write_text("secret")
+    tokenizer = load_tokenizer(folder, template="alpaca")
     rows = HeldOut(random_rows(6))
-    fuse(Request(str(base), strong, out, tokenizer, rows=rows, max_kl=1e9))
+    fuse(Request(str(folder), strong, out, tokenizer, rows=rows, max_kl=1e9))
     tokenizer_files = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     papers = {"README.md", "provenance.json"}
     known = {"config.json", "model.safetensors", *tokenizer_files, *papers}
