@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,17 @@ def ended(*argv: object) -> int:
     with pytest.raises(SystemExit) as left:
         main([str(arg) for arg in argv])
     return int(left.value.code or 0)
+
+
+WORDS = (
+    "river stone bright engine window market garden silver paper north winter signal letter bridge"
+    " cloud forest travel music number planet kitchen doctor museum button"
+).split()
+
+
+def sentence(rng: random.Random, words: int) -> str:
+    """Words with numbers, so that no two sentences are alike."""
+    return " ".join(rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(words))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-WORDS = (
-    "river stone bright engine window market garden silver paper north winter signal letter bridge"
-    " cloud number forest travel music number planet kitchen doctor museum button"
-).split()
+from tests.cli.conftest import sentence
+
 OK = "A fine answer to that, in some words."
 
 
@@ -42,10 +40,6 @@ def write(path: Path, *rows: dict[str, Any] | str) -> Path:
     lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
-
-
-def sentence(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(words))
 
 
 def test_errors_come_with_their_line_and_exit_3_and_warnings_if_strict(

@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 
-WORDS = (
-    "river stone bright engine window market garden silver paper north winter signal letter bridge"
-    " cloud forest travel music number planet kitchen doctor museum button"
-).split()
+from tests.cli.conftest import sentence
 
 
 def clean(cli: Any, source: Path, *argv: object) -> tuple[dict[str, Any], Path]:
@@ -58,10 +55,6 @@ def write(path: Path, *rows: Any) -> Path:
 
 def answers(out: Path) -> list[str]:
     return [row["messages"][-1]["content"] for row in rows_of(out / "train.jsonl")]
-
-
-def sentence(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(words))
 
 
 def test_sharegpt_preset_cleans_as_listed(cli: Any, tmp_path: Path) -> None:
@@ -216,6 +209,10 @@ def test_one_spelling_one_language_and_merged_turns(cli: Any, tmp_path: Path) ->
     assert made["removed"] == 1
     assert answers(out)[0] == "Wasser, das fließt.\n\nJa doch."
     assert rows_of(out / "train.jsonl")[2]["messages"][0]["content"] == "First.\n\nSecond, too."
+    rows = chat("What is it?", "It is </s> here."), chat("What is it?", "It is just here.")
+    source = write(tmp_path / "control.jsonl", *rows)
+    _, out = clean(cli, source, "--steps", "drop-control-text")
+    assert reasons(out / "removed.jsonl") == {1: "drop-control-text"}
 
 
 def test_broken_rows_stop_it_unless_told_to_go_on(cli: Any, tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ def normalise_whitespace(row: Conversation) -> Outcome | None:
     return map_texts(row, change, "spacing or spelling of characters")
 
 
-def break_control_text(pattern: re.Pattern[str]) -> RowStep:
+def break_control_text(strings: Iterable[str]) -> RowStep:
     """Put a space into control strings inside contents, so that no tokenizer knows them."""
+    longest_first = sorted(strings, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     def step(row: Conversation) -> Outcome | None:
         found: Counter[str] = Counter()
@@ -95,24 +97,6 @@ def break_control_text(pattern: re.Pattern[str]) -> RowStep:
         return outcome and outcome._replace(detail=_counts(found, " x "))
 
     return step
-
-
-def drop_control_text(pattern: re.Pattern[str]) -> RowStep:
-    """Drop rows with a control string inside a content."""
-
-    def step(row: Conversation) -> Outcome | None:
-        for number, turn in enumerate(row.turns, 1):
-            if found := pattern.search(turn.content):
-                return Outcome(None, f"{found.group()} in turn {number} ({turn.role})")
-        return None
-
-    return step
-
-
-def any_of(strings: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds any of some strings, the longest where several begin."""
-    longest_first = sorted(strings, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)))
 
 
 def redact_personal_data(kinds: Collection[str] | None) -> RowStep:

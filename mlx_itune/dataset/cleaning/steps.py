@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,12 +71,12 @@ class Plan:
         return [lints[_known("lint", code, lints)] for code in self.drop or marked]
 
     @property
-    def control_text(self) -> re.Pattern[str]:
+    def control_text(self) -> tuple[str, ...]:
         """The control strings that the lints name. Raises UsageError where they name none."""
-        found = [text for lint in self.lints if lint.code == "template-text" for text in lint.texts]
-        if not found:
+        texts = [lint.texts for lint in self.lints if lint.code == "template-text" and lint.texts]
+        if not texts:
             raise UsageError("the lints name no control strings: no template-text with texts")
-        return row_steps.any_of(found)
+        return texts[0]
 
     @property
     def scripts(self) -> list[str]:
@@ -157,7 +156,9 @@ ROW_STEPS: dict[str, Callable[[Plan], RowStep]] = {
     "language": lambda plan: row_steps.keep_scripts(plan.scripts, plan.script_share),
     "refusals": lambda plan: row_steps.drop_linted(plan.dropping),
     "control-text": lambda plan: row_steps.break_control_text(plan.control_text),
-    "drop-control-text": lambda plan: row_steps.drop_control_text(plan.control_text),
+    "drop-control-text": lambda plan: row_steps.drop_linted(
+        [Lint("control-text", texts=plan.control_text)]
+    ),
     "pii": lambda plan: row_steps.redact_personal_data(plan.kinds),
 }
 WHOLE_STEPS: dict[str, Callable[[Plan, Sources, Iterable[Row]], Told]] = {
