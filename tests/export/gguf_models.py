@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from tests.conftest import SPECIAL_TOKENS, write_tiny_tokenizer
+from tests.export.shipped_models import SHIPPED
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -51,13 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama/3": {
         "tie_word_embeddings": True,
         "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
+        "rope_scaling": SHIPPED["llama"]["rope_scaling"],
     },
     "llama/linear": {"rope_scaling": {"type": "linear", "factor": 2.0}, "attention_bias": True},
     "llama/traditional": {"rope_traditional": True},
@@ -65,11 +60,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mixtral": _EXPERTS,
     "qwen2": {"tie_word_embeddings": True},
     "qwen2/yarn": {
-        "rope_scaling": {
-            "type": "yarn",
-            "factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
     },
     "qwen3": {"head_dim": 64, "tie_word_embeddings": True},
     "qwen3_moe": _EXPERTS,

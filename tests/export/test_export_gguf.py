@@ -227,14 +227,7 @@ def test_what_is_no_number_is_refused_and_nothing_stays(tmp_path: Path, value: f
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3, YARN = (MODELS[name]["rope_scaling"] for name in ("llama/3", "qwen2/yarn"))
 # Their loaders refuse a file with rope_freqs.weight.
 NO_FACTORS = ("qwen2", "qwen3", "smollm3", "olmo2", "gemma3_text")
 

@@ -14,8 +14,7 @@ import pytest
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export.artifact import Exported
-from mlx_itune.export.transformers.hf_layout import placed
-from mlx_itune.export.transformers.hf_source import FloatSource
+from mlx_itune.export.transformers.hf_layout import FloatSource, placed
 from mlx_itune.export.transformers.to_hf import export_hf, verify_hf
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.tensorfile import read_header

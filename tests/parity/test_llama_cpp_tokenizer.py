@@ -18,6 +18,7 @@ import gguf_vocabularies as vocabularies
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, probe_prompts, tokenizer_limits
+from mlx_itune.export.gguf.tokenizer_algorithm import APPROXIMATE
 from tests.torture import characters, texts
 
 pytestmark = pytest.mark.parity
@@ -25,8 +26,6 @@ llama_cpp = pytest.importorskip("llama_cpp")
 
 ROOT = Path(__file__).parents[2]
 STARTER = ROOT / "mlx_itune/model/starter"
-# llama.cpp's version of these expressions is approximate: see docs/shipping.md.
-APPROXIMATE = ("gpt-4o", "tekken")
 
 
 def write_vocabulary(folder: Path, out: Path) -> ChatTokenizer:

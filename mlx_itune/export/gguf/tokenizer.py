@@ -8,6 +8,7 @@ differences that no file can remove. Keys: github.com/ggml-org/ggml, docs/gguf.m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def _vocabulary(state: Mapping[str, Any], kind: str, rows: int) -> tuple[list[st
     by_id = {number: text for text, number in state["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, _NORMAL)
     if kind == "llama":
-        kinds |= {n: _BYTE for n, text in by_id.items() if _is_byte(text)}
+        kinds |= {n: _BYTE for n, text in by_id.items() if re.fullmatch("<0x..>", text)}
     unknown = state["model"].get("unk_token")
     for token in state["added_tokens"]:
         number, text = token["id"], token["content"]
@@ -177,7 +178,3 @@ def _name_for(writer: gguf.GGUFWriter, needed: str | None) -> None:
         writer.add_name(needed)
     else:
         held.value = f"{held.value} ({needed})"
-
-
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")

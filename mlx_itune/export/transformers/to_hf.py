@@ -23,13 +23,13 @@ from mlx_itune.export.artifact import (
 )
 from mlx_itune.export.cards import transformers_card
 from mlx_itune.export.transformers.hf_layout import (
+    FloatSource,
     HfTensor,
     cleaned_config,
     placed,
     require_known,
     require_same_function,
 )
-from mlx_itune.export.transformers.hf_source import FloatSource
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import storage_errors
 from mlx_itune.kit.json_files import read_object, write_object
