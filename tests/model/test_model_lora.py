@@ -57,20 +57,14 @@ def test_adapters_that_do_not_fit_are_refused(
     saved(tiny_model_dir, tmp_path / "a")
     stored = adapter.load(tmp_path / "a")
     adapter.apply(base.load(str(tiny_quantized_dir)), replace(stored, any_base=True))
-    name = next(iter(stored.tensors))
-    less = {k: v for k, v in stored.tensors.items() if k != name}
-    for tensors, reason in (
-        (less, "is missing"),
-        ({**stored.tensors, "model.layers.9.x.lora_a": mx.zeros((2, 2))}, "has no layer"),
-        ({**stored.tensors, name: mx.zeros((2, 2))}, "the model needs"),
-    ):
-        with pytest.raises(ModelError, match=reason):
-            adapter.apply(base.load(str(tiny_model_dir)), replace(stored, tensors=tensors))
+    name, *rest = stored.tensors
+    fewer = {other: stored.tensors[other] for other in rest}
+    with pytest.raises(ModelError, match=f"{name} is missing"):
+        adapter.apply(base.load(str(tiny_model_dir)), replace(stored, tensors=fewer))
     adapter.write_arrays(tmp_path / "a" / adapter.TENSORS, {name: mx.array([float("nan")])})
-    with pytest.raises(ModelError, match="NaN"):
-        adapter.load(tmp_path / "a")
-    with pytest.raises(ModelError, match="no adapter directory"):
-        adapter.load(tmp_path)
+    for folder, reason in ((tmp_path / "a", "NaN"), (tmp_path, "no adapter directory")):
+        with pytest.raises(ModelError, match=reason):
+            adapter.load(folder)
 
 
 def test_the_fingerprint_ignores_sharding(tiny_model_dir: Path, tmp_path: Path) -> None:
