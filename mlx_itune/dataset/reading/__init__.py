@@ -41,7 +41,6 @@ SUFFIXES = {
 _LINES = 64
 
 _BRACKET = re.compile(rb"^[ \t]*[{\[]", re.MULTILINE)
-_ONE_LINE_ARRAY = re.compile(rb"\[\s*\{.*\}\s*\]", re.DOTALL)
 
 
 def read_records(
@@ -131,22 +130,17 @@ def _is_lines(stream: ByteStream, *, prefers_lines: bool) -> bool:
     # Rows begin and end on their line, whole or damaged; elements of an array end with a comma.
     rows = sum(line[:1] == b"{" and len(line) > 1 and line[-1] not in b",[]" for line in lines)
     joined = sum(line[-1:] == b"," for line in lines)
-    is_spread = rows <= max(joined, 1) and _is_spread(head)
+    if rows <= max(joined, 1) and _is_spread(head):
+        return False
     if first == b"{":
-        if prefers_lines:
-            return not is_spread
-        return (alone is not None or rows > max(joined, 1)) and not (len(lines) == 1 and is_whole)
-    ends_as_array = stream.tail.rstrip(BLANK).endswith(b"]")
-    if is_whole and prefers_lines:
-        if is_spread or _all_objects(_value(head)):
-            return False
-        if len(lines) == 1:
-            return not _ONE_LINE_ARRAY.fullmatch(lines[0])
-        return not (joined >= max(rows, 1) and ends_as_array and alone is None)
+        is_one = len(lines) == 1 and is_whole
+        return prefers_lines or ((alone is not None or rows > max(joined, 1)) and not is_one)
+    if is_whole and _all_objects(_value(head)):
+        return False
     if len(lines) > 1 and alone is not None:
         is_array = alone and _all_objects(alone) and not rows and _value(lines[1]) is None
         return prefers_lines or not is_array
-    ends_as_array = ends_as_array or not stream.tail
+    ends_as_array = not stream.tail or stream.tail.rstrip(BLANK).endswith(b"]")
     if rows > joined and not (rows == 1 and ends_as_array):
         return True
     return prefers_lines and not (joined > rows or ends_as_array)
