@@ -124,7 +124,8 @@ def _encoded(stored: Stored, kind: Type, offset: int) -> NDArray[np.generic]:
         return _microscaled(stored) if kind == Type.MXFP4 else _repacked(stored, kind)
     numbers = stored.floats() + offset if offset else stored.floats()
     if kind == Type.F16:
-        return _halves(numbers, stored.name)
+        as_it_is = stored.scales is None and not offset
+        return _halves(stored.weight if as_it_is else numbers, stored.name)
     dense = np.array(numbers)
     _require_numbers(dense, stored.name)
     if kind != Type.BF16:
