@@ -107,6 +107,7 @@ def test_of_2000_rows_60_are_damaged_and_1940_found(read, shape, damage):
         (b"[" + ROW + b"}, " + ROW + b"]", [1, ("json", 1), 1]),
         (b"[\n" + ROW + b"\n" + ROW + b",\n" + ROW + b"]", [2, ("json", 3), 4]),
         (b"[" + ROW + b"]\n" + b"x", [1, ("json", 2)]),
+        (b"[\n" + ROW + b"],\n" + ROW + b",\n" + ROW + b"]", [2, ("json", 2), 3, 4]),
         (b"[\n" + ROW + b"]\n[\n" + ROW + b"]", [2, 4]),
         (b'{"data": [\n' + ROW + b",\n" + ROW + b"\n]}", [2, 3]),
         (b'{"version": "1", "n": {"a": [1]}, "train": [' + ROW + b'], "licence": "mit"}', [1]),

@@ -106,14 +106,14 @@ class _Document:
     def _array(self, after: re.Pattern[str]) -> Generator[_Row, None, bool]:
         """The rows of the array that the window stands at; whether it came to its `]`.
 
-        `after`: what must follow that, if there was damage, so that it is believed.
+        `after`: what must follow that so that it is believed, if there was damage or a row follows.
         """
         window = self.window
         window.pos += 1
         self._in_array, self._margin, self._to_learn = True, "", _ROWS_TO_LEARN
         after_row = is_damaged = False
         while char := window.skip_space():
-            if char == "]" and (not is_damaged or window.at(after, 1)):
+            if char == "]" and (window.at(after, 1) or not (is_damaged or self._next_row())):
                 window.pos += 1
                 self._in_array, self._margin = False, "\n"
                 return True
