@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from refusals import ANSWERS, REFUSALS
 
 from mlx_itune.dataset.checking import load_lints
 from mlx_itune.dataset.checking.check import SystemPrompts
 from mlx_itune.dataset.checking.lints import Lint, find_lints
 from mlx_itune.dataset.conversation import Turn
 
+TEXTS = Path(__file__).parents[1] / "fixtures" / "refusals.txt"
+# Answers that refuse or disclaim, and answers that only sound like it.
+REFUSALS, ANSWERS = map(str.splitlines, TEXTS.read_text(encoding="utf-8").split("\n\n"))
 FILLER = " Here are some more words that follow the start of it, as answers usually have them." * 3
 CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 

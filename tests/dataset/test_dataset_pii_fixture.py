@@ -14,17 +14,16 @@ import phonenumbers
 import pytest
 
 from mlx_itune.dataset.cleaning.pii import KINDS, Hit, find
-from tests.fixtures.pii.planted import Planted, samples
-from tests.fixtures.pii.values import VALUES
+from tests.fixtures.pii.planted import Planted, samples, value
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def covers(hit: Hit, value: Planted, text: str) -> bool:
-    """The hit has the value's kind and every letter and digit of it."""
-    missed = text[value.start : max(value.start, hit.start)]
-    missed += text[min(value.end, hit.end) : value.end]
-    return hit.kind == value.kind and not any(map(str.isalnum, missed))
+def covers(hit: Hit, planted: Planted, text: str) -> bool:
+    """The hit has the planted value's kind and every letter and digit of it."""
+    missed = text[planted.start : max(planted.start, hit.start)]
+    missed += text[min(planted.end, hit.end) : planted.end]
+    return hit.kind == planted.kind and not any(map(str.isalnum, missed))
 
 
 @pytest.mark.parametrize(
@@ -44,14 +43,14 @@ def test_recall_and_precision(
     faults: list[str] = []
     for text, values in chain(samples(name, copies, 101), samples(harmless, copies, 102)):
         hits = find(text)
-        planted.update(value.kind for value in values)
+        planted.update(one.kind for one in values)
         reported.update(hit.kind for hit in hits)
-        for value in values:
-            found = any(covers(hit, value, text) for hit in hits)
-            recalled[value.kind] += found
-            faults += [] if found else [f"missed {value.kind} in {text!r}"]
+        for one in values:
+            found = any(covers(hit, one, text) for hit in hits)
+            recalled[one.kind] += found
+            faults += [] if found else [f"missed {one.kind} in {text!r}"]
         for hit in hits:
-            true = any(covers(hit, value, text) for value in values)
+            true = any(covers(hit, one, text) for one in values)
             right[hit.kind] += true
             faults += [] if true else [f"false {hit.kind} {hit.text!r} in {text!r}"]
     with capsys.disabled():
@@ -81,13 +80,12 @@ LAYOUTS = (
 
 @pytest.mark.parametrize("name", LABELS)
 def test_a_label_counts_in_every_layout(name: str) -> None:
-    kind, make = VALUES[name]
     key = LABELS[name].lower().replace(" ", "_").replace("-", "_")
     missed = []
     for layout in LAYOUTS:
-        value = make(Random(7))
-        text = layout.format(l=LABELS[name], k=key, v=value)
-        planted = Planted(kind, text.index(value), text.index(value) + len(value))
+        kind, written = value(name, Random(7))
+        text = layout.format(l=LABELS[name], k=key, v=written)
+        planted = Planted(kind, text.index(written), text.index(written) + len(written))
         if not any(covers(hit, planted, text) for hit in find(text)):
             missed.append(text)
     assert not missed
