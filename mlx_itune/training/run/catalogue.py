@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.files import remove_directory, storage_errors, write_durably
@@ -21,13 +21,12 @@ from mlx_itune.kit.lock import holder, locked
 from mlx_itune.kit.settings import from_toml
 from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.run.run import Incident, Losses, Record, resume_line
+from mlx_itune.training.run.story import Story, read
 from mlx_itune.training.settings import TrainSettings
 
 # States in which a run can be resumed.
 UNFINISHED = frozenset({"stopped", "killed", "failed"})
-_TAIL_BYTES = 1 << 16
 _LIMIT_BYTES = 4 << 30
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +42,6 @@ class Standing(Losses):
     incidents: int
     bytes: int
     resume: str | None
-
-
-@dataclass(frozen=True)
-class Told:
-    """What an event says of where a run is."""
-
-    event: str = ""
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    exit_code: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +66,19 @@ class Going:
 
 def standing(folder: Path) -> Standing:
     """How a run stands. Raises StorageError where its folder cannot be read."""
-    events = last_events(folder)
-    state = "running" if holder(folder / run.LOCK) else _ending(folder, events)
+    story = _story_of(folder)
+    state = "running" if holder(folder / run.LOCK) else _ending(folder, story)
+    result = None
+    with contextlib.suppress(StorageError):
+        result = run.result_of(folder)
+    # The mean over its last steps is told only of a run that is done.
+    losses = (loss for loss in reversed(story.curve("loss").tolist()) if loss == loss)
+    valid = [*story.validations.values()][-1:]
+    known = Losses(
+        train_loss=next(losses, None),
+        valid_loss=valid[0] if valid and valid[0] == valid[0] else None,
+        best_valid_loss=story.best[1] if story.best else None,
+    )
     return Standing(
         run=str(folder),
         state=state,
@@ -87,7 +86,9 @@ def standing(folder: Path) -> Standing:
         incidents=len(incidents(folder)),
         bytes=size_of(folder),
         resume=resume_line(str(folder)) if state in UNFINISHED else None,
-        **_numbers(folder, events),
+        step=story.steps[-1] if story.steps else 0,
+        steps=story.planned_steps,
+        **{name: getattr(result or known, name) for name in vars(known)},
     )
 
 
@@ -140,7 +141,7 @@ def prune(
         with _held(folder) as free:
             if not free:
                 continue
-            finished = _ending(folder, last_events(folder)) not in UNFINISHED
+            finished = _ending(folder, _story_of(folder)) not in UNFINISHED
             if folder in old and (finished or unfinished):
                 why = "a whole run" if finished else "a whole run, not finished"
                 going.append(Going(str(folder), size_of(folder), why))
@@ -152,9 +153,14 @@ def prune(
 
 
 def incidents(folder: Path) -> list[Incident]:
-    """The incidents of a run, oldest first."""
-    path = folder / run.INCIDENTS
-    return _records(read_bytes(path, limit_bytes=_LIMIT_BYTES), Incident) if path.exists() else []
+    """The incidents of a run, oldest first; a line that is none is passed over."""
+    path, found = folder / run.INCIDENTS, []
+    text = read_bytes(path, limit_bytes=_LIMIT_BYTES) if path.exists() else b""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError, StorageError):
+            told = json.loads(line)
+            found.append(to_record(told, Incident, where=None, error=StorageError))
+    return found
 
 
 def forget_incidents_after(folder: Path, step: int) -> None:
@@ -163,16 +169,6 @@ def forget_incidents_after(folder: Path, step: int) -> None:
         kept = [incident for incident in incidents(folder) if incident.step <= step]
         lines = "".join(json.dumps(plain(incident)) + "\n" for incident in kept)
         write_durably(folder / run.INCIDENTS, lines.encode())
-
-
-def last_events(folder: Path) -> list[Told]:
-    """The events in the last 64 KiB of a run's log: enough to see how it ends."""
-    path = folder / run.EVENTS
-    if not path.is_file():
-        return []
-    with storage_errors(path), path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return _records(file.read(), Told)
 
 
 def repair(path: Path) -> None:
@@ -186,15 +182,6 @@ def repair(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _records(lines: bytes, cls: type[T]) -> list[T]:
-    """Those of the lines that are what they should be."""
-    found = []
-    for line in lines.splitlines():
-        with contextlib.suppress(ValueError, RecursionError, StorageError):
-            found.append(to_record(json.loads(line), cls, where=None, error=StorageError))
-    return found
-
-
 def size_of(folder: Path) -> int:
     """Bytes of all files in a folder."""
     total = 0
@@ -202,32 +189,6 @@ def size_of(folder: Path) -> int:
         with contextlib.suppress(OSError):
             total += path.stat().st_size if path.is_file() else 0
     return total
-
-
-def _numbers(folder: Path, events: Sequence[Told]) -> dict[str, Any]:
-    """Where a run is: its result, or its newest checkpoint and what its events say since."""
-    result = None
-    with contextlib.suppress(StorageError):
-        result = run.result_of(folder)
-    if result is not None:
-        planned = next((e.steps for e in events if e.event == "start"), result.steps)
-        losses = {name: getattr(result, name) for name in Losses.__dataclass_fields__}
-        return {"step": result.steps, "steps": planned, **losses}
-    found: dict[str, Any] = {}
-    for path in checkpoint.all_of(folder / run.CHECKPOINTS)[-1:]:
-        with contextlib.suppress(StorageError):
-            record = vars(_record_of(path))
-            found = {name: record[name] for name in ("step", "valid_loss", "best_valid_loss")}
-    for event in events:
-        if event.event in ("start", "resume", "step"):
-            known = {"step": event.step, "steps": event.steps}
-            found |= {name: value for name, value in known.items() if value is not None}
-        if event.event == "step" and event.loss is not None:
-            found["train_loss"] = event.loss
-        if event.event == "valid" and event.loss is not None:
-            best = found.get("best_valid_loss") or event.loss
-            found |= {"valid_loss": event.loss, "best_valid_loss": min(event.loss, best)}
-    return found
 
 
 def _record_of(path: Path) -> Record:
@@ -254,15 +215,18 @@ def _prune_checkpoints(folder: Path, keep: int, really: bool) -> list[Going]:
     return going
 
 
-def _ending(folder: Path, events: Sequence[Told]) -> str:
+def _story_of(folder: Path) -> Story:
+    return read(folder) if (folder / run.EVENTS).is_file() else Story()
+
+
+def _ending(folder: Path, story: Story) -> str:
     """How a run stands that nobody trains."""
     if (folder / run.RESULT).is_file():
         return "finished"
-    told = (e for e in reversed(events) if e.event not in ("warning", "sample"))
-    last = next(told, Told())
-    if last.event == "failed":
-        return "diverged" if last.exit_code == DivergedError.exit_code else "failed"
-    return "stopped" if last.event == "stopped" else "killed"
+    if story.ending == "failed":
+        diverged = story.end.get("exit_code") == DivergedError.exit_code
+        return "diverged" if diverged else "failed"
+    return "stopped" if story.ending == "stopped" else "killed"
 
 
 @contextlib.contextmanager

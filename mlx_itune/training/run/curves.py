@@ -75,7 +75,7 @@ def curves(story: Story) -> Html:
 def by_step(story: Story, name: str, factor: float = 1.0) -> Curve:
     """(step, value) of every step, (N, 2) float64."""
     steps = np.array(story.steps, dtype=np.float64)
-    return np.stack([steps, story.curve(name).astype(np.float64) * factor], axis=1)
+    return np.stack([steps, story.curve(name) * factor], axis=1)
 
 
 def smoothed(points: Curve, weights: Curve | None = None) -> Curve:

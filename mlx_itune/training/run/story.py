@@ -60,14 +60,14 @@ class Story:
     planned_steps: int | None = None
     unreadable_lines: int = 0
 
-    def curve(self, name: str) -> NDArray[np.float32]:
-        """A value per step of `steps`, float32; NaN where it was not finite or not told."""
+    def curve(self, name: str) -> NDArray[np.float64]:
+        """A value per step of `steps`, float64; NaN where it was not finite or not told."""
         column = _COLUMNS.index(name)
-        return np.array([values[column] for values in self.values], dtype=np.float32)
+        return np.array([values[column] for values in self.values], dtype=np.float64)
 
     def tokens(self) -> NDArray[np.float64]:
         """How many tokens each step learned, float64."""
-        return np.nan_to_num(self.curve("supervised_tokens").astype(np.float64))
+        return np.nan_to_num(self.curve("supervised_tokens"))
 
     @property
     def skipped(self) -> int:
