@@ -1,9 +1,9 @@
-"""Small tokenizers of every kind that GGUF can hold, trained in the test, as model directories."""
+"""Small tokenizers, trained in the test; those of every kind that GGUF can hold as directories."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _CASED = (
 _CASED_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _split(*expressions: str, behavior: str = "isolated", invert: bool = False) -> Any:
+def split(*expressions: str, behavior: str = "isolated", invert: bool = False) -> Any:
     steps = [pre.Split(Regex(e), behavior, invert=invert) for e in expressions]
     return pre.Sequence([*steps, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
@@ -41,18 +41,18 @@ LLAMA3 = _WORDS + r"\p{N}{1,3}" + _ENDS
 BYTE_LEVEL: dict[str, Callable[[], Any]] = {
     "gpt-2": lambda: pre.ByteLevel(add_prefix_space=False),
     "smollm": lambda: pre.Sequence([pre.Digits(True), pre.ByteLevel(add_prefix_space=False)]),
-    "dbrx": lambda: _split(LLAMA3),
-    "qwen2": lambda: _split(_WORDS + r"\p{N}" + _ENDS),
-    "qwen35": lambda: _split(
+    "dbrx": lambda: split(LLAMA3),
+    "qwen2": lambda: split(_WORDS + r"\p{N}" + _ENDS),
+    "qwen35": lambda: split(
         _WORDS.replace(r"\p{L}+", r"[\p{L}\p{M}]+")
         + r"\p{N}"
         + _ENDS.replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
     ),
-    "gpt-4o": lambda: _split(
+    "gpt-4o": lambda: split(
         _CASED.replace("END", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?") + r"|\p{N}{1,3}" + _CASED_ENDS
     ),
-    "tekken": lambda: _split(_CASED.replace("END", "") + r"|\p{N}" + _CASED_ENDS),
-    "deepseek-v3": lambda: _split(
+    "tekken": lambda: split(_CASED.replace("END", "") + r"|\p{N}" + _CASED_ENDS),
+    "deepseek-v3": lambda: split(
         r"\p{N}{1,3}",
         "[一-龥\u3040-ゟ゠-ヿ]+",
         r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
@@ -61,16 +61,21 @@ BYTE_LEVEL: dict[str, Callable[[], Any]] = {
 }
 
 
-def byte_level(splitter: Any, *, ignore_merges: bool = False) -> Tokenizer:
-    """A byte-level BPE of 1,200 tokens over texts of every kind."""
+def trained_bytes(splitter: Any, lines: Iterable[str], size: int) -> Tokenizer:
+    """A byte-level BPE of so many tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1200, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(texts(1500, seed=7), trainer)
-    _add(tokenizer)
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
+def byte_level(splitter: Any, *, ignore_merges: bool = False) -> Tokenizer:
+    """One of 1,200 tokens over texts of every kind."""
+    tokenizer = _marked(trained_bytes(splitter, texts(1500, seed=7), 1200))
     if ignore_merges:
         state = json.loads(tokenizer.to_str())
         state["model"]["ignore_merges"] = True
@@ -79,15 +84,20 @@ def byte_level(splitter: Any, *, ignore_merges: bool = False) -> Tokenizer:
 
 
 def sentencepiece(scheme: str) -> Tokenizer:
+    """One of 900 pieces over texts of every kind."""
+    # A SentencePiece model never holds a NUL.
+    lines = (text.replace("\0", "") for text in texts(1500, seed=8))
+    return _marked(trained_pieces(scheme, lines, vocab_size=900, limit_alphabet=150))
+
+
+def trained_pieces(scheme: str, lines: Iterable[str], **options: Any) -> Tokenizer:
     """A SentencePiece-style BPE: "prepend" (as older files), "always", "first" or "never".
 
     As converted from a SentencePiece model: every pair of pieces that makes a third is a merge.
     """
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
-    trainer = trainers.BpeTrainer(vocab_size=900, limit_alphabet=150, show_progress=False)
-    # A SentencePiece model never holds a NUL.
-    trained.train_from_iterator((t.replace("\0", "") for t in texts(1500, seed=8)), trainer)
+    trained.train_from_iterator(lines, trainers.BpeTrainer(show_progress=False, **options))
     pieces = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *pieces]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
@@ -114,7 +124,6 @@ def sentencepiece(scheme: str) -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     tokenizer.add_special_tokens([AddedToken("<unk>", special=True, normalized=False)])
-    _add(tokenizer)
     return tokenizer
 
 
@@ -135,6 +144,7 @@ def write(tokenizer: Tokenizer, out: Path, *, template: str = CHATML, rows: int 
     return out
 
 
-def _add(tokenizer: Tokenizer) -> None:
+def _marked(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKUP])
+    return tokenizer

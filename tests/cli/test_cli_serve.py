@@ -14,32 +14,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_tiny_model
-from tests.export.shipped_models import write_adapter
-from tests.inference.served import QUESTIONS, Client, expected, serving
+from tests.inference.served import KINDS, QUESTIONS, Client, expected, serving, starter_adapters
 
 TOKENS = 16
-KINDS = ("lora", "grid", "dora", "qalora")
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("adapters")
-    how: dict[str, Any] = {"strength": 0.18}
-    made = {
-        kind: write_adapter(folder / kind, "starter", kind=kind, seed=n, **how)
-        for n, kind in enumerate(KINDS, 1)
-    }
-    return made | {"chatml": write_adapter(folder / "c", "starter", template="chatml", **how)}
-
-
-@pytest.fixture(scope="module")
-def answers(adapters: dict[str, Path]) -> dict[str, list[str]]:
-    """By name, what `generate` says to each question."""
-    named: dict[str, Path | None] = {"mlx-itune/starter": None, **adapters}
-    found = {name: expected("starter", path, QUESTIONS, TOKENS) for name, path in named.items()}
-    for n in range(len(QUESTIONS)):
-        assert len({texts[n] for texts in found.values()}) == len(found)
-    return found
+    return starter_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +43,14 @@ def test_models_and_health(client: Client) -> None:
     assert client.get("/")[0] == 404
 
 
-def test_every_name_answers_as_generate_does(client: Client, answers: dict[str, list[str]]) -> None:
-    for name, texts in answers.items():
-        got = [client.text(q, model=name, max_tokens=TOKENS) for q in QUESTIONS]
-        assert got == texts, name
-    for asked, name in (
-        ({}, "lora"),
-        ({"model": "default_model"}, "lora"),
-        ({"model": "starter"}, "mlx-itune/starter"),
-        ({"model": "starter", "adapters": "grid"}, "grid"),
-    ):
-        assert client.text(QUESTIONS[0], max_tokens=TOKENS, **asked) == answers[name][0]
-
-
 def streamed(chunks: list[Any]) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
-def test_interleaved_requests_never_get_another_adapter(
-    client: Client, answers: dict[str, list[str]]
+def test_interleaved_requests_get_what_generate_says_with_their_adapter(
+    client: Client, adapters: dict[str, Path]
 ) -> None:
+    answers = expected(adapters, TOKENS)
     asked = [(name, n) for n in range(len(QUESTIONS)) for name in answers] * 2
 
     def ask(which: tuple[str, int]) -> str:
@@ -92,22 +62,16 @@ def test_interleaved_requests_never_get_another_adapter(
     with ThreadPoolExecutor(12) as pool:
         got = list(pool.map(ask, asked))
     assert got == [answers[name][n] for name, n in asked]
+    for fields, name in (
+        ({}, "lora"),
+        ({"model": "default_model"}, "lora"),
+        ({"model": "starter"}, "mlx-itune/starter"),
+        ({"model": "starter", "adapters": "grid"}, "grid"),
+    ):
+        assert client.text(QUESTIONS[0], max_tokens=TOKENS, **fields) == answers[name][0]
 
 
-def test_a_stream_says_what_the_whole_answer_says(client: Client) -> None:
-    status, whole = client.chat(QUESTIONS[1], max_tokens=TOKENS)
-    chunks = client.events(QUESTIONS[1], max_tokens=TOKENS, stream_options={"include_usage": True})
-    usage = chunks.pop()
-    text = streamed(chunks)
-    assert (status, text) == (200, whole["choices"][0]["message"]["content"])
-    assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
-    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
-    assert [usage["usage"][key] for key in counts] == [whole["usage"][key] for key in counts]
-    assert usage["usage"]["completion_tokens"] == TOKENS
-    assert {c["object"] for c in [*chunks, usage]} == {"chat.completion.chunk"}
-
-
-def test_stops_seeds_and_penalties(client: Client) -> None:
+def test_streams_stops_seeds_and_penalties(client: Client) -> None:
     def drawn(seed: int | None) -> str:
         return client.text(QUESTIONS[2], max_tokens=TOKENS, temperature=1.2, top_p=0.9, seed=seed)
 
@@ -118,10 +82,21 @@ def test_stops_seeds_and_penalties(client: Client) -> None:
     assert client.text(QUESTIONS[2], max_tokens=TOKENS, repetition_penalty=5.0) != plain
     assert client.text(QUESTIONS[2], max_tokens=TOKENS, top_k=10**6, temperature=0) == plain
     stop = plain[4:7]
-    status, body = client.chat(QUESTIONS[2], max_tokens=TOKENS, stop=[stop, "never"])
-    choice = body["choices"][0]
-    assert (status, choice["finish_reason"]) == (200, "stop")
-    assert choice["message"]["content"] == plain[: plain.index(stop)]
+    for stops, text, finish in (
+        ([], plain, "length"),
+        ([stop, "never"], plain[: plain.index(stop)], "stop"),
+    ):
+        fields: dict[str, Any] = {"max_tokens": TOKENS, "stop": stops}
+        whole = client.chat(QUESTIONS[2], **fields)[1]
+        told = {"include_usage": True}
+        *chunks, last = client.events(QUESTIONS[2], stream_options=told, **fields)
+        assert whole["choices"][0]["message"]["content"] == streamed(chunks) == text
+        for choice in (whole["choices"][0], chunks[-1]["choices"][0]):
+            assert choice["finish_reason"] == finish
+        for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert whole["usage"][key] == last["usage"][key]
+        assert (last["usage"]["completion_tokens"] == TOKENS) == (finish == "length")
+        assert {c["object"] for c in [*chunks, last]} == {"chat.completion.chunk"}
 
 
 def test_completions_continue_plain_text(client: Client) -> None:
@@ -180,13 +155,14 @@ def test_refusals_are_openai_errors(client: Client) -> None:
 
 
 def test_numbers_out_of_all_proportion_stop_nobody(client: Client) -> None:
-    for kind in ("repetition", "presence", "frequency"):
-        for number in (10**19, 1e308, 1e-320):
-            for field in (f"{kind}_penalty", "temperature"):
-                assert client.chat("Hi", max_tokens=2, **{field: number})[0] in (200, 400)
-        for size in (0, 10**6, 10**19):
-            fields = {f"{kind}_context_size": size, f"{kind}_penalty": 1.5}
-            assert client.chat("Hi", max_tokens=2, **fields)[0] in (200, 400), fields
+    numbers = (0, 10**6, 10**19, 1e308, 1e-320)
+    kinds = ("repetition", "presence", "frequency")
+    fields: list[dict[str, Any]] = [{"temperature": number} for number in numbers]
+    fields += [{f"{kind}_penalty": number} for kind in kinds for number in numbers]
+    fields += [
+        {f"{k}_context_size": size, f"{k}_penalty": 1.5} for k in kinds for size in numbers[:3]
+    ]
+    assert {client.chat("Hi", max_tokens=2, **each)[0] for each in fields} == {200, 400}
     assert client.text("Hi", max_tokens=2)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import gguf_vocabularies as vocabularies
 import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -19,6 +18,7 @@ from mlx_itune.export.gguf.tokenizer import add_tokenizer, adds_bos, tokenizer_l
 from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck, check_tokenizer
 from mlx_itune.export.gguf.verify import Reader
 from mlx_itune.kit.errors import ModelError
+from tests import gguf_vocabularies as vocabularies
 from tests.torture import texts
 
 STARTER = Path(__file__).parents[2] / "mlx_itune/model/starter"

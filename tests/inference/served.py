@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model
+from tests.export.shipped_models import write_adapter
 
+KINDS = ("lora", "grid", "qalora", "dora")
 QUESTIONS = (
     "Hello, who are you?",
     "List the medications: metformin 500 mg twice daily, zolpidem 5 mg at night.",
@@ -25,14 +27,28 @@ QUESTIONS = (
 )
 
 
-def expected(
-    model: str, adapter: Path | None, questions: Sequence[str], max_tokens: int
-) -> list[str]:
-    """What `generate` answers, each question on its own."""
-    loaded, tokenizer = open_model(Opening(model, adapter))
-    generator = Generator(loaded, tokenizer)
-    prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in questions]
-    return ["".join(generator.stream(ids, max_tokens=max_tokens)) for ids in prompts]
+def starter_adapters(folder: Path) -> dict[str, Path]:
+    """One of each kind, and one of another template."""
+    how: dict[str, Any] = {"strength": 0.18}
+    made = {
+        kind: write_adapter(folder / kind, "starter", kind=kind, seed=n, **how)
+        for n, kind in enumerate(KINDS, 1)
+    }
+    return made | {"chatml": write_adapter(folder / "c", "starter", template="chatml", **how)}
+
+
+def expected(adapters: Mapping[str, Path], max_tokens: int) -> dict[str, list[str]]:
+    """What `generate` answers to each question on its own, by the name of the model."""
+    found = {}
+    named: dict[str, Path | None] = {"mlx-itune/starter": None, **adapters}
+    for name, adapter in named.items():
+        loaded, tokenizer = open_model(Opening("starter", adapter))
+        generator = Generator(loaded, tokenizer)
+        prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in QUESTIONS]
+        found[name] = ["".join(generator.stream(ids, max_tokens=max_tokens)) for ids in prompts]
+    for texts in zip(*found.values(), strict=True):
+        assert len(set(texts)) == len(found)
+    return found
 
 
 class Client:
@@ -45,6 +61,7 @@ class Client:
     def answer(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
     ) -> tuple[int, bytes, Any]:
+        """Status, body, headers."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, body, dict(headers))
             answer = connection.getresponse()

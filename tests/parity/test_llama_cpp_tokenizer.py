@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,10 @@ from typing import Any
 import gguf
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import gguf_vocabularies as vocabularies
-
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, probe_prompts, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_algorithm import APPROXIMATE
+from tests import gguf_vocabularies as vocabularies
 from tests.torture import characters, texts
 
 pytestmark = pytest.mark.parity
