@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,13 @@ def ended(*argv: object) -> int:
     with pytest.raises(SystemExit) as left:
         main([str(arg) for arg in argv])
     return int(left.value.code or 0)
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not happened():
+        time.sleep(0.01)
 
 
 WORDS = (

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,13 +201,13 @@ def on_a_terminal(
     return received.decode(), printed
 
 
-def shown(**how: Any) -> str:
+def shown(**how: Any) -> tuple[str, bytes]:
     lines = "".join(json.dumps(event) + "\n" for event in story(200))
-    return on_a_terminal([sys.executable, "-c", SHOW], lines, **how)[0]
+    return on_a_terminal([sys.executable, "-c", SHOW], lines, **how)
 
 
 def test_a_terminal_sees_a_bar_and_all_numbers() -> None:
-    text = shown()
+    text, _ = shown()
     plain = ESCAPE.sub("", text)
     assert "━" in text and COLOUR.search(text)
     for fact in (
@@ -224,29 +223,14 @@ def test_a_terminal_sees_a_bar_and_all_numbers() -> None:
 
 
 def test_a_narrow_terminal_keeps_count_and_time_left_and_a_dumb_one_gets_plain_lines() -> None:
-    text = shown(columns=38, NO_COLOR="1")
+    text, printed = shown(columns=38, NO_COLOR="1", stdout=subprocess.PIPE)
+    # A result in a file is not the view's.
+    assert printed == b"a result\n" and "a result" not in text
     assert not COLOUR.search(text)
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", ESCAPE.sub("", text))]
     assert any("130 of 200" in line and "1 min 05 s left" in line for line in lines)
     # Of the view, which is drawn anew each time; what lasts is broken by the terminal.
     drawn = [line for line in lines if " of 200" in line or "lr 2.00e-04" in line]
     assert drawn and all(len(line) <= 38 for line in drawn)
-    text = shown(TERM="dumb")
+    text, _ = shown(TERM="dumb")
     assert "\x1b" not in text and "step 200 of 200" in text
-
-
-def test_training_on_a_terminal_leaves_one_json_object_on_stdout(
-    tiny_quantized_dir: Path, tmp_path: Path
-) -> None:
-    rows = [{"prompt": f"Dose {n}?", "completion": f"{n} mg"} for n in range(24)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = [sys.executable, "-m", "mlx_itune", "train", "--model", str(tiny_quantized_dir)]
-    argv += ["--data", str(data), "--out", str(tmp_path / "adapter"), "--steps", "6"]
-    argv += ["--runs", str(tmp_path / "runs"), "--eval-every", "3", "--offline", "--json"]
-    text, printed = on_a_terminal(argv, stdout=subprocess.PIPE)
-    made = json.loads(printed)
-    assert made["steps"] == 6
-    plain = ESCAPE.sub("", text)
-    assert "step 3: validation loss" in plain
-    assert f"run {made['run']}: 6 steps" in plain.replace("\r", "").replace("\n", "")

@@ -32,18 +32,9 @@ def trained(tiny_quantized_dir, tmp_path_factory):
     (home / "data").mkdir()
     write(home / "data" / "train.jsonl", [row(n, "a") for n in range(16)])
     write(home / "data" / "valid.jsonl", [row(1, "a"), row(2, "a"), row(3, "b"), row(4, "a")])
-    settings = settings_from(
-        {
-            "model": str(tiny_quantized_dir),
-            "data": home / "data",
-            "out": home / "adapter",
-            "runs": home / "runs",
-            "steps": 6,
-            "batch_size": 4,
-            "learning_rate": 1e-2,
-            "offline": True,
-        }
-    )
+    few = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, "offline": True}
+    places = {"data": home / "data", "out": home / "adapter", "runs": home / "runs"}
+    settings = settings_from({"model": str(tiny_quantized_dir), **places, **few})
     result = train(settings)
     return settings, Path(result.run), Path(result.adapter)
 
@@ -88,12 +79,7 @@ def test_what_goes_wrong_is_a_warning(trained, tmp_path, capsys):
 
 def test_a_single_file_gives_rows_it_held_out(trained, tmp_path):
     settings, _, adapter = trained
-    said = [
-        ("system", "Be short."),
-        ("user", "Dose?"),
-        ("assistant", "5 mg"),
-        ("user", "At night?"),
-    ]
+    said = ("system", "Be short."), ("user", "Dose?"), ("assistant", "5 mg"), ("user", "At night?")
     turns = [{"role": role, "content": content} for role, content in said]
     rows = [{"messages": [*turns, {"role": "assistant", "content": f"{n} mg"}]} for n in range(40)]
     data = write(tmp_path / "rows.jsonl", rows)

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import pytest
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.training.engine.rank_choice import Ranks
 from mlx_itune.training.run.story import read
+from tests.cli.conftest import until
 from tests.crash.small_run import outcome, write_data
 
 import mlx.core as mx  # isort: skip
@@ -88,12 +88,10 @@ def test_a_lost_process_ends_in_a_checkpoint_that_goes_on(
     expected = finished(launched(tmp_path, flags(tiny_model_dir, tmp_path, "whole", 40)))
     assert [code for code, _, _ in expected] == [0, 0]
     first, second = launched(tmp_path, flags(tiny_model_dir, tmp_path, "cut", 40))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        logs = list((tmp_path / "cut-runs").glob("2*/events.jsonl"))
-        if logs and logs[0].read_text().count('"event": "step"') > 3:
-            break
-        time.sleep(0.01)
+    logs = (tmp_path / "cut-runs").glob
+    until(
+        lambda: any(log.read_text().count('"event": "step"') > 3 for log in logs("2*/events.jsonl"))
+    )
     second.kill()
     ((code, out, err), _) = finished([first, second])
     assert code == 7 and "another process of this run is gone" in err
