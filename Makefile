@@ -27,9 +27,9 @@ crash: ## runs killed 200 times and resumed, and every fault of the disk
 	@scripts/setup dev
 	.venv/bin/python -m pytest -m crash tests/crash $(ARGS)
 
-masks: ## every token's label against the oracle, 10,000 conversations a family (ARGS="--count 500")
+masks: ## every token's label against the oracle, 10,000 conversations a family
 	@scripts/setup dev
-	.venv/bin/python tests/masks/full.py $(ARGS)
+	.venv/bin/python -m pytest -m masks tests/masks $(ARGS)
 
 bench: ## training speed and memory against mlx-lm (needs ../shared/data; ARGS="--quantized" adds the 4-bit model)
 	@scripts/setup

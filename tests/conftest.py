@@ -32,7 +32,11 @@ TOKENIZER_TEXT = [
     "Follow-up: in two weeks. Allergies: none known. Triage: routine.",
     "Answer the question with yes or no, then give the reason in one sentence.",
 ]
-HIDDEN, LAYERS, MLP, HEADS, KV_HEADS = 64, 2, 128, 4, 2
+LAYERS = 2
+LAYER = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
 
 
 def _stays_here(address: object) -> bool:
@@ -112,46 +116,22 @@ def write_tiny_model(out: Path, *, bits: int | None = None, seed: int = 0) -> Pa
     """Write a two-layer Llama directory with random weights, float32 or quantized (group 64)."""
     import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
     import mlx.core as mx  # isort: skip
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+    from mlx_lm.models.llama import Model, ModelArgs
 
     out.mkdir(parents=True, exist_ok=True)
-    vocabulary = write_tiny_tokenizer(out)
-    head = HIDDEN // HEADS
-    layer = {
-        "self_attn.q_proj": (HEADS * head, HIDDEN),
-        "self_attn.k_proj": (KV_HEADS * head, HIDDEN),
-        "self_attn.v_proj": (KV_HEADS * head, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HEADS * head),
-        "mlp.gate_proj": (MLP, HIDDEN),
-        "mlp.up_proj": (MLP, HIDDEN),
-        "mlp.down_proj": (HIDDEN, MLP),
-    }
-    shapes = {"model.embed_tokens": (vocabulary, HIDDEN)} | {
-        f"model.layers.{n}.{name}": shape for n in range(LAYERS) for name, shape in layer.items()
-    }
-    keys = mx.random.split(mx.random.key(seed), len(shapes))
-    norms = ["model.norm"]
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        norms += [f"model.layers.{n}.{norm}" for n in range(LAYERS)]
-    weights = {f"{norm}.weight": mx.ones((HIDDEN,)) for norm in norms}
-    for key, (name, shape) in zip(keys, shapes.items(), strict=True):
-        weight = mx.random.normal(shape, key=key) * shape[1] ** -0.5
-        if bits is None:
-            weights[f"{name}.weight"] = weight
-        else:
-            codes, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
-            weights |= {f"{name}.weight": codes, f"{name}.scales": scales, f"{name}.biases": biases}
-    mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
-    config: dict[str, object] = {
+    config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN,
+        "hidden_size": 64,
         "num_hidden_layers": LAYERS,
-        "intermediate_size": MLP,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": head,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
         "rms_norm_eps": 1e-5,
-        "vocab_size": vocabulary,
+        "vocab_size": write_tiny_tokenizer(out),
         "max_position_embeddings": 2048,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
@@ -162,9 +142,20 @@ def write_tiny_model(out: Path, *, bits: int | None = None, seed: int = 0) -> Pa
         "pad_token_id": SPECIAL_TOKENS.index("<|pad|>"),
         "torch_dtype": "float32",
     }
+    model = Model(ModelArgs.from_dict(config))
+    weights: dict[str, Any] = dict(tree_flatten(model.parameters()))
+    names = [f"model.layers.{n}.{name}" for n in range(LAYERS) for name in LAYER]
+    keys = mx.random.split(mx.random.key(seed), 1 + len(names))
+    for key, name in zip(keys, ("model.embed_tokens", *names), strict=True):
+        shape = weights[f"{name}.weight"].shape
+        weights[f"{name}.weight"] = mx.random.normal(shape, key=key) * shape[1] ** -0.5
+    model.load_weights([*weights.items()])
     if bits is not None:
+        nn.quantize(model, 64, bits)
         config["quantization"] = {"group_size": 64, "bits": bits, "mode": "affine"}
         config["quantization_config"] = config["quantization"]
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
     (out / "config.json").write_text(json.dumps(config, indent=2))
     return out
 

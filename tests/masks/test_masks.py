@@ -1,7 +1,7 @@
 """Every token's label and every prompt, family by family, against the oracle.
 
 The whole of it (10,000 conversations a family, both real tokenizers and the starter's) is
-`python tests/masks/full.py`.
+`make masks`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,17 @@ def test_the_real_tokenizers_agree_too(base, name):
         pytest.skip(reason)
     tally = compare(base, FAMILIES[name], 60)
     tally.add(compare(base, FAMILIES[name], 20, hostile=True))
+    assert not tally.faults, tally.told()
+
+
+@pytest.mark.masks
+@each_family
+@pytest.mark.parametrize("base", ("llama2", "llama3", "starter"))
+def test_ten_thousand_conversations(base, name):
+    if reason := missing(base):
+        pytest.skip(reason)
+    tally = compare(base, FAMILIES[name], 10_000, seed=1)
+    tally.add(compare(base, FAMILIES[name], 2_000, seed=1, hostile=True))
     assert not tally.faults, tally.told()
 
 
