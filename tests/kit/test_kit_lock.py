@@ -29,8 +29,6 @@ def test_a_second_holder_is_told_who_has_it(tmp_path: Path) -> None:
         assert holder(path) == Holder(os.getpid(), socket.gethostname())
         refused(path, f"the run is in use by process {os.getpid()}")
     assert holder(path) is None and path.read_bytes() == b""
-    with locked(path, "the run"):
-        pass
     assert str(Holder(12, "studio")) == "process 12 on studio"
     assert str(Holder(12, socket.gethostname())) == "process 12"
     assert str(Holder(None, None)) == "another process"
@@ -69,8 +67,6 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         other.kill()
     assert json.loads(path.read_text())["pid"] == other.pid
     assert holder(path) is None
-    with locked(path, "the run"):
-        pass
 
 
 def test_a_file_that_was_removed_and_made_anew_is_not_locked_twice(

@@ -49,12 +49,11 @@ class Settings:
 
 
 def test_a_config_survives_the_round_trip(tmp_path):
-    settings = Settings('q"\\\n\x7fé', Path("b c"), 7, 2e-5, True, "linear", ("x", "y"))
     path = tmp_path / "run.toml"
-    path.write_text(to_toml(settings), encoding="utf-8")
-    assert Settings(**from_toml(path, Settings)) == settings
-    path.write_text(to_toml(Settings()), encoding="utf-8")
-    assert Settings(**from_toml(path, Settings)) == Settings()
+    settings = Settings('q"\\\n\x7fé', Path("b c"), 7, 2e-5, True, "linear", ("x", "y"))
+    for each in (settings, Settings()):
+        path.write_text(to_toml(each), encoding="utf-8")
+        assert Settings(**from_toml(path, Settings)) == each
     # Keys may be spelled like flags, and whole numbers are numbers.
     path.write_text("learning-rate = 1\n")
     assert repr(from_toml(path, Settings)) == "{'learning_rate': 1.0}"

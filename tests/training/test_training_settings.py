@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.settings import from_toml, to_toml
-from mlx_itune.training.settings import PRESETS, Setting, TrainSettings, settings_from, table
+from mlx_itune.training.settings import PRESETS, Setting, settings_from, table
 
 VALUES: dict[str, Any] = {"model": "m", "data": Path("d"), "out": Path("o")}
 
@@ -63,34 +62,12 @@ def test_the_table_of_the_documentation_is_this_one() -> None:
         ({"lora_alpha": 4}, "did you mean alpha"),
         ({"preset": "alpacca"}, "did you mean alpaca"),
         # Every fault is named at once.
-        (
-            {"keep": 0, "adapter": "grd"},
-            "keep.*adapter|adapter.*keep",
-        ),
+        ({"keep": 0, "adapter": "grd"}, "keep.*adapter|adapter.*keep"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         settings_from({**VALUES, **given})
-
-
-def test_a_file_gives_back_what_it_was_written_from(tmp_path: Path) -> None:
-    settings = settings_from(
-        {
-            **VALUES,
-            "adapter": "grid",
-            "keys": ("q_proj", "*.mlp.*"),
-            "optimizer": "lion",
-            "optimizer_options": ("betas=0.9,0.95",),
-            "lora_plus_ratio": 16.0,
-            "early_stopping": 3,
-            "eval_every": 50,
-            "memory_gb": 8.0,
-            "packing": "off",
-        }
-    )
-    (tmp_path / "c.toml").write_text(to_toml(settings))
-    assert settings_from(from_toml(tmp_path / "c.toml", TrainSettings)) == settings
 
 
 @pytest.mark.parametrize("preset", PRESETS)
