@@ -74,46 +74,34 @@ def test_a_run_from_rows_to_adapter(
     assert stored.config.alpha == 8
 
 
-def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
-    settings: Any, tmp_path: Path
+@pytest.mark.parametrize(("signals", "sealed"), [(1, "step-000003"), (2, "step-000002")])
+def test_a_signal_ends_the_run_after_its_step_and_a_second_one_at_once(
+    signals: int, sealed: str, settings: Any, tmp_path: Path
 ) -> None:
-    class Stop(BaseException):
-        pass
-
-    def stop(*_: Any) -> None:
-        raise Stop
-
     events: list[Event] = []
 
     def interrupt(event: Event) -> None:
         events.append(event)
         if event["event"] == "step" and event["step"] == 3:
-            signal.raise_signal(signal.SIGTERM)
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with pytest.raises(Stop):
-            train(settings(save_every=0), observe=interrupt)
-        assert signal.getsignal(signal.SIGTERM) is stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    run = the_run(tmp_path)
-    # No step had asked for a checkpoint; the signal did.
-    assert kept(run) == ["step-000003"]
-    assert not (tmp_path / "adapter").exists()
-    line = f"mlx-itune resume {run}"
-    assert events[-1] == {"event": "stopped", "step": 3, "signal": signal.SIGTERM, "resume": line}
-
-
-def test_a_second_signal_ends_the_run_at_once(settings: Any, tmp_path: Path) -> None:
-    def interrupt(event: Event) -> None:
-        if event["event"] == "step" and event["step"] == 3:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(settings(), observe=interrupt)
-    assert kept(the_run(tmp_path)) == ["step-000002"]
+    assert signal.getsignal(signal.SIGINT) is before
+    run = the_run(tmp_path)
+    # No step had asked for a checkpoint after the third; the first signal does.
+    assert kept(run)[-1] == sealed
+    assert not (tmp_path / "adapter").exists()
+    if signals == 1:
+        line = f"mlx-itune resume {run}"
+        assert events[-1] == {
+            "event": "stopped",
+            "step": 3,
+            "signal": signal.SIGINT,
+            "resume": line,
+        }
 
 
 def test_time_alone_asks_for_checkpoints_too(
@@ -154,11 +142,7 @@ def test_the_best_checkpoint_is_kept_and_early_stopping_writes_it(
     sealed = run / "checkpoints" / "step-000002"
     for name in ("adapters.safetensors", "adapter_config.json", "provenance.json"):
         assert (tmp_path / "adapter" / name).read_bytes() == (sealed / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
-        "adapter_config.json",
-        "adapters.safetensors",
-        "provenance.json",
-    ]
+    assert len([*(tmp_path / "adapter").iterdir()]) == 3
     (stop,) = [event for event in events if event["event"] == "early_stop"]
     assert (stop["step"], stop["best_step"]) == (5, 2)
 
@@ -232,11 +216,7 @@ def test_five_in_a_row_stop_the_run_and_the_last_checkpoint_is_good(
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (
-            "[METAL] Command buffer execution failed: Impacting Interactivity "
-            "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
-            "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1",
-        ),
+        ("[METAL] Impacting Interactivity (0000000e)", "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1"),
         ("[METAL] Command buffer execution failed: Insufficient Memory", "--micro-batch-tokens"),
         ("[metal::malloc] Unable to allocate 123 bytes.", "out of memory"),
     ],
