@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from mlx_itune.dataset.checking import Check, load_lints
-from mlx_itune.dataset.checking.lints import Screen
+from mlx_itune.dataset.checking.check import Check
+from mlx_itune.dataset.checking.lints import find_lints, load_lints
 from mlx_itune.dataset.checking.near_duplicates import Duplicates
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.sources import read_rows
@@ -132,7 +132,7 @@ def main() -> None:
 
 def report(paths: list[Path], size: int, runs: int) -> None:
     rows = [row for path in paths for row in read_rows(path) if isinstance(row, Conversation)]
-    screen = Screen(load_lints())
+    lints = load_lints()
 
     def read() -> None:
         for path in paths:
@@ -141,7 +141,7 @@ def report(paths: list[Path], size: int, runs: int) -> None:
 
     def screened() -> None:
         for row in rows:
-            list(screen.find(row.turns))
+            list(find_lints(lints, row.turns))
 
     def compared() -> None:
         with closing(Duplicates()) as duplicates:

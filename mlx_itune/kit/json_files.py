@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,6 +19,11 @@ from typing import Any, Literal, TypeVar
 from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.files import open_regular, storage_errors, write_durably
 from mlx_itune.kit.wording import did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 T = TypeVar("T")
 Unknown = Literal["ignore", "refuse"]
@@ -130,6 +136,16 @@ def to_record(
 def wrong_type(value: Any, hint: Any) -> tuple[Any, str]:
     """`value` as the type `hint` wants it, and "" or what is wrong with it."""
     return _decode(value, hint, "refuse")
+
+
+def read_toml(path: Path, *, error: type[ItuneError]) -> tuple[dict[str, Any], str]:
+    """The table in a TOML file of at most a megabyte, and its text. Raises `error`."""
+    raw = read_bytes(path, error=error, limit_bytes=1 << 20)
+    try:
+        text = raw.decode("utf-8")
+        return tomllib.loads(text), text
+    except (ValueError, RecursionError) as reason:
+        raise error(f"not a TOML file: {reason}", where=str(path)) from None
 
 
 def write_object(path: Path, value: Any) -> None:

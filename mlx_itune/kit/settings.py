@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.json_files import read_bytes, wrong_type
+from mlx_itune.kit.json_files import read_toml, wrong_type
 from mlx_itune.kit.wording import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
-
-_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -145,12 +137,7 @@ def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
     (and a did-you-mean) and every wrong type in one line; StorageError when it cannot be read.
     """
     path = Path(path)
-    raw = read_bytes(path, error=UsageError, limit_bytes=_LIMIT_BYTES)
-    try:
-        text = raw.decode("utf-8")
-        table = tomllib.loads(text)
-    except (RecursionError, ValueError) as error:
-        raise UsageError(f"not a TOML file: {error}", where=str(path)) from None
+    table, text = read_toml(path, error=UsageError)
     hints = get_type_hints(cls, include_extras=True)
     values: dict[str, object] = {}
     problems: list[tuple[int, str]] = []

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_itune.dataset.checking import load_lints
 from mlx_itune.dataset.checking.check import SystemPrompts
-from mlx_itune.dataset.checking.lints import Lint, find_lints
+from mlx_itune.dataset.checking.lints import Lint, find_lints, load_lints
 from mlx_itune.dataset.conversation import Turn
 
 TEXTS = Path(__file__).parents[1] / "fixtures" / "refusals.txt"

@@ -16,7 +16,7 @@ from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.wording import count, listing
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.checking import Check
+    from mlx_itune.dataset.checking.check import Check
     from mlx_itune.dataset.faults import Fault
     from mlx_itune.dataset.importing.plan import ImportPlan
 
@@ -51,16 +51,18 @@ def command(
     with --model also rows that are too long or have nothing to learn.
     """
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.checking import Check, Tokens, load_lints
+    from mlx_itune.dataset.checking.check import Check
+    from mlx_itune.dataset.checking.lints import load_lints
 
-    tokenizer, most = tokens.tokenizer, tokens.max_length or 2048
     rows = reading.RowFiles(files, forced)
     with Progress() as progress:
         checked = Check(
             rows.paths,
             format=rows.format,
             columns=rows.columns,
-            tokens=Tokens(tokenizer, tokens.learn or "all", most) if tokenizer else None,
+            tokenizer=tokens.tokenizer,
+            learn=tokens.learn or "all",
+            max_length=tokens.max_length or 2048,
             near_duplicates=not no_near_duplicates,
             lints=load_lints(lints),
             on_bytes=progress.bytes_of("check", rows.bytes),

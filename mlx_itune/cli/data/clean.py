@@ -125,7 +125,7 @@ def command(
       exact-duplicates, pair-duplicates (equal first question and answer), near-duplicates
     """
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.checking import load_lints
+    from mlx_itune.dataset.checking.lints import load_lints
     from mlx_itune.dataset.cleaning.run import clean
     from mlx_itune.dataset.cleaning.steps import Plan, steps_of
     from mlx_itune.dataset.sources import read_rows

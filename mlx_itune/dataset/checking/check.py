@@ -7,8 +7,8 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import partial
 from itertools import combinations, islice
 from os.path import commonprefix
 from pathlib import Path
@@ -45,21 +45,11 @@ _LITTLE = frozenset(
 _WORD = re.compile(r"\w+")
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What training would make of rows: the tokenizer, which turns are learned, how long rows
-    may be."""
-
-    tokenizer: ChatTokenizer
-    learn: Learn = "all"
-    max_length: int = 2048
-
-
 class Check:
     """Iterate once over the faults; the totals are right when that is done.
 
     `duplicate_sources` counts the repeated rows by (source of the repeat, source of the first).
-    Raises DataError for a path that is missing or unreadable.
+    With a tokenizer rows are judged as training would. Raises DataError for an unreadable path.
     """
 
     def __init__(
@@ -68,7 +58,9 @@ class Check:
         *,
         format: str | None = None,
         columns: Mapping[str, str] | None = None,
-        tokens: Tokens | None = None,
+        tokenizer: ChatTokenizer | None = None,
+        learn: Learn = "all",
+        max_length: int = 2048,
         near_duplicates: bool = True,
         lints: Sequence[Lint] | None = None,
         on_bytes: Callable[[int], None] | None = None,
@@ -79,10 +71,11 @@ class Check:
         self.notes: list[str] = []
         # Training files first, so that of two equal rows the held-out one is the repeated one.
         self.paths = sorted(expand(paths), key=lambda path: _ORDER[split_of(path)])
-        self._format, self._columns, self._on_bytes = format, columns, on_bytes
-        self._tokens, self._near = tokens, near_duplicates
+        self._read = partial(read_rows, format=format, columns=columns, on_bytes=on_bytes)
+        self._tokenizer, self._learn, self._max_length = tokenizer, learn, max_length
+        self._near = near_duplicates
         found = load_lints() if lints is None else lints
-        self._lints = [*found, *(_control_lints(tokens.tokenizer, found) if tokens else ())]
+        self._lints = [*found, *(_control_lints(tokenizer, found) if tokenizer else ())]
         self._systems = SystemPrompts()
         self._rare: dict[str, list[Fault]] = {}
         self._rare_counts: Counter[str] = Counter()
@@ -98,21 +91,18 @@ class Check:
 
     def _faults(self, duplicates: Duplicates) -> Iterator[Fault]:
         for path in self.paths:
-            split = split_of(path)
-            read = read_rows(
-                path, format=self._format, columns=self._columns, on_bytes=self._on_bytes
-            )
+            split, read = split_of(path), self._read(path)
             # Tokenizing pays in batches; a row may be large.
-            while items := list(islice(read, _ROWS_AT_ONCE if self._tokens else 1)):
-                rows = [item for item in items if isinstance(item, Conversation)]
+            while items := list(islice(read, _ROWS_AT_ONCE if self._tokenizer else 1)):
                 for item in items:
                     if isinstance(item, Conversation):
                         yield from self._row(item, split, path.name, duplicates)
                     else:
                         self.rejected += item.severity == "error"
                         yield item
-                if self._tokens:
-                    yield from self._token_faults(rows, self._tokens)
+                if self._tokenizer:
+                    rows = [item for item in items if isinstance(item, Conversation)]
+                    yield from self._token_faults(rows, self._tokenizer)
         self.accepted += len(self._places)
         self.rows = self.accepted + self.rejected
         yield from self._rare_faults()
@@ -182,9 +172,11 @@ class Check:
             f"keep it out of one of the two (data clean --steps {step})",
         )
 
-    def _token_faults(self, rows: Sequence[Conversation], tokens: Tokens) -> Iterator[Fault]:
+    def _token_faults(
+        self, rows: Sequence[Conversation], tokenizer: ChatTokenizer
+    ) -> Iterator[Fault]:
         """What training with these settings would find: refused, too long, nothing to learn."""
-        rendered = render_many(rows, tokens.tokenizer, tokens.learn)
+        most, rendered = self._max_length, render_many(rows, tokenizer, self._learn)
         for row, parts in zip(rows, rendered, strict=True):
             if isinstance(parts, DataError):
                 self.accepted -= 1
@@ -198,17 +190,16 @@ class Check:
                 yield _warning(
                     row.origin,
                     "all-masked",
-                    f"no token is learned with --learn {tokens.learn}",
+                    f"no token is learned with --learn {self._learn}",
                     "give an assistant turn a weight above 0, or drop the row",
                 )
-            elif longest > tokens.max_length:
-                inside = sum(int((part.weights[: tokens.max_length] > 0).sum()) for part in parts)
+            elif longest > most:
+                inside = sum(int((part.weights[:most] > 0).sum()) for part in parts)
                 lost = f"{learned - inside} learned tokens" if inside else "all that is learned"
                 yield _warning(
                     row.origin,
                     "too-long",
-                    f"{longest:,} tokens, --max-length is {tokens.max_length:,}: "
-                    f"cutting loses {lost}",
+                    f"{longest:,} tokens, --max-length is {most:,}: cutting loses {lost}",
                     "raise --max-length, or train with --too-long split",
                 )
 
@@ -228,10 +219,7 @@ def _control_lints(tokenizer: ChatTokenizer, lints: Sequence[Lint]) -> list[Lint
 
 
 def split_of(path: Path) -> str | None:
-    """train, valid or test where the file's name has such a word, or its folder is named so.
-
-    `train-00000-of-00002.parquet`, `alpaca_test.json` and `dev/part1.jsonl` do.
-    """
+    """train, valid or test where the file's name has such a word, or its folder is named so."""
     stem = path.name.split(".", 1)[0].lower()
     named = next((word for word in re.findall(r"[a-z]+", stem) if word in _NAMES), None)
     return _NAMES.get(named or path.absolute().parent.name.lower())
@@ -268,8 +256,7 @@ class SystemPrompts:
     def faults(self) -> Iterator[Fault]:
         """A warning for each spelling but the most frequent one of its prompt."""
         for other, usual in self.usual().items():
-            start = len(commonprefix([usual, other])) - 24  # noqa: RUF071
-            start = 0 if start < 16 else usual.find(" ", start, start + 24) + 1 or start
+            start = max(0, len(commonprefix([usual, other])) - 24)  # noqa: RUF071
             lead = "..." if start else ""
             spell = "spells" if self._rows[other] == 1 else "spell"
             yield _warning(
@@ -282,13 +269,9 @@ class SystemPrompts:
             )
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
 def _is_respelled(first: str, second: str) -> bool:
     """Whether two system prompts differ in spelling only: in a few words, each of them a slip."""
-    a, b = _words(first), _words(second)
+    a, b = (_WORD.findall(text.lower()) for text in (first, second))
     most = 2 + max(len(a), len(b)) // 10
     if not a or not b or abs(len(a) - len(b)) > most:
         return a == b
@@ -316,7 +299,8 @@ def _is_close(a: str, b: str) -> bool:
 def _blocks(texts: list[str]) -> list[list[int]]:
     """Prompts worth comparing: those that begin, end or are at their middle alike."""
     blocks: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for number, words in enumerate(map(_words, texts)):
+    for number, text in enumerate(texts):
+        words = _WORD.findall(text.lower())
         middle = len(words) // 2
         keys = (
             ("first in order", *sorted(words)[:3]),

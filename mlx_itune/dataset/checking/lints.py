@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,11 @@ import regex
 
 from mlx_itune.dataset.conversation import ROLES, Turn
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.json_files import read_bytes, to_record
+from mlx_itune.kit.json_files import read_toml, to_record
 from mlx_itune.kit.patterns import compiled
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 _BUILT_IN = Path(__file__).with_name("lints.toml")
 
-_LIMIT_BYTES = 1 << 20
 _START_CHARS = 240
 _EXCERPT_CHARS = 60
 # What a pattern, which may be a stranger's, can take on one text.
@@ -153,20 +146,13 @@ class _File:
 def load_lints(path: Path | None = None) -> tuple[Lint, ...]:
     """The lints of a TOML file (None: the built-in list). Raises UsageError for a faulty one."""
     where = str(path or _BUILT_IN)
-    raw = read_bytes(path or _BUILT_IN, error=UsageError, limit_bytes=_LIMIT_BYTES)
-    try:
-        table = tomllib.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"not a TOML file: {error}", where=where) from error
+    table, _ = read_toml(path or _BUILT_IN, error=UsageError)
     file = to_record(table, _File, where=where, error=UsageError, unknown="refuse")
+    codes = [lint.code for lint in file.lint]
     for lint in file.lint:
-        problem = _problem(lint)
+        problem = "occurs twice" if codes.count(lint.code) > 1 else _problem(lint)
         if problem:
             raise UsageError(f"{lint.code!r} {problem}", where=where)
-    codes = [lint.code for lint in file.lint]
-    if len({*codes}) < len(codes):
-        twice = next(code for code in codes if codes.count(code) > 1)
-        raise UsageError(f"the code {twice!r} occurs twice", where=where)
     built_in = load_lints() if path is not None and file.extend else ()
     return tuple({lint.code: lint for lint in (*built_in, *file.lint)}.values())
 

@@ -1,12 +1,8 @@
-"""What a task is: named fields, an answer, options, and the templates that lay them out.
-
-A task file (TOML) holds such tables.
-"""
+"""A task, a table of a TOML file: fields, an answer, options, and templates that lay them out."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,13 +13,8 @@ from annotated_types import Interval
 
 from mlx_itune.dataset.templating.options import OPTIONS, Pattern, PatternError, parse
 from mlx_itune.kit.errors import DataError
-from mlx_itune.kit.json_files import read_bytes, wrong_type
+from mlx_itune.kit.json_files import read_toml, wrong_type
 from mlx_itune.kit.wording import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 ANSWER = "answer"
 SIDES = ("input", "target", "input_no_options")
@@ -32,16 +23,13 @@ Kind = Literal["normal", "inverse"]
 Problem = tuple[int | None, str]
 
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*task[ \t]*(\.[ \t]*template[ \t]*)?\]\]", re.MULTILINE)
-_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Template:
-    """One way to ask: `input` becomes the prompt, `target` the reply.
+    """One way to ask: `input` becomes the prompt, `target` the reply; see docs/templates.md.
 
-    `kind` "inverse" marks a template that turns the task around; `weight` is relative within its
-    kind. `input_no_options` is what the input reads when options are left out. The prefixes stand
-    before each side in few-shot prompts; None: the task's.
+    The prefixes stand before each side in few-shot prompts; None: the task's.
     """
 
     input: str
@@ -64,7 +52,6 @@ class Task:
     """Fields of a row (names, or name -> column), which is the answer, and how to ask for it.
 
     `options` is the field that holds a row's list of options, or the options themselves.
-    `answer_is` says whether the answer is spelled out or is an option's index or letter.
     """
 
     name: str
@@ -114,16 +101,8 @@ class Task:
 
 
 def load_tasks(path: Path) -> tuple[Task, ...]:
-    """The tasks of a TOML file, in order.
-
-    Raises DataError with everything that is wrong in it, each with its task, template and line.
-    """
-    raw = read_bytes(path, error=DataError, limit_bytes=_LIMIT_BYTES)
-    try:
-        text = raw.decode("utf-8")
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not a TOML file: {error}", where=str(path)) from None
+    """The tasks of a TOML file. Raises DataError with all that is wrong in it and its lines."""
+    document, text = read_toml(path, error=DataError)
     lines = _lines_of(text)
     tables = document.pop("task", None)
     problems = [(1, f"unknown key {key!r}{_meant(key, ['task'])}") for key in document]

@@ -9,17 +9,14 @@ the two.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import read_toml
 
 # Letters of lower-cased text; ranges, because the classes of `re` are several times slower.
 _WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u1fff\u3041-\ud7ff]+")
@@ -37,9 +34,7 @@ def split(words: str) -> list[str]:
 @cache
 def data_file(name: str) -> dict[str, Any]:
     """The tables of a data file beside this one, such as "labels"."""
-    text = Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8")
-    table: dict[str, Any] = tomllib.loads(text)
-    return table
+    return read_toml(Path(__file__).with_name(f"{name}.toml"), error=DataError)[0]
 
 
 # The group of each label; of those without spaces apart; small words that part nothing.
