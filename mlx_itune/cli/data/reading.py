@@ -76,11 +76,7 @@ about_tokens = options.as_record(
 
 
 class RowFiles:
-    """The files of some paths, in order (train, valid, test, then by name), read lazily.
-
-    `columns` maps fields to columns, if --map was given.
-    Raises DataError when there is no file.
-    """
+    """The files of some paths, in order (train, valid, test, then by name), read lazily."""
 
     def __init__(self, paths: Sequence[Path], forced: ImportPlan) -> None:
         from mlx_itune.dataset.sources import expand, no_such
@@ -125,10 +121,7 @@ def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:
 
 
 def html_path(path: Path | None) -> Path | None:
-    """`path` if it is fit for a page: an .html file, so that no data is taken for one by mistake.
-
-    Raises StorageError for one that exists.
-    """
+    """`path` if it ends in .html, so that no data is taken for a page. Raises StorageError."""
     from mlx_itune.kit.files import refuse_taken
 
     if path is not None and path.suffix.lower() not in (".html", ".htm"):

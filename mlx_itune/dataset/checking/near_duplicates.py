@@ -61,8 +61,7 @@ T = TypeVar("T")
 class Match:
     """A row that repeats an earlier one, both numbered from 0 in the order they were added.
 
-    `kind`: the same; the same but for case, spacing and system turns; or nearly the same (with the
-    Jaccard `similarity` of their words).
+    "spelling": the same but for case, spacing and system turns. `similarity`: Jaccard, of words.
     """
 
     later: int
@@ -74,8 +73,7 @@ class Match:
 class Spool(Generic[T]):
     """Values in a temporary file: written once, read in order or by number, from 0.
 
-    The file is our own and gone afterwards, so that pickle is safe here; 8 bytes each stay in
-    memory.
+    The file is our own and gone afterwards, so that pickle is safe here.
     """
 
     def __init__(self) -> None:
@@ -101,10 +99,7 @@ class Spool(Generic[T]):
 
 
 class Duplicates:
-    """Add every row, which tells exact repeats, then ask for the near ones.
-
-    About 300 bytes a row stay in memory; texts wait in a temporary file until `close`.
-    """
+    """Add every row, which tells exact repeats, then ask for the near ones; 300 bytes a row."""
 
     def __init__(self, *, near: bool = True, threshold: float = THRESHOLD) -> None:
         # Whether there were more look-alikes than are worth comparing.

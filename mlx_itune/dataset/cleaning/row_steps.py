@@ -1,7 +1,4 @@
-"""Steps on one row: markup, noise, spacing, control strings and personal data in what turns say;
-turns before the first question, after the last answer and between; and rows that go for what they
-are: irregular, empty, short, in another script.
-"""
+"""Steps on one row: what turns say, which turns there are, and rows that go for what they are."""
 
 from __future__ import annotations
 

@@ -23,10 +23,7 @@ def drop_repeats(
     sources: Sources,
     threshold: float = 1.0,
 ) -> Told:
-    """Keep the first of rows that say the same: exactly, nearly, or in their first pair of turns.
-
-    Each repeat is counted in `sources`.
-    """
+    """Keep the first of rows that say the same; each repeat is counted in `sources`."""
     near = kind == "near"
     repeats: dict[int, tuple[int, int]] = {}  # of each the row before it, and how alike in %
     pairs: dict[int, int] = {}

@@ -56,12 +56,9 @@ def new_folder(
 ) -> Iterator[FolderWriter]:
     """Fill a new data folder; an exception inside leaves nothing behind.
 
-    `sources` are the files and folders the rows come from, spelled as their rows' origins spell
-    them; a data folder among them hands on its sources, licences and steps. `licences` sets
-    licences by source name.
-
-    Raises UsageError for an `out` inside a source, StorageError for an `out` that is not empty,
-    and DataError at the end when no row was added or a source changed meanwhile.
+    `sources` are spelled as their rows' origins spell them; `licences` sets some by source name.
+    Raises UsageError for an `out` inside a source, StorageError for one that is not empty, and
+    DataError when no row was added or a source changed meanwhile.
     """
     inputs = sources if isinstance(sources, Inputs) else find_inputs(sources)
     refuse_place(out, inputs)
@@ -93,8 +90,7 @@ def refuse_place(out: Path, inputs: Inputs) -> None:
 class FolderWriter:
     """Writes the rows of a new data folder, and lists what was removed or changed on the way.
 
-    `shares` (split, mix, render) may be filled for dataset.json; `record` is what dataset.json
-    says when the folder is there.
+    `shares` may be filled for dataset.json; `record` is what that says when the folder is there.
     """
 
     def __init__(self, inputs: Inputs, stage: Path, files: contextlib.ExitStack) -> None:
@@ -126,8 +122,7 @@ class FolderWriter:
     ) -> None:
         """Write one row at the end of a split.
 
-        With `before`, the row as it was read, it is a changed row and goes to changed.jsonl too,
-        with the text it had unless `show_before` is off.
+        `before`: a changed row as it was read, for changed.jsonl, its text if `show_before`.
         """
         self.counts[split] += 1
         self._write(split, self._row(before or conversation, conversation))

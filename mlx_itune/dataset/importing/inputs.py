@@ -1,6 +1,4 @@
-"""What a step reads: files of rows, here or of a Hub data set, under names that mean something on
-any machine, with the licences that they come under.
-"""
+"""What a step reads: files of rows, here or of the Hub, named for any machine, with licences."""
 
 from __future__ import annotations
 
@@ -90,10 +88,9 @@ class Inputs:
 def find_inputs(sources: Sequence[Path | str], name: str | None = None) -> Inputs:
     """The files of rows in `sources`, each with a label of its own.
 
-    A source is a file, a folder of files, or, as a text that is no path, a data set of the Hub:
-    org/name, org/name@revision, org/name:split. `name` is what all raw files are called instead of
-    their own names. Raises DataError for a source that is missing, holds no file of rows, or is
-    given twice, and what `fetch` raises.
+    A source is a file, a folder, or a Hub data set: org/name, org/name@revision, org/name:split.
+    `name` is what all raw files are called. Raises DataError for a source that is missing, holds no
+    file of rows, or is given twice, and what `_hub_files` raises.
     """
     files: list[InputFile] = []
     folders: list[Path] = []
@@ -181,8 +178,7 @@ def hub_name(text: str) -> re.Match[str] | None:
 def _hub_files(hub: re.Match[str]) -> Iterator[InputFile]:
     """The data files of a Hub data set, from the cache alone when offline; no code.
 
-    Raises UsageError for a name that the cache or the Hub does not have, DataError for a download
-    that failed.
+    Raises UsageError for a name that the cache or the Hub does not have, DataError for no download.
     """
     name, split = hub["name"], hub["split"]
     try:
@@ -286,10 +282,7 @@ _WORDINGS = (
 
 
 def data_licences(data: Path) -> dict[str, str | None]:
-    """The licence of each source of a data folder, of one of its files, or of any file of rows.
-
-    None where nobody knows. Raises DataError for a broken dataset.json.
-    """
+    """The licence of each source of a folder or file, if known. Raises DataError."""
     if record := read_dataset(data):
         return {source.name: source.licence for source in record.sources}
     return {data.name if data.is_dir() else data.stem: licence_beside(data)}
@@ -302,10 +295,7 @@ def _joined(licences: Iterable[str | None]) -> str | None:
 
 
 def licence_beside(source: Path) -> str | None:
-    """The licence named by the README's front matter or a licence file next to `source`.
-
-    For a file its folder is looked at, for a folder itself. None where nothing is recognised.
-    """
+    """The licence that a README's front matter or a licence file in or beside `source` names."""
     folder = source if source.is_dir() else source.parent
     return _from_card(folder / "README.md") or next(
         (found for name in _NAMES if (found := _from_text(_read(folder / name)))), None

@@ -1,9 +1,7 @@
 """dataset.json: where a data folder's rows come from and what was done to them, step by step.
 
-A step names what it read and wrote by SHA-256, so that steps follow each other through folders.
-The record's `seal` is the SHA-256 of the rest of it: with the hashes of its outputs it stands for
-every byte of the folder. Whoever can rewrite the folder can also seal it anew; only a seal that
-was noted elsewhere shows that.
+Steps name what they read and wrote by SHA-256. The `seal` is the SHA-256 of the rest of the record
+and so stands for every byte of the folder; whoever can rewrite that can also seal it anew.
 """
 
 from __future__ import annotations
@@ -103,10 +101,7 @@ class DatasetRecord(Step):
 
 
 def read_dataset(data: Path) -> DatasetRecord | None:
-    """The record of a data folder, or of the one that a file of rows is in; None without one.
-
-    Raises DataError for a broken one.
-    """
+    """The record of a data folder, or of a file's folder; None without one. Raises DataError."""
     path = (data if data.is_dir() else data.parent) / DATASET
     if not path.is_file():
         return None
@@ -138,10 +133,7 @@ def write_dataset(folder: Path, record: DatasetRecord) -> DatasetRecord:
 
 
 def verify(folder: Path) -> list[str]:
-    """Every sign that a data folder is not what its record says; empty when all agrees.
-
-    Raises DataError for a folder without a record.
-    """
+    """Every sign that a data folder is not what its record says. Raises DataError."""
     record = traceable(folder)
     problems = [*_strange_inputs(record)]
     if _seal(read_object(folder / DATASET, error=DataError)) != record.seal:
@@ -198,8 +190,7 @@ Line = dict[str, Any]
 class History:
     """One row: where it is `now` ("train:12"; None for one that is gone) and where it came from.
 
-    `line` is a number, or "#17" for a row that has no line of its own. A step says what it did
-    with the row, when, by whom and with which settings, and why it changed or removed it.
+    `line` is a number, or "#17" for a row that has no line of its own.
     """
 
     id: str | None
@@ -214,8 +205,7 @@ class History:
 def trace(folder: Path, row: str) -> list[History]:
     """The histories of a row, one per copy or split piece of that name; 20 at most.
 
-    `row` is an id (16 hex digits), a place ("train:12", "train.jsonl:12") in `folder`, or the
-    file and line it had when it was first read ("gsm8k.jsonl:7").
+    `row` is an id, a place in `folder` ("train:12") or of a source ("gsm8k.jsonl:7").
     Raises UsageError when no row answers to it, DataError for a folder without a record.
     """
     record = traceable(folder)

@@ -37,8 +37,7 @@ _VALUES_SHOWN = 8
 class Imported:
     """What came of it. `written` is False when faults (strict) or no good row forbade it.
 
-    `faults` are the first ones, warnings included, and `rejected` counts all broken rows; `ledger`
-    is the new folder's seal.
+    `faults` are the first ones, warnings included; `ledger` is the new folder's seal.
     """
 
     out: str
@@ -70,9 +69,7 @@ def import_rows(
 ) -> Imported:
     """Write the data folder `out` as planned; rows are streamed, again where a choice needs it.
 
-    `sources` are files, folders and Hub data sets; `ask` is asked for the licence of a source
-    that states none. Raises DataError when no row fits, UsageError for tags and sources that are
-    not there.
+    `ask` is asked for unknown licences. Raises DataError, UsageError for tags that are not there.
     """
     inputs = find_inputs(sources, plan.name)
     licences = plan.licences(inputs.licences())

@@ -52,9 +52,8 @@ def parse_where(text: str) -> Condition:
 class Sampler:
     """Chooses rows by the keyed hash of (content, how many equal rows came before).
 
-    First every row's content hash is told to `see`, in any order; after `draw`, `take` is asked
-    once for each row again and says yes exactly min(wanted, rows) times. The choice depends on
-    the rows alone, not on their order or number of files; a larger sample holds the smaller one.
+    `see` every row's content hash, `draw`, then `take` says yes to min(wanted, rows) of them, by
+    the rows alone, not by their order; a larger sample holds the smaller one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -108,9 +107,8 @@ def mix(
 ) -> dict[str, float]:
     """The share of each source, in the order of `sizes`; they sum to 1.
 
-    A source's rate is its number of rows, at most `cap`. Explicit `weights` win over both: a
-    source they do not name gets nothing. Raises UsageError for what is no weight, a name that is
-    no source, or shares that would sum to 0; DataError for a source that is wanted and empty.
+    A rate is a source's rows, at most `cap`, or its one of the `weights`, 0 unless named. Raises
+    UsageError for wrong weights and names, DataError for a source that is wanted and empty.
     """
     rates: dict[str, float]
     if weights is None:
@@ -184,8 +182,7 @@ def position(name: bytes, seed: int) -> int:
 class Splitter:
     """Answers with a split for each row and counts what it answered, by stratum.
 
-    Small data may leave a split empty: when the rows were asked about once, `fill` moves the
-    nearest ones there, and whoever asks about them again hears so.
+    Small data may leave a split empty: after all were asked about, `fill` moves the nearest ones.
     """
 
     def __init__(self, shares: Shares) -> None:

@@ -58,10 +58,7 @@ def distribution(counts: Counter[int]) -> Distribution:
 
 
 def _bins(values: np.ndarray, times: np.ndarray, tail: int) -> Bins:
-    """About forty equally wide bins with round edges.
-
-    A long tail would make the rest unreadable: past `tail` it is cut off and counted as a whole.
-    """
+    """About forty equally wide bins with round edges; a tail that would flatten them is `beyond`."""
     low, high = int(values[0]), int(values[-1])
     if high - low > 1.5 * (tail - low) + _BINS:
         high = tail
@@ -101,7 +98,7 @@ class Ranking:
 class NameCounts:
     """Sums per name, of one or several amounts; the first amount ranks.
 
-    Only the first `most` names are told apart, which bounds the memory; the rest are summed up.
+    Only the first `most` names are told apart, which bounds the memory.
     """
 
     def __init__(self, amounts: int = 1, *, most: int = 20_000) -> None:
@@ -161,10 +158,7 @@ _NO_LETTERS = bytes(byte for byte in range(256) if byte >= 128 or not chr(byte).
 
 
 def main_script(texts: Iterable[str]) -> str:
-    """The writing system of most letters: "Latin", "Cyrillic", "Han", "Japanese" ...
-
-    "no letters" where there are none.
-    """
+    """The writing system of most letters: "Latin", "Japanese" ..., or "no letters"."""
     letters = letters_by_script(texts)
     kana, han = letters.pop("Kana", 0), letters.pop("Han", 0)
     if kana or han:

@@ -19,10 +19,7 @@ QUANTILES = ("min", "p5", "p50", "p90", "p95", "p99", "max")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts under `columns`, the first of them a name; those in `wordy` are no numbers.
-
-    `shares`: one per row, for a bar.
-    """
+    """Rows of texts, first a name; `shares` for bars; columns in `wordy` are no numbers."""
 
     title: str
     columns: Sequence[str]

@@ -96,9 +96,8 @@ class LimitStats:
 class TokenStats:
     """Token counts of rows and of examples (some templates give a row several).
 
-    `over` counts rows whose longest example has more tokens than the key; `padding` is the share
-    of padding if random batches of the key's size were padded to their longest example (cut to the
-    limit, where there is one); `share_percent` spreads each row's learned share.
+    `over` counts rows by the length that their longest example exceeds, `padding` is that of random
+    batches by their size (cut to the limit, if any), `share_percent` each row's learned share.
     """
 
     template: str
@@ -150,8 +149,7 @@ def count(
 ) -> Stats | None:
     """Statistics of (split name, rows) pairs; None if not one row was accepted.
 
-    Broken rows are counted, the first few kept. With a tokenizer every row is rendered and
-    tokenized as for training, before anything is cut to a length.
+    With a tokenizer rows are tokenized as for training, before anything is cut to a length.
     """
     counts = _Counts()
     tokens = _TokenCounts(tokenizer, learn, max_length_tokens) if tokenizer else None
@@ -335,8 +333,7 @@ class _TokenCounts:
 def padding_shares(lengths: Counter[int], limit: int | None) -> dict[str, float]:
     """The expected share of padding in random batches of each size.
 
-    The longest of n draws exceeds v unless all n do not: its mean follows from the distribution
-    alone, and the padding is what that mean exceeds the mean length by.
+    The longest of n draws exceeds v unless all n do not, so its mean follows from the distribution.
     """
     columns = zip(*sorted(lengths.items()), strict=True)
     values, counts = (np.array(column, float) for column in columns)

@@ -45,10 +45,7 @@ Measure = Callable[[Sequence[str]], Sequence[int]]
 
 
 class Values(NamedTuple):
-    """A row's fields as text, in the task's order, its options, and which of them is right.
-
-    `right` is -1 for a task without options.
-    """
+    """A row's fields as text in the task's order, its options, which is right (-1: it has none)."""
 
     texts: tuple[str, ...]
     options: tuple[str, ...] = ()
@@ -201,8 +198,7 @@ class Example:
 class Renderer:
     """Renders rows of one task. Equal rows give equal examples, wherever they stand.
 
-    `pool` must hold the training rows before the first row that asks for exemplars.
-    Raises DataError for a task that cannot be rendered with these settings.
+    `pool` must hold the training rows first. Raises DataError for settings that do not fit.
     """
 
     def __init__(self, task: Task, plan: RenderPlan) -> None:
@@ -297,8 +293,7 @@ def _shares(task: Task, inverse_weight: float) -> list[float]:
 class ExemplarPool:
     """Rows of the training split that prompts may show, a seeded sample once there are many.
 
-    Which rows it holds depends on the rows, not on their order: those with the smallest hashes.
-    Rows that differ only in case and spacing count as one.
+    It holds the rows of the smallest hashes, in any order; case and spacing make no other row.
     """
 
     def __init__(self, seed: int, task: str, budget_tokens: int, most: int = _POOL_ROWS) -> None:

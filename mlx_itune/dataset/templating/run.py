@@ -36,8 +36,7 @@ Row = dict[str, Any]
 class Rendering:
     """What came of it. `dropped` counts examples that asked for exemplars and could keep none.
 
-    `tasks` has the shares of templates and kinds, as asked for and as they came out; `faults` are
-    the first ones, and `ledger` is the new folder's seal.
+    `tasks` has the shares of templates and kinds; `ledger` is the new folder's seal.
     """
 
     out: str
@@ -64,8 +63,7 @@ def render_rows(
 ) -> Rendering:
     """Render the rows of `source` through a task file into the data folder `out`.
 
-    Rows are read again for splits and exemplars. `measure` counts the tokens of texts, and is
-    needed where exemplars are asked for. Raises DataError, and writes nothing, for rows that
+    `measure` counts tokens, for exemplars. Raises DataError, and writes nothing, for rows that
     cannot be rendered (unless `keep_going`) and where no example is left.
     """
     tasks = _chosen(load_tasks(templates), plan.task, templates)

@@ -1,7 +1,6 @@
 """Personal data: found by offline rules, replaced by typed placeholders.
 
-Claimed, in KINDS: what has a form, a checksum or a label beside it. Names of people are not: pass
-a `Detector` for those. docs/decisions/0010-pii.md says what each kind covers.
+docs/decisions/0010-pii.md says what each kind covers; a `Detector` may know names of people.
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ def find(
 ) -> list[Hit]:
     """Personal data in `text`, in order, without overlaps.
 
-    `detectors` add kinds that no rule can know, such as names of people; what they report is
-    always kept, and wins over the built-in rules where the two overlap.
+    `detectors` add kinds that no rule can know; what they report is kept, and wins an overlap.
     """
     wanted = known_kinds(kinds)
     own = [hit for detector in detectors for hit in detector(text)]

@@ -1,7 +1,6 @@
 """The kinds of personal data, as a table: the form, its check, the words that go with it.
 
-A form that is strong `alone` is recognised without a word beside it; the others need a label near
-them, because one check digit lets one number in ten through and a bare number says nothing.
+What is not strong `alone` needs a label: one check digit lets one number in ten through.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """A text as the detectors read it: plain spelling, stretches that hold digits, labels beside them.
 
-The plain spelling has one character for each of the text's, so that positions agree. A label is a
-word, or two or three, of labels.toml ("Tel.", "SSN", "Patienten-Nr.", "order no.", "fecha de
-nac."). The nearest one before the value counts; small words ("is", "no.", "der") do not separate
-the two.
+The plain spelling keeps positions. A label is a word, or two or three, of labels.toml; the nearest
+one before the value counts, small words ("is", "no.", "der") between them aside.
 """
 
 from __future__ import annotations
@@ -128,8 +126,7 @@ class Chunk(NamedTuple):
 class Around(NamedTuple):
     """What the words around a place say.
 
-    The group of the nearest label before it and how many unrelated words are between; the words;
-    the groups of labels behind.
+    The nearest label before it, how many unrelated words are between, and the labels behind.
     """
 
     label: str
