@@ -27,6 +27,7 @@ MAX_PARAMETERS = 9
 LIGHT = (*sys.stdlib_module_names, "click", "mlx_itune.kit", "mlx_itune.cli")
 TABLES = (
     "mlx_itune.training.settings",
+    "mlx_itune.dataset.cleaning.plan",
     "mlx_itune.dataset.importing.plan",
     "mlx_itune.dataset.templating.plan",
 )

@@ -69,7 +69,10 @@ class Setting:
             return ""
         words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
         limits = ((word, getattr(self.bounds, name)) for name, word in words.items())
-        return " and ".join(f"{word} {int(limit):,}" for word, limit in limits if limit is not None)
+        told = (
+            f"{word} {limit:,}".removesuffix(".0") for word, limit in limits if limit is not None
+        )
+        return " and ".join(told)
 
     def admits(self, value: Any) -> bool:
         """Whether a value of its kind is within its bounds, or one of its choices."""

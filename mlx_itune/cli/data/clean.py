@@ -12,6 +12,7 @@ import click
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, table
+from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.kit.errors import one_line
 from mlx_itune.kit.wording import count
 
@@ -20,85 +21,22 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.importing.plan import ImportPlan
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    """The names of a list that is written with commas."""
-    names = None if value is None else [part.strip() for part in value.split(",")]
-    if names and not all(names):
-        raise click.BadParameter(f"{value!r} has an empty name", ctx, param)
-    return names
-
-
 @options.command(
     "clean", "mlx-itune data clean data --out cleaned --preset default --pii email,phone"
 )
 @click.argument("sources", nargs=-1, required=True, type=options.ANY_PATH, metavar="SRC...")
 @click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
-@click.option("--steps", callback=_names, metavar="S1,S2,...", help="Steps, run in this order.")
-@click.option(
-    "--preset",
-    type=click.Choice(["default", "sharegpt", "alpaca"]),
-    help="A list of steps made for a kind of data (default: default, unless --steps).",
-)
 @reading.forced_format
 @click.option(
     "--lints", type=options.ANY_PATH, metavar="FILE", help="Your own list of lints (data check)."
 )
-@click.option(
-    "--drop",
-    callback=_names,
-    metavar="CODE,...",
-    help="Lints whose rows the step 'refusals' drops.",
-)
-@click.option(
-    "--pii",
-    callback=_names,
-    metavar="KIND,...",
-    help="Redact personal data of these kinds, or 'all'; adds the step 'pii'.",
-)
-@click.option("--unify-system", is_flag=True, help="Add the step 'unify-system'.")
-@click.option(
-    "--language",
-    callback=_names,
-    metavar="SCRIPT,...",
-    help="Keep rows mostly in these scripts, such as latin or cjk; adds the step 'language'.",
-)
-@click.option(
-    "--script-share",
-    type=click.FloatRange(0, 1),
-    default=0.6,
-    show_default=True,
-    help="Least share of the letters for --language.",
-)
-@click.option(
-    "--min-chars",
-    type=click.IntRange(0),
-    default=16,
-    show_default=True,
-    help="For the step 'too-short'.",
-)
-@click.option(
-    "--similarity",
-    type=click.FloatRange(0.5, 1),
-    default=0.8,
-    show_default=True,
-    help="For the step 'near-duplicates': least Jaccard similarity of the words.",
-)
-@click.option(
-    "--keep-going",
-    is_flag=True,
-    help="Leave broken rows out and list them, instead of writing nothing.",
-)
-@click.option("--operator", metavar="WHO", help="Name for the ledger; yours unless given.")
+@options.settings(CleanPlan)
 def command(
     sources: tuple[Path, ...],
     out: Path,
-    steps: list[str] | None,
-    preset: str | None,
     forced: ImportPlan,
     lints: Path | None,
-    keep_going: bool,
-    operator: str | None,
-    **given: Any,
+    settings: CleanPlan,
 ) -> Result:
     """Clean a data set; rows that were removed or changed are listed with the reason.
 
@@ -125,26 +63,14 @@ def command(
       exact-duplicates, pair-duplicates (equal first question and answer), near-duplicates
     """
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.checking.lints import load_lints
     from mlx_itune.dataset.cleaning.run import clean
-    from mlx_itune.dataset.cleaning.steps import Plan, steps_of
     from mlx_itune.dataset.sources import read_rows
 
-    asked = {"unify-system": given.pop("unify_system"), "language": given["language"],
-             "pii": given["pii"]}  # fmt: skip
-    plan = Plan(steps_of(steps, preset, asked), load_lints(lints), preset, **given)
     rows = reading.RowFiles(sources, forced)
     with Progress() as progress:
         on_bytes = progress.bytes_of("clean", rows.bytes)
-        cleaned = clean(
-            sources,
-            out,
-            plan,
-            read=partial(read_rows, format=rows.format, columns=rows.columns, on_bytes=on_bytes),
-            keep_going=keep_going,
-            settings={"lints": lints.name} if lints else {},
-            operator=operator,
-        )
+        read = partial(read_rows, format=rows.format, columns=rows.columns, on_bytes=on_bytes)
+        cleaned = clean(sources, out, settings, lints=lints, read=read)
     repeats = reading.repeats(cleaned.duplicate_sources)
     return Result({"out": out, **vars(cleaned), "duplicate_sources": repeats}, _lines(cleaned, out))
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from mlx_itune.dataset.checking.check import split_of
+from mlx_itune.dataset.checking.lints import load_lints
 from mlx_itune.dataset.cleaning.pii import redact, redact_conversation
+from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.cleaning.rows import Row, as_it_is, refusal_of
-from mlx_itune.dataset.cleaning.steps import MENDING, Plan
+from mlx_itune.dataset.cleaning.steps import MENDING, Steps
 from mlx_itune.dataset.cleaning.whole import Sources, Told
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault
@@ -19,7 +20,6 @@ from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError
 
-_FAULTS_KEPT = 50
 # Of two equal rows the held-out one stays: training rows are taken out of the evaluation's way.
 _ORDER = {"test": 0, "valid": 1, "train": 2}
 # Reads a file's rows: its path, what mends a row, who is told of bytes read.
@@ -48,25 +48,24 @@ class Cleaned:
 def clean(
     sources: Sequence[Path],
     out: Path,
-    plan: Plan,
+    plan: CleanPlan,
     *,
+    lints: Path | None = None,
     read: Reader = read_rows,
-    keep_going: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    operator: str | None = None,
 ) -> Cleaned:
     """Run the steps over every row of `sources` and write the data folder `out`.
 
-    Raises DataError for broken rows unless `keep_going`, and when no row is left; UsageError for
-    an unknown step.
+    Raises DataError for broken rows unless they are passed over, and when no row is left;
+    UsageError for steps that cannot be.
     """
     result = Cleaned()
-    steps = plan.make_steps(result.duplicate_sources)
-    settings = plan.settings() | dict(settings or {})
+    chosen = Steps(plan, load_lints(lints))
+    steps = chosen.make(result.duplicate_sources)
+    settings = chosen.settings() | ({"lints": lints.name} if lints else {})
     # Rows are legal from the last step on that mends them.
     last = max((at for at, name in enumerate(steps, 1) if name in MENDING), default=0)
-    with new_folder(out, "clean", sources, settings=settings, operator=operator) as writer:
-        run = _Run(writer, result, keep_going, plan.kinds if "pii" in steps else ())
+    with new_folder(out, "clean", sources, settings=settings, operator=plan.operator) as writer:
+        run = _Run(writer, result, plan.keep_going, chosen.kinds if "pii" in steps else ())
         rows = run.read(read, as_it_is if last else None)
         for at, (name, step) in enumerate(steps.items(), 1):
             result.steps[name] = {"in": 0, "kept": 0, "changed": 0, "removed": 0}
@@ -76,6 +75,7 @@ def clean(
             run.write(row)
         run.refuse_broken()
     result.splits = {split: count for split, count in writer.counts.items() if count}
+    result.rejected, result.faults = writer.rejected, writer.faults
     result.ledger = writer.record.seal
     return result
 
@@ -149,18 +149,14 @@ class _Run:
         if fault.severity != "error":
             self.result.rows -= 1
             return
-        self.result.rejected += 1
-        fault = replace(fault, message=self._said(fault.message))
-        if len(self.result.faults) < _FAULTS_KEPT:
-            self.result.faults.append(fault)
-        self.writer.reject(fault)
+        self.writer.reject(replace(fault, message=self._said(fault.message)))
 
     def refuse_broken(self) -> None:
         """Stop, if any row was broken and that was not to be passed over."""
-        if self.result.rejected and not self.keep_going:
-            first = " | ".join(map(str, self.result.faults[:3]))
+        if self.writer.rejected and not self.keep_going:
+            first = " | ".join(map(str, self.writer.faults[:3]))
             raise DataError(
-                f"{self.result.rejected} rows are broken: {first}",
+                f"{self.writer.rejected} rows are broken: {first}",
                 hint="--keep-going leaves them out and lists them in rejected.jsonl",
             )
 

@@ -1,16 +1,16 @@
-"""The cleaning steps by name, the presets that list them, and what they can be told."""
+"""The cleaning steps by name, the presets that list them, and what each is told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mlx_itune.dataset.checking.lints import Lint, load_lints
-from mlx_itune.dataset.checking.near_duplicates import THRESHOLD
+from mlx_itune.dataset.checking.lints import Lint
 from mlx_itune.dataset.cleaning import row_steps
 from mlx_itune.dataset.cleaning.pii import known_kinds
+from mlx_itune.dataset.cleaning.plan import CleanPlan, names_in
 from mlx_itune.dataset.cleaning.rows import Row, RowStep
 from mlx_itune.dataset.cleaning.whole import Sources, Told, drop_repeats, unify_system
 from mlx_itune.kit.errors import UsageError
@@ -38,37 +38,40 @@ Step = Callable[[Iterable[Row]], Told]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The steps in order, and what they can be told.
+class Steps:
+    """What a plan and the lints say: the steps in order, and what each of them is told."""
 
-    `drop`: codes of the lints that `refusals` drops (None: those marked so, and those of the
-    preset); `pii`: kinds of personal data (None, or "all": every one).
-    """
-
-    steps: Sequence[str]
-    lints: Sequence[Lint] = field(default_factory=load_lints)
-    preset: str | None = None
-    drop: Sequence[str] | None = None
-    min_chars: int = 16
-    language: Sequence[str] = ()
-    script_share: float = 0.6
-    pii: Sequence[str] | None = None
-    similarity: float = THRESHOLD
+    plan: CleanPlan
+    lints: Sequence[Lint]
 
     @property
-    def kinds(self) -> Sequence[str] | None:
+    def names(self) -> list[str]:
+        """The steps; those that options add come before the duplicates that they lay open."""
+        plan = self.plan
+        names = names_in(plan.steps) or list(PRESETS[plan.preset or "default"])
+        more = {"unify-system": plan.unify_system, "language": plan.language, "pii": plan.pii}
+        for name, asked in more.items():
+            if asked and name not in names:
+                whole = (at for at, other in enumerate(names) if other.endswith("-duplicates"))
+                names.insert(next(whole, len(names)), name)
+        return names
+
+    @property
+    def kinds(self) -> list[str] | None:
         """The kinds of personal data to redact, None for all. Raises UsageError."""
-        kinds = None if self.pii is None or list(self.pii) == ["all"] else self.pii
+        kinds = names_in(self.plan.pii)
+        if kinds in ([], ["all"]):
+            return None
         known_kinds(kinds)
         return kinds
 
     @property
     def dropping(self) -> list[Lint]:
-        """The lints whose rows `refusals` drops. Raises UsageError."""
+        """The lints whose rows `refusals` drops: named, marked so, or the preset's."""
         lints = {lint.code: lint for lint in self.lints}
-        more = _PRESET_CODES.get(self.preset or "", ())
+        more = _PRESET_CODES.get(self.plan.preset or "", ())
         marked = [code for code, lint in lints.items() if lint.drop or code in more]
-        return [lints[_known("lint", code, lints)] for code in self.drop or marked]
+        return [lints[_known("lint", code, lints)] for code in names_in(self.plan.drop) or marked]
 
     @property
     def control_text(self) -> tuple[str, ...]:
@@ -81,15 +84,16 @@ class Plan:
     @property
     def scripts(self) -> list[str]:
         """The scripts to keep. Raises UsageError."""
-        if not self.language:
+        names = names_in(self.plan.language)
+        if not names:
             hint = "give --language, such as latin or cjk"
             raise UsageError("the step 'language' needs scripts", hint=hint)
-        return [_known("script", name, row_steps.SCRIPTS) for name in self.language]
+        return [_known("script", name, row_steps.SCRIPTS) for name in names]
 
-    def make_steps(self, repeats: Sources) -> dict[str, Step]:
+    def make(self, repeats: Sources) -> dict[str, Step]:
         """The steps in order; what is found twice is counted in `repeats`. Raises UsageError."""
         made: dict[str, Step] = {}
-        for name in self.steps:
+        for name in self.names:
             _known("step", name, {**ROW_STEPS, **WHOLE_STEPS})
             if name in made:
                 raise UsageError(f"the step {name!r} is given twice")
@@ -108,30 +112,18 @@ class Plan:
         """What a new folder says of how it was made: the steps, and the options they read."""
         read: dict[str, dict[str, Any]] = {
             "refusals": {"drop": [lint.code for lint in self.dropping]},
-            "too-short": {"min-chars": self.min_chars},
-            "language": {"language": self.language, "script-share": self.script_share},
+            "too-short": {"min-chars": self.plan.min_chars},
+            "language": {
+                "language": names_in(self.plan.language),
+                "script-share": self.plan.script_share,
+            },
             "pii": {"pii": self.kinds or "all"},
-            "near-duplicates": {"similarity": self.similarity},
+            "near-duplicates": {"similarity": self.plan.similarity},
         }
-        settings: dict[str, Any] = {"steps": self.steps}
-        for name in self.steps:
+        settings: dict[str, Any] = {"steps": self.names}
+        for name in self.names:
             settings |= read.get(name, {})
         return settings
-
-
-def steps_of(
-    steps: Sequence[str] | None, preset: str | None, more: Mapping[str, object]
-) -> list[str]:
-    """The steps in order; those of `more` that are asked for come before the duplicates that they
-    lay open. Raises UsageError for steps and a preset."""
-    if steps is not None and preset is not None:
-        raise UsageError("give --steps or --preset, not both")
-    names = list(steps or PRESETS[preset or "default"])
-    for name, asked in more.items():
-        if asked and name not in names:
-            whole = (at for at, other in enumerate(names) if other.endswith("-duplicates"))
-            names.insert(next(whole, len(names)), name)
-    return names
 
 
 def _known(what: str, name: str, options: Iterable[str]) -> str:
@@ -143,7 +135,7 @@ def _known(what: str, name: str, options: Iterable[str]) -> str:
     return name
 
 
-ROW_STEPS: dict[str, Callable[[Plan], RowStep]] = {
+ROW_STEPS: dict[str, Callable[[Steps], RowStep]] = {
     "html-to-text": lambda _: row_steps.html_to_text,
     "copy-code": lambda _: row_steps.remove_copy_code,
     "whitespace": lambda _: row_steps.normalise_whitespace,
@@ -152,21 +144,21 @@ ROW_STEPS: dict[str, Callable[[Plan], RowStep]] = {
     "merge-turns": lambda _: row_steps.merge_turns,
     "drop-irregular": lambda _: row_steps.drop_irregular,
     "empty-answers": lambda _: row_steps.drop_empty_answers,
-    "too-short": lambda plan: row_steps.drop_short(plan.min_chars),
-    "language": lambda plan: row_steps.keep_scripts(plan.scripts, plan.script_share),
-    "refusals": lambda plan: row_steps.drop_linted(plan.dropping),
-    "control-text": lambda plan: row_steps.break_control_text(plan.control_text),
-    "drop-control-text": lambda plan: row_steps.drop_linted(
-        [Lint("control-text", texts=plan.control_text)]
+    "too-short": lambda steps: row_steps.drop_short(steps.plan.min_chars),
+    "language": lambda steps: row_steps.keep_scripts(steps.scripts, steps.plan.script_share),
+    "refusals": lambda steps: row_steps.drop_linted(steps.dropping),
+    "control-text": lambda steps: row_steps.break_control_text(steps.control_text),
+    "drop-control-text": lambda steps: row_steps.drop_linted(
+        [Lint("control-text", texts=steps.control_text)]
     ),
-    "pii": lambda plan: row_steps.redact_personal_data(plan.kinds),
+    "pii": lambda steps: row_steps.redact_personal_data(steps.kinds),
 }
-WHOLE_STEPS: dict[str, Callable[[Plan, Sources, Iterable[Row]], Told]] = {
+WHOLE_STEPS: dict[str, Callable[[Steps, Sources, Iterable[Row]], Told]] = {
     "unify-system": lambda _, __, rows: unify_system(rows),
     "exact-duplicates": lambda _, repeats, rows: drop_repeats(rows, "exact", repeats),
     "pair-duplicates": lambda _, repeats, rows: drop_repeats(rows, "pair", repeats),
-    "near-duplicates": lambda plan, repeats, rows: drop_repeats(
-        rows, "near", repeats, plan.similarity
+    "near-duplicates": lambda steps, repeats, rows: drop_repeats(
+        rows, "near", repeats, steps.plan.similarity
     ),
 }
 

@@ -42,6 +42,7 @@ from mlx_itune.kit.files import refuse_occupied, sha256_file, staged_directory, 
 # What a raw row's own field of that name is called in a data folder.
 GIVEN_ORIGIN = "given_origin"
 _BUFFER_BYTES = 1 << 20
+_FAULTS_KEPT = 50
 
 
 @contextlib.contextmanager
@@ -97,6 +98,7 @@ class FolderWriter:
         self.inputs = inputs
         self.counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self.rejected = 0
+        self.faults: list[Fault] = []
         self.shares: dict[str, Any] = {}
         self.record = DatasetRecord()
         # By what was done to rows, and why.
@@ -143,7 +145,11 @@ class FolderWriter:
         self._accept(conversation.origin)
 
     def reject(self, fault: Fault) -> None:
-        """Record a row that could not be read, in rejected.jsonl."""
+        """Record a row that could not be read, in rejected.jsonl; the first `faults` are kept."""
+        if sum(kept.severity == fault.severity for kept in self.faults) < _FAULTS_KEPT:
+            self.faults.append(fault)
+        if fault.severity != "error":
+            return
         self.rejected += 1
         self._broken[fault.file] += 1
         label = self._label(fault.file)

@@ -29,7 +29,6 @@ from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.settings import asked_for
 from mlx_itune.kit.wording import count
 
-_FAULTS_KEPT = 50
 _VALUES_SHOWN = 8
 
 
@@ -165,11 +164,7 @@ class _Import:
         splitter, keeps_splits = self._splitter, self._inputs.has_splits
         for file, row in self._rows("import"):
             if isinstance(row, Fault):
-                if row.severity == "error":
-                    result.rejected += 1
-                    folder.reject(row)
-                if sum(kept.severity == row.severity for kept in result.faults) < _FAULTS_KEPT:
-                    result.faults.append(row)
+                folder.reject(row)
                 continue
             result.accepted += 1
             if not self._is_wanted(row):
@@ -189,6 +184,7 @@ class _Import:
                 result.notes = [f"the rows' own field {ORIGIN!r} is kept as {GIVEN_ORIGIN!r}"]
             folder.add(split, row)
             written[row.tags["source"]] += 1
+        result.faults, result.rejected = folder.faults, folder.rejected
         result.rows = result.accepted + result.rejected
         if (plan.strict and result.rejected) or not result.accepted:
             raise _NothingWritten

@@ -58,7 +58,7 @@ def distribution(counts: Counter[int]) -> Distribution:
 
 
 def _bins(values: np.ndarray, times: np.ndarray, tail: int) -> Bins:
-    """About forty equally wide bins with round edges; a tail that would flatten them is `beyond`."""
+    """About forty equally wide bins with round edges; a tail that flattens them is `beyond`."""
     low, high = int(values[0]), int(values[-1])
     if high - low > 1.5 * (tail - low) + _BINS:
         high = tail

@@ -26,7 +26,6 @@ from mlx_itune.kit.wording import did_you_mean
 
 # Prompts measured together, so that the tokenizer works on many at once.
 _BATCH = 256
-_FAULTS_KEPT = 50
 _FAULTS_SHOWN = 3
 
 Row = dict[str, Any]
@@ -154,7 +153,7 @@ class _Rendering:
         pending: list[_Pending] = []
         for file, origin, row in self._rows("render", self._files):
             if isinstance(row, Fault) and row.severity != "error":
-                result.faults.append(row)
+                folder.reject(row)
                 continue
             result.rows += 1
             try:
@@ -166,11 +165,7 @@ class _Rendering:
                     for example in renderer.examples(values_of(renderer.task, row))
                 ]
             except RowFault as reason:
-                fault = fault_at(origin, reason.code, reason.message, reason.hint)
-                result.rejected += 1
-                folder.reject(fault)
-                if len(result.faults) < _FAULTS_KEPT:
-                    result.faults.append(fault)
+                folder.reject(fault_at(origin, reason.code, reason.message, reason.hint))
                 continue
             source = row.get("source")
             named = isinstance(source, str) and source.strip()
@@ -182,6 +177,7 @@ class _Rendering:
             if len(pending) >= _BATCH:
                 self._flush(folder, pending)
         self._flush(folder, pending)
+        result.faults, result.rejected = folder.faults, folder.rejected
         result.dropped, result.examples = self._dropped.total(), self._used.total()
         if (result.rejected and not self._plan.keep_going) or not result.examples:
             raise _refusal(result)
