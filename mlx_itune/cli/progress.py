@@ -67,7 +67,7 @@ class Progress:
         if self._display is not None:
             # What is drawn last would be a finished bar: leave nothing.
             self._stage = ""
-            with _terminal_may_go():
+            with contextlib.suppress(OSError):
                 self._display.stop()
             self._display = None
 
@@ -98,7 +98,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One lasting line, above the bar."""
-        with _terminal_may_go():
+        # Hours of work do not end because the terminal was closed, or the reader of a pipe left.
+        with contextlib.suppress(OSError):
             if self._display is not None:
                 from rich.text import Text
 
@@ -112,7 +113,7 @@ class Progress:
         if kind == "start" or self._run is None:
             self._run = TrainingView()
         view = self._run
-        lines = view.add(event)
+        lines = [*view.told(event)]
         for line in lines:
             self.say(line)
         if kind in ("start", "resume", "step"):
@@ -165,11 +166,6 @@ class Progress:
         return Group(row, Columns(below, padding=(0, 3, 0, 0)))
 
 
-def _terminal_may_go() -> contextlib.AbstractContextManager[None]:
-    """Hours of work do not end because the terminal was closed, or the reader of a pipe left."""
-    return contextlib.suppress(OSError)
-
-
 @dataclass
 class TrainingView:
     """The state of a run after each event it was told of; `last` is the last step's event.
@@ -190,13 +186,6 @@ class TrainingView:
     incidents: int = 0
     saved: str = ""
     _recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LAST_STEPS))
-
-    def add(self, event: dict[str, Any]) -> list[str]:
-        """Take in an event; the lasting lines it deserves, if any."""
-        if event["event"] in ("start", "resume", "step"):
-            self.step = event.get("step", 0)
-            self.steps = event.get("steps", self.steps)
-        return [one_line(line) for line in self._told(event)]
 
     @property
     def epoch(self) -> int:
@@ -231,7 +220,11 @@ class TrainingView:
         if self.skipped:
             yield f"{self.skipped:,} skipped"
 
-    def _told(self, event: dict[str, Any]) -> Iterator[str]:
+    def told(self, event: dict[str, Any]) -> Iterator[str]:
+        """Take in an event; the lasting lines it deserves, if any."""
+        if event["event"] in ("start", "resume", "step"):
+            self.step = event.get("step", 0)
+            self.steps = event.get("steps", self.steps)
         kind, step = event["event"], event.get("step", self.step)
         if kind == "start":
             yield from self._start(event)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from gguf.vocab import bytes_to_unicode
 from tokenizers.decoders import DecodeStream
 
 from mlx_itune.dataset.conversation import Conversation
@@ -97,6 +97,8 @@ def _may_be(path: Path, name: str) -> bool:
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _REPLACEMENT = "\ufffd"
+# GPT-2's letters for bytes.
+_ALPHABET = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 @dataclass(frozen=True)
@@ -244,17 +246,8 @@ def _bytes_of(token: int, tokenizer: ChatTokenizer) -> bytes | None:
         return piece if piece is None else str(piece).encode()
     if found := _BYTE_PIECE.fullmatch(piece):
         return bytes([int(found[1], 16)])
-    alphabet = _byte_alphabet()
     if b"ByteLevel" in tokenizer.hf.backend_tokenizer.decoder.__getstate__():
-        if all(char in alphabet for char in piece):
-            return bytes(alphabet[char] for char in piece)
+        if all(char in _ALPHABET for char in piece):
+            return bytes(_ALPHABET[char] for char in piece)
         return str(piece).encode()
     return str(piece).replace("▁", " ").encode()
-
-
-@cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the rest follows U+0100."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(256 + n): b for n, b in enumerate(others)}

@@ -298,10 +298,6 @@ def _loaded(path: Path, template: str) -> ChatTokenizer:
         hf = AutoTokenizer.from_pretrained(
             str(path), trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:
-        raise ModelError(f"cannot load the tokenizer: {brief(error)}", where=str(path)) from error
-
-    try:
         text = hf.chat_template
         if template != "auto":
             knows_im_end = "<|im_end|>" in hf.get_vocab()
@@ -315,7 +311,7 @@ def _loaded(path: Path, template: str) -> ChatTokenizer:
     except ItuneError as error:
         raise ModelError(error.message, where=error.where or str(path), hint=error.hint) from error
     except Exception as error:
-        raise ModelError(f"cannot use the tokenizer: {brief(error)}", where=str(path)) from error
+        raise ModelError(f"cannot load the tokenizer: {brief(error)}", where=str(path)) from error
 
 
 def _adds_bos(hf: Any) -> bool:

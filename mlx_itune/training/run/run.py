@@ -119,7 +119,7 @@ def beginning_of(folder: Path) -> Beginning:
 
 def id_of(folder: Path) -> str:
     """The id of a run, whatever its folder is called by now. Raises StorageError."""
-    return read_record(folder / BEGINNING, _Name, error=StorageError).id
+    return beginning_of(folder).id
 
 
 def result_of(folder: Path) -> TrainResult | None:
@@ -131,11 +131,6 @@ def result_of(folder: Path) -> TrainResult | None:
 def resume_line(run: str) -> str:
     """What to type to continue a run."""
     return f"mlx-itune resume {shlex.quote(run)}"
-
-
-@dataclass(frozen=True)
-class _Name:
-    id: str
 
 
 def find(name: str, runs: Path = Path("runs")) -> Path:

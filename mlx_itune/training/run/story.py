@@ -6,8 +6,9 @@ it went back to never became part of the adapter, and is left out of the story.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from numpy.typing import NDArray
 from mlx_itune.kit.files import storage_errors
 from mlx_itune.training.run.run import EVENTS
 
-# A start event lists the rows that were cut, so it may be long; nothing honest is longer than this.
-_LONGEST_LINE_BYTES = 64_000_000
 _LARGEST_STEP = 1 << 53
 _COLUMNS = (
     "loss learning_rate gradient_norm supervised_tokens_per_second tokens_per_second "
@@ -58,7 +57,6 @@ class Story:
     steps: list[int] = field(default_factory=list)
     values: list[tuple[float, ...]] = field(default_factory=list)
     planned_steps: int | None = None
-    unreadable_lines: int = 0
 
     def curve(self, name: str) -> NDArray[np.float64]:
         """A value per step of `steps`, float64; NaN where it was not finite or not told."""
@@ -133,29 +131,18 @@ class Story:
 
 
 def read(run: Path) -> Story:
-    """The story of `runs/<id>/events.jsonl`; lines that are no events are counted and passed over.
+    """The story of `runs/<id>/events.jsonl`; lines that are no events are passed over.
 
     A last line that was cut off by a power cut is such a line. Raises StorageError.
     """
     story = Story()
     path = Path(run) / EVENTS
-    with storage_errors(path):
-        for event in _events(path):
-            if isinstance(event, dict):
-                story.add(event)
-            else:
-                story.unreadable_lines += 1
+    with storage_errors(path), path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                if isinstance(event := json.loads(line), dict):
+                    story.add(event)
     return story
-
-
-def _events(path: Path) -> Iterator[Any]:
-    """What the lines say; None for one that is no JSON."""
-    with path.open("rb") as file:
-        while line := file.readline(_LONGEST_LINE_BYTES):
-            try:
-                yield json.loads(line) if line.strip() else {}
-            except (ValueError, RecursionError):
-                yield None
 
 
 def _fields(event: Event) -> dict[str, Any]:
