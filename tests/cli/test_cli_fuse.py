@@ -72,6 +72,7 @@ def test_what_is_too_far_or_cannot_be_is_refused(
     cli.json(*tuned, *far, "--way", "float", "--bits", 4, code=2)
     cli.json(*tuned, *far, "--model", tiny_model_dir, "--data", "data", code=4)
     cli.json(*tuned, *far, "--data", "missing", code=3)
+    assert "already exists" in cli.json(*tuned, "--out", "data", code=5)["message"]
     assert not [*Path().glob("fused*"), *Path().glob(".fused*")]
     assert cli.json(*tuned, *far, "--allow-lossy")["way"] == "plain"
     assert json.loads(Path("fused/provenance.json").read_text())["fuse"]["kl_mean"] > 0

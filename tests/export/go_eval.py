@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LAYOUT = " \t\r\n"
+from jinja2 import Environment
+
 _ACTION = re.compile(r'\{\{(- )?((?:"(?:[^"\\]|\\.)*"|[^"])*?)\}\}', re.DOTALL)
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]|[^\s()]+')
 
@@ -45,78 +46,64 @@ def _unquoted(text: str) -> str | None:
 
 
 def render(template: str, messages: Sequence[Mapping[str, str]]) -> str:
-    """What the template writes for `messages`, given as Ollama gives them: run as Python."""
-    root = {"Messages": [{"Role": m["role"], "Content": m["content"]} for m in messages]}
-    lines: list[str] = []
-    blocks: list[str] = []
-    at = 0
-    for match in _ACTION.finditer(template):
-        text = template[at : match.start()]
-        lines.append(_line(blocks, f"out({text.rstrip(_LAYOUT) if match[1] else text!r})"))
-        at = match.end()
-        kind, _, rest = match[2].strip().partition(" ")
-        named = re.fullmatch(r"(\$\w+) :?= (.*)", match[2].strip())
-        looped = re.fullmatch(r"(\$\w+), (\$\w+) := (.*)", rest)
+    """What the template writes for `messages`, given as Ollama gives them: as a Jinja template."""
+    kinds: list[str] = []
+
+    def translated(match: re.Match[str]) -> str:
+        trim, action = match.groups()
+        kind, _, rest = action.strip().partition(" ")
+        named = re.fullmatch(r"\$(\w+) :?= (.*)", action.strip())
+        if kind in ("if", "range"):
+            kinds.append(kind)
         if kind == "end":
-            lines += ["dot = root"] if blocks.pop() == "range" and not blocks else []
+            said = f"% end{kinds.pop().replace('range', 'for')} %"
         elif kind == "else":
-            lines.append(_line(blocks[:-1], f"elif {_value(rest.removeprefix('if '))}:"))
-            lines.append(_line(blocks, "pass"))
-        elif kind == "range" and looped:
-            names = f"{_name(looped[1])}, dot"
-            lines.append(_line(blocks, f"for {names} in enumerate({_value(looped[3])}):"))
-            blocks.append(kind)
+            said = f"% elif {_value(rest.removeprefix('if '))} %"
+        elif kind == "range":
+            _, dot, items = re.split(", | := ", rest)
+            said = f"% for dot in {_value(items)} %}}{{% set named.i = loop.index0 %"
+            said += f"}}{{% set named.{dot[1:]} = dot %"
         elif kind == "if":
-            lines.append(_line(blocks, f"if {_value(rest)}:"))
-            blocks.append(kind)
+            said = f"% if {_value(rest)} %"
         elif named:
-            lines.append(_line(blocks, f"{_name(named[1])} = {_value(named[2])}"))
+            said = f"% set named.{named[1]} = {_value(named[2])} %"
         else:
-            lines.append(_line(blocks, f"out({_value(match[2].strip())})"))
-    assert not blocks
-    written: list[str] = []
-    exec("\n".join(lines), {**_FUNCTIONS, "root": root, "dot": root, "out": written.append})
-    return "".join([*written, template[at:]])
+            said = f"{{ {_value(action)} }}"
+        return f"{{{said[0]}{'-' * bool(trim)}{said[1:]}}}"
 
-
-def _line(blocks: Sequence[str], text: str) -> str:
-    return " " * len(blocks) + text
-
-
-def _name(variable: str) -> str:
-    return variable.replace("$", "named_")
+    text = "{% set named = namespace() %}" + _ACTION.sub(translated, template)
+    assert not kinds
+    root = {"Messages": [{"Role": m["role"], "Content": m["content"]} for m in messages]}
+    jinja = Environment(keep_trailing_newline=True)
+    return jinja.from_string(text).render(root=root, dot=root, **_FUNCTIONS)
 
 
 def _value(text: str) -> str:
-    tokens = _TOKEN.findall(text)
-    value = _call(tokens)
-    assert not tokens, text
-    return value
-
-
-def _call(tokens: list[str]) -> str:
-    """Go's `f a (g b)` as Python's `f(a, g(b))`."""
-    found: list[str] = []
-    while tokens and tokens[0] != ")":
-        token = tokens.pop(0)
+    """Go's `f a (g b)` as `f(a, g(b))`."""
+    found: list[list[str]] = [[]]
+    for token in _TOKEN.findall(text):
         if token == "(":
-            found.append(_call(tokens))
-            assert tokens.pop(0) == ")"
+            found.append([])
+        elif token == ")":
+            found[-2].append(_called(found.pop()))
         elif token.startswith('"'):
             # Go's escapes that JSON has too; \U with eight digits is Go's alone.
-            text = re.sub(r"\\U([0-9a-f]{8})", lambda m: chr(int(m[1], 16)), token)
-            found.append(repr(json.loads(text)))
+            plain = re.sub(r"\\U([0-9a-f]{8})", lambda m: chr(int(m[1], 16)), token)
+            found[-1].append(repr(json.loads(plain)))
         elif f"go_{token}" in _FUNCTIONS:
-            found.append(f"go_{token}")
+            found[-1].append(f"go_{token}")
         else:
             head, *fields = token.split(".")
-            value = {"": "dot", "$": "root"}.get(head, _name(head))
-            found.append(value + "".join(f"[{field!r}]" for field in fields))
-    head, *rest = found
-    if head in _FUNCTIONS:
-        return f"{head}({', '.join(rest)})"
-    assert not rest, found
-    return head
+            value = {"": "dot", "$": "root"}.get(head, head.replace("$", "named."))
+            found[-1].append(value + "".join(f"[{field!r}]" for field in fields))
+    (whole,) = found
+    return _called(whole)
+
+
+def _called(words: Sequence[str]) -> str:
+    head, *rest = words
+    assert head in _FUNCTIONS or not rest, words
+    return f"{head}({', '.join(rest)})" if head in _FUNCTIONS else head
 
 
 _FUNCTIONS: dict[str, Any] = {

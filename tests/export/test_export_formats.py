@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
+
 from tests.cli.conftest import Cli
 from tests.conftest import write_tiny_model
 from tests.export.shipped_models import write_adapter
@@ -83,6 +86,10 @@ def test_every_format_is_written_and_read_back(
     assert found["verify"]
     merged = adapter is not None and kind not in ("gguf-lora", "hf", "peft")
     assert (found["fuse"] is not None) == merged
+    if kind == "mlx":
+        before, after = (mx.load(str(f / "model.safetensors")) for f in (made / "model", path))
+        assert before.keys() == after.keys() and found["verify"]["tensors_equal"]
+        assert all(mx.array_equal(before[tensor], after[tensor]).item() for tensor in before)
     if adapter == "grid":
         # It keeps the base's codes.
         assert found["fuse"]["way"] == "exact" and found["verify"]["types"]["Q4_1"]
@@ -209,11 +216,9 @@ def test_a_taken_place_is_refused_before_any_work(
     os.mkfifo(tmp_path / "fifo.gguf")
     before = names(tmp_path)
     for kind, out in (
-        ("gguf", "m.gguf"),
-        ("gguf", "null.gguf"),
-        ("gguf", "fifo.gguf"),
-        ("ollama", ""),
-        ("hf", ""),
+        *(("gguf", f"{name}.gguf") for name in ("m", "null", "fifo")),
+        ("gguf-lora", "m.gguf"),
+        *((kind, "") for kind in ("ollama", "hf", "peft", "mlx")),
     ):
         given = ("--to", kind, "--adapter", made / "lora")
         assert "already exists" in export(made, run, tmp_path / out, *given, code=5)["message"]

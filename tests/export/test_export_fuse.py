@@ -10,16 +10,11 @@ from typing import Any
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
-
-import mlx.core as mx  # isort: skip
-
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.formats import export
 from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.export.fusing.fuse import fuse
 from mlx_itune.export.request import HeldOut, Request
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading.base import LoadedModel, load, reopen
 from tests.export.shipped_models import fused, random_rows, tuned, write_adapter
 
@@ -99,28 +94,6 @@ def test_rows_that_calibrate_are_not_measured_on(
     assert not (tmp_path / "out").exists()
 
 
-def test_merged_weights_are_base_plus_delta(
-    tiny_quantized_dir: Path, tiny_model_dir: Path, strong: Path, tmp_path: Path
-) -> None:
-    fused(tiny_quantized_dir, strong, tmp_path / "fused", bits=16)
-    made = mx.load(str(tmp_path / "fused" / "model.safetensors"))
-    base = mx.load(str(tiny_quantized_dir / "model.safetensors"))
-    config = json.loads((tmp_path / "fused" / "config.json").read_text())
-    assert not {"quantization", "quantization_config"} & config.keys()
-    for path, layer in lora.adapted(tuned(tiny_quantized_dir, strong)):
-        parts = [base[f"{path}.{name}"] for name in ("weight", "scales", "biases")]
-        wanted = mx.dequantize(*parts, group_size=64, bits=4) + layer.delta()
-        got = made[f"{path}.weight"]
-        assert got.dtype == mx.float16
-        assert mx.allclose(got.astype(mx.float32), wanted, rtol=1e-3, atol=1e-4).item()
-    # A float base can be quantized, too.
-    adapter = write_adapter(tmp_path / "adapter", tiny_model_dir)
-    half = fused(tiny_model_dir, adapter, tmp_path / "half", bits=16)
-    eight = fused(tiny_model_dir, adapter, tmp_path / "eight", bits=8, max_kl=1.0)
-    assert 0 < half.kl_mean < eight.kl_mean < 1e-2
-    assert half.base_bytes > 1.9 * half.bytes > 1.9 * 1.6 * eight.bytes
-
-
 def test_known_files_travel_and_the_template_that_was_trained(
     tiny_quantized_dir: Path, strong: Path, tmp_path: Path
 ) -> None:
@@ -139,19 +112,3 @@ def test_known_files_travel_and_the_template_that_was_trained(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
     )
     assert prompt.endswith("### Instruction:\nHi\n\n### Response:")
-
-
-@pytest.mark.parametrize("quantized", [True, False])
-def test_export_to_mlx_keeps_every_tensor(
-    quantized: bool, tiny_model_dir: Path, tiny_quantized_dir: Path, tmp_path: Path
-) -> None:
-    base, out = tiny_quantized_dir if quantized else tiny_model_dir, tmp_path / "out"
-    rows = HeldOut(random_rows(2))
-    result = export(Request(str(base), None, out, load_tokenizer(base), rows=rows))
-    before, after = (mx.load(str(folder / "model.safetensors")) for folder in (base, out))
-    assert before.keys() == after.keys()
-    assert all(mx.array_equal(before[name], after[name]).item() for name in before)
-    assert (result.verify.tensors_equal, result.verify.top1_agreement) == (True, 1)
-    (artifact,) = result.artifacts
-    assert (artifact.format, len(artifact.sha256)) == ("mlx", 64)
-    assert artifact.bytes == sum(p.stat().st_size for p in out.iterdir())

@@ -158,6 +158,10 @@ def test_a_float_base_keeps_its_type(kind: str, dtype: str, limit: float, tmp_pa
     assert {t.dtype for t in tensors_of(tmp_path / "out").values()} == {HALF[dtype]}
     assert abs(result.bytes / result.base_bytes - 1) < 0.02
     assert result.kl_mean < limit
+    # It can be quantized, too.
+    eight = fused(folder, adapter, tmp_path / "eight", bits=8, max_kl=1.0)
+    assert result.kl_mean < eight.kl_mean < 1e-2
+    assert result.bytes > 1.6 * eight.bytes
 
 
 def test_another_grid_is_replaced_where_it_is_touched(tmp_path: Path) -> None:

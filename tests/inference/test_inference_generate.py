@@ -55,6 +55,8 @@ def test_batch_equals_one_by_one_and_the_definition(opened: Opened) -> None:
     assert batched == [plain_greedy(loaded, tokenizer, ids, 20) for ids in asked]
     assert told[-1] == len(asked)
     assert generator.batch([], 20) == []
+    with pytest.raises(DataError, match="empty"):
+        generator.batch([[1], []], 4)
 
 
 def test_ends_of_some_do_not_disturb_the_others(opened: Opened) -> None:
@@ -69,20 +71,6 @@ def test_ends_of_some_do_not_disturb_the_others(opened: Opened) -> None:
     batched = generator.batch(prompts(tokenizer), 12)
     assert batched == ["".join(generator.stream(ids, max_tokens=12)) for ids in prompts(tokenizer)]
     assert batched[1] == full[1][: full[1].index(stop)]
-
-
-def test_sampling_is_a_function_of_the_seed(opened: Opened) -> None:
-    generator = Generator(*opened)
-    ids = prompts(opened[1])[0]
-
-    def sampled(seed: int) -> str:
-        drawn = Drawing(temperature=1.5, top_p=0.95, seed=seed)
-        return "".join(generator.stream(ids, max_tokens=12, drawing=drawn))
-
-    assert sampled(1) == sampled(1)
-    assert len({sampled(seed) for seed in range(5)}) > 1
-    with pytest.raises(DataError, match="empty"):
-        generator.batch([[1], []], 4)
 
 
 def session(opened: Opened, **options: object) -> ChatSession:
