@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from tests.conftest import SPECIAL_TOKENS, write_tiny_tokenizer
-from tests.export.shipped_models import SHIPPED
+from tests.conftest import SPECIAL_TOKENS
+from tests.export.shipped_models import SHIPPED, write_random
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -103,34 +99,17 @@ def write_model(
     **changes: Any,
 ) -> Path:
     """Write one, its weights in ``dtype`` or quantized from that; logits spread over some nats."""
-    kind = name.partition("/")[0]
-    out.mkdir(parents=True)
-    vocabulary = write_tiny_tokenizer(out)
+
+    def random(path: str, like: Any, key: Any) -> Any:
+        noise = mx.random.normal(like.shape, key=key)
+        if like.ndim > 1:
+            return noise * like.shape[-1] ** -0.5
+        around = 0 if name.startswith("gemma") else 1
+        return 0.1 * noise + (around if path.endswith("norm.weight") else 0)
+
+    ends = {"eos_token_id": SPECIAL_TOKENS.index("<|end|>")}
+    config = {"model_type": name.partition("/")[0], **_SHAPE, **MODELS[name], **ends, **changes}
     # Some rows more than tokens: transformers adds a token or two of its own to some types.
-    rows = {"vocab_size": vocabulary + 16}
-    config = {"model_type": kind, **_SHAPE, **MODELS[name], **rows, **changes}
-    module = importlib.import_module(f"mlx_lm.models.{'llama' if kind == 'mistral' else kind}")
-    model = module.Model(module.ModelArgs.from_dict(config))
-    weights = tree_flatten(model.parameters())
-    keys = mx.random.split(mx.random.key(seed), len(weights))
-    around = 0 if kind.startswith("gemma") else 1
-    model.load_weights(
-        [(path, _random(path, w, around, k)) for k, (path, w) in zip(keys, weights, strict=True)]
+    return write_random(
+        out, config, random, seed=seed, dtype=dtype, quantization=quantization, spare_rows=16
     )
-    model.set_dtype(dtype)
-    if quantization is not None:
-        nn.quantize(model, **quantization)
-        full = {"mode": "affine", "bits": 4, **quantization}
-        config |= {"quantization": full, "quantization_config": full}
-    saved = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(out / "model.safetensors"), saved, metadata={"format": "mlx"})
-    config["eos_token_id"] = SPECIAL_TOKENS.index("<|end|>")
-    (out / "config.json").write_text(json.dumps(config, indent=2))
-    return out
-
-
-def _random(path: str, like: mx.array, norms: int, key: mx.array) -> mx.array:
-    noise = mx.random.normal(like.shape, key=key)
-    if like.ndim > 1:
-        return noise * like.shape[-1] ** -0.5
-    return 0.1 * noise + (norms if path.endswith("norm.weight") else 0)

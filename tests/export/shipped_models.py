@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,33 +91,45 @@ def write_model(
     out: Path, name: str, *, bits: int | None = None, mode: str = "affine", seed: int = 0
 ) -> Path:
     """A random model directory of one architecture; float32, or quantized in groups of 32."""
+
+    def random(path: str, like: Any, key: Any) -> Any:
+        return mx.random.normal(like.shape, key=key) * like.shape[-1] ** -0.5 + (like.ndim == 1)
+
+    grid = None if bits is None else {"group_size": 32, "bits": bits, "mode": mode}
+    config = {"model_type": name, **_SHAPE, **(SHIPPED | ALSO_HF)[name]}
+    config = {key: value for key, value in config.items() if value is not None}
+    return write_random(out, config, random, seed=seed, quantization=grid)
+
+
+def write_random(
+    out: Path,
+    config: dict[str, Any],
+    random: Callable[[str, Any, Any], Any],
+    *,
+    seed: int,
+    dtype: Any = mx.float32,
+    quantization: dict[str, Any] | None = None,
+    spare_rows: int = 0,
+) -> Path:
+    """A model directory of this config, whose tensors are `random(name, like, key)`."""
     from mlx_lm.utils import _get_classes
 
     out.mkdir(parents=True)
-    vocabulary = write_tiny_tokenizer(out)
-    config = {"model_type": name, "vocab_size": vocabulary, **_SHAPE, **(SHIPPED | ALSO_HF)[name]}
-    config = {key: value for key, value in config.items() if value is not None}
+    config = config | {"vocab_size": write_tiny_tokenizer(out) + spare_rows}
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
-    if name == "gemma3_text":
+    if config["model_type"] == "gemma3_text" and config.get("tie_word_embeddings") is None:
         # It learns from its tensors whether its head is tied.
         model.sanitize({})
     weights = tree_flatten(model.parameters())
     keys = mx.random.split(mx.random.key(seed), len(weights))
-    model.load_weights(
-        [
-            (path, mx.random.normal(w.shape, key=key) * (w.shape[-1] ** -0.5) + (w.ndim == 1))
-            for key, (path, w) in zip(keys, weights, strict=True)
-        ]
-    )
-    if bits is not None:
-        nn.quantize(model, group_size=32, bits=bits, mode=mode)
-        config["quantization"] = {"group_size": 32, "bits": bits, "mode": mode}
-    mx.save_safetensors(
-        str(out / "model.safetensors"),
-        dict(tree_flatten(model.parameters())),
-        metadata={"format": "mlx"},
-    )
+    model.load_weights([(n, random(n, w, k)) for k, (n, w) in zip(keys, weights, strict=True)])
+    model.set_dtype(dtype)
+    if quantization is not None:
+        nn.quantize(model, **quantization)
+        config["quantization"] = {"mode": "affine", "bits": 4, **quantization}
+    saved = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(out / "model.safetensors"), saved, metadata={"format": "mlx"})
     (out / "config.json").write_text(json.dumps(config, indent=2))
     return out
 
