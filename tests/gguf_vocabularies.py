@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.export.gguf.tokenizer import add_tokenizer
+from mlx_itune.export.gguf.tokenizer_algorithm import EXPRESSIONS
 from tests.torture import texts
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -22,42 +26,28 @@ INST = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+END"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*END"
+# As shipped; llama.cpp has another spelling of it.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CASED_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def split(*expressions: str, behavior: str = "isolated", invert: bool = False) -> Any:
-    steps = [pre.Split(Regex(e), behavior, invert=invert) for e in expressions]
+def split(*expressions: str) -> Any:
+    """What cuts by expressions one after the other, then into bytes."""
+    steps = [pre.Split(Regex(expression), "isolated") for expression in expressions]
     return pre.Sequence([*steps, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-LLAMA3 = _WORDS + r"\p{N}{1,3}" + _ENDS
 # The name in GGUF -> what cuts the text.
-BYTE_LEVEL: dict[str, Callable[[], Any]] = {
-    "gpt-2": lambda: pre.ByteLevel(add_prefix_space=False),
-    "smollm": lambda: pre.Sequence([pre.Digits(True), pre.ByteLevel(add_prefix_space=False)]),
-    "dbrx": lambda: split(LLAMA3),
-    "qwen2": lambda: split(_WORDS + r"\p{N}" + _ENDS),
-    "qwen35": lambda: split(
-        _WORDS.replace(r"\p{L}+", r"[\p{L}\p{M}]+")
-        + r"\p{N}"
-        + _ENDS.replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
-    ),
-    "gpt-4o": lambda: split(
-        _CASED.replace("END", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?") + r"|\p{N}{1,3}" + _CASED_ENDS
-    ),
-    "tekken": lambda: split(_CASED.replace("END", "") + r"|\p{N}" + _CASED_ENDS),
-    "deepseek-v3": lambda: split(
-        r"\p{N}{1,3}",
-        "[一-龥\u3040-ゟ゠-ヿ]+",
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
+BYTE_LEVEL: dict[str, Any] = {
+    "gpt-2": pre.ByteLevel(add_prefix_space=False),
+    "smollm": pre.Sequence([pre.Digits(True), pre.ByteLevel(add_prefix_space=False)]),
+    "dbrx": split(LLAMA3),
+    **{
+        name: split(*EXPRESSIONS[name])
+        for name in ("qwen2", "qwen35", "gpt-4o", "tekken", "deepseek-v3")
+    },
 }
 
 
@@ -73,13 +63,32 @@ def trained_bytes(splitter: Any, lines: Iterable[str], size: int) -> Tokenizer:
     return tokenizer
 
 
-def byte_level(splitter: Any, *, ignore_merges: bool = False) -> Tokenizer:
+def byte_level(kind: str) -> Tokenizer:
     """One of 1,200 tokens over texts of every kind."""
-    tokenizer = _marked(trained_bytes(splitter, texts(1500, seed=7), 1200))
-    if ignore_merges:
-        state = json.loads(tokenizer.to_str())
-        state["model"]["ignore_merges"] = True
-        tokenizer = Tokenizer.from_str(json.dumps(state))
+    return _marked(trained_bytes(BYTE_LEVEL[kind], texts(1500, seed=7), 1200))
+
+
+def changed(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], object]) -> Tokenizer:
+    """With something else in its tokenizer.json."""
+    state = json.loads(tokenizer.to_str())
+    change(state)
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def looking_up(tokenizer: Tokenizer) -> Tokenizer:
+    """Words are looked up whole before they are merged."""
+    return changed(tokenizer, lambda state: state["model"].update(ignore_merges=True))
+
+
+def swallowing(*keep: str) -> Tokenizer:
+    """As Phi 3's: added tokens, but for these, take the spaces after them along."""
+
+    def strip(state: dict[str, Any]) -> None:
+        for token in state["added_tokens"]:
+            token["rstrip"] = token["content"] not in keep
+
+    tokenizer = changed(sentencepiece("prepend"), strip)
+    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
     return tokenizer
 
 
@@ -142,6 +151,28 @@ def write(tokenizer: Tokenizer, out: Path, *, template: str = CHATML, rows: int 
     size = tokenizer.get_vocab_size() + rows
     (out / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": size}))
     return out
+
+
+def write_gguf(folder: Path, out: Path, name: str | None = None) -> ChatTokenizer:
+    """A GGUF file of a directory's tokenizer alone, which llama.cpp loads with vocab_only."""
+    tokenizer = load_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(str(out), "llama")
+    if name is not None:
+        writer.add_name(name)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(config["vocab_size"])
+    add_tokenizer(writer, tokenizer, config["vocab_size"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tokenizer
 
 
 def _marked(tokenizer: Tokenizer) -> Tokenizer:

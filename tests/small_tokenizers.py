@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from tests.gguf_vocabularies import BYTE_LEVEL, LLAMA3, split, trained_bytes, trained_pieces
+from tests.gguf_vocabularies import BYTE_LEVEL, split, trained_bytes, trained_pieces
 
 TEXT = [
     "### Instruction:\nName the medications.\n\n### Response: zolpidem, metformin 500 mg",
@@ -23,14 +23,14 @@ SPECIALS = [
 
 def gpt2() -> Tokenizer:
     """Byte-level BPE with GPT-2's pattern; offsets trimmed, as many shipped files have it."""
-    tokenizer = trained_bytes(BYTE_LEVEL["gpt-2"](), TEXT * 3, 420)
+    tokenizer = trained_bytes(BYTE_LEVEL["gpt-2"], TEXT * 3, 420)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     return tokenizer
 
 
 def llama3() -> Tokenizer:
     """Byte-level BPE with Llama 3's pattern, which keeps runs of newlines together."""
-    return trained_bytes(split(LLAMA3), TEXT * 3, 420)
+    return trained_bytes(BYTE_LEVEL["dbrx"], TEXT * 3, 420)
 
 
 def merging() -> Tokenizer:

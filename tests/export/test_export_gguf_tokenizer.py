@@ -10,11 +10,11 @@ from typing import Any
 
 import gguf
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.gguf.tokenizer import add_tokenizer, adds_bos, tokenizer_limits
+from mlx_itune.export.gguf.tokenizer import adds_bos, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck, check_tokenizer
 from mlx_itune.export.gguf.verify import Reader
 from mlx_itune.kit.errors import ModelError
@@ -28,17 +28,9 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def write_keys(folder: Path, name: str | None = None) -> dict[str, Any]:
-    """The tokenizer's keys, as the gguf package reads them from a file with these alone."""
-    out = folder / "v.gguf"
-    writer = gguf.GGUFWriter(str(out), "llama")
-    if name is not None:
-        writer.add_name(name)
-    config = json.loads((folder / "config.json").read_text())
-    add_tokenizer(writer, load_tokenizer(folder), config["vocab_size"])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return Reader(out).keys()
+    """The tokenizer's keys, as the gguf package reads them from a file."""
+    vocabularies.write_gguf(folder, folder / "v.gguf", name)
+    return Reader(folder / "v.gguf").keys()
 
 
 @pytest.fixture
@@ -56,20 +48,14 @@ def checked(folder: Path) -> TokenizerCheck:
 
 
 def qwen() -> Tokenizer:
-    return vocabularies.byte_level(vocabularies.BYTE_LEVEL["qwen2"]())
-
-
-def changed(tokenizer: Tokenizer, change: Change) -> Tokenizer:
-    state = json.loads(tokenizer.to_str())
-    change(state)
-    return Tokenizer.from_str(json.dumps(state))
+    return vocabularies.byte_level("qwen2")
 
 
 @pytest.mark.parametrize("name", sorted(vocabularies.BYTE_LEVEL))
 def test_the_pre_tokenizer_is_known_by_what_it_does(
     name: str, write: Write, tmp_path: Path
 ) -> None:
-    keys = write(vocabularies.byte_level(vocabularies.BYTE_LEVEL[name]()))
+    keys = write(vocabularies.byte_level(name))
     assert keys["tokenizer.ggml.model"] == "gpt2"
     assert keys["tokenizer.ggml.pre"] == name
     found = checked(tmp_path / "model")
@@ -151,12 +137,12 @@ def test_bos_is_added_where_the_prompt_has_it(written: bool, write: Write, tmp_p
 
 def test_words_are_looked_up_whole_only_where_that_is_the_same(write: Write) -> None:
     for kind, name in (("dbrx", "llama-bpe"), ("qwen2", "qwen2")):
-        splitter = vocabularies.BYTE_LEVEL[kind]()
-        tokenizer = vocabularies.byte_level(splitter, ignore_merges=True)
+        tokenizer = vocabularies.looking_up(vocabularies.byte_level(kind))
         # Every trained token is reached by merging, so qwen2, which only merges, is equal.
         assert write(tokenizer)["tokenizer.ggml.pre"] == name
+    fewer = {"merges": json.loads(tokenizer.to_str())["model"]["merges"][:-40]}
     with pytest.raises(ModelError, match="makes a difference"):
-        write(changed(tokenizer, lambda s: s["model"]["merges"].__delitem__(slice(-40, None))))
+        write(vocabularies.changed(tokenizer, lambda state: state["model"].update(fewer)))
 
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
@@ -180,7 +166,7 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(
     make: Callable[[], Tokenizer], change: Change, said: str, write: Write
 ) -> None:
     with pytest.raises(ModelError, match=said) as caught:
-        write(changed(make(), change))
+        write(vocabularies.changed(make(), change))
     assert "\n" not in str(caught.value)
 
 
@@ -192,30 +178,22 @@ def test_fewer_rows_than_tokens(write: Write) -> None:
 def test_an_ordinary_token_that_looks_like_an_end(write: Write) -> None:
     """Qwen's vocabulary has such a token, which no text yields."""
     tokenizer, looks_like = qwen(), {"<|eot_id|>": qwen().get_vocab_size()}
-    keys = write(changed(tokenizer, lambda s: s["model"]["vocab"].update(looks_like)))
+    keys = write(vocabularies.changed(tokenizer, lambda s: s["model"]["vocab"].update(looks_like)))
     assert "<|eot_id|>" not in keys["tokenizer.ggml.tokens"]
 
 
 def test_tokens_that_swallow_spaces_as_phi_3s_do(write: Write) -> None:
-    def swallowing(*keep: str) -> Tokenizer:
-        def strip(state: dict[str, Any]) -> None:
-            for token in state["added_tokens"]:
-                token["rstrip"] = token["content"] not in keep
-
-        return changed(vocabularies.sentencepiece("prepend"), strip)
-
-    tokenizer = swallowing("<unk>", "<s>", "<|endoftext|>")
-    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    tokenizer = vocabularies.swallowing("<unk>", "<s>")
     for given, name in ((None, "phi-3"), ("Notes", "Notes (phi-3)"), ("Phi-3-x", "Phi-3-x")):
         assert write(tokenizer, template=vocabularies.INST, name=given)["general.name"] == name
     with pytest.raises(ModelError, match="swallow"):
-        write(swallowing("<unk>"))
+        write(vocabularies.swallowing("<unk>"))
 
 
 def test_the_check_finds_what_is_wrong(write: Write, tmp_path: Path) -> None:
     """A file whose merges, names or template are another tokenizer's."""
     keys = write(qwen())
-    other = vocabularies.byte_level(vocabularies.BYTE_LEVEL["gpt-2"]())
+    other = vocabularies.byte_level("gpt-2")
     for tokenizer, template in ((other, vocabularies.CHATML), (qwen(), vocabularies.INST)):
         folder = vocabularies.write(tokenizer, tmp_path / "other", template=template)
         with pytest.raises(ModelError):

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import mlx_itune
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, built_in, load_tokenizer
 from mlx_itune.export.ollama import common_system, go_template, modelfile
 from mlx_itune.kit.errors import ModelError, UsageError
-from tests.conftest import write_tiny_tokenizer
-from tests.export.broken import settings
+from tests import gguf_vocabularies as vocabularies
 from tests.export.go_eval import parse_modelfile, render
 
 LLAMA2 = (
@@ -61,23 +61,14 @@ def conversations(*, system: bool) -> list[list[dict[str, str]]]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Any:
-    """A tiny tokenizer with a given template; `bos` makes it start every text with <|pad|>."""
+    """A tiny tokenizer with a given template; `bos` makes it start every text with <s>."""
 
     def made(template: str, *, bos: bool = False) -> ChatTokenizer:
-        write_tiny_tokenizer(tmp_path)
+        tokenizer = vocabularies.byte_level("gpt-2")
         if bos:
-            start = [{"SpecialToken": {"id": "<|pad|>", "type_id": 0}}]
-            texts = [{"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB")]
-            processor = {
-                "type": "TemplateProcessing",
-                "single": [*start, texts[0]],
-                "pair": [*start, *texts],
-                "special_tokens": {"<|pad|>": {"id": "<|pad|>", "ids": [0], "tokens": ["<|pad|>"]}},
-            }
-            settings(tmp_path / "tokenizer.json", post_processor=processor)
-            settings(tmp_path / "tokenizer_config.json", bos_token="<|pad|>")
-        (tmp_path / "chat_template.jinja").write_text(template)
-        return load_tokenizer(tmp_path)
+            start = [("<s>", tokenizer.token_to_id("<s>"))]
+            tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=start)
+        return load_tokenizer(vocabularies.write(tokenizer, tmp_path, template=template))
 
     return made
 
@@ -116,15 +107,15 @@ def test_odd_and_known_templates(make: Any) -> None:
     # A BOS that the runtime adds is left to it.
     begun = make("{{ bos_token }}" + CHATML, bos=True)
     template = go_template(begun)
-    assert "<|pad|>" not in template
-    same(begun, template, system=True, dropped="<|pad|>")
+    assert "<s>" not in template
+    same(begun, template, system=True, dropped="<s>")
     written = make("{{ bos_token }}" + CHATML)
     same(written, go_template(written), system=True)
     # A reply that was begun is continued; turns in an order that no training has are closed, too.
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is"}]
     assert render(template, said).endswith("<|im_start|>assistant\nIt is")
     late = [*said, {"role": "system", "content": "S"}]
-    assert "It is<|end|>\n<|im_start|>system\nS<|end|>\n" in render(template, late)
+    assert "It is</s>\n<|im_start|>system\nS</s>\n" in render(template, late)
 
 
 @pytest.mark.parametrize("template", [BY_PLACE, BY_WORDS, DATED], ids=["place", "words", "date"])

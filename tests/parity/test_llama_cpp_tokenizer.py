@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 
-from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.export.gguf.tokenizer import add_tokenizer, probe_prompts, tokenizer_limits
+from mlx_itune.export.gguf.tokenizer import probe_prompts, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_algorithm import APPROXIMATE
 from tests import gguf_vocabularies as vocabularies
 from tests.torture import characters, texts
@@ -24,31 +21,11 @@ ROOT = Path(__file__).parents[2]
 STARTER = ROOT / "mlx_itune/model/starter"
 
 
-def write_vocabulary(folder: Path, out: Path) -> ChatTokenizer:
-    """A GGUF file of the tokenizer alone, which llama.cpp loads with vocab_only."""
-    tokenizer = load_tokenizer(folder)
-    config = json.loads((folder / "config.json").read_text())
-    writer = gguf.GGUFWriter(str(out), "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(config["vocab_size"])
-    add_tokenizer(writer, tokenizer, config["vocab_size"])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tokenizer
-
-
 class Pair:
     """The same tokenizer in transformers and in llama.cpp."""
 
     def __init__(self, folder: Path, out: Path) -> None:
-        self.chat = write_vocabulary(folder, out)
+        self.chat = vocabularies.write_gguf(folder, out)
         self.llama = llama_cpp.Llama(str(out), vocab_only=True, verbose=False)
 
     def differing(self, said: Sequence[str], *, special: bool) -> list[str]:
@@ -81,30 +58,34 @@ def pair(tmp_path: Path) -> Any:
 MARKS = (*vocabularies.SPECIAL, *vocabularies.MARKUP)
 
 
+INST = {"template": vocabularies.INST}
+KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    **{
+        name: (lambda name=name: vocabularies.byte_level(name), {})
+        for name in vocabularies.BYTE_LEVEL
+    },
+    "looked up before merging": (
+        lambda: vocabularies.looking_up(vocabularies.byte_level("dbrx")),
+        {},
+    ),
+    **{
+        scheme: (lambda scheme=scheme: vocabularies.sentencepiece(scheme), INST)
+        for scheme in ("prepend", "always", "never")
+    },
+}
+
+
 @pytest.mark.parametrize("special", [True, False])
-@pytest.mark.parametrize("name", sorted(vocabularies.BYTE_LEVEL))
-def test_byte_level(pair: Any, name: str, special: bool) -> None:
-    both = pair(vocabularies.byte_level(vocabularies.BYTE_LEVEL[name]()))
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind(pair: Any, name: str, special: bool) -> None:
+    make, options = KINDS[name]
+    both = pair(make(), **options)
     said = torture(MARKS)
     if name in APPROXIMATE:
         # A tenth: llama.cpp takes milliseconds per text for these.
         assert tokenizer_limits(both.chat)
         said = [t for t in said[::10] if t.isascii()]
     assert both.differing(said, special=special) == []
-
-
-@pytest.mark.parametrize("special", [True, False])
-def test_words_looked_up_before_merging(pair: Any, special: bool) -> None:
-    splitter = vocabularies.BYTE_LEVEL["dbrx"]()
-    both = pair(vocabularies.byte_level(splitter, ignore_merges=True))
-    assert both.differing(torture(MARKS), special=special) == []
-
-
-@pytest.mark.parametrize("special", [True, False])
-@pytest.mark.parametrize("scheme", ["prepend", "always", "never"])
-def test_sentencepiece(pair: Any, scheme: str, special: bool) -> None:
-    both = pair(vocabularies.sentencepiece(scheme), template=vocabularies.INST)
-    assert both.differing(torture(MARKS), special=special) == []
 
 
 def test_a_space_before_the_first_word_only(pair: Any) -> None:
@@ -131,14 +112,7 @@ def test_the_starter(tmp_path: Path, special: bool) -> None:
 
 @pytest.mark.parametrize("special", [True, False])
 def test_tokens_that_swallow_spaces_as_phi_3s_do(pair: Any, special: bool) -> None:
-    from tokenizers import AddedToken, Tokenizer
-
-    tokenizer = vocabularies.sentencepiece("prepend")
-    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
-    state = json.loads(tokenizer.to_str())
-    for token in state["added_tokens"]:
-        token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
-    both = pair(Tokenizer.from_str(json.dumps(state)))
+    both = pair(vocabularies.swallowing("<unk>", "<s>"))
     marks = (*MARKS, *(f"{mark}\n" for mark in MARKS))
     # llama.cpp strips ASCII white space, transformers all of it.
     said = [t for t in torture(marks) if t.isascii()]
@@ -146,21 +120,16 @@ def test_tokens_that_swallow_spaces_as_phi_3s_do(pair: Any, special: bool) -> No
     assert both.differing(probe_prompts(both.chat), special=True) == []
 
 
-@pytest.mark.parametrize("kind", ["dbrx", "sentencepiece"])
+@pytest.mark.parametrize("kind", ["dbrx", "prepend"])
 def test_every_character_of_every_plane(pair: Any, kind: str) -> None:
-    tokenizer = (
-        vocabularies.sentencepiece("prepend")
-        if kind == "sentencepiece"
-        else vocabularies.byte_level(vocabularies.BYTE_LEVEL[kind]())
-    )
     said = [f"a{c}b{c}1{c}{c} {c}'{c} " for c in characters()]
-    assert pair(tokenizer).differing(said, special=True) == []
+    assert pair(KINDS[kind][0]()).differing(said, special=True) == []
 
 
 def test_composed_text_is_equal_where_the_tokenizer_composes(pair: Any) -> None:
     from tokenizers import normalizers
 
-    tokenizer = vocabularies.byte_level(vocabularies.BYTE_LEVEL["qwen2"]())
+    tokenizer = vocabularies.byte_level("qwen2")
     tokenizer.normalizer = normalizers.NFC()
     both = pair(tokenizer)
     assert any("NFC" in limit for limit in tokenizer_limits(both.chat))
@@ -169,7 +138,7 @@ def test_composed_text_is_equal_where_the_tokenizer_composes(pair: Any) -> None:
 
 
 def test_tokens_at_the_ends(pair: Any) -> None:
-    both = pair(vocabularies.byte_level(vocabularies.BYTE_LEVEL["qwen2"]()))
+    both = pair(vocabularies.byte_level("qwen2"))
     chat, llama = both.chat, both.llama
     assert llama.token_eos() == chat.closing_id
     model = llama._model.model
