@@ -35,9 +35,13 @@ class DataRun:
         return captured.out + ("" if "--json" in argv else captured.err)
 
     def write(self, name: str, rows: Any) -> Path:
+        """A file of rows; a text among them is a line as it is."""
         path = self.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        lines = (
+            row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows
+        )
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return path
 
     def rows(self, out: str, split: str = "train") -> list[dict[str, Any]]:
