@@ -1,6 +1,7 @@
 """Samples, splits and mixtures: stable, grouped, within their shares."""
 
 import tracemalloc
+from array import array
 from collections import Counter
 from random import Random
 
@@ -8,8 +9,8 @@ import pytest
 from data_command import SPLITS, asked, said
 
 from mlx_itune.dataset.importing.select import (
-    Sampler,
     Splitter,
+    drawn,
     mix,
     parse_shares,
     position,
@@ -141,26 +142,19 @@ def test_what_is_no_mixture_is_refused():
             mix(sizes, weights=weights)
 
 
-def test_the_sampler_takes_the_lowest_keys_of_content_and_copy():
-    """Against a dictionary of every row, on contents with many copies."""
+def test_a_sample_is_drawn_by_content_and_copy():
     random = Random(5)
     contents = [random.choice((1, 2, 3, random.getrandbits(64))) for _ in range(1000)]
     smaller = Counter()
     for wanted in (0, 1, 17, 500, 999, 1000, 2000):
-        sampler = Sampler(3)
-        for content in contents:
-            sampler.see(content)
-        sampler.draw(wanted)
-        first = [content for content in contents if sampler.take(content)]
-        assert len(first) == min(wanted, 1000)
-        sampler.rewind()
+        taken = drawn(array("Q", contents), wanted, 3)
+        assert taken.total() == min(wanted, 1000) and taken <= Counter(contents)
         shuffled = random.sample(contents, len(contents))
-        again = Counter(content for content in shuffled if sampler.take(content))
-        assert again == Counter(first) and smaller <= again
-        smaller = again
+        assert drawn(array("Q", shuffled), wanted, 3) == taken and smaller <= taken
+        smaller = taken
         # A row with a third of all copies gets about a third of the sample.
         if wanted == 500:
-            assert all(90 < again[content] < 160 for content in (1, 2, 3))
+            assert all(90 < taken[content] < 160 for content in (1, 2, 3))
 
 
 @pytest.mark.parametrize("seed", range(3))

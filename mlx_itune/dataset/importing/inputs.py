@@ -19,6 +19,7 @@ from mlx_itune.dataset.sources import expand, no_such
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import DataError, ItuneError, StorageError, UsageError, one_line
 from mlx_itune.kit.files import open_regular
+from mlx_itune.kit.json_files import read_toml
 from mlx_itune.kit.wording import brief
 
 # Given a stage and its bytes in all: what is to be told of each further stretch that is read.
@@ -257,28 +258,6 @@ def _refusal(hub: re.Match[str], error: Exception) -> ItuneError:
 
 _NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "COPYING")
 _READ_BYTES = 20_000
-# The first that occurs wins, so the narrower wording comes before the wider one.
-_WORDINGS = (
-    ("CC-BY-NC-SA-4.0", r"attribution-noncommercial-sharealike 4\.0"),
-    ("CC-BY-NC-ND-4.0", r"attribution-noncommercial-noderivatives 4\.0"),
-    ("CC-BY-NC-4.0", r"attribution-noncommercial 4\.0"),
-    ("CC-BY-SA-4.0", r"attribution-sharealike 4\.0"),
-    ("CC-BY-SA-3.0", r"attribution-sharealike 3\.0"),
-    ("CC-BY-ND-4.0", r"attribution-noderivatives 4\.0"),
-    ("CC-BY-4.0", r"attribution 4\.0"),
-    ("CC0-1.0", r"cc0 1\.0"),
-    ("Apache-2.0", r"apache license,? +version 2\.0"),
-    ("MIT", r"permission is hereby granted, free of charge, to any person obtaining a copy"),
-    ("AGPL-3.0", r"gnu affero general public license version 3"),
-    ("LGPL-3.0", r"gnu lesser general public license version 3"),
-    ("GPL-3.0", r"gnu general public license version 3"),
-    ("GPL-2.0", r"gnu general public license version 2"),
-    ("MPL-2.0", r"mozilla public license,? version 2\.0"),
-    ("ODC-By-1.0", r"odc attribution license"),
-    ("ODbL-1.0", r"open database license"),
-    ("BSD-3-Clause", r"redistribution and use in source and binary forms.*neither the name"),
-    ("BSD-2-Clause", r"redistribution and use in source and binary forms"),
-)
 
 
 def data_licences(data: Path) -> dict[str, str | None]:
@@ -317,7 +296,8 @@ def _from_card(path: Path) -> str | None:
 
 def _from_text(text: str) -> str | None:
     words = re.sub(r"\s+", " ", text).lower()
-    return next((name for name, wording in _WORDINGS if re.search(wording, words)), None)
+    wordings, _ = read_toml(Path(__file__).with_name("licences.toml"), error=DataError)
+    return next((name for name, wording in wordings.items() if re.search(wording, words)), None)
 
 
 def _read(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,8 @@ from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.dataset.importing.provenance import ORIGIN, SourceRecord, content_hash
 from mlx_itune.dataset.importing.select import (
     Groups,
-    Sampler,
     Splitter,
+    drawn,
     mix,
     parse_shares,
     parse_where,
@@ -103,7 +104,9 @@ class _Import:
         self._groups = Groups(plan.group_by) if plan.group_by else None
         self._mixes = plan.cap is not None or self._rates is not None
         self._mix: dict[str, float] | None = None
-        self._samplers: dict[str, Sampler] = {}
+        # Of each pot the contents that are drawn, and how many rows of them are left to take.
+        self._drawn: dict[str, Counter[int]] = {}
+        self._left: dict[str, Counter[int]] = {}
         self._sizes: Counter[str] = Counter()
 
     def survey(self) -> None:
@@ -112,20 +115,21 @@ class _Import:
         samples = plan.sample is not None or self._mixes
         if not samples and not self._groups:
             return
+        seen: dict[str, array[int]] = {}
         for _, row in self._rows("survey"):
             if isinstance(row, Fault) or not self._is_wanted(row):
                 continue
             source, content = self._pot(row), content_hash(row)
             self._sizes[source] += 1
             if samples:
-                self._samplers.setdefault(source, Sampler(plan.seed)).see(content)
+                seen.setdefault(source, array("Q")).append(content)
             if self._groups:
                 self._groups.see(row, content)
         if self._groups and self._sizes and not self._groups.is_tagged:
             raise UsageError(f"no row has a tag {plan.group_by!r} to group by")
         wanted = self._quotas() if samples and self._sizes else {}
-        for source, sampler in self._samplers.items():
-            sampler.draw(wanted[source])
+        for source, contents in seen.items():
+            self._drawn[source] = drawn(contents, wanted[source], plan.seed)
 
     def _quotas(self) -> dict[str, int]:
         """Rows to take of each source."""
@@ -207,8 +211,7 @@ class _Import:
     def _rows(self, stage: str) -> Iterator[tuple[InputFile, Conversation | Fault]]:
         """Every row of every file from the first on, good ones with a `source` tag."""
         plan = self._plan
-        for sampler in self._samplers.values():
-            sampler.rewind()
+        self._left = {source: rows.copy() for source, rows in self._drawn.items()}
         on_bytes = self._tell(stage, sum(file.path.stat().st_size for file in self._inputs.files))
         how: dict[str, Any] = {"format": plan.format, "columns": self._columns, "kind": plan.kind}
         for file in self._inputs.files:
@@ -226,7 +229,13 @@ class _Import:
         return row.tags["source"] if self._mixes else ""
 
     def _takes(self, row: Conversation, content: int) -> bool:
-        return not self._samplers or self._samplers[self._pot(row)].take(content)
+        if not self._drawn:
+            return True
+        left = self._left[self._pot(row)]
+        if not left[content]:
+            return False
+        left[content] -= 1
+        return True
 
     def _split(self, splitter: Splitter, row: Conversation, content: int) -> str:
         plan = self._plan

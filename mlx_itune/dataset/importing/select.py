@@ -7,7 +7,6 @@ import math
 import re
 import sys
 from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,54 +48,24 @@ def parse_where(text: str) -> Condition:
     return Condition(name, value.strip(), key.endswith("!"))
 
 
-class Sampler:
-    """Chooses rows by the keyed hash of (content, how many equal rows came before).
+def drawn(contents: array[int], wanted: int, seed: int) -> Counter[int]:
+    """How many rows of each content hash to take: in all `wanted`, or all that there are.
 
-    `see` every row's content hash, `draw`, then `take` says yes to min(wanted, rows) of them, by
-    the rows alone, not by their order; a larger sample holds the smaller one.
+    Those of the lowest keyed hashes of (content, how many equal rows came before), whatever their
+    order; a larger sample holds the smaller one.
     """
-
-    def __init__(self, seed: int) -> None:
-        digest = hashlib.blake2b(f"sample {seed}".encode(), digest_size=8).digest()
-        self._salt = np.uint64(int.from_bytes(digest, "big"))
-        self._seen = array("Q")
-        # Chosen contents, sorted, how many rows of each to take, and how many are left to take.
-        self._chosen = array("Q")
-        self._copies: list[int] = []
-        self._left: list[int] = []
-
-    def see(self, content: int) -> None:
-        """Count a row with this content hash."""
-        self._seen.append(content)
-
-    def draw(self, wanted: int) -> None:
-        """Choose; forgets the other rows."""
-        rows = np.sort(np.frombuffer(self._seen, dtype=np.uint64))
-        if wanted < len(rows):
-            index = np.arange(len(rows), dtype=np.uint64)
-            starts = np.where(np.append(True, rows[1:] != rows[:-1]), index, np.uint64(0))
-            copy = index - np.maximum.accumulate(starts)
-            # SplitMix64's finalizer over hash, seed and copy (it wraps around).
-            mixed = (rows ^ self._salt) + copy * _STRIDE
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
-            rows = np.sort(rows[np.argsort(mixed ^ (mixed >> np.uint64(31)))[:wanted]])
-        chosen, copies = np.unique(rows, return_counts=True)
-        self._chosen, self._copies = array("Q", chosen.tobytes()), copies.tolist()
-        self._seen = array("Q")
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Start asking from the first row again."""
-        self._left = list(self._copies)
-
-    def take(self, content: int) -> bool:
-        """Whether a row with this content hash is in the sample."""
-        at = bisect_left(self._chosen, content)
-        if at == len(self._chosen) or self._chosen[at] != content or not self._left[at]:
-            return False
-        self._left[at] -= 1
-        return True
+    salt = hashlib.blake2b(f"sample {seed}".encode(), digest_size=8).digest()
+    rows = np.sort(np.frombuffer(contents, dtype=np.uint64))
+    if wanted < len(rows):
+        index = np.arange(len(rows), dtype=np.uint64)
+        starts = np.where(np.append(True, rows[1:] != rows[:-1]), index, np.uint64(0))
+        copy = index - np.maximum.accumulate(starts)
+        # SplitMix64's finalizer over hash, seed and copy (it wraps around).
+        mixed = (rows ^ np.uint64(int.from_bytes(salt, "big"))) + copy * _STRIDE
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
+        rows = rows[np.argsort(mixed ^ (mixed >> np.uint64(31)))[:wanted]]
+    return Counter(rows.tolist())
 
 
 def mix(
