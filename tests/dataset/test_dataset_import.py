@@ -241,7 +241,7 @@ def test_a_download_is_pinned_and_takes_no_code(run, monkeypatch):
 
     def download(name, **how):
         asked_for.update(how)
-        return str(run.write("train[1].jsonl", asked(range(2))).parent)
+        return str(run.write(f"{COMMIT}/train[1].jsonl", asked(range(2))).parent)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

@@ -85,7 +85,8 @@ class RowFiles:
             for path in paths:
                 if not path.exists():
                     raise no_such(path)
-            self.paths = sorted(expand(paths), key=_split_rank)
+            ranks = {split: rank for rank, split in enumerate(_SPLITS)}
+            self.paths = sorted(expand(paths), key=lambda path: ranks.get(path.stem, len(ranks)))
             self.bytes = sum(path.stat().st_size for path in self.paths)
         self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
         self.format, self.columns = forced.format, forced.columns
@@ -104,10 +105,6 @@ class RowFiles:
         """(split or file name, rows) of each file."""
         for path in self.paths:
             yield path.stem if path.stem in _SPLITS else path.name, self.read(path, on_bytes)
-
-
-def _split_rank(path: Path) -> int:
-    return _SPLITS.index(path.stem) if path.stem in _SPLITS else len(_SPLITS)
 
 
 def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:

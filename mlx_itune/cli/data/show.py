@@ -171,18 +171,13 @@ def _append_run(
         words = border.join(_terminal_text(piece.text) for piece in alike)
         if coloured and weight:
             # White space beside a control token is as much a border as the ends of the run.
-            words = _marked(words)
+            words = _EDGES.sub(lambda at: at[0].replace(" ", "·").replace("\n", "↵\n"), words)
         elif border:
             words = words.replace("\n", "↵\n")
         kind = f"{style} reverse" if control else style
         text.append(words, style=kind if coloured else "")
     if not coloured and weight:
         text.append("]]")
-
-
-def _marked(text: str) -> str:
-    """White space where a learned run begins or ends, made visible."""
-    return _EDGES.sub(lambda at: at.group().replace(" ", "·").replace("\n", "↵\n"), text)
 
 
 def _terminal_text(text: str) -> str:

@@ -287,13 +287,10 @@ def _is_slip(left: list[str], right: list[str]) -> bool:
     if len(left) != len(right):
         return "".join(left) == "".join(right) or _LITTLE.issuperset((*left, *right))
     return all(
-        _LITTLE.issuperset(pair) or _is_close(*pair) for pair in zip(left, right, strict=True)
+        _LITTLE.issuperset((a, b))
+        or (min(len(a), len(b)) >= 3 and SequenceMatcher(None, a, b, False).ratio() >= _CLOSE)
+        for a, b in zip(left, right, strict=True)
     )
-
-
-def _is_close(a: str, b: str) -> bool:
-    ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
-    return min(len(a), len(b)) >= 3 and ratio >= _CLOSE
 
 
 def _blocks(texts: list[str]) -> list[list[int]]:

@@ -127,7 +127,8 @@ def _local_files(source: Path, prefix: str) -> Iterator[InputFile]:
     record = read_dataset(source)
     parent = Parent(record) if record and record.version >= VERSION else None
     # An earlier version's rows carry no origin, so its files are what they come from.
-    licence = _joined(raw.licence for raw in record.sources) if record else None
+    known = {raw.licence for raw in record.sources} if record else {None}
+    licence = None if None in known else " and ".join(sorted(map(str, known))) or None
     for path in expand([source]):
         label = prefix + path.relative_to(source).as_posix() if source.is_dir() else path.name
         said = licence or licence_beside(path) or licence_beside(source)
@@ -183,7 +184,7 @@ def _hub_files(hub: re.Match[str]) -> Iterator[InputFile]:
     """
     name, split = hub["name"], hub["split"]
     try:
-        folder, revision = _cached(hub) if network.offline() else _downloaded(hub)
+        folder = _snapshot(hub)
     except Exception as error:  # the client raises its own kinds, its HTTP library's and the OS's
         raise _refusal(hub, error) from None
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
@@ -191,7 +192,7 @@ def _hub_files(hub: re.Match[str]) -> Iterator[InputFile]:
     if not files:
         what = f"no data file of a split {split!r}" if split else "no data file"
         raise UsageError(f"has {what}", where=name, hint=f"it may be any of {', '.join(_KINDS)}")
-    revision = revision if _COMMIT.fullmatch(revision) else "unknown"
+    revision = folder.name if _COMMIT.fullmatch(folder.name) else "unknown"
     about = SourceRecord(
         name.rpartition("/")[2], "", licence=licence_beside(folder), hub=name, revision=revision
     )
@@ -213,17 +214,13 @@ def data_files(names: Iterable[str], split: str | None) -> list[str]:
     return []
 
 
-def _cached(hub: re.Match[str]) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-
-    about = {"repo_type": "dataset", "revision": hub["revision"]}
-    folder = Path(snapshot_download(hub["name"], **about, local_files_only=True))
-    return folder, folder.name
-
-
-def _downloaded(hub: re.Match[str]) -> tuple[Path, str]:
+def _snapshot(hub: re.Match[str]) -> Path:
+    """The folder of a data set's files, which is called after its commit."""
     from huggingface_hub import HfApi, snapshot_download
 
+    if network.offline():
+        about = {"repo_type": "dataset", "revision": hub["revision"]}
+        return Path(snapshot_download(hub["name"], **about, local_files_only=True))
     info = HfApi().dataset_info(hub["name"], revision=hub["revision"])
     wanted = data_files([file.rfilename for file in info.siblings or ()], hub["split"])
     literal = [re.sub(r"([\[\]*?])", r"[\1]", name) for name in wanted]
@@ -233,7 +230,7 @@ def _downloaded(hub: re.Match[str]) -> tuple[Path, str]:
         revision=info.sha,
         allow_patterns=[*literal, "README.md", "LICENSE*"],
     )
-    return Path(folder), str(info.sha)
+    return Path(folder)
 
 
 def _refusal(hub: re.Match[str], error: Exception) -> ItuneError:
@@ -265,12 +262,6 @@ def data_licences(data: Path) -> dict[str, str | None]:
     if record := read_dataset(data):
         return {source.name: source.licence for source in record.sources}
     return {data.name if data.is_dir() else data.stem: licence_beside(data)}
-
-
-def _joined(licences: Iterable[str | None]) -> str | None:
-    """Several licences as one; None if any is unknown."""
-    listed = list(licences)
-    return None if None in listed else " and ".join(dict.fromkeys(map(str, listed))) or None
 
 
 def licence_beside(source: Path) -> str | None:

@@ -65,19 +65,6 @@ class Step:
     rejected: int = 0
     seal: str = ""
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a row's history says of this step."""
-        tool, _, version = self.made_by.partition(" ")
-        return {
-            "time": self.created,
-            "operator": self.operator,
-            "tool": tool,
-            "version": version,
-            "command": self.command,
-            "settings": self.settings,
-        }
-
 
 @dataclass(frozen=True)
 class DatasetRecord(Step):
@@ -260,13 +247,16 @@ def _history(record: DatasetRecord, at: str, line: Line, changes: dict[str, Line
     for number, step in enumerate(record.steps, 1):
         if known & set(step.inputs.values()):
             known |= set(step.outputs.values())
+            tool, _, version = step.made_by.partition(" ")
+            told = {"n": number, "time": step.created, "operator": step.operator, "tool": tool}
+            told |= {"version": version, "command": step.command, "settings": step.settings}
             action = "kept" if steps else _FIRST.get(step.command, "read")
-            steps.append({"n": number, **step.told, "action": action})
-    told = changes.get(line[ORIGIN]) if now else line
-    if told and steps:
+            steps.append({**told, "action": action})
+    listed = changes.get(line[ORIGIN]) if now else line
+    if listed and steps:
         steps[-1]["action"] = "changed" if now else name
-        steps[-1]["reason"] = told.get("reason") or told.get("code") or ""
-        steps[-1]["detail"] = told.get("detail") or told.get("message") or ""
+        steps[-1]["reason"] = listed.get("reason") or listed.get("code") or ""
+        steps[-1]["detail"] = listed.get("detail") or listed.get("message") or ""
     number_or_place = int(place) if place.isdigit() else place
     text = orjson.dumps(line).decode() if now else None
     return History(_id_of(line), now, file, number_or_place, hashes.get(file), text, tuple(steps))

@@ -6,7 +6,6 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mlx_itune.dataset.cleaning.pii import birth, contact, place
 from mlx_itune.dataset.cleaning.pii.kinds import (
@@ -81,18 +80,16 @@ def _settled(found: Iterable[Found]) -> list[Found]:
     """The best candidates that do not overlap, in text order."""
     chosen: list[Found] = []
     starts: list[int] = []
-    for one in sorted(set(found), key=_rank):
+    # The best first: of the highest priority, the longest, and verified.
+    for one in sorted(
+        set(found), key=lambda f: (-f.priority, f.start - f.end, f.start, not f.verified, f.kind)
+    ):
         at = bisect_left(starts, one.end)
         if at == 0 or chosen[at - 1].end <= one.start:
             at = bisect_left(starts, one.start)
             starts.insert(at, one.start)
             chosen.insert(at, one)
     return chosen
-
-
-def _rank(found: Found) -> tuple[Any, ...]:
-    """The best first: of the highest priority, the longest, and verified."""
-    return -found.priority, found.start - found.end, found.start, not found.verified, found.kind
 
 
 def _inside_word(text: str, found: Found) -> bool:
