@@ -41,39 +41,35 @@ def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
     """
     # An id may look like a place ("case:12"): then no file has that name.
     places = {
-        spec: (found["file"] or "", found["at"])
+        spec
         for spec in wanted
         if (found := _PLACE.fullmatch(spec))
-        and any(_may_be(path, found["file"] or "") for path in paths)
+        and any((found["file"] or "") in _names_of(path) for path in paths)
     }
-    ids = set(wanted) - places.keys()
-    by_content = any(map(_CONTENT_ID.fullmatch, ids))
+    left, by_content = {*wanted}, any(map(_CONTENT_ID.fullmatch, wanted))
     for path in paths:
-        here = {spec: at for spec, (file, at) in places.items() if _may_be(path, file)}
-        if not here and not ids:
-            continue
-        passed: set[str] = set()
+        here = places & left
+        names = [f"{name}:" if name else "" for name in _names_of(path)]
         for row in read(path):
             at = (row.where if isinstance(row, Fault) else row.origin).rpartition(":")[2]
-            hits = {spec for spec, place in here.items() if place in (at, at.partition("#")[0])}
             # A line may give several rows; an id means one.
-            if not hits and not ids and passed == here.keys():
-                break
+            hits = here & {name + spot for name in names for spot in (at, at.partition("#")[0])}
+            if not left and not hits:
+                return
             if isinstance(row, Fault):
                 if hits and row.severity == "error":
                     broken = f"this row is broken: {row.code}: {row.message}"
                     raise DataError(broken, where=row.where, hint=row.hint or None)
                 continue
             # Its own `id`, or the hash of its content.
-            named = ids & {row.tags.get("id"), row_id(row) if by_content else None}
+            own = {row.tags.get("id"), row_id(row) if by_content else None}
+            named = own & (left - places)
             if hits or named:
                 yield row
-            passed |= hits
-            ids -= named
-        places = {spec: place for spec, place in places.items() if spec not in passed}
-    if missing := [spec for spec in wanted if spec in places or spec in ids]:
+            left -= hits | named
+    if left:
         raise UsageError(
-            f"there is no row {missing[0]!r}",
+            f"there is no row {next(spec for spec in wanted if spec in left)!r}",
             hint="name it as file:line, split:line, file:#row, or by its id",
         )
 
@@ -91,8 +87,9 @@ def first_rows(paths: Iterable[Path], most: int, read: Reader) -> Iterator[Row]:
                 return
 
 
-def _may_be(path: Path, name: str) -> bool:
-    return name in ("", str(path), path.name, path.stem)
+def _names_of(path: Path) -> tuple[str, ...]:
+    """How a file may be called before a line; not at all, too."""
+    return "", str(path), path.name, path.stem
 
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

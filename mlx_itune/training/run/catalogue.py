@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -173,12 +172,10 @@ def forget_incidents_after(folder: Path, step: int) -> None:
 
 def repair(path: Path) -> None:
     """Cut off a last line that a crash left unfinished."""
-    if not path.is_file() or not path.stat().st_size:
+    if not path.is_file():
         return
     with storage_errors(path), path.open("r+b") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
-            end = held.rfind(b"\n") + 1
-        file.truncate(end)
+        file.truncate(file.read().rfind(b"\n") + 1)
         os.fsync(file.fileno())
 
 
