@@ -46,11 +46,9 @@ def requested(given: Mapping[str, Any], template: str | None) -> Request:
 
 
 def measured_rows(request: Request, data: Path | None, runs: Path) -> HeldOut:
-    """Rows of ``data``; without it the validation rows of the run that made the adapter, where it
-    is in ``runs`` and its data is as it was; else the (tuned) model's answers to built-in prompts.
-
-    Raises DataError, UsageError.
-    """
+    """Rows of ``data``, else the validation rows of the run that made the adapter, where its data
+    is as it was, else the (tuned) model's answers to built-in prompts. Raises DataError,
+    UsageError."""
     from mlx_itune.export.request import HeldOut
     from mlx_itune.model.adapters import adapter as adapters
     from mlx_itune.model.adapters.lora import ON_THE_GRID

@@ -35,8 +35,7 @@ def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bo
 def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
     """A command with --json, --offline and an example at the end of its help.
 
-    It returns a `Result`, which is printed, or prints for itself and returns None; one that streams
-    declares `as_json` and is told.
+    It returns a `Result`, which is printed, or None; one that streams declares `as_json`.
     """
 
     def wrap(function: Callable[..., Any]) -> click.Command:
@@ -215,11 +214,8 @@ def flag(
     defaulted: bool = False,
     checked: bool = True,
 ) -> Option:
-    """The flag of one setting.
-
-    defaulted: the function gets the setting's default where the flag is not given, not None.
-    checked: a value that is not allowed is refused here, not by the record that is made of it.
-    """
+    """The flag of one setting. defaulted: not None, but the setting's default where it is not
+    given; checked: a value that is not allowed is refused here, not by the record made of it."""
 
     def admitted(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
         if checked and value is not None and not setting.admits(value):

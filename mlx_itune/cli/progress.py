@@ -30,8 +30,7 @@ _INCIDENTS_TOLD = 5
 class Progress:
     """One stage at a time, each with a count and a note; used as a context manager.
 
-    On a terminal the stage is redrawn in place. Elsewhere a line is printed every 10 s, one at the
-    end of a stage, one at every validation, and none twice.
+    On a terminal it is redrawn in place; elsewhere a line every 10 s, at each end and validation.
     """
 
     def __init__(self) -> None:
@@ -168,11 +167,8 @@ class Progress:
 
 @dataclass
 class TrainingView:
-    """The state of a run after each event it was told of; `last` is the last step's event.
-
-    loss: the mean over the last steps, each as much as it had tokens to learn: comparable to the
-    validation loss, and the train loss that the run reports at its end.
-    """
+    """The state of a run after each event it was told of; `last` is the last step's event; loss:
+    the mean over the last steps by tokens, as the run reports it."""
 
     run: str = ""
     step: int = 0

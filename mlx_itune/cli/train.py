@@ -225,11 +225,8 @@ def _planned(made: Any) -> Iterator[str]:
 def add_samples(
     settings: TrainSettings, run: Path, adapter: Path, count: int, progress: Progress
 ) -> int:
-    """Answer `count` validation rows before and after; the number answered.
-
-    Appends a `sample` event {row, task, prompt, reference, before, after} for each to
-    run/events.jsonl and makes run/report.html anew. What goes wrong is told as a warning.
-    """
+    """Answer `count` validation rows before and after, as `sample` events in run/events.jsonl and
+    in run/report.html; the number answered. What goes wrong is told as a warning."""
     try:
         return _answered(settings, run, adapter, count, progress) if count else 0
     except Exception as error:

@@ -30,9 +30,8 @@ _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
 class Turn:
     """One message. `weight` says how much an assistant turn is learned (None: the run decides).
 
-    `input` is set on Alpaca's user turns that carry context: the part of `content` after the
-    instruction and a blank line, which the `alpaca` template lays out as a section of its own.
-    `tool_call_id` names the call that a tool turn answers.
+    `input`: of Alpaca's user turns, the part of `content` after the instruction and a blank line.
+    `tool_call_id`: the call that a tool turn answers.
     """
 
     role: str

@@ -13,10 +13,10 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Fault:
-    """Why one row is refused (error) or worth a look (warning). `line` counts from 1.
+    """Why one row is refused (error) or worth a look (warning), at `where`, as `origin_of` writes
+    it.
 
-    `row` counts the rows of the file from 1; it is given where several stand on one line. `where`
-    is the row's address, as `origin_of` writes it.
+    `line` and `row` count from 1; `row` is given where several stand on one line.
     """
 
     file: str

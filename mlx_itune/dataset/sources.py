@@ -71,11 +71,9 @@ def read_rows(
 ) -> Iterator[Conversation | Fault]:
     """The conversations of a file of any kind, in order, with a Fault for each row that is none.
 
-    A row gives one conversation; a seed task with several instances gives one for each, all with
-    the same origin. `format` and `kind` force what is otherwise found out; `columns` maps fields to
-    columns. Columns that are numbers say that a table has no header. `mend` may make a conversation
-    of a row with a fault, which keeps no rules yet.
-    Raises StorageError when the file cannot be read, DataError for a file of another kind,
+    All instances of a seed task have one origin. `format` and `kind` force what is otherwise found
+    out; `columns` maps fields to columns, numbers for a table without a header; `mend` may make a
+    conversation of a row with a fault. Raises StorageError; DataError for a file of another kind;
     UsageError for a bad `format`, `columns` or `kind`.
     """
     path = Path(path)
@@ -104,10 +102,9 @@ def load_splits(
 ) -> Splits:
     """Read a data file, or a folder of train, valid and test files, of any kind.
 
-    A folder without a train file is read whole as one. Without a valid file, about 5 % of the
-    training rows are held out by the hash of their content: the choice does not depend on row
-    order, and equal rows stay on one side.
-    Raises DataError when a row is broken (all are counted) or a file holds no row.
+    Without a valid file, about 5 % of the training rows are held out by the hash of their content:
+    equal rows stay on one side, whatever their order. Raises DataError when a row is broken (all
+    are counted) or a file holds no row.
     """
     rows: dict[str, list[Conversation]] = {}
     faults: list[Fault] = []
@@ -135,8 +132,7 @@ def load_splits(
 def split_paths(data: Path) -> dict[str, Path]:
     """The files behind each split of a data file or folder.
 
-    A folder of files that are named otherwise is read as one training set: "train", then
-    "train/NAME" for each further file.
+    A folder without such names is one training set: "train", then "train/NAME" for further files.
     """
     if not data.exists():
         raise no_such(data)
@@ -174,9 +170,8 @@ def no_such(path: Path) -> DataError:
 def expand(paths: Sequence[Path]) -> list[Path]:
     """The files that `paths` name: themselves, or the readable files of a folder, by name.
 
-    Of a data folder its rows only: not its description, its log, nor what was removed from it.
-    Raises DataError for a folder with nothing to read or a name that is not UTF-8, StorageError for
-    what is no regular file.
+    Of a data folder its rows only. Raises DataError for a folder with nothing to read or a name
+    that is not UTF-8, StorageError for what is no regular file.
     """
     files: list[Path] = []
     for path in map(Path, paths):

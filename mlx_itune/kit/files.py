@@ -29,8 +29,8 @@ _LEFTOVER = re.compile(r"\.(\d+)-[0-9a-f]{8}\.partial$")
 def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace `path` by `data` atomically; afterwards it survives a power cut.
 
-    Raises StorageError, with the temporary file removed and `path` as it was. In a directory that
-    is being staged it is synced with the rest of it, at the end.
+    In a directory that is being staged it is synced with the rest of it. Raises StorageError, with
+    `path` as it was.
     """
     path = Path(path)
     staged = path.parent in _stages
@@ -61,8 +61,8 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
 def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Fill a temporary sibling of `out`; it becomes `out` only if the block succeeds.
 
-    On any exception, KeyboardInterrupt included, the temporary directory is removed and `out` is
-    as it was. Raises StorageError for an `out` that is a file or, unless `overwrite`, not empty.
+    On any exception `out` is as it was. Raises StorageError for an `out` that is a file or, unless
+    `overwrite`, not empty.
     """
     # A link keeps pointing where it points: the directory behind it is what is replaced.
     out = Path(os.path.realpath(out))
@@ -82,8 +82,8 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def staged_file(out: Path) -> Iterator[Path]:
     """Yield a path in a hidden folder beside `out`; that file becomes `out` if the block succeeds.
 
-    On any exception the folder is removed. The block writes the file durably (`write_durably`);
-    others in the folder go with it. Raises StorageError where `out` exists, before or after.
+    The block writes it durably; others in the folder go with it. Raises StorageError where `out`
+    exists, before or after.
     """
     out = Path(os.path.realpath(out))
     refuse_taken(out)

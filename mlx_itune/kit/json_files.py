@@ -58,11 +58,8 @@ _NEEDED = {
 def read_bytes(
     path: Path, *, error: type[ItuneError] = StorageError, limit_bytes: int = LIMIT_BYTES
 ) -> bytes:
-    """The content of a regular file of at most `limit_bytes`.
-
-    A pipe, socket or device is refused without being read, with `error`. Raises StorageError where
-    the system says no.
-    """
+    """The content of a regular file of at most `limit_bytes`; `error` for a larger one, and at once
+    for what is no file. Raises StorageError where the system says no."""
     with open_regular(path, error) as file, storage_errors(path):
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
@@ -122,8 +119,7 @@ def to_record(
 ) -> T:
     """JSON text, or an object at hand, as the dataclass `cls`, whose fields may be dataclasses.
 
-    Types are strict: 1 is no truth, "1" no number. Raises `error` with every wrong key and type in
-    one line; unknown keys, where they are refused, with what was meant.
+    Types are strict: 1 is no truth. Raises `error` with every wrong key and type in one line.
     """
     if isinstance(value, bytes):
         value = parse_object(value, where=where, error=error)

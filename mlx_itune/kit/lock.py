@@ -39,8 +39,7 @@ class Holder:
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path` for the block (flock(2)); `what` names the thing in messages.
 
-    The file stays, empty, afterwards: removing it would let two processes lock two files of one
-    name. Raises StorageError that says who holds it.
+    The file stays: removed, two processes could lock two files of one name. Raises StorageError.
     """
     path = Path(path)
     descriptor = _acquire(path, what)

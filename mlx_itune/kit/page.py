@@ -40,8 +40,7 @@ def element(
 ) -> Html:
     """One element. A plain str among `children` is escaped, Html stands as it is.
 
-    An attribute that is True stands without a value, one that is False not at all; numbers are
-    rounded to a hundredth, which is finer than any screen.
+    An attribute that is True stands without a value, one that is False not at all.
     """
     head = tag + "".join(_attribute(name, value) for name, value in (attributes or {}).items())
     return Html(f"<{head}>" if tag == "input" else f"<{head}>{join(children)}</{tag}>")

@@ -134,10 +134,10 @@ def asked_for(settings: Any) -> dict[str, Any]:
 
 
 def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
-    """The values of a TOML file, checked against the fields of dataclass `cls`.
+    """The values of a TOML file, checked against dataclass `cls`; keys may be written as the flags
+    are.
 
-    Keys may be written as the flags are (`batch-size`). Raises UsageError with every unknown key
-    (and a did-you-mean) and every wrong type in one line; StorageError when it cannot be read.
+    Raises UsageError with every unknown key and wrong type in one line; StorageError.
     """
     path = Path(path)
     table, text = read_toml(path, error=UsageError)

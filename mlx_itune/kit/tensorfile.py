@@ -44,10 +44,9 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, in the order of their data.
+    """The tensors of a safetensors file, in the order of their data; only the header is read.
 
-    Raises ModelError for a file that is not exactly what the format says; StorageError when it
-    cannot be read. Only the header is read.
+    Raises ModelError for a file that is not exactly what the format says; StorageError.
     """
     path, broken = Path(path), "not a valid safetensors file"
     with open_regular(path, ModelError) as file, storage_errors(path):
@@ -85,10 +84,10 @@ def stream_tensors(
     parts: Callable[[str], Iterable[bytes]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors in the order of `described` (dtype, shape), each from the bytes of its parts.
+    """Write tensors in the order of `described` (dtype, shape); memory holds no more than a part of
+    one.
 
-    The parts of one tensor are asked for when the one before it is written, so that memory holds
-    no more than a part. Raises ValueError for bytes that do not fit a shape; StorageError.
+    Raises ValueError for bytes that do not fit a shape; StorageError.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0

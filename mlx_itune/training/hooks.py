@@ -52,8 +52,8 @@ def attached(
 ) -> Iterator[Observe]:
     """An observer for `train`: `watch`, and the boards asked for, which are closed with the block.
 
-    wandb: a project. tensorboard: a directory; each run gets a folder of its id in it. `say` is
-    told when a board fails. Raises UsageError at once where a package or a login is missing.
+    wandb: a project. tensorboard: a directory. `say` is told when a board fails. Raises UsageError
+    at once where a package or a login is missing.
     """
     boards: list[Any] = [] if tensorboard is None else [_TensorBoard(tensorboard)]
     if wandb is not None:

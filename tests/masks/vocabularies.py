@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared/data/tokenizers"
 FILES = {
     "llama2": REAL / "llama2.tokenizer.model",
-    "llama2_legacy": REAL / "llama2.tokenizer.model",
     "llama3": REAL / "llama3.tokenizer.model",
     "llama3_start": REAL / "llama3.tokenizer.model",
 }
@@ -39,8 +38,8 @@ _FIRST_HIDDEN = 0xF2000
 @cache
 def base(name: str) -> Tokenizer:
     """A tokenizer without any family's tokens."""
-    if name in ("llama2", "llama2_legacy"):
-        return _as_before(_llama2()) if name == "llama2_legacy" else _llama2()
+    if name == "llama2":
+        return _llama2()
     if name in ("llama3", "llama3_start"):
         return _llama3(None if name == "llama3" else 16_000)
     if name == "starter":
@@ -56,16 +55,6 @@ def _llama3(tokens: int | None) -> Tokenizer:
         file.write_text("".join(lines[:tokens]), encoding="ascii")
         converted: Tokenizer = TikTokenConverter(vocab_file=str(file)).converted()
     return converted
-
-
-def _as_before(tokenizer: Tokenizer) -> Tokenizer:
-    """The form that most copies of Llama 2's tokenizer.json have: a normalizer, no splitting."""
-    before = Tokenizer(tokenizer.model)
-    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    before.normalizer = normalizers.Sequence(steps)
-    before.decoder = tokenizer.decoder
-    before.add_special_tokens([_token(t) for t in ("<unk>", "<s>", "</s>")])
-    return before
 
 
 def _token(text: str, *, special: bool = True, rstrip: bool = False) -> AddedToken:

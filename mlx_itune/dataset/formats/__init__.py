@@ -89,8 +89,8 @@ def parse_rows(
 ) -> tuple[Conversation, ...]:
     """The conversations in a row: one, or one for each instance of a seed task.
 
-    `format` is one of FORMATS; None finds it out. `columns` says which column is which field; the
-    other columns become tags. Raises RowFault; UsageError for an unknown format.
+    `format`: None finds it out. `columns`: which column is which field; the others become tags.
+    Raises RowFault; UsageError for an unknown format.
     """
     check_format(format)
     row, rest = value, dict[str, Any]()

@@ -73,11 +73,8 @@ def json_value(text: str, what: str) -> Any:
 
 
 def with_system(row: Row, turns: tuple[Turn, ...], used: set[str]) -> Parsed:
-    """`turns` with the system turn of the row's `system` or `system_prompt` column before them.
-
-    A system turn of the conversation's own stands. A column that says something else is left over
-    and so becomes a tag, where it can be found.
-    """
+    """`turns` after the system turn of the row's `system` or `system_prompt`; a turn of their own
+    stands, and what says something else becomes a tag."""
     for key in ("system", "system_prompt"):
         value = row.get(key)
         is_said = value is not None and value != "" and not str(value).isspace()

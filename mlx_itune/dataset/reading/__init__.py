@@ -52,11 +52,9 @@ def read_records(
 ) -> Iterator[Record | Fault]:
     """Each row of a file in order, or why it is none; blank lines are no rows.
 
-    `kind` is one of KINDS; None goes by the name and the content. `header` says whether a table's
-    first row names its columns; None goes by its looks. `on_bytes` is told, as reading goes on, how
-    many more bytes of the file are done with.
-    Raises StorageError when the file cannot be read or is no regular file, DataError for a file of
-    another kind, UsageError for an unknown `kind` or a missing extra.
+    `kind`, `header` (whether a table's first row names its columns): None goes by the content.
+    `on_bytes` is told how many more bytes of the file are done with. Raises StorageError; DataError
+    for a file of another kind; UsageError for an unknown `kind` or a missing extra.
     """
     path = Path(path)
     if kind is not None and kind not in KINDS:
@@ -112,11 +110,10 @@ def _kind_of(path: Path, head: bytes) -> str:
 
 
 def _is_lines(stream: ByteStream, *, prefers_lines: bool) -> bool:
-    """Whether JSON, by its beginning and (where known) its end, has a row per line.
+    """Whether JSON, by its beginning and (where known) its end, has a row per line, or is a
+    document.
 
-    Otherwise it is a document: an array, an object around one, or objects over several lines.
-    One bad line must not turn lines into a document, nor the other way round: several lines have
-    their say, and the end of the file.
+    One bad line must not decide: several lines have their say, and the end of the file.
     """
     head, is_whole = stream.head.lstrip(BLANK), stream.is_whole
     first = head[:1]

@@ -38,8 +38,8 @@ class Record(NamedTuple):
 class ByteStream:
     """Chunks of an open file. `head` is the first one, still to be read; a byte order mark is cut.
 
-    `on_bytes` is told how many more bytes of the file itself, compressed or not, have been read.
-    A damaged gzip file ends early and says why in `broken`. Raises OSError.
+    `on_bytes` is told how many more bytes of the file have been read. A damaged gzip file ends
+    early and says why in `broken`. Raises OSError.
     """
 
     def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None] | None = None) -> None:

@@ -63,9 +63,8 @@ def read_lines(stream: ByteStream, name: str) -> Generator[Record | Fault, None,
 def _fast(block: bytes, lines: list[bytes]) -> list[dict[str, Any]] | None:
     """The rows of a block of lines, if orjson's are certain to be the strict decoder's.
 
-    orjson lets a key occur twice: then the rows, written out again, have fewer colons, unless an
-    escaped one makes up for it. It makes a float of an integer of 20 digits or more, takes an
-    escaped NUL, and will not write what is nested too deeply.
+    A key that occurs twice leaves fewer colons when the rows are written out again, unless an
+    escaped one makes up for it. Long integers become floats, and escaped NULs pass.
     """
     try:
         values = [*map(orjson.loads, lines)]

@@ -94,9 +94,9 @@ def _batch(batch: Any, line: int, name: str) -> Iterator[Record | Fault]:
 def read_xlsx(
     path: Path, on_bytes: Told = None, *, header: bool | None = None
 ) -> Iterator[Record | Fault]:
-    """A Record or Fault per row of every sheet; `sheet` tells several apart.
+    """A Record or Fault per row of every sheet, each under its own header; `sheet` tells several
+    apart.
 
-    Each sheet has a header of its own, and is in memory while it is read.
     Raises DataError for what is no XLSX file, or too large.
     """
     import python_calamine as calamine
@@ -142,11 +142,7 @@ def _sheet(rows: Iterator[list[Any]]) -> Iterator[Cells]:
 
 
 def _refuse_huge(path: Path) -> None:
-    """Raise DataError for a workbook that takes far more memory than its cells do.
-
-    A single cell far out makes a grid of all before it, and no exception tells of memory that
-    the library cannot have.
-    """
+    """Raise DataError where a sheet's grid, which a single cell far out makes huge, has no room."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > _MAX_BOOK_BYTES:

@@ -54,9 +54,8 @@ TooLong = Literal["split", "truncate", "drop", "error"]
 class PrepareReport:
     """What came in and what came out; adds up row by row while rows are prepared.
 
-    turns = turns_whole + turns_truncated + turns_dropped, always. The lists hold the origins of
-    rows that were split, truncated, dropped (wholly or in part), had nothing to learn, or spell out
-    a control token in their text, which is tokenized as the characters it is made of.
+    turns = turns_whole + turns_truncated + turns_dropped, always. The lists hold origins of rows;
+    `dropped`: wholly or in part; `control_text`: rows that spell out a control token.
     """
 
     rows: int = 0
@@ -122,10 +121,10 @@ def prepare(
 ) -> Preparation:
     """Render every conversation and bring what is too long within `max_length_tokens`.
 
-    `split` cuts a conversation between exchanges, repeating its system turn, and truncates only a
-    single exchange that is still too long; `truncate` keeps the start of the tokens; `drop` leaves
-    the row out. Raises DataError for rows that the template refuses (all are counted), for `error`
-    and a long row, or when nothing is left to learn.
+    `split` cuts between exchanges and truncates only a single one that is still too long;
+    `truncate` keeps the start; `drop` leaves the row out. Raises DataError for rows that the
+    template refuses (all are counted), for `error` and a long row, or when nothing is left to
+    learn.
     """
     report = PrepareReport()
     examples = _prepared(conversations, tokenizer, report, max_length_tokens, learn, too_long)

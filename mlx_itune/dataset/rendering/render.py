@@ -65,8 +65,8 @@ def render(
 ) -> tuple[TokenizedExample, ...]:
     """The examples of one conversation; every learned turn is in exactly one of them.
 
-    `learn`: all assistant turns, the last one, or those whose `weight` says so; a turn's own
-    weight counts in each. Raises DataError when the chat template refuses the turns.
+    `learn`: all assistant turns, the last, or those whose `weight` says so; weights count in each.
+    Raises DataError when the chat template refuses the turns.
     """
     (found,) = render_many([conversation], tokenizer, learn)
     if isinstance(found, DataError):

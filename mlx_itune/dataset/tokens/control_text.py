@@ -31,9 +31,8 @@ Message = Mapping[str, Any]
 class ControlText:
     """Control strings of one tokenizer: finds, hides and restores them.
 
-    `special` maps the text of special tokens to ids. `markup` does so for the other added tokens
-    that the template writes, such as `<tool_call>` or `<think>`: a reply may well contain those,
-    what a user or a tool says may not.
+    `special`: the texts of special tokens and their ids. `markup`: other added tokens that the
+    template writes, such as `<think>`, which a reply may contain, but no user or tool.
     """
 
     def __init__(self, special: Mapping[str, int], markup: Mapping[str, int]) -> None:

@@ -38,10 +38,9 @@ PROBE = "qzvxqzvx"
 class ChatTokenizer:
     """A fast Hugging Face tokenizer with the chat template a run uses.
 
-    `hf` is the tokenizer, `name` the template's name ("auto", "chatml", ...), `eos_ids` every
-    token that ends a turn, `control_ids` all special tokens, `stop_strings` the end-of-turn text
-    where the template ends turns with plain text. What turns say is never read as a control token:
-    `control_text` tells the two apart.
+    `eos_ids`: every token that ends a turn; `control_ids`: all special tokens; `stop_strings`: the
+    end of a turn where the template writes plain text. `control_text` keeps what turns say from
+    being read as a control token.
     """
 
     def __init__(
@@ -113,8 +112,7 @@ class ChatTokenizer:
     def encode_many(self, texts: Sequence[str]) -> list[Encoding]:
         """Token `ids` and character ranges (`offsets`) of rendered texts, all in one call.
 
-        Nothing is added at either end. Raises DataError where content cannot be kept from being
-        read as a control token.
+        Raises DataError where content cannot be kept from being read as a control token.
         """
         hidden = [self.control_text.is_hidden_in(text) for text in texts]
         plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
@@ -275,8 +273,8 @@ def built_in(name: str, *, adds_bos: bool, knows_im_end: bool) -> str:
 def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
     """Load the tokenizer of a local model directory, running none of its code.
 
-    `template`: "auto" is the model's own chat template; "alpaca", "chatml", "vicuna" are built in.
-    Raises ModelError when it cannot be loaded or has no template, UsageError for another name.
+    `template`: "auto" is the model's own. Raises ModelError when it cannot be loaded or has no
+    template, UsageError for another name.
     """
     path = Path(path)
     if template not in ("auto", *BUILT_IN):

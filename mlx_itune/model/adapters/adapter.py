@@ -221,9 +221,9 @@ def load(path: Path, *, any_base: bool = False) -> Adapter:
 def apply(loaded: LoadedModel, adapter: Adapter) -> None:
     """Put an adapter on its base model, in place.
 
-    Raises ModelError when it was trained on other weights, under another configuration or with
-    another tokenizer, and may not go on `any_base`; when a name or shape does not fit; when the
-    two files of an adapter of the grid do not say the same.
+    Raises ModelError when it was trained on another base (weights, configuration, tokenizer) and
+    may not go on `any_base`; when a name or shape does not fit; when a grid adapter's files
+    disagree.
     """
     config, model = adapter.config, loaded.model
     with located(adapter.path):
@@ -256,8 +256,7 @@ def apply(loaded: LoadedModel, adapter: Adapter) -> None:
 class AdapterSet:
     """The base and its adapters by name; one of them is on at a time, None is the bare base.
 
-    Made from a base without an adapter, which is then this object's to change. Raises ModelError
-    for an adapter that was trained on another base or does not fit.
+    The base is this object's to change from then on. Raises ModelError.
     """
 
     def __init__(self, loaded: LoadedModel, named: Mapping[str, Adapter]) -> None:

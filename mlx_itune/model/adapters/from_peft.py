@@ -52,8 +52,8 @@ class PeftImport:
 def import_peft(peft_dir: Path, model: str, out: Path) -> PeftImport:
     """Write a PEFT adapter directory as an adapter of ours on ``model``.
 
-    Raises ModelError for what has no such form, by name, and for tensors that do not fit the model
-    or that PEFT would not have used; StorageError.
+    Raises ModelError for what has no such form, does not fit or would not have been used;
+    StorageError.
     """
     config = read_config(peft_dir)
     loaded = base.load(model, compute="dequantized")

@@ -194,11 +194,8 @@ def expert_modules(path: str, count: int, model_type: str) -> list[str]:
 
 
 def alpha_of(config: adapters.AdapterConfig) -> float | int:
-    """The lora_alpha that PEFT, dividing it by the rank, reads as the scale of this adapter.
-
-    Exactly so wherever a float is: for every scale that once was some alpha / rank, and for ranks
-    that are powers of two; otherwise to the last bit of a double.
-    """
+    """The lora_alpha that PEFT, dividing it by the rank, reads as the scale of this adapter:
+    exactly so for every scale that once was some alpha / rank, else to the last bit of a double."""
     alpha = config.alpha
     for candidate in (alpha, math.nextafter(alpha, 0), math.nextafter(alpha, 2 * alpha)):
         if candidate / config.rank == config.scale:

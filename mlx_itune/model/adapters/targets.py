@@ -39,11 +39,10 @@ def choose(
 ) -> list[Target]:
     """The layers that `keys` name, in the model's order; None takes every linear one of the blocks.
 
-    A key is a name in a block ("self_attn.q_proj", or its end, "q_proj"), a full path ("lm_head"),
-    a glob over either ("*.mlp.*") or "re:" and a regular expression that one of them matches as a
-    whole. num_layers: how many of the last blocks, -1 for all; layers outside of blocks are
-    taken by keys alone. experts: whether None takes them too. also: what else can be adapted, and
-    None takes. Raises ModelError.
+    A key is a name in a block, or its end, a full path, a glob over either, or "re:" and a regular
+    expression that matches one as a whole. num_layers: how many of the last blocks, -1 for all; of
+    layers outside, keys alone decide. experts: whether None takes them too. also: what else can be
+    adapted, and None takes. Raises ModelError.
     """
     blocks = len(model.layers)
     if not (num_layers == -1 or 0 < num_layers <= blocks):

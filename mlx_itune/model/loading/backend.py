@@ -97,8 +97,7 @@ def product(
 ) -> Floats:
     """scale * a @ b of two float32 matrices, or transposes of such, into `out` or added to it.
 
-    By the same BLAS as MLX's products, with no lock of Python's held. The numbers of a row of
-    `out` stand side by side; ValueError where they do not.
+    By MLX's own BLAS, without Python's lock. ValueError where rows of `out` are not contiguous.
     """
     library = _openblas()
     if out is None:

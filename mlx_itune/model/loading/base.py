@@ -73,9 +73,8 @@ def load(
 ) -> LoadedModel:
     """Vet and load a model with weights in memory; no code of the model's is ever run.
 
-    compute: "auto", "dequantized" or "quantized"; memory_bytes: what may be taken, if that is less
-    than is free; float_copies: whether quantized weights may stand there as floats (see
-    model/compute). Raises ModelError.
+    compute: "auto", "dequantized" or "quantized"; memory_bytes: what may be taken; float_copies:
+    whether quantized weights may stand there as floats (see model/compute). Raises ModelError.
     """
     path = resolve(model)
     built, config = read(path, lazy=False)

@@ -26,8 +26,7 @@ def weight_files(path: Path) -> list[Path]:
 def fingerprint(path: Path) -> str:
     """SHA-256 (hex) over the sorted names, dtypes, shapes and bytes of a model's tensors.
 
-    File names, order and sharding make no difference. Streams: memory stays at a few megabytes.
-    Raises ModelError, StorageError.
+    File names, order and sharding make no difference. Raises ModelError, StorageError.
     """
     tensors: dict[str, tuple[Path, TensorInfo]] = {}
     for file in weight_files(path):
@@ -64,8 +63,7 @@ def function_of(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
 def changed_values(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
     """Each value that differs, as "rope_theta is 1e6, was 1e4".
 
-    Keys that only one side has are of another version of mlx-lm, and are passed over; but not
-    within a value, which is the config.json's own.
+    Keys that only one side has, at the top, are of another version of mlx-lm: passed over.
     """
     found: list[str] = []
     for name in (before.keys() | now.keys()) if at else (before.keys() & now.keys()):

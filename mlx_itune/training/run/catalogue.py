@@ -130,8 +130,7 @@ def prune(
 ) -> list[Going]:
     """Remove checkpoints but the newest `keep` and the best of each run; what goes, or would go.
 
-    keep_runs: whole runs go too, but for so many of the newest; those that could be resumed stay
-    unless `unfinished`. A run that is training is left alone.
+    keep_runs: whole runs go too, but for the newest, and unless `unfinished` those to be resumed.
     """
     going: list[Going] = []
     ordered = sorted(folders, key=lambda folder: folder.name)

@@ -51,12 +51,11 @@ def resume(
     allow_other_base: bool = False,
     observe: Observe = lambda _: None,
 ) -> Resumed:
-    """Continue the run in `folder` from its last undamaged checkpoint; without one, from step 0.
+    """Continue the run in `folder` from its last undamaged checkpoint, bit for bit; else from step
+    0.
 
-    The weights, moments and metrics at the end are, bit for bit, those of a run that was never
-    interrupted. out: another place for the adapter. how: other values for settings in `HOW`, for a
-    run that did not fit; the same function, but its last bits will differ. allow_other_base: go on
-    although base, tokenizer, template or the tokens they make of the rows have changed.
+    out: another place for the adapter. how: other values for settings in `HOW`; the last bits will
+    differ. allow_other_base: go on although base, tokenizer, template or tokens have changed.
     Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not
     what the run began with; StorageError when another process trains it, or no checkpoint is whole.
     """

@@ -276,11 +276,8 @@ class Numbers(Losses):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult(Numbers):
-    """What a run did; the keys of `train --json`.
-
-    adapter_step: the step whose weights the adapter holds; the last one, or the best one with
-    early stopping. rows_not_used: too long and dropped, or without anything to learn.
-    """
+    """What a run did; the keys of `train --json`. adapter_step: the step whose weights the adapter
+    holds; rows_not_used: too long and dropped, or without anything to learn."""
 
     run: str
     adapter: str
