@@ -166,8 +166,12 @@ def _tensors(
 def _type_of(name: str, stored: Stored, kind: str, facts: Facts) -> Type:
     if len(stored.shape) == 1 or name.endswith("ffn_gate_inp.weight"):
         return Type.F32
+    if kind in _CODES and (twin := same_codes(stored)):
+        return twin
     if kind in _CODES:
-        return same_codes(stored) or _homeless(stored, kind)
+        # Floats, and codes that GGUF has no blocks for.
+        fits = stored.mode == "affine" and not stored.shape[-1] % BLOCK
+        return Type.Q8_0 if kind == "native" and fits else float_twin(stored)
     if kind not in _BLOCKS:
         return _FLOATS.get(kind, Type.F16)
     if stored.shape[-1] % BLOCK:
@@ -175,12 +179,6 @@ def _type_of(name: str, stored: Stored, kind: str, facts: Facts) -> Type:
     head = "token_embd.weight" if facts.tied else "output.weight"
     # What decides between tokens gets 8 bits, as in llama.cpp's own mixes.
     return Type.Q8_0 if name == head else _BLOCKS[kind]
-
-
-def _homeless(stored: Stored, kind: str) -> Type:
-    """The type of floats, and of codes that GGUF has no blocks for."""
-    fits = stored.scales is not None and stored.mode == "affine" and not stored.shape[-1] % BLOCK
-    return Type.Q8_0 if kind == "native" and fits else float_twin(stored)
 
 
 def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[str]:
@@ -233,9 +231,7 @@ def _add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
         fits = 0 <= value < 1 << 32 if isinstance(value, int) else True
         if not fits or (isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT):
             raise ModelError(f"{name} is {value!s:.20}, which no key of a GGUF file holds")
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
+        if isinstance(value, int):
             writer.add_uint32(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
@@ -285,8 +281,5 @@ def _quantize(source: Path, out: Path, kind: str) -> None:
     if failed or not out.is_file():
         reason = said[-1] if said else f"error {failed}"
         raise ModelError(f"llama.cpp could not quantize it: {reason}", where=out.name)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with out.open("rb") as file:
+        os.fsync(file.fileno())

@@ -17,7 +17,6 @@ from mlx_itune.export.artifact import (
     carry_tokenizer,
     describe,
     in_shards,
-    refuse_same,
     sealed,
     write_index,
 )
@@ -30,7 +29,7 @@ from mlx_itune.export.transformers.hf_layout import (
     require_known,
     require_same_function,
 )
-from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
 from mlx_itune.kit.json_files import read_object, write_object
 from mlx_itune.kit.tensorfile import read_header, stream_tensors
@@ -70,18 +69,12 @@ def export_hf(
 ) -> Exported:
     """Write a model directory of mlx-lm's, quantized or not, in transformers' layout, and verify.
 
-    dtype: "float16", "bfloat16" or "float32"; None keeps the type of the base's floats.
-    adapter_dir: its update is added in float32, before the one rounding to ``dtype``.
-    base_id: the model's public name, for the card. A tensor is held in memory once, and a piece of
-    it as floats. Raises ModelError for an architecture whose layout is not known, numbers that are
-    not finite or that ``dtype`` cannot hold, and another base's adapter; UsageError, StorageError.
+    dtype: "float16", "bfloat16", "float32", or the base's own; the adapter's update is added before
+    the one rounding to it. A tensor is held in memory once, and a piece of it as floats. Raises
+    ModelError for an unknown layout, numbers that ``dtype`` cannot hold, another base's adapter.
     """
-    refuse_same(source_dir, out)
-    if dtype is not None and dtype not in _STORED:
-        raise UsageError(f"unknown dtype {dtype!r}", hint="one of " + ", ".join(_STORED))
     adapter = None
     if adapter_dir is not None:
-        refuse_same(adapter_dir, out)
         adapter = adapters.load(adapter_dir, any_base=any_base)
         adapter.require_template(tokenizer.name, tokenizer.template_sha256)
     model_type = str(base.vet(source_dir)["model_type"])

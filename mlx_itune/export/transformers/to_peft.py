@@ -11,13 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.export.artifact import (
-    Exported,
-    carry_tokenizer,
-    describe,
-    refuse_same,
-    sealed,
-)
+from mlx_itune.export.artifact import Exported, carry_tokenizer, describe, sealed
 from mlx_itune.export.cards import peft_card
 from mlx_itune.export.transformers.hf_layout import COMPARED
 from mlx_itune.kit.errors import ModelError
@@ -59,8 +53,6 @@ def export_peft(
     of (grid; DoRA of a token table, whose lengths PEFT takes by column) and another base's adapter.
     """
     source = base.resolve(model)
-    refuse_same(source, out)
-    refuse_same(adapter_dir, out)
     adapter = adapters.load(adapter_dir, any_base=any_base)
     if tokenizer is not None:
         adapter.require_template(tokenizer.name, tokenizer.template_sha256)
