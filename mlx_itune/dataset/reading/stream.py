@@ -67,43 +67,26 @@ class ByteStream:
             self._told = reached
         return chunk
 
-    def blocks(self) -> Iterator[tuple[int, bytes]]:
-        """Blocks of whole lines without the last b"\\n", each with the byte that it starts at.
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """(number, first byte, line) of each line; lines end at b"\\n" only.
 
-        Of a line longer than MAX_ROW_BYTES the first bytes are kept, one more than that, in a
-        block of its own.
+        Of one that is longer than MAX_ROW_BYTES, so many bytes and one more.
         """
-        at = self.start
-        rest: list[bytes] = []
+        number, at = 0, self.start
+        pieces: list[bytes] = []
         size = 0
         while chunk := self.read():
-            if size > MAX_ROW_BYTES:
-                first, newline, chunk = chunk.partition(b"\n")
-                size += len(first)
-                if not newline:
-                    continue
-                yield at, b"".join(rest)[: MAX_ROW_BYTES + 1]
-                at += size + 1
-                rest, size = [], 0
-            whole, newline, last = chunk.rpartition(b"\n")
-            if newline:
-                block = b"".join((*rest, whole))
-                yield at, block
-                at += len(block) + 1
-                rest, size = [], 0
-            rest.append(last)
-            size += len(last)
-        if size:
-            yield at, b"".join(rest)[: MAX_ROW_BYTES + 1]
-
-    def lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """(number, first byte, line) of each line; lines end at b"\\n" only."""
-        number = 0
-        for at, block in self.blocks():
-            for raw in block.split(b"\n"):
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
                 number += 1
-                yield number, at, raw
-                at += len(raw) + 1
+                yield number, at, b"".join((*pieces, end))[: MAX_ROW_BYTES + 1]
+                at += size + len(end) + 1
+                pieces, size = [], 0
+            if size <= MAX_ROW_BYTES:
+                pieces.append(rest)
+            size += len(rest)
+        if size:
+            yield number + 1, at, b"".join(pieces)[: MAX_ROW_BYTES + 1]
 
     def _next(self) -> bytes:
         pieces: list[bytes] = []

@@ -10,11 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Generator
-from itertools import count
 from typing import Any
-
-import numpy as np
-import orjson
 
 from mlx_itune.dataset.faults import Fault, RowFault
 from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record, refuse_too_long
@@ -30,59 +26,21 @@ _STRANGE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE = re.compile("[\udc80-\udcff]")
 
-_DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_TOO_LONG = b"0" * 20
-_ESCAPES = (b"\\u0000", b"\\u003a", b"\\u003A")
-
 
 def read_lines(stream: ByteStream, name: str) -> Generator[Record | Fault, None, int]:
     """A Record or Fault per line that is not blank; returns the number of lines."""
-    strict = StrictDecoder()
-    number = 0
+    strict, number = StrictDecoder(), 0
     if stream.has_bom:
         yield BOM_FAULT.at(name, 1)
-    for at, block in stream.blocks():
-        lines = block.split(b"\n")
-        if not (stream.has_bom and not number) and (values := _fast(block, lines)):
-            yield from map(Record, values, count(number + 1))
-            number += len(lines)
-            continue
-        for raw in lines:
-            number += 1
-            # The line that the mark spoils has had its fault.
-            if raw.strip(BLANK) and not (stream.has_bom and number == 1):
-                try:
-                    refuse_too_long(len(raw))
-                    yield Record(strict.row(raw, at), number)
-                except RowFault as fault:
-                    yield fault.at(name, number)
-            at += len(raw) + 1
+    for number, at, raw in stream.lines():
+        # The line that the mark spoils has had its fault.
+        if raw.strip(BLANK) and not (stream.has_bom and number == 1):
+            try:
+                refuse_too_long(len(raw))
+                yield Record(strict.row(raw, at), number)
+            except RowFault as fault:
+                yield fault.at(name, number)
     return max(number, int(stream.has_bom))
-
-
-def _fast(block: bytes, lines: list[bytes]) -> list[dict[str, Any]] | None:
-    """The rows of a block of lines, if orjson's are certain to be the strict decoder's.
-
-    A key that occurs twice leaves fewer colons when the rows are written out again, unless an
-    escaped one makes up for it. Long integers become floats, and escaped NULs pass.
-    """
-    try:
-        values = [*map(orjson.loads, lines)]
-        again = orjson.dumps(values)
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
-        return None
-    is_exact = (
-        {*map(type, values)} == {dict}
-        and _colons(block) == _colons(again)
-        and not (b"\\u00" in block and any(escape in block for escape in _ESCAPES))
-        and _TOO_LONG not in block.translate(_DIGITS)
-    )
-    return values if is_exact else None
-
-
-def _colons(text: bytes) -> int:
-    # Several times faster than bytes.count, where there are many.
-    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord(":")))
 
 
 class StrictDecoder:
