@@ -22,27 +22,10 @@ from mlx_itune.kit.files import sha256_file
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.engine import compute
 from mlx_itune.model.loading import base
+from tests.conftest import write_tiny_model
 from tests.model.adapter_layers import IDS, moved, saved
 
-PARTS = ("weight", "scales", "biases")
 GRID = {"group_size": 64, "bits": 4, "mode": "affine"}
-
-
-def quantized(source: Path, out: Path, bits: int, factor: float = 1.0) -> Path:
-    """A float model directory times `factor`, in `bits` bits."""
-    shutil.copytree(source, out)
-    tensors: Any = mx.load(str(out / "model.safetensors"))
-    made = {}
-    for name, tensor in tensors.items():
-        is_matrix = tensor.ndim > 1
-        parts = mx.quantize(tensor * factor, group_size=64, bits=bits) if is_matrix else (tensor,)
-        made |= {
-            name.removesuffix("weight") + part: a for part, a in zip(PARTS, parts, strict=False)
-        }
-    mx.eval(made)
-    adapter.write_arrays(out / "model.safetensors", made)
-    edit(out / "config.json", quantization={**GRID, "bits": bits})
-    return out
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -100,8 +83,8 @@ def test_what_inference_keeps_holds_for_these_factors_only(
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 6, 8])
 @pytest.mark.parametrize("kind", ["dora", "grid", "qalora"])
-def test_every_width(kind: str, bits: int, tiny_model_dir: Path, tmp_path: Path) -> None:
-    path = quantized(tiny_model_dir, tmp_path / "m", bits)
+def test_every_width(kind: str, bits: int, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m", bits=bits)
     expected = saved(path, tmp_path / "a", kind)
     again = base.load(str(path))
     adapter.apply(again, adapter.load(tmp_path / "a"))
@@ -138,11 +121,9 @@ def test_both_files_of_a_grid_adapter_have_to_agree(
 
 
 @pytest.mark.parametrize("kind", lora.KINDS)
-def test_another_base_is_refused(
-    kind: str, tiny_model_dir: Path, tiny_quantized_dir: Path, tmp_path: Path
-) -> None:
+def test_another_base_is_refused(kind: str, tiny_quantized_dir: Path, tmp_path: Path) -> None:
     saved(tiny_quantized_dir, tmp_path / "a", kind)
-    other = quantized(tiny_model_dir, tmp_path / "m", 4, factor=1.1)
+    other = write_tiny_model(tmp_path / "m", bits=4, seed=1)
     with pytest.raises(ModelError, match="was trained on tiny-4bit"):
         adapter.apply(base.load(str(other)), adapter.load(tmp_path / "a"))
     (tmp_path / "a" / adapter.PROVENANCE).unlink()
