@@ -1,7 +1,6 @@
 """Mutated lines of every format: no exception, and every line that is not blank counts once.
 
-`MLX_ITUNE_FUZZ_LINES=1000000` runs as many (the suite runs 20,000); so does
-`python tests/dataset/test_dataset_fuzz.py 1000000`, which also says what was found.
+`MLX_ITUNE_FUZZ_LINES=1000000` runs as many (the suite runs 20,000).
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ import copy
 import json
 import os
 import random
-import sys
-import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -208,12 +204,3 @@ def test_what_is_accepted_can_be_written_and_read_again(tmp_path: Path, is_ascii
     path.write_bytes(b"\n".join(mutated(random_) for _ in range(5000)))
     first = said()
     assert len(first) > 500 and said() == first
-
-
-if __name__ == "__main__":
-    asked = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        counts = fuzz(asked, Path(folder))
-    print(f"{sum(counts.values()):,} lines, no exception, each counted once")
-    print(f"{time.perf_counter() - began:.0f} s; {dict(counts.most_common())}")

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from mlx_itune.dataset.cleaning.pii import Hit, find, redact, redact_conversation
+from mlx_itune.dataset.cleaning.pii.find import Hit, find
+from mlx_itune.dataset.cleaning.pii.redact import redact, redact_conversation
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.kit.errors import UsageError
 

@@ -13,7 +13,8 @@ from typing import Any
 import phonenumbers
 import pytest
 
-from mlx_itune.dataset.cleaning.pii import KINDS, Hit, find
+from mlx_itune.dataset.cleaning.pii.find import Hit, find
+from mlx_itune.dataset.cleaning.pii.kinds import KINDS
 from tests.fixtures.pii.planted import Planted, samples, value
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -60,10 +60,8 @@ class Lint:
                 return None
             if not (self.texts or self.phrases or self.patterns or self.starts):
                 return text.strip()
-        if any(mark in text for mark in self._marks):
-            exact = next((exact for exact in self.texts if exact in text), None)
-            if exact is not None:
-                return exact
+        if (exact := next((exact for exact in self.texts if exact in text), None)) is not None:
+            return exact
         if not (self.phrases or self.patterns):
             text = text.lstrip()[:_START_CHARS]
         low = _low(text)
@@ -88,11 +86,6 @@ class Lint:
                 f"{len(text):,} characters",
                 hint="simplify it: no repetition within a repetition",
             ) from None
-
-    @functools.cached_property
-    def _marks(self) -> set[str]:
-        """What the texts begin with: signs are rarer than letters, and found fast."""
-        return {text if text[0].isalnum() else text[0] for text in self.texts}
 
     @functools.cached_property
     def _signs(self) -> list[str]:

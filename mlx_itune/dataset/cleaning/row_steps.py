@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from mlx_itune.dataset.checking.lints import Lint, excerpt
 from mlx_itune.dataset.cleaning.html_text import is_html, to_markdown
-from mlx_itune.dataset.cleaning.pii import redact_conversation
+from mlx_itune.dataset.cleaning.pii.redact import redact_conversation
 from mlx_itune.dataset.cleaning.rows import Outcome, RowStep, map_texts, with_turns
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.statistics.counters import OTHER, letters_by_script

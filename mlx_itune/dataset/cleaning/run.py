@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlx_itune.dataset.checking.check import split_of
 from mlx_itune.dataset.checking.lints import load_lints
-from mlx_itune.dataset.cleaning.pii import redact, redact_conversation
+from mlx_itune.dataset.cleaning.pii.redact import redact, redact_conversation
 from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.cleaning.rows import Row, as_it_is, refusal_of
 from mlx_itune.dataset.cleaning.steps import MENDING, Steps

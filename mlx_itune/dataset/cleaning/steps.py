@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_itune.dataset.checking.lints import Lint
 from mlx_itune.dataset.cleaning import row_steps
-from mlx_itune.dataset.cleaning.pii import known_kinds
+from mlx_itune.dataset.cleaning.pii.find import known_kinds
 from mlx_itune.dataset.cleaning.plan import CleanPlan, names_in
 from mlx_itune.dataset.cleaning.rows import Row, RowStep
 from mlx_itune.dataset.cleaning.whole import Sources, Told, drop_repeats, unify_system
