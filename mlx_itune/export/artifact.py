@@ -89,10 +89,7 @@ def refuse_same(source: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def sealed(out: Path, size_bytes: int, what: str) -> Iterator[Path]:
-    """A staged directory for ``what``, which becomes ``out`` if the block finds it good.
-
-    Raises StorageError, also where the disk has no room.
-    """
+    """A staged directory, ``out`` once the block is done. Raises StorageError, without room too."""
     with staged_directory(out) as stage:
         require_free_bytes(stage, size_bytes + (16 << 20), what)
         yield stage
@@ -211,10 +208,7 @@ def require_finite(name: str, tensor: Any) -> None:
 def in_shards(
     sizes: Mapping[str, int], limit_bytes: int = SHARD_BYTES
 ) -> dict[str, tuple[str, ...]]:
-    """The files of a checkpoint, and which tensors of these sizes in bytes are in each, in order.
-
-    A file holds ``limit_bytes`` at most, unless a single tensor is larger.
-    """
+    """The files of a checkpoint, and which tensors of these sizes in bytes are in each, in order."""
     shards: list[list[str]] = [[]]
     filled_bytes = 0
     for name, size_bytes in sizes.items():

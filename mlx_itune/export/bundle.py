@@ -1,10 +1,4 @@
-"""A bundle: a finished artefact with what its users need, sealed by a manifest.
-
-manifest.json      every file: path, size, SHA-256; what it was made from, how close it is
-README.md          model card: base, data, fidelity, how to run it from each program
-LICENSE.base       the base model's licence text, where it brought one
-install-*.sh       check the hashes, then put the files in place; no network
-"""
+"""A bundle: a finished artefact with card, licence and install scripts, sealed by a manifest."""
 
 from __future__ import annotations
 
@@ -131,8 +125,7 @@ def seal_bundle(
 ) -> None:
     """Add card, licence, scripts and manifest to the artefact that is in ``stage``.
 
-    ``provenance`` is the artefact's provenance.json (base, data, fuse); ``base_folder`` the base
-    model's directory, for its licence. Raises ModelError for a provenance of wrong types.
+    Raises ModelError for a provenance of wrong types.
     """
     licence = next((f for n in _LICENCE_FILES if (f := base_folder / n).is_file()), None)
     if licence is not None:
@@ -162,11 +155,7 @@ def seal_bundle(
 
 
 def check_bundle(folder: Path) -> Manifest:
-    """Compare every file with the manifest; return it when nothing differs.
-
-    Raises ModelError for a broken manifest, or for the first file that is missing, extra or
-    changed; StorageError.
-    """
+    """The manifest, if it is what is there. Raises ModelError for the first that is not."""
     place = folder / MANIFEST
     if not place.exists():
         raise ModelError("is not a bundle: no manifest.json", where=str(folder))
@@ -203,10 +192,7 @@ def _file(path: Path, stage: Path) -> BundleFile:
 
 
 def _install_script(model: str, part: Part, files: Sequence[BundleFile]) -> tuple[str, str] | None:
-    """(its name, its text) where a program has to be told about ``part``.
-
-    ``model``: its name, lower case and without spaces; ``files``: those of the bundle.
-    """
+    """(its name, its text) where a program has to be told about ``part``."""
     path, kind = part.path, part.format
     within = [f for f in files if f.path == path or f.path.startswith(f"{path}/")]
     sums = "\n".join(f"{file.sha256}  {file.path}" for file in within)

@@ -35,7 +35,7 @@ from mlx_itune.export.ollama import (
     parameters_of,
     stop_texts,
 )
-from mlx_itune.export.request import FILES, Observe, Request, tag, unobserved
+from mlx_itune.export.request import FILES, Observe, Request, tag
 from mlx_itune.export.transformers.to_hf import export_hf
 from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import ModelError, UsageError
@@ -54,7 +54,7 @@ _CODES = ("native", "lossless")
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def export(request: Request, observe: Observe = unobserved) -> Exported:
+def export(request: Request, observe: Observe = lambda _: None) -> Exported:
     """Write ``request.out`` whole or not at all, read back and compared with its source.
 
     Raises UsageError, ModelError (also where what was read back is not what was written),

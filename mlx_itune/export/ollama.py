@@ -1,10 +1,8 @@
 """Ollama's Modelfile, which prompts a GGUF model as it was trained.
 
 Ollama renders templates of Go's text/template. Most chat templates write a constant text between
-two contents, which depends on the two roles alone: from "system" to "user", from "user" to the
-reply. Those texts are read off rendered conversations. A template that does more (dates, contents
-looked into, turns treated by their place) gives two texts for one pair of roles, and is not
-translated.
+two contents, which depends on the two roles alone; it is read off rendered conversations. A
+template that does more gives two texts for one pair of roles, and is not translated.
 """
 
 from __future__ import annotations

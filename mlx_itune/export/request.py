@@ -35,10 +35,6 @@ Observe = Callable[[str], None]
 Score = Callable[[LoadedModel], float | None]
 
 
-def unobserved(_: str) -> None:
-    """Nobody is told what is being done."""
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """Rows to measure a merge on, and others to compensate its rounding errors on.
@@ -59,11 +55,8 @@ class Request:
 
     ``way``, ``bits``: how to merge, None for the smallest result whose mean KL from base + adapter
     is within ``max_kl`` nats per learned token, on ``rows``; or, if ``allow_lossy``, the nearest.
-    ``every`` measures and scores all ways, for the table. ``type``: one of TYPES[format], None for
-    the format's own choice. ``name``: the model's name where it is shown, for LM Studio
-    "publisher/model". ``separate``: of Ollama, the adapter beside its base. ``bundle``: with
-    manifest, card, licences and scripts. ``allow_other_base``: the adapter may go on a
-    base that it was not trained on.
+    ``every`` measures and scores all ways. ``type``: one of TYPES[format], None for its own choice.
+    ``name``: where the model is shown. ``separate``: of Ollama, the adapter beside its base.
     """
 
     model: str

@@ -24,9 +24,8 @@ _CONVERSATIONS = 2
 class Answer(Iterator[str]):
     """One answer, and an iterator over its pieces, which computes them.
 
-    `finish_reason`: "stop" or "length", None before its end. `completion_tokens` counts its tokens,
-    the one that ends it not among them; `cached_tokens` those of the prompt that were computed
-    already.
+    `finish_reason`: "stop" or "length", None before its end. `completion_tokens`: without the one
+    that ends it. `cached_tokens`: of the prompt, that were computed already.
     """
 
     def __init__(
@@ -72,9 +71,8 @@ class Answer(Iterator[str]):
 class Generator:
     """Text generation with one loaded model and its tokenizer.
 
-    stops: texts that end an answer, besides the tokenizer's own ends; batch_size: answers computed
-    at once, which are those that each prompt would get alone; cached_prompts: texts whose past is
-    not computed again.
+    stops: texts that end an answer, too; batch_size: answers computed at once, the same as alone;
+    cached_prompts: texts whose past is not computed again.
     """
 
     def __init__(

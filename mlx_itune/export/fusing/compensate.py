@@ -1,9 +1,7 @@
 """Rounding a weight to its grid so that the layer's output changes least, not the weight.
 
 GPTQ (Frantar et al., 2210.17323, section 3.3) rounds one input column after the other and lets the
-columns still to come make up for each error, as the inputs' second moments H say they can. The
-grid is MLX's own, w = s q + b, with each group's s and b chosen when its columns' turn comes.
-The moments are those of rows that nothing is measured on.
+columns still to come make up for each error, as the inputs' second moments H say they can.
 """
 
 from __future__ import annotations
@@ -40,8 +38,7 @@ def compensated(
 ) -> dict[str, Any]:
     """Round ``weight`` (out, in) float32 for inputs whose moments have this :func:`factor`.
 
-    As MLX stores it: weight (out, words) uint32, scales and biases (out, groups) of ``dtype``;
-    errors are those with scales and biases so rounded.
+    As MLX stores it: weight (out, words) uint32, scales and biases (out, groups) of ``dtype``.
     """
 
     def sayable(numbers: Any) -> Numbers:
@@ -76,8 +73,7 @@ def factor(moments: Numbers, count: int) -> Numbers:
     """U, upper triangular, of H^-1 = U^T U: row j says how column j's error is made up for.
 
     H is ``moments`` (in, in), the sum of x x^T over ``count`` inputs x, with something on its
-    diagonal so that it has an inverse. Where a column never had an input it gets the mean, and is
-    rounded by itself.
+    diagonal; a column that never had an input gets the mean, and is rounded by itself.
     """
     diagonal = np.diag(moments)
     mean = float(diagonal.mean()) or 1.0
@@ -124,9 +120,7 @@ class Moments:
 class Calibration:
     """The moments of an adapted model's layers on ``rows``, path by path.
 
-    The model runs as it is; only its adapter's instances record, and none does afterwards. Token
-    tables, which are looked up, have no moments; nor has a layer whose moments alone are beyond
-    ``budget_bytes``.
+    Token tables have none; nor has a layer whose moments alone are beyond ``budget_bytes``.
     """
 
     def __init__(

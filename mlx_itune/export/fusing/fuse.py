@@ -1,8 +1,4 @@
-"""Merge an adapter into one model directory, and measure what the merge lost.
-
-The ways to merge are tried from the smallest result to the largest; the first whose KL divergence
-from base + adapter is within the limit is the one written.
-"""
+"""Merge an adapter into one model directory in the smallest way that is near base + adapter."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ from mlx_itune.export.cards import licence_in_card, model_card
 from mlx_itune.export.fusing.compensate import Calibration
 from mlx_itune.export.fusing.fidelity import Fidelity, Reference, require_same_codes
 from mlx_itune.export.fusing.merge import Way, merge, on_the_grid, ways
-from mlx_itune.export.request import Observe, Request, unobserved
+from mlx_itune.export.request import Observe, Request
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import refuse_occupied, storage_errors
 from mlx_itune.kit.json_files import canonical, plain, write_object
@@ -82,13 +78,13 @@ class FuseResult(Measured):
     tried: tuple[Tried, ...]
 
 
-def fuse(request: Request, observe: Observe = unobserved, check: Check | None = None) -> FuseResult:
+def fuse(
+    request: Request, observe: Observe = lambda _: None, check: Check | None = None
+) -> FuseResult:
     """Write the model and its adapter as one MLX directory; fidelity is measured on the rows.
 
-    Where a way needs rows to calibrate on and there are none, a third of those measured on is set
-    aside. Raises ModelError when no way is within the limit (unless ``allow_lossy``) or the adapter
-    is another base's, UsageError when ``out`` is the base, StorageError when it exists or cannot be
-    written, and what ``check`` raises.
+    Raises ModelError when no way is within the limit (unless ``allow_lossy``) or the adapter is
+    another base's, UsageError when ``out`` is the base, StorageError, and what ``check`` raises.
     """
     job = _Job(request, observe, check)
     plan, tried = job.plan, job.tried

@@ -73,10 +73,10 @@ def ways(
     calibrated: bool,
     every: bool,
 ) -> list[Way]:
-    """The ways to try for a base as mlx-lm reads it and the adapter's layers, smallest first.
+    """The ways to try for a base and the adapter's layers, smallest first.
 
     ``calibrated``: there are rows to compensate errors on. ``every``: those that "auto" would pass
-    over, too. Raises UsageError for a width or way that this base and adapter cannot have.
+    over, too. Raises UsageError, ModelError for a way that this base and adapter cannot have.
     """
     if choice not in CHOICES:
         raise UsageError(f"there is no way {choice!r}", hint="one of " + ", ".join(CHOICES))
@@ -146,8 +146,7 @@ def merge(
 ) -> tuple[dict[str, Any], dict[str, Grid] | None]:
     """Tensors by name, and per-layer quantization settings (None: nothing is quantized).
 
-    ``layers[path]`` is the adapter's layer for that of the base (as mlx-lm reads it) at ``path``;
-    ``calibration`` has what a compensated way needs. Raises ModelError where the base lacks one.
+    ``layers``: the adapter's, by path. Raises ModelError where the base lacks one.
     """
     tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
     modules = dict(model.named_modules())

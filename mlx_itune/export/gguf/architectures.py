@@ -1,8 +1,7 @@
 """The architectures that go to GGUF: llama.cpp's names for tensors, the numbers it must be told.
 
-Names are the gguf package's own; keys: github.com/ggml-org/ggml, docs/gguf.md, and llama.cpp's
-loaders (src/models/*.cpp). What is described is the model as mlx-lm computes it; where llama.cpp's
-fixed graph computes something else, it is refused here.
+Keys: github.com/ggml-org/ggml, docs/gguf.md, and llama.cpp's loaders (src/models/*.cpp). Where its
+fixed graph computes something else than mlx-lm, that is refused here.
 """
 
 from __future__ import annotations

@@ -58,9 +58,7 @@ def export_gguf_lora(
 ) -> Exported:
     """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32.
 
-    The runtime adds alpha / rank * B A, which is the adapter's scale. Raises ModelError for
-    adapters that are no such pair, for another base, and for layers that llama.cpp cannot
-    adapt; StorageError.
+    Raises ModelError for another base and what llama.cpp cannot adapt, StorageError.
     """
     adapter = adapters.load(adapter_dir, any_base=any_base)
     kind, scale = adapter.config.kind, adapter.config.scale

@@ -34,7 +34,7 @@ from mlx_itune.model.loading import base
 _K_QUANTS = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 _FLOATS = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
 _BLOCKS = {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
-# MLX's own codes; where GGUF has no blocks for them, floats or (native) 8-bit blocks.
+# MLX's own codes of 2 to 5 bits and mxfp4; for others, floats or (native) 8-bit blocks.
 _CODES = ("native", "lossless")
 KINDS = (*_CODES, *_FLOATS, *_BLOCKS, *_K_QUANTS)
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -56,13 +56,9 @@ def export_gguf(
 ) -> Exported:
     """Write a model directory, as mlx-lm reads it, to one GGUF file; compare every tensor.
 
-    ``kind``: "f32", "f16", "bf16", "q8_0", "q4_0"; "lossless" for the very codes of MLX's 2- to
-    5-bit and mxfp4 layers, floats elsewhere; "native" likewise, wider codes as "q8_0"; "q4_k_m",
-    "q5_k_m", "q6_k" through llama.cpp's quantizer; None for `own_kind`. ``name``: the model's name,
-    by default the directory's. ``merged`` makes the model that is written instead, from the one at
-    ``source_dir`` and an adapter. Raises UsageError where llama.cpp's quantizer is needed and not
-    there, ModelError for what llama.cpp cannot run or a file that does not read back as its source,
-    StorageError.
+    ``kind``: one of KINDS, None for `own_kind`. ``merged`` makes the model that is written instead.
+    Raises UsageError where llama.cpp's quantizer is needed and not there, ModelError for what
+    llama.cpp cannot run or a file that does not read back as its source, StorageError.
     """
     if kind in _K_QUANTS:
         _quantizer()

@@ -1,8 +1,7 @@
 """The tokenizer inside a GGUF file: every `tokenizer.*` key that llama.cpp reads.
 
-The source is the tokenizer as it was trained with, i.e. the one transformers loads, not the files
-it came from. What llama.cpp cannot tokenize the same way is refused; docs/shipping.md lists the
-differences that no file can remove. Keys: github.com/ggml-org/ggml, docs/gguf.md.
+The source is the tokenizer that transformers loads. What llama.cpp cannot tokenize the same way is
+refused (docs/shipping.md). Keys: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ _PROBE = "qzvxqzvx"
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: ChatTokenizer, rows: int) -> None:
-    """Add every `tokenizer.*` key to ``writer``: what llama.cpp needs to tokenize as trained.
+    """Add every `tokenizer.*` key to ``writer``, which has its name; ``rows`` has the embedding.
 
-    ``rows`` has the embedding. Set `general.name` before, if at all: llama.cpp looks for some
-    models' names in it. Raises ModelError where llama.cpp would tokenize otherwise.
+    Raises ModelError where llama.cpp would tokenize otherwise.
     """
     state, prompts = _state(tokenizer), probe_prompts(tokenizer)
     kind = algorithm.kind_of(state)

@@ -2,8 +2,7 @@
 
 llama.cpp (src/llama-vocab.cpp) cuts by regular expressions that it knows by name, merges by rank or
 by score, puts a space before every stretch of text or before none, strips spaces around added
-tokens by the *model's* name, and takes tokens for control tokens by their text. What is said here
-was decided by what the tokenizer does, step by step; what differs is refused.
+tokens by the *model's* name, and takes tokens for control tokens by their text.
 """
 
 from __future__ import annotations
@@ -173,9 +172,8 @@ def scores(state: State, size: int) -> list[float]:
 def space_prefix(state: State, prompts: Sequence[str]) -> bool:
     """``tokenizer.ggml.add_space_prefix``: a space before each stretch of plain text, or none.
 
-    Some tokenizers put it before the first stretch only, which llama.cpp cannot. For those the
-    value is taken that tokenizes more of ``prompts``, as the chat template writes them, the same
-    way. Raises ModelError where neither gets the first of them right.
+    Where a tokenizer puts it before the first stretch only, the value that tokenizes more of
+    ``prompts`` the same way. Raises ModelError where neither gets the first of them right.
     """
     scheme = _scheme(state)
     if scheme != "first":

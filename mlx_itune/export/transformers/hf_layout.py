@@ -52,10 +52,9 @@ _PIECE_BYTES = 8 << 20
 class FloatSource:
     """The parameters of a model directory, dequantized and merged as they are read, each once.
 
-    config: as on disk. settings: mlx-lm's, defaults filled in. shapes: of each parameter by
-    mlx-lm's name, unpacked. dtype: the type that most floats have. scaled: whether any layer scales
-    its rotary positions, as some modules of mlx-lm ignore what config.json says. What
-    `deltas[path]` makes, (..., out, in) float32, is added to the weight of the layer at `path`.
+    settings: mlx-lm's, defaults filled in. shapes: unpacked. dtype: of most floats. scaled: whether
+    any layer scales its rotary positions, which some modules of mlx-lm do not whatever config.json
+    says. What `deltas[path]` makes, (..., out, in) float32, is added to the weight at `path`.
     """
 
     def __init__(self, path: Path, deltas: Mapping[str, Callable[[], Any]] | None = None) -> None:

@@ -43,19 +43,17 @@ def export_peft(
     model: str,
     out: Path,
     *,
-    tokenizer: ChatTokenizer | None = None,
+    tokenizer: ChatTokenizer,
     any_base: bool = False,
 ) -> Exported:
-    """Write an adapter as PEFT reads it, and compare each update with the adapter's own.
+    """Write an adapter of ``model`` as PEFT reads it, and compare each update with its own.
 
-    ``model`` is the base it was trained on; ``tokenizer`` travels with the adapter where given.
-    A qalora adapter is written as the LoRA that it is. Raises ModelError for what PEFT has no form
-    of (grid; DoRA of a token table, whose lengths PEFT takes by column) and another base's adapter.
+    Raises ModelError for what PEFT has no form of (grid; DoRA of a token table, whose lengths PEFT
+    takes by column) and another base's adapter.
     """
     source = base.resolve(model)
     adapter = adapters.load(adapter_dir, any_base=any_base)
-    if tokenizer is not None:
-        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+    adapter.require_template(tokenizer.name, tokenizer.template_sha256)
     if adapter.config.kind == "grid":
         raise ModelError(
             "PEFT has no adapter that moves scales and biases",
@@ -88,8 +86,7 @@ def export_peft(
             {"format": "pt"},
         )
         write_object(stage / peft_format.CONFIG, config)
-        if tokenizer is not None:
-            carry_tokenizer(stage, source, dict(loaded.config), tokenizer)
+        carry_tokenizer(stage, source, dict(loaded.config), tokenizer)
         checked = verify_peft(stage, layers, model_type)
         own = adapter.config
         measured = (
