@@ -208,7 +208,7 @@ def require_finite(name: str, tensor: Any) -> None:
 def in_shards(
     sizes: Mapping[str, int], limit_bytes: int = SHARD_BYTES
 ) -> dict[str, tuple[str, ...]]:
-    """The files of a checkpoint, and which tensors of these sizes in bytes are in each, in order."""
+    """The files of a checkpoint, and the tensors (with sizes in bytes) of each, in order."""
     shards: list[list[str]] = [[]]
     filled_bytes = 0
     for name, size_bytes in sizes.items():
