@@ -192,3 +192,18 @@ def mlx_logits(model_dir: Path, adapter_dir: Path | None, ids: list[list[int]]) 
         adapters.apply(loaded, adapters.load(adapter_dir))
     loaded.model.eval()
     return loaded.model(mx.array(ids)).astype(mx.float32)
+
+
+def settings(file: Path, **changes: Any) -> None:
+    """Other values in a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def spoil(file: Path, name: str, value: float) -> None:
+    """Another first number in a tensor of a safetensors file."""
+    tensors: Any = mx.load(str(file))
+    flat = tensors[name].reshape(-1)
+    flat = mx.concatenate([mx.array([value], dtype=flat.dtype), flat[1:]])
+    tensors[name] = flat.reshape(tensors[name].shape)
+    mx.eval(tensors)
+    mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})

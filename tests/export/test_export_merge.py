@@ -18,8 +18,15 @@ from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
-from tests.export.broken import A_FACTOR, TENSORS, settings, spoil
-from tests.export.shipped_models import fused, random_rows, tuned, write_adapter, write_model
+from tests.export.shipped_models import (
+    fused,
+    random_rows,
+    settings,
+    spoil,
+    tuned,
+    write_adapter,
+    write_model,
+)
 
 HALF = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -206,7 +213,7 @@ def test_ways_that_cannot_be_are_refused(tmp_path: Path) -> None:
         with pytest.raises(kind, match=words):
             fused(folder, adapter, out, **options)
     # What it adds is a number, but none of a half.
-    spoil(adapter / TENSORS, A_FACTOR, 1e8)
+    spoil(adapter / "adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a", 1e8)
     for lossy in (False, True):
         with pytest.raises(ModelError, match="too large for its type"):
             fused(folder, adapter, out, way="float", allow_lossy=lossy)

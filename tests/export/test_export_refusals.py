@@ -21,8 +21,7 @@ from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.kit.files import sha256_file
 from mlx_itune.model.loading.fingerprint import fingerprint
 from tests.conftest import write_tiny_model
-from tests.export.broken import A_NORM, A_SCALE, BROKEN, settings, spoil
-from tests.export.shipped_models import write_adapter
+from tests.export.shipped_models import settings, spoil, write_adapter
 
 # `gguf` is of the base alone; the others are of base and adapter.
 WAYS = ("fuse", "mlx", "hf", "peft", "gguf", "gguf-lora")
@@ -31,7 +30,7 @@ Outcome = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 4-bit model, a LoRA and a grid adapter trained on it, and rows to measure on."""
+    """A 4-bit model, a LoRA trained on it, and rows to measure on."""
     root = tmp_path_factory.mktemp("originals")
     model = write_tiny_model(root / "model", bits=4)
     trained_with = {
@@ -39,9 +38,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "template": "auto",
         "template_sha256": load_tokenizer(model).template_sha256,
     }
-    for kind, name in (("lora", "adapter"), ("grid", "grid")):
-        write_adapter(root / name, model, kind=kind)
-        settings(root / name / "provenance.json", tokenizer=trained_with)
+    settings(write_adapter(root / "adapter", model) / "provenance.json", tokenizer=trained_with)
     turns = [{"role": "user", "content": "Medications?"}, {"role": "assistant", "content": "none"}]
     (root / "data.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 3)
     return root
@@ -87,9 +84,57 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Outcome:
     return outcome
 
 
+def another_base(place: Path) -> None:
+    shutil.rmtree(place / "model")
+    write_tiny_model(place / "model", bits=4, seed=5)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def looped(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(path)
+
+
+def larger_tokenizer(place: Path) -> None:
+    value = json.loads((place / "model/tokenizer.json").read_text())
+    token = {"id": 5000, "content": "<|new|>", "special": True}
+    token |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    value["added_tokens"].append(token)
+    value["model"]["vocab"]["<|new|>"] = 5000
+    (place / "model/tokenizer.json").write_text(json.dumps(value))
+    settings(place / "adapter/provenance.json", tokenizer={"template": "auto"})
+
+
+def other_tokenizer(place: Path) -> None:
+    file = place / "model/tokenizer.json"
+    file.write_text(file.read_text().replace("metformin", "zolpidemx") + "\n")
+
+
+FACTORS, WEIGHTS = "adapter/adapters.safetensors", "model/model.safetensors"
+# What else can be wrong with a model or an adapter: tests/model, where each is vetted.
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another base": (another_base, "was trained on"),
+    "truncated adapter": (lambda p: cut(p / FACTORS), "not a valid safetensors file"),
+    "no number": (
+        lambda p: spoil(p / FACTORS, "model.layers.0.self_attn.q_proj.lora_a", float("nan")),
+        "NaN",
+    ),
+    "adapter in a loop": (lambda p: looped(p / FACTORS), "no adapter directory"),
+    "other tokenizer": (other_tokenizer, "another tokenizer"),
+    "larger tokenizer": (larger_tokenizer, "rows"),
+    "truncated model": (lambda p: cut(p / WEIGHTS), "not a valid safetensors"),
+    "custom code": (
+        lambda p: settings(p / "model/config.json", auto_map={"AutoModel": "modeling.M"}),
+        "custom code",
+    ),
+    "model in a loop": (lambda p: looped(p / "model"), ""),
+}
 CASES = [(case, way) for case in BROKEN for way in ("fuse", "hf", "peft", "gguf-lora")]
 # An adapter in GGUF holds no tokenizer.
-CASES.remove(("tokenizer larger than the model", "gguf-lora"))
+CASES.remove(("larger tokenizer", "gguf-lora"))
 
 
 @pytest.mark.parametrize(("case", "way"), CASES)
@@ -110,11 +155,13 @@ def test_a_place_that_has_no_room(
     assert code == 5 and "free" in line
 
 
-@pytest.mark.parametrize(("name", "value"), [(A_NORM, "nan"), (A_SCALE, "inf")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("model.norm.weight", "nan"), ("model.layers.1.mlp.up_proj.scales", "inf")]
+)
 def test_a_base_with_numbers_that_are_none(
     name: str, value: str, place: Path, refused: Outcome
 ) -> None:
-    spoil(place / "model/model.safetensors", name, float(value))
+    spoil(place / WEIGHTS, name, float(value))
     base = {"id": "model", "fingerprint": fingerprint(place / "model")}
     settings(place / "adapter/provenance.json", base=base)
     lossy = ("--allow-lossy",)
