@@ -180,42 +180,34 @@ def test_a_flipped_bit_is_found_wherever_it_is(llama_4bit: Path, kind: str) -> N
                 verify_gguf(Reader(path), llama_4bit)
 
 
-def test_swapped_tensors_and_rows_out_of_order_are_found(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_not_this_model_is_found(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = file(export(llama))
-    data = bytearray(path.read_bytes())
-    names = {t.name: t for t in gguf.GGUFReader(path).tensors}
-    gate, up = names["blk.0.ffn_gate.weight"], names["blk.0.ffn_up.weight"]
-    a, b = int(gate.data_offset), int(up.data_offset)
-    size = int(gate.n_bytes)
-    data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
-    path.write_bytes(data)
-    with pytest.raises(ModelError, match="ffn_gate"):
-        verify_gguf(Reader(path), llama)
+    good = path.read_bytes()
+    at = {t.name: int(t.data_offset) for t in gguf.GGUFReader(path).tensors}
+    a, b = at["blk.0.ffn_gate.weight"], at["blk.0.ffn_up.weight"]
+    size = 2 * 128 * 192
+    one, two = good[a : a + size], good[b : b + size]
+    swapped = good.replace(one, bytes(size)).replace(two, one).replace(bytes(size), two)
+    tied = shutil.copytree(llama, tmp_path / "tied")
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    other = write_model(tmp_path / "other", "llama", seed=1)
+    for content, source, told in (
+        (swapped, llama, "ffn_gate"),
+        (good, other, "is not what the model holds"),
+        (good, tied, r"output\.weight is twice there, or not the model"),
+        (file(export(tied)).read_bytes(), llama, r"output\.weight is missing"),
+        (good[:-5000], llama, r"readable|ends within"),
+        (b"GGUF but not really", llama, "no readable GGUF"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=told):
+            verify_gguf(Reader(path), source)
     monkeypatch.setattr(Architecture, "row_order", lambda *_: None)
     with pytest.raises(ModelError, match=r"blk\.0\.attn_k\.weight"):
         export(llama)
-
-
-def test_another_model_is_not_taken_for_this_one(llama: Path, tmp_path: Path) -> None:
-    path = file(export(llama))
-    with pytest.raises(ModelError, match="is not what the model holds"):
-        verify_gguf(Reader(path), write_model(tmp_path / "other", "llama", seed=1))
-    tied = tmp_path / "tied"
-    shutil.copytree(llama, tied)
-    config = json.loads((tied / "config.json").read_text())
-    (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    with pytest.raises(ModelError, match=r"output\.weight is twice there, or not the model"):
-        verify_gguf(Reader(path), tied)
-    with pytest.raises(ModelError, match=r"output\.weight is missing"):
-        verify_gguf(Reader(file(export(tied))), llama)
-    path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ModelError, match=r"readable|ends within"):
-        verify_gguf(Reader(path), llama)
-    path.write_bytes(b"GGUF but not really")
-    with pytest.raises(ModelError, match="no readable GGUF"):
-        Reader(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

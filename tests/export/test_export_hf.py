@@ -86,16 +86,6 @@ def test_every_architecture_is_read_back(name: str, tmp_path: Path) -> None:
     assert theirs(text)["input_ids"] == load_tokenizer(model).hf(text)["input_ids"]
 
 
-def test_experts_are_cut_apart() -> None:
-    name = "model.layers.0.block_sparse_moe.switch_mlp.up_proj.weight"
-    cut = placed({name: (2, 8, 4), "model.norm.weight": (4,)}, "mixtral")
-    assert [(t.name, t.shape, t.expert) for t in cut] == [
-        ("model.layers.0.block_sparse_moe.experts.0.w3.weight", (8, 4), 0),
-        ("model.layers.0.block_sparse_moe.experts.1.w3.weight", (8, 4), 1),
-        ("model.norm.weight", (4,), None),
-    ]
-
-
 @pytest.mark.parametrize(
     ("name", "kind", "where"),
     [
