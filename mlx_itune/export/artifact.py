@@ -127,9 +127,7 @@ def carry_tokenizer(
     stage: Path, source: Path, config: dict[str, Any], tokenizer: ChatTokenizer
 ) -> None:
     """The files of the tokenizer, with the template trained; ``config`` gets its end of turn.
-
-    Raises ModelError for a tokenizer that has more tokens than the model.
-    """
+    Raises ModelError for a tokenizer that has more tokens than the model."""
     _require_room(source, config, tokenizer)
     for name in _CARRIED:
         if (source / name).is_file():

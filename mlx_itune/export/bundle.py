@@ -123,10 +123,8 @@ class _Papers:
 def seal_bundle(
     stage: Path, part: Part, *, name: str, base_folder: Path, provenance: Mapping[str, Any]
 ) -> None:
-    """Add card, licence, scripts and manifest to the artefact that is in ``stage``.
-
-    Raises ModelError for a provenance of wrong types.
-    """
+    """Add card, licence, scripts and manifest to the artefact that is in ``stage``. Raises
+    ModelError for a provenance of wrong types."""
     licence = next((f for n in _LICENCE_FILES if (f := base_folder / n).is_file()), None)
     if licence is not None:
         shutil.copyfile(licence, stage / "LICENSE.base")

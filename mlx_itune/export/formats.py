@@ -55,11 +55,8 @@ _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def export(request: Request, observe: Observe = lambda _: None) -> Exported:
-    """Write ``request.out`` whole or not at all, read back and compared with its source.
-
-    Raises UsageError, ModelError (also where what was read back is not what was written),
-    StorageError.
-    """
+    """Write ``request.out`` whole or not at all, read back and compared with its source. Raises
+    UsageError, ModelError (also where what was read back is not what was written), StorageError."""
     source = base.resolve(request.model)
     _refuse_place(request, source)
     write = _bundled if request.bundle else _WRITERS[request.format]

@@ -55,10 +55,8 @@ def modelfile(
     parameters: Mapping[str, float | int] = MappingProxyType({}),
     licence: str | None = None,
 ) -> str:
-    """The text of a Modelfile (ollama/ollama, docs/modelfile.md and parser/parser.go).
-
-    Raises UsageError for a text that its quotes cannot hold.
-    """
+    """The text of a Modelfile (ollama/ollama, docs/modelfile.md and parser/parser.go). Raises
+    UsageError for a text that its quotes cannot hold."""
     lines = [f"FROM ./{model}"]
     lines += [f"ADAPTER ./{adapter}"] if adapter else []
     lines += [f"TEMPLATE {_quoted('the template', template)}"] if template else []
@@ -155,9 +153,7 @@ def _read(
 
 def go_template(tokenizer: ChatTokenizer) -> str:
     """Ollama's TEMPLATE: the prompt that was trained, less a BOS that the runtime puts itself.
-
-    Raises ModelError where the chat template cannot be translated.
-    """
+    Raises ModelError where the chat template cannot be translated."""
     texts = between(tokenizer)
     bos = tokenizer.hf.bos_token or ""
     starts = {key: text for key, text in texts.items() if key[0] == START}

@@ -91,10 +91,8 @@ class Generator:
     def stream(
         self, prompt_ids: Sequence[int], *, max_tokens: int = 512, drawing: Drawing = GREEDY
     ) -> Answer:
-        """The answer piece by piece; a function of the prompt, ``drawing`` and its seed.
-
-        Raises DataError for an empty prompt.
-        """
+        """The answer piece by piece; a function of the prompt, ``drawing`` and its seed. Raises
+        DataError for an empty prompt."""
         return self._answer(prompt_ids, max_tokens, drawing, is_alone=True)
 
     def answers(

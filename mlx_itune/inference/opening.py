@@ -38,10 +38,8 @@ def open_adapter(opening: Opening) -> Adapter | None:
 
 
 def open_tokenizer(opening: Opening, adapter: Adapter | None = None) -> ChatTokenizer:
-    """The tokenizer with the template asked for, else the adapter's, else the model's own.
-
-    Raises ModelError where the adapter's is no longer what it was trained with.
-    """
+    """The tokenizer with the template asked for, else the adapter's, else the model's own. Raises
+    ModelError where the adapter's is no longer what it was trained with."""
     adapter = adapter or open_adapter(opening)
     path = base.resolve(opening.model)
     # Whatever is wrong with the model's files is told in its own words.
@@ -54,10 +52,8 @@ def open_tokenizer(opening: Opening, adapter: Adapter | None = None) -> ChatToke
 
 
 def open_model(opening: Opening) -> tuple[LoadedModel, ChatTokenizer]:
-    """The model, with the adapter on it where one is given, ready for inference.
-
-    Raises ModelError, StorageError.
-    """
+    """The model, with the adapter on it where one is given, ready for inference. Raises ModelError,
+    StorageError."""
     adapter = open_adapter(opening)
     tokenizer = open_tokenizer(opening, adapter)
     loaded = base.load(opening.model, compute=opening.compute)

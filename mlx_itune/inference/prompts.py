@@ -64,9 +64,7 @@ def asked_words(turns: Sequence[Turn]) -> str:
 
 def text_ids(tokenizer: ChatTokenizer, text: str) -> list[int]:
     """Token ids of plain text to go on with, after whatever the tokenizer begins a text with.
-
-    Raises DataError.
-    """
+    Raises DataError."""
     _require_text(text)
     start = tokenizer.text_start
     return tokenizer.encode_ids(text if text.startswith(start) else start + text)
@@ -83,10 +81,8 @@ def context_tokens(config: Mapping[str, Any]) -> int | None:
 
 
 def room_tokens(prompt_tokens: int, config: Mapping[str, Any], max_tokens: int) -> int:
-    """How long an answer may get after a prompt, at most `max_tokens`.
-
-    Raises DataError for a prompt that leaves no room at all.
-    """
+    """How long an answer may get after a prompt, at most `max_tokens`. Raises DataError for a
+    prompt that leaves no room at all."""
     context = context_tokens(config)
     if context is None:
         return max_tokens
@@ -101,9 +97,7 @@ def turns_and_tools(
     row: Mapping[str, Any],
 ) -> tuple[tuple[Turn, ...], tuple[dict[str, Any], ...]]:
     """The turns of `messages` and the tools of a row or request, read as training reads them.
-
-    Raises DataError.
-    """
+    Raises DataError."""
     try:
         return turns_of(row, "messages"), tools_of(row)
     except RowFault as fault:
@@ -124,10 +118,8 @@ class Asked:
     raw: bool = False
 
     def prompts(self, stdin: Callable[[], str]) -> list[Prompt]:
-        """The prompts, of which `stdin` gives one that is not told otherwise.
-
-        Raises UsageError, DataError naming the first broken line of a file, StorageError.
-        """
+        """The prompts, of which `stdin` gives one that is not told otherwise. Raises UsageError,
+        DataError naming the first broken line of a file, StorageError."""
         if self.raw and self.system:
             raise UsageError("--raw takes no --system", hint="put it into the prompt")
         if sum(given is not None for given in (self.words, self.prompt, self.file)) > 1:

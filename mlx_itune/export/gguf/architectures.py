@@ -162,10 +162,8 @@ def _names(architecture: str, layers: int) -> gguf.TensorNameMap:
 
 
 def architecture_of(model: nn.Module, config: Mapping[str, Any]) -> tuple[Architecture, Facts]:
-    """llama.cpp's architecture of a model that mlx-lm read, and the facts about it.
-
-    Raises ModelError for one that is not supported.
-    """
+    """llama.cpp's architecture of a model that mlx-lm read, and the facts about it. Raises
+    ModelError for one that is not supported."""
     kind = config.get("model_type")
     inner = getattr(model, "language_model", model)
     if kind == "gemma3" and inner is not model:

@@ -56,10 +56,8 @@ def export_gguf_lora(
     any_base: bool = False,
     observe: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32.
-
-    Raises ModelError for another base and what llama.cpp cannot adapt, StorageError.
-    """
+    """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32. Raises
+    ModelError for another base and what llama.cpp cannot adapt, StorageError."""
     adapter = adapters.load(adapter_dir, any_base=any_base)
     kind, scale = adapter.config.kind, adapter.config.scale
     if kind in _NOT_A_PAIR:
@@ -93,9 +91,7 @@ def export_gguf_lora(
 
 def verify_gguf_lora(file: Path, loaded: base.LoadedModel) -> GgufLoraVerification:
     """Compare alpha / rank * B A of every pair in ``file`` with the update of the adapted model.
-
-    Raises ModelError for a pair that is missing, extra or another one.
-    """
+    Raises ModelError for a pair that is missing, extra or another one."""
     names = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
     reader = Reader(file)
     architecture, what, kind, alpha = map(reader.keys().get, names)

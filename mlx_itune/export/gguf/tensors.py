@@ -83,10 +83,8 @@ def float_twin(stored: Stored) -> Type:
 
 
 def write(out: Path, writer: gguf.GGUFWriter, tensors: list[Planned]) -> None:
-    """Write a file durably: the keys of ``writer``, then ``tensors``, emptied on the way.
-
-    Raises Overflow where a half is too small, ModelError for NaN and infinity, StorageError.
-    """
+    """Write a file durably: the keys of ``writer``, then ``tensors``, emptied on the way. Raises
+    Overflow where a half is too small, ModelError for NaN and infinity, StorageError."""
     for tensor in tensors:
         # With another type than bytes, the shape is taken as it is.
         writer.add_tensor_info(

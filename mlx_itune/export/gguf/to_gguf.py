@@ -218,10 +218,8 @@ def _described(planned: _Plan, tokenizer: ChatTokenizer, name: str) -> gguf.GGUF
 
 
 def _add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
-    """Add keys under the architecture's name, each in the type of its value.
-
-    Raises ModelError for a number beyond a key of 32 bits.
-    """
+    """Add keys under the architecture's name, each in the type of its value. Raises ModelError for
+    a number beyond a key of 32 bits."""
     for name, value in keys.items():
         key = f"{writer.arch}.{name}"
         fits = 0 <= value < 1 << 32 if isinstance(value, int) else True

@@ -25,9 +25,7 @@ _PROBE = "qzvxqzvx"
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: ChatTokenizer, rows: int) -> None:
     """Add every `tokenizer.*` key to ``writer``, which has its name; ``rows`` has the embedding.
-
-    Raises ModelError where llama.cpp would tokenize otherwise.
-    """
+    Raises ModelError where llama.cpp would tokenize otherwise."""
     state, prompts = _state(tokenizer), probe_prompts(tokenizer)
     kind = algorithm.kind_of(state)
     tokens, types = _vocabulary(state, kind, rows)
@@ -134,9 +132,7 @@ def _state(tokenizer: ChatTokenizer) -> dict[str, Any]:
 
 def _vocabulary(state: Mapping[str, Any], kind: str, rows: int) -> tuple[list[str], list[int]]:
     """All tokens in the order of their ids, filled up with unused ones to ``rows``; their types.
-
-    Raises ModelError where ids have no row, or two tokens have the same text.
-    """
+    Raises ModelError where ids have no row, or two tokens have the same text."""
     by_id = {number: text for text, number in state["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, _NORMAL)
     if kind == "llama":

@@ -118,10 +118,8 @@ def merge_pairs(state: State) -> list[tuple[str, str]]:
 
 
 def pre_tokenizer_name(state: State) -> str:
-    """``tokenizer.ggml.pre`` for a byte-level BPE, ``state`` being its tokenizer.json.
-
-    Raises ModelError where llama.cpp knows nothing that is provably equal.
-    """
+    """``tokenizer.ggml.pre`` for a byte-level BPE, ``state`` being its tokenizer.json. Raises
+    ModelError where llama.cpp knows nothing that is provably equal."""
     steps = tuple(_expressions(state))
     known = [name for name, expressions in EXPRESSIONS.items() if expressions == steps]
     if not known:

@@ -22,9 +22,7 @@ _WINDOW_TOKENS = 128
 
 def family(path: Path, template: str) -> Any:
     """mlx-lm's tokenizer of a model directory with a template: it knows the marks of its family.
-
-    Raises ModelError.
-    """
+    Raises ModelError."""
     settings = {"trust_remote_code": False, "local_files_only": True, "chat_template": template}
     try:
         return load(path, settings)
