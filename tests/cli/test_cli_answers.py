@@ -39,6 +39,7 @@ def test_a_prompt_from_the_flag_and_from_stdin(cli: Any) -> None:
     assert (whole["completion_tokens"], whole["finish_reason"]) == (8, "length")
     for argv, stdin in ((("--prompt", "Hi there"), b""), (("Hi there",), b""), ((), b"Hi there")):
         assert cli("generate", *argv, stdin=stdin)[:2] == (0, whole["text"] + "\n")
+    assert "not UTF-8" in cli("generate", stdin=b"\xff")[2]
     stop = whole["text"][3:5]
     cut = json.loads(cli("generate", "--prompt", "Hi there", "--stop", stop, "--json")[1])
     assert cut["text"] == whole["text"][: whole["text"].index(stop)]
@@ -95,53 +96,47 @@ def test_where_no_answers_can_be_written_none_are_computed(
     assert file.read_text() == "Hi there\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (b'{"prompt": "a"}\n{"prompt": ""}', ":2: has neither"),
-        (b'{"prompt": "a"}\n{', ":2: is not valid JSON"),
-        (b'{"messages": [{"role": "king", "content": "a"}]}', ":1: messages[1]: unknown role"),
-        (b'{"messages": []}', ":1: asks nothing"),
-        (b'{"prompt": "a", "id": "\\ud800"}', ":1: is not UTF-8 text"),
-        (b'{"prompt": "' + b"word " * 3000 + b'"}', "context is 2,048"),
-        (b"\xff", "is not UTF-8"),
-        (b"\n", "holds no prompts"),
-    ],
-)
-def test_broken_files_are_one_line_and_write_nothing(
-    cli: Any, tmp_path: Path, content: bytes, told: str
-) -> None:
-    file, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
-    file.write_bytes(content)
-    code, printed, err = cli("generate", "--file", str(file), "--out", str(out))
-    assert (code, printed, err.count("\n"), told in err) == (3, "", 1, True), err
-    assert not out.exists()
+LONG = "word " * 3000
 
 
 @pytest.mark.parametrize(
-    ("argv", "stdin", "code", "told"),
+    ("given", "code", "told"),
     [
-        (("--prompt", "a", "--file", "x"), b"", 2, "exclude each other"),
-        (("--prompt", "a", "--out", "x"), b"", 2, "--out takes"),
-        (("a", "--prompt", "a"), b"", 2, "exclude each other"),
-        (("a", "--temperature", "inf"), b"", 2, "not a finite number"),
-        (("a", "--top-p", "nan"), b"", 2, "not a finite number"),
-        (("a", "--min-p", "-1"), b"", 2, "not in the range"),
-        (("a", "--seed", str(1 << 64)), b"", 2, "not in the range"),
-        (("--prompt", "a", "--raw", "--system", "x"), b"", 2, "--raw takes no --system"),
-        (("--file", "none.txt"), b"", 5, "none.txt"),
-        ((), b"", 2, "the prompt is empty"),
-        ((), b"\xff", 2, "not UTF-8"),
-        (("--prompt", "a\udcff"), b"", 3, "not Unicode text"),
-        (("--prompt", "word " * 3000), b"", 3, "context is 2,048"),
+        # What a file holds.
+        (b'{"prompt": "a"}\n{"prompt": ""}', 3, ":2: has neither"),
+        (b'{"prompt": "a"}\n{', 3, ":2: is not valid JSON"),
+        (b'{"messages": [{"role": "king", "content": "a"}]}', 3, ":1: messages[1]: unknown role"),
+        (b'{"messages": []}', 3, ":1: asks nothing"),
+        (b'{"prompt": "a", "id": "\\ud800"}', 3, ":1: is not UTF-8 text"),
+        (json.dumps({"prompt": LONG}).encode(), 3, "context is 2,048"),
+        (b"\xff", 3, "is not UTF-8"),
+        (b"\n", 3, "holds no prompts"),
+        # Flags.
+        (("--prompt", "a", "--file", "x"), 2, "exclude each other"),
+        (("--prompt", "a", "--out", "x"), 2, "--out takes"),
+        (("a", "--prompt", "a"), 2, "exclude each other"),
+        (("a", "--temperature", "inf"), 2, "not a finite number"),
+        (("a", "--top-p", "nan"), 2, "not a finite number"),
+        (("a", "--min-p", "-1"), 2, "not in the range"),
+        (("a", "--seed", str(1 << 64)), 2, "not in the range"),
+        (("--prompt", "a", "--raw", "--system", "x"), 2, "--raw takes no --system"),
+        (("--file", "none.txt"), 5, "none.txt"),
+        ((), 2, "the prompt is empty"),
+        (("--prompt", "a\udcff"), 3, "not Unicode text"),
+        (("--prompt", LONG), 3, "context is 2,048"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(
-    cli: Any, argv: tuple[str, ...], stdin: bytes, code: int, told: str
+    cli: Any, tmp_path: Path, given: bytes | tuple[str, ...], code: int, told: str
 ) -> None:
-    got, printed, err = cli("generate", *argv, stdin=stdin)
-    assert (got, printed, err.count("\n")) == (code, "", 1), err
-    assert told in err
+    file, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    argv = given
+    if isinstance(given, bytes):
+        file.write_bytes(given)
+        argv = ("--file", str(file), "--out", str(out))
+    got, printed, err = cli("generate", *argv)
+    assert (got, printed, err.count("\n"), told in err) == (code, "", 1, True), err
+    assert not out.exists()
 
 
 def test_chat_commands_and_history(cli: Any) -> None:

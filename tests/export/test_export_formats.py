@@ -185,24 +185,6 @@ def test_what_gguf_cannot_say_is_refused_before_the_merge(
     assert said["message"].startswith("llama.cpp has no rotary scaling 'dynamic'")
 
 
-def test_of_two_exports_to_one_place_one_is_told(
-    made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlx_itune.export.gguf import to_gguf
-
-    check = to_gguf.check_tokenizer
-
-    def another_finishes_first(*given: Any) -> Any:
-        (tmp_path / "m.gguf").write_bytes(b"another's")
-        return check(*given)
-
-    monkeypatch.setattr(to_gguf, "check_tokenizer", another_finishes_first)
-    told = export(made, run, tmp_path / "m.gguf", "--to", "gguf", code=5)
-    assert "already exists" in told["message"]
-    assert (tmp_path / "m.gguf").read_bytes() == b"another's"
-    assert names(tmp_path) == ["m.gguf"]
-
-
 def test_a_taken_place_is_refused_before_any_work(
     made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
