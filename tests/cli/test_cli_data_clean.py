@@ -233,6 +233,8 @@ def test_broken_rows_stop_it_unless_told_to_go_on(run, clean):
         ("--steps whitespace --preset alpaca", "not both"),
         ("--drop refusals --steps refusals", "did you mean refusal"),
         ("--pii emails", "did you mean email"),
+        ("--pii email,", "--pii 'email,' has an empty name"),
+        ("--similarity 0.4", "at least 0.5"),
         ("--language latn", "did you mean latin"),
     ],
 )

@@ -55,10 +55,10 @@ class CleanPlan:
         if self.steps is not None and self.preset is not None:
             raise UsageError("give --steps or --preset, not both")
 
-
-def names_in(text: Names) -> list[str]:
-    """The names of a list; none of None. Raises UsageError for one that is empty."""
-    names = [] if text is None else [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise UsageError(f"{text!r} has an empty name")
-    return names
+    def names(self, flag: Literal["steps", "drop", "pii", "language"]) -> list[str]:
+        """The names of a list; none where it is not given. Raises UsageError for an empty one."""
+        text: Names = getattr(self, flag)
+        names = [] if text is None else [name.strip() for name in text.split(",")]
+        if not all(names):
+            raise UsageError(f"--{flag} {text!r} has an empty name")
+        return names

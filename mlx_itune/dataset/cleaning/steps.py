@@ -10,7 +10,7 @@ from typing import Any
 from mlx_itune.dataset.checking.lints import Lint
 from mlx_itune.dataset.cleaning import row_steps
 from mlx_itune.dataset.cleaning.pii.find import known_kinds
-from mlx_itune.dataset.cleaning.plan import CleanPlan, names_in
+from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.cleaning.rows import Row, RowStep
 from mlx_itune.dataset.cleaning.whole import Sources, Told, drop_repeats, unify_system
 from mlx_itune.kit.errors import UsageError
@@ -48,7 +48,7 @@ class Steps:
     def names(self) -> list[str]:
         """The steps; those that options add come before the duplicates that they lay open."""
         plan = self.plan
-        names = names_in(plan.steps) or list(PRESETS[plan.preset or "default"])
+        names = plan.names("steps") or list(PRESETS[plan.preset or "default"])
         more = {"unify-system": plan.unify_system, "language": plan.language, "pii": plan.pii}
         for name, asked in more.items():
             if asked and name not in names:
@@ -59,7 +59,7 @@ class Steps:
     @property
     def kinds(self) -> list[str] | None:
         """The kinds of personal data to redact, None for all. Raises UsageError."""
-        kinds = names_in(self.plan.pii)
+        kinds = self.plan.names("pii")
         if kinds in ([], ["all"]):
             return None
         known_kinds(kinds)
@@ -71,7 +71,7 @@ class Steps:
         lints = {lint.code: lint for lint in self.lints}
         more = _PRESET_CODES.get(self.plan.preset or "", ())
         marked = [code for code, lint in lints.items() if lint.drop or code in more]
-        return [lints[_known("lint", code, lints)] for code in names_in(self.plan.drop) or marked]
+        return [lints[_known("lint", code, lints)] for code in self.plan.names("drop") or marked]
 
     @property
     def control_text(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Steps:
     @property
     def scripts(self) -> list[str]:
         """The scripts to keep. Raises UsageError."""
-        names = names_in(self.plan.language)
+        names = self.plan.names("language")
         if not names:
             hint = "give --language, such as latin or cjk"
             raise UsageError("the step 'language' needs scripts", hint=hint)
@@ -114,7 +114,7 @@ class Steps:
             "refusals": {"drop": [lint.code for lint in self.dropping]},
             "too-short": {"min-chars": self.plan.min_chars},
             "language": {
-                "language": names_in(self.plan.language),
+                "language": self.plan.names("language"),
                 "script-share": self.plan.script_share,
             },
             "pii": {"pii": self.kinds or "all"},
