@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,21 +85,15 @@ def _imported(made: Imported) -> Iterator[str | Table]:
     yield f"{made.out}: " + ", ".join(f"{n:,} {name}" for name, n in made.splits.items())
 
 
-def _rows(split: str, most: int) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    return click.option(
-        f"--{split}", type=click.IntRange(1, most), default=most, show_default=True, metavar="N"
-    )
-
-
 @options.command("sample", "mlx-itune data sample --out clinical --seed 1")
 @click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
 @click.option(
     "--seed", type=options.SEED, default=0, show_default=True, help="Another: in another order."
 )
-@_rows("train", 8000)
-@_rows("valid", 400)
-@_rows("test", 1000)
-@_rows("unseen", 400)
+@options.count("--train", 8000)
+@options.count("--valid", 400)
+@options.count("--test", 1000)
+@options.count("--unseen", 400)
 def sample(out: Path, seed: int, **sizes: int) -> Result:
     """Write the clinical sample data: wholly invented notes, twenty kinds of task.
 

@@ -13,7 +13,7 @@ import click
 from mlx_itune.cli import options
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import UsageError, one_line
-from mlx_itune.kit.files import storage_errors
+from mlx_itune.kit.files import refuse_taken, storage_errors
 from mlx_itune.kit.settings import table_of
 from mlx_itune.kit.wording import count
 from mlx_itune.training.settings import table
@@ -117,15 +117,18 @@ def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:
     return load_tokenizer(path, template=template or "auto")
 
 
-def html_path(path: Path | None) -> Path | None:
-    """`path` if it ends in .html, so that no data is taken for a page. Raises StorageError."""
-    from mlx_itune.kit.files import refuse_taken
-
-    if path is not None and path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError("is no name for a page", where=str(path), hint="end it in .html")
+def _new_page(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """`path` if it is new and ends in .html, so that no data is taken for a page."""
     if path is not None:
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise UsageError("is no name for a page", where=str(path), hint="end it in .html")
         refuse_taken(path)
     return path
+
+
+page = click.option(
+    "--html", type=options.ANY_PATH, metavar="FILE", callback=_new_page, help="Write a page."
+)
 
 
 def repeats(sources: Counter[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 @options.template
 @reading.forced_format
 @click.option("--tokens", "borders", is_flag=True, help="Show where each token begins.")
-@click.option("--html", type=options.ANY_PATH, metavar="FILE", help="Write a page instead.")
+@reading.page
 def command(
     data: Path,
     model: str,
@@ -76,7 +76,6 @@ def command(
     from mlx_itune.dataset.rendering.tokens_page import tokens_page
     from mlx_itune.kit.files import write_new
 
-    reading.html_path(html)
     files = reading.RowFiles([data], forced)
     tokenizer = reading.tokenizer_of(model, template)
     rows: Iterable[Conversation | Fault] = (

@@ -27,7 +27,7 @@ _NAME_CHARS = 48
 @click.argument("data", nargs=-1, required=True, type=options.ANY_PATH, metavar="DATA...")
 @reading.about_tokens
 @reading.forced_format
-@click.option("--html", type=options.ANY_PATH, metavar="FILE", help="Write a page with plots.")
+@reading.page
 def command(
     data: tuple[Path, ...],
     tokens: reading.AboutTokens,
@@ -43,7 +43,6 @@ def command(
     from mlx_itune.dataset.statistics.stats import count
     from mlx_itune.kit.files import write_new
 
-    page_path = reading.html_path(html)
     files = reading.RowFiles(data, forced)
     with Progress() as progress:
         stats = count(
@@ -56,13 +55,13 @@ def command(
         raise DataError(
             "holds no row that can be read", where=files.name, hint="see mlx-itune data check"
         )
-    if page_path:
-        write_new(page_path, stats_page(stats, data=files.name).encode())
+    if html:
+        write_new(html, stats_page(stats, data=files.name).encode())
     found = {"data": [str(path) for path in data], "html": html, **plain(stats)}
-    return Result(found, _lines(stats, page_path))
+    return Result(found, _lines(stats, html))
 
 
-def _lines(stats: Stats, page_path: Path | None) -> Iterator[Any]:
+def _lines(stats: Stats, html: Path | None) -> Iterator[Any]:
     from mlx_itune.dataset.statistics.report import facts, tables
 
     yield from pairs(facts(stats))
@@ -74,8 +73,8 @@ def _lines(stats: Stats, page_path: Path | None) -> Iterator[Any]:
         if more := len(made.rows) - _NAMES_SHOWN:
             rows += [[f"{more} more", *[""] * (len(made.columns) - 1)]] if more > 0 else []
         yield table(made.columns, rows)
-    if page_path:
-        yield f"plots: {one_line(str(page_path))}"
+    if html:
+        yield f"plots: {one_line(str(html))}"
 
 
 def _cell(text: str) -> str:

@@ -163,7 +163,7 @@ class _Import:
     def write(self, folder: FolderWriter, result: Imported) -> None:
         """Fill the folder. Raises _NothingWritten where it is not to be."""
         plan = self._plan
-        values: dict[str, dict[str, None]] = {condition.key: {} for condition in self._where}
+        values: dict[str, dict[str, None]] = {key: {} for key, *_ in self._where}
         written: Counter[str] = Counter()
         splitter, keeps_splits = self._splitter, self._inputs.has_splits
         for file, row in self._rows("import"):
@@ -222,7 +222,8 @@ class _Import:
                 yield file, row
 
     def _is_wanted(self, row: Conversation) -> bool:
-        return all(condition.holds(row.tags) for condition in self._where)
+        # A missing tag equals nothing.
+        return all((row.tags.get(key) == value) is equal for key, value, equal in self._where)
 
     def _pot(self, row: Conversation) -> str:
         """What a row is drawn from: its source if sources are mixed, else all rows."""
@@ -251,7 +252,7 @@ class _Import:
             f"{key} is {', '.join(map(repr, seen))}" if seen else f"no row has a tag {key!r}"
             for key, seen in values.items()
         ]
-        return f"no row with {' and '.join(map(str, self._where))} ({'; '.join(found)})"
+        return f"no row with {' and '.join(self._plan.where)} ({'; '.join(found)})"
 
     def _notes(self, result: Imported, rows: int) -> Iterator[str]:
         sample = self._plan.sample

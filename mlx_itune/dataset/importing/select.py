@@ -9,7 +9,6 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -23,29 +22,13 @@ _STRIDE = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One --where: a tag that must (or must not) have a value; a missing tag equals nothing."""
-
-    key: str
-    value: str
-    negated: bool = False
-
-    def holds(self, tags: Mapping[str, str]) -> bool:
-        """Whether a row with these tags is wanted."""
-        return (tags.get(self.key) == self.value) is not self.negated
-
-    def __str__(self) -> str:
-        return f"{self.key}{'!=' if self.negated else '='}{self.value}"
-
-
-def parse_where(text: str) -> Condition:
-    """ "key=value" or "key!=value". Raises UsageError."""
+def parse_where(text: str) -> tuple[str, str, bool]:
+    """ "key=value" or "key!=value" as (key, value, equal). Raises UsageError."""
     key, equals, value = text.partition("=")
     name = key.removesuffix("!").strip()
     if not equals or not name:
         raise UsageError(f"--where {text!r} is not key=value or key!=value")
-    return Condition(name, value.strip(), key.endswith("!"))
+    return name, value.strip(), not key.endswith("!")
 
 
 def drawn(contents: array[int], wanted: int, seed: int) -> Counter[int]:
