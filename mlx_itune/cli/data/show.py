@@ -21,7 +21,6 @@ from mlx_itune.training.settings import table
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from mlx_itune.dataset.conversation import Conversation
     from mlx_itune.dataset.importing.plan import ImportPlan
     from mlx_itune.dataset.rendering.show_rows import Piece, ShownExample
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
@@ -33,14 +32,7 @@ _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 @options.command("show", "mlx-itune data show rows.jsonl --model starter --rows 2")
 @click.argument("data", type=options.ANY_PATH)
 @options.model
-@click.option(
-    "--rows",
-    "most",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="The first N rows, read no further than that.",
-)
+@options.count("--rows", 3, "The first N rows, read no further than that.")
 @click.option(
     "--row",
     "wanted",
@@ -58,7 +50,7 @@ _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 def command(
     data: Path,
     model: str,
-    most: int,
+    rows: int,
     wanted: tuple[str, ...],
     template: str | None,
     forced: ImportPlan,
@@ -78,14 +70,10 @@ def command(
 
     files = reading.RowFiles([data], forced)
     tokenizer = reading.tokenizer_of(model, template)
-    rows: Iterable[Conversation | Fault] = (
-        find_rows(files.paths, wanted, files.read)
-        if wanted
-        else first_rows(files.paths, most, files.read)
-    )
+    named = find_rows(files.paths, wanted, files.read) if wanted else None
     shown: list[ShownExample] = []
     left_out: list[DataError] = []
-    for row in rows:
+    for row in named or first_rows(files.paths, rows, files.read):
         try:
             if isinstance(row, Fault):
                 reason = f"{row.code}: {row.message}"
