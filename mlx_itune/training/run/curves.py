@@ -147,38 +147,19 @@ def _without_wild(points: Curve) -> tuple[Curve, str]:
     )
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Maps values [low, high] to places [start, end]."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """Where `value` stands; one value alone stands in the middle."""
-        if self.high == self.low:
-            return (self.start + self.end) / 2
-        # Divided first: the distance of two huge values may not be a finite number.
-        share = (value / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
-        return self.start + share * (self.end - self.start)
-
-    def ticks(self, about: int, *, whole: bool = False) -> list[float]:
-        """Round values within it, at least one of them."""
-        step = round_step(self.low, self.high, about)
-        step = max(step, 1.0) if whole else step
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [n * step for n in range(first, last + 1)] or [self.low]
-
-
 def round_step(low: float, high: float, parts: int) -> float:
     """The 1, 2 or 5 times a power of ten that cuts [low, high] into about so many parts."""
-    raw = high / parts - low / parts
-    if raw <= 0 or not math.isfinite(raw):
+    raw = (high - low) / parts
+    if raw <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(raw))
     return next(power * s for s in (1.0, 2.0, 5.0, 10.0, 20.0) if power * s >= raw * (1 - 1e-9))
+
+
+def _ticks(low: float, high: float, step: float) -> list[float]:
+    """The multiples of a step in [low, high], or `low`."""
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)] or [low]
 
 
 def line_chart(
@@ -205,21 +186,25 @@ def _drawing(drawn: Mapping[str, Points], y_label: str, from_zero: bool) -> list
         low, high = (low, low + pad) if low == 0 else (low - pad, low + pad)
     step = round_step(low, high, 4)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    x = Axis(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
-    y = Axis(low, high, HEIGHT - _BOTTOM, _TOP)
+    left, right, foot = min(xs), max(xs), HEIGHT - _BOTTOM
+
+    def x(value: float) -> float:
+        return float(np.interp(value, (left, right), (_LEFT, WIDTH - _RIGHT)))
+
+    def y(value: float) -> float:
+        return float(np.interp(value, (low, high), (foot, _TOP)))
+
     parts = []
-    for tick in y.ticks(4):
+    for tick in _ticks(low, high, step):
         kind = "zero" if tick == 0 else "grid"
         parts.append(_line(_LEFT, y(tick), WIDTH - _RIGHT, y(tick), kind))
         parts.append(_text(_LEFT - 7, y(tick) + 4, _short(tick), "tick end"))
-    foot = HEIGHT - _BOTTOM
-    parts.append(_line(x.start, foot, x.end, foot, "zero"))
-    whole = all(float(value).is_integer() for value in xs)
-    for tick in x.ticks(6, whole=whole) if x.high > x.low else [x.low]:
+    parts.append(_line(_LEFT, foot, WIDTH - _RIGHT, foot, "zero"))
+    for tick in _ticks(left, right, max(round_step(left, right, 6), 1.0)):
         parts.append(_line(x(tick), foot, x(tick), foot + 4, "zero"))
         parts.append(_text(x(tick), foot + 16, _short(tick), "tick mid"))
     parts.append(_text(0, _TOP - 14, y_label, "axis"))
-    parts.append(_text((x.start + x.end) / 2, foot + 35, "step", "axis mid"))
+    parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, foot + 35, "step", "axis mid"))
     for colour, (name, points) in enumerate(drawn.items(), 1):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
         last = _tooltip(name, points[-1])
