@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,40 +40,31 @@ LAYER = (
 )
 
 
-def _stays_here(address: object) -> bool:
-    """True for a Unix socket's path and for loopback addresses."""
-    if not isinstance(address, tuple):
-        return True
-    return address[0] in (None, "", "localhost", "::1") or str(address[0]).startswith("127.")
+_attempts: list[object] = []
+
+
+def _stay_here(event: str, args: tuple[Any, ...]) -> None:
+    """Refuse every way off this machine: all but a Unix socket's path and loopback addresses."""
+    if event not in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        return
+    address = args[:1] if event == "socket.getaddrinfo" else args[1]
+    if not isinstance(address, tuple) or address[0] in (None, "", "localhost", "::1"):
+        return
+    if not str(address[0]).startswith("127."):
+        _attempts.append(address)
+        raise socket.gaierror(socket.EAI_NONAME, f"tests have no network: {event} of {address!r}")
+
+
+sys.addaudithook(_stay_here)
 
 
 @pytest.fixture(autouse=True)
-def network_attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
-    """Refuse every way off this machine and fail the test that tried.
-
-    A test of what happens without a network asks for this list and clears it at its end.
-    """
-    attempts: list[object] = []
-
-    def guard(owner: object, name: str, error: type[OSError]) -> None:
-        real = getattr(owner, name)
-
-        def guarded(*args: Any, **options: Any) -> object:
-            # (socket, address), (socket, ..., address), and (host, ...) of getaddrinfo
-            address = args[:1] if owner is socket else args[-1]
-            if _stays_here(address):
-                return real(*args, **options)
-            attempts.append(address)
-            raise error(socket.EAI_NONAME, f"tests have no network: {name} of {address!r}")
-
-        monkeypatch.setattr(owner, name, guarded)
-
-    for name in ("connect", "connect_ex", "sendto"):
-        guard(socket.socket, name, OSError)
-    guard(socket, "getaddrinfo", socket.gaierror)
-    yield attempts
-    if attempts:
-        pytest.fail(f"the test reached for the network: {attempts}")
+def no_network() -> Iterator[None]:
+    """Fail a test that reached for the network."""
+    _attempts.clear()
+    yield
+    if _attempts:
+        pytest.fail(f"the test reached for the network: {_attempts}")
 
 
 @pytest.fixture(autouse=True)

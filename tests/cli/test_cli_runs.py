@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 
 from mlx_itune.kit.lock import locked
 from tests.cli.conftest import ended, until
-from tests.crash.server import Server
 from tests.crash.small_run import write_data
+from tests.crash.trainer import Trainer
 
 SMALL = ("--rank", 2, "--batch-size", 4, "--keys", "self_attn.q_proj", "--offline")
 
@@ -119,26 +118,22 @@ def test_prune_shows_first_and_removes_with_yes(cli: Any, runs: Path) -> None:
     assert [*runs.glob("2*")] == [third]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "log.txt") as started:
-        yield started
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_a_stopped_run_prints_the_line_that_continues_it(
-    cli: Any, number: int, code: int, server: Server, tiny_model_dir: Path, tmp_path: Path
+    cli: Any, number: int, code: int, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     home, out = tmp_path / "runs", tmp_path / "out"
     source = ("--model", tiny_model_dir, "--data", write_data(tmp_path / "data"), *SMALL)
-    server.log.write_text("")
-    trainer = server.start("train", *source, "--out", out, "--runs", home, "--steps", 80)
-    until(lambda: any('"event": "step"' in log.read_text() for log in home.glob("2*/events.jsonl")))
+    log = tmp_path / "log.txt"
+    trainer = Trainer(log, "train", *source, "--out", out, "--runs", home, "--steps", 80)
+    until(
+        lambda: any('"event": "step"' in told.read_text() for told in home.glob("2*/events.jsonl"))
+    )
     trainer.kill(number)
     assert trainer.wait() == code
-    said = server.log.read_text()
+    said = log.read_text()
     (run,) = home.iterdir()
     assert f"; continue with: mlx-itune resume {run}\n" in said and "error:" not in said
     assert not out.exists()

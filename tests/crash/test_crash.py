@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mlx_itune.training.run import checkpoint
-from tests.crash.server import Server, Trainer
 from tests.crash.small_run import outcome, write_data
+from tests.crash.trainer import Trainer
 
 KILLS = 3
 ALL_KILLS = 200
@@ -41,7 +40,7 @@ class Attempt:
             where = ("--out", self.home / "adapter", "--runs", self.home / "runs")
             model = ("--model", self.scene.model, "--data", self.scene.data)
             argv = ["train", *model, *where, *FLAGS]
-        return self.scene.server.start(*argv, kill_at=kill_at)
+        return Trainer(self.scene.log, *argv, kill_at=kill_at)
 
     @property
     def runs(self) -> list[Path]:
@@ -56,7 +55,7 @@ class Attempt:
 
     def finish(self) -> None:
         """Go on to the end, which has to be that of a run in peace."""
-        assert self.go() == 0, self.scene.server.log.read_text()[-2000:]
+        assert self.go() == 0, self.scene.log.read_text()[-2000:]
         (run,) = self.runs
         found, expected = outcome(run, self.home / "adapter"), self.scene.expected
         wrong = [name for name in expected if found[name] != expected[name]]
@@ -64,15 +63,15 @@ class Attempt:
 
 
 class Scene:
-    """A model, its data, a server, and the outcome and duration of a run in peace."""
+    """A model, its data, a log, and the outcome and duration of a run in peace."""
 
-    def __init__(self, server: Server, home: Path, model: Path) -> None:
-        self.server, self.home, self.model = server, home, model
+    def __init__(self, home: Path, model: Path) -> None:
+        self.log, self.home, self.model = home / "log.txt", home, model
         self.data = write_data(home / "data")
         # Twice: the first run also tokenizes.
         for name in ("first", "peace"):
             began = time.monotonic()
-            assert self.attempt(name).go() == 0, server.log.read_text()
+            assert self.attempt(name).go() == 0, self.log.read_text()
             self.seconds = time.monotonic() - began
         (run,) = self.attempt("peace").runs
         self.expected = outcome(run, home / "peace" / "adapter")
@@ -83,10 +82,8 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    home = tmp_path_factory.mktemp("crash")
-    with Server(home / "log.txt") as server:
-        yield Scene(server, home, tiny_model_dir)
+def scene(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return Scene(tmp_path_factory.mktemp("crash"), tiny_model_dir)
 
 
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(ALL_KILLS, marks=pytest.mark.crash)])
@@ -102,7 +99,7 @@ def test_a_run_killed_at_random_moments_ends_the_same(scene: Scene, kills: int) 
             time.sleep(moments.uniform(0, 1.02 * scene.seconds))
             trainer.kill()
             code = trainer.wait()
-            assert code in (0, -9), scene.server.log.read_text()[-2000:]
+            assert code in (0, -9), scene.log.read_text()[-2000:]
             attempt.require_whole()
             killed += code == -9
         attempt.finish()
