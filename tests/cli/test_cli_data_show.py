@@ -25,12 +25,6 @@ def learned(row):
     return "".join(token["text"] for token in row["tokens"] if token["weight"] > 0).strip()
 
 
-def write_rows(path, *rows):
-    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
-
-
 def asked(question, *answers, weights=(), **extra):
     turns = []
     for n, answer in enumerate(answers):
@@ -42,16 +36,14 @@ def asked(question, *answers, weights=(), **extra):
 
 
 @pytest.fixture
-def data(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
+def data(run):
     for split, first in (("train", 0), ("valid", 50), ("test", 70)):
         rows = (asked(f"Case {first + n}?", f"- {split} {n}", id=f"{split}:{n}") for n in range(9))
-        write_rows(folder / f"{split}.jsonl", *rows)
-    return folder
+        run.write(f"data/{split}.jsonl", rows)
+    return run.home / "data"
 
 
-def test_the_first_rows_under_the_keys_that_scripts_rely_on(result, data, tmp_path, monkeypatch):
+def test_the_first_rows_under_the_keys_that_scripts_rely_on(result, data, run, monkeypatch):
     shown = result(data, "--rows", 2)
     assert shown.keys() == {"rows", "skipped", "html"}
     assert [row["row"] for row in shown["rows"]] == [f"{data / 'train.jsonl'}:{n}" for n in (1, 2)]
@@ -69,7 +61,7 @@ def test_the_first_rows_under_the_keys_that_scripts_rely_on(result, data, tmp_pa
             yield row
 
     monkeypatch.setattr(sources, "read_rows", counting)
-    file = write_rows(tmp_path / "big.jsonl", *(asked(f"q{n}", "a") for n in range(2_000)))
+    file = run.write("big.jsonl", (asked(f"q{n}", "a") for n in range(2_000)))
     assert len(result(file, "--rows", 3)["rows"]) == len(seen) == 3, "read no further"
     seen.clear()
     result(file, "--row", f"{file}:40")
@@ -95,16 +87,15 @@ def test_rows_by_place_or_id_in_file_order(result, data, specs, answers):
     assert "no row 'train:99'" in result(data, "--row", "train:99", code=2)["message"]
 
 
-def test_rows_of_one_line_have_numbers(result, tmp_path):
-    file = tmp_path / "rows.json"
-    file.write_text(json.dumps([asked("q", answer) for answer in "abc"]), encoding="utf-8")
+def test_rows_of_one_line_have_numbers(result, run):
+    file = run.write("rows.json", [json.dumps([asked("q", answer) for answer in "abc"])])
     for spec in ("#2", "rows:#2"):
         (row,) = result(file, "--row", spec)["rows"]
         assert (row["row"], learned(row)) == (f"{file}:#2", "b<|end|>")
 
 
-def test_broken_rows_are_named_and_stepped_over(show, result, tmp_path):
-    file = write_rows(tmp_path / "rows.jsonl", "not json", asked("q", "a"), asked("r", "b"))
+def test_broken_rows_are_named_and_stepped_over(show, result, run):
+    file = run.write("rows.jsonl", ["not json", asked("q", "a"), asked("r", "b")])
     told = show(file, "--rows", 1)
     assert "[[ a<|end|>]]" in told.out
     assert f"left out: {file}:1: json" in told.err
@@ -116,15 +107,15 @@ def test_broken_rows_are_named_and_stepped_over(show, result, tmp_path):
     ("rows", "reason"),
     [([], "holds no rows"), (["{"], "json: "), ([asked("q", "word " * 99)], "do not fit")],
 )
-def test_nothing_to_show_is_an_error(result, tmp_path, rows, reason):
-    file = write_rows(tmp_path / "rows.jsonl", *rows)
+def test_nothing_to_show_is_an_error(result, run, rows, reason):
+    file = run.write("rows.jsonl", rows)
     flags = ("--max-length", 20, "--too-long", "drop")
     assert reason in result(file, *flags, code=3)["message"]
 
 
-def test_a_long_row_is_cut_and_each_part_says_why(show, result, tmp_path):
+def test_a_long_row_is_cut_and_each_part_says_why(show, result, run):
     row = asked("word " * 9, *(f"answer {n}" for n in range(6)))
-    flags = (write_rows(tmp_path / "rows.jsonl", row), "--template", "chatml", "--max-length", 90)
+    flags = (run.write("rows.jsonl", [row]), "--template", "chatml", "--max-length", 90)
     shown = result(*flags)["rows"]
     assert len(shown) > 1
     assert [row["example"] for row in shown] == list(range(1, len(shown) + 1))
@@ -134,9 +125,9 @@ def test_a_long_row_is_cut_and_each_part_says_why(show, result, tmp_path):
     show(*flags, "--too-long", "error", code=3)
 
 
-def test_without_colour_learned_runs_stand_in_brackets_with_their_weights(show, result, tmp_path):
+def test_without_colour_learned_runs_stand_in_brackets_with_their_weights(show, result, run):
     row = asked("q", "half", "twice", "whole", weights=(0.5, 2, 1))
-    file = write_rows(tmp_path / "rows.jsonl", row)
+    file = run.write("rows.jsonl", [row])
     out = show(file, "--template", "chatml").out
     assert "[[0.5: half" in out and "[[2: twice" in out and "[[whole" in out
     assert "tokens learned" in out.splitlines()[0] and "\x1b" not in out
@@ -158,20 +149,20 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07 \u202eright to left\u202c \r overwritten [bol
 
 
 @pytest.mark.parametrize("colour", ["1", ""])
-def test_data_cannot_drive_the_terminal(show, tmp_path, colour, monkeypatch):
+def test_data_cannot_drive_the_terminal(show, run, colour, monkeypatch):
     if colour:
         monkeypatch.setenv("FORCE_COLOR", colour)
-    out = show(write_rows(tmp_path / "rows.jsonl", asked(HOSTILE, HOSTILE))).out
+    out = show(run.write("rows.jsonl", [asked(HOSTILE, HOSTILE)])).out
     assert "\x1b[2J" not in out and "\x1b]0" not in out
     assert not set("\x07\r\u202e\u202c") & set(out)
     assert "\\x1b[2J" in out and "\\u202e" in out and "[bold]not markup[/bold]" in out
 
 
-def test_a_page_instead(show, result, data, tmp_path):
-    out = tmp_path / "tokens.html"
+def test_a_page_instead(show, result, data, run):
+    out = run.home / "tokens.html"
     assert show(data, "--rows", 2, "--html", out).out == f"{out}: 2 examples\n"
     document = out.read_text(encoding="utf-8")
     assert document.startswith("<!DOCTYPE html>")
-    assert str(tmp_path) not in document, "a page that is passed on tells no path of this machine"
+    assert str(run.home) not in document, "a page that is passed on tells no path of this machine"
     assert result(data, "--html", out, code=5)["where"] == str(out), "nothing is overwritten"
     assert ".html" in result(data, "--html", data / "train.jsonl", code=2)["hint"]

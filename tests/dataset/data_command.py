@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.cli import main
+from mlx_itune.dataset.faults import Fault
 
 SPLITS = ("train", "valid", "test")
 
@@ -75,3 +76,8 @@ def asked(numbers: Any, **tags: str) -> list[dict[str, Any]]:
 
 def said(row: dict[str, Any]) -> str:
     return "|".join(message["content"] for message in row["messages"])
+
+
+def outline(found: Any) -> list[Any]:
+    """Lines of rows; codes and lines of faults."""
+    return [(r.code, r.line) if isinstance(r, Fault) else r.line for r in found]

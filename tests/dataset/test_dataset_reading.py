@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from data_command import outline
 
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.reading import Record, read_records
@@ -19,11 +20,6 @@ from mlx_itune.kit.errors import DataError, StorageError, UsageError
 
 ROW = b'{"question": "q", "answer": "a"}'
 GOOD = b'{"a": "b: c", "n": 1}'
-
-
-def outline(found):
-    """Lines of rows; codes and lines of faults."""
-    return [r.line if isinstance(r, Record) else (r.code, r.line) for r in found]
 
 
 # Lines

@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from data_command import outline
 
 from mlx_itune.dataset.conversation import place_of
 from mlx_itune.dataset.faults import Fault, fault_at
@@ -12,11 +13,6 @@ from mlx_itune.dataset.reading import stream as streams
 
 ROW = b'{"question": "q", "answer": "a"}'
 PRETTY = b'{\n  "question": "q",\n  "answer": "a"\n}'
-
-
-def outline(found):
-    """Lines of rows; codes and lines of faults."""
-    return [r.line if isinstance(r, Record) else (r.code, r.line) for r in found]
 
 
 def addresses(found):
