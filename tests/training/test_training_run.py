@@ -153,10 +153,7 @@ def test_without_early_stopping_the_last_step_is_written_and_the_best_kept(
     losses_of(monkeypatch, 9.0, 4.0, 5.0, 6.0)
     result = train(settings(eval_every=2, keep=1))
     assert (result.adapter_step, result.best_step, result.best_valid_loss) == (6, 2, 4.0)
-    run = the_run(tmp_path)
-    assert kept(run) == ["step-000002", "step-000006"]
-    last = (run / "checkpoints" / "step-000006" / "adapters.safetensors").read_bytes()
-    assert (tmp_path / "adapter" / "adapters.safetensors").read_bytes() == last
+    assert kept(the_run(tmp_path)) == ["step-000002", "step-000006"]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
