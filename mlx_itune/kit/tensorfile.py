@@ -7,7 +7,8 @@ pass of a header's JSON is refused here. https://github.com/huggingface/safetens
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,12 @@ from mlx_itune.kit.json_files import parse_object
 
 Tensor = tuple[str, tuple[int, ...], bytes]
 
-_MAX_SIZE = 2**64 - 1
-_BITS = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
-    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+# Bytes of a number, of the types that are written.
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
+    **dict.fromkeys(("F16", "BF16", "U16", "I16"), 2),
+    **dict.fromkeys(("F32", "U32", "I32"), 4),
+    **dict.fromkeys(("F64", "U64", "I64"), 8),
 }
 
 
@@ -92,10 +89,9 @@ def stream_tensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in described.items():
-        size_bytes = _size_bytes(dtype, shape)
-        if size_bytes is None or name == "__metadata__":
+        if dtype not in _BYTES or name == "__metadata__":
             raise ValueError(f"{name}: no tensor can be {dtype} {list(shape)}")
-        end = offset + size_bytes
+        end = offset + _BYTES[dtype] * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
@@ -112,13 +108,3 @@ def stream_tensors(
                 raise ValueError(f"{name}: the bytes do not fit {described[name]}")
 
     write_durably(path, chunks())
-
-
-def _size_bytes(dtype: str, shape: Sequence[int]) -> int | None:
-    """Bytes of a tensor; None for an unknown dtype, beyond 64 bits, or where a byte is shared."""
-    bits = _BITS.get(dtype, 0)
-    for size in shape:
-        bits *= size
-        if bits > _MAX_SIZE:
-            return None
-    return bits // 8 if dtype in _BITS and not bits % 8 else None

@@ -77,12 +77,13 @@ class PrepareReport:
         origin: str,
         turns: int,
         examples: Sequence[TokenizedExample],
-        *,
         truncated: int,
-        split: bool,
-        control_text: bool,
+        **marks: bool,
     ) -> None:
-        """Count what became of one conversation with so many turns to learn, some `truncated`."""
+        """Count what became of one conversation with so many turns to learn, some `truncated`.
+
+        `marks` says of other lists whether it belongs there.
+        """
         spans = sum(len(example.spans) for example in examples)
         self.rows += 1
         self.examples += len(examples)
@@ -92,15 +93,10 @@ class PrepareReport:
         self.turns_whole += spans - truncated
         self.turns_truncated += truncated
         self.turns_dropped += turns - spans
-        for origins, marked in (
-            (self.split, split),
-            (self.truncated, truncated),
-            (self.dropped, turns - spans),
-            (self.nothing_to_learn, not turns),
-            (self.control_text, control_text),
-        ):
-            if marked:
-                origins.append(origin)
+        marks |= {"truncated": truncated > 0, "dropped": turns > spans}
+        marks["nothing_to_learn"] = not turns
+        for name in (name for name, is_so in marks.items() if is_so):
+            getattr(self, name).append(origin)
 
 
 @dataclass(frozen=True)
