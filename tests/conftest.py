@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+# pytest imports this file under another name: a second copy would set another HF_HOME.
+sys.modules.setdefault("tests.conftest", sys.modules[__name__])
 # Read once, when huggingface_hub is first imported: so before any test module is.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mlx-itune-test-hf-")
 os.environ["MLX_ITUNE_CACHE"] = tempfile.mkdtemp(prefix="mlx-itune-test-cache-")
