@@ -56,14 +56,20 @@ def ours(model: Path, rows: Path, batch_size: int, steps: int, **how: Any) -> di
     learner = setup.ready(settings, material).learner
     mx.clear_cache()
     mx.reset_peak_memory()
-    times, tokens, parts = [], [], []
-    for batch in batches(len(material.train), batch_size, seed=0, epochs=None, steps=steps):
-        chosen = [material.train[row] for row in batch.rows]
-        parts.append(len(learner.arranged(chosen)))
-        began = time.perf_counter()
-        tokens.append(learner.step(chosen, 1e-4).supervised_tokens)
-        times.append(time.perf_counter() - began)
-    return {**_rates(times, tokens), "micro_batches": sum(parts) / steps, "how": learner.paths()}
+    lengths = settings.lengths_of(material.train)
+    plan = batches(len(material.train), batch_size, seed=0, steps=steps, lengths=lengths)
+    chosen = [[material.train[row] for row in batch.rows] for batch in plan]
+    learner.plan_shapes(chosen)
+    times, tokens = [], []
+    began = time.perf_counter()
+    for metrics in (*(learner.step(rows, 1e-4) for rows in chosen), learner.finish()):
+        if metrics is not None:
+            # Of the step before; the next one was begun.
+            now = time.perf_counter()
+            times.append(now - began)
+            tokens.append(metrics.supervised_tokens)
+            began = now
+    return {**_rates(times, tokens), "how": learner.ways.words}
 
 
 class Reports(TrainingCallback):  # type: ignore[misc]

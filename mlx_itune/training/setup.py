@@ -26,10 +26,10 @@ from mlx_itune.kit.json_files import plain
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.loading import backend
 from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
-from mlx_itune.training.engine.footprint import cpus, mostly_long
+from mlx_itune.training.engine.footprint import cpus
 from mlx_itune.training.engine.memory_plan import require_fit, workload
 from mlx_itune.training.engine.rank_choice import ranks
-from mlx_itune.training.engine.step import Lanes, Learner
+from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.settings import TrainSettings
 
@@ -80,10 +80,10 @@ class Setup:
 
     def beginning(self) -> run.Beginning:
         """What this run would begin with here and now; its id is not known yet."""
-        ways = self.learner.paths()
+        ways = dict(self.learner.ways.words)
         how = run.How(
             processes=self.learner.ranks.size,
-            lanes=self.learner.lanes.count,
+            lanes=len(self.learner.streams),
             compute=self.loaded.compute,
             micro_batch_tokens=int(ways.pop("micro_batch_tokens")),
             ways=ways,
@@ -202,7 +202,6 @@ def ready(
         settings.model,
         compute=settings.compute,
         memory_bytes=settings.memory_bytes,
-        float_copies=not mostly_long(material.train, work.shapes.hidden),
     )
     how: dict[str, Any] = {name: getattr(settings, name) for name in ("rank", "scale", "dropout")}
     how["kind"] = settings.adapter
@@ -215,9 +214,7 @@ def ready(
         chosen = began.how.micro_batch_tokens
         computed = dataclasses.replace(settings, micro_batch_tokens=chosen)
     # As many lanes, too: how a step is cut decides the last bits of its sums.
-    lanes = Lanes(began.how.lanes if began else None)
-    if began is not None and lanes.count == 1:
-        backend.blas_threads(began.machine.cpus)
+    lanes = began.how.lanes if began else None
     learner = Learner(loaded.model, computed, lanes=lanes, ranks=ranks())
     # The checkpoints that are kept, one more while it is written, and the adapter.
     needed = checkpoint.size_bytes(learner) * (settings.keep + 3)

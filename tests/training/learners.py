@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.training.engine.step import Lanes, Learner
+
+import mlx.core as mx  # isort: skip
+import numpy as np
+
+from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.settings import TrainSettings, settings_from
 
 
@@ -14,5 +18,15 @@ def settings_of(**more: Any) -> TrainSettings:
     return settings_from({"model": "m", "data": Path("d"), "out": Path("o"), **more})
 
 
-def learner_of(model: Any, *, lanes: Lanes | None = None, nll: Any = None, **more: Any) -> Learner:
-    return Learner(model, settings_of(**more), lanes=lanes, nll=nll)
+def learner_of(model: Any, *, lanes: int = 1, **more: Any) -> Learner:
+    return Learner(model, settings_of(**more), lanes=lanes)
+
+
+def gradient_of(learner: Learner, rows: Any) -> tuple[float, dict[str, Any]]:
+    """The loss of a step and its gradient by name; nothing is learned."""
+    learner.model.train()
+    batches = learner.arranged(rows)
+    share = mx.array(1 / sum(batch.weight for batch in batches))
+    loss, gradients = learner.summed(batches, share)
+    mx.eval(loss, gradients)
+    return np.asarray(loss).item(), learner.optimizer.named(gradients)

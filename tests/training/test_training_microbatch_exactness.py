@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,11 @@ from architectures import ARCHITECTURES, PLACED, STATEFUL, build, furthest
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten
 
-from mlx_itune.model.engine import cpu
 from mlx_itune.model.engine.loss import plain_nll
-from mlx_itune.training.engine import step_ways as paths
-from mlx_itune.training.engine.lanes import Lanes
-from mlx_itune.training.engine.microbatch import MicroBatch, arrange, prefixes_of
+from mlx_itune.training.engine.microbatch import Device, arrange
 from mlx_itune.training.engine.prefixes import shared_starts
-from tests.training.learners import learner_of
+from mlx_itune.training.engine.step_ways import recomputed_blocks
+from tests.training.learners import gradient_of, learner_of
 
 
 class Row:
@@ -85,117 +85,75 @@ def test_every_way_gives_the_loss_and_gradient_of_rows_one_by_one(name: str) -> 
     rows = some_rows()
     model = build(name)
     plain, plain_gradients = one_by_one(model, rows)
-    cpu.specialize(model)
     for way, options in WAYS.items():
-        for count in (1, 2):
-            lanes = Lanes(count)
+        for lanes in (1, 2):
             learner = learner_of(model, lanes=lanes, **options)
-            loss, weight, tree = learner.gradients(learner.arranged(rows))
-            ours = learner.evaluate(rows)
-            lanes.close()
+            loss, gradients = gradient_of(learner, rows)
             assert loss == pytest.approx(plain, rel=1e-6), way
-            assert ours == pytest.approx(plain, rel=1e-6), way
-            assert weight == pytest.approx(sum(float(row.weights[1:].sum()) for row in rows))
-            assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5, way
+            assert learner.evaluate(rows) == pytest.approx(plain, rel=1e-6), way
+            assert furthest(plain_gradients, gradients) < 2e-5, way
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi3", "qwen3_moe"])
-def test_some_blocks_made_again_and_rows_in_parts_change_nothing(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_some_blocks_made_again_change_nothing(name: str) -> None:
     rng = np.random.default_rng(3)
-    long = Row(rng.integers(0, 300, 420), rng.random(420) < 0.5)
+    rows = [Row(rng.integers(0, 300, 420), rng.random(420) < 0.5), *some_rows()]
     model = build(name, num_hidden_layers=5)
-    cpu.specialize(model)
-    for rows in ([long], [long, *some_rows()]):
-        plain, plain_gradients = one_by_one(model, rows)
-        # Of so many tokens' activations none, one or three of the five blocks' may stay.
-        for kept in (100, 200, 400):
-            monkeypatch.setattr(paths, "CPU_KEPT_TOKENS", kept)
-            for count in (1, 2):
-                lanes = Lanes(count)
-                learner = learner_of(model, lanes=lanes)
-                loss, _, tree = learner.gradients(learner.arranged(rows))
-                lanes.close()
-                assert loss == pytest.approx(plain, rel=1e-6)
-                # Rounding of five blocks and 420 tokens: up to 2.5e-5 (gemma2), by the CPU's BLAS.
-                assert furthest(plain_gradients, dict(tree_flatten(tree))) < 4e-5
-
-
-@pytest.mark.skipif(not cpu.is_faster(), reason="only a Linux CPU computes rows at once")
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *PLACED, *STATEFUL])
-def test_rows_computed_at_once_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "at_once_tokens", lambda _: 20.0)
-    rng = np.random.default_rng(3)
-    rows = [Row(rng.integers(0, 300, 300), rng.random(300) < 0.5), *some_rows()]
-    model = build(name)
     plain, plain_gradients = one_by_one(model, rows)
-    cpu.specialize(model)
-    for options in ({"prefix_sharing": "off"}, {"packing": "off"}, {}):
-        lanes = Lanes(2)
-        learner = learner_of(model, lanes=lanes, **options)
-        assert learner.paths()["long_rows"].startswith("above 20 tokens")
-        loss, _, tree = learner.gradients(learner.arranged(rows))
-        ours = learner.evaluate(rows)
-        lanes.close()
+    learner = learner_of(model, lanes=2)
+    # Of so many tokens' activations none, one or three of the five blocks' may stay.
+    for kept in (100, 200, 400):
+        learner.ways = dataclasses.replace(learner.ways, kept_tokens=kept)
+        loss, gradients = gradient_of(learner, rows)
         assert loss == pytest.approx(plain, rel=1e-6)
-        assert ours == pytest.approx(plain, rel=1e-6)
-        assert furthest(plain_gradients, dict(tree_flatten(tree))) < 2e-5
+        # Rounding of five blocks and 420 tokens: up to 2.5e-5 (gemma2), by the CPU's BLAS.
+        assert furthest(plain_gradients, gradients) < 4e-5
 
 
 def test_blocks_made_again_are_as_many_as_memory_asks_for() -> None:
-    assert paths.recomputed_blocks(28, 384, 384) == 0
-    assert paths.recomputed_blocks(28, 400, 384) == 3
-    assert paths.recomputed_blocks(28, 2048, 384) == 24
-    assert paths.recomputed_blocks(28, 10**6, 384) == 28
-    assert paths.recomputed_blocks(4, 100, 0) == 4
-    assert paths.recomputed_blocks(4, 100, float("inf")) == 0
+    assert recomputed_blocks(28, 384, 384) == 0
+    assert recomputed_blocks(28, 400, 384) == 3
+    assert recomputed_blocks(28, 2048, 384) == 24
+    assert recomputed_blocks(28, 10**6, 384) == 28
+    assert recomputed_blocks(4, 100, 0) == 4
+    assert recomputed_blocks(4, 100, float("inf")) == 0
 
 
 def test_a_learner_says_what_it_does_and_why() -> None:
-    llama, hybrid = (learner_of(build(name)).paths() for name in ("llama", "granitemoehybrid"))
-    known = {"head", "packing", "prefix", "checkpointing", "micro_batch_tokens"}
-    assert llama.keys() - {"long_rows"} == known
+    llama, hybrid = (learner_of(build(name)).ways.words for name in ("llama", "granitemoehybrid"))
+    assert llama.keys() == {"head", "packing", "prefix", "checkpointing", "micro_batch_tokens"}
     assert not any(words.startswith("off") for words in llama.values())
     for name in ("packing", "prefix"):
         assert hybrid[name] == "off: its layers keep more than keys and values"
 
 
-@pytest.mark.parametrize("packing", ["off", "row", "bins"])
+@pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("budget", [1, 64, 150, 10**6])
-def test_no_target_is_lost_or_counted_twice(packing: Any, budget: int) -> None:
+def test_no_target_is_lost_or_counted_twice(packing: bool, budget: int) -> None:
     rows = some_rows(1)
-    wanted: dict[tuple[int, ...], float] = {}
+    wanted: Counter[tuple[int, ...]] = Counter()
     for row in rows:
         for t in np.flatnonzero(row.weights[1:]) + 1:
-            key = tuple(row.input_ids[: t + 1].tolist())
-            wanted[key] = wanted.get(key, 0.0) + float(row.weights[t])
-    made = arrange(rows, budget, 2, packing=packing, sharing=True)
-    found: dict[tuple[int, ...], float] = {}
+            wanted[tuple(row.input_ids[: t + 1].tolist())] += float(row.weights[t])
+    found: Counter[tuple[int, ...]] = Counter()
 
-    def count(before: list[int], ids: Any, weights: Any) -> None:
-        assert weights[0] == 0 or not before
+    def count(before: list[int], ids: Any, weights: Any, numbers: Any) -> None:
+        """Of one row: a target's sequence begins where its number does."""
         for t in np.flatnonzero(weights[1:]) + 1:
-            key = (*before, *ids[: t + 1].tolist())
-            found[key] = found.get(key, 0.0) + float(weights[t])
+            start = int(np.flatnonzero(numbers == numbers[t - 1])[0])
+            found[(*before, *ids[start : t + 1].tolist())] += float(weights[t])
 
-    def sequences(batch: MicroBatch) -> Any:
-        lengths = batch.lengths or ((batch.input_ids.shape[1],),) * len(batch.input_ids)
-        for row, sizes in enumerate(lengths):
-            ends = np.cumsum(sizes)
-            assert ends[-1] <= batch.input_ids.shape[1]
-            assert not batch.weights[row, ends[-1] :].any()
-            for start, end in zip(ends - sizes, ends, strict=True):
-                yield batch.input_ids[row, start:end], batch.weights[row, start:end]
-
-    for prefix in prefixes_of(made):
-        count([], prefix.input_ids[0], prefix.weights[0])
-    for batch in made:
-        before = [] if batch.prefix is None else batch.prefix.input_ids[0, :-1].tolist()
-        several = sum(len(s) for s in batch.lengths) if batch.lengths else len(batch.input_ids)
-        assert batch.tokens <= budget + len(batch.input_ids) or several == 1
-        for ids, weights in sequences(batch):
-            count(before, ids, np.append(0, weights[1:]))
+    for batch in arrange(rows, budget, Device(lanes=2), packing=packing, sharing=True):
+        before = []
+        if (prefix := batch.prefix) is not None:
+            before = prefix.input_ids[0, :-1].tolist()
+            count([], prefix.input_ids[0], prefix.weights[0], np.zeros(len(before)))
+        assert sum(part.tokens for part in batch.parts) <= budget or len(batch.parts) == 1
+        for part in batch.parts:
+            assert part.tokens <= budget or len(part.input_ids) == 1
+            segments = np.zeros_like(part.input_ids) if part.segments is None else part.segments
+            for ids, weights, numbers in zip(part.input_ids, part.weights, segments, strict=True):
+                count(before, ids, weights, numbers)
     assert found.keys() == wanted.keys()
     assert all(found[key] == pytest.approx(wanted[key]) for key in wanted)
 
@@ -212,19 +170,3 @@ def test_groups_of_a_common_start_save_the_most() -> None:
     assert found == {(0, 1, 2, 3): 349, (4, 5, 6): 199, (7, 8, 9): 0}
     assert all(tokens % 16 == 0 for _, tokens in shared_starts(deep, 16))
     assert [tokens for _, tokens in shared_starts(other)] == [0]
-
-
-def test_gradients_do_not_depend_on_the_company_a_row_keeps() -> None:
-    """Two halves of a step add up to the step."""
-    model, rows = build("qwen3"), some_rows(2)
-    cpu.specialize(model)
-    learner = learner_of(model, lanes=Lanes(1))
-    whole, weight, tree = learner.gradients(learner.arranged(rows))
-    halves = [learner.gradients(learner.arranged(part)) for part in (rows[:5], rows[5:])]
-    assert sum(loss * w for loss, w, _ in halves) == pytest.approx(whole * weight, rel=1e-6)
-    gradients = [dict(tree_flatten(part)) for _, _, part in halves]
-    total = {
-        name: sum(g[name] * (w / weight) for g, (_, w, _) in zip(gradients, halves, strict=True))
-        for name in gradients[0]
-    }
-    assert furthest(dict(tree_flatten(tree)), total) < 2e-5

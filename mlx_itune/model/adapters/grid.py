@@ -78,8 +78,7 @@ class _Grid(OnGrid, AdapterLayer):
     def hold(self) -> None:
         """Make the tuned weight once for a whole step, where it is computed in floats."""
         if self._is_unpacked:
-            self._held = self._float(*self.moved(), self._type)
-            mx.eval(self._held)
+            self._held = mx.stop_gradient(self._float(*self.moved(), self._type))
 
     def let_go(self) -> None:
         """Make it anew again wherever it is needed: the factors are about to change."""

@@ -115,13 +115,10 @@ def held_weights(model: nn.Module) -> Iterator[None]:
 
 def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:
     """Draw the next forward pass's dropout from `key`; None turns dropout off."""
-    for index, (_, layer) in enumerate(adapted(model)):
-        if not isinstance(layer, LowRank):
-            continue
-        if key is None or not layer.dropout:
-            layer._key = None
-        else:
-            layer._key = mx.random.split(key, index + 1)[index]
+    layers = [layer for _, layer in adapted(model) if isinstance(layer, LowRank) and layer.dropout]
+    keys = [None] * len(layers) if key is None else mx.random.split(key, max(1, len(layers)))
+    for layer, own in zip(layers, keys, strict=False):
+        layer._key = own
 
 
 def _wrap(

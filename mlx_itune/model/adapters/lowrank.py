@@ -13,13 +13,20 @@ its type is kept, and the norm does not need the weight, unpacked, each time:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlx_itune.model.engine.compute import DequantizingLinear, at_once, dequantized_weight, product
+from mlx_itune.model.engine.compute import (
+    DequantizingLinear,
+    dequantized_weight,
+    product,
+    transposed_product,
+)
+from mlx_itune.model.engine.cpu import on_one_stream
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, DequantizingLinear)
 SWITCH = (SwitchLinear, QuantizedSwitchLinear)
@@ -113,18 +120,37 @@ class LoRALinear(LowRank):
         return (inputs, rank), (rank, outputs), inputs
 
     def __call__(self, x: mx.array) -> mx.array:
-        a, b = self.pair()
-        if not self.dropout and (whole := at_once(self.linear, x, [a, b], self.scale)) is not None:
-            return whole
-        # The factor goes to the small matrix, not to the activations.
-        low = (self._drop(x) @ a) @ (self.scale * b)
-        y: mx.array = self.linear(x)
-        return y + low.astype(x.dtype)
+        a, b = (factor.astype(x.dtype) for factor in self.pair())
+        rows = x.reshape(-1, x.shape[-1])
+        if self._key is not None and self.training:
+            y = mx.addmm(self.linear(rows), self._drop(rows) @ a, b, alpha=self.scale)
+        elif self.training:
+            y = _adapted(self.linear, self.scale)(rows, a, b)[0]
+        else:
+            y = mx.addmm(self.linear(rows), rows @ a, b, alpha=self.scale)
+        whole: mx.array = y.reshape(*x.shape[:-1], -1)
+        return whole
 
     def delta(self) -> mx.array:
         """What is added to the base's weight: (out, in) float32."""
         a, b = self.pair()
         return (self.scale * b.T) @ a.T
+
+
+def _adapted(linear: nn.Module, scale: float) -> Callable[..., Any]:
+    """linear(x) + scale (x A) B and x A, of x (N, in): two more products, and four backwards."""
+
+    def forward(x: mx.array, a: mx.array, b: mx.array) -> list[mx.array]:
+        low = x @ a
+        return [mx.addmm(linear(x), low, b, alpha=scale), low]
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        (x, a, b), ahead, low = primals, cotangents[0], outputs[1]
+        d_low = ahead @ b.T
+        d_x = mx.addmm(transposed_product(linear, ahead), d_low, a.T, alpha=scale)
+        return [d_x, scale * (x.T @ d_low), scale * (low.T @ ahead)]
+
+    return on_one_stream(forward, backward)
 
 
 class LoRASwitchLinear(LowRank):

@@ -17,14 +17,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.engine import host
 from mlx_itune.model.engine.training_caches import TrainingCache
 
 
 @contextmanager
-def checkpointed_blocks(
-    model: nn.Module, count: int | None = None, *, at_once: bool = False
-) -> Iterator[None]:
+def checkpointed_blocks(model: nn.Module, count: int | None = None) -> Iterator[None]:
     """Within it, a pass through the model keeps only the inputs of its first `count` blocks.
 
     None is all of them. The first ones: when they are made again, what the last ones kept is gone.
@@ -36,7 +33,7 @@ def checkpointed_blocks(
     before = list(blocks)
     count = len(before) if count is None else count
     # In the list itself: models hold on to it under names of their own.
-    blocks[:] = [*(_Recomputed(block, at_once) for block in before[:count]), *before[count:]]
+    blocks[:] = [*(_Recomputed(block) for block in before[:count]), *before[count:]]
     try:
         yield
     finally:
@@ -55,8 +52,8 @@ def _list_of_blocks(model: nn.Module) -> list[Any]:
 class _Recomputed:
     """A block's place taken; everything but the call is still the block."""
 
-    def __init__(self, block: nn.Module, at_once: bool) -> None:
-        self._block, self._at_once = block, at_once
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)
@@ -95,8 +92,7 @@ class _Recomputed:
             return [*_leaves(out), *((inner.recorded or ()) if inner is not None else ())]
 
         arrays = [*(array for _, array in trained), *given.values(), *shared]
-        recomputing = _at_once if self._at_once else _recomputing
-        results = recomputing(call, len(trained))(arrays)
+        results = _recomputing(call, len(trained))(arrays)
         leaves = list(_leaves(made[0]))
         if cache is not None and len(results) > len(leaves):
             cache.recorded = results[-2], results[-1]
@@ -117,29 +113,6 @@ def _recomputing(call: Callable[[list[mx.array]], list[mx.array]], trained: int)
         own, passed_on = gradients[:trained], gradients[trained:]
         return [*own, *(mx.depends(passed_on, own) if own else passed_on)]
 
-    operation.vjp(backward)
-    return operation
-
-
-def _at_once(call: Callable[[list[mx.array]], list[mx.array]], _: int) -> Any:
-    """The same for a block that is computed when it is called, and when its gradient is."""
-    kept = host.Kept()
-
-    def forward(arrays: list[mx.array]) -> list[mx.array]:
-        with host.at_once(kept):
-            made = call(host.untraced(arrays))
-            mx.eval(made)
-        return made
-
-    def backward(primals: list[mx.array], cotangents: list[mx.array], _: Any) -> list[mx.array]:
-        given, ahead = host.untraced(primals), host.untraced(cotangents)
-        with host.at_once(kept, again=True):
-            gradients = mx.vjp(lambda *arrays: call(list(arrays)), given, ahead)[1]
-            made = host.untraced(gradients)
-        kept.outputs.clear()
-        return made
-
-    operation: Any = mx.custom_function(forward)
     operation.vjp(backward)
     return operation
 

@@ -18,8 +18,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.model.engine import cpu, host, host_layers
-from mlx_itune.model.engine.cpu_math import on_one_stream
+from mlx_itune.model.engine.cpu import on_one_stream
 from mlx_itune.model.loading import backend
 
 MODES = ("auto", "dequantized", "quantized")
@@ -50,8 +49,6 @@ def apply(model: nn.Module, mode: str = "auto", memory_bytes: int | None = None)
             module.stored_type = module["weight"].dtype
     if backend.on_cpu():
         model.apply(lambda a: a.astype(mx.float32) if a.dtype in _HALF else a)
-        if cpu.is_faster():
-            cpu.specialize(model)
     model.freeze()
     mx.eval(model.parameters())
     return done
@@ -106,31 +103,6 @@ def affine(codes: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
     return weight.reshape(shape)
 
 
-def at_once(
-    module: nn.Module, x: mx.array, low_rank: list[mx.array] | None = None, scale: float = 1.0
-) -> mx.array | None:
-    """A linear layer of a row that is computed at once; None where it is not, or not a float's."""
-    if not host.active() or x.dtype != mx.float32:
-        return None
-    if isinstance(module, DequantizingLinear):
-
-        def weight() -> host.Floats:
-            mx.eval(module.parameters())
-            return host.by_rows(lambda rows: dequantized_weight(module, rows), outputs)
-
-        outputs = module.weight.shape[0]
-    elif type(module) is nn.Linear and module["weight"].dtype == mx.float32:
-
-        def weight() -> host.Floats:
-            return host.seen(module["weight"])
-
-        outputs = module.weight.shape[0]
-    else:
-        return None
-    y = host_layers.linear(x, weight, outputs, low_rank, scale)
-    return y + module["bias"] if "bias" in module else y
-
-
 def product(module: nn.Module, x: mx.array) -> mx.array:
     """x @ weight.T of a linear layer of any kind here, without its bias."""
     if isinstance(module, DequantizingLinear):
@@ -149,6 +121,24 @@ def product(module: nn.Module, x: mx.array) -> mx.array:
         )
     weight: mx.array = module["weight"]
     return x @ weight.T
+
+
+def transposed_product(module: nn.Module, cotangent: mx.array) -> mx.array:
+    """cotangent @ weight, what goes back through the same layers."""
+    if isinstance(module, DequantizingLinear):
+        return cotangent @ dequantized_weight(module).astype(cotangent.dtype)
+    if hasattr(module, "bits"):
+        return mx.quantized_matmul(
+            cotangent,
+            module["weight"],
+            module["scales"],
+            module.get("biases"),
+            transpose=False,
+            group_size=module.group_size,
+            bits=module.bits,
+            mode=module.mode,
+        )
+    return cotangent @ module["weight"]
 
 
 def dequantized_weight(module: nn.Module, rows: slice = slice(None)) -> mx.array:
@@ -184,9 +174,6 @@ class DequantizingLinear(nn.Module):  # type: ignore[misc]
         self._product = _product(self)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = at_once(self, x)
-        if y is not None:
-            return y
         y = self._product(x)
         return y + self["bias"] if "bias" in self else y
 

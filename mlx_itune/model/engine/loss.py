@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,45 +22,71 @@ import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.model.engine import cpu, host
+from mlx_itune.model.engine import cpu
 from mlx_itune.model.loading import backend
 
 Array = Any
 # Logits that stand in memory at once, and the fewest rows of them.
-_CPU_LOGITS_BYTES, _CPU_ROWS = 4 << 20, 32
+_CPU_LOGITS_BYTES, _CPU_ROWS = 8 << 20, 64
 _GPU_LOGITS_BYTES, _GPU_ROWS = 64 << 20, 128
-# On a CPU, chunks of logits as large as this part of the head: of fewer rows, reading the head
-# would cost more than computing.
-_SHARE_OF_HEAD, _CPU_ROWS_AT_MOST = 16, 128
+_BLOCK = 256
 
 
-class Nll(Protocol):
-    """`weighted_nll` or `plain_nll`."""
+@dataclass(frozen=True)
+class Learned:
+    """The positions of a pass that are learned: inputs of a graph, so their shapes are its own.
 
-    def __call__(
-        self, model: nn.Module, input_ids: Array, weights: Array, *, caches: Any = None
-    ) -> tuple[mx.array, mx.array]: ...
+    rows (N,) int32: where in the flat inputs the hidden state is that predicts the target;
+    inverse (B * T,) int32: for each input, which of the N that is, or N; targets (N,) int32 and
+    weights (N,) float32. Entries that only fill up to N have weight 0.
+    """
+
+    rows: Array
+    inverse: Array
+    targets: Array
+    weights: Array
+
+    @classmethod
+    def of(cls, input_ids: Array, weights: Array, multiple: int = 1) -> Learned:
+        """Of input_ids (B, T + 1) int32 and weights (B, T + 1) float32, NumPy; N a multiple."""
+        targets, learned = input_ids[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
+        places = np.flatnonzero(learned)
+        count = -(-max(1, len(places)) // multiple) * multiple
+        made = cls(*(np.zeros(size, np.int32) for size in (count, learned.size, count)), np.zeros(0))
+        rows, inverse, wanted = made.rows, made.inverse, made.targets
+        rows[: len(places)], wanted[: len(places)] = places, targets[places]
+        inverse[:] = count
+        inverse[places] = np.arange(len(places))
+        weighted = np.zeros(count, np.float32)
+        weighted[: len(places)] = learned[places]
+        return cls(rows, inverse, wanted, weighted)
+
+    def arrays(self) -> list[Array]:
+        """The four, in the order of the fields."""
+        return [self.rows, self.inverse, self.targets, self.weights]
+
+
+def learned_nll(model: nn.Module, ids: mx.array, learned: Learned, caches: Any = None) -> mx.array:
+    """Sum of weight * -log p(target | tokens before it): ids (B, T) int32; a float32 scalar.
+
+    caches: see training_caches. While a model trains (`model.training`) the gradient is made along;
+    differentiate only then.
+    """
+    hidden, head = _split(model, ids, caches)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return _head_loss(model, head, _picked(flat, learned.rows, learned.inverse), learned)
 
 
 def weighted_nll(
     model: nn.Module, input_ids: Array, weights: Array, *, caches: Any = None
 ) -> tuple[mx.array, mx.array]:
-    """Sum of weights[t] * -log p(token t | tokens before t), and the sum of those weights.
-
-    input_ids (B, T) int32, weights (B, T) float32, both MLX or NumPy; two float32 scalars. The
-    first token of a row has no context and counts in neither. caches: see training_caches; a
-    sequence's first token has no context either, and its weight must be 0. While a model trains
-    (`model.training`) the gradient is made along; differentiate only then.
-    """
-    ids, rows, targets, learned = _learned(input_ids, weights)
-    if not rows.size:
-        # A pass may still have to record keys and values.
-        _called(model, ids, caches)
-        return mx.array(0.0), mx.array(0.0)
-    hidden, head = _split(model, ids, caches)
-    picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(rows)]
-    total = _head_loss(model, head, picked, targets, learned)
-    return total, mx.array(float(learned.sum(dtype=np.float64)))
+    """The same for input_ids and weights (B, T + 1) as they are; and the sum of the weights."""
+    ids, weights = np.asarray(input_ids), np.asarray(weights, dtype=np.float32)
+    if ids.shape != weights.shape or ids.ndim != 2:
+        raise ModelError(f"input_ids {ids.shape} and weights {weights.shape} do not match")
+    learned = Learned(*map(mx.array, Learned.of(ids, weights).arrays()))
+    total = learned_nll(model, mx.array(ids[:, :-1]), learned, caches)
+    return total, learned.weights.sum()
 
 
 def plain_nll(
@@ -68,61 +95,38 @@ def plain_nll(
     """The same sums with full logits in memory: the definition, and what always works."""
     ids, learned = mx.array(input_ids), mx.array(weights)[:, 1:]
     logits = _called(model, ids[:, :-1], caches).astype(mx.float32)
-    nll = nn.losses.cross_entropy(logits, ids[:, 1:], reduction="none")
+    wanted = mx.take_along_axis(logits, ids[:, 1:, None], axis=-1)[..., 0]
+    nll = _log_sum_exp(logits) - wanted
     return mx.where(learned > 0, nll * learned, 0).sum(), learned.sum()
+
+
+def _log_sum_exp(logits: mx.array) -> mx.array:
+    """Along the last axis, by blocks: of a large vocabulary one running float32 sum would lose four
+    digits on a CPU."""
+    fill = -logits.shape[-1] % _BLOCK
+    padded = mx.pad(logits, [*[(0, 0)] * (logits.ndim - 1), (0, fill)], constant_values=-mx.inf)
+    blocks = mx.logsumexp(mx.unflatten(padded, -1, (-1, _BLOCK)), axis=-1)
+    total: mx.array = mx.logsumexp(blocks, axis=-1)
+    return total
 
 
 def learned_logits(
     model: nn.Module, input_ids: Array, weights: Array
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Logits (N, V) float32, targets (N,) and weights (N,) of the N learned tokens, row by row."""
-    ids, rows, targets, learned = _learned(input_ids, weights)
-    hidden, head = _split(model, ids, None)
-    logits = head(hidden.reshape(-1, hidden.shape[-1])[mx.array(rows)])
-    return logits.astype(mx.float32), mx.array(targets), mx.array(learned)
-
-
-def head_is_exact(model: nn.Module) -> bool:
-    """Whether `weighted_nll` equals `plain_nll` on this architecture; tried on a few tokens."""
-    key = mx.random.key(0)
-    ids = mx.random.randint(0, 32, (2, 12), key=key)
-    weights = mx.random.bernoulli(0.5, (2, 12), key=key).astype(mx.float32)
-    try:
-        fast, plain = (
-            np.asarray(nll(model, ids, weights)[0]).item() for nll in (weighted_nll, plain_nll)
-        )
-    # An architecture may be built in any way; whatever it raises, the plain way is there.
-    except Exception:
-        return False
-    low_precision = any(
-        a.dtype in (mx.bfloat16, mx.float16) for _, a in tree_flatten(model.parameters())
-    )
-    return bool(abs(fast - plain) <= (2e-2 if low_precision else 1e-5) * abs(plain))
-
-
-def choose_nll(model: nn.Module) -> Nll:
-    """`weighted_nll` where it is exact, else `plain_nll`."""
-    return weighted_nll if head_is_exact(model) else plain_nll
-
-
-def _learned(
-    input_ids: Array, weights: Array
-) -> tuple[mx.array, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Inputs (B, T - 1); then, per learned token: its row in the flat inputs, target, weight."""
-    ids, learned = np.asarray(input_ids), np.asarray(weights, dtype=np.float32)
-    if ids.shape != learned.shape or ids.ndim != 2:
-        raise ModelError(f"input_ids {ids.shape} and weights {learned.shape} do not match")
-    targets, learned = ids[:, 1:].reshape(-1), learned[:, 1:].reshape(-1)
-    rows = np.flatnonzero(learned)
-    return mx.array(ids[:, :-1]), rows, targets[rows], learned[rows]
+    ids = np.asarray(input_ids)
+    learned = Learned.of(ids, np.asarray(weights, dtype=np.float32))
+    hidden, head = _split(model, mx.array(ids[:, :-1]), None)
+    logits = head(hidden.reshape(-1, hidden.shape[-1])[mx.array(learned.rows)])
+    return logits.astype(mx.float32), mx.array(learned.targets), mx.array(learned.weights)
 
 
 def chunk_rows(vocabulary: int, hidden: int) -> int:
     """How many rows of logits are made at once."""
-    if not backend.on_cpu():
-        return max(_GPU_ROWS, _GPU_LOGITS_BYTES // (4 * vocabulary))
-    fewest = max(_CPU_ROWS, min(hidden // _SHARE_OF_HEAD, _CPU_ROWS_AT_MOST))
-    return max(fewest, _CPU_LOGITS_BYTES // (4 * vocabulary))
+    least, limit = (
+        (_CPU_ROWS, _CPU_LOGITS_BYTES) if backend.on_cpu() else (_GPU_ROWS, _GPU_LOGITS_BYTES)
+    )
+    return max(least, limit // (4 * vocabulary))
 
 
 def _called(model: nn.Module, ids: mx.array, caches: Any) -> mx.array:
@@ -130,41 +134,47 @@ def _called(model: nn.Module, ids: mx.array, caches: Any) -> mx.array:
     return called
 
 
+def _picked(flat: mx.array, rows: mx.array, inverse: mx.array) -> mx.array:
+    """flat[rows], whose gradient is gathered by the inverse: a scatter is slow on a GPU."""
+
+    def forward(flat: mx.array) -> mx.array:
+        return flat[rows]
+
+    def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        nothing = mx.zeros((1, cotangent.shape[-1]), cotangent.dtype)
+        return mx.concatenate([cotangent, nothing])[inverse]
+
+    picked: mx.array = cpu.on_one_stream(forward, backward)(flat)
+    return picked
+
+
 def _head_loss(
-    model: nn.Module,
-    head: Callable[[mx.array], mx.array],
-    rows: mx.array,
-    targets: npt.NDArray[Any],
-    weights: npt.NDArray[Any],
+    model: nn.Module, head: Callable[[mx.array], mx.array], rows: mx.array, learned: Learned
 ) -> mx.array:
     """The weighted sum over rows (N, D) of hidden states, chunk by chunk."""
     trained = _trained_in_head(model)
     names = [name for name, _ in trained]
     learns = model.training
+    fast = backend.on_cpu() and not names
 
     def chunk_loss(rows: mx.array, values: Sequence[mx.array], chunk: slice) -> Any:
         with _updated(model, names, values):
             logits = head(rows).astype(mx.float32)
-        wanted, factor = mx.array(targets[chunk]), mx.array(weights[chunk])
-        if cpu.is_faster() and not names:
+        wanted, factor = learned.targets[chunk], learned.weights[chunk]
+        if fast:
             nll, totals = cpu.nll(logits, wanted)
             return (nll * factor).sum(), (factor / totals)[:, None]
         nll = nn.losses.cross_entropy(logits, wanted, reduction="none")
-        return (nll * factor).sum(), mx.array(1.0)
+        return (nll * factor).sum(), None
 
-    def forward(rows: mx.array, *given: mx.array) -> list[mx.array]:
-        values = list(given)
+    def forward(rows: mx.array, *values: mx.array) -> list[mx.array]:
         total, sums = mx.array(0.0), [mx.zeros_like(value) for value in values]
         parts: list[mx.array] = []
-        if host.active():
-            rows, *values = host.untraced([rows, *values])
         for chunk in _chunks(model, *rows.shape):
             # One after the other: MLX would make the logits of all chunks side by side.
-            part = (
-                rows[chunk]
-                if chunk.start == 0
-                else mx.depends([rows[chunk]], [total, *parts[-1:]])[0]
-            )
+            part = rows[chunk]
+            if chunk.start:
+                part = mx.depends([part], [total, *parts[-1:]])[0]
             if not learns:
                 total = total + chunk_loss(part, values, chunk)[0]
                 continue
@@ -172,10 +182,8 @@ def _head_loss(
                 part, list(values), chunk
             )
             total = total + nll
-            parts.append(gradient * scale.astype(gradient.dtype))
+            parts.append(gradient if scale is None else gradient * scale)
             sums = [one + other for one, other in zip(sums, more, strict=True)]
-            if host.active():
-                total, parts[-1], *sums = host.untraced([total, parts[-1], *sums])
         return [total, mx.concatenate(parts), *sums] if learns else [total]
 
     def backward(_: Any, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> Any:
@@ -183,9 +191,7 @@ def _head_loss(
             raise RuntimeError("in evaluation mode the loss has no gradient; call model.train()")
         return [(cotangents[0] * made).astype(made.dtype) for made in outputs[1:]]
 
-    operation: Any = mx.custom_function(forward)
-    operation.vjp(backward)
-    total: mx.array = operation(rows, *(value for _, value in trained))[0]
+    total: mx.array = cpu.on_one_stream(forward, backward)(rows, *(v for _, v in trained))[0]
     return total
 
 

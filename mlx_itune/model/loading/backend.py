@@ -12,11 +12,6 @@ import sys
 import types
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Floats = npt.NDArray[np.float32]
-_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
 _OPENBLAS = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
 
@@ -39,6 +34,8 @@ def prepare() -> Backend:
     too_late = "mlx.core" in sys.modules
     # Threads of OpenBLAS that wait for work spin, on cores that others could use: not for long.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
+    # A graph on several streams is queued breadth first, or one stream would wait for the other.
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
     library = _openblas() if sys.platform == "linux" else None
     _allow_few_files()
 
@@ -90,62 +87,6 @@ def blas_threads(count: int) -> int:
     before = int(library.openblas_get_num_threads())
     library.openblas_set_num_threads(count)
     return before
-
-
-def product(
-    a: Floats, b: Floats, scale: float = 1.0, *, out: Floats | None = None, add: bool = False
-) -> Floats:
-    """scale * a @ b of two float32 matrices, or transposes of such, into `out` or added to it.
-
-    By MLX's own BLAS, without Python's lock. ValueError where rows of `out` are not contiguous.
-    """
-    library = _openblas()
-    if out is None:
-        out = np.empty((a.shape[0], b.shape[1]), np.float32)
-    if out.shape[1] > 1 and out.strides[1] != 4:
-        raise ValueError("the rows of `out` are not contiguous")
-    if library is None:
-        result = scale * (a @ b)
-        np.add(out, result, out=out) if add else np.copyto(out, result)
-        return out
-    a, b = _placed(a), _placed(b)
-    (left, turned_a, step_a), (right, turned_b, step_b) = _laid(a), _laid(b)
-    library.cblas_sgemm(
-        _ROW_MAJOR,
-        turned_a,
-        turned_b,
-        ctypes.c_int(a.shape[0]),
-        ctypes.c_int(b.shape[1]),
-        ctypes.c_int(a.shape[1]),
-        ctypes.c_float(scale),
-        left,
-        step_a,
-        right,
-        step_b,
-        ctypes.c_float(float(add)),
-        ctypes.c_void_p(out.ctypes.data),
-        ctypes.c_int(max(out.strides[0] // 4, out.shape[1])),
-    )
-    return out
-
-
-def _placed(matrix: Floats) -> Floats:
-    """A matrix whose rows or whose columns lie in a row each: itself, or a copy."""
-    rows, columns = matrix.shape
-    down, along = matrix.strides
-    plain = along == 4 and down >= 4 * columns
-    return matrix if plain or (down == 4 and along >= 4 * rows) else np.ascontiguousarray(matrix)
-
-
-def _laid(matrix: Floats) -> tuple[ctypes.c_void_p, ctypes.c_int, ctypes.c_int]:
-    """A matrix as BLAS takes it: where it is, whether it is transposed, from row to row."""
-    down, along = matrix.strides
-    turned = along != 4 or down < 4 * matrix.shape[1]
-    return (
-        ctypes.c_void_p(matrix.ctypes.data),
-        ctypes.c_int(_TRANSPOSED if turned else _PLAIN),
-        ctypes.c_int(max((along if turned else down) // 4, matrix.shape[0 if turned else 1])),
-    )
 
 
 @functools.cache

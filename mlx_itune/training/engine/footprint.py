@@ -2,8 +2,8 @@
 
 peak = base + adapter + optimizer + the larger of two moments of a step:
   computing  gradients of the micro-batches that are done
-             + per lane: what all blocks keep for their backward pass
-                       + the larger of one block's work space and the logits of one chunk
+             + what all blocks keep of a micro-batch for their backward pass
+             + the larger of one block's work space and the logits of one chunk
   updating   gradients and new moments, a few times the adapter
 
 Steps are cut into micro-batches as training cuts them. The constants say how often an array stands
@@ -23,37 +23,24 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.batching import batches
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.engine import compute, cpu_attention, loss, memory
+from mlx_itune.model.engine import compute, cpu, loss, memory
 from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
-from mlx_itune.model.loading import backend
-from mlx_itune.training.engine.lanes import MAX_LANES
-from mlx_itune.training.engine.microbatch import (
-    Example,
-    MicroBatch,
-    Packing,
-    Prefix,
-    arrange,
-    by_prefix,
-    prefixes_of,
-)
+from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange
 from mlx_itune.training.engine.step_ways import (
-    at_once_tokens,
+    device_here,
     kept_tokens,
     micro_batch_tokens,
-    overhead_tokens,
     recomputed_blocks,
 )
 from mlx_itune.training.settings import TrainSettings
 
-# Work space of a block's backward pass: times the width of its widest layer, in and out; times
-# queries and keys of a row that is computed alone, a block at a time; the hidden size outside.
-WORK, WORK_ALONE, OUTSIDE = 5.8, 6.0, 2.0
-# Logits of a chunk with what their gradient is made of; of a row computed alone.
-LOGITS, LOGITS_ALONE = 6.5, 3.0
+# Work space of a block's backward pass, times the width of its widest layer, in and out; what is
+# outside of blocks, times the hidden size.
+WORK, OUTSIDE = 5.8, 2.0
+# Logits of a chunk with what their gradient is made of.
+LOGITS = 6.5
 # Of an adapted DoRA layer's output, what is kept before its lengths are set.
 DORA_KEPT = 0.75
-# Lanes seldom stand at their peaks together: what each more adds, of the first one's.
-LANE_SHARE = 0.7
 # The update, in sizes of the adapter; float copies of a matrix that is made again in each product.
 UPDATE, WEIGHT_COPIES = 6.0, 3.0
 # Float vectors of the adapter's size that an optimizer keeps; two unless named.
@@ -94,7 +81,7 @@ class Workload:
     @functools.cached_property
     def breakdown(self) -> dict[str, int]:
         """Bytes at the run's peak by part. Raises DataError where there is nothing to learn."""
-        found = [self._step(groups) for groups in self._heaviest if groups]
+        found = [self._step(batches) for batches in self._heaviest if batches]
         if not found:
             raise DataError("no row has anything to learn")
         return max(found, key=lambda parts: sum(parts.values()))
@@ -129,8 +116,7 @@ class Workload:
         """Whether they stand in memory as floats."""
         floats = self._float_bytes * sum(m.numbers for m in self.shapes.matrices if m.bits)
         free = min(self.machine.available_bytes, self.settings.memory_bytes or 1 << 62)
-        fit = floats <= compute.RESIDENT_SHARE * free
-        return self.dense and fit and not mostly_long(self.rows, self.shapes.hidden)
+        return self.dense and floats <= compute.RESIDENT_SHARE * free
 
     @functools.cached_property
     def micro_batch_tokens(self) -> int:
@@ -140,27 +126,24 @@ class Workload:
     @functools.cached_property
     def checkpoints(self) -> bool:
         """Whether any micro-batch of the heaviest steps has blocks that keep their inputs only."""
-        limit = min(self._kept_tokens, self._at_once)
-        parts = (part for groups in self._heaviest for group in groups for part in group)
-        return any(_positions(part) > limit for part in parts)
+        made = (part for step in self._heaviest for batch in step for part in batch.parts)
+        return any(part.tokens > self._kept_tokens for part in made)
 
     def epoch_seconds(self, flops_per_s: float) -> float:
         """Of a sample of an epoch's steps, scaled up."""
         seconds = tokens = 0.0
         for step in self._steps[:: max(1, len(self._steps) // 16)]:
-            made = [part for group in self._cut(step) for part in group]
-            parts: list[MicroBatch | Prefix] = [*made, *prefixes_of(made)]
-            seconds += sum(map(self._flops, parts)) / flops_per_s
+            parts = [part for batch in self._cut(step) for part in _parts(batch)]
+            seconds += sum(self._flops(part, shared) for part, shared in parts) / flops_per_s
             seconds += _BLOCK_OVERHEAD_S * self.shapes.layers * len(parts) / self._lanes
             tokens += sum(len(row.input_ids) for row in step)
         return seconds * sum(len(row.input_ids) for row in self.rows) / max(1.0, tokens)
 
-    def _step(self, groups: Sequence[Sequence[MicroBatch]]) -> dict[str, int]:
+    def _step(self, batches: Sequence[MicroBatch]) -> dict[str, int]:
         adapter = 4 * self.parameters
-        kept, logits = max(map(self._group, groups), key=sum)
-        count = sum(len(group) + (group[0].prefix is not None) for group in groups)
-        # The sum so far, what is added to it, and what other lanes have ready.
-        gradients = adapter * (1 if count == 1 else 1 + min(count, self._lanes))
+        kept, logits = max(map(self._computing, batches), key=sum)
+        # The sum so far, and what is added to it.
+        gradients = adapter * min(2, len(batches))
         if UPDATE * adapter > gradients + kept + logits:
             gradients, kept, logits = int(UPDATE * adapter), 0, 0
         return {
@@ -172,55 +155,32 @@ class Workload:
             "logits": int(logits),
         }
 
-    def _group(self, group: Sequence[MicroBatch]) -> tuple[float, float]:
-        """(activations, logits) of micro-batches behind one prefix, or behind none."""
-        prefix = group[0].prefix
-        alone = [self._computing(part) for part in group if self._is_alone(part)]
-        beside = [self._computing(part) for part in group if not self._is_alone(part)]
-        kept = logits = 0.0
-        for lane, made in enumerate(sorted(beside, key=sum, reverse=True)[: self._lanes]):
-            share = LANE_SHARE if lane else 1.0
-            kept, logits = kept + share * made[0], logits + share * made[1]
-        kept, logits = max([(kept, logits), *alone], key=sum)
-        kept += self._held_bytes
-        if prefix is None:
-            return kept, logits
-        # Its own pass ends in work space and logits, too.
-        behind = (self._kept(prefix)[0] * prefix.tokens + kept, logits)
-        return max(behind, self._computing(prefix), key=sum)
-
-    def _computing(self, part: MicroBatch | Prefix) -> tuple[float, float]:
+    def _computing(self, batch: MicroBatch) -> tuple[float, float]:
         """Bytes of one micro-batch: (activations, what logits take above the work space)."""
-        shapes, item, positions = self.shapes, self._item, _positions(part)
-        learned = int(np.count_nonzero(part.weights[:, 1:]))
-        alone = self._is_alone(part)
-        held, again = self._kept(part)
-        heads = WORK_ALONE * (shapes.query + shapes.key) if alone else 0.0
-        widest = max(shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
-        work = item * (WORK * widest + heads) * positions
-        if not alone:
-            work += again * positions + self._made_again_bytes
-            work += 0 if self._on_cpu else 2.0 * item * shapes.heads * self._seen(part) * positions
-        # And the hidden states that meet the head, with their gradient.
-        kept = held * positions + item * shapes.hidden * (OUTSIDE * positions + 2 * learned)
-        chunk = min(learned, loss.chunk_rows(shapes.vocabulary, shapes.hidden))
-        logits = (LOGITS_ALONE if alone else LOGITS) * 4 * chunk * shapes.vocabulary
+        kept, work, logits = self._held_bytes + self._made_again_bytes, 0.0, 0.0
+        for part, shared in _parts(batch):
+            learned = int(np.count_nonzero(part.weights[:, 1:]))
+            more, once = self._part(part, shared)
+            # The hidden states that meet the head, and their gradient.
+            kept += more + 2 * self._item * learned * self.shapes.hidden
+            work += once
+            chunk = min(learned, loss.chunk_rows(self.shapes.vocabulary, self.shapes.hidden))
+            logits += LOGITS * 4 * chunk * self.shapes.vocabulary
         return kept + work, max(0.0, logits - work)
 
-    def _kept(self, part: MicroBatch | Prefix) -> tuple[float, float]:
-        """Bytes per position that blocks keep until their backward pass, and for its duration.
-
-        The second is what a checkpointed block makes again, above what the last ones, gone by then,
-        kept besides; the logits are gone, too.
-        """
-        shapes, item, positions = self.shapes, self._item, _positions(part)
-        if self._is_alone(part):
-            return float(item * shapes.layers * (shapes.hidden + shapes.query + shapes.heads)), 0.0
-        block = self._block_bytes + item * shapes.heads * self._seen(part)
+    def _part(self, part: Rectangle, shared: int) -> tuple[float, float]:
+        """Bytes that a rectangle keeps until its backward pass, and those of its work space."""
+        shapes, item, positions = self.shapes, self._item, part.tokens
+        seen = shared + part.input_ids.shape[1] - 1
+        block = self._block_bytes + item * shapes.heads * seen
         count = recomputed_blocks(shapes.layers, positions, self._kept_tokens)
         last = block * (shapes.layers - count)
+        # What a block made again keeps, above what the last ones, gone by then, kept.
         again = max(0.0, block - last) if count else 0.0
-        return last + item * count * shapes.hidden, again
+        kept = last + item * (count + OUTSIDE) * shapes.hidden
+        widest = max(shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
+        work = item * (WORK * widest + 2.0 * shapes.heads * seen) + again
+        return kept * positions, work * positions
 
     @functools.cached_property
     def _block_bytes(self) -> float:
@@ -236,28 +196,13 @@ class Workload:
             total += self.shapes.times(m) * each
         return total / self.shapes.layers
 
-    def _seen(self, part: MicroBatch | Prefix) -> float:
-        """Keys computed per position.
-
-        A CPU leaves out what a causal mask hides but for blocks of queries; a GPU computes the row.
-        """
-        width = part.input_ids.shape[1] - 1
-        prefix = getattr(part, "prefix", None)
-        shared = prefix.tokens if prefix else 0
-        if not self._on_cpu:
-            return float(shared + width)
-        lengths = [n for row in getattr(part, "lengths", None) or [(width,)] for n in row]
-        seen = sum(n * (n + min(n, cpu_attention.BLOCK_TOKENS)) / 2 for n in lengths)
-        return float(shared + seen / sum(lengths))
-
-    def _flops(self, part: MicroBatch | Prefix) -> float:
+    def _flops(self, part: Rectangle, shared: int) -> float:
         """Of forward and backward, the weights themselves not learned."""
-        shapes, positions = self.shapes, _positions(part)
+        shapes, positions = self.shapes, part.tokens
         again = recomputed_blocks(shapes.layers, positions, self._kept_tokens) / shapes.layers
-        again = 1.0 if self._is_alone(part) else again
         active = sum(m.rows * m.columns * shapes.times(m) for m in self._in_blocks)
         own = sum(self._learned(m) / m.experts for m in self._adapted.values())
-        scores = 12.0 * shapes.layers * shapes.query * self._seen(part)
+        scores = 12.0 * shapes.layers * shapes.query * (shared + part.input_ids.shape[1] - 1)
         learned = np.count_nonzero(part.weights[:, 1:])
         each = 4 * (1 + 0.5 * again) * active + 6.0 * own + scores
         return float(each * positions + 4.0 * shapes.hidden * shapes.vocabulary * learned)
@@ -336,21 +281,12 @@ class Workload:
 
     @functools.cached_property
     def _lanes(self) -> int:
-        """Micro-batches that are computed side by side on this CPU (training/engine/lanes)."""
-        parallel = self._on_cpu and backend.prepare().blas is not None
-        return min(cpus(), MAX_LANES) if parallel else 1
-
-    @functools.cached_property
-    def _at_once(self) -> float:
-        auto = self._on_cpu and self.settings.gradient_checkpointing == "auto"
-        return at_once_tokens(self.shapes.hidden) if auto else float("inf")
-
-    def _is_alone(self, part: MicroBatch | Prefix) -> bool:
-        return getattr(part, "prefix", None) is None and _positions(part) > self._at_once
+        """Rectangles that are computed side by side."""
+        return len(cpu.streams()) if self._on_cpu else 1
 
     @functools.cached_property
     def _kept_tokens(self) -> float:
-        return kept_tokens(self.settings, self._room_tokens, self._on_cpu)
+        return kept_tokens(self.settings, self._room_tokens)
 
     @functools.cached_property
     def _room_tokens(self) -> float:
@@ -359,8 +295,7 @@ class Workload:
         logits = memory.logits_of(self.shapes.vocabulary, self.shapes.hidden)
         fixed = self._base_bytes + 4 * 6 * self.parameters + self._lanes * logits
         numbers = sum(m.rows + m.columns for m in self._in_blocks)
-        room = max(0.0, (budget - fixed) / self._lanes)
-        return room / memory.kept_bytes(numbers, 4)
+        return max(0.0, budget - fixed) / memory.kept_bytes(numbers, 4)
 
     @functools.cached_property
     def _steps(self) -> list[list[Example]]:
@@ -369,12 +304,17 @@ class Workload:
         few = max(1, _MOST_ROWS // s.batch_size)
         steps = few if s.steps is None else min(few, s.steps)
         planned = batches(
-            len(self.rows), s.batch_size, seed=s.seed, epochs=s.planned_epochs, steps=steps
+            len(self.rows),
+            s.batch_size,
+            seed=s.seed,
+            epochs=s.planned_epochs,
+            steps=steps,
+            lengths=s.lengths_of(self.rows),
         )
         return [[self.rows[index] for index in batch.rows] for batch in planned]
 
     @functools.cached_property
-    def _heaviest(self) -> list[list[list[MicroBatch]]]:
+    def _heaviest(self) -> list[list[MicroBatch]]:
         """Steps that may set the peak, cut into micro-batches."""
         lengths = [[len(row.input_ids) for row in step] for step in self._steps]
         places = range(len(lengths))
@@ -382,31 +322,21 @@ class Workload:
         by_longest = sorted(places, key=lambda at: -max(lengths[at]))[:_HEAVIEST]
         return [self._cut(self._steps[at]) for at in dict.fromkeys([*by_tokens, *by_longest])]
 
-    def _cut(self, rows: Sequence[Example]) -> list[list[MicroBatch]]:
+    def _cut(self, rows: Sequence[Example]) -> list[MicroBatch]:
         """A step's micro-batches, as training arranges them where every fast way is exact."""
-        packing: Packing = "row" if self._on_cpu else "bins"
-        made = arrange(
+        return arrange(
             rows,
             self.micro_batch_tokens,
-            self._lanes,
-            packing="off" if self.settings.packing == "off" else packing,
+            device_here(self._lanes),
+            packing=self.settings.packing != "off",
             sharing=self.settings.prefix_sharing != "off",
-            overhead_tokens=overhead_tokens(),
         )
-        return by_prefix(made)
 
 
 def cpus() -> int:
     """Cores that this process may use."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return own or 1
-
-
-def mostly_long(rows: Sequence[Example], hidden: int) -> bool:
-    """Whether most tokens are in rows that are computed alone: float copies gain little there."""
-    lengths = [len(row.input_ids) for row in rows]
-    limit = at_once_tokens(hidden)
-    return 2 * sum(n for n in lengths if n > limit) > sum(lengths)
 
 
 def shortened(rows: Sequence[Example], length: int) -> list[Example]:
@@ -419,6 +349,8 @@ def shortened(rows: Sequence[Example], length: int) -> list[Example]:
     ]
 
 
-def _positions(part: MicroBatch | Prefix) -> int:
-    """Computed ones, pads included: a row's last token is a target only."""
-    return int(part.input_ids.shape[0] * (part.input_ids.shape[1] - 1))
+def _parts(batch: MicroBatch) -> list[tuple[Rectangle, int]]:
+    """The rectangles of a micro-batch, its prefix among them, each with the tokens before it."""
+    shared = batch.prefix.tokens if batch.prefix else 0
+    before = [(batch.prefix, 0)] if batch.prefix else []
+    return [*before, *((part, shared) for part in batch.parts)]

@@ -55,6 +55,10 @@ class Job:
         self._before = dataclasses.replace(record.clock)
         self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)
         self._next_save_s = time.monotonic() + self.settings.save_every_s
+        self._saved_step = record.step
+        # The step that was begun and not told yet, with its rate; when the one before it was told.
+        self._running: tuple[Batch, float] | None = None
+        self._told_s = 0.0
 
     def tell(self, event: str, **fields: Any) -> None:
         """One event, to the log and the observer; a log or terminal that is gone ends no run."""
@@ -77,6 +81,7 @@ class Job:
             return self._learned(received)
         except LostRankError as error:
             # The step was not made anywhere; what was learned before it is whole.
+            self._settle()
             if self.record.step:
                 self._save(must=True)
             error.hint = f"start it again everywhere with: {resume_line(str(self.folder))}"
@@ -84,19 +89,29 @@ class Job:
 
     def _learned(self, received: Sequence[int]) -> bool:
         self._validate_if_owed()
-        while self.record.step < len(self.plan) and not self.record.stopped_early:
+        while self._begun_steps < len(self.plan) and not self.record.stopped_early:
             if signal := self._signal(received):
-                return self._stop(signal, seal=False)
-            batch = self.plan[self.record.step]
-            self._step(batch)
+                self._settle()
+                return self._stop(signal)
+            step = self.plan[self._begun_steps].step
+            self._begin()
+            pauses = self._is_due(step) or self._save_is_due(step) or step == len(self.plan)
+            if not pauses:
+                continue
+            self._settle()
             # A long validation waits for the resumed run, which begins with it.
             signal = self._signal(received)
-            best = not signal and self._is_due(batch.step) and self._validate()
+            best = not signal and self._is_due(step) and self._validate()
             if signal := signal or self._signal(received):
-                return self._stop(signal, seal=True)
-            if best or self._save_is_due():
+                return self._stop(signal)
+            if best or self._save_is_due(step):
                 self._save()
         return True
+
+    @property
+    def _begun_steps(self) -> int:
+        """How many steps were begun; the last of them may still run."""
+        return self.record.step + (self._running is not None)
 
     def _signal(self, received: Sequence[int]) -> int:
         """The signal that ends the run; all processes hear of one that any got."""
@@ -127,20 +142,31 @@ class Job:
         self.tell("end", **plain(result))
         return result
 
-    def _step(self, batch: Batch) -> None:
-        s, record, started = self.settings, self.record, time.monotonic()
+    def _begin(self) -> None:
+        """Begin the next step; the one that runs is over by then, and told."""
+        s, batch = self.settings, self.plan[self._begun_steps]
         rate = learning_rate(
             batch.step, len(self.plan), peak=s.learning_rate, warmup=s.warmup, schedule=s.schedule
         )
         # A pure function of (seed, step): a resumed run draws the same dropout.
         key = mx.random.split(mx.random.key(s.seed), batch.step + 1)[-1] if s.dropout else None
-        rows = [self.train[row] for row in batch.rows]
-        try:
-            metrics = self.learner.step(rows, rate, dropout_key=key)
-        except DivergedError:
-            # The learner counts skipped steps too, but not across sessions, and knows no rows.
-            metrics = StepMetrics(float("nan"), 0.0, 0, 0, float("nan"), skipped=True)
-        seconds = time.monotonic() - started
+        if self._running is None:
+            self._told_s = time.monotonic()
+        metrics = self.learner.step([self.train[r] for r in batch.rows], rate, dropout_key=key)
+        before, self._running = self._running, (batch, rate)
+        if before is not None and metrics is not None:
+            self._tell_step(*before, metrics)
+
+    def _settle(self) -> None:
+        """Wait for the step that runs; the model is what was learned then."""
+        metrics = self.learner.finish()
+        before, self._running = self._running, None
+        if before is not None and metrics is not None:
+            self._tell_step(*before, metrics)
+
+    def _tell_step(self, batch: Batch, rate: float, metrics: StepMetrics) -> None:
+        s, record, now = self.settings, self.record, time.monotonic()
+        seconds, self._told_s = now - self._told_s, now
         record.learned(batch, metrics, seconds)
         self._timed.append((metrics, seconds))
         spent_s = sum(seconds for _, seconds in self._timed)
@@ -199,7 +225,7 @@ class Job:
         if self.record.stopped_early or self.record.valid_step == step or not self._is_due(step):
             return
         best = self._validate()
-        if step and (best or self._save_is_due()):
+        if step and (best or self._save_is_due(step)):
             self._save()
 
     def _is_due(self, step: int) -> bool:
@@ -228,8 +254,8 @@ class Job:
             )
         return best and self.settings.saves
 
-    def _save_is_due(self) -> bool:
-        step, every = self.record.step, self.settings.save_every
+    def _save_is_due(self, step: int) -> bool:
+        every = self.settings.save_every
         if self.settings.save_every_s and time.monotonic() >= self._next_save_s:
             return True
         ended = step == len(self.plan) or self.record.stopped_early
@@ -257,10 +283,11 @@ class Job:
             self._next_save_s = time.monotonic() + _RETRY_S
             self.warn(f"no checkpoint at step {self.record.step}: {error}; training goes on")
         else:
+            self._saved_step = self.record.step
             self.tell("checkpoint", step=self.record.step, path=path.name)
 
-    def _stop(self, signal: int, *, seal: bool) -> bool:
-        if seal:
+    def _stop(self, signal: int) -> bool:
+        if self.record.step > self._saved_step:
             self._save(must=True)
         line = resume_line(str(self.folder))
         self.tell("stopped", step=self.record.step, signal=signal, resume=line)

@@ -102,7 +102,6 @@ def work(
             raise
         finally:
             gc.unfreeze()
-            setup.learner.lanes.close()
             if is_writer():
                 # A run does not fail for its page.
                 try:
@@ -130,7 +129,7 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
         "compute": setup.loaded.compute,
         "device": machine.device,
         "note": machine.note,
-        "paths": setup.learner.paths(),
+        "paths": setup.learner.ways.words,
         "max_length_tokens": setup.material.limit_tokens,
         "tokens_kept": setup.material.rows.kept,
         "report": dataclasses.asdict(setup.material.rows.train.report),

@@ -8,14 +8,14 @@ Adafactor and Muon look at matrices and get them one by one.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_itune.kit.errors import StorageError, UsageError
 from mlx_itune.kit.wording import brief, did_you_mean
@@ -69,65 +69,70 @@ def options_from(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+# All trained arrays as the optimizer holds them: a few float32 vectors, or matrices.
+Held = list[mx.array]
+States = list[dict[str, Any]]
+
+
 class Updater:
-    """An optimizer for one model's trainable arrays, in groups by learning rate and decay."""
+    """An optimizer for one model's trainable arrays, in groups by learning rate and decay.
+
+    Its functions are pure: what is learned and the optimizer's state go in and come out.
+    """
 
     def __init__(self, parameters: Mapping[str, Any], settings: TrainSettings) -> None:
         kind = _KINDS[settings.optimizer][0]
         options = options_from(settings.optimizer, settings.optimizer_options)
         decays = "weight_decay" in inspect.signature(kind.__init__).parameters
         by_matrix = settings.optimizer in _BY_MATRIX
-        split: dict[tuple[float, float], list[tuple[str, mx.array]]] = {}
+        split: dict[tuple[float, float], dict[str, tuple[int, ...]]] = {}
         for path, array in tree_flatten(dict(parameters)):
             leaf = path.rsplit(".", 1)[-1]
             ratio = settings.lora_plus_ratio if leaf in _FAST else 1.0
             decay = 0.0 if leaf in _UNDECAYED else settings.weight_decay
-            split.setdefault((ratio, decay), []).append((path, array))
+            split.setdefault((ratio, decay), {})[path] = array.shape
         self._groups = []
-        for (ratio, decay), members in split.items():
+        for (ratio, decay), shapes in split.items():
             more = {"weight_decay": decay} if decays else {}
             made: Any = kind(learning_rate=0.0, **options, **more)
-            self._groups.append(_Group(made, ratio, members, by_matrix))
+            self._groups.append(_Group(made, ratio, shapes, by_matrix))
 
-    def gather(self, gradients: Mapping[str, Any]) -> list[mx.array]:
-        """A tree of gradients as a few float32 vectors, the form that `apply` takes."""
-        named = dict(tree_flatten(dict(gradients)))
+    def hold(self, parameters: Mapping[str, Any]) -> Held:
+        """A tree of arrays as this optimizer holds them."""
+        named = dict(tree_flatten(dict(parameters)))
         return [array for group in self._groups for array in group.join(named)]
 
-    def norm(self, vectors: Sequence[mx.array]) -> mx.array:
-        """The Euclidean length of all gradients together; a lazy float32 scalar."""
-        return mx.sqrt(mx.stack([mx.square(vector).sum() for vector in vectors]).sum())
+    def named(self, held: Held) -> dict[str, mx.array]:
+        """The opposite: arrays by name, in their shapes."""
+        return {k: v for g, mine in self._parts(held) for k, v in g.split(mine).items()}
 
-    def apply(
-        self,
-        model: nn.Module,
-        vectors: Sequence[mx.array],
-        learning_rate: float,
-        *,
-        factor: float = 1.0,
-    ) -> None:
-        """Update the model from gathered gradients times `factor`; state and arrays evaluated."""
-        parameters = dict(tree_flatten(model.trainable_parameters()))
-        rest = list(vectors)
-        updated: list[tuple[str, mx.array]] = []
-        for group in self._groups:
-            mine = [rest.pop(0) for _ in group.slots]
-            if factor != 1.0:
-                mine = [vector * factor for vector in mine]
-            updated += group.step(mine, group.join(parameters), learning_rate)
-        model.update(tree_unflatten(updated))
-        mx.eval([array for _, array in updated], [group.optimizer.state for group in self._groups])
+    def start(self, held: Held) -> States:
+        """The state before the first step."""
+        return [group.start(mine) for group, mine in self._parts(held)]
 
-    def arrays(self) -> dict[str, mx.array]:
+    def update(
+        self, held: Held, states: States, gradients: Held, learning_rate: mx.array
+    ) -> tuple[Held, States]:
+        """What is held after a step, and the state after it; lazily."""
+        new, after = [], []
+        parts = zip(self._parts(held), states, self._parts(gradients), strict=True)
+        for (group, mine), state, (_, gradient) in parts:
+            updated, changed = group.step(mine, state, gradient, learning_rate)
+            new += updated
+            after.append(changed)
+        return new, after
+
+    def arrays(self, states: States) -> dict[str, mx.array]:
         """The state by name: "step", and "<parameter>.<slot>" in the parameter's shape."""
-        found = {"step": self._groups[0].optimizer.step}
-        for group in self._groups:
-            found |= group.arrays()
+        found = {"step": states[0]["step"]}
+        for group, state in zip(self._groups, states, strict=True):
+            found |= group.arrays(state)
         return found
 
-    def restore(self, arrays: Mapping[str, mx.array]) -> None:
-        """Put back what `arrays` gave. Raises StorageError for a name or shape that is not ours."""
-        expected = self.arrays()
+    def restored(self, states: States, arrays: Mapping[str, mx.array]) -> States:
+        """The states that gave `arrays`; states: any. Raises StorageError for a name or shape that
+        is not ours."""
+        expected = self.arrays(states)
         for name in sorted(expected.keys() ^ arrays.keys()):
             state = "is missing" if name in expected else "belongs to no parameter"
             raise StorageError(f"the optimizer's {name} {state}")
@@ -136,9 +141,12 @@ class Updater:
                 raise StorageError(
                     f"the optimizer's {name} is {array.shape}, not {expected[name].shape}"
                 )
-        for group in self._groups:
-            group.restore(arrays)
-        mx.eval([group.optimizer.state for group in self._groups])
+        pairs = zip(self._groups, states, strict=True)
+        return [group.restored(state, arrays) for group, state in pairs]
+
+    def _parts(self, held: Held) -> list[tuple[_Group, Held]]:
+        rest = iter(held)
+        return [(group, [next(rest) for _ in group.slots]) for group in self._groups]
 
 
 class _Group:
@@ -148,79 +156,94 @@ class _Group:
         self,
         optimizer: optim.Optimizer,
         ratio: float,
-        members: Sequence[tuple[str, mx.array]],
+        shapes: Mapping[str, tuple[int, ...]],
         by_matrix: bool,
     ) -> None:
-        self.optimizer, self.ratio = optimizer, ratio
-        self.shapes = {name: tuple(array.shape) for name, array in members}
-        self.by_matrix = by_matrix
+        self._optimizer, self._ratio, self._shapes = optimizer, ratio, dict(shapes)
+        self._by_matrix = by_matrix
         # A tree's keys are split at dots, so what the optimizer sees has none.
-        self.slots = [f"p{index}" for index in range(len(members))] if by_matrix else ["all"]
-        self.ends = [0]
-        for _, array in members:
-            self.ends.append(self.ends[-1] + array.size)
-        # The last update as it came, and the arrays it was cut into: no need to join them again.
-        self._whole: list[mx.array] = []
-        self._pieces: dict[str, mx.array] = {}
-        start = self.join(dict(members))
-        optimizer.init(dict(zip(self.slots, start, strict=True)))
+        self.slots = [f"p{index}" for index in range(len(shapes))] if by_matrix else ["all"]
+        self._ends = [*itertools.accumulate(math.prod(shape) for shape in shapes.values())]
 
-    def join(self, named: Mapping[str, mx.array]) -> list[mx.array]:
+    def join(self, named: Mapping[str, mx.array]) -> Held:
         """Arrays by name as this group's slots hold them; float32."""
-        if self._pieces and all(named[name] is self._pieces[name] for name in self.shapes):
-            return self._whole
-        members = [named[name].astype(mx.float32) for name in self.shapes]
-        if self.by_matrix:
-            return members
-        return [mx.concatenate([array.reshape(-1) for array in members])]
+        members = [named[name].astype(mx.float32) for name in self._shapes]
+        return members if self._by_matrix else [mx.concatenate([a.reshape(-1) for a in members])]
 
-    def split(self, held: Sequence[mx.array]) -> list[tuple[str, mx.array]]:
+    def split(self, held: Held) -> dict[str, mx.array]:
         """The opposite: named arrays, in their shapes."""
-        if self.by_matrix:
-            return list(zip(self.shapes, held, strict=True))
-        pieces = mx.split(held[0], self.ends[1:-1]) if len(self.shapes) > 1 else [held[0]]
-        return [
-            (name, piece.reshape(shape))
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        ]
+        arrays = held if self._by_matrix else self._views(held[0])
+        return dict(zip(self._shapes, arrays, strict=True))
+
+    def _views(self, vector: mx.array) -> list[mx.array]:
+        """The arrays in a vector. Their gradient is one concatenation, where MLX's own would be a
+        vector of the full length for each."""
+
+        def cut(vector: mx.array) -> list[mx.array]:
+            pieces = mx.split(vector, self._ends[:-1])
+            shapes = self._shapes.values()
+            return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+        def joined(_: Any, cotangents: Held, __: Any) -> mx.array:
+            return mx.concatenate([array.reshape(-1) for array in cotangents])
+
+        operation: Any = mx.custom_function(cut)
+        operation.vjp(joined)
+        views: list[mx.array] = operation(vector)
+        return views
+
+    def start(self, held: Held) -> dict[str, Any]:
+        """The state before the first step."""
+        self._optimizer.init(self._tree(held))
+        return self._taken()
 
     def step(
-        self, gradients: Sequence[mx.array], parameters: Sequence[mx.array], learning_rate: float
-    ) -> list[tuple[str, mx.array]]:
-        """The updated parameters, lazily."""
-        self.optimizer.learning_rate = learning_rate * self.ratio
-        trees = [dict(zip(self.slots, held, strict=True)) for held in (gradients, parameters)]
-        updated = self.optimizer.apply_gradients(*trees)
-        self._whole = [updated[slot] for slot in self.slots]
-        pieces = self.split(self._whole)
-        self._pieces = dict(pieces)
-        return pieces
+        self, held: Held, state: dict[str, Any], gradients: Held, learning_rate: mx.array
+    ) -> tuple[Held, dict[str, Any]]:
+        """What is held after a step, and the state after it."""
+        before = self._optimizer.state
+        self._optimizer.state = tree_map(lambda a: a, state)
+        self._optimizer.state["learning_rate"] = learning_rate * self._ratio
+        updated = self._optimizer.apply_gradients(self._tree(gradients), self._tree(held))
+        after = self._taken()
+        # What is traced must not stay.
+        self._optimizer.state = before
+        return [updated[slot] for slot in self.slots], after
 
-    def arrays(self) -> dict[str, mx.array]:
+    def arrays(self, state: Mapping[str, Any]) -> dict[str, mx.array]:
         """This group's state by parameter and slot."""
-        states = [self.optimizer.state[slot] for slot in self.slots]
-        if self.by_matrix:
+        if self._by_matrix:
             return {
                 f"{name}.{key}": array
-                for name, state in zip(self.shapes, states, strict=True)
-                for key, array in state.items()
+                for name, slot in zip(self._shapes, self.slots, strict=True)
+                for key, array in state[slot].items()
             }
         return {
             f"{name}.{key}": array
-            for key, vector in states[0].items()
-            for name, array in self.split([vector])
+            for key, vector in state["all"].items()
+            for name, array in self.split([vector]).items()
         }
 
-    def restore(self, arrays: Mapping[str, mx.array]) -> None:
-        """Put back `arrays`."""
-        state = self.optimizer.state
-        state["step"] = arrays["step"].astype(mx.uint64)
-        for name, slot in zip(self.shapes, self.slots, strict=False):
-            for key in state[slot]:
-                if self.by_matrix:
-                    state[slot][key] = arrays[f"{name}.{key}"]
-                else:
-                    (state[slot][key],) = self.join({n: arrays[f"{n}.{key}"] for n in self.shapes})
+    def restored(
+        self, state: Mapping[str, Any], arrays: Mapping[str, mx.array]
+    ) -> dict[str, Any]:
+        """The state that gave `arrays`."""
+        made: dict[str, Any] = {"step": arrays["step"].astype(mx.uint64)}
+        for slot, name in zip(self.slots, self._shapes, strict=False):
+            if self._by_matrix:
+                made[slot] = {key: arrays[f"{name}.{key}"] for key in state[slot]}
+            else:
+                made[slot] = {
+                    key: self.join({n: arrays[f"{n}.{key}"] for n in self._shapes})[0]
+                    for key in state[slot]
+                }
+        return made
+
+    def _tree(self, held: Held) -> dict[str, mx.array]:
+        return dict(zip(self.slots, held, strict=True))
+
+    def _taken(self) -> dict[str, Any]:
+        return {k: v for k, v in self._optimizer.state.items() if k in ("step", *self.slots)}
 
 
 def _value(what: str, text: str, default: Any) -> Any:

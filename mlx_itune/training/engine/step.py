@@ -1,38 +1,37 @@
-"""One optimizer step: loss = sum of weighted NLL / sum of weights, over all of its rows."""
+"""One optimizer step: loss = sum of weighted NLL / sum of weights, over all of its rows.
+
+A step is one function of what is learned, the optimizer's state and the rows as arrays: gradients
+summed over micro-batches, clipping, the update, and no update where a number is not finite. A GPU
+runs it compiled, over a few planned shapes, while the host prepares the next; its numbers are read
+one step late. A CPU runs the same function as it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlx_itune.kit.errors import DivergedError
 from mlx_itune.model.adapters import lora
-from mlx_itune.model.engine.loss import Nll
-from mlx_itune.model.engine.probe import probe
-from mlx_itune.training.engine import step_ways as paths
-from mlx_itune.training.engine.gradients import Work, recorded_prefix
-from mlx_itune.training.engine.lanes import Lanes
-from mlx_itune.training.engine.microbatch import (
-    Example,
-    MicroBatch,
-    arrange,
-    by_prefix,
-    prefixes_of,
-)
-from mlx_itune.training.engine.optimizers import Updater
+from mlx_itune.model.engine import cpu
+from mlx_itune.model.engine.checkpointing import checkpointed_blocks
+from mlx_itune.model.engine.loss import Learned, learned_nll, plain_nll
+from mlx_itune.model.engine.training_caches import KeysValues, Pass, caches, recorded
+from mlx_itune.model.loading import backend
+from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange
+from mlx_itune.training.engine.optimizers import Held, Updater
 from mlx_itune.training.engine.rank_choice import Ranks
+from mlx_itune.training.engine.step_ways import Ways, ways_for
 from mlx_itune.training.settings import TrainSettings
 
-__all__ = ["Lanes", "Learner", "StepMetrics"]
-
-_SKIPS_ALLOWED = 5
+# A rectangle as inputs of a graph: ids, segments, and the four of `Learned`; None where not there.
+Arrays = list[Any]
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,20 @@ class StepMetrics:
     skipped: bool
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A step whose numbers were not read yet: numbers (2,) float32 are its loss and norm."""
+
+    numbers: mx.array
+    weight: float
+    supervised_tokens: int
+    tokens: int
+
+
 class Learner:
     """An adapted model with its optimizer, as the settings say.
 
-    nll overrides how the head is computed. ranks: processes that each compute a part of every
-    step. Raises UsageError.
+    ranks: processes that each compute a part of every step. Raises UsageError.
     """
 
     def __init__(
@@ -59,128 +67,211 @@ class Learner:
         model: nn.Module,
         settings: TrainSettings,
         *,
-        lanes: Lanes | None = None,
-        nll: Nll | None = None,
+        lanes: int | None = None,
         ranks: Ranks | None = None,
+        ways: Ways | None = None,
     ) -> None:
-        self.model = model
-        self.ranks = ranks or Ranks()
+        self.model, self.ranks = model, ranks or Ranks()
         self.optimizer = Updater(model.trainable_parameters(), settings)
-        self.lanes = lanes or Lanes()
-        self._paths = paths.choose(model, probe(model), settings, self.lanes.count, nll)
+        self.streams = cpu.streams(lanes)
+        if len(self.streams) > 1:
+            # A core each: products that share all cores would wait for each other.
+            backend.blas_threads(1)
+        self.ways = ways or ways_for(model, settings, len(self.streams))
+        self.held = self.optimizer.hold(model.trainable_parameters())
+        self.states = self.optimizer.start(self.held)
+        mx.eval(self.held, self.states)
         self._clip_norm = settings.clip_norm
-        self._skipped_in_a_row = 0
-
-    def paths(self) -> dict[str, str]:
-        """How steps are computed, in words, with the reason where a faster way is not exact."""
-        return dict(self._paths.words)
+        self._running: _Running | None = None
+        compiled = (lambda f: f) if backend.on_cpu() else mx.compile
+        self._whole, self._first, self._more, self._end, self._sum = map(
+            compiled, (self._one, self._gradient, self._added, self._updated, self._nll)
+        )
 
     def step(
         self, examples: Sequence[Example], learning_rate: float, *, dropout_key: Any = None
-    ) -> StepMetrics:
-        """Learn from all `examples` at once. Raises DivergedError after 5 skipped in a row."""
+    ) -> StepMetrics | None:
+        """Begin to learn from all `examples` at once; what the step before it did, if one runs."""
         self.model.train()
         weight = sum(float(example.weights[1:].sum(dtype=np.float64)) for example in examples)
         if dropout_key is not None and self.ranks.size > 1:
             dropout_key = mx.random.split(dropout_key, self.ranks.size)[self.ranks.index]
-        loss, _, gradients = self.gradients(
-            self.arranged(self._own(examples)), dropout_key=dropout_key, weight=weight
-        )
-        vectors = self.ranks.total(self.optimizer.gather(gradients))
-        (loss,) = self.ranks.numbers(loss)
-        norm = _number(self.optimizer.norm(vectors))
-        good = bool(np.isfinite(loss) and np.isfinite(norm))
-        if good:
-            clipped = self._clip_norm and norm > self._clip_norm
-            factor = self._clip_norm / norm if clipped else 1.0
-            self.optimizer.apply(self.model, vectors, learning_rate, factor=factor)
-        self._skipped_in_a_row = 0 if good else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row == _SKIPS_ALLOWED:
-            raise DivergedError(
-                f"loss or gradient was not finite in {_SKIPS_ALLOWED} steps in a row",
-                hint="lower --learning-rate; the last checkpoint is good",
+        rate, share = mx.array(learning_rate), mx.array(1 / weight if weight else float("nan"))
+        batches = self.arranged(self._own(examples))
+        if len(batches) == 1 and self.ranks.size == 1:
+            made = self._whole(
+                self.held, self.states, rate, share, dropout_key, *self._inputs(batches[0])
             )
-        supervised = sum(int(np.count_nonzero(example.weights[1:])) for example in examples)
-        tokens = sum(len(example.input_ids) for example in examples)
-        return StepMetrics(loss, weight, supervised, tokens, norm, not good)
+        else:
+            loss, gradients = self.summed(batches, share, dropout_key)
+            loss, *gradients = self.ranks.total([loss, *gradients])
+            made = self._end(self.held, self.states, rate, loss, gradients)
+        self.held, self.states, numbers = made
+        mx.async_eval(self.held, self.states, numbers)
+        before, self._running = (
+            self._running,
+            _Running(
+                numbers,
+                weight,
+                sum(int(np.count_nonzero(example.weights[1:])) for example in examples),
+                sum(len(example.input_ids) for example in examples),
+            ),
+        )
+        return self._read(before)
 
-    def gradients(
-        self,
-        batches: Sequence[MicroBatch],
-        *,
-        dropout_key: Any = None,
-        weight: float | None = None,
-    ) -> tuple[float, float, dict[str, Any]]:
-        """Loss, sum of weights and the gradient of the loss over all batches together.
+    def finish(self) -> StepMetrics | None:
+        """What the step that runs did, if one does; the model has what was learned then."""
+        before, self._running = self._running, None
+        self.model.update(tree_unflatten([*self.optimizer.named(self.held).items()]))
+        return self._read(before)
 
-        weight: what to divide by where the batches are not all of a step's.
-        """
-        self.model.train()
-        parts: list[Any] = [*batches, *prefixes_of(batches)]
-        if weight is None:
-            weight = float(sum(part.weights[:, 1:].sum(dtype=np.float64) for part in parts))
-        parameters = self.model.trainable_parameters()
-        keys: dict[int, Any] = {}
-        if dropout_key is not None:
-            split_keys = [*mx.random.split(dropout_key, len(parts))]
-            # Here and now: a lane's thread cannot evaluate what waits on this one's stream.
-            mx.eval(split_keys)
-            keys = {id(part): key for part, key in zip(parts, split_keys, strict=True)}
-        work = Work(self.model, self._paths, self.lanes, parameters, weight, keys)
-        loss, gradient = 0.0, None
-        try:
-            with lora.held_weights(self.model):
-                for value, more in work.results(batches):
-                    loss += _number(value)
-                    gradient = more if gradient is None else tree_map(mx.add, gradient, more)
-                    # At once: a lazy sum would keep every part.
-                    mx.eval(gradient)
-        finally:
-            # Differentiating leaves the traced arrays in the model's place of its parameters.
-            self.model.update(parameters)
-            if keys:
-                lora.set_dropout_key(self.model, None)
-        if gradient is None:
-            # Another process may have all there is to learn.
-            return 0.0 if weight else float("nan"), weight, tree_map(mx.zeros_like, parameters)
-        return loss, weight, gradient
+    def restore(self, moments: Mapping[str, mx.array]) -> None:
+        """Go on from what the model has now and from the optimizer's state by name. Raises
+        StorageError."""
+        self.held = self.optimizer.hold(self.model.trainable_parameters())
+        self.states = self.optimizer.restored(self.states, moments)
+        mx.eval(self.held, self.states)
 
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The loss on all examples; no dropout, nothing learned."""
         self.model.eval()
-        batches = self.arranged(self._own(examples))
         total = weight = 0.0
-        for group in by_prefix(batches):
-            shared: Any = None
-            if (prefix := group[0].prefix) is not None:
-                nll, learned, shared = recorded_prefix(self.model, self._paths, self.lanes, prefix)
-                total, weight = total + nll, weight + learned
-            with_prefix = partial(self._sums, kept=shared)
-            for together in self._paths.rounds(group):
-                for sums in self.lanes.each(with_prefix, together):
-                    total, weight = total + _number(sums[0]), weight + _number(sums[1])
+        for batch in self.arranged(self._own(examples)):
+            total += float(self._sum(self.held, mx.array(1.0), None, *self._inputs(batch)).item())
+            weight += batch.weight
         total, weight = self.ranks.numbers(total, weight)
         return total / weight if weight else float("nan")
+
+    def summed(
+        self, batches: Sequence[MicroBatch], share: mx.array, dropout_key: Any = None
+    ) -> tuple[mx.array, Held]:
+        """Loss and its gradient over all batches together, as a share of the step's weight."""
+        loss, gradients = mx.array(0.0), [mx.zeros_like(array) for array in self.held]
+        for number, batch in enumerate(batches):
+            key = None if dropout_key is None else mx.random.split(dropout_key, number + 1)[-1]
+            inputs = self._inputs(batch)
+            if number:
+                loss, gradients = self._more(self.held, loss, gradients, share, key, *inputs)
+            else:
+                loss, gradients = self._first(self.held, share, key, *inputs)
+            # One after the other, so that one micro-batch's activations stand at a time.
+            mx.async_eval(loss, gradients) if not backend.on_cpu() else mx.eval(loss, gradients)
+        return loss, gradients
+
+    def arranged(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """The examples as this learner computes them."""
+        ways = self.ways
+        budget = ways.micro_batch_tokens * (1 if self.model.training else 4)
+        return arrange(
+            examples, budget, ways.device, packing=ways.packing, sharing=ways.sharing
+        )
 
     def _own(self, examples: Sequence[Example]) -> list[Example]:
         return self.ranks.share(examples, [len(example.input_ids) for example in examples])
 
-    def _sums(self, batch: MicroBatch, kept: Any) -> Any:
-        return self._paths.sums(self.model, batch, kept)
-
-    def arranged(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        """The examples as this learner computes them."""
-        how = self._paths
-        return arrange(
-            examples,
-            how.micro_batch_tokens,
-            self.lanes.count,
-            packing=how.packing,
-            sharing=how.sharing,
-            packed_sharing=how.packed_sharing,
-            overhead_tokens=how.overhead_tokens,
+    @staticmethod
+    def _read(running: _Running | None) -> StepMetrics | None:
+        if running is None:
+            return None
+        numbers: list[Any] = running.numbers.tolist()
+        loss, norm = (float(number) for number in numbers)
+        good = bool(np.isfinite(loss) and np.isfinite(norm))
+        return StepMetrics(
+            loss, running.weight, running.supervised_tokens, running.tokens, norm, not good
         )
 
+    # What follows is traced: functions of arrays, without a value read or anything evaluated.
 
-def _number(scalar: Any) -> float:
-    return float(scalar.item())
+    def _one(
+        self, held: Held, states: Any, rate: mx.array, share: mx.array, key: Any, *inputs: Any
+    ) -> Any:
+        return self._updated(held, states, rate, *self._gradient(held, share, key, *inputs))
+
+    def _gradient(self, held: Held, share: mx.array, key: Any, *inputs: Any) -> tuple[Any, Any]:
+        return mx.value_and_grad(lambda held: self._nll(held, share, key, *inputs))(held)
+
+    def _added(
+        self, held: Held, loss: mx.array, sums: Held, share: mx.array, key: Any, *inputs: Any
+    ) -> tuple[Any, Any]:
+        more, gradients = self._gradient(held, share, key, *inputs)
+        return loss + more, [one + other for one, other in zip(sums, gradients, strict=True)]
+
+    def _updated(
+        self, held: Held, states: Any, rate: mx.array, loss: mx.array, gradients: Held
+    ) -> tuple[Held, Any, mx.array]:
+        squares = [mx.square(vector).sum() for vector in gradients]
+        norm = mx.sqrt(sum(squares[1:], squares[0]))
+        good = mx.isfinite(loss) & mx.isfinite(norm)
+        if self._clip_norm:
+            factor = mx.minimum(1.0, self._clip_norm / norm)
+            gradients = [vector * factor for vector in gradients]
+        new, after = self.optimizer.update(held, states, gradients, rate)
+
+        def if_good(updated: mx.array, before: mx.array) -> mx.array:
+            return mx.where(good, updated, before)
+
+        kept = [if_good(one, other) for one, other in zip(new, held, strict=True)]
+        return kept, tree_map(if_good, after, states), mx.stack([loss, norm])
+
+    def _nll(self, held: Held, share: mx.array, key: Any, *inputs: Any) -> mx.array:
+        """The weighted loss of a micro-batch, times `share`."""
+        prefix, *parts = inputs
+        with self._with(held, key):
+            total, shared = mx.array(0.0), None
+            if prefix is not None:
+                total, shared = self._prefix(prefix)
+            for number, part in enumerate(parts):
+                with mx.stream(self.streams[number % len(self.streams)]):
+                    nll = self._part(part, shared)
+                total = total + nll
+        return total * share
+
+    @contextlib.contextmanager
+    def _with(self, held: Held, key: Any) -> Iterator[None]:
+        """The model with other arrays for a while."""
+        before = self.model.trainable_parameters()
+        self.model.update(tree_unflatten([*self.optimizer.named(held).items()]))
+        if key is not None:
+            lora.set_dropout_key(self.model, key)
+        try:
+            with lora.held_weights(self.model):
+                yield
+        finally:
+            self.model.update(before)
+            if key is not None:
+                lora.set_dropout_key(self.model, None)
+
+    def _prefix(self, arrays: Arrays) -> tuple[mx.array, KeysValues]:
+        ids, _, *learned = arrays
+        made = caches(self.ways.cache_count, Pass(ids.shape[1]), record=True)
+        total = self._loss(ids, learned, made)
+        return total, recorded(made)
+
+    def _part(self, arrays: Arrays, shared: KeysValues | None) -> mx.array:
+        ids, segments, *learned = arrays
+        before = shared[0][0].shape[2] if shared else 0
+        made = None
+        if shared or segments is not None:
+            layout = Pass(ids.shape[1], segments, before)
+            made = caches(self.ways.cache_count, layout, shared)
+        return self._loss(ids, learned, made)
+
+    def _loss(self, ids: mx.array, learned: Arrays, made: Any) -> mx.array:
+        recomputed = self.ways.recomputed_blocks(ids.size) if self.model.training else 0
+        with checkpointed_blocks(self.model, recomputed):
+            if self.ways.head:
+                return learned_nll(self.model, ids, Learned(*learned), made)
+            whole, weights = learned[:2]
+            return plain_nll(self.model, whole, weights, caches=made)[0]
+
+    def _inputs(self, batch: MicroBatch) -> list[Arrays | None]:
+        prefix = None if batch.prefix is None else self._arrays(batch.prefix)
+        return [prefix, *map(self._arrays, batch.parts)]
+
+    def _arrays(self, part: Rectangle) -> Arrays:
+        segments = None if part.segments is None else mx.array(part.segments)
+        ids = mx.array(part.input_ids[:, :-1])
+        if not self.ways.head:
+            return [ids, segments, mx.array(part.input_ids), mx.array(part.weights)]
+        learned = Learned.of(part.input_ids, part.weights, self.ways.learned_multiple)
+        return [ids, segments, *map(mx.array, learned.arrays())]

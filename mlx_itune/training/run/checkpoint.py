@@ -92,7 +92,7 @@ def write(
     Raises StorageError, with the earlier checkpoints as they were; DivergedError, before anything
     is written, when a weight or a moment is not finite.
     """
-    moments = learner.optimizer.arrays()
+    moments = learner.optimizer.arrays(learner.states)
     learned = _not_in_adapter(learner.model)
     require_finite(learner.model, moments)
     out = folder / name_of(state["step"])
@@ -119,7 +119,7 @@ def size_bytes(learner: Learner) -> int:
     arrays = [
         *(value for _, value in tree_flatten(learner.model.trainable_parameters())),
         *adapter.shipped_by(learner.model).values(),
-        *learner.optimizer.arrays().values(),
+        *learner.optimizer.arrays(learner.states).values(),
     ]
     return sum(array.nbytes for array in arrays)
 
@@ -223,8 +223,7 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> None:
         if name not in found or found[name].shape != value.shape:
             raise StorageError(f"does not hold {name} {value.shape}", where=str(checkpoint.path))
     learner.model.load_weights([(name, found[name]) for name in wanted], strict=False)
-    learner.optimizer.restore(_arrays(checkpoint.path / OPTIMIZER))
-    mx.eval(learner.model.trainable_parameters())
+    learner.restore(_arrays(checkpoint.path / OPTIMIZER))
 
 
 def publish(checkpoint: Checkpoint, out: Path, *, overwrite: bool = False) -> None:
