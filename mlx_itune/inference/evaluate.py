@@ -21,7 +21,7 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Generator
 from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.json_files import parse_object
-from mlx_itune.model.engine.loss import choose_nll
+from mlx_itune.model.engine.probe import choose_nll
 from mlx_itune.model.loading.base import LoadedModel
 
 # Padded tokens per forward pass; a speed setting, the sums do not depend on it.

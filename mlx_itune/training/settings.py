@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -152,6 +152,9 @@ class TrainSettings:
     ] = None
     packing: Annotated[Switch, Help("Rows side by side, without padding.")] = "auto"
     prefix_sharing: Annotated[Switch, Help("Common beginnings computed once.")] = "auto"
+    group_by_length: Annotated[
+        Switch, Help("Rows of like length in one step, within windows of the random order.")
+    ] = "auto"
     gradient_checkpointing: Annotated[Switch, Help("Activations computed twice, not kept.")] = (
         "auto"
     )
@@ -191,6 +194,10 @@ class TrainSettings:
     def keeps_best(self) -> bool:
         """Whether the adapter is the best step's, not the last one's."""
         return self.early_stopping > 0
+
+    def lengths_of(self, rows: Sequence[Any]) -> list[int] | None:
+        """What rows are put in order by; None where their order is only random."""
+        return None if self.group_by_length == "off" else [len(row.input_ids) for row in rows]
 
     @property
     def saves(self) -> bool:

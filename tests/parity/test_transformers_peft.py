@@ -10,11 +10,12 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 import mlx.core as mx  # isort: skip
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.loading import base
-from mlx_itune.training.engine.microbatch import MicroBatch
+from mlx_itune.training.engine.footprint import Row
+from mlx_itune.training.engine.microbatch import MicroBatch, Rectangle
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.settings import TrainSettings
 
@@ -24,13 +25,13 @@ STEPS, RANK, ALPHA, RATE, SEED = 20, 4, 8.0, 2e-3, 0
 TOLERANCE = 1e-4
 
 
-def _batch(step: int) -> MicroBatch:
+def _batch(step: int) -> Rectangle:
     rng = np.random.default_rng(step)
     ids = rng.integers(6, 300, (4, 25)).astype(np.int32)
     weights = (rng.random((4, 25)) < 0.5).astype(np.float32)
     for row, length in enumerate((25, 19, 12, 22)):
         ids[row, length:], weights[row, length:] = 0, 0.0
-    return MicroBatch(ids, weights)
+    return Rectangle(ids, weights)
 
 
 def _theirs(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -79,7 +80,10 @@ def test_losses_and_gradients_over_twenty_steps(tiny_model_dir: Path, tmp_path: 
     )
     for step in range(STEPS):
         batch = _batch(step)
-        loss, weight, gradients = ours.gradients([batch])
+        whole = MicroBatch((batch,))
+        ours.model.train()
+        lazy, held = ours.summed([whole], mx.array(1 / whole.weight))
+        loss, gradients = lazy.item(), ours.optimizer.named(held)
         ids = torch.from_numpy(batch.input_ids.astype(np.int64))
         learned = torch.from_numpy(batch.weights[:, 1:].copy())
         logits = theirs(input_ids=ids).logits[:, :-1].float()
@@ -90,17 +94,15 @@ def test_losses_and_gradients_over_twenty_steps(tiny_model_dir: Path, tmp_path: 
         optimizer.zero_grad()
         their_loss.backward()
 
-        assert weight == float(learned.sum())
         assert loss == pytest.approx(their_loss.item(), rel=TOLERANCE)
-        for name, gradient in tree_flatten(gradients):
+        for name, gradient in gradients.items():
             their_gradient = parameters[name].grad.numpy().T
             assert _relative(np.array(gradient), their_gradient) < TOLERANCE, (step, name)
 
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
-        vectors = ours.optimizer.gather(gradients)
-        norm = float(np.sqrt(sum((np.array(g) ** 2).sum() for _, g in tree_flatten(gradients))))
-        ours.optimizer.apply(ours.model, vectors, RATE, factor=min(1.0, 1.0 / norm))
+        ours.step([*map(Row, batch.input_ids, batch.weights)], RATE)
+        ours.finish()
 
     keys = lora.placed(loaded.model)[0]
     config = adapter.AdapterConfig(RANK, ALPHA / RANK, 0.0, keys, 2)

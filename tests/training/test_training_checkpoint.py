@@ -19,7 +19,7 @@ from mlx_itune.kit.json_files import read_record
 from mlx_itune.model.adapters import adapter, lora
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.footprint import Row
-from mlx_itune.training.engine.step import Lanes, Learner
+from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run import checkpoint
 from tests.training.learners import learner_of
 
@@ -34,7 +34,7 @@ FLIPS = 300
 def learner(tiny_model_dir: Path) -> Learner:
     loaded = base.load(str(tiny_model_dir))
     lora.attach(loaded.model, rank=2, scale=2.0, keys=["self_attn.q_proj"])
-    return learner_of(loaded.model, lanes=Lanes(1))
+    return learner_of(loaded.model)
 
 
 def config(learner: Learner) -> adapter.AdapterConfig:
@@ -170,14 +170,17 @@ def test_a_checkpoint_restores_weights_and_moments_of_its_own_shape(
     def another(rank: int) -> Learner:
         loaded = base.load(str(tiny_model_dir))
         lora.attach(loaded.model, rank=rank, scale=2.0, keys=["self_attn.q_proj"], seed=5)
-        return learner_of(loaded.model, lanes=Lanes(1))
+        return learner_of(loaded.model)
 
     example: Any = Row(np.arange(10, 30, dtype=np.int32), np.ones(20, np.float32))
     learner.step([example], 1e-2)
+    learner.finish()
     sealed = checkpoint.read(write(tmp_path, learner, 1))
     again = another(rank=2)
     checkpoint.restore(sealed, again)
-    assert again.step([example], 1e-2) == learner.step([example], 1e-2)
+    for one in (again, learner):
+        one.step([example], 1e-2)
+    assert again.finish() == learner.finish()
     ours, theirs = (
         dict(tree_flatten(one.model.trainable_parameters())) for one in (again, learner)
     )

@@ -14,7 +14,7 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import StorageError, UsageError
 from mlx_itune.training.engine.optimizers import Updater, options_from
@@ -44,8 +44,31 @@ ORACLES: dict[str, Any] = {
 }
 
 
-def updater_of(model: nn.Module, name: str = "adamw", **more: Any) -> Updater:
-    return Updater(model.trainable_parameters(), settings_of(optimizer=name, **more))
+class Trained:
+    """A network with an optimizer, and what both hold."""
+
+    def __init__(self, name: str = "adamw", **more: Any) -> None:
+        self.model = network()
+        parameters = self.model.trainable_parameters()
+        self.updater = Updater(parameters, settings_of(optimizer=name, **more))
+        self.held = self.updater.hold(parameters)
+        self.states = self.updater.start(self.held)
+
+    def learn(self, step: int, rate: float) -> None:
+        """One update by the gradients of a step."""
+        vectors = self.updater.hold(gradients(step))
+        self.held, self.states = self.updater.update(
+            self.held, self.states, vectors, mx.array(rate)
+        )
+
+    def values(self) -> dict[str, Any]:
+        """What is learned, by name."""
+        return {name: np.array(a) for name, a in self.updater.named(self.held).items()}
+
+    def state(self) -> dict[str, mx.array]:
+        """The optimizer's state by name, as a file would have it."""
+        arrays = self.updater.arrays(self.states)
+        return {name: mx.array(np.array(array)) for name, array in arrays.items()}
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -77,27 +100,26 @@ def values(model: nn.Module) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_mlx_optimizers_to_the_last_bit(name: str) -> None:
-    ours, theirs = network(), network()
-    updater, oracle = updater_of(ours, name), ORACLES[name]()
+    ours, theirs, oracle = Trained(name), network(), ORACLES[name]()
+    start = ours.values()
     for step in range(STEPS):
         rate = 1e-2 / (step + 1)
-        updater.apply(ours, updater.gather(gradients(step)), rate)
+        ours.learn(step, rate)
         oracle.learning_rate = rate
         oracle.update(theirs, gradients(step))
     expected = values(theirs)
-    assert all(np.array_equal(array, expected[n]) for n, array in values(ours).items())
-    assert any(not np.array_equal(a, values(network())[n]) for n, a in expected.items())
+    assert all(np.array_equal(array, expected[n]) for n, array in ours.values().items())
+    assert any(not np.array_equal(array, start[n]) for n, array in expected.items())
 
 
 def test_adamw_is_the_paper_s() -> None:
     """1711.05101, algorithm 2, in float64; decay leaves DoRA's lengths alone."""
-    model = network()
-    updater = updater_of(model, weight_decay=0.1)
-    weights = {n: a.astype(np.float64) for n, a in values(model).items()}
+    ours = Trained(weight_decay=0.1)
+    weights = {n: a.astype(np.float64) for n, a in ours.values().items()}
     first = {n: np.zeros_like(a) for n, a in weights.items()}
     second = {n: np.zeros_like(a) for n, a in weights.items()}
     for step in range(1, STEPS + 1):
-        updater.apply(model, updater.gather(gradients(step)), 1e-2)
+        ours.learn(step, 1e-2)
         for n, gradient in drawn(100 + step).items():
             g = np.array(gradient, np.float64)
             first[n] = 0.9 * first[n] + 0.1 * g
@@ -106,54 +128,41 @@ def test_adamw_is_the_paper_s() -> None:
             move /= np.sqrt(second[n] / (1 - 0.999**step)) + 1e-8
             decay = 0.0 if n.endswith(".m") else 0.1
             weights[n] -= 1e-2 * (move + decay * weights[n])
-    assert all(np.abs(a - weights[n]).max() < 1e-6 for n, a in values(model).items())
+    assert all(np.abs(a - weights[n]).max() < 1e-6 for n, a in ours.values().items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_lora_plus_moves_b_by_its_own_rate(name: str) -> None:
-    ours, slow, fast = network(), network(), network()
-    for model, rate, ratio in ((ours, 1e-3, 16.0), (slow, 1e-3, 1.0), (fast, 16e-3, 1.0)):
-        updater = updater_of(model, name, lora_plus_ratio=ratio)
-        for step in range(STEPS):
-            updater.apply(model, updater.gather(gradients(step)), rate)
-    for path, array in values(ours).items():
+    ours, slow, fast = Trained(name, lora_plus_ratio=16.0), Trained(name), Trained(name)
+    for step in range(STEPS):
+        for each, rate in ((ours, 1e-3), (slow, 1e-3), (fast, 16e-3)):
+            each.learn(step, rate)
+    for path, array in ours.values().items():
         expected = fast if path.endswith("lora_b") else slow
-        assert np.array_equal(array, values(expected)[path]), path
+        assert np.array_equal(array, expected.values()[path]), path
 
 
 @pytest.mark.parametrize("ratio", [1.0, 16.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_state_comes_back_by_name(name: str, ratio: float) -> None:
-    def started() -> tuple[nn.Module, Updater]:
-        model = network()
-        return model, updater_of(model, name, lora_plus_ratio=ratio)
-
-    model, updater = started()
+    whole, resumed = (Trained(name, lora_plus_ratio=ratio) for _ in range(2))
     for step in range(3):
-        updater.apply(model, updater.gather(gradients(step)), 1e-2)
-    kept = {n: mx.array(np.array(a)) for n, a in updater.arrays().items()}
-    held = values(model)
+        whole.learn(step, 1e-2)
+    kept = whole.state()
     assert int(kept["step"].item()) == 3
-    for slot in (n for n in kept if n != "step"):
-        assert slot.rpartition(".")[0] in SHAPES
+    assert {slot.rpartition(".")[0] for slot in kept if slot != "step"} <= SHAPES.keys()
+    resumed.held = resumed.updater.hold(whole.updater.named(whole.held))
+    resumed.states = resumed.updater.restored(resumed.states, kept)
     for step in range(3, 5):
-        updater.apply(model, updater.gather(gradients(step)), 1e-2)
-
-    again, resumed = started()
-    again.update(tree_unflatten([(n, mx.array(a)) for n, a in held.items()]))
-    resumed.restore(kept)
-    for step in range(3, 5):
-        resumed.apply(again, resumed.gather(gradients(step)), 1e-2)
-    assert all(np.array_equal(a, values(model)[n]) for n, a in values(again).items())
-    assert all(
-        np.array_equal(np.array(a), np.array(resumed.arrays()[n]))
-        for n, a in updater.arrays().items()
-    )
+        whole.learn(step, 1e-2)
+        resumed.learn(step, 1e-2)
+    for one, other in ((whole.values(), resumed.values()), (whole.state(), resumed.state())):
+        assert all(np.array_equal(np.array(a), np.array(other[n])) for n, a in one.items())
 
 
 def test_a_state_that_is_not_ours_is_refused() -> None:
-    updater = updater_of(network())
-    whole = updater.arrays()
+    ours = Trained()
+    whole = ours.state()
     name = "layers.0.q.lora_a.m"
     for arrays, reason in (
         ({n: a for n, a in whole.items() if n != name}, f"{name} is missing"),
@@ -162,30 +171,21 @@ def test_a_state_that_is_not_ours_is_refused() -> None:
         ({**whole, name: mx.zeros((2, 2))}, r"is (2, 2), not (12, 4)"),
     ):
         with pytest.raises(StorageError, match=re.escape(reason)):
-            updater.restore(arrays)
+            ours.updater.restored(ours.states, arrays)
 
 
-def test_the_norm_and_the_factor_are_those_of_all_gradients() -> None:
-    model, scaled = network(), network()
-    updater = updater_of(model, "sgd", lora_plus_ratio=4.0)
-    other = updater_of(scaled, "sgd", lora_plus_ratio=4.0)
-    vectors = updater.gather(gradients(0))
-    everything = np.concatenate([np.array(a, np.float64).ravel() for a in drawn(100).values()])
-    norm = float(np.linalg.norm(everything))
-    assert float(updater.norm(vectors).item()) == pytest.approx(norm, rel=1e-6)
-    updater.apply(model, vectors, 1e-2, factor=0.5)
-    other.apply(scaled, other.gather(tree_map(lambda g: g * 0.5, gradients(0))), 1e-2)
-    assert all(np.array_equal(a, values(scaled)[n]) for n, a in values(model).items())
+def test_gradients_of_what_is_held_are_those_of_its_parts() -> None:
+    ours = Trained()
 
+    def loss(held: Any) -> mx.array:
+        named = ours.updater.named(held)
+        # The last two are not used, and have a gradient of zeros.
+        return sum((mx.sin(named[name]).sum() for name in [*SHAPES][:3]), mx.array(0.0))
 
-def test_a_model_changed_from_outside_is_what_is_updated() -> None:
-    model, fresh = network(), network(7)
-    updater = updater_of(model, "sgd", optimizer_options=("momentum=0",))
-    updater.apply(model, updater.gather(gradients(0)), 1e-2)
-    model.update(fresh.trainable_parameters())
-    updater.apply(model, updater.gather(gradients(1)), 1e-2)
-    expected = {n: a - 1e-2 * np.array(drawn(101)[n]) for n, a in values(network(7)).items()}
-    assert all(np.abs(a - expected[n]).max() < 1e-7 for n, a in values(model).items())
+    made = ours.updater.named(mx.grad(loss)(ours.held))
+    for place, (name, array) in enumerate(ours.values().items()):
+        expected = np.cos(array) if name in [*SHAPES][:3] else np.zeros_like(array)
+        assert np.allclose(np.array(made[name]), expected, atol=1e-6), (place, name)
 
 
 FAULTS: dict[str, tuple[str, list[str], str]] = {
@@ -226,7 +226,7 @@ def test_options_reach_the_optimizer() -> None:
 def test_weight_decay_is_for_those_that_have_it(name: str) -> None:
     kind: Any = type(ORACLES[name]())
     if "weight_decay" in inspect.signature(kind.__init__).parameters:
-        updater_of(network(), name, weight_decay=0.1)
+        Trained(name, weight_decay=0.1)
     else:
         with pytest.raises(UsageError, match="weight_decay must be 0"):
-            updater_of(network(), name, weight_decay=0.1)
+            Trained(name, weight_decay=0.1)

@@ -16,7 +16,8 @@ from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.kit.errors import DataError, ModelError
 from mlx_itune.model.adapters.grid import GridNorm
 from mlx_itune.model.engine import compute
-from mlx_itune.model.engine.loss import head_is_exact, learned_logits
+from mlx_itune.model.engine.loss import learned_logits, log_sum_exp, weighted_nll
+from mlx_itune.model.engine.probe import choose_nll
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.base import LoadedModel
 
@@ -60,7 +61,7 @@ class Reference:
             )
         self._kept: dict[int, Any] = {}
         self._kept_bytes = 0
-        self._head_is_exact = head_is_exact(model)
+        self._head_is_exact = choose_nll(model) is weighted_nll
 
     def compare(self, other: nn.Module, *, limit: float | None = None) -> Fidelity:
         """``other``'s distance. It is measured on all rows or, once no rest of them could bring
@@ -102,7 +103,7 @@ class Reference:
             # The head cannot be told from the rest: all positions are computed.
             learned = mx.array(np.flatnonzero(weights[0, 1:]))
             logits = model(mx.array(input_ids[:, :-1])).astype(mx.float32)[0, learned]
-        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return logits - log_sum_exp(logits)[:, None]
 
 
 def _divergence(p: Any, q: Any) -> Any:

@@ -138,7 +138,8 @@ def transposed_product(module: nn.Module, cotangent: mx.array) -> mx.array:
             bits=module.bits,
             mode=module.mode,
         )
-    return cotangent @ module["weight"]
+    weight: mx.array = module["weight"]
+    return cotangent @ weight
 
 
 def dequantized_weight(module: nn.Module, rows: slice = slice(None)) -> mx.array:

@@ -75,7 +75,9 @@ def _forward(logits: mx.array, targets: mx.array) -> list[mx.array]:
     return [(mx.log(total) + peak - chosen)[:, 0], gradient, total]
 
 
-def _backward(primals: list[mx.array], _: list[mx.array], outputs: list[mx.array]) -> list[mx.array]:
+def _backward(
+    primals: list[mx.array], _: list[mx.array], outputs: list[mx.array]
+) -> list[mx.array]:
     return [outputs[1], mx.zeros_like(primals[1])]
 
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
@@ -30,6 +29,14 @@ Array = Any
 _CPU_LOGITS_BYTES, _CPU_ROWS = 8 << 20, 64
 _GPU_LOGITS_BYTES, _GPU_ROWS = 64 << 20, 128
 _BLOCK = 256
+
+
+class Nll(Protocol):
+    """`weighted_nll` or `plain_nll`."""
+
+    def __call__(
+        self, model: nn.Module, input_ids: Array, weights: Array, *, caches: Any = None
+    ) -> tuple[mx.array, mx.array]: ...
 
 
 @dataclass(frozen=True)
@@ -47,19 +54,21 @@ class Learned:
     weights: Array
 
     @classmethod
-    def of(cls, input_ids: Array, weights: Array, multiple: int = 1) -> Learned:
-        """Of input_ids (B, T + 1) int32 and weights (B, T + 1) float32, NumPy; N a multiple."""
+    def of(cls, input_ids: Array, weights: Array, least: int = 1) -> Learned:
+        """Of input_ids (B, T + 1) int32 and weights (B, T + 1) float32, NumPy; N at least that."""
         targets, learned = input_ids[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
         places = np.flatnonzero(learned)
-        count = -(-max(1, len(places)) // multiple) * multiple
-        made = cls(*(np.zeros(size, np.int32) for size in (count, learned.size, count)), np.zeros(0))
-        rows, inverse, wanted = made.rows, made.inverse, made.targets
-        rows[: len(places)], wanted[: len(places)] = places, targets[places]
-        inverse[:] = count
-        inverse[places] = np.arange(len(places))
-        weighted = np.zeros(count, np.float32)
-        weighted[: len(places)] = learned[places]
-        return cls(rows, inverse, wanted, weighted)
+        count = len(places)
+        size = max(count, least)
+        fill = (0, size - count)
+        inverse = np.full(learned.size, size, np.int32)
+        inverse[places] = np.arange(count)
+        return cls(
+            np.pad(places.astype(np.int32), fill),
+            inverse,
+            np.pad(targets[places].astype(np.int32), fill),
+            np.pad(learned[places], fill),
+        )
 
     def arrays(self) -> list[Array]:
         """The four, in the order of the fields."""
@@ -96,11 +105,11 @@ def plain_nll(
     ids, learned = mx.array(input_ids), mx.array(weights)[:, 1:]
     logits = _called(model, ids[:, :-1], caches).astype(mx.float32)
     wanted = mx.take_along_axis(logits, ids[:, 1:, None], axis=-1)[..., 0]
-    nll = _log_sum_exp(logits) - wanted
+    nll = log_sum_exp(logits) - wanted
     return mx.where(learned > 0, nll * learned, 0).sum(), learned.sum()
 
 
-def _log_sum_exp(logits: mx.array) -> mx.array:
+def log_sum_exp(logits: mx.array) -> mx.array:
     """Along the last axis, by blocks: of a large vocabulary one running float32 sum would lose four
     digits on a CPU."""
     fill = -logits.shape[-1] % _BLOCK

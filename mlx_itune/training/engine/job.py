@@ -18,6 +18,7 @@ from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.json_files import plain, write_object
 from mlx_itune.model.adapters import adapter
+from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.run import checkpoint, run
@@ -49,8 +50,18 @@ class Job:
         self.folder, self.record = folder, record
         self.id = run.id_of(folder)
         epochs, steps = s.planned_epochs, s.steps
-        planned = batches(len(self.train), s.batch_size, seed=s.seed, epochs=epochs, steps=steps)
+        planned = batches(
+            len(self.train),
+            s.batch_size,
+            seed=s.seed,
+            epochs=epochs,
+            steps=steps,
+            lengths=s.lengths_of(self.train),
+        )
         self.plan: list[Batch] = list(planned)
+        if not backend.on_cpu():
+            rows = ([self.train[row] for row in batch.rows] for batch in self.plan)
+            self.learner.plan_shapes(rows)
         self._log, self._observe, self._began_s = log, observe, began
         self._before = dataclasses.replace(record.clock)
         self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)

@@ -31,12 +31,21 @@ class Example(Protocol):
 
 @dataclass(frozen=True)
 class Device:
-    """What a device likes. lanes: rectangles computed side by side; multiple: of what widths are,
-    which bounds their number; overhead_tokens: what a rectangle costs besides its positions."""
+    """What a device likes. lanes: rectangles computed side by side; multiple: of what widths are;
+    bucketed: few sizes, so that few shapes are traced; overhead_tokens: what a rectangle costs
+    besides its positions."""
 
     lanes: int = 1
     multiple: int = 16
+    bucketed: bool = False
     overhead_tokens: int = 32
+
+    def rounded(self, size: int, multiple: int | None = None) -> int:
+        """`size` rounded up: to a multiple, in buckets from some size on to eight a doubling."""
+        step = multiple or self.multiple
+        while self.bucketed and step * 8 < size:
+            step *= 2
+        return -(-size // step) * step
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +121,16 @@ def arrange(
     return made
 
 
+def padded(part: Rectangle, rows: int, width: int) -> Rectangle:
+    """The same in at least so many rows, at least so wide."""
+    have, wide = part.input_ids.shape
+    fill = ((0, max(0, rows - have)), (0, max(0, width + 1 - wide)))
+    if not any(map(any, fill)):
+        return part
+    segments = None if part.segments is None else np.pad(part.segments, fill)
+    return Rectangle(np.pad(part.input_ids, fill), np.pad(part.weights, fill), segments)
+
+
 @dataclass(frozen=True, eq=False)
 class _Row:
     input_ids: NDArray[np.int32]
@@ -132,7 +151,7 @@ def _without_first(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _prefix(rows: Sequence[_Row], tokens: int) -> Rectangle:
-    weights = np.sum([row.weights[: tokens + 1] for row in rows], axis=0, dtype=np.float64)
+    weights = np.stack([row.weights[: tokens + 1] for row in rows]).sum(axis=0, dtype=np.float64)
     weights[0] = 0.0
     return Rectangle(rows[0].input_ids[None, : tokens + 1], weights[None].astype(np.float32))
 
@@ -171,7 +190,7 @@ def _padded(rows: Sequence[_Row], budget_tokens: int, device: Device) -> list[Re
     Few rectangles pad more, many cost more. A single row above the budget gets one of its own: no
     row is left out or cut.
     """
-    widths = [_rounded(len(row.input_ids) - 1, device.multiple) for row in rows]
+    widths = [device.rounded(len(row.input_ids) - 1) for row in rows]
     limit = budget_tokens // device.lanes
     share = sum(widths) / device.lanes
     limits = {limit, *(min(limit, int(4 * share / n)) for n in range(3, _CUTS))}
@@ -185,7 +204,7 @@ def _padded(rows: Sequence[_Row], budget_tokens: int, device: Device) -> list[Re
 
 def _binned(rows: Sequence[_Row], budget_tokens: int, device: Device) -> list[Rectangle]:
     """Rectangles whose rows hold one or more sequences: the first row that has room takes one."""
-    width = _rounded(len(rows[0].input_ids) - 1, device.multiple)
+    width = device.rounded(len(rows[0].input_ids) - 1)
     bins: list[list[_Row]] = []
     room: list[int] = []
     for row in rows:
@@ -237,7 +256,3 @@ def _makespan(widths: Sequence[int], cuts: Sequence[tuple[int, int]], device: De
         lane = busy.index(min(busy))
         busy[lane] += (stop - start) * widths[start] + device.overhead_tokens
     return max(busy)
-
-
-def _rounded(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple

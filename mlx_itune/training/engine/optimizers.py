@@ -224,9 +224,7 @@ class _Group:
             for name, array in self.split([vector]).items()
         }
 
-    def restored(
-        self, state: Mapping[str, Any], arrays: Mapping[str, mx.array]
-    ) -> dict[str, Any]:
+    def restored(self, state: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
         """The state that gave `arrays`."""
         made: dict[str, Any] = {"step": arrays["step"].astype(mx.uint64)}
         for slot, name in zip(self.slots, self._shapes, strict=False):

@@ -9,14 +9,14 @@ one step late. A CPU runs the same function as it is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine import cpu
@@ -24,9 +24,10 @@ from mlx_itune.model.engine.checkpointing import checkpointed_blocks
 from mlx_itune.model.engine.loss import Learned, learned_nll, plain_nll
 from mlx_itune.model.engine.training_caches import KeysValues, Pass, caches, recorded
 from mlx_itune.model.loading import backend
-from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange
+from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange, padded
 from mlx_itune.training.engine.optimizers import Held, Updater
 from mlx_itune.training.engine.rank_choice import Ranks
+from mlx_itune.training.engine.shape_plan import Shape, ShapePlan
 from mlx_itune.training.engine.step_ways import Ways, ways_for
 from mlx_itune.training.settings import TrainSettings
 
@@ -81,12 +82,12 @@ class Learner:
         self.held = self.optimizer.hold(model.trainable_parameters())
         self.states = self.optimizer.start(self.held)
         mx.eval(self.held, self.states)
+        self.shapes = ShapePlan()
         self._clip_norm = settings.clip_norm
         self._running: _Running | None = None
-        compiled = (lambda f: f) if backend.on_cpu() else mx.compile
-        self._whole, self._first, self._more, self._end, self._sum = map(
-            compiled, (self._one, self._gradient, self._added, self._updated, self._nll)
-        )
+        compiled: Any = (lambda f: f) if backend.on_cpu() else mx.compile
+        traced: list[Any] = [self._one, self._gradient, self._added, self._updated, self._nll]
+        self._whole, self._first, self._more, self._end, self._sum = map(compiled, traced)
 
     def step(
         self, examples: Sequence[Example], learning_rate: float, *, dropout_key: Any = None
@@ -107,7 +108,7 @@ class Learner:
             loss, *gradients = self.ranks.total([loss, *gradients])
             made = self._end(self.held, self.states, rate, loss, gradients)
         self.held, self.states, numbers = made
-        mx.async_eval(self.held, self.states, numbers)
+        mx.async_eval(self.held, self.states, numbers)  # type: ignore[no-untyped-call]
         before, self._running = (
             self._running,
             _Running(
@@ -118,6 +119,12 @@ class Learner:
             ),
         )
         return self._read(before)
+
+    def plan_shapes(self, steps: Iterable[Sequence[Example]]) -> None:
+        """Choose the shapes that the micro-batches of these steps are padded to."""
+        self.model.train()
+        batches = (batch for rows in steps for batch in self.arranged(self._own(rows)))
+        self.shapes = ShapePlan.of(self._shape(p, b.prefix) for b in batches for p in b.parts)
 
     def finish(self) -> StepMetrics | None:
         """What the step that runs did, if one does; the model has what was learned then."""
@@ -154,17 +161,15 @@ class Learner:
                 loss, gradients = self._more(self.held, loss, gradients, share, key, *inputs)
             else:
                 loss, gradients = self._first(self.held, share, key, *inputs)
-            # One after the other, so that one micro-batch's activations stand at a time.
-            mx.async_eval(loss, gradients) if not backend.on_cpu() else mx.eval(loss, gradients)
+            # Begun one after the other: a graph of all would hold all their activations.
+            mx.async_eval(loss, gradients)  # type: ignore[no-untyped-call]
         return loss, gradients
 
     def arranged(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """The examples as this learner computes them."""
         ways = self.ways
         budget = ways.micro_batch_tokens * (1 if self.model.training else 4)
-        return arrange(
-            examples, budget, ways.device, packing=ways.packing, sharing=ways.sharing
-        )
+        return arrange(examples, budget, ways.device, packing=ways.packing, sharing=ways.sharing)
 
     def _own(self, examples: Sequence[Example]) -> list[Example]:
         return self.ranks.share(examples, [len(example.input_ids) for example in examples])
@@ -173,8 +178,7 @@ class Learner:
     def _read(running: _Running | None) -> StepMetrics | None:
         if running is None:
             return None
-        numbers: list[Any] = running.numbers.tolist()
-        loss, norm = (float(number) for number in numbers)
+        loss, norm = np.asarray(running.numbers).tolist()
         good = bool(np.isfinite(loss) and np.isfinite(norm))
         return StepMetrics(
             loss, running.weight, running.supervised_tokens, running.tokens, norm, not good
@@ -266,12 +270,22 @@ class Learner:
 
     def _inputs(self, batch: MicroBatch) -> list[Arrays | None]:
         prefix = None if batch.prefix is None else self._arrays(batch.prefix)
-        return [prefix, *map(self._arrays, batch.parts)]
+        shapes = [self.shapes.fit(self._shape(part, batch.prefix)) for part in batch.parts]
+        return [prefix, *map(self._arrays, batch.parts, shapes)]
 
-    def _arrays(self, part: Rectangle) -> Arrays:
+    def _shape(self, part: Rectangle, prefix: Rectangle | None) -> Shape:
+        rows, width = part.input_ids.shape
+        kind = (part.segments is not None, prefix.tokens if prefix else 0)
+        learned = max(1, int(np.count_nonzero(part.weights[:, 1:])))
+        multiple = self.ways.learned_multiple
+        return Shape(rows, width - 1, self.ways.device.rounded(learned, multiple), kind)
+
+    def _arrays(self, part: Rectangle, shape: Shape | None = None) -> Arrays:
+        shape = shape or self._shape(part, None)
+        part = padded(part, shape.rows, shape.width)
         segments = None if part.segments is None else mx.array(part.segments)
         ids = mx.array(part.input_ids[:, :-1])
         if not self.ways.head:
             return [ids, segments, mx.array(part.input_ids), mx.array(part.weights)]
-        learned = Learned.of(part.input_ids, part.weights, self.ways.learned_multiple)
+        learned = Learned.of(part.input_ids, part.weights, shape.learned)
         return [ids, segments, *map(mx.array, learned.arrays())]

@@ -9,7 +9,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_itune.model.engine import cpu
 from mlx_itune.model.engine.memory import bytes_per_token, default_budget_bytes, logits_bytes
 from mlx_itune.model.engine.probe import Exact, probe
 from mlx_itune.model.loading import backend
@@ -59,8 +58,8 @@ def device_here(lanes: int) -> Device:
     if backend.on_cpu():
         return Device(lanes, multiple=4, overhead_tokens=_OVERHEAD_TOKENS)
     if mx.metal.is_available():
-        return Device(1, multiple=32, overhead_tokens=_OVERHEAD_TOKENS)
-    return Device(1, multiple=128, overhead_tokens=_CUDA_OVERHEAD_TOKENS)
+        return Device(1, multiple=32, bucketed=True, overhead_tokens=_OVERHEAD_TOKENS)
+    return Device(1, multiple=128, bucketed=True, overhead_tokens=_CUDA_OVERHEAD_TOKENS)
 
 
 def ways_for(
@@ -101,9 +100,7 @@ def ways_for(
 _WORDS = {"packing": "where it saves padding", "prefix": "common first tokens once per step"}
 
 
-def _chosen(
-    name: str, asked: str, is_exact: bool, exact: Exact, words: dict[str, str]
-) -> bool:
+def _chosen(name: str, asked: str, is_exact: bool, exact: Exact, words: dict[str, str]) -> bool:
     if asked == "off":
         words[name] = "off, as asked"
     elif not is_exact:
