@@ -36,6 +36,7 @@ from mlx_itune.model.adapters.lowrank import (
     uniform,
 )
 from mlx_itune.model.engine.compute import DequantizingLinear, affine, packed, unpacked
+from mlx_itune.model.engine.cpu import on_one_stream
 
 Arrays = list[mx.array]
 
@@ -164,14 +165,18 @@ class GridLinear(_Grid):
         """d loss / d (s', b'), (out, groups) float32 each."""
         outputs, groups = self.scales.shape
         flat_x, flat = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, outputs)
-        parts: Arrays = []
+        d_scales: Arrays = []
+        d_biases: Arrays = []
         for rows in row_chunks(outputs, flat_x.shape[-1]):
             # One after the other, as MLX would make all the pieces side by side.
-            left = mx.depends(flat[:, rows].T, parts[-1]) if parts else flat[:, rows].T
+            left = flat[:, rows].T
+            left = mx.depends(left, [d_scales[-1], d_biases[-1]]) if d_scales else left
             weight = (left @ flat_x).astype(mx.float32).reshape(-1, groups, self.group_size)
-            parts.append(mx.stack([(weight * self._codes(rows)).sum(-1), weight.sum(-1)]))
-        both = mx.concatenate(parts, axis=1)
-        return both[0], both[1]
+            d_scales.append((weight * self._codes(rows)).sum(-1))
+            d_biases.append(weight.sum(-1))
+        if len(d_scales) == 1:
+            return d_scales[0], d_biases[0]
+        return mx.concatenate(d_scales), mx.concatenate(d_biases)
 
 
 class GridEmbedding(GridLinear):
@@ -211,8 +216,7 @@ class GridSwitchLinear(_Grid):
             _, gradients = mx.vjp(product, [x, *self.moved(*factors)], [cotangent])
             return [gradients[0], *_factor_gradients(self, factors, *gradients[1:])]
 
-        operation: Any = mx.custom_function(forward)
-        operation.vjp(backward)
+        operation = on_one_stream(forward, backward)
         y: mx.array = operation(x, *(self[name] for name in self.factors))
         return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
 
@@ -361,10 +365,7 @@ def _operation(layer: GridLinear) -> Callable[..., mx.array]:
         d_scales, d_biases = layer._grid_gradients(x, cotangent)
         return [d_x, *_factor_gradients(layer, factors, d_scales, d_biases)]
 
-    operation: Any = mx.custom_function(forward)
-    operation.vjp(backward)
-    called: Callable[..., mx.array] = operation
-    return called
+    return on_one_stream(forward, backward)
 
 
 def _factor_gradients(
@@ -373,7 +374,7 @@ def _factor_gradients(
     scale_a, scale_b, bias_a, bias_b = factors
     scales, biases = layer.scales.astype(mx.float32), layer.biases.astype(mx.float32)
     d_u = (layer.scale * layer._unit) * (scales * d_scales + biases * d_biases)
-    d_v = layer.scale * d_biases
+    d_v = d_biases if layer.scale == 1 else layer.scale * d_biases
     return [
         d_u.swapaxes(-1, -2) @ scale_b.swapaxes(-1, -2),
         scale_a.swapaxes(-1, -2) @ d_u.swapaxes(-1, -2),

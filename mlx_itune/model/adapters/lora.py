@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.wording import listing
@@ -39,6 +40,9 @@ from mlx_itune.model.engine.compute import packed, release
 
 KINDS = ("lora", "rslora", "dora", "grid", "qalora")
 ON_THE_GRID = ("grid", "qalora")
+# Factors A, which the scale is multiplied with, and B.
+SCALED = ("lora_a", "scale_a", "bias_a")
+UNSCALED = ("lora_b", "scale_b", "bias_b")
 _LAYERS = {
     "lora": (LoRALinear, LoRASwitchLinear, LoRAEmbedding),
     "dora": (DoRALinear, None, DoRAEmbedding),
@@ -101,16 +105,44 @@ def placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
 
 
 @contextmanager
-def held_weights(model: nn.Module) -> Iterator[None]:
-    """Within it the factors do not change: what a grid layer makes of them is made once."""
-    layers = [layer for _, layer in adapted(model) if isinstance(layer, grid.GridLinear)]
+def in_a_step(model: nn.Module, dropout_key: mx.array | None = None) -> Iterator[None]:
+    """Within it factors that are `SCALED` were multiplied by the scale already, all at once, and
+    dropout is drawn from the key, or not at all."""
+    layers = [layer for _, layer in adapted(model)]
+    scales = [layer.scale for layer in layers]
+    set_dropout_key(model, dropout_key)
     try:
         for layer in layers:
-            layer.hold()
+            layer.scale = 1.0
         yield
     finally:
-        for layer in layers:
-            layer.let_go()
+        set_dropout_key(model, None)
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
+            if isinstance(layer, grid.GridLinear):
+                layer.let_go()
+
+
+def hold_weights(model: nn.Module) -> None:
+    """Make what grid layers make of their factors once, until `in_a_step` ends."""
+    for _, layer in adapted(model):
+        if isinstance(layer, grid.GridLinear):
+            layer.hold()
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether all that is learned are pairs A and B whose product is added to a layer's weight."""
+    layers = [layer for _, layer in adapted(model)]
+    return all(isinstance(layer, LowRank) and len(layer.factors) == 2 for layer in layers)
+
+
+def activation_type(model: nn.Module) -> Any:
+    """What the model computes in: the type of its floating-point numbers that are not learned."""
+    frozen = dict(tree_flatten(model.parameters()))
+    for name, _ in tree_flatten(model.trainable_parameters()):
+        frozen.pop(name)
+    kinds = [a.dtype for a in frozen.values() if mx.issubdtype(a.dtype, mx.floating)]
+    return max(set(kinds), key=kinds.count)
 
 
 def set_dropout_key(model: nn.Module, key: mx.array | None) -> None:

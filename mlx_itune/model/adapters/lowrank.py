@@ -93,6 +93,11 @@ class LowRank(AdapterLayer):
         """A and B as mlx-lm's layer of this kind has them."""
         return self.lora_a, self.lora_b
 
+    def _scaled(self, dtype: Any) -> tuple[mx.array, mx.array]:
+        """A, times the scale, and B, both in the type of the activations."""
+        a, b = self.pair()
+        return (a if self.scale == 1 else self.scale * a).astype(dtype), b.astype(dtype)
+
     @staticmethod
     def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """The shapes of A and B, and how many inputs A sums over."""
@@ -120,14 +125,14 @@ class LoRALinear(LowRank):
         return (inputs, rank), (rank, outputs), inputs
 
     def __call__(self, x: mx.array) -> mx.array:
-        a, b = (factor.astype(x.dtype) for factor in self.pair())
+        a, b = self._scaled(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
         if self._key is not None and self.training:
-            y = mx.addmm(self.linear(rows), self._drop(rows) @ a, b, alpha=self.scale)
+            y = mx.addmm(self.linear(rows), self._drop(rows) @ a, b)
         elif self.training:
-            y = _adapted(self.linear, self.scale)(rows, a, b)[0]
+            y = _adapted(self.linear)(rows, a, b)[0]
         else:
-            y = mx.addmm(self.linear(rows), rows @ a, b, alpha=self.scale)
+            y = mx.addmm(self.linear(rows), rows @ a, b)
         whole: mx.array = y.reshape(*x.shape[:-1], -1)
         return whole
 
@@ -137,18 +142,21 @@ class LoRALinear(LowRank):
         return (self.scale * b.T) @ a.T
 
 
-def _adapted(linear: nn.Module, scale: float) -> Callable[..., Any]:
-    """linear(x) + scale (x A) B and x A, of x (N, in): two more products, and four backwards."""
+def _adapted(linear: nn.Module) -> Callable[..., Any]:
+    """linear(x) + (x A) B and x A, of x (N, in): two more products, and four backwards."""
 
     def forward(x: mx.array, a: mx.array, b: mx.array) -> list[mx.array]:
         low = x @ a
-        return [mx.addmm(linear(x), low, b, alpha=scale), low]
+        return [mx.addmm(linear(x), low, b), low]
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
         (x, a, b), ahead, low = primals, cotangents[0], outputs[1]
         d_low = ahead @ b.T
-        d_x = mx.addmm(transposed_product(linear, ahead), d_low, a.T, alpha=scale)
-        return [d_x, scale * (x.T @ d_low), scale * (low.T @ ahead)]
+        return [
+            mx.addmm(transposed_product(linear, ahead), d_low, a.T),
+            x.T @ d_low,
+            low.T @ ahead,
+        ]
 
     return on_one_stream(forward, backward)
 
@@ -245,19 +253,46 @@ class DoRALinear(_DoRA, LoRALinear):
     """lora_a (in, rank), lora_b (rank, out), m (out,); all float32."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        low = ((self._drop(x) @ self.lora_a) @ (self.scale * self.lora_b)).astype(x.dtype)
+        a, b = self._scaled(x.dtype)
         ratio = self._whole_ratio().astype(x.dtype)
-        y: mx.array = self.linear(x)
-        if "bias" not in self.linear:
-            return ratio * (y + low)
-        bias: mx.array = self.linear.bias
-        # Not ratio * (y - bias + low) + bias, so that the base's own sum stays when ratio is 1.
-        return y + (ratio - 1) * (y - bias) + ratio * low
+        rows = x.reshape(-1, x.shape[-1])
+        has_bias = "bias" in self.linear
+        if self.training and self._key is None and not has_bias:
+            y = _rescaled(self.linear)(rows, a, b, ratio)[0]
+        else:
+            y = self.linear(rows)
+            low = (self._drop(rows) @ a) @ b
+            # The base's own sum stays as it is when the ratio is 1.
+            direction = y - self.linear.bias if has_bias else y
+            y = y + (ratio - 1) * direction + ratio * low if has_bias else ratio * (y + low)
+        whole: mx.array = y.reshape(*x.shape[:-1], -1)
+        return whole
 
     def _ratio(self) -> mx.array:
-        a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.scale * self.lora_b)
+        a, b = mx.stop_gradient(self.scale * self.lora_a), mx.stop_gradient(self.lora_b)
         across = product(self.linear, a.T).astype(mx.float32)
-        return self.m / _norm(self._squares, (b * across).sum(0), (b * ((a.T @ a) @ b)).sum(0))
+        # Twice W.D and |D|^2, row by row.
+        added = (b * mx.addmm(across, a.T @ a, b, beta=2.0)).sum(0)
+        return self.m / _norm(self._squares, added)
+
+
+def _rescaled(linear: nn.Module) -> Callable[..., Any]:
+    """ratio * (linear(x) + (x A) B), x A, and what the ratio is multiplied with; x (N, in)."""
+
+    def forward(x: mx.array, a: mx.array, b: mx.array, ratio: mx.array) -> list[mx.array]:
+        low = x @ a
+        direction = mx.addmm(linear(x), low, b)
+        return [ratio * direction, low, direction]
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        (x, a, b, ratio), (_, low, direction) = primals, outputs
+        ahead = ratio * cotangents[0]
+        d_low = ahead @ b.T
+        d_x = mx.addmm(transposed_product(linear, ahead), d_low, a.T)
+        d_ratio = (cotangents[0] * direction).sum(0)
+        return [d_x, x.T @ d_low, low.T @ ahead, d_ratio]
+
+    return on_one_stream(forward, backward)
 
 
 class DoRAEmbedding(_DoRA, LoRAEmbedding):
@@ -271,7 +306,7 @@ class DoRAEmbedding(_DoRA, LoRAEmbedding):
         low = self.lora_a[x] @ (self.scale * self.lora_b)
         fixed_y, fixed = mx.stop_gradient(y.astype(mx.float32)), mx.stop_gradient(low)
         across = (fixed_y * fixed).sum(-1)
-        ratio = self.m[x] / _norm(self._squares[x], across, mx.square(fixed).sum(-1))
+        ratio = self.m[x] / _norm(self._squares[x], 2 * across + mx.square(fixed).sum(-1))
         return ratio[..., None].astype(y.dtype) * (y + self._drop(low).astype(y.dtype))
 
     def as_linear(self, x: mx.array) -> mx.array:
@@ -283,7 +318,8 @@ class DoRAEmbedding(_DoRA, LoRAEmbedding):
     def _ratio(self) -> mx.array:
         a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.scale * self.lora_b)
         across = self.embedding.as_linear(b).astype(mx.float32).T
-        return self.m / _norm(self._squares, (a * across).sum(1), (a * (a @ (b @ b.T))).sum(1))
+        added = (a * (2 * across + a @ (b @ b.T))).sum(1)
+        return self.m / _norm(self._squares, added)
 
 
 def squared_norms(base: nn.Module) -> mx.array:
@@ -296,8 +332,8 @@ def squared_norms(base: nn.Module) -> mx.array:
     return mx.concatenate(parts)
 
 
-def _norm(squares: mx.array, across: mx.array, added: mx.array) -> mx.array:
-    return mx.maximum(mx.sqrt(mx.maximum(squares + 2 * across + added, 0)), _SMALLEST)
+def _norm(squares: mx.array, added: mx.array) -> mx.array:
+    return mx.maximum(mx.sqrt(mx.maximum(squares + added, 0)), _SMALLEST)
 
 
 def _float_weight(base: nn.Module, rows: slice = slice(None)) -> mx.array:

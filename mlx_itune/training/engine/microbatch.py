@@ -41,9 +41,9 @@ class Device:
     overhead_tokens: int = 32
 
     def rounded(self, size: int, multiple: int | None = None) -> int:
-        """`size` rounded up: to a multiple, in buckets from some size on to eight a doubling."""
+        """`size` rounded up: to a multiple, in buckets from some size on to 16 a doubling."""
         step = multiple or self.multiple
-        while self.bucketed and step * 8 < size:
+        while self.bucketed and step * 16 < size:
             step *= 2
         return -(-size // step) * step
 

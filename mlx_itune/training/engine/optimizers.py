@@ -75,7 +75,7 @@ States = list[dict[str, Any]]
 
 
 class Updater:
-    """An optimizer for one model's trainable arrays, in groups by learning rate and decay.
+    """An optimizer for one model's trainable arrays, those of one name in a layer together.
 
     Its functions are pure: what is learned and the optimizer's state go in and come out.
     """
@@ -85,14 +85,13 @@ class Updater:
         options = options_from(settings.optimizer, settings.optimizer_options)
         decays = "weight_decay" in inspect.signature(kind.__init__).parameters
         by_matrix = settings.optimizer in _BY_MATRIX
-        split: dict[tuple[float, float], dict[str, tuple[int, ...]]] = {}
+        split: dict[str, dict[str, tuple[int, ...]]] = {}
         for path, array in tree_flatten(dict(parameters)):
-            leaf = path.rsplit(".", 1)[-1]
+            split.setdefault(path.rsplit(".", 1)[-1], {})[path] = array.shape
+        self._groups = []
+        for leaf, shapes in split.items():
             ratio = settings.lora_plus_ratio if leaf in _FAST else 1.0
             decay = 0.0 if leaf in _UNDECAYED else settings.weight_decay
-            split.setdefault((ratio, decay), {})[path] = array.shape
-        self._groups = []
-        for (ratio, decay), shapes in split.items():
             more = {"weight_decay": decay} if decays else {}
             made: Any = kind(learning_rate=0.0, **options, **more)
             self._groups.append(_Group(made, ratio, shapes, by_matrix))
@@ -102,9 +101,16 @@ class Updater:
         named = dict(tree_flatten(dict(parameters)))
         return [array for group in self._groups for array in group.join(named)]
 
-    def named(self, held: Held) -> dict[str, mx.array]:
-        """The opposite: arrays by name, in their shapes."""
-        return {k: v for g, mine in self._parts(held) for k, v in g.split(mine).items()}
+    def named(
+        self, held: Held, cast: Mapping[str, Callable[[mx.array], mx.array]] | None = None
+    ) -> dict[str, mx.array]:
+        """The opposite: arrays by name, in their shapes. cast: what is done to all arrays of one
+        kind first, by their name in a layer."""
+        found: dict[str, mx.array] = {}
+        for group, mine in self._parts(held):
+            done = (cast or {}).get(group.leaf)
+            found |= group.split([*map(done, mine)] if done else mine)
+        return found
 
     def start(self, held: Held) -> States:
         """The state before the first step."""
@@ -150,7 +156,7 @@ class Updater:
 
 
 class _Group:
-    """Parameters with one learning rate and one decay: a vector, or arrays one by one."""
+    """Parameters of one kind, as all A: a vector, or arrays one by one."""
 
     def __init__(
         self,
@@ -160,6 +166,7 @@ class _Group:
         by_matrix: bool,
     ) -> None:
         self._optimizer, self._ratio, self._shapes = optimizer, ratio, dict(shapes)
+        self.leaf = next(iter(shapes)).rsplit(".", 1)[-1]
         self._by_matrix = by_matrix
         # A tree's keys are split at dots, so what the optimizer sees has none.
         self.slots = [f"p{index}" for index in range(len(shapes))] if by_matrix else ["all"]

@@ -63,8 +63,8 @@ class ShapePlan:
             alive.remove(other)
             waste[other] = waste[:, other] = np.inf
             waste[one] = waste[:, one] = _wasted(one, alive, sides, times, kinds)
-        made = ((*map(int, sides[place]), kinds[place]) for place in alive)
-        return cls(tuple(Shape(rows, width, learned, kind) for rows, width, learned, kind in made))
+        sizes = [(int(rows), int(width), int(learned)) for rows, width, learned in sides]
+        return cls(tuple(Shape(*sizes[place], kinds[place]) for place in alive))
 
     def fit(self, shape: Shape) -> Shape:
         """The cheapest planned shape that holds this one; itself where none does."""

@@ -83,10 +83,17 @@ class Learner:
         self.states = self.optimizer.start(self.held)
         mx.eval(self.held, self.states)
         self.shapes = ShapePlan()
+        # What each layer would do with its factors, in one operation for all: A times the scale,
+        # and for pairs that are added to the weight both in the type of the activations.
+        dtype = lora.activation_type(model) if lora.is_plain(model) else mx.float32
+        self._cast: dict[str, Any] = {
+            **dict.fromkeys(lora.SCALED, lambda v: (settings.scale * v).astype(dtype)),
+            **dict.fromkeys(lora.UNSCALED, lambda v: v.astype(dtype)),
+        }
         self._clip_norm = settings.clip_norm
         self._running: _Running | None = None
         compiled: Any = (lambda f: f) if backend.on_cpu() else mx.compile
-        traced: list[Any] = [self._one, self._gradient, self._added, self._updated, self._nll]
+        traced: list[Any] = [self._one, self._gradient, self._added, self._updated, self._evaluated]
         self._whole, self._first, self._more, self._end, self._sum = map(compiled, traced)
 
     def step(
@@ -144,7 +151,7 @@ class Learner:
         self.model.eval()
         total = weight = 0.0
         for batch in self.arranged(self._own(examples)):
-            total += float(self._sum(self.held, mx.array(1.0), None, *self._inputs(batch)).item())
+            total += float(self._sum(self.held, mx.array(1.0), *self._inputs(batch)).item())
             weight += batch.weight
         total, weight = self.ranks.numbers(total, weight)
         return total / weight if weight else float("nan")
@@ -192,7 +199,9 @@ class Learner:
         return self._updated(held, states, rate, *self._gradient(held, share, key, *inputs))
 
     def _gradient(self, held: Held, share: mx.array, key: Any, *inputs: Any) -> tuple[Any, Any]:
-        return mx.value_and_grad(lambda held: self._nll(held, share, key, *inputs))(held)
+        # The backward pass calls blocks again that were not kept, so it belongs inside, too.
+        with self._traced(key):
+            return mx.value_and_grad(lambda held: self._nll(held, share, *inputs))(held)
 
     def _added(
         self, held: Held, loss: mx.array, sums: Held, share: mx.array, key: Any, *inputs: Any
@@ -217,33 +226,33 @@ class Learner:
         kept = [if_good(one, other) for one, other in zip(new, held, strict=True)]
         return kept, tree_map(if_good, after, states), mx.stack([loss, norm])
 
-    def _nll(self, held: Held, share: mx.array, key: Any, *inputs: Any) -> mx.array:
+    def _evaluated(self, held: Held, share: mx.array, *inputs: Any) -> mx.array:
+        with self._traced(None):
+            return self._nll(held, share, *inputs)
+
+    def _nll(self, held: Held, share: mx.array, *inputs: Any) -> mx.array:
         """The weighted loss of a micro-batch, times `share`."""
         prefix, *parts = inputs
-        with self._with(held, key):
-            total, shared = mx.array(0.0), None
-            if prefix is not None:
-                total, shared = self._prefix(prefix)
-            for number, part in enumerate(parts):
-                with mx.stream(self.streams[number % len(self.streams)]):
-                    nll = self._part(part, shared)
-                total = total + nll
+        self.model.update(tree_unflatten([*self.optimizer.named(held, self._cast).items()]))
+        lora.hold_weights(self.model)
+        total, shared = mx.array(0.0), None
+        if prefix is not None:
+            total, shared = self._prefix(prefix)
+        for number, part in enumerate(parts):
+            with mx.stream(self.streams[number % len(self.streams)]):
+                nll = self._part(part, shared)
+            total = total + nll
         return total * share
 
     @contextlib.contextmanager
-    def _with(self, held: Held, key: Any) -> Iterator[None]:
-        """The model with other arrays for a while."""
+    def _traced(self, key: Any) -> Iterator[None]:
+        """Afterwards the model has the arrays again that it has now."""
         before = self.model.trainable_parameters()
-        self.model.update(tree_unflatten([*self.optimizer.named(held).items()]))
-        if key is not None:
-            lora.set_dropout_key(self.model, key)
         try:
-            with lora.held_weights(self.model):
+            with lora.in_a_step(self.model, key):
                 yield
         finally:
             self.model.update(before)
-            if key is not None:
-                lora.set_dropout_key(self.model, None)
 
     def _prefix(self, arrays: Arrays) -> tuple[mx.array, KeysValues]:
         ids, _, *learned = arrays

@@ -19,8 +19,8 @@ from mlx_itune.training.settings import TrainSettings
 # busy.
 CPU_TOKENS, GPU_TOKENS = 1024, 4096
 FEWEST_TOKENS = 64
-# What a rectangle costs besides its positions, in positions: a CUDA device waits for the host.
-_OVERHEAD_TOKENS, _CUDA_OVERHEAD_TOKENS = 32, 2048
+# What a rectangle costs besides its positions, in positions: on a GPU its launches.
+_CPU_OVERHEAD_TOKENS, _METAL_OVERHEAD_TOKENS, _CUDA_OVERHEAD_TOKENS = 32, 512, 2048
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def recomputed_blocks(blocks: int, tokens: int, kept_tokens: float) -> int:
 def device_here(lanes: int) -> Device:
     """This machine's."""
     if backend.on_cpu():
-        return Device(lanes, multiple=4, overhead_tokens=_OVERHEAD_TOKENS)
+        return Device(lanes, multiple=4, overhead_tokens=_CPU_OVERHEAD_TOKENS)
     if mx.metal.is_available():
-        return Device(1, multiple=32, bucketed=True, overhead_tokens=_OVERHEAD_TOKENS)
+        return Device(1, multiple=16, bucketed=True, overhead_tokens=_METAL_OVERHEAD_TOKENS)
     return Device(1, multiple=128, bucketed=True, overhead_tokens=_CUDA_OVERHEAD_TOKENS)
 
 
