@@ -127,6 +127,24 @@ def test_epochs_and_steps_end_a_plan(rows, size, epochs, steps, made):
     assert len(list(batches(rows, size, seed=0, epochs=epochs, steps=steps))) == made
 
 
+def test_rows_of_like_length_come_together_and_each_once():
+    lengths = np.random.default_rng(0).integers(10, 500, 1001)
+    order, grouped = (
+        list(batches(1001, 4, seed=5, epochs=1, lengths=given)) for given in (None, lengths)
+    )
+    assert sorted(row for b in grouped for row in b.rows) == list(range(1001))
+    padded = [
+        sum(len(b.rows) * max(lengths[list(b.rows)]) for b in plan) for plan in (order, grouped)
+    ]
+    assert padded[1] < 1.05 * lengths.sum() < padded[0]
+    # Within a window of the order, so that an epoch stays random.
+    for at, batch in enumerate(grouped):
+        window = {row for b in order[at // 16 * 16 : at // 16 * 16 + 16] for row in b.rows}
+        assert set(batch.rows) <= window
+    firsts = [lengths[b.rows[0]] for b in grouped]
+    assert abs(np.corrcoef(firsts, range(len(firsts)))[0, 1]) < 0.2
+
+
 @pytest.mark.parametrize(("rows", "size", "epochs"), [(3, 2, None), (0, 2, 1), (3, 0, 1)])
 def test_a_plan_that_makes_no_sense_is_refused_at_once(rows, size, epochs):
     with pytest.raises(UsageError):

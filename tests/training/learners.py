@@ -26,7 +26,7 @@ def gradient_of(learner: Learner, rows: Any) -> tuple[float, dict[str, Any]]:
     """The loss of a step and its gradient by name; nothing is learned."""
     learner.model.train()
     batches = learner.arranged(rows)
-    share = mx.array(1 / sum(batch.weight for batch in batches))
+    share = mx.array(1 / sum(float(row.weights[1:].sum()) for row in rows))
     loss, gradients = learner.summed(batches, share)
     mx.eval(loss, gradients)
     return np.asarray(loss).item(), learner.optimizer.named(gradients)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
+from mlx_itune.training.engine.footprint import Row
 from mlx_itune.training.engine.loop import train
+from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run.resume import resume
 from tests.crash.small_run import outcome
 
@@ -18,6 +22,18 @@ Event = dict[str, Any]
 
 class Cut(BaseException):
     """The end of a session, as sudden as an exception can be."""
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """These steps of the process, counted from 1, are not finite; all of them if none is named."""
+    real, seen = Learner.step, itertools.count(1)
+
+    def step(self: Learner, examples: Any, rate: float, **options: Any) -> Any:
+        if next(seen) in steps or not steps:
+            examples = [Row(e.input_ids, e.weights * np.float32("inf")) for e in examples]
+        return real(self, examples, rate, **options)
+
+    monkeypatch.setattr(Learner, "step", step)
 
 
 def cut_after(kind: str, step: int) -> Any:

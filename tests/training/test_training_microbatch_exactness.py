@@ -19,7 +19,7 @@ import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten
 
 from mlx_itune.model.engine.loss import plain_nll
-from mlx_itune.training.engine.microbatch import Device, arrange
+from mlx_itune.training.engine.microbatch import Device, arrange, by_prefix
 from mlx_itune.training.engine.prefixes import shared_starts
 from mlx_itune.training.engine.step_ways import recomputed_blocks
 from tests.training.learners import gradient_of, learner_of
@@ -143,11 +143,12 @@ def test_no_target_is_lost_or_counted_twice(packing: bool, budget: int) -> None:
             start = int(np.flatnonzero(numbers == numbers[t - 1])[0])
             found[(*before, *ids[start : t + 1].tolist())] += float(weights[t])
 
-    for batch in arrange(rows, budget, Device(lanes=2), packing=packing, sharing=True):
-        before = []
-        if (prefix := batch.prefix) is not None:
-            before = prefix.input_ids[0, :-1].tolist()
-            count([], prefix.input_ids[0], prefix.weights[0], np.zeros(len(before)))
+    made = arrange(rows, budget, Device(lanes=2), packing=packing, sharing=True)
+    for group in by_prefix(made):
+        if (prefix := group[0].prefix) is not None:
+            count([], prefix.input_ids[0], prefix.weights[0], np.zeros(prefix.tokens))
+    for batch in made:
+        before = [] if batch.prefix is None else batch.prefix.input_ids[0, :-1].tolist()
         assert sum(part.tokens for part in batch.parts) <= budget or len(batch.parts) == 1
         for part in batch.parts:
             assert part.tokens <= budget or len(part.input_ids) == 1

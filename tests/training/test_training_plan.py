@@ -16,7 +16,6 @@ from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine import compute, shapes
 from mlx_itune.model.loading import base
-from mlx_itune.training.engine import footprint
 from mlx_itune.training.engine import memory_plan as plan
 from mlx_itune.training.engine.footprint import Row, Workload
 from mlx_itune.training.engine.loop import train
@@ -188,15 +187,3 @@ def test_a_plan_holds_in_a_real_run(
     # A model of a few hundred kilobytes is all work space: the bounds that hold for real sizes
     # (0.9 to 1.2, benchmarks/plan.py) are wider here.
     assert 0.75 < found.peak_bytes / measured < 1.4
-
-
-def test_float_copies_are_not_for_rows_that_are_computed_at_once(
-    tiny_quantized_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def weights(lengths: list[int]) -> int:
-        return int(planned(tiny_quantized_dir, lengths, batch_size=1).breakdown["weights"])
-
-    monkeypatch.setattr(footprint, "at_once_tokens", lambda _: 100.0)
-    assert weights([120, 60]) < weights([30]) == weights([101, 60, 60])
-    long, short = planned(tiny_quantized_dir, [240]), planned(tiny_quantized_dir, [90])
-    assert long.gradient_checkpointing and not short.gradient_checkpointing

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
 import shutil
 import signal
@@ -33,6 +31,7 @@ from tests.training.sessions import (
     cut_after,
     in_peace,
     outcome,
+    poison,
     resumed,
     stopped,
     the_run,
@@ -136,22 +135,11 @@ def test_a_finished_run_says_so_and_writes_a_missing_adapter_again(
         resume(run)
 
 
-def not_finite(monkeypatch: Patch, *calls: int) -> None:
-    """The loss of these steps, counted over all sessions, is NaN."""
-    real, seen = Learner.gradients, itertools.count(1)
-
-    def gradients(self: Learner, *args: Any, **options: Any) -> Any:
-        loss, *rest = real(self, *args, **options)
-        return (math.nan if next(seen) in calls else loss), *rest
-
-    monkeypatch.setattr(Learner, "gradients", gradients)
-
-
 def test_torn_logs_are_repaired_and_nothing_is_told_twice(
     settings: Any, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    # The fifth step of the run: the second session makes it again.
-    not_finite(monkeypatch, 5, 6)
+    # The fifth step of the run. It is told when the sixth was begun; then it is made again.
+    poison(monkeypatch, 5, 7)
     with pytest.raises(Cut):
         train(settings(), observe=cut_after("incident", 5))
     run = the_run(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shutil
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlx.utils import tree_map
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 from mlx_itune.kit.errors import DivergedError, ResourceError, StorageError, UsageError
@@ -22,7 +20,7 @@ from mlx_itune.model.loading import base
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run import catalogue, checkpoint
-from tests.training.sessions import Event, the_run
+from tests.training.sessions import Event, poison, the_run
 
 RESULT_KEYS = (
     "run adapter steps epochs examples supervised_tokens train_loss valid_loss best_valid_loss "
@@ -74,7 +72,7 @@ def test_a_run_from_rows_to_adapter(
     assert stored.config.alpha == 8
 
 
-@pytest.mark.parametrize(("signals", "sealed"), [(1, "step-000003"), (2, "step-000002")])
+@pytest.mark.parametrize(("signals", "sealed"), [(1, "step-000004"), (2, "step-000002")])
 def test_a_signal_ends_the_run_after_its_step_and_a_second_one_at_once(
     signals: int, sealed: str, settings: Any, tmp_path: Path
 ) -> None:
@@ -91,14 +89,14 @@ def test_a_signal_ends_the_run_after_its_step_and_a_second_one_at_once(
         train(settings(), observe=interrupt)
     assert signal.getsignal(signal.SIGINT) is before
     run = the_run(tmp_path)
-    # No step had asked for a checkpoint after the third; the first signal does.
+    # The third step is told when the fourth was begun.
     assert kept(run)[-1] == sealed
     assert not (tmp_path / "adapter").exists()
     if signals == 1:
         line = f"mlx-itune resume {run}"
         assert events[-1] == {
             "event": "stopped",
-            "step": 3,
+            "step": 4,
             "signal": signal.SIGINT,
             "resume": line,
         }
@@ -114,14 +112,14 @@ def test_time_alone_asks_for_checkpoints_too(
     def pass_time(event: Event) -> None:
         nonlocal ahead
         if event["event"] == "step":
-            # 120 s a step: the 300 s are over after the third and the sixth.
+            # 120 s a step: the 300 s are over when the third is told, after the fourth.
             ahead += 120
         if event["event"] == "checkpoint":
             saved.append(event["step"])
 
     train(settings(save_every=0, steps=8, epochs=None), observe=pass_time)
-    assert saved == [3, 6, 8]
-    assert kept(the_run(tmp_path)) == ["step-000006", "step-000008"]
+    assert saved == [4, 8]
+    assert kept(the_run(tmp_path)) == ["step-000004", "step-000008"]
 
 
 def test_the_best_checkpoint_is_kept_and_early_stopping_writes_it(
@@ -154,18 +152,6 @@ def test_without_early_stopping_the_last_step_is_written_and_the_best_kept(
     result = train(settings(eval_every=2, keep=1))
     assert (result.adapter_step, result.best_step, result.best_valid_loss) == (6, 2, 4.0)
     assert kept(the_run(tmp_path)) == ["step-000002", "step-000006"]
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Gradients of these steps (from 1) are infinite."""
-    real, seen = Learner.gradients, itertools.count(1)
-
-    def gradients(self: Learner, *args: Any, **options: Any) -> Any:
-        loss, weight, found = real(self, *args, **options)
-        factor = math.inf if next(seen) in steps else 1.0
-        return loss, weight, tree_map(lambda gradient: gradient * factor, found)
-
-    monkeypatch.setattr(Learner, "gradients", gradients)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(

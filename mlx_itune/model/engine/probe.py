@@ -27,6 +27,13 @@ _ROW_TOKENS, _SHARED_TOKENS = (13, 9, 16, 6), 4
 # thousands of times that; below the floor all is well.
 _TIMES_ROUNDING, _FLOOR = 20.0, 1e-5
 Rows = list[tuple[Any, Any]]
+# Where the reason is told why a way is not taken.
+_REASONS = {
+    "head": "head",
+    "packing": "packing",
+    "sharing": "prefix",
+    "checkpointing": "checkpointing",
+}
 
 
 @dataclass(frozen=True)
@@ -56,23 +63,21 @@ def probe(model: nn.Module) -> Exact:
     try:
         trial = _Trial(model)
         cached = trial.count is not None
-        everything = _Way(True, cached, cached, True)
         found = Exact(True, cached, cached, True, trial.count or 0)
         if not cached:
             found.reasons.update(dict.fromkeys(("packing", "prefix"), trial.why))
-        if trial.disagreement(everything) is None:
+        # Rows behind a prefix are not packed, so these two are never together.
+        together = [_Way(True, sharing=cached, checkpointing=True)]
+        together += [_Way(True, packing=True, checkpointing=True)] if cached else []
+        if all(trial.disagreement(way) is None for way in together):
             return found
-        for name, reason in (
-            ("head", "head"),
-            ("packing", "packing"),
-            ("sharing", "prefix"),
-            ("checkpointing", "checkpointing"),
-        ):
-            if getattr(everything, name):
-                fault = trial.disagreement(_Way(**{name: True}))
-                if fault is not None:
-                    found = replace(found, **{name: False})  # type: ignore[arg-type]
-                    found.reasons[reason] = fault
+        for name, reason in _REASONS.items():
+            if not getattr(found, name):
+                continue
+            fault = trial.disagreement(_Way(**{name: True}))
+            if fault is not None:
+                found = replace(found, **{name: False})  # type: ignore[arg-type]
+                found.reasons[reason] = fault
         return found
     finally:
         model.train(was_training)

@@ -121,7 +121,8 @@ class Workload:
     @functools.cached_property
     def micro_batch_tokens(self) -> int:
         """Tokens computed at once."""
-        return micro_batch_tokens(self.settings, self._room_tokens, self._on_cpu)
+        bytes_ = self._token_bytes, self._base_bytes
+        return micro_batch_tokens(self.settings, self._room_tokens, *bytes_)
 
     @functools.cached_property
     def checkpoints(self) -> bool:
@@ -294,8 +295,11 @@ class Workload:
         budget = self.settings.memory_bytes or memory.default_budget_bytes()
         logits = memory.logits_of(self.shapes.vocabulary, self.shapes.hidden)
         fixed = self._base_bytes + 4 * 6 * self.parameters + self._lanes * logits
-        numbers = sum(m.rows + m.columns for m in self._in_blocks)
-        return max(0.0, budget - fixed) / memory.kept_bytes(numbers, 4)
+        return max(0.0, budget - fixed) / self._token_bytes
+
+    @property
+    def _token_bytes(self) -> int:
+        return memory.kept_bytes(sum(m.rows + m.columns for m in self._in_blocks), 4)
 
     @functools.cached_property
     def _steps(self) -> list[list[Example]]:

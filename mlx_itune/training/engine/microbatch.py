@@ -71,7 +71,7 @@ class MicroBatch:
     """What is computed at once: rectangles, and what comes before each of their rows.
 
     prefix (1, S + 1): S tokens that are run once, and the one they predict last, which each of the
-    rows has again as its first. Its weights are the sums of the rows'.
+    rows has again as its first. Its weights are the sums of the rows'. Several may have one.
     """
 
     parts: tuple[Rectangle, ...]
@@ -81,12 +81,6 @@ class MicroBatch:
     def tokens(self) -> int:
         """Positions computed, pads included."""
         return sum(part.tokens for part in (*self.parts, *([self.prefix] if self.prefix else [])))
-
-    @property
-    def weight(self) -> float:
-        """The sum of all weights."""
-        every = (*self.parts, *([self.prefix] if self.prefix else []))
-        return float(sum(part.weights[:, 1:].sum(dtype=np.float64) for part in every))
 
 
 def arrange(
@@ -175,13 +169,15 @@ def _laid_out(
         if filled + part.tokens > budget_tokens:
             together.append([])
         together[-1].append(part)
-    made, first = [], prefix
-    for members in together:
-        made.append(MicroBatch(tuple(members), first))
-        if first is not None:
-            # The same tokens once more, learned the first time.
-            first = Rectangle(first.input_ids, np.zeros_like(first.weights))
-    return made
+    return [MicroBatch(tuple(members), prefix) for members in together]
+
+
+def by_prefix(batches: Sequence[MicroBatch]) -> list[list[MicroBatch]]:
+    """Those behind one prefix together, and each that has none."""
+    groups: dict[int, list[MicroBatch]] = {}
+    for batch in batches:
+        groups.setdefault(id(batch.prefix or batch), []).append(batch)
+    return list(groups.values())
 
 
 def _padded(rows: Sequence[_Row], budget_tokens: int, device: Device) -> list[Rectangle]:

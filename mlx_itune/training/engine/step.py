@@ -24,7 +24,14 @@ from mlx_itune.model.engine.checkpointing import checkpointed_blocks
 from mlx_itune.model.engine.loss import Learned, learned_nll, plain_nll
 from mlx_itune.model.engine.training_caches import KeysValues, Pass, caches, recorded
 from mlx_itune.model.loading import backend
-from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange, padded
+from mlx_itune.training.engine.microbatch import (
+    Example,
+    MicroBatch,
+    Rectangle,
+    arrange,
+    by_prefix,
+    padded,
+)
 from mlx_itune.training.engine.optimizers import Held, Updater
 from mlx_itune.training.engine.rank_choice import Ranks
 from mlx_itune.training.engine.shape_plan import Shape, ShapePlan
@@ -75,9 +82,6 @@ class Learner:
         self.model, self.ranks = model, ranks or Ranks()
         self.optimizer = Updater(model.trainable_parameters(), settings)
         self.streams = cpu.streams(lanes)
-        if len(self.streams) > 1:
-            # A core each: products that share all cores would wait for each other.
-            backend.blas_threads(1)
         self.ways = ways or ways_for(model, settings, len(self.streams))
         self.held = self.optimizer.hold(model.trainable_parameters())
         self.states = self.optimizer.start(self.held)
@@ -93,8 +97,10 @@ class Learner:
         self._clip_norm = settings.clip_norm
         self._running: _Running | None = None
         compiled: Any = (lambda f: f) if backend.on_cpu() else mx.compile
-        traced: list[Any] = [self._one, self._gradient, self._added, self._updated, self._evaluated]
-        self._whole, self._first, self._more, self._end, self._sum = map(compiled, traced)
+        self._whole, self._end = compiled(self._one), compiled(self._updated)
+        self._alone, self._behind = compiled(self._gradient), compiled(self._gradients)
+        self._ahead, self._back = compiled(self._recorded), compiled(self._carried)
+        self._first, self._sum = compiled(self._evaluated_prefix), compiled(self._evaluated)
 
     def step(
         self, examples: Sequence[Example], learning_rate: float, *, dropout_key: Any = None
@@ -107,15 +113,15 @@ class Learner:
         rate, share = mx.array(learning_rate), mx.array(1 / weight if weight else float("nan"))
         batches = self.arranged(self._own(examples))
         if len(batches) == 1 and self.ranks.size == 1:
-            made = self._whole(
-                self.held, self.states, rate, share, dropout_key, *self._inputs(batches[0])
-            )
+            inputs = self._inputs(batches[0])
+            made = self._whole(self.held, self.states, rate, share, dropout_key, *inputs)
+            self._begin(made, batches[0])
         else:
             loss, gradients = self.summed(batches, share, dropout_key)
             loss, *gradients = self.ranks.total([loss, *gradients])
             made = self._end(self.held, self.states, rate, loss, gradients)
+            self._begin(made)
         self.held, self.states, numbers = made
-        mx.async_eval(self.held, self.states, numbers)  # type: ignore[no-untyped-call]
         before, self._running = (
             self._running,
             _Running(
@@ -149,28 +155,65 @@ class Learner:
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The loss on all examples; no dropout, nothing learned."""
         self.model.eval()
-        total = weight = 0.0
-        for batch in self.arranged(self._own(examples)):
-            total += float(self._sum(self.held, mx.array(1.0), *self._inputs(batch)).item())
-            weight += batch.weight
-        total, weight = self.ranks.numbers(total, weight)
+        weight = sum(float(example.weights[1:].sum(dtype=np.float64)) for example in examples)
+        total = 0.0
+        for group in by_prefix(self.arranged(self._own(examples))):
+            kept = None
+            if group[0].prefix is not None:
+                nll, kept = self._first(self.held, self._arrays(group[0].prefix))
+                self._begin([nll, kept])
+                total += float(np.asarray(nll))
+            for batch in group:
+                nll = self._sum(self.held, kept, *self._inputs(batch)[1:])
+                self._begin(nll, batch)
+                total += float(np.asarray(nll))
+        (total,) = self.ranks.numbers(total)
         return total / weight if weight else float("nan")
 
     def summed(
         self, batches: Sequence[MicroBatch], share: mx.array, dropout_key: Any = None
     ) -> tuple[mx.array, Held]:
-        """Loss and its gradient over all batches together, as a share of the step's weight."""
-        loss, gradients = mx.array(0.0), [mx.zeros_like(array) for array in self.held]
-        for number, batch in enumerate(batches):
-            key = None if dropout_key is None else mx.random.split(dropout_key, number + 1)[-1]
-            inputs = self._inputs(batch)
-            if number:
-                loss, gradients = self._more(self.held, loss, gradients, share, key, *inputs)
-            else:
-                loss, gradients = self._first(self.held, share, key, *inputs)
+        """Loss and its gradient over all batches together, as a share of the step's weight.
+
+        Micro-batches behind one prefix give gradients with respect to its keys and values, too;
+        their sum goes back through the prefix, which is computed once more for it.
+        """
+        parts: list[tuple[mx.array, Held]] = []
+        keys = iter(_keys(dropout_key, 2 * len(batches)))
+
+        def add(part: tuple[mx.array, Held], batch: MicroBatch | None = None) -> None:
+            parts.append(part if not parts else _plus(parts.pop(), part))
             # Begun one after the other: a graph of all would hold all their activations.
-            mx.async_eval(loss, gradients)  # type: ignore[no-untyped-call]
-        return loss, gradients
+            self._begin(parts, batch)
+
+        for group in by_prefix(batches):
+            if len(group) == 1:
+                add(self._alone(self.held, share, next(keys), *self._inputs(group[0])), group[0])
+                continue
+            assert group[0].prefix is not None
+            prefix, key = self._arrays(group[0].prefix), next(keys)
+            kept = self._ahead(self.held, key, prefix)
+            self._begin(kept)
+            back: Any = None
+            for batch in group:
+                inputs = self._inputs(batch)[1:]
+                part, carried = self._behind(self.held, kept, share, next(keys), *inputs)
+                back = carried if back is None else tree_map(mx.add, back, carried)
+                self._begin([part, back], batch)
+                add(part)
+            add(self._back(self.held, share, key, prefix, back))
+        return parts[0] if parts else (mx.array(0.0), [mx.zeros_like(a) for a in self.held])
+
+    def _begin(self, arrays: Any, batch: MicroBatch | None = None) -> None:
+        """Let the device compute; a CPU does so now, its cores shared by the parts of `batch`."""
+        if not backend.on_cpu():
+            mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+            return
+        cores = len(self.streams)
+        if cores > 1:
+            # Products that each take all cores would wait for each other.
+            backend.blas_threads(max(1, cores // len(batch.parts)) if batch else cores)
+        mx.eval(arrays)
 
     def arranged(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """The examples as this learner computes them."""
@@ -199,15 +242,41 @@ class Learner:
         return self._updated(held, states, rate, *self._gradient(held, share, key, *inputs))
 
     def _gradient(self, held: Held, share: mx.array, key: Any, *inputs: Any) -> tuple[Any, Any]:
+        """A micro-batch's loss and gradient, its prefix in the same graph."""
         # The backward pass calls blocks again that were not kept, so it belongs inside, too.
         with self._traced(key):
-            return mx.value_and_grad(lambda held: self._nll(held, share, *inputs))(held)
+            return mx.value_and_grad(lambda held: self._nll(held, None, *inputs) * share)(held)
 
-    def _added(
-        self, held: Held, loss: mx.array, sums: Held, share: mx.array, key: Any, *inputs: Any
+    def _gradients(
+        self, held: Held, kept: KeysValues, share: mx.array, key: Any, *parts: Any
     ) -> tuple[Any, Any]:
-        more, gradients = self._gradient(held, share, key, *inputs)
-        return loss + more, [one + other for one, other in zip(sums, gradients, strict=True)]
+        """((loss, gradient), gradient of the keys and values that come before the rows)."""
+        with self._traced(key):
+            loss, gradients = mx.value_and_grad(
+                lambda held, kept: self._nll(held, kept, None, *parts) * share, argnums=(0, 1)
+            )(held, kept)
+        return (loss, gradients[0]), gradients[1]
+
+    def _recorded(self, held: Held, key: Any, prefix: Arrays) -> KeysValues:
+        with self._traced(key):
+            self._put(held)
+            return self._prefix(prefix)[1]
+
+    def _carried(
+        self, held: Held, share: mx.array, key: Any, prefix: Arrays, back: KeysValues
+    ) -> tuple[Any, Any]:
+        """A prefix's own loss, and its gradient with what comes back from the rows behind it."""
+
+        def loss(held: Held) -> tuple[mx.array, mx.array]:
+            self._put(held)
+            nll, kept = self._prefix(prefix)
+            pairs = zip(_flat(kept), _flat(back), strict=True)
+            carried = [(one * other).astype(mx.float32).sum() for one, other in pairs]
+            return sum(carried, nll * share), nll * share
+
+        with self._traced(key):
+            (_, value), gradient = mx.value_and_grad(loss)(held)
+        return value, gradient
 
     def _updated(
         self, held: Held, states: Any, rate: mx.array, loss: mx.array, gradients: Held
@@ -226,23 +295,31 @@ class Learner:
         kept = [if_good(one, other) for one, other in zip(new, held, strict=True)]
         return kept, tree_map(if_good, after, states), mx.stack([loss, norm])
 
-    def _evaluated(self, held: Held, share: mx.array, *inputs: Any) -> mx.array:
+    def _evaluated_prefix(self, held: Held, prefix: Arrays) -> tuple[mx.array, KeysValues]:
         with self._traced(None):
-            return self._nll(held, share, *inputs)
+            self._put(held)
+            return self._prefix(prefix)
 
-    def _nll(self, held: Held, share: mx.array, *inputs: Any) -> mx.array:
-        """The weighted loss of a micro-batch, times `share`."""
-        prefix, *parts = inputs
-        self.model.update(tree_unflatten([*self.optimizer.named(held, self._cast).items()]))
-        lora.hold_weights(self.model)
-        total, shared = mx.array(0.0), None
+    def _evaluated(self, held: Held, kept: KeysValues | None, *parts: Any) -> mx.array:
+        with self._traced(None):
+            return self._nll(held, kept, None, *parts)
+
+    def _nll(self, held: Held, kept: KeysValues | None, prefix: Any, *parts: Any) -> mx.array:
+        """The weighted loss of a micro-batch, behind its prefix or what is kept of one."""
+        self._put(held)
+        total = mx.array(0.0)
         if prefix is not None:
-            total, shared = self._prefix(prefix)
+            total, kept = self._prefix(prefix)
         for number, part in enumerate(parts):
             with mx.stream(self.streams[number % len(self.streams)]):
-                nll = self._part(part, shared)
+                nll = self._part(part, kept)
             total = total + nll
-        return total * share
+        return total
+
+    def _put(self, held: Held) -> None:
+        """Give the model what is held."""
+        self.model.update(tree_unflatten([*self.optimizer.named(held, self._cast).items()]))
+        lora.hold_weights(self.model)
 
     @contextlib.contextmanager
     def _traced(self, key: Any) -> Iterator[None]:
@@ -278,6 +355,7 @@ class Learner:
             return plain_nll(self.model, whole, weights, caches=made)[0]
 
     def _inputs(self, batch: MicroBatch) -> list[Arrays | None]:
+        """The arrays of a prefix, or None, and of each part."""
         prefix = None if batch.prefix is None else self._arrays(batch.prefix)
         shapes = [self.shapes.fit(self._shape(part, batch.prefix)) for part in batch.parts]
         return [prefix, *map(self._arrays, batch.parts, shapes)]
@@ -298,3 +376,16 @@ class Learner:
             return [ids, segments, mx.array(part.input_ids), mx.array(part.weights)]
         learned = Learned.of(part.input_ids, part.weights, shape.learned)
         return [ids, segments, *map(mx.array, learned.arrays())]
+
+
+def _keys(key: Any, count: int) -> list[Any]:
+    """Keys of dropout; None where there is none."""
+    return [None] * count if key is None else [*mx.random.split(key, count)]
+
+
+def _plus(one: tuple[mx.array, Held], other: tuple[mx.array, Held]) -> tuple[mx.array, Held]:
+    return one[0] + other[0], [a + b for a, b in zip(one[1], other[1], strict=True)]
+
+
+def _flat(pairs: KeysValues) -> list[mx.array]:
+    return [array for pair in pairs for array in pair]

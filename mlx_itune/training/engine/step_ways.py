@@ -15,10 +15,10 @@ from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Device
 from mlx_itune.training.settings import TrainSettings
 
-# Tokens of a micro-batch: on a CPU as many as keep its arrays small, on a GPU as many as keep it
-# busy.
-CPU_TOKENS, GPU_TOKENS = 1024, 4096
-FEWEST_TOKENS = 64
+# Tokens of a micro-batch: on a GPU as many as keep it busy, on a CPU as many as take no more memory
+# than the weights do, or than so many bytes.
+_GPU_TOKENS, _CPU_TOKENS, _CPU_BYTES = 4096, 1024, 1 << 28
+_FEWEST_TOKENS = 64
 # What a rectangle costs besides its positions, in positions: on a GPU its launches.
 _CPU_OVERHEAD_TOKENS, _METAL_OVERHEAD_TOKENS, _CUDA_OVERHEAD_TOKENS = 32, 512, 2048
 
@@ -72,8 +72,10 @@ def ways_for(
         words["head"] += f" ({exact.reasons.get('head', 'not exact')})"
     packing = _chosen("packing", settings.packing, exact.packing, exact, words)
     sharing = _chosen("prefix", settings.prefix_sharing, exact.sharing, exact, words)
-    room_tokens = _room(model, settings, lanes) / bytes_per_token(model)
-    tokens = micro_batch_tokens(settings, room_tokens, backend.on_cpu())
+    weights_bytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    each_bytes = bytes_per_token(model)
+    room_tokens = _room(model, settings, lanes, weights_bytes) / each_bytes
+    tokens = micro_batch_tokens(settings, room_tokens, each_bytes, weights_bytes)
     words["micro_batch_tokens"] = str(tokens)
     kept = kept_tokens(settings, room_tokens)
     if not exact.checkpointing:
@@ -110,21 +112,23 @@ def _chosen(name: str, asked: str, is_exact: bool, exact: Exact, words: dict[str
     return asked != "off" and is_exact
 
 
-def _room(model: nn.Module, settings: TrainSettings, lanes: int) -> float:
+def _room(model: nn.Module, settings: TrainSettings, lanes: int, weights_bytes: int) -> float:
     """What the activations of one micro-batch may take."""
     budget = settings.memory_bytes or default_budget_bytes()
-    parameters = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     trained = sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
     # Gradients, AdamW's two moments, and room for the update.
-    fixed = parameters + 4 * 5 * trained + lanes * logits_bytes(model)
+    fixed = weights_bytes + 4 * 5 * trained + lanes * logits_bytes(model)
     return float(max(0.0, budget - fixed))
 
 
-def micro_batch_tokens(settings: TrainSettings, room_tokens: float, on_cpu: bool) -> int:
+def micro_batch_tokens(
+    settings: TrainSettings, room_tokens: float, token_bytes: float, weights_bytes: float
+) -> int:
     """Tokens of a micro-batch, where the activations of `room_tokens` fit."""
-    default = CPU_TOKENS if on_cpu else GPU_TOKENS
-    affordable = max(FEWEST_TOKENS, int(room_tokens))
-    return settings.micro_batch_tokens or min(default, affordable)
+    wanted = _GPU_TOKENS
+    if backend.on_cpu():
+        wanted = min(_CPU_TOKENS, int(max(weights_bytes, _CPU_BYTES) / token_bytes))
+    return settings.micro_batch_tokens or max(_FEWEST_TOKENS, min(wanted, int(room_tokens)))
 
 
 def kept_tokens(settings: TrainSettings, room_tokens: float) -> float:
