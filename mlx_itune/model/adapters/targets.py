@@ -11,10 +11,11 @@ import regex
 
 from mlx_itune.kit.errors import ModelError, closest
 from mlx_itune.kit.patterns import compiled
-from mlx_itune.model.adapters.lowrank import LINEAR, SWITCH, adaptable
+from mlx_itune.model.adapters.lowrank import LINEAR, SWITCH, adaptable, matrix_shape
 
 # Before a key that is a regular expression.
 REGEX = "re:"
+NARROWEST = 8
 # What matching a pattern with one name may take.
 _PATTERN_S = 0.5
 
@@ -37,7 +38,8 @@ def choose(
     experts: bool = True,
     also: Callable[[nn.Module], bool] = lambda _: False,
 ) -> list[Target]:
-    """The layers that `keys` name, in the model's order; None takes every linear one of the blocks.
+    """The layers that `keys` name, in the model's order; None takes every linear one of the blocks,
+    but for very narrow ones (coefficients, routers of a few experts).
 
     A key is a name in a block, or its end, a full path, a glob over either, or "re:" and a regular
     expression that matches one as a whole. num_layers: how many of the last blocks, -1 for all; of
@@ -53,7 +55,7 @@ def choose(
     if keys is None:
         kinds = (*LINEAR, *SWITCH) if experts else LINEAR
         fitting = [t for t in within if isinstance(t.module, kinds) or also(t.module)]
-        chosen = [t for t in fitting if t.block is not None]
+        chosen = [t for t in fitting if t.block is not None and not is_narrow(t.module)]
     else:
         matched = [_matching(key, within) for key in keys]
         for key, found in zip(keys, matched, strict=True):
@@ -64,6 +66,11 @@ def choose(
     if not chosen:
         raise ModelError("the model has no linear layer to adapt")
     return chosen
+
+
+def is_narrow(module: nn.Module) -> bool:
+    """Whether a linear layer has so few rows or columns that low rank means nothing there."""
+    return isinstance(module, LINEAR) and min(matrix_shape(module)) < NARROWEST
 
 
 def matched(pattern: str, text: str, *, whole: bool = True) -> regex.Match[str] | None:

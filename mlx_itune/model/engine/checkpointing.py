@@ -89,11 +89,11 @@ class _Recomputed:
             # Of the first time alone: what is made again must not outlive its gradient.
             if not made:
                 made.append(out)
-            return [*_leaves(out), *((inner.recorded or ()) if inner is not None else ())]
+            return [*_arrays(out), *((inner.recorded or ()) if inner is not None else ())]
 
         arrays = [*(array for _, array in trained), *given.values(), *shared]
         results = _recomputing(call, len(trained))(arrays)
-        leaves = list(_leaves(made[0]))
+        leaves = _arrays(made[0])
         if cache is not None and len(results) > len(leaves):
             cache.recorded = results[-2], results[-1]
         return _replaced(made[0], {id(old): new for old, new in zip(leaves, results, strict=False)})
@@ -125,6 +125,10 @@ def _leaves(tree: Any) -> Iterator[Any]:
         yield from _leaves(list(tree.values()))
     else:
         yield tree
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    return [leaf for leaf in _leaves(tree) if isinstance(leaf, mx.array)]
 
 
 def _replaced(tree: Any, new: dict[int, Any]) -> Any:

@@ -179,7 +179,7 @@ def bytes_per_token(model: nn.Module) -> int:
         for _, module in block.named_modules():
             if isinstance(module, LowRank):
                 continue
-            if isinstance(module, LINEAR) or hasattr(module, "group_size"):
+            if isinstance(module, LINEAR) or hasattr(module, "bits"):
                 numbers += sum(matrix_shape(module)) if "weight" in module else 0
             elif isinstance(module, SWITCH):
                 numbers += int(module.weight.shape[-2] + module.weight.shape[-1])

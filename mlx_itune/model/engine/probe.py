@@ -56,6 +56,36 @@ class _Way:
     checkpointing: bool = False
 
 
+# Architectures, by the model type of their config, for which tests/model/test_model_families.py
+# proves every way that their caches allow, but for the ways named.
+_PROVED = frozenset(
+    "apertus cohere deepseek_v3 ernie4_5 exaone4 falcon_h1 gemma2 gemma3 gemma3_text gemma4 "
+    "gemma4_text glm4 glm4_moe glm4_moe_lite gpt_oss granite granitemoehybrid hunyuan_v1_dense "
+    "lfm2 lfm2_moe llama mamba2 mistral nemotron_h olmo3 phi3 qwen2 qwen3 qwen3_5 qwen3_5_moe "
+    "qwen3_moe qwen3_next qwen3_vl seed_oss smollm3".split()
+)
+_BUT = {
+    "gemma2": ("packing", "its attention takes one mask for all rows"),
+    "hunyuan_v1_dense": ("packing", "it normalizes what it rotated: absolute places count"),
+}
+
+
+def exact_ways(model: nn.Module) -> Exact:
+    """What is exact for a model with its adapter on: known for its architecture, or tried."""
+    kind = getattr(model, "model_type", None)
+    if kind not in _PROVED:
+        return probe(model)
+    count, why = _cache_count(model)
+    found = Exact(packing=count is not None, sharing=count is not None, cache_count=count or 0)
+    if count is None:
+        found.reasons.update(dict.fromkeys(("packing", "prefix"), why))
+    name, reason = _BUT.get(kind, ("", ""))
+    if name and getattr(found, name):
+        found = replace(found, **{name: False})  # type: ignore[arg-type]
+        found.reasons[_REASONS[name]] = reason
+    return found
+
+
 def probe(model: nn.Module) -> Exact:
     """Try every way on a model, which has its adapter on; the model is as before afterwards."""
     was_training = model.training

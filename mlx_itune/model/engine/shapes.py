@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.tensorfile import TensorInfo, read_header
-from mlx_itune.model.adapters.targets import key_names
+from mlx_itune.model.adapters.targets import NARROWEST, key_names
 from mlx_itune.model.loading.fingerprint import weight_files
 
 _BLOCK = re.compile(r"(?:^|.*?\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
@@ -146,7 +146,8 @@ def chosen(
     first = 0 if num_layers == -1 else max(0, shapes.layers - num_layers)
     within = [m for m in shapes.matrices if m.block is None or m.block >= first]
     if not keys:
-        return [m for m in within if m.block is not None and (experts or m.experts == 1)]
+        wide = [m for m in within if m.experts > 1 or min(m.rows, m.columns) >= NARROWEST]
+        return [m for m in wide if m.block is not None and (experts or m.experts == 1)]
     found: dict[str, Matrix] = {}
     for key in keys:
         exact = [m for m in within if key in (m.name, m.path)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -56,10 +57,15 @@ class Ranks:
         return mine
 
     def total(self, arrays: Sequence[mx.array]) -> list[mx.array]:
-        """The sums of each array over all processes; the same bits in each."""
+        """The sums of each array (float32) over all processes; the same bits in each."""
         if self._group is None:
             return list(arrays)
-        return self._done([mx.distributed.all_sum(a, group=self._group) for a in arrays])
+        # In one: of several on their way, only the first would notice that a process is gone.
+        flat = [array.reshape(-1) for array in arrays]
+        whole = mx.distributed.all_sum(mx.concatenate(flat), group=self._group)
+        cuts = [*itertools.accumulate(array.size for array in arrays)][:-1]
+        pieces = mx.split(self._done([whole])[0], cuts)
+        return [piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True)]
 
     def numbers(self, *values: float) -> list[float]:
         """The sums of a few numbers over all processes, in float64."""

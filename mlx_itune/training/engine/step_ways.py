@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_itune.model.engine.memory import bytes_per_token, default_budget_bytes, logits_bytes
-from mlx_itune.model.engine.probe import Exact, probe
+from mlx_itune.model.engine.probe import Exact, exact_ways
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Device
 from mlx_itune.training.settings import TrainSettings
@@ -65,8 +65,8 @@ def device_here(lanes: int) -> Device:
 def ways_for(
     model: nn.Module, settings: TrainSettings, lanes: int, exact: Exact | None = None
 ) -> Ways:
-    """The ways for a model with its adapter on; exact: what is, found by trying if None."""
-    exact = exact or probe(model)
+    """The ways for a model with its adapter on; exact: what is, looked up if None."""
+    exact = exact or exact_ways(model)
     words = {"head": "learned positions, in chunks" if exact.head else "every position"}
     if not exact.head:
         words["head"] += f" ({exact.reasons.get('head', 'not exact')})"
