@@ -187,6 +187,14 @@ def bytes_per_token(model: nn.Module) -> int:
     return kept_bytes(numbers, 4 if norm is None else int(norm.itemsize))
 
 
+def attention_bytes(model: nn.Module) -> int:
+    """The same of attention, for one position and each key that it sees; float32."""
+    named = ("num_attention_heads", "n_heads", "num_heads")
+    config = dict(vars(getattr(model, "args", object)))
+    heads = next((config[name] for name in named if isinstance(config.get(name), int)), 1)
+    return 4 * len(model.layers) * heads
+
+
 def kept_bytes(numbers: int, item_bytes: int) -> int:
     """The same, where so many numbers go into and come out of linear layers."""
     return int(_KEPT * numbers * item_bytes)

@@ -42,7 +42,7 @@ LOGITS = 6.5
 # Of an adapted DoRA layer's output, what is kept before its lengths are set.
 DORA_KEPT = 0.75
 # The update, in sizes of the adapter; float copies of a matrix that is made again in each product.
-UPDATE, WEIGHT_COPIES = 6.0, 3.0
+UPDATE, WEIGHT_COPIES = 9.0, 3.0
 # Float vectors of the adapter's size that an optimizer keeps; two unless named.
 MOMENTS = {
     **dict.fromkeys(("lion", "sgd", "rmsprop", "adagrad", "muon"), 1.0),
@@ -127,8 +127,8 @@ class Workload:
     @functools.cached_property
     def checkpoints(self) -> bool:
         """Whether any micro-batch of the heaviest steps has blocks that keep their inputs only."""
-        made = (part for step in self._heaviest for batch in step for part in batch.parts)
-        return any(part.tokens > self._kept_tokens for part in made)
+        made = (part for step in self._heaviest for batch in step for part in _parts(batch))
+        return any(self._recomputed(*part) for part in made)
 
     def epoch_seconds(self, flops_per_s: float) -> float:
         """Of a sample of an epoch's steps, scaled up."""
@@ -174,7 +174,7 @@ class Workload:
         shapes, item, positions = self.shapes, self._item, part.tokens
         seen = shared + part.input_ids.shape[1] - 1
         block = self._block_bytes + item * shapes.heads * seen
-        count = recomputed_blocks(shapes.layers, positions, self._kept_tokens)
+        count = self._recomputed(part, shared)
         last = block * (shapes.layers - count)
         # What a block made again keeps, above what the last ones, gone by then, kept.
         again = max(0.0, block - last) if count else 0.0
@@ -182,6 +182,11 @@ class Workload:
         widest = max(shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
         work = item * (WORK * widest + 2.0 * shapes.heads * seen) + again
         return kept * positions, work * positions
+
+    def _recomputed(self, part: Rectangle, shared: int) -> int:
+        keys = self._token_bytes / (4 * self.shapes.layers * self.shapes.heads)
+        tokens = part.tokens * (1 + (shared + part.input_ids.shape[1] - 1) / keys)
+        return recomputed_blocks(self.shapes.layers, tokens, self._kept_tokens)
 
     @functools.cached_property
     def _block_bytes(self) -> float:
@@ -200,7 +205,7 @@ class Workload:
     def _flops(self, part: Rectangle, shared: int) -> float:
         """Of forward and backward, the weights themselves not learned."""
         shapes, positions = self.shapes, part.tokens
-        again = recomputed_blocks(shapes.layers, positions, self._kept_tokens) / shapes.layers
+        again = self._recomputed(part, shared) / shapes.layers
         active = sum(m.rows * m.columns * shapes.times(m) for m in self._in_blocks)
         own = sum(self._learned(m) / m.experts for m in self._adapted.values())
         scores = 12.0 * shapes.layers * shapes.query * (shared + part.input_ids.shape[1] - 1)

@@ -344,10 +344,11 @@ class Learner:
         if shared or segments is not None:
             layout = Pass(ids.shape[1], segments, before)
             made = caches(self.ways.cache_count, layout, shared)
-        return self._loss(ids, learned, made)
+        return self._loss(ids, learned, made, before)
 
-    def _loss(self, ids: mx.array, learned: Arrays, made: Any) -> mx.array:
-        recomputed = self.ways.recomputed_blocks(ids.size) if self.model.training else 0
+    def _loss(self, ids: mx.array, learned: Arrays, made: Any, before: int = 0) -> mx.array:
+        seen = before + ids.shape[1]
+        recomputed = self.ways.recomputed_blocks(ids.size, seen) if self.model.training else 0
         with checkpointed_blocks(self.model, recomputed):
             if self.ways.head:
                 return learned_nll(self.model, ids, Learned(*learned), made)

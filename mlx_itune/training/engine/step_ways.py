@@ -9,7 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_itune.model.engine.memory import bytes_per_token, default_budget_bytes, logits_bytes
+from mlx_itune.model.engine.memory import (
+    attention_bytes,
+    bytes_per_token,
+    default_budget_bytes,
+    logits_bytes,
+)
 from mlx_itune.model.engine.probe import Exact, exact_ways
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Device
@@ -25,7 +30,8 @@ _CPU_OVERHEAD_TOKENS, _METAL_OVERHEAD_TOKENS, _CUDA_OVERHEAD_TOKENS = 32, 512, 2
 
 @dataclass(frozen=True)
 class Ways:
-    """What a learner does. kept_tokens: how many may keep what all blocks make of them."""
+    """What a learner does. kept_tokens: how many may keep what all blocks make of them, if they
+    saw none of each other; `keys` seen are as much again."""
 
     device: Device
     head: bool
@@ -35,15 +41,16 @@ class Ways:
     blocks: int
     micro_batch_tokens: int
     kept_tokens: float
+    keys: float
     learned_multiple: int
     words: dict[str, str]
 
-    def recomputed_blocks(self, tokens: int) -> int:
-        """How many blocks are made again for the backward pass."""
-        return recomputed_blocks(self.blocks, tokens, self.kept_tokens)
+    def recomputed_blocks(self, tokens: int, seen: int) -> int:
+        """How many blocks are made again for the backward pass of tokens that see so many keys."""
+        return recomputed_blocks(self.blocks, tokens * (1 + seen / self.keys), self.kept_tokens)
 
 
-def recomputed_blocks(blocks: int, tokens: int, kept_tokens: float) -> int:
+def recomputed_blocks(blocks: int, tokens: float, kept_tokens: float) -> int:
     """How many blocks are made again for the backward pass, so that memory is that of fewer tokens.
 
     One more than that, for the one that is being made again.
@@ -94,6 +101,7 @@ def ways_for(
         blocks=len(model.layers),
         micro_batch_tokens=tokens,
         kept_tokens=kept,
+        keys=each_bytes / attention_bytes(model),
         learned_multiple=1 if backend.on_cpu() else 64,
         words=words,
     )
