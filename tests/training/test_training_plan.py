@@ -127,7 +127,7 @@ def test_memory_is_bounded_by_the_micro_batch_and_time_grows_with_the_work(
 def test_what_does_not_fit_is_refused_with_what_would(tiny_model_dir: Path) -> None:
     lengths, off = [512] * 8, {"gradient_checkpointing": "off"}
     needs = planned(tiny_model_dir, lengths, **off).peak_memory_bytes
-    tight = work(tiny_model_dir, lengths, memory_gb=0.4 * needs / 1e9, **off)
+    tight = work(tiny_model_dir, lengths, memory_gb=0.2 * needs / 1e9, **off)
     found = plan.make_plan(tight, rate=lambda: 1e11)
     assert not found.fits
     fitting = [s for s in found.suggestions if s.fits]

@@ -27,6 +27,7 @@ from mlx_itune.model.engine import compute, cpu, loss, memory
 from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
 from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange
 from mlx_itune.training.engine.step_ways import (
+    ROOM_SHARE,
     device_here,
     kept_tokens,
     micro_batch_tokens,
@@ -121,8 +122,8 @@ class Workload:
     @functools.cached_property
     def micro_batch_tokens(self) -> int:
         """Tokens computed at once."""
-        bytes_ = self._token_bytes, self._base_bytes
-        return micro_batch_tokens(self.settings, self._room_tokens, *bytes_)
+        sizes = self._token_bytes, self._base_bytes
+        return micro_batch_tokens(self.settings, self._room_tokens, *sizes)
 
     @functools.cached_property
     def checkpoints(self) -> bool:
@@ -186,7 +187,7 @@ class Workload:
     def _recomputed(self, part: Rectangle, shared: int) -> int:
         keys = self._token_bytes / (4 * self.shapes.layers * self.shapes.heads)
         tokens = part.tokens * (1 + (shared + part.input_ids.shape[1] - 1) / keys)
-        return recomputed_blocks(self.shapes.layers, tokens, self._kept_tokens)
+        return recomputed_blocks(self.shapes.layers, tokens, self._kept_tokens / self._lanes)
 
     @functools.cached_property
     def _block_bytes(self) -> float:
@@ -292,7 +293,8 @@ class Workload:
 
     @functools.cached_property
     def _kept_tokens(self) -> float:
-        return kept_tokens(self.settings, self._room_tokens)
+        sizes = self._token_bytes, self._base_bytes
+        return kept_tokens(self.settings, self._room_tokens, *sizes)
 
     @functools.cached_property
     def _room_tokens(self) -> float:
@@ -300,7 +302,7 @@ class Workload:
         budget = self.settings.memory_bytes or memory.default_budget_bytes()
         logits = memory.logits_of(self.shapes.vocabulary, self.shapes.hidden)
         fixed = self._base_bytes + 4 * 6 * self.parameters + self._lanes * logits
-        return max(0.0, budget - fixed) / self._token_bytes
+        return ROOM_SHARE * max(0.0, budget - fixed) / self._token_bytes
 
     @property
     def _token_bytes(self) -> int:

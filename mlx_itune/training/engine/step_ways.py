@@ -20,18 +20,20 @@ from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Device
 from mlx_itune.training.settings import TrainSettings
 
-# Tokens of a micro-batch: on a GPU as many as keep it busy, on a CPU as many as take no more memory
-# than the weights do, or than so many bytes.
-_GPU_TOKENS, _CPU_TOKENS, _CPU_BYTES = 4096, 1024, 1 << 28
-_FEWEST_TOKENS = 64
+# Tokens of a micro-batch: as many as keep a GPU busy.
+_FEWEST_TOKENS, _MOST_TOKENS = 64, 4096
+# Of the memory that is left, what activations may take: the rest is work space.
+ROOM_SHARE = 0.7
+# What activations may take on a CPU, if it is more than the weights take.
+_CPU_BYTES = 1 << 28
 # What a rectangle costs besides its positions, in positions: on a GPU its launches.
 _CPU_OVERHEAD_TOKENS, _METAL_OVERHEAD_TOKENS, _CUDA_OVERHEAD_TOKENS = 32, 512, 2048
 
 
 @dataclass(frozen=True)
 class Ways:
-    """What a learner does. kept_tokens: how many may keep what all blocks make of them, if they
-    saw none of each other; `keys` seen are as much again."""
+    """What a learner does. kept_tokens: how many of a rectangle may keep what all blocks make of
+    them, if they saw none of each other; `keys` seen are as much again."""
 
     device: Device
     head: bool
@@ -84,7 +86,7 @@ def ways_for(
     room_tokens = _room(model, settings, lanes, weights_bytes) / each_bytes
     tokens = micro_batch_tokens(settings, room_tokens, each_bytes, weights_bytes)
     words["micro_batch_tokens"] = str(tokens)
-    kept = kept_tokens(settings, room_tokens)
+    kept = kept_tokens(settings, room_tokens, each_bytes, weights_bytes)
     if not exact.checkpointing:
         kept = math.inf
         words["checkpointing"] = f"off: {exact.reasons.get('checkpointing', 'not exact')}"
@@ -100,7 +102,7 @@ def ways_for(
         sharing=sharing,
         blocks=len(model.layers),
         micro_batch_tokens=tokens,
-        kept_tokens=kept,
+        kept_tokens=kept / lanes,
         keys=each_bytes / attention_bytes(model),
         learned_multiple=1 if backend.on_cpu() else 64,
         words=words,
@@ -126,21 +128,26 @@ def _room(model: nn.Module, settings: TrainSettings, lanes: int, weights_bytes: 
     trained = sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
     # Gradients, AdamW's two moments, and room for the update.
     fixed = weights_bytes + 4 * 5 * trained + lanes * logits_bytes(model)
-    return float(max(0.0, budget - fixed))
+    return float(ROOM_SHARE * max(0.0, budget - fixed))
 
 
 def micro_batch_tokens(
     settings: TrainSettings, room_tokens: float, token_bytes: float, weights_bytes: float
 ) -> int:
     """Tokens of a micro-batch, where the activations of `room_tokens` fit."""
-    wanted = _GPU_TOKENS
-    if backend.on_cpu():
-        wanted = min(_CPU_TOKENS, int(max(weights_bytes, _CPU_BYTES) / token_bytes))
-    return settings.micro_batch_tokens or max(_FEWEST_TOKENS, min(wanted, int(room_tokens)))
+    most = min(room_tokens, _cheap_tokens(token_bytes, weights_bytes), _MOST_TOKENS)
+    return settings.micro_batch_tokens or max(_FEWEST_TOKENS, int(most))
 
 
-def kept_tokens(settings: TrainSettings, room_tokens: float) -> float:
+def kept_tokens(
+    settings: TrainSettings, room_tokens: float, token_bytes: float, weights_bytes: float
+) -> float:
     """Micro-batches of more tokens than this keep their blocks' inputs only."""
     if settings.gradient_checkpointing == "auto":
-        return room_tokens
+        return min(room_tokens, _cheap_tokens(token_bytes, weights_bytes))
     return 0.0 if settings.gradient_checkpointing == "on" else math.inf
+
+
+def _cheap_tokens(token_bytes: float, weights_bytes: float) -> float:
+    """As many as a CPU keeps the activations of: memory that is touched anew costs time there."""
+    return max(weights_bytes, _CPU_BYTES) / token_bytes if backend.on_cpu() else math.inf
