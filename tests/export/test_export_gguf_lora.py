@@ -41,7 +41,7 @@ def test_every_architecture_reads_back(name: str, tmp_path: Path) -> None:
 def test_other_kinds_are_the_lora_that_they_are(kind: str, tmp_path: Path) -> None:
     source = write_model(tmp_path / "base", "qwen3_moe", quantization=FOUR_BITS)
     done = export(write_adapter(tmp_path / "adapter", source, kind=kind), source)
-    assert done.verify.pairs == 16
+    assert done.verify.pairs == 14
     assert shapes(done)["blk.0.ffn_down_exps.weight.lora_a"] == (4, 4, 96)
     assert shapes(done)["blk.0.ffn_down_exps.weight.lora_b"] == (4, 128, 4)
 
