@@ -27,7 +27,7 @@ crash: ## runs killed 200 times and resumed, and every fault of the disk
 	@scripts/setup dev
 	.venv/bin/python -m pytest -m crash tests/crash $(ARGS)
 
-masks: ## every token's label against the oracle, 10,000 conversations a family
+masks: ## every token's label against the oracle, 10,000 conversations a family (ARGS="--count 500")
 	@scripts/setup dev
 	.venv/bin/python -m pytest -m masks tests/masks $(ARGS)
 

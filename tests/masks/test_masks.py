@@ -61,11 +61,12 @@ def test_the_real_tokenizers_agree_too(base, name):
 @pytest.mark.masks
 @each_family
 @pytest.mark.parametrize("base", ("llama2", "llama3", "starter"))
-def test_ten_thousand_conversations(base, name):
+def test_ten_thousand_conversations(base, name, pytestconfig):
+    count = pytestconfig.getoption("--count")
     if reason := missing(base):
         pytest.skip(reason)
-    tally = compare(base, FAMILIES[name], 10_000, seed=1)
-    tally.add(compare(base, FAMILIES[name], 2_000, seed=1, hostile=True))
+    tally = compare(base, FAMILIES[name], count, seed=1)
+    tally.add(compare(base, FAMILIES[name], count // 5, seed=1, hostile=True))
     assert not tally.faults, tally.told()
 
 
