@@ -26,7 +26,7 @@ from mlx_itune.model.loading import backend
 
 Array = Any
 # Logits that stand in memory at once, and the fewest rows of them.
-_CPU_LOGITS_BYTES, _CPU_ROWS = 8 << 20, 64
+_CPU_LOGITS_BYTES, _CPU_ROWS = 4 << 20, 32
 _GPU_LOGITS_BYTES, _GPU_ROWS = 64 << 20, 128
 _BLOCK = 256
 

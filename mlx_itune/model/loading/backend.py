@@ -35,7 +35,7 @@ def prepare() -> Backend:
     # Threads of OpenBLAS that wait for work spin, on cores that others could use: not for long.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
     # A graph on several streams is queued breadth first, or one stream would wait for the other.
-    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "500")
     library = _openblas() if sys.platform == "linux" else None
     _allow_few_files()
 

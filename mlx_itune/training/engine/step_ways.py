@@ -25,7 +25,7 @@ _FEWEST_TOKENS, _MOST_TOKENS = 64, 4096
 # Of the memory that is left, what activations may take: the rest is work space.
 ROOM_SHARE = 0.7
 # What activations may take on a CPU, if it is more than the weights take.
-_CPU_BYTES = 1 << 28
+_CPU_BYTES = 3 << 27
 # What a rectangle costs besides its positions, in positions: on a GPU its launches.
 _CPU_OVERHEAD_TOKENS, _METAL_OVERHEAD_TOKENS, _CUDA_OVERHEAD_TOKENS = 32, 512, 2048
 
