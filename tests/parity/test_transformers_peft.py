@@ -82,7 +82,7 @@ def test_losses_and_gradients_over_twenty_steps(tiny_model_dir: Path, tmp_path: 
         batch = _batch(step)
         whole = MicroBatch((batch,))
         ours.model.train()
-        lazy, held = ours.summed([whole], mx.array(1 / batch.weights[:, 1:].sum()))
+        lazy, held = ours.summed([[whole]], mx.array(1 / batch.weights[:, 1:].sum()))
         loss, gradients = lazy.item(), ours.optimizer.named(held)
         ids = torch.from_numpy(batch.input_ids.astype(np.int64))
         learned = torch.from_numpy(batch.weights[:, 1:].copy())

@@ -10,6 +10,7 @@ import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 import mlx.core as mx  # isort: skip
 import numpy as np
 
+from mlx_itune.training.engine.microbatch import by_prefix
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.settings import TrainSettings, settings_from
 
@@ -25,8 +26,8 @@ def learner_of(model: Any, *, lanes: int = 1, **more: Any) -> Learner:
 def gradient_of(learner: Learner, rows: Any) -> tuple[float, dict[str, Any]]:
     """The loss of a step and its gradient by name; nothing is learned."""
     learner.model.train()
-    batches = learner.arranged(rows)
+    groups = by_prefix(learner.arranged(rows))
     share = mx.array(1 / sum(float(row.weights[1:].sum()) for row in rows))
-    loss, gradients = learner.summed(batches, share)
+    loss, gradients = learner.summed(groups, share)
     mx.eval(loss, gradients)
     return np.asarray(loss).item(), learner.optimizer.named(gradients)

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
+
+import mlx.core as mx  # isort: skip
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.job import learning_rate
+from mlx_itune.training.engine.microbatch import by_prefix
 from mlx_itune.training.engine.step import Learner, StepMetrics
 from tests.training.learners import learner_of
 
@@ -97,6 +100,25 @@ def test_the_gradient_is_clipped_by_its_global_norm(tiny_model_dir: Path) -> Non
         for named in (x.optimizer.arrays(x.states) for x in (free, clipped))
     ]
     assert moments[1] / moments[0] == pytest.approx(1e-3 / norm, rel=1e-3)
+
+
+def test_dropout_is_a_function_of_its_key_and_made_again_alike(tiny_model_dir: Path) -> None:
+    loaded = base.load(str(tiny_model_dir))
+    lora.attach(loaded.model, rank=4, scale=2.0, seed=7, dropout=0.4)
+    key, found = mx.random.key(3), []
+    moved = tree_map(lambda a: a + 0.1 * mx.ones(a.shape), loaded.model.trainable_parameters())
+    loaded.model.update(moved)
+    for checkpointing in ("off", "on"):
+        ours = learner_of(loaded.model, lanes=2, gradient_checkpointing=checkpointing)
+        ours.model.train()
+        groups = by_prefix(ours.arranged(rows(6)))
+        for drawn in (key, key, mx.random.key(4)):
+            loss, gradient = ours.summed(groups, mx.array(1.0), drawn)
+            found.append((loss.item(), np.array(gradient[0])))
+    for one, other in ((0, 1), (0, 3), (2, 5)):
+        assert found[one][0] == pytest.approx(found[other][0], rel=1e-6)
+        assert np.allclose(found[one][1], found[other][1], rtol=1e-4, atol=1e-5)
+    assert found[0][0] != pytest.approx(found[2][0], rel=1e-4)
 
 
 def test_schedule() -> None:

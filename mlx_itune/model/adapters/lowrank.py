@@ -26,7 +26,7 @@ from mlx_itune.model.engine.compute import (
     product,
     transposed_product,
 )
-from mlx_itune.model.engine.cpu import on_one_stream
+from mlx_itune.model.engine.cpu import lane, on_one_stream
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, DequantizingLinear)
 SWITCH = (SwitchLinear, QuantizedSwitchLinear)
@@ -111,7 +111,9 @@ class LowRank(AdapterLayer):
     def _drop(self, x: mx.array) -> mx.array:
         if self._key is None or not self.training:
             return x
-        kept = mx.random.bernoulli(1 - self.dropout, x.shape, key=self._key)
+        # Rows that are computed side by side draw each their own.
+        own = mx.random.split(self._key, lane() + 1)[-1]
+        kept = mx.random.bernoulli(1 - self.dropout, x.shape, key=own)
         return kept.astype(x.dtype) * x * (1 / (1 - self.dropout))
 
 

@@ -33,6 +33,12 @@ def streams(count: int | None = None) -> tuple[Any, ...]:
     return (mx.default_stream(device), *(mx.new_stream(device) for _ in range(count - 1)))
 
 
+def lane() -> int:
+    """Which of the streams things are computed on now."""
+    now = mx.default_stream(mx.default_device())
+    return next((number for number, stream in enumerate(streams()) if stream == now), 0)
+
+
 def on_one_stream(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
     """A function with a gradient of its own, which runs on the stream that the function ran on.
 

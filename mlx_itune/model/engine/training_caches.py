@@ -99,6 +99,17 @@ def recorded(made: Sequence[TrainingCache]) -> KeysValues:
     return [cache.recorded for cache in made if cache.recorded is not None]
 
 
+def extended(before: KeysValues | None, behind: KeysValues) -> KeysValues:
+    """Keys and values of tokens, and of more behind them, as those of all."""
+    if before is None:
+        return behind
+    pairs = zip(before, behind, strict=True)
+    return [
+        (mx.concatenate([k, more_k], axis=2), mx.concatenate([v, more_v], axis=2))
+        for (k, v), (more_k, more_v) in pairs
+    ]
+
+
 def layer_count(model: nn.Module) -> int | None:
     """How many caches the model takes; None where layers keep more than keys and values."""
     kept: list[Any] = make_prompt_cache(model)

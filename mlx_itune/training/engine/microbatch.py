@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from mlx_itune.training.engine.prefixes import WORTH_TOKENS, shared_starts
 
+# A prefix is cut into chunks of no fewer tokens.
+_CHUNK_TOKENS = 96
 # Ways of cutting that are compared, per lane.
 _CUTS = 24
 
@@ -113,6 +116,17 @@ def arrange(
             ]
         made += _laid_out(chosen, prefix, budget_tokens, device, packing and not shared)
     return made
+
+
+def cut(prefix: Rectangle, parts: int) -> list[Rectangle]:
+    """A prefix in so many chunks, none too short to be worth it; each has the next one's first
+    token as its last target."""
+    count = min(parts, 1 + prefix.tokens // _CHUNK_TOKENS)
+    ends = [prefix.tokens * part // count for part in range(count + 1)]
+    return [
+        Rectangle(prefix.input_ids[:, start : stop + 1], prefix.weights[:, start : stop + 1])
+        for start, stop in pairwise(ends)
+    ]
 
 
 def padded(part: Rectangle, rows: int, width: int) -> Rectangle:

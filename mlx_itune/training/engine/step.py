@@ -22,7 +22,7 @@ from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine import cpu
 from mlx_itune.model.engine.checkpointing import checkpointed_blocks
 from mlx_itune.model.engine.loss import Learned, learned_nll, plain_nll
-from mlx_itune.model.engine.training_caches import KeysValues, Pass, caches, recorded
+from mlx_itune.model.engine.training_caches import KeysValues, Pass, caches, extended, recorded
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import (
     Example,
@@ -30,6 +30,7 @@ from mlx_itune.training.engine.microbatch import (
     Rectangle,
     arrange,
     by_prefix,
+    cut,
     padded,
 )
 from mlx_itune.training.engine.optimizers import Held, Updater
@@ -98,9 +99,8 @@ class Learner:
         self._running: _Running | None = None
         compiled: Any = (lambda f: f) if backend.on_cpu() else mx.compile
         self._whole, self._end = compiled(self._one), compiled(self._updated)
-        self._alone, self._behind = compiled(self._gradient), compiled(self._gradients)
-        self._ahead, self._back = compiled(self._recorded), compiled(self._carried)
-        self._first, self._sum = compiled(self._evaluated_prefix), compiled(self._evaluated)
+        self._first, self._more = compiled(self._gradient), compiled(self._added)
+        self._ahead, self._sum = compiled(self._evaluated_prefix), compiled(self._evaluated)
 
     def step(
         self, examples: Sequence[Example], learning_rate: float, *, dropout_key: Any = None
@@ -111,13 +111,13 @@ class Learner:
         if dropout_key is not None and self.ranks.size > 1:
             dropout_key = mx.random.split(dropout_key, self.ranks.size)[self.ranks.index]
         rate, share = mx.array(learning_rate), mx.array(1 / weight if weight else float("nan"))
-        batches = self.arranged(self._own(examples))
-        if len(batches) == 1 and self.ranks.size == 1:
-            inputs = self._inputs(batches[0])
+        groups = by_prefix(self.arranged(self._own(examples)))
+        if len(groups) == 1 and self.ranks.size == 1:
+            inputs = self._inputs(groups[0])
             made = self._whole(self.held, self.states, rate, share, dropout_key, *inputs)
-            self._begin(made, batches[0])
+            self._begin(made, groups[0])
         else:
-            loss, gradients = self.summed(batches, share, dropout_key)
+            loss, gradients = self.summed(groups, share, dropout_key)
             loss, *gradients = self.ranks.total([loss, *gradients])
             made = self._end(self.held, self.states, rate, loss, gradients)
             self._begin(made)
@@ -160,59 +160,43 @@ class Learner:
         for group in by_prefix(self.arranged(self._own(examples))):
             kept = None
             if group[0].prefix is not None:
-                nll, kept = self._first(self.held, self._arrays(group[0].prefix))
+                nll, kept = self._ahead(self.held, self._inputs(group)[0])
                 self._begin([nll, kept])
                 total += float(np.asarray(nll))
             for batch in group:
-                nll = self._sum(self.held, kept, *self._inputs(batch)[1:])
-                self._begin(nll, batch)
+                nll = self._sum(self.held, kept, self._inputs([batch])[1])
+                self._begin(nll, [batch])
                 total += float(np.asarray(nll))
         (total,) = self.ranks.numbers(total)
         return total / weight if weight else float("nan")
 
     def summed(
-        self, batches: Sequence[MicroBatch], share: mx.array, dropout_key: Any = None
+        self, groups: Sequence[Sequence[MicroBatch]], share: mx.array, dropout_key: Any = None
     ) -> tuple[mx.array, Held]:
-        """Loss and its gradient over all batches together, as a share of the step's weight.
-
-        Micro-batches behind one prefix give gradients with respect to its keys and values, too;
-        their sum goes back through the prefix, which is computed once more for it.
-        """
-        parts: list[tuple[mx.array, Held]] = []
-        keys = iter(_keys(dropout_key, 2 * len(batches)))
-
-        def add(part: tuple[mx.array, Held], batch: MicroBatch | None = None) -> None:
-            parts.append(part if not parts else _plus(parts.pop(), part))
+        """Loss and its gradient over all groups together, as a share of the step's weight. A
+        group's micro-batches are behind one prefix."""
+        loss, gradients = mx.array(0.0), [mx.zeros_like(array) for array in self.held]
+        for number, group in enumerate(groups):
+            key = None if dropout_key is None else mx.random.split(dropout_key, number + 1)[-1]
+            inputs = self._inputs(group)
+            if number:
+                loss, gradients = self._more(self.held, loss, gradients, share, key, *inputs)
+            else:
+                loss, gradients = self._first(self.held, share, key, *inputs)
             # Begun one after the other: a graph of all would hold all their activations.
-            self._begin(parts, batch)
+            self._begin([loss, gradients], group)
+        return loss, gradients
 
-        for group in by_prefix(batches):
-            if len(group) == 1:
-                add(self._alone(self.held, share, next(keys), *self._inputs(group[0])), group[0])
-                continue
-            assert group[0].prefix is not None
-            prefix, key = self._arrays(group[0].prefix), next(keys)
-            kept = self._ahead(self.held, key, prefix)
-            self._begin(kept)
-            back: Any = None
-            for batch in group:
-                inputs = self._inputs(batch)[1:]
-                part, carried = self._behind(self.held, kept, share, next(keys), *inputs)
-                back = carried if back is None else tree_map(mx.add, back, carried)
-                self._begin([part, back], batch)
-                add(part)
-            add(self._back(self.held, share, key, prefix, back))
-        return parts[0] if parts else (mx.array(0.0), [mx.zeros_like(a) for a in self.held])
-
-    def _begin(self, arrays: Any, batch: MicroBatch | None = None) -> None:
-        """Let the device compute; a CPU does so now, its cores shared by the parts of `batch`."""
+    def _begin(self, arrays: Any, group: Sequence[MicroBatch] = ()) -> None:
+        """Let the device compute; a CPU does so now, its cores shared by the parts of `group`."""
         if not backend.on_cpu():
             mx.async_eval(arrays)  # type: ignore[no-untyped-call]
             return
         cores = len(self.streams)
         if cores > 1:
             # Products that each take all cores would wait for each other.
-            backend.blas_threads(max(1, cores // len(batch.parts)) if batch else cores)
+            parts = max((len(batch.parts) for batch in group), default=1)
+            backend.blas_threads(max(1, cores // parts))
         mx.eval(arrays)
 
     def arranged(self, examples: Sequence[Example]) -> list[MicroBatch]:
@@ -242,41 +226,16 @@ class Learner:
         return self._updated(held, states, rate, *self._gradient(held, share, key, *inputs))
 
     def _gradient(self, held: Held, share: mx.array, key: Any, *inputs: Any) -> tuple[Any, Any]:
-        """A micro-batch's loss and gradient, its prefix in the same graph."""
+        """The loss and gradient of micro-batches and of the prefix that they have."""
         # The backward pass calls blocks again that were not kept, so it belongs inside, too.
         with self._traced(key):
-            return mx.value_and_grad(lambda held: self._nll(held, None, *inputs) * share)(held)
+            return mx.value_and_grad(lambda held: self._nll(held, *inputs) * share)(held)
 
-    def _gradients(
-        self, held: Held, kept: KeysValues, share: mx.array, key: Any, *parts: Any
+    def _added(
+        self, held: Held, loss: mx.array, sums: Held, share: mx.array, key: Any, *inputs: Any
     ) -> tuple[Any, Any]:
-        """((loss, gradient), gradient of the keys and values that come before the rows)."""
-        with self._traced(key):
-            loss, gradients = mx.value_and_grad(
-                lambda held, kept: self._nll(held, kept, None, *parts) * share, argnums=(0, 1)
-            )(held, kept)
-        return (loss, gradients[0]), gradients[1]
-
-    def _recorded(self, held: Held, key: Any, prefix: Arrays) -> KeysValues:
-        with self._traced(key):
-            self._put(held)
-            return self._prefix(prefix)[1]
-
-    def _carried(
-        self, held: Held, share: mx.array, key: Any, prefix: Arrays, back: KeysValues
-    ) -> tuple[Any, Any]:
-        """A prefix's own loss, and its gradient with what comes back from the rows behind it."""
-
-        def loss(held: Held) -> tuple[mx.array, mx.array]:
-            self._put(held)
-            nll, kept = self._prefix(prefix)
-            pairs = zip(_flat(kept), _flat(back), strict=True)
-            carried = [(one * other).astype(mx.float32).sum() for one, other in pairs]
-            return sum(carried, nll * share), nll * share
-
-        with self._traced(key):
-            (_, value), gradient = mx.value_and_grad(loss)(held)
-        return value, gradient
+        more, gradients = self._gradient(held, share, key, *inputs)
+        return loss + more, [one + other for one, other in zip(sums, gradients, strict=True)]
 
     def _updated(
         self, held: Held, states: Any, rate: mx.array, loss: mx.array, gradients: Held
@@ -295,21 +254,54 @@ class Learner:
         kept = [if_good(one, other) for one, other in zip(new, held, strict=True)]
         return kept, tree_map(if_good, after, states), mx.stack([loss, norm])
 
-    def _evaluated_prefix(self, held: Held, prefix: Arrays) -> tuple[mx.array, KeysValues]:
+    def _evaluated_prefix(self, held: Held, prefix: list[Arrays]) -> tuple[mx.array, KeysValues]:
         with self._traced(None):
             self._put(held)
             return self._prefix(prefix)
 
-    def _evaluated(self, held: Held, kept: KeysValues | None, *parts: Any) -> mx.array:
+    def _evaluated(self, held: Held, kept: KeysValues | None, parts: Any) -> mx.array:
         with self._traced(None):
-            return self._nll(held, kept, None, *parts)
+            return self._behind(held, kept, parts)
 
-    def _nll(self, held: Held, kept: KeysValues | None, prefix: Any, *parts: Any) -> mx.array:
-        """The weighted loss of a micro-batch, behind its prefix or what is kept of one."""
+    def _nll(self, held: Held, prefix: Any, *batches: Any) -> mx.array:
+        """The weighted loss of micro-batches behind one prefix, or of a single one without."""
         self._put(held)
-        total = mx.array(0.0)
+        total, kept = mx.array(0.0), None
         if prefix is not None:
             total, kept = self._prefix(prefix)
+        if len(batches) == 1:
+            return total + self._behind(held, kept, batches[0])
+        done: list[mx.array] = []
+        for parts in batches:
+            done.append(self._at_once(held, kept or [], parts, done[-1:]))
+        return sum(done, total)
+
+    def _at_once(self, held: Held, kept: KeysValues, parts: Any, done: Held) -> mx.array:
+        """`_behind`, whose gradient is made together with it: of several micro-batches only one
+        has activations at a time, and what goes back to the prefix is there when all are done."""
+        count = len(held)
+
+        def loss(arrays: list[mx.array]) -> mx.array:
+            rest = arrays[count:]
+            pairs = list(zip(rest[::2], rest[1::2], strict=True))
+            return self._behind(arrays[:count], pairs, parts)
+
+        def forward(*arrays: mx.array) -> list[mx.array]:
+            given = mx.depends([*arrays], done) if done else [*arrays]
+            value, gradients = mx.value_and_grad(loss)(given)
+            return [value, *gradients]
+
+        def backward(_: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+            return [(cotangents[0] * made).astype(made.dtype) for made in outputs[1:]]
+
+        flat = [*held, *(array for pair in kept for array in pair)]
+        nll: mx.array = cpu.on_one_stream(forward, backward)(*flat)[0]
+        return nll
+
+    def _behind(self, held: Held, kept: KeysValues | None, parts: Any) -> mx.array:
+        """The weighted loss of a micro-batch's parts, side by side."""
+        self._put(held)
+        total = mx.array(0.0)
         for number, part in enumerate(parts):
             with mx.stream(self.streams[number % len(self.streams)]):
                 nll = self._part(part, kept)
@@ -331,11 +323,17 @@ class Learner:
         finally:
             self.model.update(before)
 
-    def _prefix(self, arrays: Arrays) -> tuple[mx.array, KeysValues]:
-        ids, _, *learned = arrays
-        made = caches(self.ways.cache_count, Pass(ids.shape[1]), record=True)
-        total = self._loss(ids, learned, made)
-        return total, recorded(made)
+    def _prefix(self, chunks: Sequence[Arrays]) -> tuple[mx.array, KeysValues]:
+        """A prefix's loss and its keys and values; a later chunk's first layers are computed beside
+        an earlier one's next."""
+        total, kept = mx.array(0.0), None
+        for number, (ids, _, *learned) in enumerate(chunks):
+            start = kept[0][0].shape[2] if kept else 0
+            made = caches(self.ways.cache_count, Pass(ids.shape[1], None, start), kept, record=True)
+            with mx.stream(self.streams[number % len(self.streams)]):
+                total = total + self._loss(ids, learned, made, start)
+                kept = extended(kept, recorded(made))
+        return total, kept or []
 
     def _part(self, arrays: Arrays, shared: KeysValues | None) -> mx.array:
         ids, segments, *learned = arrays
@@ -355,11 +353,17 @@ class Learner:
             whole, weights = learned[:2]
             return plain_nll(self.model, whole, weights, caches=made)[0]
 
-    def _inputs(self, batch: MicroBatch) -> list[Arrays | None]:
-        """The arrays of a prefix, or None, and of each part."""
-        prefix = None if batch.prefix is None else self._arrays(batch.prefix)
-        shapes = [self.shapes.fit(self._shape(part, batch.prefix)) for part in batch.parts]
-        return [prefix, *map(self._arrays, batch.parts, shapes)]
+    def _inputs(self, group: Sequence[MicroBatch]) -> list[Any]:
+        """The arrays of a prefix's chunks, or None, and of each micro-batch's parts."""
+        prefix = group[0].prefix
+        chunks = [] if prefix is None else cut(prefix, len(self.streams))
+        return [
+            [self._arrays(chunk) for chunk in chunks] or None,
+            *(
+                [self._arrays(part, self.shapes.fit(self._shape(part, prefix))) for part in b.parts]
+                for b in group
+            ),
+        ]
 
     def _shape(self, part: Rectangle, prefix: Rectangle | None) -> Shape:
         rows, width = part.input_ids.shape
@@ -377,16 +381,3 @@ class Learner:
             return [ids, segments, mx.array(part.input_ids), mx.array(part.weights)]
         learned = Learned.of(part.input_ids, part.weights, shape.learned)
         return [ids, segments, *map(mx.array, learned.arrays())]
-
-
-def _keys(key: Any, count: int) -> list[Any]:
-    """Keys of dropout; None where there is none."""
-    return [None] * count if key is None else [*mx.random.split(key, count)]
-
-
-def _plus(one: tuple[mx.array, Held], other: tuple[mx.array, Held]) -> tuple[mx.array, Held]:
-    return one[0] + other[0], [a + b for a, b in zip(one[1], other[1], strict=True)]
-
-
-def _flat(pairs: KeysValues) -> list[mx.array]:
-    return [array for pair in pairs for array in pair]
