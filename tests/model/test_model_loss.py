@@ -39,7 +39,7 @@ def test_fast_path_equals_the_plain_one(name: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_loss_is_the_definition_token_by_token() -> None:
-    model = build("llama")
+    model = build("llama3")
     ids, weights = _rows((2, 9))
     total, weight = loss.weighted_nll(model, ids, weights)
     logits = np.array(model(mx.array(ids)), dtype=np.float64)
@@ -65,7 +65,7 @@ def test_neither_way_loses_digits_over_a_large_vocabulary() -> None:
 
 
 def test_pads_change_nothing() -> None:
-    model = build("llama")
+    model = build("llama3")
     ids, weights = _rows((2, 20))
     wide_ids, wide_weights = (np.pad(a, ((0, 0), (0, 11))) for a in (ids, weights))
     narrow, narrow_gradients = loss_and_gradients(model, loss.weighted_nll, ids, weights)
@@ -76,7 +76,7 @@ def test_pads_change_nothing() -> None:
 
 def test_rows_with_nothing_to_learn_give_zero() -> None:
     ids, _ = _rows((2, 6))
-    total, weight = loss.weighted_nll(build("llama"), ids, np.zeros((2, 6), np.float32))
+    total, weight = loss.weighted_nll(build("llama3"), ids, np.zeros((2, 6), np.float32))
     assert (np.asarray(total).item(), np.asarray(weight).item()) == (0.0, 0.0)
 
 

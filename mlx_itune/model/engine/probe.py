@@ -165,7 +165,8 @@ class _Trial:
         return None if distance <= self.tolerance else f"its gradient differs by {distance:.1e}"
 
     def _computed(self, way: _Way, *, padded: bool = False) -> tuple[float, Any]:
-        parameters = self.model.trainable_parameters()
+        # All of them: there are models that change their own in training.
+        everything, parameters = self.model.parameters(), self.model.trainable_parameters()
 
         def loss(values: Any) -> mx.array:
             self.model.update(values)
@@ -179,7 +180,7 @@ class _Trial:
             flat = [np.asarray(a.astype(mx.float32)).ravel() for _, a in tree_flatten(gradients)]
             return float(np.asarray(value)), np.concatenate(flat).astype(np.float64)
         finally:
-            self.model.update(parameters)
+            self.model.update(everything)
 
     def _losses(self, way: _Way, padded: bool) -> Iterable[mx.array]:
         nll: Any = weighted_nll if way.head else plain_nll

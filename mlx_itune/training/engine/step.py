@@ -315,8 +315,8 @@ class Learner:
 
     @contextlib.contextmanager
     def _traced(self, key: Any) -> Iterator[None]:
-        """Afterwards the model has the arrays again that it has now."""
-        before = self.model.trainable_parameters()
+        """Afterwards the model has the arrays it has now, also where it changes its own."""
+        before = self.model.parameters()
         try:
             with lora.in_a_step(self.model, key):
                 yield
