@@ -24,7 +24,6 @@ from mlx_itune.model.engine.compute import (
     DequantizingLinear,
     dequantized_weight,
     product,
-    transposed_product,
 )
 from mlx_itune.model.engine.cpu import lane, on_one_stream
 
@@ -155,7 +154,7 @@ def _adapted(linear: nn.Module) -> Callable[..., Any]:
         (x, a, b), ahead, low = primals, cotangents[0], outputs[1]
         d_low = ahead @ b.T
         return [
-            mx.addmm(transposed_product(linear, ahead), d_low, a.T),
+            mx.addmm(product(linear, ahead, back=True), d_low, a.T),
             x.T @ d_low,
             low.T @ ahead,
         ]
@@ -290,7 +289,7 @@ def _rescaled(linear: nn.Module) -> Callable[..., Any]:
         (x, a, b, ratio), (_, low, direction) = primals, outputs
         ahead = ratio * cotangents[0]
         d_low = ahead @ b.T
-        d_x = mx.addmm(transposed_product(linear, ahead), d_low, a.T)
+        d_x = mx.addmm(product(linear, ahead, back=True), d_low, a.T)
         d_ratio = (cotangents[0] * direction).sum(0)
         return [d_x, x.T @ d_low, low.T @ ahead, d_ratio]
 

@@ -103,43 +103,22 @@ def affine(codes: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
     return weight.reshape(shape)
 
 
-def product(module: nn.Module, x: mx.array) -> mx.array:
-    """x @ weight.T of a linear layer of any kind here, without its bias."""
-    if isinstance(module, DequantizingLinear):
-        y: mx.array = module._product(x)
-        return y
-    if hasattr(module, "bits"):
+def product(module: nn.Module, x: mx.array, *, back: bool = False) -> mx.array:
+    """x @ weight.T of a linear layer of any kind here, without its bias; back: x @ weight."""
+    if hasattr(module, "bits") and not isinstance(module, DequantizingLinear):
         return mx.quantized_matmul(
             x,
             module["weight"],
             module["scales"],
             module.get("biases"),
-            transpose=True,
+            transpose=not back,
             group_size=module.group_size,
             bits=module.bits,
             mode=module.mode,
         )
-    weight: mx.array = module["weight"]
-    return x @ weight.T
-
-
-def transposed_product(module: nn.Module, cotangent: mx.array) -> mx.array:
-    """cotangent @ weight, what goes back through the same layers."""
-    if isinstance(module, DequantizingLinear):
-        return cotangent @ dequantized_weight(module).astype(cotangent.dtype)
-    if hasattr(module, "bits"):
-        return mx.quantized_matmul(
-            cotangent,
-            module["weight"],
-            module["scales"],
-            module.get("biases"),
-            transpose=False,
-            group_size=module.group_size,
-            bits=module.bits,
-            mode=module.mode,
-        )
-    weight: mx.array = module["weight"]
-    return cotangent @ weight
+    is_packed = isinstance(module, DequantizingLinear)
+    weight: mx.array = dequantized_weight(module).astype(x.dtype) if is_packed else module["weight"]
+    return x @ (weight if back else weight.T)
 
 
 def dequantized_weight(module: nn.Module, rows: slice = slice(None)) -> mx.array:
