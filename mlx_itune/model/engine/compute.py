@@ -7,7 +7,6 @@ times faster than MLX's quantized kernel; on Apple GPUs the quantized kernels ar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,21 +150,14 @@ class DequantizingLinear(nn.Module):  # type: ignore[misc]
             if base.get(name) is not None:
                 self[name] = base[name]
         self.group_size, self.bits, self.mode = base.group_size, base.bits, base.mode
-        self._product = _product(self)
+        self._product = on_one_stream(
+            lambda x: product(self, x),
+            lambda _, cotangent, __: product(self, cotangent, back=True),
+        )
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self._product(x)
+        y: mx.array = self._product(x)
         return y + self["bias"] if "bias" in self else y
-
-
-def _product(layer: nn.Module) -> Callable[[mx.array], mx.array]:
-    def product(x: mx.array) -> mx.array:
-        return x @ dequantized_weight(layer).astype(x.dtype).T
-
-    def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        return cotangent @ dequantized_weight(layer).astype(cotangent.dtype)
-
-    return on_one_stream(product, backward)
 
 
 def _is_quantized(module: nn.Module) -> bool:

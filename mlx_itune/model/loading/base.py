@@ -69,18 +69,17 @@ def load(
     *,
     compute: str = "auto",
     memory_bytes: int | None = None,
-    float_copies: bool = True,
 ) -> LoadedModel:
     """Vet and load a model with weights in memory; no code of the model's is ever run.
 
-    compute: "auto", "dequantized" or "quantized"; memory_bytes: what may be taken; float_copies:
-    whether quantized weights may stand there as floats (see model/compute). Raises ModelError.
+    compute: "auto", "dequantized" or "quantized"; memory_bytes: what may be taken, if
+    that is less than is free (see model/compute). Raises ModelError.
     """
     path = resolve(model)
     built, config = read(path, lazy=False)
     function = function_of(built, config)
     built.freeze()
-    mode = compute_module.apply(built, compute, memory_bytes if float_copies else 0)
+    mode = compute_module.apply(built, compute, memory_bytes)
     return LoadedModel(
         built, config, path, public_id(model, path), fingerprint(path), mode, function
     )
