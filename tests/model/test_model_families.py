@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from architectures import FAMILIES, bare, build
 
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.model.engine import probe as probing
 from mlx_itune.model.engine.probe import exact_ways, probe
 from mlx_itune.training.engine.footprint import Row
 from tests.training.learners import learner_of
@@ -43,3 +44,25 @@ def test_what_is_known_of_a_family_is_what_a_trial_finds(name: str) -> None:
         learner.step([row], 5e-3)
     learner.finish()
     assert learner.evaluate([row]) < loss
+
+
+def test_what_a_trial_found_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_ITUNE_CACHE", str(tmp_path))
+    tried: list[object] = []
+    monkeypatch.setattr(probing, "probe", lambda model: tried.append(model) or probe(model))
+
+    def found(name: str = "ministral3/scaled", **more: object) -> probing.Exact:
+        tried.clear()
+        return exact_ways(build(name, **more))
+
+    first = found()
+    assert tried and not first.packing and first.reasons
+    assert found() == first and not tried
+    (file,) = (tmp_path / "probe").iterdir()
+    for damage in ("{", '{"head": 1}', ""):
+        file.write_text(damage)
+        assert found() == first and tried
+    assert found() == first and not tried
+    assert found(rms_norm_eps=2e-5) and tried
+    monkeypatch.setenv("MLX_ITUNE_CACHE", "off")
+    assert found() == first and tried

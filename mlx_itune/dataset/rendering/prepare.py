@@ -2,9 +2,8 @@
 
 Examples are kept between runs: the second run on the same data starts at once. A folder per (files,
 tokenizer, template, mask policy), found by a hash of all of them and verified by checksums before
-use. What cannot be kept (no space, no permission) is simply made again. `MLX_ITUNE_CACHE` names
-another place, or `off`. Each split is a folder, written as examples come and memory-mapped when
-they are read:
+use. What cannot be kept (no space, no permission) is simply made again. Each split is a folder,
+written as examples come and memory-mapped when they are read:
 
 | file | content, little-endian |
 |---|---|
@@ -19,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -43,6 +41,7 @@ from mlx_itune.dataset.rendering.render import (
 )
 from mlx_itune.dataset.sources import Source, Splits, load_splits, split_paths
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.kit.cache import cache_root
 from mlx_itune.kit.errors import DataError, StorageError
 from mlx_itune.kit.files import sha256_file, staged_directory
 from mlx_itune.kit.json_files import read_bytes
@@ -280,16 +279,6 @@ def tokenized(
     train = prepare(splits.train, tokenizer, **policy)
     valid = prepare(splits.valid, tokenizer, **policy) if splits.valid else None
     return Tokenized(train, valid, splits.sources, kept=False)
-
-
-def cache_root() -> Path | None:
-    """Where mlx-itune keeps what it can make again; None where it must not."""
-    named = os.environ.get("MLX_ITUNE_CACHE")
-    if named is not None:
-        return None if named in ("", "off", "0") else Path(named)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mlx_itune"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx_itune"
 
 
 def write_examples(folder: Path, examples: Iterable[TokenizedExample]) -> None:

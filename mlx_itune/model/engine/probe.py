@@ -17,10 +17,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_itune.kit.cache import remembered
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.engine import training_caches
 from mlx_itune.model.engine.checkpointing import checkpointed_blocks
 from mlx_itune.model.engine.loss import Nll, plain_nll, weighted_nll
+from mlx_itune.model.loading import backend
+from mlx_itune.model.loading.fingerprint import function_of
 
 _ROW_TOKENS, _SHARED_TOKENS = (13, 9, 16, 6), 4
 # A way may differ from the plain one by so many times what this differs from itself. A fault is
@@ -71,10 +74,11 @@ _BUT = {
 
 
 def exact_ways(model: nn.Module) -> Exact:
-    """What is exact for a model with its adapter on: known for its architecture, or tried."""
+    """What is exact for a model with its adapter on: known for its architecture, or tried once
+    and remembered."""
     kind = getattr(model, "model_type", None)
     if kind not in _PROVED:
-        return probe(model)
+        return remembered("probe", _identity(model), Exact, lambda: probe(model))
     count, why = _cache_count(model)
     found = Exact(packing=count is not None, sharing=count is not None, cache_count=count or 0)
     if count is None:
@@ -84,6 +88,20 @@ def exact_ways(model: nn.Module) -> Exact:
         found = replace(found, **{name: False})  # type: ignore[arg-type]
         found.reasons[_REASONS[name]] = reason
     return found
+
+
+def _identity(model: nn.Module) -> dict[str, Any]:
+    """What a trial depends on, but for the weights' values: configuration, layers, adapter."""
+    layers = [
+        (path, f"{type(m).__module__}.{type(m).__name__}") for path, m in model.named_modules()
+    ]
+    arrays = [(path, a.shape, str(a.dtype)) for path, a in tree_flatten(model.parameters())]
+    return {
+        "config": function_of(model, {}),
+        "layers": sorted(layers),
+        "arrays": sorted(arrays),
+        "device": backend.prepare().device,
+    }
 
 
 def probe(model: nn.Module) -> Exact:
@@ -114,7 +132,11 @@ def probe(model: nn.Module) -> Exact:
 
 
 def choose_nll(model: nn.Module) -> Nll:
-    """`weighted_nll` where it equals `plain_nll` on a few tokens, else that."""
+    """`weighted_nll` where it is known to be exact, or equals `plain_nll` on a few tokens; else
+    that."""
+    kind = getattr(model, "model_type", None)
+    if kind in _PROVED and _BUT.get(kind, ("",))[0] != "head":
+        return weighted_nll
     key = mx.random.key(0)
     ids = mx.random.randint(0, 32, (2, 12), key=key)
     weights = mx.random.bernoulli(0.5, (2, 12), key=key).astype(mx.float32)
