@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from mlx_itune import __version__
-from mlx_itune.export.cards import bundle_card, licence_in_card
+from mlx_itune.export.cards import TEXTS, bundle_card, licence_in_card
 from mlx_itune.export.request import tag
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import sha256_file, storage_errors
@@ -24,40 +24,7 @@ UNKNOWN_LICENCE = "unknown: ask"
 _VERSION = 1
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 _FIDELITY = ("method", "bits", "tokens", "kl_mean", "kl_p99", "top1_agreement")
-# POSIX shell, no network; hashes are checked before anything is done.
-_HEAD = """\
-#!/bin/sh
-# {what}
-# Checks the SHA-256 of what it installs first; opens no network connection of its own.
-set -eu
-cd -- "$(dirname -- "$0")"
-
-if command -v sha256sum >/dev/null 2>&1; then
-    check() {{ sha256sum -c -; }}
-else
-    check() {{ shasum -a 256 -c -; }}
-fi
-check >/dev/null <<'SUMS' || {{ echo "a file changed since the bundle was made" >&2; exit 1; }}
-{sums}
-SUMS
-"""
-_OLLAMA = """
-command -v ollama >/dev/null 2>&1 || {{ echo "Ollama is not installed" >&2; exit 1; }}
-cd {folder}
-ollama create {name} -f Modelfile
-echo {done}
-"""
-_LMSTUDIO = """
-models=${{LMSTUDIO_MODELS:-"$HOME/.lmstudio/models"}}
-target="$models"/{name}
-if [ -e "$target" ]; then
-    echo "$target exists already" >&2
-    exit 1
-fi
-mkdir -p "$target"
-cp -R -- {source} "$target"/
-echo "in LM Studio, look under My Models"
-"""
+_SCRIPTS: dict[str, str] = TEXTS["scripts"]
 
 
 @dataclass(frozen=True)
@@ -195,9 +162,9 @@ def _install_script(model: str, part: Part, files: Sequence[BundleFile]) -> tupl
     within = [f for f in files if f.path == path or f.path.startswith(f"{path}/")]
     sums = "\n".join(f"{file.sha256}  {file.path}" for file in within)
     if kind == "ollama":
-        head = _HEAD.format(what="Adds the model to Ollama.", sums=sums)
+        head = _SCRIPTS["head"].format(what="Adds the model to Ollama.", sums=sums)
         folder, done = shlex.quote(f"./{path}"), shlex.quote(f"try: ollama run {model}")
-        body = _OLLAMA.format(folder=folder, name=shlex.quote(model), done=done)
+        body = _SCRIPTS["ollama"].format(folder=folder, name=shlex.quote(model), done=done)
         return "install-ollama.sh", head + body
     if kind not in ("lmstudio", "mlx", "gguf"):
         return None
@@ -205,6 +172,10 @@ def _install_script(model: str, part: Part, files: Sequence[BundleFile]) -> tupl
     if kind == "lmstudio":
         _, publisher, listed, *_ = within[0].path.split("/")
         source, name = f"{path}/{publisher}/{listed}", f"{publisher}/{listed}"
-    head = _HEAD.format(what="Copies the model to where LM Studio looks for models.", sums=sums)
+    head = _SCRIPTS["head"].format(
+        what="Copies the model to where LM Studio looks for models.", sums=sums
+    )
     source = shlex.quote(source) + ("/*" if kind != "gguf" else "")
-    return "install-lmstudio.sh", head + _LMSTUDIO.format(name=shlex.quote(name), source=source)
+    return "install-lmstudio.sh", head + _SCRIPTS["lmstudio"].format(
+        name=shlex.quote(name), source=source
+    )

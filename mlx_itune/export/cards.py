@@ -6,68 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.kit.errors import one_line
+from mlx_itune.kit.errors import ModelError, one_line
+from mlx_itune.kit.json_files import read_toml
 
-_PYTHON = """\
-```python
-from mlx_lm import generate, load
-
-model, tokenizer = load("{path}")
-prompt = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "Hello"}}], add_generation_prompt=True
-)
-print(generate(model, tokenizer, prompt))
-```
-"""
-_SWIFT = """\
-```swift
-import HuggingFace
-import MLXHuggingFace
-import MLXLLM
-import MLXLMCommon
-import Tokenizers
-
-let folder = Bundle.main.url(forResource: "{path}", withExtension: nil)!
-let model = try await loadModelContainer(from: folder, using: #huggingFaceTokenizerLoader())
-let session = ChatSession(model)
-print(try await session.respond(to: "Hello"))
-```
-"""
-_TRANSFORMERS = """\
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")
-inputs = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "Hello"}}],
-    add_generation_prompt=True,
-    return_tensors="pt",
-    return_dict=True,
-)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
-```
-"""
-_PEFT = """\
-```python
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("{path}")  # fetches the base it names
-```
-"""
+TEXTS, _ = read_toml(Path(__file__).with_name("texts.toml"), error=ModelError)
+_SNIPPET: dict[str, str] = TEXTS["snippets"]
 _SH = "```sh\n{}\n```\n"
 _LMSTUDIO = {"LM Studio": _SH.format("sh install-lmstudio.sh")}
 # Format -> heading -> snippet.
 _SNIPPETS: dict[str, dict[str, str]] = {
-    "mlx": {"Python (mlx-lm)": _PYTHON, "Swift (mlx-swift-lm 3)": _SWIFT, **_LMSTUDIO},
+    "mlx": {
+        "Python (mlx-lm)": _SNIPPET["mlx"],
+        "Swift (mlx-swift-lm 3)": _SNIPPET["swift"],
+        **_LMSTUDIO,
+    },
     "gguf": {"llama.cpp": _SH.format("llama-cli -m {path} --jinja -cnv"), **_LMSTUDIO},
     "gguf-lora": {
         "llama.cpp, base and adapter": _SH.format(
             "llama-cli -m BASE.gguf --lora {path} --jinja -cnv"
         )
     },
-    "hf": {"transformers": _TRANSFORMERS},
-    "peft": {"PEFT": _PEFT},
+    "hf": {"transformers": _SNIPPET["hf"]},
+    "peft": {"PEFT": _SNIPPET["peft"]},
     "ollama": {"Ollama": _SH.format("sh install-ollama.sh\nollama run {name}")},
     "lmstudio": _LMSTUDIO,
 }
@@ -87,7 +47,7 @@ def model_card(base_id: str, fused: Mapping[str, Any] | None, licence: str | Non
             "- `provenance.json` says what it was trained on, and how",
         ]
     title = f"{base_id}{', tuned' if fused else ''}"
-    return _card({**about, "base_model": base_id}, title, lines, _PYTHON.format(path="."))
+    return _card({**about, "base_model": base_id}, title, lines, _SNIPPET["mlx"].format(path="."))
 
 
 def transformers_card(base_id: str, measured: Sequence[str], *, tuned: bool) -> str:
@@ -95,14 +55,14 @@ def transformers_card(base_id: str, measured: Sequence[str], *, tuned: bool) -> 
     about = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     title = f"{base_id}{', tuned' if tuned else ''}, for transformers"
     about["base_model"] = base_id
-    return _card(about, title, measured, _TRANSFORMERS.format(path="."))
+    return _card(about, title, measured, _SNIPPET["hf"].format(path="."))
 
 
 def peft_card(base_id: str, measured: Sequence[str], notes: Sequence[str]) -> str:
     """Of a PEFT adapter; ``measured``: what reading it back showed."""
     about = {"library_name": "peft", "base_model": base_id}
     lines = [*measured, "", *(f"- {note}" for note in notes)]
-    return _card(about, f"LoRA for {base_id}", lines, _PEFT.format(path="."))
+    return _card(about, f"LoRA for {base_id}", lines, _SNIPPET["peft"].format(path="."))
 
 
 def bundle_card(head: Mapping[str, Any], model_name: str) -> str:

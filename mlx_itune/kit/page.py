@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape as _html_escape
+from pathlib import Path
 
 from mlx_itune.kit.errors import one_line
 
@@ -61,7 +62,7 @@ def _attribute(name: str, value: str | float | bool) -> str:
 
 def page(title: str, body: Html, *, subtitle: str = "", style: str = "") -> str:
     """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`."""
-    sheet = f"{_STYLE}{style}"
+    sheet = read_style(__file__) + style
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     heading = element("h1", None, title)
@@ -76,6 +77,11 @@ def page(title: str, body: Html, *, subtitle: str = "", style: str = "") -> str:
 <body><main><header>{heading}</header>{body}</main></body>
 </html>
 """
+
+
+def read_style(module_file: str) -> str:
+    """The style sheet beside a module, called as it is."""
+    return Path(module_file).with_suffix(".css").read_text(encoding="utf-8")
 
 
 def section(heading: str, *body: Html, note: str = "") -> Html:
@@ -118,52 +124,3 @@ def folded(summary: str, *body: Html) -> Html:
 def grid(*items: Html) -> Html:
     """Items side by side where the window is wide enough."""
     return element("div", {"class": "grid"}, *items)
-
-
-_STYLE = """
-:root{--paper:#fff;--ink:#1c2127;--muted:#5b6570;--rule:#dde2e7;--panel:#f6f8fa;
---c1:#2a6cb0;--c2:#c2570c;--c3:#23804f;--c4:#7d4cab;--c5:#b03a48;--c6:#66707b}
-@media (prefers-color-scheme:dark){:root{--paper:#14181c;--ink:#e4e8ec;--muted:#98a3ae;
---rule:#30373e;--panel:#1c2127;--c1:#6aa9e6;--c2:#f0954f;--c3:#5cbf8a;--c4:#b993e0;--c5:#e8808c;
---c6:#98a3ae}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:28px 20px 64px}
-h1{font-size:1.5rem;line-height:1.25;margin:0;overflow-wrap:anywhere}
-h2{font-size:1.1rem;margin:0 0 4px}
-section{margin-top:36px}
-.subtitle,.note{color:var(--muted);margin:4px 0 0;overflow-wrap:anywhere}
-.note{margin:0 0 12px;font-size:.9rem;max-width:80ch}
-.cards{display:flex;flex-wrap:wrap;gap:10px;margin:20px 0 0}
-.cards div{background:var(--panel);border:1px solid var(--rule);border-radius:8px;
-padding:8px 14px;min-width:118px}
-.cards dt{color:var(--muted);font-size:.82rem}
-.cards dd{margin:0;font-size:1.2rem;font-weight:600;font-variant-numeric:tabular-nums}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));
-gap:20px 28px;align-items:start}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid var(--rule);
-white-space:nowrap}
-thead th{color:var(--muted);font-weight:500}
-th:first-child,.words{text-align:left}
-tbody th{font-weight:500;white-space:normal;overflow-wrap:anywhere;min-width:9em;max-width:44em}
-details{margin-top:10px}
-summary{cursor:pointer;color:var(--muted);font-size:.9rem}
-.chart{margin:0;min-width:0}
-.chart svg{display:block;width:100%;height:auto;max-width:720px;overflow:visible}
-.chart text{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;
-fill:var(--muted);font-variant-numeric:tabular-nums}
-.chart .title{font-size:14px;font-weight:600;fill:var(--ink)}
-.chart .end{text-anchor:end}
-.chart .mid{text-anchor:middle}
-.chart .grid{stroke:var(--rule);stroke-width:1}
-.chart .zero{stroke:var(--muted);stroke-width:1}
-.chart .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
-.f1{fill:var(--c1)}.f2{fill:var(--c2)}.f3{fill:var(--c3)}
-.f4{fill:var(--c4)}.f5{fill:var(--c5)}.f6{fill:var(--c6)}
-.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}
-.s4{stroke:var(--c4)}.s5{stroke:var(--c5)}.s6{stroke:var(--c6)}
-@media print{section,figure{break-inside:avoid}main{max-width:none;padding:0}}
-"""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
-from mlx_itune.kit.errors import closest
+from mlx_itune.kit.errors import StorageError, closest
 
 
 def size(count_bytes: float) -> str:
@@ -67,42 +69,14 @@ def name_here(name: str, options: Iterable[str]) -> str | None:
     def folded(text: str) -> str:
         return text.lstrip("-").lower().replace("-", "_")
 
-    wanted = {folded(name), _ELSEWHERE.get(folded(name))}
+    wanted = {folded(name), _elsewhere().get(folded(name))}
     return next((option for option in options if folded(option) in wanted), None)
 
 
-# What mlx-lm, PEFT, transformers, axolotl and LLaMA-Factory call our settings.
-_ELSEWHERE = {
-    theirs: ours
-    for ours, names in {
-        "adapter": "fine_tune_type train_type finetuning_type adapter_type",
-        "alpha": "scale lora_alpha lora_scale",
-        "batch_size": "per_device_train_batch_size micro_batch_size bsz",
-        "clip_norm": "max_grad_norm gradient_clipping grad_clip",
-        "data": "dataset dataset_path train_file datasets",
-        "dropout": "lora_dropout",
-        "early_stopping": "patience early_stopping_patience",
-        "epochs": "num_epochs num_train_epochs n_epochs",
-        "eval_every": "steps_per_eval eval_steps val_interval",
-        "gradient_checkpointing": "grad_checkpoint gradient_checkpoint activation_checkpointing",
-        "keep": "save_total_limit",
-        "keys": "target_modules lora_target lora_target_modules modules",
-        "learning_rate": "lr peak_lr max_lr",
-        "max_length": "max_seq_length max_seq_len seq_len sequence_len cutoff_len max_len",
-        "max_tokens": "max_new_tokens num_predict n_predict",
-        "model": "base_model model_name_or_path model_path base",
-        "num_layers": "lora_layers layers num_lora_layers",
-        "optimizer": "optim",
-        "out": "adapter_path output_dir output save_path adapter_out",
-        "packing": "sample_packing pack",
-        "rank": "r lora_r lora_rank",
-        "save_every": "save_steps steps_per_save",
-        "schedule": "lr_scheduler_type lr_scheduler lr_schedule scheduler",
-        "steps": "iters max_steps iterations",
-        "temperature": "temp",
-        "template": "chat_template prompt_template",
-        "warmup": "warmup_ratio warmup_steps",
-        "weight_decay": "wd",
-    }.items()
-    for theirs in names.split()
-}
+@functools.cache
+def _elsewhere() -> dict[str, str]:
+    """What other tools call our settings: theirs -> ours."""
+    from mlx_itune.kit.json_files import read_toml
+
+    names, _ = read_toml(Path(__file__).with_name("elsewhere.toml"), error=StorageError)
+    return {theirs: ours for ours, listed in names.items() for theirs in listed.split()}

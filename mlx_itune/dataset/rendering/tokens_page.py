@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from mlx_itune.dataset.rendering.show_rows import Piece, ShownExample, pieces
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.kit.page import Html, element, join, page, section
+from mlx_itune.kit.page import Html, element, join, page, read_style, section
 
 # Weights by shade: (class, upper end, in words). 0 and 1 have shades of their own.
 _SHADES = (
@@ -33,7 +33,7 @@ def tokens_page(
         bodies.append(_example(shown, made))
     subtitle = f"{model}, template {tokenizer.name}, {len(examples):,} examples"
     body = join([_toolbar(shades), *bodies])
-    return page(f"Tokens as trained: {data}", body, subtitle=subtitle, style=_STYLE)
+    return page(f"Tokens as trained: {data}", body, subtitle=subtitle, style=read_style(__file__))
 
 
 def _example(shown: ShownExample, made: Sequence[Piece]) -> Html:
@@ -96,35 +96,3 @@ def _toolbar(shades: set[str]) -> Html:
 
 def _shade(weight: float) -> str:
     return next(name for name, top, _ in _SHADES if weight <= top)
-
-
-_STYLE = """
-:root{--learn:35 134 84;--more:125 76 171}
-@media (prefers-color-scheme:dark){:root{--learn:92 191 138;--more:185 147 224}}
-.toolbar{position:sticky;top:0;background:var(--paper);border-bottom:1px solid var(--rule);
-padding:10px 0;margin-top:16px;font-size:.88rem;z-index:1}
-.legend,.switches{display:flex;flex-wrap:wrap;gap:6px 16px;align-items:baseline}
-.switches{margin-top:8px}
-.muted{color:var(--muted)}
-.why{margin:0 0 8px;font-size:.9rem;max-width:80ch;border-left:3px solid var(--c2);
-padding-left:10px}
-.tokens,.legend .t{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-.tokens{font-size:13.5px;line-height:1.85;white-space:pre-wrap;overflow-wrap:anywhere;
-background:var(--panel);border:1px solid var(--rule);border-radius:8px;padding:12px 16px}
-.t{unicode-bidi:isolate;border-radius:2px;text-decoration-line:underline;
-text-decoration-color:rgb(var(--learn));text-decoration-thickness:2px;text-underline-offset:3px}
-.w0{text-decoration-line:none;color:var(--muted)}
-.wb{background:rgb(var(--learn)/.15);text-decoration-style:dashed}
-.w1{background:rgb(var(--learn)/.3)}
-.wx{background:rgb(var(--more)/.32);text-decoration-style:double;
-text-decoration-color:rgb(var(--more))}
-.ctl{background:var(--muted);color:var(--paper);padding:1px 3px;border-radius:4px}
-.ctl.w1,.ctl.wb,.ctl.wx{background:rgb(var(--learn));
-text-decoration-color:var(--paper)}
-.ws{color:var(--muted);opacity:.8}
-.ctl .ws{color:inherit}
-.weight{color:rgb(var(--more));font-weight:600;font-size:.72em}
-main:has(#borders:checked) .tokens .t{outline:1px solid var(--rule);outline-offset:-1px;
-margin-right:2px}
-main:has(#dim:checked) .tokens .w0{opacity:.35}
-"""

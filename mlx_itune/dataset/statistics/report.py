@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from mlx_itune.dataset.statistics.counters import Distribution, Ranking
 from mlx_itune.dataset.statistics.stats import NO_TAG, Stats
-from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, section
+from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, read_style, section
 from mlx_itune.kit.page import table as html_table
 from mlx_itune.kit.wording import count, percent
 
@@ -186,7 +186,7 @@ def stats_page(stats: Stats, *, data: str) -> str:
     if tokens:
         subtitle += f", tokenized with template {tokens.template}, learning {tokens.learn} turns"
     title = f"Data statistics: {data}"
-    return page(title, join(parts), subtitle=subtitle, style=_STYLE)
+    return page(title, join(parts), subtitle=subtitle, style=read_style(__file__))
 
 
 def _sections(stats: Stats) -> Iterable[Html]:
@@ -251,13 +251,3 @@ def _histogram(name: str, found: Distribution, limit: Iterable[tuple[str, int]])
 
 def _text(x: float, y: float, text: str, kind: str = "") -> Html:
     return element("text", {"x": x, "y": y, "class": kind}, text)
-
-
-_STYLE = """
-.plot-name{font-weight:600;font-size:.9rem;margin:0}
-.chart rect,.bar rect{fill:var(--c1)}
-.chart .beyond{opacity:.55}
-.chart .axis{stroke:var(--muted)}
-.chart .mark{stroke:var(--ink);stroke-dasharray:3 3;opacity:.75}
-.bar{width:160px;height:10px;display:block}
-"""

@@ -9,76 +9,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.json_files import read_toml
 
 State = Mapping[str, Any]
 
-# Texts that become control tokens, most of them ends of a reply, whatever type the file gives.
-CONTROL_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT] "
-    "[EOS] </s> <eos> <|eom_id|> <|return|> <|call|> <|calls|> <|flush|> <end_of_utterance> "
-    "<turn|> <|tool_response> [e~[ <｜end▁of▁sentence｜> <|fim_prefix|> <fim-prefix> "
-    "<fim_prefix> <PRE> "
-    "▁<PRE> <｜fim▁begin｜> <|code_prefix|> <|prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> "
-    "<SUF> ▁<SUF> <｜fim▁hole｜> <|code_suffix|> <|suffix|> <|fim_middle|> <fim-middle> "
-    "<fim_middle> <MID> ▁<MID> <｜fim▁end｜> <|code_middle|> <|middle|> <|fim_pad|> <fim-pad> "
-    "<fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> "
-    "<|file_sep|>".split()
-)
+_TOLD, _ = read_toml(Path(__file__).with_name("llama_cpp.toml"), error=ModelError)
+CONTROL_TEXTS = frozenset(_TOLD["control_texts"].split())
+EXPRESSIONS: dict[str, tuple[str, ...]] = {
+    name: tuple(each) for name, each in _TOLD["expressions"].items()
+}
+WHOLE_WORDS, APPROXIMATE = frozenset(_TOLD["whole_words"]), frozenset(_TOLD["approximate"])
 # Of a model named so, every added token strips what follows, but these.
 _PHI3, _PHI3_KEEPS = "phi-3", {"<unk>", "<s>", "<|endoftext|>"}
 _SPACE = "▁"
 # A score far below every token that merging may form.
 _NEVER = -1e9
-
 # What `ByteLevel(use_regex=True)` of Hugging Face's tokenizers cuts by: GPT-2's own.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_DIGIT = r"\p{N}"
-_CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_WORD = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+END"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*END"
-)
-_CASED_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# What llama.cpp cuts by under each name, one expression after the other.
-EXPRESSIONS: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (_DIGIT, _GPT2),
-    "llama-bpe": (_WORD + r"\p{N}{1,3}" + _ENDS,),
-    "dbrx": (_WORD + r"\p{N}{1,3}" + _ENDS,),
-    "qwen2": (_WORD + _DIGIT + _ENDS,),
-    "qwen35": (
-        _WORD.replace(r"\p{L}+", r"[\p{L}\p{M}]+")
-        + _DIGIT
-        + _ENDS.replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}"),
-    ),
-    "tekken": (_CASED.replace("END", "") + r"|\p{N}" + _CASED_ENDS,),
-    "gpt-4o": (_CASED.replace("END", _CONTRACTIONS + "?") + r"|\p{N}{1,3}" + _CASED_ENDS,),
-    "deepseek-v3": (
-        r"\p{N}{1,3}",
-        "[一-龥\u3040-ゟ゠-ヿ]+",
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-}
-# Names under which it looks a whole word up before merging.
-WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
-# Here it tells upper from lower case in ASCII only.
-APPROXIMATE = frozenset({"gpt-4o", "tekken"})
-# Other ways to write the same: tiktoken's possessive quantifiers, and a class with one member.
-_SPELLINGS = (
-    ("'(?i:[sdmt]|ll|ve|re)", _CONTRACTIONS),
-    ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", _CONTRACTIONS),
-    ("]?+\\p{L}", "]?\\p{L}"),
-    ("]++[\\r\\n]", "]+[\\r\\n]"),
-    ("|\\s*[\\r\\n]|", "|\\s*[\\r\\n]+|"),
-    ("\\p{N}{1}", "\\p{N}"),
-    ("\\p{N}{1,1}", "\\p{N}"),
-)
+_DIGIT, _GPT2 = EXPRESSIONS["smollm"]
 
 
 def refused(message: str) -> ModelError:
@@ -289,7 +240,7 @@ def _expressions(state: State) -> Iterator[str]:
         kind = step["type"]
         if kind == "Split" and _keeps_all(step):
             expression: str = step["pattern"]["Regex"]
-            for spelled, usual in _SPELLINGS:
+            for spelled, usual in _TOLD["spellings"]:
                 expression = expression.replace(spelled, usual)
             yield expression
         elif kind == "Digits" and step["individual_digits"]:

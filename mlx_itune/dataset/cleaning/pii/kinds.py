@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from mlx_itune.dataset.cleaning.pii import checks
 from mlx_itune.dataset.cleaning.pii.checks import Check
-from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file
+from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file, patterns
+
+_RE = patterns("kinds")
 
 KINDS = (
     "email", "phone", "card", "iban", "bank_account", "crypto_address", "ssn", "national_id",
@@ -61,69 +63,38 @@ class Form(NamedTuple):
     priority: int
 
 
-# Text such as "account since 2023-04-01" or "chart 10.5": dates, times and decimals are no ids.
-_NOT_ID = re.compile(
-    r"\d{4}-\d{2}-\d{2}.*|\d{1,4}/\d{1,4}|\d{1,4} - \d{1,4}|\d{1,3}-\d{1,3}"
-    r"|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d+\.\d+|(?:19|20)\d{2}|\d{1,3}(?:\.\d{1,3}){3}"
-    r"|(?:19|20)\d\d[-/](?:19|20)?\d\d|v\d{1,2}(?:\.\d+)*|\d+(?:mg|ml|kg|cm|mm|mmol|mcg|bpm|th|st|nd|rd|px|ms"
-    r"|k|m|b|s|d|h)|\d+00000",
-    re.IGNORECASE,
-)
-_MONEY = re.compile(r"[$€£¥₹]\s?\Z|\b(?:usd|eur|gbp|inr|rs\.?)\s?\Z", re.IGNORECASE)
-_UNIT = re.compile(
-    r"(?:[,.]\d{3})+|\s?(?:usd|eur|dollars?|euros?|pounds|€|\$|£|%|mg|ml|kg|percent|followers|users"
-    r"|people|times|days?|years?|months?|hours?|points|records|patients|accounts|customers|rows)\b",
-    re.IGNORECASE,
-)
-_SUM_BEFORE = re.compile(
-    r"(?:[$€£¥₹^×]|>>|<<|\d ?\*|[^A-Za-z*]\*|(?:\A|[^A-Za-z\"' ]) ?=|  =) {0,2}\Z"
-)
-_SUM_BEHIND = re.compile(r" {0,2}(?:[=%^€£×]|\*(?!\*)|<<|,\d{3}(?!\d)|[/+\-] ?\$)")
-_SUM = re.compile(r"[0-9] [/+\-] [1-9]|[0-9]\+[0-9]")
-_DIALLED = re.compile(r"[+0]|[0-9]{3} - [0-9]{3} - [0-9]{4}")
-
-
 def in_sum(page: Page, start: int, end: int) -> bool:
     """Whether a number stands in a sum or is an amount of money."""
     text = page.text
-    if _SUM_BEFORE.search(text[max(0, start - 4) : start]) or _SUM_BEHIND.match(text, end):
+    if _RE["sum_before"].search(text[max(0, start - 4) : start]) or _RE["sum_behind"].match(
+        text, end
+    ):
         return True
-    return not _DIALLED.match(text, start) and bool(_SUM.search(text, start, end))
+    return not _RE["dialled"].match(text, start) and bool(_RE["sum"].search(text, start, end))
 
 
 def is_id(page: Page, start: int, end: int) -> bool:
     """Whether what stands beside a label is the number of a record, and no date, size or sum."""
     text = page.text
     return not (
-        _NOT_ID.fullmatch(text, start, end)
-        or _MONEY.search(text, max(0, start - 5), start)
-        or _UNIT.match(text, end)
+        _RE["not_id"].fullmatch(text, start, end)
+        or _RE["money"].search(text, max(0, start - 5), start)
+        or _RE["unit"].match(text, end)
         or in_sum(page, start, end)
     )
 
 
-_VERSION = re.compile(
-    r"(?:\b(?:v|rv|version|versions|ver\.?|release|releases|build|firmware|revision|rev\.?"
-    r"|section|§|chapter|kapitel|clause|paragraph|upgraded? (?:to|from)|updated? (?:to|from)"
-    r"|sdk|driver|patch|tag|release notes for|requires|oid|schema|downgraded? to"
-    r"|chrome|firefox|python|java|node|kernel|library|package|nuget|plugin|step|figure|table)|=="
-    r"|>=|<=|~=|[a-z]/)[\s:#=\"'`(]{0,3}\Z"
-)
-_UPGRADE = re.compile(r"\b(?:upgrad|updat|bump|downgrad|releas|version)[a-z]*\b")
-_PORT = re.compile(r":\d{2,5}\b|/\d{1,2}\b")
-
-
 def is_address(page: Page, start: int, end: int) -> bool:
     """Whether four numbers are the address of a machine, and no version or section."""
-    if _VERSION.search(page.low, max(0, start - 24), start):
+    if _RE["version"].search(page.low, max(0, start - 24), start):
         return False
     around = page.around(start, end)
     if around.distance("ip") <= 3:
         return True
     parts = page.text[start:end].split(".")
     small = all(int(part) < 20 for part in parts) and parts[0] != "10" and len(set(parts)) > 1
-    upgraded = _UPGRADE.search(page.low, max(0, start - 48), start)
-    return not (upgraded or around.is_harmless or (small and not _PORT.match(page.text, end)))
+    upgraded = _RE["upgrade"].search(page.low, max(0, start - 48), start)
+    return not (upgraded or around.is_harmless or (small and not _RE["port"].match(page.text, end)))
 
 
 def _form(row: dict[str, Any], lists: dict[str, str]) -> Form:
@@ -154,16 +125,6 @@ _PREFIXED = {
     for prefixes, rest in _DATA["secrets"].items()
     for prefix in prefixes.split()
 }
-_KEY_BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
-_BODY = re.compile(r"(?:(?:\s|\\n)*[A-Za-z0-9+/=]{16,})*")
-# What a value that is a key is given to, up to the value itself.
-_ASSIGNED = re.compile(
-    r"(?:(?:api|secret|access|auth|private|client|encryption|signing|bearer|session|refresh)[_\- ]?"
-    r"(?:key|token|secret)(?:[_\- ]?(?:id|key))?[\"']?\s{0,3}(?::=|[:=]|\bis\b|=>)\s{0,3}[\"'`]?"
-    r"|\b(?:bearer|basic)\s|[?&](?:token|key|api_?key|access_token|sig|signature|secret)=)",
-    re.IGNORECASE,
-)
-_VALUE = re.compile(r"[A-Za-z0-9_\-+/.=%]{16,2000}(?=[\"'`\s,;)}&]|$)")
 _SHORTEST = 16
 
 
@@ -174,10 +135,10 @@ def keys(page: Page) -> Iterator[Found]:
         for match in form.finditer(text) if prefix in text else ():
             if checks.random(match.group()):
                 yield Found(Rank.WHOLE, "secret", *match.span())
-    for match in _KEY_BLOCK.finditer(text) if "PRIVATE KEY" in text else ():
+    for match in _RE["key_block"].finditer(text) if "PRIVATE KEY" in text else ():
         closing = f"-----END {match['what']}-----"
         end = text.find(closing, match.end())
-        body = _BODY.match(text, match.end())
+        body = _RE["body"].match(text, match.end())
         cut = body.end() if body else match.end()
         yield Found(Rank.WHOLE, "secret", match.start(), end + len(closing) if end >= 0 else cut)
 
@@ -186,7 +147,7 @@ def assigned_keys(page: Page, chunk: Chunk) -> Iterator[Found]:
     """A random value that is given to a key's name, around a chunk."""
     if chunk.end - chunk.start < _SHORTEST or not chunk.lettered:
         return
-    for name in _ASSIGNED.finditer(page.text, max(0, chunk.start - 40), chunk.end):
-        value = _VALUE.match(page.text, name.end())
+    for name in _RE["assigned"].finditer(page.text, max(0, chunk.start - 40), chunk.end):
+        value = _RE["value"].match(page.text, name.end())
         if value and chunk.first < value.end() and checks.random(value.group(), 3.0):
             yield Found(Rank.WHOLE, "secret", *value.span())

@@ -35,6 +35,24 @@ def data_file(name: str) -> dict[str, Any]:
     return read_toml(Path(__file__).with_name(f"{name}.toml"), error=DataError)[0]
 
 
+_REFERENCE = re.compile(r"%(?:(\w+)\.)?(\w+)%")
+
+
+@cache
+def patterns(table: str) -> dict[str, re.Pattern[str]]:
+    """The patterns of a table of patterns.toml."""
+    texts: dict[str, str] = {}
+
+    def meant(found: re.Match[str]) -> str:
+        listed, name = found.groups()
+        words = split(data_file("labels")[listed][name]) if listed else ()
+        return "|".join(map(re.escape, words)) if listed else texts[name]
+
+    for name, text in data_file("patterns")[table].items():
+        texts[name] = _REFERENCE.sub(meant, text.replace("\n", ""))
+    return {name: re.compile(text) for name, text in texts.items()}
+
+
 # The group of each label; of those without spaces apart; small words that part nothing.
 _GROUPS: dict[str, str] = {}
 _UNSPACED: dict[str, str] = {}
