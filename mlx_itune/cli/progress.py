@@ -274,6 +274,8 @@ class TrainingView:
             yield f"warning: {rows}: longer than {limit} tokens, or nothing to learn in them"
         if event.get("note"):
             yield f"note: {event['note']}"
+        if event.get("paths", {}).get("backward") == "dequantized":
+            yield "quantized layers go back through copies of their weights: faster on this GPU"
 
     def _step(self, event: dict[str, Any]) -> None:
         self.last, loss = event, event["loss"]

@@ -24,12 +24,14 @@ from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes, sha256_file
 from mlx_itune.kit.json_files import plain
 from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.engine import cpu
 from mlx_itune.model.loading import backend
 from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
 from mlx_itune.training.engine.footprint import cpus
 from mlx_itune.training.engine.memory_plan import require_fit, workload
 from mlx_itune.training.engine.rank_choice import ranks
 from mlx_itune.training.engine.step import Learner
+from mlx_itune.training.engine.step_ways import ways_for, with_backward
 from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.settings import TrainSettings
 
@@ -215,7 +217,15 @@ def ready(
         computed = dataclasses.replace(settings, micro_batch_tokens=chosen)
     # As many lanes, too: how a step is cut decides the last bits of its sums.
     lanes = began.how.lanes if began else None
-    learner = Learner(loaded.model, computed, lanes=lanes, ranks=ranks())
+    ways = with_backward(
+        ways_for(loaded.model, computed, len(cpu.streams(lanes))),
+        loaded.model,
+        computed,
+        settings.batch_size * sum(len(row.input_ids) for row in every) // len(every),
+        chosen=began.how.ways.get("backward") if began else None,
+        ranks=ranks(),
+    )
+    learner = Learner(loaded.model, computed, lanes=lanes, ranks=ranks(), ways=ways)
     # The checkpoints that are kept, one more while it is written, and the adapter.
     needed = checkpoint.size_bytes(learner) * (settings.keep + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")

@@ -20,6 +20,8 @@ from mlx_itune.kit.errors import (
     UsageError,
 )
 from mlx_itune.kit.lock import holder, locked
+from mlx_itune.model.engine import backward
+from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run import catalogue, checkpoint
@@ -65,6 +67,24 @@ def test_a_run_cut_after_every_step_ends_the_same(
         with pytest.raises(Cut):
             resume(run, observe=cut_after("step", step))
     assert resume(run).result.steps == 6
+    assert outcome(run, tmp_path / "adapter") == expected
+
+
+def test_the_way_back_that_was_measured_is_taken_again(
+    settings: Any, tiny_quantized_dir: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    gpu = backend.Backend("gpu", None, None)
+    monkeypatch.setattr(backend, "prepare", lambda: gpu)
+    monkeypatch.setenv("MLX_ITUNE_CACHE", "off")
+    takes: list[float] = []
+    monkeypatch.setattr(backward, "seconds", lambda _: takes.pop())
+    more = {"model": str(tiny_quantized_dir), "clip_norm": 0.5}
+    takes[:] = [1.0, 1.0, 2.0, 2.0]
+    expected = in_peace(settings, tmp_path, **more)
+    takes[:] = [1.0, 1.0, 2.0, 2.0]
+    run = stopped(settings, tmp_path, **more)
+    assert json.loads((run / "run.json").read_text())["how"]["ways"]["backward"] == "dequantized"
+    assert (resumed(run)["changed"], takes) == ([], [])
     assert outcome(run, tmp_path / "adapter") == expected
 
 

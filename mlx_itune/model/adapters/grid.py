@@ -35,7 +35,7 @@ from mlx_itune.model.adapters.lowrank import (
     row_chunks,
     uniform,
 )
-from mlx_itune.model.engine.compute import DequantizingLinear, affine, packed, unpacked
+from mlx_itune.model.engine.compute import affine, packed, unpacked
 from mlx_itune.model.engine.cpu import on_one_stream
 
 Arrays = list[mx.array]
@@ -132,7 +132,8 @@ class GridLinear(_Grid):
     def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
         super().__init__(base, rank, scale, key)
         # As the base computes it: by the quantized kernel, or by a product of floats.
-        self._is_dense = self._is_unpacked or isinstance(base, DequantizingLinear)
+        self.unpacks = self._is_unpacked or getattr(base, "unpacks", False)
+        self.unpacks_back = self.unpacks
         self._adds_bias = isinstance(base, nn.Linear) and "bias" in self
         self._operation = _operation(self)
 
@@ -148,7 +149,10 @@ class GridLinear(_Grid):
         self, x: mx.array, scales: mx.array, biases: mx.array, transpose: bool = True
     ) -> mx.array:
         """x times the tuned weight, transposed as a layer does it or as its gradient does."""
-        if self._is_dense:
+        if self.unpacks if transpose else self.unpacks_back:
+            if not transpose:
+                # Not before there is something to multiply.
+                scales = mx.depends([scales], [x])[0]
             weight = self._float(scales, biases, x.dtype)
             return self._dense(x, weight) if transpose else x @ weight
         parts = self.weight, scales.astype(x.dtype), biases.astype(x.dtype)

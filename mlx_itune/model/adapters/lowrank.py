@@ -20,14 +20,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlx_itune.model.engine.compute import (
-    DequantizingLinear,
-    dequantized_weight,
-    product,
-)
+from mlx_itune.model.engine.compute import dequantized_weight, product
 from mlx_itune.model.engine.cpu import lane, on_one_stream
 
-LINEAR = (nn.Linear, nn.QuantizedLinear, DequantizingLinear)
+LINEAR = (nn.Linear, nn.QuantizedLinear)
 SWITCH = (SwitchLinear, QuantizedSwitchLinear)
 EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 # Rows of a large matrix that are worked on at once hold about so many numbers (4 MB): MLX makes

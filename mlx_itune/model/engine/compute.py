@@ -7,6 +7,7 @@ times faster than MLX's quantized kernel; on Apple GPUs the quantized kernels ar
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,22 @@ def affine(codes: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
     return weight.reshape(shape)
 
 
-def product(module: nn.Module, x: mx.array, *, back: bool = False) -> mx.array:
-    """x @ weight.T of a linear layer of any kind here, without its bias; back: x @ weight."""
-    if hasattr(module, "bits") and not isinstance(module, DequantizingLinear):
+def product(
+    module: nn.Module, x: mx.array, back: bool = False, unpacks: bool | None = None
+) -> mx.array:
+    """x @ weight.T of a linear layer of any kind here, without its bias; back: x @ weight.
+
+    unpacks: by a dequantized copy of the weight, not by the kernel; None: as the layer does it.
+    """
+    weight: mx.array = module["weight"]
+    if not hasattr(module, "bits"):
+        return x @ (weight if back else weight.T)
+    if unpacks is None:
+        unpacks = getattr(module, "unpacks_back" if back else "unpacks", False)
+    if not unpacks:
         return mx.quantized_matmul(
             x,
-            module["weight"],
+            weight,
             module["scales"],
             module.get("biases"),
             transpose=not back,
@@ -115,49 +126,77 @@ def product(module: nn.Module, x: mx.array, *, back: bool = False) -> mx.array:
             bits=module.bits,
             mode=module.mode,
         )
-    is_packed = isinstance(module, DequantizingLinear)
-    weight: mx.array = dequantized_weight(module).astype(x.dtype) if is_packed else module["weight"]
-    return x @ (weight if back else weight.T)
+    if not back:
+        return x @ dequantized_weight(module).astype(x.dtype).T
+    # Rounded as the quantized kernel rounds it, and not before there is something to multiply.
+    return x @ dequantized_weight(module, dtype=x.dtype, after=x)
 
 
-def dequantized_weight(module: nn.Module, rows: slice = slice(None)) -> mx.array:
-    """The float weight of a quantized layer; exact, so in float32 where scales are floats."""
-    scales, biases = module["scales"][rows], module.get("biases")
+def dequantized_weight(
+    module: nn.Module,
+    rows: slice = slice(None),
+    *,
+    dtype: Any = mx.float32,
+    after: mx.array | None = None,
+) -> mx.array:
+    """The float weight of a quantized layer; exact, if in float32 and scales are floats."""
+    weight, scales, biases = module["weight"][rows], module["scales"][rows], module.get("biases")
     biases = None if biases is None else biases[rows]
     if mx.issubdtype(scales.dtype, mx.floating):
-        scales = scales.astype(mx.float32)
-        biases = None if biases is None else biases.astype(mx.float32)
-    return mx.dequantize(
-        module["weight"][rows],
-        scales,
-        biases,
-        group_size=module.group_size,
-        bits=module.bits,
-        mode=module.mode,
+        scales = scales.astype(dtype)
+        biases = None if biases is None else biases.astype(dtype)
+    if after is not None:
+        weight = mx.depends([weight], [after])[0]
+    made: mx.array = mx.dequantize(
+        weight, scales, biases, group_size=module.group_size, bits=module.bits, mode=module.mode
     )
+    return made if after is None else made.astype(dtype)
 
 
-class DequantizingLinear(nn.Module):  # type: ignore[misc]
-    """A quantized linear layer that dequantizes inside the product, and again in its backward.
+class DequantizingLinear(nn.QuantizedLinear):  # type: ignore[misc]
+    """A quantized linear layer that dequantizes inside the product (`unpacks`), and again in its
+    backward (`unpacks_back`). Nothing but the quantized weight stays in memory."""
 
-    Nothing but the quantized weight stays in memory.
-    """
-
-    def __init__(self, base: nn.QuantizedLinear) -> None:
-        super().__init__()
-        self.weight, self.scales = base.weight, base.scales
-        for name in ("biases", "bias"):
-            if base.get(name) is not None:
-                self[name] = base[name]
-        self.group_size, self.bits, self.mode = base.group_size, base.bits, base.mode
-        self._product = on_one_stream(
-            lambda x: product(self, x),
-            lambda _, cotangent, __: product(self, cotangent, back=True),
-        )
+    def __init__(self, base: nn.Module, *, unpacks: bool = True) -> None:
+        nn.Module.__init__(self)
+        _take(self, base)
+        self.unpacks, self.unpacks_back = unpacks, True
 
     def __call__(self, x: mx.array) -> mx.array:
-        y: mx.array = self._product(x)
+        y: mx.array = _own_gradient(self)(x)
         return y + self["bias"] if "bias" in self else y
+
+
+class DequantizingTable(nn.QuantizedEmbedding):  # type: ignore[misc]
+    """A quantized token table that dequantizes in its backward as an output head."""
+
+    unpacks_back = True
+
+    def __init__(self, base: nn.Module) -> None:
+        nn.Module.__init__(self)
+        _take(self, base)
+        self.num_embeddings, self.dims = base.num_embeddings, base.dims
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """The table as an output head, x (..., dims) to (..., vocabulary)."""
+        y: mx.array = _own_gradient(self)(x)
+        return y
+
+
+def _take(module: nn.Module, base: nn.Module) -> None:
+    """The frozen tensors of a quantized layer, in another of its kind."""
+    for name in ("weight", "scales", "biases", "bias"):
+        if base.get(name) is not None:
+            module[name] = base[name]
+    module.group_size, module.bits, module.mode = base.group_size, base.bits, base.mode
+    module.packed = packed(base)
+    module.freeze().train(base.training)
+
+
+def _own_gradient(module: nn.Module) -> Callable[..., Any]:
+    return on_one_stream(
+        lambda x: product(module, x), lambda _, cotangent, __: product(module, cotangent, back=True)
+    )
 
 
 def _is_quantized(module: nn.Module) -> bool:
@@ -179,7 +218,7 @@ def _dequantize(
         else:
             replacement = _float_layer(module)
             mx.eval(replacement.parameters())
-        replacement.packed = packed(module)
+            replacement.packed = packed(module)
         model.update_modules(tree_unflatten([(path, replacement)]))
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.batching import batches
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.engine import compute, cpu, loss, memory
+from mlx_itune.model.engine import backward, compute, cpu, loss, memory
 from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
 from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange
 from mlx_itune.training.engine.step_ways import (
@@ -267,7 +267,14 @@ class Workload:
         own = self._adapted if self.settings.adapter == "grid" else {}
         quantized = (m for m in self._in_blocks if m.bits)
         made = [m.numbers for m in quantized if m.path in own or not self.resident]
-        return WEIGHT_COPIES * self._float_bytes * max(made, default=0) if self.dense else 0.0
+        if self.dense:
+            return WEIGHT_COPIES * self._float_bytes * max(made, default=0)
+        if self._on_cpu or self.settings.compute != "auto":
+            return 0.0
+        # A GPU may go back through a copy of one layer's weight.
+        most = backward.COPY_SHARE * (self.settings.memory_bytes or memory.default_budget_bytes())
+        copies = [self._item * m.numbers for m in self.shapes.matrices if m.bits]
+        return max((copy for copy in copies if copy <= most), default=0)
 
     @functools.cached_property
     def _in_blocks(self) -> list[Matrix]:

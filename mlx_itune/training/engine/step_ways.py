@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_itune.model.engine import backward
 from mlx_itune.model.engine.memory import (
     attention_bytes,
     bytes_per_token,
@@ -18,6 +19,7 @@ from mlx_itune.model.engine.memory import (
 from mlx_itune.model.engine.probe import Exact, exact_ways
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Device
+from mlx_itune.training.engine.rank_choice import Ranks
 from mlx_itune.training.settings import TrainSettings
 
 # Tokens of a micro-batch: as many as keep a GPU busy.
@@ -107,6 +109,34 @@ def ways_for(
         learned_multiple=1 if backend.on_cpu() else 64,
         words=words,
     )
+
+
+def with_backward(
+    ways: Ways,
+    model: nn.Module,
+    settings: TrainSettings,
+    rows: int,
+    *,
+    chosen: str | None = None,
+    ranks: Ranks | None = None,
+) -> Ways:
+    """On a GPU, also how quantized layers go back, which the model does from then on.
+
+    rows: positions of a step; chosen: as before, when a run is resumed.
+    """
+    if backend.on_cpu() or settings.compute != "auto":
+        return ways
+    if chosen not in ("quantized", "dequantized"):
+        found = backward.timing(model, min(rows, ways.micro_batch_tokens))
+        if found is None:
+            return ways
+        # All processes of a run decide alike.
+        both = (ranks or Ranks()).numbers(found.quantized_s, found.dequantized_s)
+        chosen = "dequantized" if both[1] < both[0] else "quantized"
+    if chosen == "dequantized":
+        budget = settings.memory_bytes or default_budget_bytes()
+        backward.unpack(model, backward.COPY_SHARE * budget)
+    return replace(ways, words={**ways.words, "backward": chosen})
 
 
 _WORDS = {"packing": "where it saves padding", "prefix": "common first tokens once per step"}
