@@ -31,7 +31,7 @@ class Turn:
     """One message. `weight` says how much an assistant turn is learned (None: the run decides).
 
     `input`: of Alpaca's user turns, the part of `content` after the instruction and a blank line.
-    `tool_call_id`: the call that a tool turn answers.
+    `tool_call_id`: the call that a tool turn answers. `reasoning`: what an assistant thought first.
     """
 
     role: str
@@ -41,10 +41,13 @@ class Turn:
     name: str | None = None
     input: str | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = None
 
     def message(self) -> dict[str, Any]:
-        """The turn as chat templates read it."""
+        """The turn as most chat templates read it."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
         if self.tool_calls:
             message["tool_calls"] = [dict(call) for call in self.tool_calls]
         if self.name is not None:
@@ -105,6 +108,8 @@ def find_problem(turns: tuple[Turn, ...], *, is_text: bool = False) -> tuple[str
             return "role-order", f"{place} {after}"
         if turn.tool_calls and role != "assistant":
             return "tool-calls", f"{place}: only an assistant turn can call tools"
+        if turn.reasoning is not None and role != "assistant":
+            return "reasoning", f"{place}: only an assistant turn has reasoning"
         # A tool may well return nothing; everybody else has to say something.
         if not turn.tool_calls and role != "tool" and not turn.content.strip():
             return "empty", f"{place} has no text"

@@ -34,7 +34,7 @@ _NOT_ROWS = frozenset(
 # Keys that mean something to a reader of the canonical row; tags with these names go to `metadata`.
 _RESERVED = frozenset(
     "messages conversations conversation instances instruction prompt question inputs input text "
-    "tools functions system system_prompt metadata".split()
+    "tools functions system system_prompt metadata reasoning reasoning_content thinking".split()
 )
 
 
@@ -211,11 +211,13 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
 def said_bytes(conversation: Conversation) -> bytes:
     """What a conversation says as bytes, equal for equal ones only: fast, for hashing.
 
-    Roles, texts, tool calls and tools; not tags, weights, names or origin.
+    Roles, texts, reasoning, tool calls and tools; not tags, weights, names or origin.
     """
     parts: list[str] = []
     for turn in conversation.turns:
         parts += (turn.role, turn.content)
+        if turn.reasoning is not None:
+            parts += ("reasoning", turn.reasoning)
         if turn.tool_calls:
             parts.append(json.dumps(turn.tool_calls, sort_keys=True))
     if conversation.tools:

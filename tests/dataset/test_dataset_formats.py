@@ -9,6 +9,7 @@ import pytest
 from mlx_itune.dataset.conversation import Conversation, Turn, find_problem
 from mlx_itune.dataset.faults import RowFault
 from mlx_itune.dataset.formats import FORMATS, NO_INPUT, parse_rows
+from mlx_itune.dataset.formats.chat import THOUGHTS
 from mlx_itune.dataset.sources import content_key, read_rows, to_row
 from mlx_itune.kit.errors import DataError, UsageError
 
@@ -142,8 +143,55 @@ def test_openai_messages_of_every_age():
     assert result == Turn("tool", "", tool_call_id="c1")
     assert legacy.tool_calls[0]["function"] == {"name": "g", "arguments": {}}
     assert (old.role, old.name) == ("tool", "g")
-    assert last.content == "<think>\nbecause\n</think>\n\na"
+    assert (last.content, last.reasoning) == ("a", "because")
     assert conversation.tools == ({"type": "function", "function": {"name": "g"}},)
+
+
+def replied(**message):
+    return {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", **message}]}
+
+
+THOUGHT_PART = {"type": "thinking", "thinking": [{"type": "text", "text": "t"}]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(replied(content="a", **{key: "t"}) for key in THOUGHTS),
+        replied(content="a", reasoning="t", reasoning_content=" t\n", thinking=None),
+        replied(content=[{"type": "reasoning", "text": "t"}, {"type": "text", "text": "a"}]),
+        replied(content=[THOUGHT_PART, {"type": "text", "text": "a"}]),
+        *(replied(content=text.format("t", "a"))
+          for text in ("<think>\n{}\n</think>\n\n{}", "<think>{}</think>{}", "{}\n</think>\n{}")),
+        {"messages": [*chat("user")["messages"], {"role": "reasoning", "content": "t"}, *REPLY]},
+        {"conversations": [{"from": "human", "value": "u"}, {"from": "thinking", "value": "t"},
+                           {"from": "gpt", "value": "a"}]},
+        {"question": "u", "reasoning": "t", "answer": "a"},
+        {"instruction": "u", "output": "<think>\nt\n</think>\n\na", "reasoning": "on"},
+    ],
+)  # fmt: skip
+def test_reasoning_is_one_field_of_a_turn_whatever_its_name_and_place(row):
+    conversation = row_of(row)
+    *_, last = conversation.turns
+    assert (last.content, last.reasoning) == ("a", "t")
+    again = row_of(to_row(conversation))
+    assert again.turns == conversation.turns and again.tags == conversation.tags
+    assert content_key(again) != content_key(row_of(replied(content="a")))
+
+
+def test_what_is_no_reasoning_stays_and_what_nobody_can_have_thought_is_refused():
+    for text in ("write </think> to end it", "<think>\n\n</think>\n\na", "<think> not closed"):
+        last = row_of(replied(content=text)).turns[-1]
+        assert last.reasoning is None and last.content in (text, "a")
+    assert row_of({"question": "u", "answer": "a", "thinking": "on"}).tags == {"thinking": "on"}
+    columns = {"question": "u", "answer": "a", "reasoning": "why"}
+    row = {"u": "x", "why": "t", "a": "y"}
+    assert row_of(row, columns=columns).turns[-1] == Turn("assistant", "y", reasoning="t")
+    asked = {"role": "user", "content": "u", "reasoning": "t"}
+    assert fault({"messages": [asked, *REPLY]}).code == "reasoning"
+    assert fault(chat("user", "assistant", "thinking")).code == "reasoning"
+    assert fault(replied(content="a", reasoning="t", thinking="other")).code == "reasoning"
+    assert fault(replied(content="a", reasoning={"t": 1})).code == "type"
 
 
 QA = {"question": "question", "answer": "answer"}

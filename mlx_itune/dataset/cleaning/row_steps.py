@@ -158,7 +158,9 @@ def merge_turns(row: Conversation) -> Outcome | None:
             merged.append(turn)
         else:
             text = "\n\n".join(part for part in (before.content, turn.content) if part.strip())
-            merged[-1] = replace(before, content=text, input=None)
+            thoughts = [t for t in (before.reasoning, turn.reasoning) if t is not None]
+            reasoning = "\n\n".join(thoughts) if thoughts else None
+            merged[-1] = replace(before, content=text, input=None, reasoning=reasoning)
     joined = len(row.turns) - len(merged)
     said = f"{count(joined, 'turn')} joined with the one before"
     return with_turns(row, merged, said) if joined else None

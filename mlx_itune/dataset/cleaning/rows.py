@@ -55,7 +55,9 @@ def map_texts(row: Conversation, change: Callable[[Turn, str], str], what: str) 
 
 
 def with_text(turn: Turn, change: Callable[[str], str]) -> Turn:
-    """Change the content of a turn; Alpaca's input stays the end of it."""
+    """Change the content and the reasoning of a turn; Alpaca's input stays the content's end."""
+    if turn.reasoning is not None and (thought := change(turn.reasoning)) != turn.reasoning:
+        turn = replace(turn, reasoning=thought)
     given = turn.input
     if given is None or not turn.content.endswith(f"\n\n{given}"):
         new = change(turn.content)

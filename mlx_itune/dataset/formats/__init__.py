@@ -29,7 +29,7 @@ from typing import Any
 
 from mlx_itune.dataset.conversation import TEXT_KIND, Conversation, Turn, find_problem
 from mlx_itune.dataset.faults import RowFault
-from mlx_itune.dataset.formats.chat import marked_turns, turns_of
+from mlx_itune.dataset.formats.chat import THOUGHTS, marked_turns, thought_apart, turns_of
 from mlx_itune.dataset.formats.fields import (
     Parsed,
     Row,
@@ -66,8 +66,10 @@ _MARK = re.compile(r"<[|\uff5c]?\w+[|\uff5c]?>|\[/?[A-Z_]+\]")
 _LISTS = frozenset({"messages", "conversations", "instances", "tools", "functions"})
 _TEXTS = frozenset(
     "instruction input output question answer prompt completion inputs targets text system "
-    "response context".split()
+    "response context reasoning".split()
 )
+# What a column called `reasoning` says of a model's mode; it is no thought.
+_MODES = frozenset("on off true false yes no none low medium high minimal auto think".split())
 # A tag is any other name, so only a near miss is taken for a typo.
 _NEAR = 0.85
 # Spellings of "there is no input" that Alpaca's generator and its descendants wrote, without
@@ -109,7 +111,7 @@ def parse_rows(
     if is_plain:
         found: list[Parsed] = [((Turn("assistant", text_of(row, "text")),), {"text"})]
     else:
-        found = [with_system(row, *parsed) for parsed in _PARSERS[name](row)]
+        found = [_with_thoughts(row, *parsed) for parsed in _PARSERS[name](row)]
     tools = tools_of(row)
     made = []
     for turns, used in found:
@@ -220,6 +222,22 @@ def _hint(code: str, turns: tuple[Turn, ...]) -> str:
         return "a system turn comes first, and once"
     same = any(one.role == other.role for one, other in pairwise(turns))
     return "join turns of the same role" if same else ""
+
+
+def _with_thoughts(row: Row, turns: tuple[Turn, ...], used: set[str]) -> Parsed:
+    """Turns with the row's system prompt, and their thoughts apart from their words: those that a
+    reply begins with, and the column of one that is the only reply."""
+    if any("</think>" in turn.content for turn in turns):
+        turns = tuple(map(thought_apart, turns))
+    replies = [turn for turn in turns if turn.role == "assistant"]
+    for key in THOUGHTS if len(replies) == 1 and replies[0].reasoning is None else ():
+        value = row.get(key)
+        if isinstance(value, str) and value.strip() and value.strip().lower() not in _MODES:
+            thinking = replace(replies[0], reasoning=value.strip())
+            turns = tuple(thinking if turn is replies[0] else turn for turn in turns)
+            used = {*used, key}
+            break
+    return with_system(row, turns, used)
 
 
 def _messages(row: Row, *keys: str) -> list[Parsed]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from mlx_itune.dataset.conversation import ROLES, Turn
@@ -32,6 +33,9 @@ _NAMES = {
 }
 ROLE_OF = {name: role for role, names in _NAMES.items() for name in names.split()}
 _CALLING = frozenset({"function_call", "tool_call"})
+# Names of what an assistant thought before its words: of a key, a content part, or a turn's role.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_THINKING = frozenset({*THOUGHTS, "thought"})
 
 # Blocks of a role and its words: what opens one, stands between the two, and closes it.
 _BLOCKS = (
@@ -58,7 +62,8 @@ def turns_of(row: Row, key: str) -> tuple[Turn, ...]:
     names = [("role", "from"), ("content", "value")]
     if key.startswith("conversation"):
         names = [("from", "role"), ("value", "content")]
-    turns = []
+    turns: list[Turn] = []
+    thoughts: list[str] = []
     for number, item in enumerate(json_list(value_of(row, key), repr(key)), 1):
         place = f"{key}[{number}]"
         if not isinstance(item, dict):
@@ -66,10 +71,36 @@ def turns_of(row: Row, key: str) -> tuple[Turn, ...]:
         role, text = (
             item.get(other) if item.get(usual) is None else item[usual] for usual, other in names
         )
+        if isinstance(role, str) and role.strip().lower() in _THINKING:
+            thoughts.append(_content(text, place)[0])
+            continue
         turn = _turn(item, place, role, text)
+        if thoughts:
+            if turn.role != "assistant":
+                raise RowFault("reasoning", f"{place}: no assistant turn follows the reasoning")
+            thoughts += [turn.reasoning] if turn.reasoning else []
+            turn, thoughts = replace(turn, reasoning="\n\n".join(thoughts)), []
         if turn.role != "system" or turn.content.strip():
             turns.append(turn)
+    if thoughts:
+        raise RowFault("reasoning", f"{key}: no assistant turn follows the reasoning")
     return tuple(turns)
+
+
+def thought_apart(turn: Turn) -> Turn:
+    """An assistant's turn with what it thought, where its text begins so, as its reasoning.
+
+    `<think>` is lacking where it was the end of the prompt.
+    """
+    thought, end, words = turn.content.partition("</think>")
+    begins = thought.lstrip().startswith("<think>")
+    alone = words[:1] == "\n" or thought[-1:] == "\n"
+    if turn.role != "assistant" or not end or turn.reasoning is not None or not (begins or alone):
+        return turn
+    thought = thought.lstrip().removeprefix("<think>")
+    if "<think>" in thought:
+        return turn
+    return replace(turn, content=words.lstrip("\r\n"), reasoning=thought.strip() or None)
 
 
 def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
@@ -87,11 +118,17 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
         calls, text = calls_in_text(text, place), None
     else:
         calls = calls_of(item, place)
-    content = "" if text is None and (calls or role == "tool") else _content(text, place)
-    thought = item.get("reasoning_content")
-    if isinstance(thought, str) and thought.strip() and role == "assistant":
-        # As the templates of reasoning models write it out.
-        content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+    content, thought = "", None
+    if text is not None or not (calls or role == "tool"):
+        content, thought = _content(text, place)
+    for key in THOUGHTS:
+        value = item.get(key)
+        if not isinstance(value, (str, list, type(None))):
+            raise RowFault("type", f"{place}: {key!r} is {kind_name(value)}, not a string")
+        said = _content(value, place)[0].strip() if value else ""
+        if said and thought not in (None, said):
+            raise RowFault("reasoning", f"{place} has two different texts of reasoning")
+        thought = said or thought
     weight = item.get("weight")
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float))):
         raise RowFault("type", f"{place}: 'weight' is {kind_name(weight)}, not a number")
@@ -107,23 +144,30 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
         item.get("name"),
         given if isinstance(given, str) and content.endswith(f"\n\n{given}") else None,
         item.get("tool_call_id"),
+        thought,
     )
 
 
-def _content(value: Any, place: str) -> str:
+def _content(value: Any, place: str) -> tuple[str, str | None]:
+    """The text of a content, and of those of its parts that are reasoning."""
     if isinstance(value, str):
-        return value
+        return value, None
     if not isinstance(value, list):
         raise RowFault("type", f"{place}: the text is {kind_name(value)}, not a string")
-    parts = []
+    parts: list[str] = []
+    thoughts: list[str] = []
     for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in _THINKING:
+            said = next((part[key] for key in (kind, *THOUGHTS, "text") if part.get(key)), "")
+            thoughts.append(_content(said, place)[0])
+            continue
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else kind_name(part)
-            reason = f"{place}: a content part is {kind!r}, not text"
+            reason = f"{place}: a content part is {kind or kind_name(part)!r}, not text"
             raise RowFault("content-type", reason, "only text can be learned")
         parts.append(text)
-    return "".join(parts)
+    return "".join(parts), "\n\n".join(thoughts).strip() or None
 
 
 def marked_turns(text: str) -> tuple[Turn, ...] | None:

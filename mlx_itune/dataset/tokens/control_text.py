@@ -46,7 +46,8 @@ class ControlText:
     def spelled_by(self, turn: Turn) -> bool:
         """Whether a turn's text holds a control string (in a reply: a special token)."""
         spelled = self._special if turn.role == "assistant" else self._any
-        return spelled.search(turn.content) is not None
+        thought = turn.reasoning or ""
+        return bool(spelled.search(turn.content) or self._any.search(thought))
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """Each special token spelled out in `text` as (start, end, id)."""
