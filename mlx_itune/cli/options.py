@@ -99,6 +99,13 @@ compute = click.option(
 )
 
 
+class _Proposed(click.Choice[str]):
+    """Choices that the help lists; another value is for the record of settings to refuse."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value
+
+
 def together(*options: Option) -> Callable[[F], F]:
     """Several options as one decorator, in the order of --help."""
 
@@ -222,7 +229,9 @@ def flag(
             raise UsageError(f"{setting.flag} must be {setting.allowed}, not {value}")
         return value
 
-    kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
+    kind: Any = setting.kind
+    if setting.choices:
+        kind = (click.Choice if checked else _Proposed)(setting.choices)
     if kind in (Path, tuple):
         paths = ANY_PATH if setting.name == "data" else DIRECTORY
         kind = paths if kind is Path else str

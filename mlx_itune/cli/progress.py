@@ -264,6 +264,10 @@ class TrainingView:
             ("trainable_parameters", "trainable parameter", "trainable parameters"),
         ):
             about += [count(event[name], one, many)] if event.get(name) else []
+        if event.get("eval_every"):
+            about[2] += (
+                f" ({event['valid_rows']} of them every {count(event['eval_every'], 'step')})"
+            )
         planned = event.get("planned_examples") or 0
         if 0 < planned < event["examples"]:
             about[1] = f"{planned:,} of {about[1]}"
@@ -272,8 +276,8 @@ class TrainingView:
             rows = f"{unused:,} of {unused + event['rows_used']:,} rows are not used"
             limit = event["max_length_tokens"]
             yield f"warning: {rows}: longer than {limit} tokens, or nothing to learn in them"
-        if event.get("note"):
-            yield f"note: {event['note']}"
+        for note in (*event.get("notes", ()), *([event["note"]] if event.get("note") else [])):
+            yield f"note: {note}"
         if event.get("paths", {}).get("backward") == "dequantized":
             yield "quantized layers go back through copies of their weights: faster on this GPU"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,7 @@ def _trained(result: TrainResult) -> Iterator[str]:
         ("rows", f"{used} used{not_used}"),
         ("steps", f"{result.steps:,} ({result.epochs:g} epochs, {count(result.examples, 'row')})"),
         ("train loss", number(result.train_loss)),
-        ("valid loss", number(result.valid_loss)),
+        ("valid loss", _valid(result)),
         ("learned", f"{result.supervised_tokens:,} tokens, {speed}"),
         ("peak memory", size(result.peak_memory_bytes)),
         ("time", duration(result.wall_s)),
@@ -175,14 +175,22 @@ def _trained(result: TrainResult) -> Iterator[str]:
 
 
 def _shipped(result: TrainResult) -> str:
-    """Which step's weights the adapter holds."""
+    """Which step's weights the adapter holds, and why."""
+    best, last = number(result.best_valid_loss), number(result.valid_loss)
     if result.adapter_step != result.steps:
-        why = ", stopped early" if result.stopped_early else ""
-        return f"of step {result.adapter_step:,}, the best{why}"
-    last = f"of step {result.steps:,}, the last"
-    if result.best_step in (None, result.steps):
-        return last
-    return f"{last}; step {result.best_step:,} had a lower validation loss: see --early-stopping"
+        why = f"validation loss {best}, the last step's {last}"
+        return f"of step {result.adapter_step:,} of {result.steps:,}, the best: {why}"
+    shipped = f"of step {result.steps:,}, the last"
+    if result.best_step not in (None, result.steps):
+        return (
+            f"{shipped}; step {result.best_step:,} had a lower validation loss: {best}, not {last}"
+        )
+    return shipped
+
+
+def _valid(result: TrainResult) -> str:
+    rows = result.adapter_valid_rows
+    return f"{number(result.adapter_valid_loss)} on {count(rows, 'row')}" if rows else "no rows"
 
 
 @options.command("plan", "mlx-itune plan --model starter --data rows.jsonl --batch-size 16")
@@ -194,15 +202,20 @@ def plan(config: Path | None, offline: bool, **given: Any) -> Result:
     files, lengths from the tokenized rows.
     """
     from mlx_itune.training.engine.memory_plan import make_plan, workload
+    from mlx_itune.training.settle import settled
     from mlx_itune.training.setup import gather
 
     settings = _settings_of(config, offline, {**given, "out": given["out"] or Path("adapter")})
     material = gather(settings)
+    settings, notes = settled(settings, material)
     made = make_plan(workload(settings, material.path, material.config, material.train))
-    return Result(made, _planned(made), exit_code=0 if made.fits else ResourceError.exit_code)
+    return Result(
+        made, _planned(made, notes), exit_code=0 if made.fits else ResourceError.exit_code
+    )
 
 
-def _planned(made: Any) -> Iterator[str]:
+def _planned(made: Any, notes: Iterable[str]) -> Iterator[str]:
+    yield from (f"note: {note}" for note in notes)
     verdict = "fits" if made.fits else "does not fit"
     yield from pairs(
         [

@@ -7,6 +7,7 @@ at step s needs nothing but s.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -41,6 +42,19 @@ def epoch_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(np.array(ranks, dtype=np.uint64), kind="stable").astype(np.int64)
 
 
+def planned_steps(
+    n_rows: int, batch_size: int, *, epochs: float | None = None, steps: int | None = None
+) -> int:
+    """How many steps `batches` of the same arguments makes."""
+    ends = [] if steps is None else [steps]
+    if epochs is not None:
+        # Rounded first, so that 0.1 * 30 means 3 steps and not 4.
+        ends.append(math.ceil(round(epochs * -(-n_rows // batch_size), 6)))
+    if not ends:
+        raise UsageError("give epochs or steps")
+    return min(ends)
+
+
 def batches(
     n_rows: int,
     batch_size: int,
@@ -58,12 +72,7 @@ def batches(
     """
     if n_rows < 1 or batch_size < 1:
         raise UsageError(f"cannot batch {n_rows} rows by {batch_size}")
-    if epochs is None and steps is None:
-        raise UsageError("give epochs or steps")
-    last = float("inf") if steps is None else steps
-    if epochs is not None:
-        # Rounded first, so that 0.1 * 30 means 3 steps and not 4.
-        last = min(last, np.ceil(round(epochs * -(-n_rows // batch_size), 6)))
+    last = planned_steps(n_rows, batch_size, epochs=epochs, steps=steps)
 
     def run() -> Iterator[Batch]:
         step = 0

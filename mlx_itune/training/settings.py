@@ -35,6 +35,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small-data": {"epochs": 5.0, "batch_size": 8, "learning_rate": 1e-4, "dropout": 0.05},
 }
 DEFAULT_EPOCHS = 3.0
+DEFAULT_BATCH = 8
+DEFAULT_WARMUP = 0.03
+# What a preset says of these is a beginning: few rows make it less (training/settle.py).
+_ADAPTED = ("batch_size", "warmup")
 
 Adapter = Literal["lora", "rslora", "dora", "grid", "qalora"]
 Switch = Literal["auto", "on", "off"]
@@ -59,7 +63,10 @@ class TrainSettings:
         Positive | None, Help("Times through the data (default 3, or what --steps says).")
     ] = None
     steps: Annotated[Count | None, Help("Stop after so many optimizer steps.")] = None
-    batch_size: Annotated[int, Interval(ge=1, le=10**6), Help("Rows per optimizer step.")] = 8
+    batch_size: Annotated[
+        Annotated[int, Interval(ge=1, le=10**6)] | None,
+        Help("Rows per optimizer step (default 8, or the preset's as far as the rows go)."),
+    ] = None
     learning_rate: Annotated[float, Interval(gt=0, lt=1), Help("Peak learning rate.")] = 2e-4
     rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
     alpha: Annotated[
@@ -104,7 +111,13 @@ class TrainSettings:
     ] = "auto"
     save_every: Annotated[CountOrNever, Help("Steps between checkpoints; 0 is never.")] = 200
     save_every_s: Annotated[NotNegative, Help("Seconds between checkpoints; 0 is never.")] = 300.0
-    keep: Annotated[Count, Help("Newest checkpoints that stay.")] = 2
+    keep_checkpoints: Annotated[
+        Count, Help("Newest checkpoints that stay; the best does, too.")
+    ] = 2
+    keep: Annotated[
+        Literal["best", "last"],
+        Help("The step that is shipped: of lowest validation loss, or last."),
+    ] = "best"
     seed: Annotated[
         int, Interval(ge=0, le=2**63 - 1), Help("Seed of order, initialization and dropout.")
     ] = 0
@@ -130,18 +143,25 @@ class TrainSettings:
     weight_decay: Annotated[
         float, Interval(ge=0, le=1000.0), Help("Decay of adamw, lion, sgd, adafactor and muon.")
     ] = 0.0
-    warmup: Annotated[NotNegative, Help("Warm-up: below 1 a share of the run, else steps.")] = 0.03
+    warmup: Annotated[
+        NotNegative | None,
+        Help("Warm-up: below 1 a share of the run, else steps (default 0.03, or the preset's)."),
+    ] = None
     schedule: Annotated[
         Literal["cosine", "linear", "constant"],
         Help("How the learning rate falls after the warm-up."),
     ] = "cosine"
     clip_norm: Annotated[NotNegative, Help("Largest gradient norm; 0 is no clipping.")] = 1.0
     eval_every: Annotated[
-        CountOrNever, Help("Steps between validations; 0 is start and end only.")
-    ] = 0
+        CountOrNever | None,
+        Help("Steps between validations; 0 is start and end only (default: some ten in a run)."),
+    ] = None
+    eval_rows: Annotated[
+        Count | None,
+        Help("Rows of a validation (default: at most 200, and what takes a tenth of the run)."),
+    ] = None
     early_stopping: Annotated[
-        CountOrNever,
-        Help("End after so many validations without a new best, and ship the best; 0 is never."),
+        CountOrNever, Help("End after so many validations without a new best; 0 is never.")
     ] = 0
     micro_batch_tokens: Annotated[
         Annotated[int, Interval(ge=1, le=1 << 24)] | None,
@@ -165,7 +185,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         problems = [*out_of_range(self), *_without_effect(self)]
         if problems:
-            raise UsageError("; ".join(problems))
+            counted = str(self.keep).isdigit()
+            hint = "how many checkpoints stay is --keep-checkpoints" if counted else None
+            raise UsageError("; ".join(problems), hint=hint)
 
     @property
     def scale(self) -> float:
@@ -191,9 +213,23 @@ class TrainSettings:
         return None if self.memory_gb is None else int(self.memory_gb * 1e9)
 
     @property
+    def rows_per_step(self) -> int:
+        """`batch_size`, or what a preset says, or 8."""
+        return int(self._said("batch_size", DEFAULT_BATCH))
+
+    @property
+    def rise(self) -> float:
+        """`warmup`, or what a preset says, or 3 %."""
+        return float(self._said("warmup", DEFAULT_WARMUP))
+
+    def _said(self, name: str, default: float) -> float:
+        value: float | None = getattr(self, name)
+        return PRESETS.get(self.preset or "", {}).get(name, default) if value is None else value
+
+    @property
     def keeps_best(self) -> bool:
-        """Whether the adapter is the best step's, not the last one's."""
-        return self.early_stopping > 0
+        """Whether a step before the last one may be shipped."""
+        return self.keep == "best" and bool(self.eval_every)
 
     def lengths_of(self, rows: Sequence[Any]) -> list[int] | None:
         """What rows are put in order by; None where their order is only random."""
@@ -202,7 +238,7 @@ class TrainSettings:
     @property
     def saves(self) -> bool:
         """Whether checkpoints are made without being asked for by a signal."""
-        return self.save_every > 0 or self.save_every_s > 0 or self.keeps_best
+        return self.save_every > 0 or self.save_every_s > 0
 
 
 @functools.cache
@@ -220,7 +256,7 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     if chosen is not None and chosen not in PRESETS:
         hint = did_you_mean(str(chosen), PRESETS) or "one of " + ", ".join(PRESETS)
         raise UsageError(f"unknown preset {chosen!r}", hint=hint)
-    preset = dict(PRESETS.get(chosen or "", {}))
+    preset = {k: v for k, v in PRESETS.get(chosen or "", {}).items() if k not in _ADAPTED}
     # Steps that somebody asked for are not cut short by a preset's epochs.
     if values.get("steps") is not None:
         preset.pop("epochs", None)
@@ -242,7 +278,7 @@ def _without_effect(s: TrainSettings) -> Iterator[str]:
         yield "lora_plus_ratio times learning_rate must be below 1"
     if s.adapter == "grid" and s.dropout:
         yield "dropout must be 0 with adapter grid, which has none"
-    if s.early_stopping and not s.eval_every:
+    if s.early_stopping and s.eval_every == 0:
         yield "early_stopping needs eval_every, the steps between validations"
     if table()["optimizer"].admits(s.optimizer):
         if s.weight_decay and not _decays(s.optimizer):

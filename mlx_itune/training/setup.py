@@ -38,7 +38,7 @@ from mlx_itune.training.settings import TrainSettings
 ROWS = "rows"
 # These may change between two sessions of a run: where things are is checked by content, and how
 # often the run is saved does not change what it computes.
-_FREE = frozenset("model data out runs offline save_every save_every_s keep".split())
+_FREE = frozenset("model data out runs offline save_every save_every_s keep_checkpoints".split())
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Setup:
     learner: Learner
     config: adapter.AdapterConfig
     layers: tuple[str, ...]
+    # What was decided for the user, a line each.
+    notes: tuple[str, ...] = ()
 
     def require_same_everywhere(self) -> None:
         """Raise UsageError where another process of the run has other rows, settings or base."""
@@ -135,8 +137,8 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
     if kept_rows is not None and (kept_rows / ROWS / "train").is_dir():
         train = StoredExamples(kept_rows / ROWS / "train")
         valid = StoredExamples(kept_rows / ROWS / "valid")
-    if settings.keeps_best and not valid:
-        raise UsageError("keeping the best step needs validation rows", hint="add a valid.jsonl")
+    if settings.early_stopping and not valid:
+        raise UsageError("early stopping needs validation rows", hint="add a valid.jsonl")
     _check_vocabulary(path, config, (*train, *valid))
     facts = {
         "tokenizer": tokenizer.fingerprint(),
@@ -227,7 +229,7 @@ def ready(
     )
     learner = Learner(loaded.model, computed, lanes=lanes, ranks=ranks(), ways=ways)
     # The checkpoints that are kept, one more while it is written, and the adapter.
-    needed = checkpoint.size_bytes(learner) * (settings.keep + 3)
+    needed = checkpoint.size_bytes(learner) * (settings.keep_checkpoints + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")
     return Setup(settings, material, loaded, learner, config, tuple(paths))
 

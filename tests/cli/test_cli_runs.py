@@ -24,7 +24,7 @@ def trained(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     source = ("--model", tiny_model_dir, "--data", write_data(home / "data"), *SMALL)
     for name in "abc":
         places = ("--out", home / name, "--runs", home / "runs", "--seed", ord(name))
-        steps = ("--steps", 6, "--keep", 3, "--save-every", 2)
+        steps = ("--steps", 6, "--keep-checkpoints", 3, "--save-every", 2)
         assert ended("train", *source, *places, *steps) == 0
     _, second, third = sorted((home / "runs").iterdir())
     for run, kept in ((second, 7), (third, 6)):

@@ -96,7 +96,7 @@ def test_the_end_names_rows_the_shipped_step_the_report_and_the_next_command(
     said = dict(re.split(r"  +|: ", line, maxsplit=1) for line in printed.out.splitlines())
     assert said["rows"] == "16 of 24 used, 3 not used"
     assert said["report"] == str(place.run / "report.html")
-    assert said["adapter"].startswith(f"{place.home / 'out'} (of step 4, the last")
+    assert said["adapter"] == f"{place.home / 'out'} (of step 4, the last)"
     flags = f"--model {place.model} --adapter {place.home / 'out'} --data {data}"
     assert said["next"] == f"mlx-itune eval {flags}"
     # One train loss, wherever it stands.
@@ -108,6 +108,34 @@ def test_the_end_names_rows_the_shipped_step_the_report_and_the_next_command(
     listed = place.cli("runs", "list", "--runs", place.home / "runs").out
     assert all(len(line) <= 80 and "…" not in line for line in listed.splitlines())
     assert place.run.name in listed and "finished" in listed and "4/4" in listed
+
+
+def test_a_run_validates_as_often_as_a_tenth_of_it_pays_for_and_ships_the_best(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_itune.training.engine.step import Learner
+
+    asked: list[int] = []
+
+    def evaluate(self: Learner, examples: Any) -> float:
+        asked.append(len(examples))
+        return 3.0 + abs(len(asked) - 5)
+
+    monkeypatch.setattr(Learner, "evaluate", evaluate)
+    write_data(place.home / "more", 40, 60)
+    often = ("--data", place.home / "more", "--steps", 300, "--learning-rate", "1e-5")
+    printed = place.train(*often)
+    # Of 300 times 4 rows' time a tenth is that of some 360 validated ones.
+    (told,) = re.findall(r"60 to validate \((\d+) of them every (\d+) steps\)", printed.err)
+    rows, every = map(int, told)
+    assert rows == asked[0] == 32 and 300 / 10 <= every <= 300 / 9 + 1
+    # At the end on all.
+    assert set(asked[:-1]) == {rows} and asked[-1] == 60
+    best = f"(of step {4 * every} of 300, the best: validation loss 3, the last step's "
+    assert best in printed.out and "valid loss   " in printed.out
+    assert "how many checkpoints stay is --keep-checkpoints" in place.cli.refused(
+        "train", *place.flags, "--out", place.home / "x", "--keep", 3, code=2
+    )
 
 
 def test_a_plan_is_one_object_and_what_does_not_fit_exits_with_7(place: Place) -> None:

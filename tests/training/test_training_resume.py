@@ -200,7 +200,7 @@ def test_settings_that_change_no_number_may_change_and_one_trainer_has_a_run(
     assert f"run {run.name} is in use by process {os.getpid()}" in str(error.value)
     assert error.value.exit_code == 5
     edit(run / "config.toml", "save_every = 2", "save_every = 1")
-    edit(run / "config.toml", "keep = 2", "keep = 1")
+    edit(run / "config.toml", "keep_checkpoints = 2", "keep_checkpoints = 1")
     moved = (tmp_path / "data").rename(tmp_path / "moved")
     edit(run / "config.toml", f'"{tmp_path / "data"}"', f'"{moved}"')
     held: list[bool] = []
@@ -248,7 +248,11 @@ CHANGES = [
     ("seed = 0", "seed = 1", "seed is 1, the run began with 0"),
     ("rank = 4", "rank = 8\nalpha = 3.0", "alpha is 3.0, the run began with None"),
     ('keys = ["self_attn.q_proj", ', "keys = [", "keys is"),
-    ("keep = 2", "keep = 2\nmicro_batch_tokens = 64", "micro_batch_tokens is 64"),
+    (
+        "keep_checkpoints = 2",
+        "keep_checkpoints = 2\nmicro_batch_tokens = 64",
+        "micro_batch_tokens is 64",
+    ),
 ]
 
 

@@ -25,7 +25,8 @@ from tests.training.sessions import Event, poison, the_run
 RESULT_KEYS = (
     "run adapter steps epochs examples supervised_tokens train_loss valid_loss best_valid_loss "
     "supervised_tokens_per_second tokens_per_second peak_memory_bytes wall_s "
-    "adapter_step best_step stopped_early skipped_steps rows_used rows_not_used"
+    "adapter_step best_step stopped_early skipped_steps rows_used rows_not_used "
+    "adapter_valid_loss adapter_valid_rows"
 ).split()
 
 
@@ -122,36 +123,41 @@ def test_time_alone_asks_for_checkpoints_too(
     assert kept(the_run(tmp_path)) == ["step-000004", "step-000008"]
 
 
-def test_the_best_checkpoint_is_kept_and_early_stopping_writes_it(
+def test_the_best_step_is_kept_and_shipped(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Before training, then after each step: best at 2, and no better one in the three after it.
     losses_of(monkeypatch, 9.0, 5.0, 4.0, 4.5, math.nan, 4.4)
     events: list[Event] = []
-    result = train(
-        settings(steps=20, epochs=None, eval_every=1, early_stopping=3, save_every=1, keep=1),
-        observe=events.append,
-    )
+    more = {"eval_every": 1, "early_stopping": 3, "save_every": 1, "keep_checkpoints": 1}
+    result = train(settings(steps=20, epochs=None, **more), observe=events.append)
     assert (result.steps, result.stopped_early) == (5, True)
     assert (result.adapter_step, result.best_step, result.best_valid_loss) == (2, 2, 4.0)
-    assert result.valid_loss == 4.4
+    assert (result.adapter_valid_loss, result.valid_loss) == (4.0, 4.4)
     run = the_run(tmp_path)
     assert kept(run) == ["step-000002", "step-000005"]
     sealed = run / "checkpoints" / "step-000002"
-    for name in ("adapters.safetensors", "adapter_config.json", "provenance.json"):
+    for name in ("adapters.safetensors", "adapter_config.json"):
         assert (tmp_path / "adapter" / name).read_bytes() == (sealed / name).read_bytes()
     assert len([*(tmp_path / "adapter").iterdir()]) == 3
+    numbers = adapter.load(tmp_path / "adapter").provenance["metrics"]
+    assert (numbers["steps"], numbers["adapter_step"], numbers["adapter_valid_loss"]) == (5, 2, 4.0)
     (stop,) = [event for event in events if event["event"] == "early_stop"]
     assert (stop["step"], stop["best_step"]) == (5, 2)
 
 
-def test_without_early_stopping_the_last_step_is_written_and_the_best_kept(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("keep", "shipped"), [("best", 2), ("last", 6)])
+def test_which_step_is_shipped_can_be_chosen(
+    keep: str, shipped: int, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses_of(monkeypatch, 9.0, 4.0, 5.0, 6.0)
-    result = train(settings(eval_every=2, keep=1))
-    assert (result.adapter_step, result.best_step, result.best_valid_loss) == (6, 2, 4.0)
+    # No step is as good as the base, and that is said.
+    losses_of(monkeypatch, 3.0, 4.0, 5.0, 6.0)
+    events: list[Event] = []
+    result = train(settings(eval_every=2, keep_checkpoints=1, keep=keep), observe=events.append)
+    assert (result.adapter_step, result.best_step, result.best_valid_loss) == (shipped, 2, 4.0)
     assert kept(the_run(tmp_path)) == ["step-000002", "step-000006"]
+    (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+    assert "no step has a lower validation loss (4) than the base (3)" in warning
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(
@@ -222,7 +228,7 @@ def test_what_cannot_end_well_is_refused_before_any_step(
 ) -> None:
     one = tmp_path / "one.jsonl"
     one.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    with pytest.raises(UsageError, match="validation rows"):
+    with pytest.raises(UsageError, match="early stopping needs validation rows"):
         train(settings(data=one, early_stopping=2, eval_every=1))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine").write_text("x")

@@ -319,11 +319,11 @@ class Workload:
     def _steps(self) -> list[list[Example]]:
         """The rows of each step of the run, or of its first epochs where it is very long."""
         s = self.settings
-        few = max(1, _MOST_ROWS // s.batch_size)
+        few = max(1, _MOST_ROWS // s.rows_per_step)
         steps = few if s.steps is None else min(few, s.steps)
         planned = batches(
             len(self.rows),
-            s.batch_size,
+            s.rows_per_step,
             seed=s.seed,
             epochs=s.planned_epochs,
             steps=steps,

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_itune.dataset.batching import Batch, batches
+from mlx_itune.dataset.batching import Batch, batches, epoch_order
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.json_files import plain, write_object
@@ -23,6 +23,7 @@ from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.run.run import WINDOW_STEPS, Numbers, Record, TrainResult, resume_line
+from mlx_itune.training.settle import affordable_rows
 from mlx_itune.training.setup import Setup
 
 Observe = Callable[[dict[str, Any]], None]
@@ -46,13 +47,18 @@ class Job:
     ) -> None:
         s = setup.settings
         self.setup, self.settings, self.learner = setup, s, setup.learner
-        self.train, self.valid = setup.material.train, setup.material.valid
+        self.train, valid = setup.material.train, setup.material.valid
+        # The rows of every validation, and those that the adapter is measured on in the end.
+        few = s.eval_rows or len(valid)
+        many = max(few, affordable_rows(s, setup.material)) if valid else 0
+        order = epoch_order(len(valid), s.seed, 0).tolist()
+        self.valid, self.measured = ([valid[row] for row in sorted(order[:n])] for n in (few, many))
         self.folder, self.record = folder, record
         self.id = run.id_of(folder)
         epochs, steps = s.planned_epochs, s.steps
         planned = batches(
             len(self.train),
-            s.batch_size,
+            s.rows_per_step,
             seed=s.seed,
             epochs=epochs,
             steps=steps,
@@ -67,6 +73,8 @@ class Job:
         self._timed: deque[tuple[StepMetrics, float]] = deque(maxlen=WINDOW_STEPS)
         self._next_save_s = time.monotonic() + self.settings.save_every_s
         self._saved_step = record.step
+        # The best step, and what was learned then; None where an earlier session made it.
+        self._best: tuple[int, list[mx.array]] | None = None
         # The step that was begun and not told yet, with its rate; when the one before it was told.
         self._running: tuple[Batch, float] | None = None
         self._told_s = 0.0
@@ -131,18 +139,30 @@ class Job:
     def finish(self, out: Path, *, overwrite: bool = False) -> TrainResult:
         """Write the adapter and the result. Raises DivergedError, and writes none, if it learned
         nothing."""
-        if (why := self.record.unusable) is not None:
-            raise DivergedError(
-                f"{why}; no adapter was written",
-                where=str(self.folder),
-                hint="lower --learning-rate or --alpha, and look for NaN in the base's weights",
+        record = self.record
+        self._refuse(record.unusable)
+        step = self._choose()
+        loss = record.best_step_loss if step == record.best_step else record.valid_loss
+        if len(self.measured) > len(self.valid):
+            loss = self.learner.evaluate(self.measured)
+            if not math.isfinite(loss):
+                self._refuse(f"the validation loss after step {step} is not finite")
+        start, best = record.best_valid_loss, record.best_step_loss
+        if start is not None and best is not None and start < best:
+            self.warn(
+                f"no step has a lower validation loss ({best:.4g}) than the base ({start:.4g})"
             )
-        step = self._write_adapter(out, overwrite)
+        shipped: dict[str, Any] = {"adapter_step": step, "adapter_valid_loss": loss}
+        shipped |= {"adapter_valid_rows": len(self.measured)}
+        checkpoint.require_finite(self.learner.model)
+        origin = self._provenance(self._numbers(), **shipped)
+        if is_writer():
+            adapter.save(out, self.learner.model, self.setup.config, origin, overwrite=overwrite)
         result = TrainResult(
             **vars(self._numbers()),
+            **shipped,
             run=str(self.folder),
             adapter=str(out),
-            adapter_step=step,
             peak_memory_bytes=self.record.clock.peak_memory_bytes,
             wall_s=self.record.clock.wall_s,
             rows_used=self.setup.material.rows_used,
@@ -157,7 +177,7 @@ class Job:
         """Begin the next step; the one that runs is over by then, and told."""
         s, batch = self.settings, self.plan[self._begun_steps]
         rate = learning_rate(
-            batch.step, len(self.plan), peak=s.learning_rate, warmup=s.warmup, schedule=s.schedule
+            batch.step, len(self.plan), peak=s.learning_rate, warmup=s.rise, schedule=s.schedule
         )
         # A pure function of (seed, step): a resumed run draws the same dropout.
         key = mx.random.split(mx.random.key(s.seed), batch.step + 1)[-1] if s.dropout else None
@@ -194,7 +214,7 @@ class Job:
             tokens=metrics.tokens,
             tokens_per_second=sum(m.tokens for m, _ in self._timed) / spent_s,
             supervised_tokens_per_second=sum(m.supervised_tokens for m, _ in self._timed) / spent_s,
-            examples_per_second=len(self._timed) * s.batch_size / spent_s,
+            examples_per_second=len(self._timed) * s.rows_per_step / spent_s,
             eta_s=(len(self.plan) - batch.step) * spent_s / len(self._timed),
             memory_bytes=mx.get_active_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
@@ -248,9 +268,11 @@ class Job:
         return bool(self.settings.eval_every and step % self.settings.eval_every == 0)
 
     def _validate(self) -> bool:
-        """The loss on all validation rows; whether it is the best so far."""
+        """The loss on the validation rows; whether a checkpoint should keep this step."""
         started, record = time.monotonic(), self.record
         best = record.validated(self.learner.evaluate(self.valid))
+        if best:
+            self._best = record.step, [*self.learner.held]
         seconds = time.monotonic() - started
         self.tell("valid", step=record.step, loss=record.valid_loss, best=best, wall_s=seconds)
         patience = self.settings.early_stopping
@@ -263,7 +285,7 @@ class Job:
                 best_step=record.best_step,
                 best_valid_loss=record.best_valid_loss,
             )
-        return best and self.settings.saves
+        return best and self.settings.keeps_best
 
     def _save_is_due(self, step: int) -> bool:
         every = self.settings.save_every
@@ -285,7 +307,7 @@ class Job:
                 self.setup.config,
                 self._provenance(numbers),
                 {"run": self.id, **plain(self.record)},
-                keep=self.settings.keep,
+                keep=self.settings.keep_checkpoints,
                 best_step=self.record.best_step,
             )
         except StorageError as error:
@@ -304,25 +326,30 @@ class Job:
         self.tell("stopped", step=self.record.step, signal=signal, resume=line)
         return False
 
-    def _write_adapter(self, out: Path, overwrite: bool) -> int:
-        """The adapter of the best step where that was asked for, else of the last; that step."""
+    def _refuse(self, why: str | None) -> None:
+        if why is not None:
+            raise DivergedError(
+                f"{why}; no adapter was written",
+                where=str(self.folder),
+                hint="lower --learning-rate or --alpha, and look for NaN in the base's weights",
+            )
+
+    def _choose(self) -> int:
+        """The step that is shipped; the model is what was learned then."""
         step, best = self.record.step, self.record.best_step
-        if not is_writer():
-            return best if self.settings.keeps_best and best is not None else step
-        if self.settings.keeps_best and best not in (None, step):
-            path = self.folder / run.CHECKPOINTS / checkpoint.name_of(best or 0)
-            try:
-                checkpoint.publish(checkpoint.read(path), out, overwrite=overwrite)
-            except StorageError as error:
-                if Path(out).exists() and not overwrite:
-                    raise
-                self.warn(f"the best step's checkpoint is not there ({error}); the last is used")
-            else:
-                return best or 0
-        checkpoint.require_finite(self.learner.model)
-        origin = self._provenance(self._numbers())
-        adapter.save(out, self.learner.model, self.setup.config, origin, overwrite=overwrite)
-        return step
+        if not self.settings.keeps_best or best in (None, step):
+            return step
+        if self._best is not None and self._best[0] == best:
+            self.learner.held = self._best[1]
+            self.learner.finish()
+            return best
+        path = self.folder / run.CHECKPOINTS / checkpoint.name_of(best)
+        try:
+            checkpoint.restore(checkpoint.read(path), self.learner)
+        except StorageError as error:
+            self.warn(f"the best step's checkpoint is not there ({error}); the last is used")
+            return step
+        return best
 
     def _numbers(self) -> Numbers:
         """The numbers so far; the clock is read."""
@@ -331,13 +358,13 @@ class Job:
         clock.peak_memory_bytes = max(self._before.peak_memory_bytes, mx.get_peak_memory())
         return self.record.numbers(len(self.train))
 
-    def _provenance(self, numbers: Numbers) -> dict[str, Any]:
+    def _provenance(self, numbers: Numbers, **shipped: Any) -> dict[str, Any]:
         return run.provenance(
             self.settings,
             self.setup.loaded,
             self.setup.material.tokenizer,
             self.setup.material.rows.sources,
-            numbers,
+            {**plain(numbers), **shipped},
             run=self.id,
         )
 

@@ -28,6 +28,7 @@ from mlx_itune.training.engine.rank_choice import is_writer, own_place
 from mlx_itune.training.run import report, run
 from mlx_itune.training.run.run import Record, TrainResult, resume_line
 from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.settle import settled
 from mlx_itune.training.setup import Setup, gather, keep_rows, ready
 
 __all__ = ["Observe", "TrainResult", "train"]
@@ -56,7 +57,8 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
     with own_place(settings) as s:
         run.require_free_name(Path(s.out))
         material = gather(s)
-        setup = ready(s, material)
+        s, notes = settled(s, material)
+        setup = dataclasses.replace(ready(s, material), notes=notes)
         setup.require_same_everywhere()
         folder = run.create(s, setup.beginning(), lambda stage: keep_rows(stage, material))
         with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
@@ -79,7 +81,7 @@ def work(
         job = Job(setup, folder, log if is_writer() else None, record, observe, began)
         job.tell("start", **_start(setup, folder, job))
         steps = len(job.plan)
-        if steps > 1 and warmup_steps(steps, setup.settings.warmup) == steps:
+        if steps > 1 and warmup_steps(steps, setup.settings.rise) == steps:
             job.warn(f"all {steps} steps are warm-up: lower --warmup or --batch-size")
         if resumed is not None:
             job.tell("resume", **resumed)
@@ -121,7 +123,9 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
         "planned_examples": sum(len(batch.rows) for batch in job.plan),
         "rows_used": setup.material.rows_used,
         "rows_not_used": setup.material.rows_not_used,
-        "valid_examples": len(job.valid),
+        "valid_examples": len(setup.material.valid),
+        "valid_rows": len(job.valid),
+        "eval_every": setup.settings.eval_every,
         "trainable_parameters": sum(
             t.size for t in adapter.tensors_of(setup.loaded.model).values()
         ),
@@ -133,6 +137,7 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
         "max_length_tokens": setup.material.limit_tokens,
         "tokens_kept": setup.material.rows.kept,
         "report": dataclasses.asdict(setup.material.rows.train.report),
+        **({"notes": setup.notes} if setup.notes else {}),
     }
 
 

@@ -79,7 +79,7 @@ def make_plan(work: Workload, *, rate: Callable[[], float] | None = None) -> Pla
         cache_bytes=memory.cache_limit_bytes(work.machine.limit_bytes),
         time_per_epoch_s=work.epoch_seconds(flops),
         time_from="the run's floating-point operations over this machine's measured product rate",
-        steps_per_epoch=-(-len(lengths) // work.settings.batch_size),
+        steps_per_epoch=-(-len(lengths) // work.settings.rows_per_step),
         tokens_per_epoch=sum(lengths),
         longest_tokens=max(lengths, default=0),
         trainable_parameters=work.parameters,

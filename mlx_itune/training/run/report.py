@@ -109,6 +109,9 @@ def _headline(story: Story) -> Iterator[tuple[str, str]]:
     yield "steps", f"{done:,}" + (f" of {planned:,}" if planned not in (None, done) else "")
     if (kept := end.get("adapter_step", done)) != done:
         yield "the adapter is of step", f"{kept:,.0f}"
+    if (loss := end.get("adapter_valid_loss")) is not None:
+        rows = end.get("adapter_valid_rows", 0)
+        yield f"the adapter's loss on {rows:,} validation rows", f"{loss:.4g}"
     if "epochs" in end:
         yield "epochs", f"{end['epochs']:.3g}"
     yield "learned tokens", f"{int(story.tokens().sum()):,}"

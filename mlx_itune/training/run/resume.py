@@ -106,7 +106,11 @@ def _needed(folder: Path) -> list[str]:
     """What the other processes of a run need of its folder."""
     found, _ = newest(folder / run.CHECKPOINTS, run.id_of(folder))
     files = [folder / n for n in (run.CONFIG, run.BEGINNING, run.RESULT) if (folder / n).is_file()]
-    for part in (folder / ROWS, *([found.path] if found else [])):
+    parts = [folder / ROWS]
+    if found is not None:
+        best = checkpoint.name_of(found.state.get("best_step") or 0)
+        parts += dict.fromkeys([found.path, found.path.with_name(best)])
+    for part in parts:
         files += (path for path in part.rglob("*") if path.is_file())
     return [str(path.relative_to(folder)) for path in files]
 

@@ -198,7 +198,7 @@ def provenance(
     loaded: LoadedModel,
     tokenizer: ChatTokenizer,
     sources: tuple[Source, ...],
-    metrics: Numbers,
+    metrics: Mapping[str, Any],
     *,
     run: str | None = None,
 ) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def provenance(
         "mask": {"learn": settings.learn, "too_long": settings.too_long},
         "config": public_settings(settings),
         "versions": dict(versions()),
-        "metrics": plain(metrics),
+        "metrics": metrics,
     }
 
 
@@ -277,7 +277,8 @@ class Numbers(Losses):
 @dataclass(frozen=True, kw_only=True)
 class TrainResult(Numbers):
     """What a run did; the keys of `train --json`. adapter_step: the step whose weights the adapter
-    holds; rows_not_used: too long and dropped, or without anything to learn."""
+    holds, and its validation loss on so many rows; rows_not_used: too long and dropped, or without
+    anything to learn."""
 
     run: str
     adapter: str
@@ -286,6 +287,8 @@ class TrainResult(Numbers):
     wall_s: float
     rows_used: int = 0
     rows_not_used: int = 0
+    adapter_valid_loss: float | None = None
+    adapter_valid_rows: int = 0
 
 
 @dataclass
@@ -371,11 +374,12 @@ class Record:
         weight = sum(weight for _, weight in self.recent)
         loss = sum(loss * weight for loss, weight in self.recent)
         spent_s = self.clock.spent_s or 1.0
-        kept = ("valid_loss", "best_valid_loss", "best_step", "stopped_early", "skipped_steps")
+        kept = ("valid_loss", "best_step", "stopped_early", "skipped_steps")
         return Numbers(
             **{name: getattr(self, name) for name in (*kept, "examples", "supervised_tokens")},
             steps=self.step,
             epochs=round(self.examples / rows, 4),
+            best_valid_loss=self.best_valid_loss if self.best_step is None else self.best_step_loss,
             train_loss=loss / weight if weight else None,
             supervised_tokens_per_second=self.supervised_tokens / spent_s,
             tokens_per_second=self.tokens / spent_s,
