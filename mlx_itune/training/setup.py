@@ -223,7 +223,7 @@ def ready(
         ways_for(loaded.model, computed, len(cpu.streams(lanes))),
         loaded.model,
         computed,
-        settings.batch_size * sum(len(row.input_ids) for row in every) // len(every),
+        settings.rows_per_step * sum(len(row.input_ids) for row in every) // len(every),
         chosen=began.how.ways.get("backward") if began else None,
         ranks=ranks(),
     )
