@@ -203,14 +203,12 @@ def require_finite(name: str, tensor: Any) -> None:
             )
 
 
-def in_shards(
-    sizes: Mapping[str, int], limit_bytes: int = SHARD_BYTES
-) -> dict[str, tuple[str, ...]]:
+def in_shards(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     """The files of a checkpoint, and the tensors (with sizes in bytes) of each, in order."""
     shards: list[list[str]] = [[]]
     filled_bytes = 0
     for name, size_bytes in sizes.items():
-        if shards[-1] and filled_bytes + size_bytes > limit_bytes:
+        if shards[-1] and filled_bytes + size_bytes > SHARD_BYTES:
             shards.append([])
             filled_bytes = 0
         shards[-1].append(name)

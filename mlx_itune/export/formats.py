@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from mlx.utils import tree_flatten
@@ -35,7 +34,7 @@ from mlx_itune.export.ollama import (
     parameters_of,
     stop_texts,
 )
-from mlx_itune.export.request import FILES, Observe, Request, tag
+from mlx_itune.export.request import CODES, FILES, Observe, Request, tag
 from mlx_itune.export.transformers.to_hf import export_hf
 from mlx_itune.export.transformers.to_peft import export_peft
 from mlx_itune.kit.errors import ModelError, UsageError
@@ -47,9 +46,6 @@ from mlx_itune.model.loading import base
 
 # mlx-lm's kernels round otherwise than the float32 path they are compared with.
 _READ_BACK_MAX_KL = 1e-2
-_FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-# Types that keep the codes of a quantized model; for others the merge need not find a grid.
-_CODES = ("native", "lossless")
 # LM Studio lists a folder by two names; both are one path component.
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -93,15 +89,13 @@ def _mlx(request: Request, source: Path, say: Observe) -> Exported:
 
 
 def _gguf(request: Request, source: Path, say: Observe) -> Exported:
-    name = request.name_of(source)
-    write = partial(export_gguf, source, request.out, kind=request.type, name=name)
     if request.adapter is None:
-        return write(tokenizer=request.tokenizer, observe=say)
+        return export_gguf(request, source, say)
     # Before the merge, which takes its time; and by the name of the base.
     require_exportable(source, request.type, request.tokenizer)
     kind, merging = request.type or own_kind(source), request
     on_the_grid = adapters.load(request.adapter).config.kind in lora.ON_THE_GRID
-    if kind not in _CODES and not on_the_grid and request.bits is None:
+    if kind not in CODES and not on_the_grid and request.bits is None:
         # Rounded once, by the type that was asked for.
         float_way = request.way or "float"
         merging = replace(request, bits=32) if kind == "f32" else replace(request, way=float_way)
@@ -110,46 +104,8 @@ def _gguf(request: Request, source: Path, say: Observe) -> Exported:
     def merged(folder: Path) -> None:
         fused.append(fuse(replace(merging, format="mlx", type=None, out=folder), say))
 
-    made = write(tokenizer=request.tokenizer, observe=say, merged=merged)
+    made = export_gguf(request, source, say, merged)
     return replace(made, fuse=replace(fused[0], out=str(request.out)))
-
-
-def _gguf_lora(request: Request, source: Path, say: Observe) -> Exported:
-    assert request.adapter is not None
-    made = export_gguf_lora(
-        request.adapter,
-        request.model,
-        request.out,
-        any_base=request.allow_other_base,
-        observe=say,
-    )
-    note = "it belongs on the base it was trained on: export that with --to gguf"
-    return replace(made, notes=(note,))
-
-
-def _hf(request: Request, source: Path, say: Observe) -> Exported:
-    say("writing transformers' layout, and reading it back")
-    return export_hf(
-        source,
-        request.out,
-        tokenizer=request.tokenizer,
-        dtype=_FLOATS[request.type] if request.type else None,
-        adapter_dir=request.adapter,
-        any_base=request.allow_other_base,
-        base_id=request.name or base.public_id(request.model, source),
-    )
-
-
-def _peft(request: Request, source: Path, say: Observe) -> Exported:
-    assert request.adapter is not None
-    say("writing PEFT's layout, and reading it back")
-    return export_peft(
-        request.adapter,
-        request.model,
-        request.out,
-        tokenizer=request.tokenizer,
-        any_base=request.allow_other_base,
-    )
 
 
 def _ollama(request: Request, source: Path, say: Observe) -> Exported:
@@ -170,7 +126,7 @@ def _ollama(request: Request, source: Path, say: Observe) -> Exported:
         verified = made.verify
         if request.separate:
             beside = replace(request, out=stage / "adapter.gguf")
-            verified = {"model": verified, "adapter": _gguf_lora(beside, source, say).verify}
+            verified = {"model": verified, "adapter": export_gguf_lora(beside, source, say).verify}
         text = modelfile(
             "model.gguf",
             adapter="adapter.gguf" if request.separate else None,
@@ -213,9 +169,9 @@ def _lmstudio(request: Request, source: Path, say: Observe) -> Exported:
 _WRITERS: dict[str, Callable[[Request, Path, Observe], Exported]] = {
     "mlx": _mlx,
     "gguf": _gguf,
-    "gguf-lora": _gguf_lora,
-    "hf": _hf,
-    "peft": _peft,
+    "gguf-lora": export_gguf_lora,
+    "hf": export_hf,
+    "peft": export_peft,
     "ollama": _ollama,
     "lmstudio": _lmstudio,
 }

@@ -10,13 +10,17 @@ from pathlib import Path
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
-from mlx_itune.export.gguf.to_gguf import KINDS
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.base import LoadedModel
 
 DEFAULT_MAX_KL = 1e-3
+# MLX's own codes of 2 to 5 bits and mxfp4 (for others, 8-bit blocks or floats); floats, blocks.
+CODES = ("native", "lossless")
+KINDS = (*CODES, "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
 # The types that each format has.
 TYPES: dict[str, tuple[str, ...]] = {
     "mlx": (),
@@ -115,6 +119,14 @@ class Request:
         """Whether rows are measured on, or tell the system prompt."""
         as_mlx = self.format == "mlx" or (self.format == "lmstudio" and self.type in (None, "mlx"))
         return as_mlx or self.merges or self.separate
+
+    def trained(self) -> Adapter:
+        """The adapter. Raises ModelError for another base's or template's, UsageError for none."""
+        if self.adapter is None:
+            raise UsageError("there is no adapter to export", hint="give --adapter")
+        adapter = adapters.load(self.adapter, any_base=self.allow_other_base)
+        adapter.require_template(self.tokenizer.name, self.tokenizer.template_sha256)
+        return adapter
 
     def name_of(self, source: Path) -> str:
         """What the model is called: as the user says, else after its base."""

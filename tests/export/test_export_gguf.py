@@ -16,11 +16,12 @@ from tests.export.gguf_models import MODELS, write_model
 import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export import formats
 from mlx_itune.export.artifact import Exported
 from mlx_itune.export.gguf import tensors as gguf_tensors
 from mlx_itune.export.gguf.architectures import Architecture
-from mlx_itune.export.gguf.to_gguf import export_gguf
 from mlx_itune.export.gguf.verify import Reader, verify_gguf
+from mlx_itune.export.request import Request
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.kit.tensorfile import read_header
 
@@ -30,7 +31,8 @@ FOUR_BITS = {"group_size": 64, "bits": 4}
 def export(source: Path, kind: str = "f16") -> Exported:
     out = source.with_name(f"{source.name}-{kind}.gguf")
     out.unlink(missing_ok=True)
-    return export_gguf(source, out, kind=kind, tokenizer=load_tokenizer(source))
+    tokenizer = load_tokenizer(source)
+    return formats.export(Request(str(source), None, out, tokenizer, "gguf", type=kind))
 
 
 def file(done: Exported) -> Path:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export import formats
 from mlx_itune.export.artifact import Exported
-from mlx_itune.export.gguf.lora import export_gguf_lora, verify_gguf_lora
+from mlx_itune.export.gguf.lora import verify_gguf_lora
 from mlx_itune.export.gguf.verify import Reader
+from mlx_itune.export.request import Request
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.loading import base
@@ -21,7 +24,8 @@ FOUR_BITS = {"group_size": 32, "bits": 4}
 
 
 def export(folder: Path, base_dir: Path) -> Exported:
-    return export_gguf_lora(folder, str(base_dir), folder.with_name("lora.gguf"))
+    out, tokenizer = folder.with_name("lora.gguf"), load_tokenizer(base_dir)
+    return formats.export(Request(str(base_dir), folder, out, tokenizer, "gguf-lora"))
 
 
 def shapes(done: Exported) -> dict[str, tuple[int, ...]]:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.export import artifact, formats
 from mlx_itune.export.artifact import Exported
+from mlx_itune.export.request import Request
 from mlx_itune.export.transformers.hf_layout import FloatSource, placed
-from mlx_itune.export.transformers.to_hf import export_hf, verify_hf
+from mlx_itune.export.transformers.to_hf import verify_hf
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model.adapters import adapter as adapters
@@ -25,8 +27,9 @@ from tests.conftest import write_tiny_model
 from tests.export.shipped_models import SHIPPED, write_adapter, write_model
 
 
-def export(model: Path, out: Path, **options: Any) -> Exported:
-    return export_hf(model, out, tokenizer=load_tokenizer(model), **options)
+def export(model: Path, out: Path, adapter: Path | None = None, **options: Any) -> Exported:
+    tokenizer = load_tokenizer(model)
+    return formats.export(Request(str(model), adapter, out, tokenizer, "hf", **options))
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def reconfigured(model: Path, **changes: object) -> Path:
 
 
 def test_weights_are_the_dequantized_ones(tiny_quantized_dir: Path, tmp_path: Path) -> None:
-    done = export(tiny_quantized_dir, tmp_path / "hf", dtype="float32", base_id="org/base")
+    done = export(tiny_quantized_dir, tmp_path / "hf", type="f32", name="org/base")
     assert done.verify.largest_difference == 0
     assert "base_model: org/base" in (tmp_path / "hf" / "README.md").read_text()
     stored = mx.load(str(tiny_quantized_dir / "model.safetensors"))
@@ -60,11 +63,14 @@ def test_weights_are_the_dequantized_ones(tiny_quantized_dir: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_architecture_is_read_back(name: str, tmp_path: Path) -> None:
+def test_every_architecture_is_read_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
+    monkeypatch.setattr(artifact, "SHARD_BYTES", 60_000)
     model = write_model(tmp_path / "m", name, bits=4)
-    done = export(model, tmp_path / "hf", dtype="float16", shard_bytes=60_000)
+    done = export(model, tmp_path / "hf", type="f16")
     # Half a unit in the last place of weights below 8.
     assert 0 < done.verify.largest_difference < 2e-3
     source = FloatSource(model)
@@ -98,7 +104,7 @@ def test_an_adapter_is_added_before_the_one_rounding(
 ) -> None:
     model = write_model(tmp_path / "m", name, bits=4)
     adapter = write_adapter(tmp_path / "a", model, kind=kind, **where)
-    export(model, tmp_path / "hf", adapter_dir=adapter, dtype="bfloat16")
+    export(model, tmp_path / "hf", adapter, type="bf16")
     papers, trained = (folder / "provenance.json" for folder in (tmp_path / "hf", adapter))
     assert json.loads(papers.read_text()) == json.loads(trained.read_text())
     loaded = base.load(str(model), compute="dequantized")
@@ -113,7 +119,7 @@ def test_an_adapter_is_added_before_the_one_rounding(
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3_text"])
 def test_an_export_exports_to_itself(name: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m", name, bits=4)
-    export(model, tmp_path / "one", dtype="bfloat16")
+    export(model, tmp_path / "one", type="bf16")
     # The type is the source's unless another is asked for.
     second = export(tmp_path / "one", tmp_path / "two")
     assert second.verify.largest_difference == 0
@@ -127,9 +133,9 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     weights["model.norm.weight"] = weights["model.norm.weight"] * 1e6
     mx.save_safetensors(str(model / "model.safetensors"), weights)
     with pytest.raises(ModelError, match="beyond what float16 can hold"):
-        export(model, tmp_path / "hf", dtype="float16")
+        export(model, tmp_path / "hf", type="f16")
     assert {p.name for p in tmp_path.iterdir()} == {"m"}
-    export(model, tmp_path / "hf", dtype="bfloat16")
+    export(model, tmp_path / "hf", type="bf16")
     assert config_of(tmp_path / "hf")["torch_dtype"] == "bfloat16"
     with pytest.raises(ModelError, match="no export to transformers"):
         export(reconfigured(model, model_type="helium"), tmp_path / "other")

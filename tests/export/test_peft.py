@@ -14,7 +14,9 @@ import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.transformers.to_peft import export_peft, verify_peft
+from mlx_itune.export.formats import export
+from mlx_itune.export.request import Request
+from mlx_itune.export.transformers.to_peft import verify_peft
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora, peft_format
@@ -41,7 +43,7 @@ def llama(models: dict[str, Path]) -> Path:
 def ship(model: Path, root: Path, kind: str = "lora", **where: Any) -> tuple[dict[str, Any], Any]:
     """adapter_config.json and the tensors of an adapter's export."""
     adapter = write_adapter(root / "a", model, kind=kind, **where)
-    export_peft(adapter, str(model), root / "peft", tokenizer=load_tokenizer(model))
+    export(Request(str(model), adapter, root / "peft", load_tokenizer(model), "peft"))
     config = json.loads((root / "peft" / "adapter_config.json").read_text())
     return config, load_file(root / "peft" / "adapter_model.safetensors")
 
@@ -127,7 +129,7 @@ def test_what_is_written_and_that_reading_back_sees_a_wrong_factor(
     llama: Path, tmp_path: Path
 ) -> None:
     adapter, out = write_adapter(tmp_path / "a", llama), tmp_path / "p"
-    done = export_peft(adapter, str(llama), out, tokenizer=load_tokenizer(llama))
+    done = export(Request(str(llama), adapter, out, load_tokenizer(llama), "peft"))
     own = {"README.md", "adapter_config.json", "adapter_model.safetensors", "provenance.json"}
     tokenizer = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
     assert {p.name for p in out.iterdir()} == own | tokenizer

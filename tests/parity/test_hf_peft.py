@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.transformers.to_hf import export_hf
-from mlx_itune.export.transformers.to_peft import export_peft
+from mlx_itune.export import artifact
+from mlx_itune.export.formats import export
+from mlx_itune.export.request import Request
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters.from_peft import import_peft
 from tests.export.shipped_models import (
@@ -60,22 +61,23 @@ def furthest(a: Any, b: Any) -> float:
     return float(np.abs(a - b).max())
 
 
-def hf_of(model_dir: Path, out: Path, **options: Any) -> Path:
+def hf_of(model_dir: Path, out: Path, adapter: Path | None = None) -> Path:
     tokenizer = load_tokenizer(model_dir)
-    export_hf(model_dir, out, tokenizer=tokenizer, dtype="float32", **options)
+    export(Request(str(model_dir), adapter, out, tokenizer, "hf", type="f32"))
     return out
 
 
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("name", [*SHIPPED, *ALSO_HF])
 def test_transformers_computes_the_exported_model(
-    name: str, bits: int | None, tmp_path: Path
+    name: str, bits: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = write_model(tmp_path / "m", name, bits=bits)
     base = mlx(model)
     assert furthest(torch_logits(torch_model(hf_of(model, tmp_path / "hf"))), base) < TOLERANCE
     adapter = write_adapter(tmp_path / "a", model)
-    fused = hf_of(model, tmp_path / "fused", adapter_dir=adapter, shard_bytes=100_000)
+    monkeypatch.setattr(artifact, "SHARD_BYTES", 100_000)
+    fused = hf_of(model, tmp_path / "fused", adapter)
     assert len(list(fused.glob("model-*.safetensors"))) > 1
     got = torch_logits(torch_model(fused))
     assert furthest(got, mlx(model, adapter)) < TOLERANCE
@@ -139,7 +141,7 @@ def test_peft_computes_the_exported_adapter(
 ) -> None:
     model = write_model(tmp_path / "m", name, bits=4)
     adapter = write_adapter(tmp_path / "a", model, kind=kind, **where)
-    done = export_peft(adapter, str(model), tmp_path / "peft", tokenizer=load_tokenizer(model))
+    done = export(Request(str(model), adapter, tmp_path / "peft", load_tokenizer(model), "peft"))
     tuned = mlx(model, adapter)
     got = torch_logits(torch_model(hf_of(model, tmp_path / "hf"), tmp_path / "peft"))
     assert furthest(got, tuned) < TOLERANCE

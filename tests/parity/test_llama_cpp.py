@@ -17,8 +17,8 @@ from tests.export.shipped_models import write_adapter
 import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.gguf.lora import export_gguf_lora
-from mlx_itune.export.gguf.to_gguf import export_gguf
+from mlx_itune.export.formats import export
+from mlx_itune.export.request import Request
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
 from tests.parity.llama_cpp_model import log_probabilities, normalized, opened
@@ -57,7 +57,7 @@ def theirs(file: Path, lora: Path | None = None) -> Rows:
 
 def exported(source: Path, kind: str) -> Path:
     out = source.with_suffix(f".{kind}.gguf")
-    export_gguf(source, out, kind=kind, tokenizer=load_tokenizer(source))
+    export(Request(str(source), None, out, load_tokenizer(source), "gguf", type=kind))
     return out
 
 
@@ -125,7 +125,7 @@ def test_a_lora_beside_its_base_is_the_adapted_model(
     source = write_model(tmp_path / "m", name, quantization=grid)
     folder = write_adapter(tmp_path / "adapter", source, kind=kind, **where)
     file, lora = exported(source, "lossless" if packed else "f16"), tmp_path / "lora.gguf"
-    export_gguf_lora(folder, str(source), lora)
+    export(Request(str(source), folder, lora, load_tokenizer(source), "gguf-lora"))
     adapted = theirs(file, lora)
     assert difference(ours(source, folder), adapted) <= (BLOCKS if packed else HALF)
     assert where or difference(theirs(file), adapted) >= 0.1

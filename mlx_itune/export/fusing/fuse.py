@@ -121,9 +121,7 @@ class _Job:
         refuse_same(request.adapter, request.out)
         refuse_occupied(request.out)
         self.reference = base.load(request.model, compute=request.compute)
-        self.adapter = adapters.load(request.adapter, any_base=request.allow_other_base)
-        tokenizer = request.tokenizer
-        self.adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+        self.adapter = request.trained()
         adapters.apply(self.reference, self.adapter)
         self.reference.model.eval()
         self.layers = dict(lora.adapted(self.reference.model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from mlx_itune.export.gguf.architectures import (
 )
 from mlx_itune.export.gguf.tensors import Planned, write
 from mlx_itune.export.gguf.verify import Reader, in_halves, rotated
+from mlx_itune.export.request import Observe, Request
 from mlx_itune.export.stored import Stored
 from mlx_itune.kit.errors import ModelError, located
 from mlx_itune.kit.files import staged_file
@@ -48,29 +49,22 @@ class GgufLoraVerification:
     largest_difference: float
 
 
-def export_gguf_lora(
-    adapter_dir: Path,
-    model: str,
-    out_file: Path,
-    *,
-    any_base: bool = False,
-    observe: Callable[[str], None] = lambda _: None,
-) -> Exported:
-    """Write an adapter (lora, rslora, qalora) of ``model`` as a GGUF LoRA in float32. Raises
-    ModelError for another base and what llama.cpp cannot adapt, StorageError."""
-    adapter = adapters.load(adapter_dir, any_base=any_base)
+def export_gguf_lora(request: Request, source: Path, observe: Observe) -> Exported:
+    """Write an adapter (lora, rslora, qalora) as a GGUF LoRA in float32. Raises ModelError for
+    another base and what llama.cpp cannot adapt, StorageError."""
+    adapter, where = request.trained(), str(request.adapter)
     kind, scale = adapter.config.kind, adapter.config.scale
     if kind in _NOT_A_PAIR:
         raise ModelError(
             f"a {kind} adapter is no LoRA to llama.cpp: {_NOT_A_PAIR[kind]}",
-            where=str(adapter_dir),
+            where=where,
             hint="fuse it and export the model with --to gguf",
         )
     if scale == 0:
-        raise ModelError("has scale 0, which llama.cpp takes for 1", where=str(adapter_dir))
+        raise ModelError("has scale 0, which llama.cpp takes for 1", where=where)
     # The weights stay packed: none of them is computed with.
-    loaded = base.load(model, compute="quantized")
-    with located(adapter_dir):
+    loaded = base.load(request.model, compute="quantized")
+    with located(where):
         architecture, facts = architecture_of(loaded.model, loaded.config)
         architecture.told(facts)
         adapters.apply(loaded, adapter)
@@ -81,12 +75,13 @@ def export_gguf_lora(
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.alpha)
-    with staged_file(out_file) as stage:
+    with staged_file(request.out) as stage:
         observe("writing the LoRA")
         write(stage, writer, tensors)
         observe("reading it back")
         checked = verify_gguf_lora(stage, loaded)
-    return Exported((describe(out_file, "gguf-lora"),), checked)
+    note = "it belongs on the base it was trained on: export that with --to gguf"
+    return Exported((describe(request.out, "gguf-lora"),), checked, notes=(note,))
 
 
 def verify_gguf_lora(file: Path, loaded: base.LoadedModel) -> GgufLoraVerification:

@@ -24,6 +24,7 @@ from mlx_itune.export.gguf.tensors import BLOCK, Overflow, Planned, float_twin, 
 from mlx_itune.export.gguf.tokenizer import add_tokenizer, tokenizer_limits
 from mlx_itune.export.gguf.tokenizer_check import check_tokenizer
 from mlx_itune.export.gguf.verify import Reader, verify_gguf
+from mlx_itune.export.request import CODES, Observe, Request
 from mlx_itune.export.stored import Stored, stored_tensors
 from mlx_itune.kit.errors import ModelError, UsageError, located
 from mlx_itune.kit.files import staged_file
@@ -34,9 +35,6 @@ from mlx_itune.model.loading import base
 _K_QUANTS = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 _FLOATS = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
 _BLOCKS = {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
-# MLX's own codes of 2 to 5 bits and mxfp4; for others, floats or (native) 8-bit blocks.
-_CODES = ("native", "lossless")
-KINDS = (*_CODES, *_FLOATS, *_BLOCKS, *_K_QUANTS)
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _FILE_TYPES = {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}
 
@@ -45,24 +43,18 @@ Merge = Callable[[Path], None]
 
 
 def export_gguf(
-    source_dir: Path,
-    out_file: Path,
-    *,
-    kind: str | None,
-    tokenizer: ChatTokenizer,
-    name: str | None = None,
-    merged: Merge | None = None,
-    observe: Callable[[str], None] = lambda _: None,
+    request: Request, source_dir: Path, observe: Observe, merged: Merge | None = None
 ) -> Exported:
     """Write a model directory, as mlx-lm reads it, to one GGUF file; compare every tensor.
 
-    ``kind``: one of KINDS, None for `own_kind`. ``merged`` makes the model that is written instead.
-    Raises UsageError where llama.cpp's quantizer is needed and not there, ModelError for what
-    llama.cpp cannot run or a file that does not read back as its source, StorageError.
+    ``merged`` makes the model that is written instead. Raises UsageError where llama.cpp's
+    quantizer is needed and not there, ModelError for what llama.cpp cannot run or a file that does
+    not read back as its source, StorageError.
     """
+    kind, tokenizer = request.type, request.tokenizer
     if kind in _K_QUANTS:
         _quantizer()
-    with staged_file(out_file) as stage:
+    with staged_file(request.out) as stage:
         source = source_dir
         if merged is not None:
             source = stage.with_name("merged")
@@ -71,8 +63,8 @@ def export_gguf(
         # The quantizer reads halves, and writes beside them.
         first = stage.with_suffix(".f16") if kind in _K_QUANTS else stage
         observe(f"writing {kind if first == stage else 'f16'}")
-        name = name or source_dir.resolve().name
         with located(source_dir):
+            name = request.name_of(source_dir)
             planned = _write_whole(source, first, kind, tokenizer, name)
             observe("reading it back")
             reader = Reader(first)
@@ -83,9 +75,8 @@ def export_gguf(
                 reader = Reader(stage)
                 checked = verify_gguf(reader, source, requantized=True)
             read = check_tokenizer(reader.keys(), tokenizer)
-    artifact = describe(out_file, "gguf")
     notes = (*planned.notes, *tokenizer_limits(tokenizer))
-    return Exported((artifact,), checked, tokenizer=read, notes=notes)
+    return Exported((describe(request.out, "gguf"),), checked, tokenizer=read, notes=notes)
 
 
 def own_kind(source_dir: Path) -> str:
@@ -162,9 +153,9 @@ def _tensors(
 def _type_of(name: str, stored: Stored, kind: str, facts: Facts) -> Type:
     if len(stored.shape) == 1 or name.endswith("ffn_gate_inp.weight"):
         return Type.F32
-    if kind in _CODES and (twin := same_codes(stored)):
+    if kind in CODES and (twin := same_codes(stored)):
         return twin
-    if kind in _CODES:
+    if kind in CODES:
         # Floats, and codes that GGUF has no blocks for.
         fits = stored.mode == "affine" and not stored.shape[-1] % BLOCK
         return Type.Q8_0 if kind == "native" and fits else float_twin(stored)
@@ -187,7 +178,7 @@ def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[
     homeless = Counter(
         f"{t.stored.bits}-bit {t.stored.mode} tensors as {t.type.name}"
         for t in tensors
-        if kind in _CODES and t.stored.scales is not None and same_codes(t.stored) is None
+        if kind in CODES and t.stored.scales is not None and same_codes(t.stored) is None
     )
     smaller = " (native, q8_0 or f16 are smaller, not exact)" if kind == "lossless" else ""
     notes += [

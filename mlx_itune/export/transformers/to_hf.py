@@ -12,7 +12,6 @@ import numpy as np
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
-    SHARD_BYTES,
     Exported,
     carry_tokenizer,
     describe,
@@ -21,6 +20,7 @@ from mlx_itune.export.artifact import (
     write_index,
 )
 from mlx_itune.export.cards import transformers_card
+from mlx_itune.export.request import Observe, Request
 from mlx_itune.export.transformers.hf_layout import (
     FloatSource,
     HfTensor,
@@ -39,6 +39,7 @@ from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.fingerprint import weight_files
 
+_FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 
 
@@ -56,32 +57,21 @@ class HfVerification:
     opened_by: str
 
 
-def export_hf(
-    source_dir: Path,
-    out: Path,
-    *,
-    tokenizer: ChatTokenizer,
-    dtype: str | None = None,
-    adapter_dir: Path | None = None,
-    any_base: bool = False,
-    base_id: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> Exported:
+def export_hf(request: Request, source_dir: Path, observe: Observe) -> Exported:
     """Write a model directory of mlx-lm's, quantized or not, in transformers' layout, and verify.
 
-    dtype: "float16", "bfloat16", "float32", or the base's own; the adapter's update is added before
-    the one rounding to it. A tensor is held in memory once, and a piece of it as floats. Raises
-    ModelError for an unknown layout, numbers that ``dtype`` cannot hold, another base's adapter.
+    The adapter's update is added before the one rounding to the type. A tensor is held in memory
+    once, and a piece of it as floats. Raises ModelError for an unknown layout, numbers that the
+    type cannot hold, another base's adapter.
     """
-    adapter = None
-    if adapter_dir is not None:
-        adapter = adapters.load(adapter_dir, any_base=any_base)
-        adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+    observe("writing transformers' layout, and reading it back")
+    tokenizer = request.tokenizer
+    adapter = request.trained() if request.adapter else None
     model_type = str(base.vet(source_dir)["model_type"])
     require_known(model_type, str(source_dir / "config.json"))
     deltas = _deltas(source_dir, adapter)
     source = FloatSource(source_dir, deltas)
-    kind = dtype or source.dtype
+    kind = _FLOATS[request.type] if request.type else source.dtype
     require_same_function(source)
     tensors = placed(source.shapes, model_type)
     stored, item_bytes = _STORED[kind]
@@ -94,17 +84,17 @@ def export_hf(
         for piece in source.pieces(by_name[name].source, by_name[name].expert):
             yield _stored(piece, kind, name)
 
-    with sealed(out, sum(sizes.values()), "the model") as stage:
+    with sealed(request.out, sum(sizes.values()), "the model") as stage:
         carry_tokenizer(stage, source_dir, config, tokenizer)
         write_object(stage / "config.json", config)
-        shards = in_shards(sizes, shard_bytes)
+        shards = in_shards(sizes)
         for file, names in shards.items():
             described = {name: (stored, by_name[name].shape) for name in names}
             stream_tensors(stage / file, described, parts, {"format": "pt"})
         write_index(stage, shards, sum(sizes.values()))
         checked = verify_hf(stage, FloatSource(source_dir, deltas), tensors)
         # Where the adapter, or else the fused source, came from.
-        file_of_papers = (adapter_dir or source_dir) / adapters.PROVENANCE
+        file_of_papers = (request.adapter or source_dir) / adapters.PROVENANCE
         papers = read_object(file_of_papers, error=ModelError) if file_of_papers.is_file() else {}
         if papers:
             write_object(stage / adapters.PROVENANCE, papers)
@@ -113,10 +103,10 @@ def export_hf(
             f"in {checked.tensors:,} tensors,",
             f"at most {checked.largest_difference:.3g} from the MLX model's, by rounding alone.",
         )
-        name = base_id or source_dir.resolve().name
+        name = request.name or base.public_id(request.model, source_dir)
         card = transformers_card(name, measured, tuned=bool(papers))
         (stage / "README.md").write_text(card, encoding="utf-8")
-    return Exported((describe(out, "hf"),), checked)
+    return Exported((describe(request.out, "hf"),), checked)
 
 
 def _name_tokens(config: dict[str, Any], tokenizer: ChatTokenizer) -> None:

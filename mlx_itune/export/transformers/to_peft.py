@@ -10,9 +10,9 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import Exported, carry_tokenizer, describe, sealed
 from mlx_itune.export.cards import peft_card
+from mlx_itune.export.request import Observe, Request
 from mlx_itune.export.transformers.hf_layout import COMPARED
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.json_files import read_object, write_object
@@ -38,29 +38,21 @@ class PeftVerification:
     largest_difference: float
 
 
-def export_peft(
-    adapter_dir: Path,
-    model: str,
-    out: Path,
-    *,
-    tokenizer: ChatTokenizer,
-    any_base: bool = False,
-) -> Exported:
-    """Write an adapter of ``model`` as PEFT reads it, and compare each update with its own.
+def export_peft(request: Request, source: Path, observe: Observe) -> Exported:
+    """Write an adapter as PEFT reads it, and compare each update with its own.
 
     Raises ModelError for what PEFT has no form of (grid; DoRA of a token table, whose lengths PEFT
     takes by column) and another base's adapter.
     """
-    source = base.resolve(model)
-    adapter = adapters.load(adapter_dir, any_base=any_base)
-    adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+    observe("writing PEFT's layout, and reading it back")
+    adapter = request.trained()
     if adapter.config.kind == "grid":
         raise ModelError(
             "PEFT has no adapter that moves scales and biases",
-            where=str(adapter_dir),
+            where=str(request.adapter),
             hint=_ELSEWAY,
         )
-    loaded = base.load(model, compute="dequantized")
+    loaded = base.load(request.model, compute="dequantized")
     adapters.apply(loaded, adapter)
     loaded.model.eval()
     tied = not any(path == "lm_head" for path, _ in loaded.model.named_modules())
@@ -79,14 +71,14 @@ def export_peft(
             tensors |= {f"{peft_format.PREFIX}{module}.{n}": t for n, t in factors.items()}
     notes = _notes(loaded, layers, tied)
     config = _config(adapter, loaded) | _targets(loaded.model, layers, model_type, tied)
-    with sealed(out, sum(t.nbytes for t in tensors.values()), "the adapter") as stage:
+    with sealed(request.out, sum(t.nbytes for t in tensors.values()), "the adapter") as stage:
         write_tensors(
             stage / peft_format.TENSORS,
             {n: ("F32", tuple(t.shape), np.array(t).tobytes()) for n, t in tensors.items()},
             {"format": "pt"},
         )
         write_object(stage / peft_format.CONFIG, config)
-        carry_tokenizer(stage, source, dict(loaded.config), tokenizer)
+        carry_tokenizer(stage, source, dict(loaded.config), request.tokenizer)
         checked = verify_peft(stage, layers, model_type)
         own = adapter.config
         measured = (
@@ -98,7 +90,7 @@ def export_peft(
         (stage / "README.md").write_text(card, encoding="utf-8")
         if adapter.provenance:
             write_object(stage / adapters.PROVENANCE, adapter.provenance)
-    return Exported((describe(out, "peft"),), checked, notes=notes)
+    return Exported((describe(request.out, "peft"),), checked, notes=notes)
 
 
 def _modules(path: str, layer: LowRank, model_type: str, tied: bool) -> dict[str, dict[str, Any]]:
