@@ -55,10 +55,8 @@ Your model:   mlx-itune train --model mlx-community/Qwen3-0.6B-4bit --data rows.
 
 
 class LazyGroup(click.Group):
-    """A group over a table: name -> ("module:attribute" within this package, one-line help).
-
-    The attribute is `command` where it is not named. Nothing is imported before it runs.
-    """
+    """A group over a table: name -> ("module:attribute" within this package, one-line help). The
+    attribute is `command` where it is not named. Nothing is imported before it runs."""
 
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -107,12 +107,7 @@ def _lines(name: str, results: dict[str, EvalResult]) -> Iterator[Any]:
 @click.argument("others", nargs=-1, metavar="[MODEL]...")
 @options.opening
 @click.option("--data", type=options.ANY_PATH, required=True, metavar="FILE|DIR")
-@options.as_record(
-    "settings",
-    "mlx_itune.inference.evaluate:EvalSettings",
-    _GENERATE,
-    _NEW_TOKENS,
-)
+@options.as_record("settings", "mlx_itune.inference.evaluate:EvalSettings", _GENERATE, _NEW_TOKENS)
 def compare(opening: Opening, others: Sequence[str], data: Path, settings: EvalSettings) -> Result:
     """Loss and scores of the base, the base with its adapter, and every MODEL, on the same rows.
 

@@ -33,10 +33,8 @@ def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bo
 
 
 def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command with --json, --offline and an example at the end of its help.
-
-    It returns a `Result`, which is printed, or None; one that streams declares `as_json`.
-    """
+    """A command with --json, --offline and an example at the end of its help. It returns a
+    `Result`, which is printed, or None; one that streams declares `as_json`."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
         wanted = inspect.signature(function).parameters
@@ -215,11 +213,7 @@ def settings(cls: type[Any]) -> Option:
 
 
 def flag(
-    setting: Setting,
-    help_line: str | None = None,
-    *,
-    defaulted: bool = False,
-    checked: bool = True,
+    setting: Setting, help_line: str | None = None, *, defaulted: bool = False, checked: bool = True
 ) -> Option:
     """The flag of one setting. defaulted: not None, but the setting's default where it is not
     given; checked: a value that is not allowed is refused here, not by the record made of it."""

@@ -28,10 +28,8 @@ _INCIDENTS_TOLD = 5
 
 
 class Progress:
-    """One stage at a time, each with a count and a note; used as a context manager.
-
-    On a terminal it is redrawn in place; elsewhere a line every 10 s, at each end and validation.
-    """
+    """One stage at a time, each with a count and a note; used as a context manager. On a terminal
+    it is redrawn in place; elsewhere a line every 10 s, at each end and validation."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")

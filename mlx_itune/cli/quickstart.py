@@ -71,10 +71,8 @@ def command(workdir: Path, **chosen: Any) -> Result:
 def run_job(
     workdir: Path, progress: Progress, *, data_seed: int, steps: int | None, **chosen: Any
 ) -> dict[str, Any]:
-    """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``.
-
-    What was made and measured, by the keys of `quickstart --json`.
-    """
+    """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``. What
+    was made and measured, by the keys of `quickstart --json`."""
     from mlx_itune.dataset.rendering.prepare import prepare
     from mlx_itune.dataset.sample_data import write_sample
     from mlx_itune.dataset.sources import load_splits

@@ -65,11 +65,9 @@ def batches(
     lengths: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Shuffled epochs cut into batches; the last batch of an epoch may be short, none is left out.
-
     `steps` alone runs through as many epochs as it takes; with `epochs` the shorter of both ends
     it. A fractional epoch stops after that share of its steps, rounded up. lengths: of the rows, in
-    tokens; those of like length then come together, within windows of the shuffled order.
-    """
+    tokens; those of like length then come together, within windows of the shuffled order."""
     if n_rows < 1 or batch_size < 1:
         raise UsageError(f"cannot batch {n_rows} rows by {batch_size}")
     last = planned_steps(n_rows, batch_size, epochs=epochs, steps=steps)

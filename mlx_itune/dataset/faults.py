@@ -14,10 +14,7 @@ Severity = Literal["error", "warning"]
 @dataclass(frozen=True)
 class Fault:
     """Why one row is refused (error) or worth a look (warning), at `where`, as `origin_of` writes
-    it.
-
-    `line` and `row` count from 1; `row` is given where several stand on one line.
-    """
+    it. `line` and `row` count from 1; `row` is given where several stand on one line."""
 
     file: str
     line: int

@@ -21,11 +21,9 @@ SIZES = {"train": 8000, "valid": 400, "test": 1000, "unseen": 400}
 
 
 def write_sample(out: Path, *, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Path:
-    """Write ``{train,valid,test,unseen}.jsonl`` of so many rows under a new folder `out`.
-
-    Tasks go round. A seed other than 0 takes the rows of each task in another order.
-    Raises UsageError for more rows than there are, StorageError where `out` cannot be written.
-    """
+    """Write ``{train,valid,test,unseen}.jsonl`` of so many rows under a new folder `out`. Tasks go
+    round. A seed other than 0 takes the rows of each task in another order. Raises UsageError for
+    more rows than there are, StorageError where `out` cannot be written."""
     if too_many := [split for split, count in sizes.items() if count > SIZES[split]]:
         split = too_many[0]
         raise UsageError(f"the sample data has {SIZES[split]:,} {split} rows, not {sizes[split]:,}")

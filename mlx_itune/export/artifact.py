@@ -56,9 +56,7 @@ class Artifact:
 @dataclass(frozen=True)
 class Exported:
     """What was written, what reading it back showed, the merge, and what users should know.
-
-    tokenizer: of a GGUF file, what reading texts with its tokenizer showed.
-    """
+    tokenizer: of a GGUF file, what reading texts with its tokenizer showed."""
 
     artifacts: tuple[Artifact, ...]
     verify: Any
@@ -186,10 +184,8 @@ def quantization_config(
 
 
 def require_finite(name: str, tensor: Any) -> None:
-    """Raise ModelError for NaN and infinity, whose exponents are all ones.
-
-    As integers in NumPy: MLX's own isfinite takes thirty times as long on a CPU.
-    """
+    """Raise ModelError for NaN and infinity, whose exponents are all ones. As integers in NumPy:
+    MLX's own isfinite takes thirty times as long on a CPU."""
     if tensor.dtype not in _EXPONENTS or not tensor.size:
         return
     exponent = _EXPONENTS[tensor.dtype]

@@ -94,10 +94,8 @@ def parameters_of(folder: Path) -> dict[str, float | int]:
 
 
 def _quoted(what: str, text: str) -> str:
-    """``text`` in quotes as Ollama's parser reads them: it knows no escapes.
-
-    A quoted text ends at the first line that ends with the closing quotes.
-    """
+    """``text`` in quotes as Ollama's parser reads them: it knows no escapes. A quoted text ends at
+    the first line that ends with the closing quotes."""
     lost = next((c for c in text if c not in "\n\t " and not c.isprintable()), None)
     if lost is not None:
         raise UsageError(f"{what} has the character U+{ord(lost):04X}, which a Modelfile drops")
@@ -110,11 +108,9 @@ def _quoted(what: str, text: str) -> str:
 
 
 def between(tokenizer: ChatTokenizer) -> dict[tuple[str, str], str]:
-    """What the chat template writes between a content of role a and one of role b, by (a, b).
-
-    a is START before everything; b is REPLY where the model is to write. Read off conversations of
-    1 to 5 turns. Raises ModelError, with the reason, for a template that is not of this kind.
-    """
+    """What the chat template writes between a content of role a and one of role b, by (a, b). a is
+    START before everything; b is REPLY where the model is to write. Read off conversations of 1 to
+    5 turns. Raises ModelError, with the reason, for a template that is not of this kind."""
     if "strftime_now" in tokenizer.template_text:
         raise ModelError("the chat template writes today's date, which Ollama cannot")
     texts: dict[tuple[str, str], str] = {}

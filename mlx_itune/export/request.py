@@ -41,11 +41,9 @@ Score = Callable[[LoadedModel], float | None]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows to measure a merge on, and others to compensate its rounding errors on.
-
-    ``calibration`` None leaves it to the merge to set rows aside; ``questions``: the rows behind
-    ``measured``; ``source``: where they are from, for people.
-    """
+    """Rows to measure a merge on, and others to compensate its rounding errors on. ``calibration``
+    None leaves it to the merge to set rows aside; ``questions``: the rows behind ``measured``;
+    ``source``: where they are from, for people."""
 
     measured: Sequence[TokenizedExample] = ()
     calibration: Sequence[TokenizedExample] | None = None
@@ -55,13 +53,11 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Request:
-    """A model, an adapter to merge or to ship alone, and the form they are to have.
-
-    ``way``, ``bits``: how to merge, None for the smallest result whose mean KL from base + adapter
-    is within ``max_kl`` nats per learned token, on ``rows``; or, if ``allow_lossy``, the nearest.
-    ``every`` measures and scores all ways. ``type``: one of TYPES[format], None for its own choice.
-    ``name``: where the model is shown. ``separate``: of Ollama, the adapter beside its base.
-    """
+    """A model, an adapter to merge or to ship alone, and the form they are to have. ``way``,
+    ``bits``: how to merge, None for the smallest result whose mean KL from base + adapter is within
+    ``max_kl`` nats per learned token, on ``rows``; or, if ``allow_lossy``, the nearest. ``every``
+    measures and scores all ways. ``type``: one of TYPES[format], None for its own choice. ``name``:
+    where the model is shown. ``separate``: of Ollama, the adapter beside its base."""
 
     model: str
     adapter: Path | None

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight as it lies on disk: (..., rows, columns), packed where ``bits`` says so.
-
-    ``weight`` uint32 codes, ``scales`` and ``biases`` (..., rows, groups); or floats alone.
-    """
+    """A weight as it lies on disk: (..., rows, columns), packed where ``bits`` says so. ``weight``
+    uint32 codes, ``scales`` and ``biases`` (..., rows, groups); or floats alone."""
 
     name: str
     weight: mx.array
@@ -62,12 +60,7 @@ class Stored:
 
     def _dequantized(self, scales: mx.array, biases: mx.array | None) -> mx.array:
         return mx.dequantize(
-            self.weight,
-            scales,
-            biases,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
+            self.weight, scales, biases, group_size=self.group_size, bits=self.bits, mode=self.mode
         )
 
     def _each(self, change: Callable[[mx.array], mx.array]) -> Stored:

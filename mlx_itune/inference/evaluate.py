@@ -57,10 +57,8 @@ class TaskScore:
 @dataclass(frozen=True)
 class EvalResult:
     """``loss`` is the mean NLL per supervised token over all rows (nats), ``perplexity`` its exp.
-
-    ``exact_match`` and ``token_f1`` are means over tasks, so that a frequent task does not drown
-    a rare one; None where no answers were generated.
-    """
+    ``exact_match`` and ``token_f1`` are means over tasks, so that a frequent task does not drown a
+    rare one; None where no answers were generated."""
 
     rows: int
     supervised_tokens: int
@@ -78,11 +76,8 @@ def evaluate(
     settings: EvalSettings = DEFAULTS,
     observe: Observe | None = None,
 ) -> EvalResult:
-    """Evaluate on all rows; nothing is sampled and nothing left out.
-
-    ``observe(stage, done, total)`` is told of progress. Raises DataError when no row has anything
-    to learn.
-    """
+    """Evaluate on all rows; nothing is sampled and nothing left out. ``observe(stage, done,
+    total)`` is told of progress. Raises DataError when no row has anything to learn."""
     examples = prepare(conversations, tokenizer, max_length_tokens=settings.max_length).examples
     nll = choose_nll(loaded.model)
     total = weight = 0.0
@@ -119,10 +114,8 @@ def evaluate(
 
 
 def question(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list[int], str] | None:
-    """The prompt ids before the last assistant turn, and that turn's text; None without one.
-
-    A turn of tool calls has the text that the chat template gives them.
-    """
+    """The prompt ids before the last assistant turn, and that turn's text; None without one. A turn
+    of tool calls has the text that the chat template gives them."""
     turns = conversation.turns
     last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
     if last is None:
@@ -177,11 +170,9 @@ def normalize(text: str) -> str:
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Are both the same text after :func:`normalize`?
-
-    Where the reference is a JSON object the answer is compared as JSON: key order, spacing and
-    ``1`` against ``1.0`` do not matter; a repeated key does.
-    """
+    """Are both the same text after :func:`normalize`? Where the reference is a JSON object the
+    answer is compared as JSON: key order, spacing and ``1`` against ``1.0`` do not matter; a
+    repeated key does."""
     wanted = _json_object(reference)
     if wanted is not None:
         return bool(_json_object(answer) == wanted)
@@ -189,10 +180,8 @@ def exact_match(answer: str, reference: str) -> bool:
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Bag-of-words F1 as in SQuAD (1606.05250 section 6.1), but articles count.
-
-    Words are lower-cased and lose ASCII punctuation. Two empty texts score 1, one empty text 0.
-    """
+    """Bag-of-words F1 as in SQuAD (1606.05250 section 6.1), but articles count. Words are
+    lower-cased and lose ASCII punctuation. Two empty texts score 1, one empty text 0."""
     given, wanted = (
         Counter(normalize(text).lower().translate(_PUNCTUATION).split())
         for text in (answer, reference)

@@ -22,11 +22,9 @@ _CONVERSATIONS = 2
 
 
 class Answer(Iterator[str]):
-    """One answer, and an iterator over its pieces, which computes them.
-
-    `finish_reason`: "stop" or "length", None before its end. `completion_tokens`: without the one
-    that ends it. `cached_tokens`: of the prompt, that were computed already.
-    """
+    """One answer, and an iterator over its pieces, which computes them. `finish_reason`: "stop" or
+    "length", None before its end. `completion_tokens`: without the one that ends it.
+    `cached_tokens`: of the prompt, that were computed already."""
 
     def __init__(
         self, engine: Engine, text: TextStream, order: Order, on_end: Callable[[], None]
@@ -69,11 +67,9 @@ class Answer(Iterator[str]):
 
 
 class Generator:
-    """Text generation with one loaded model and its tokenizer.
-
-    stops: texts that end an answer, too; batch_size: answers computed at once, the same as alone;
-    cached_prompts: texts whose past is not computed again.
-    """
+    """Text generation with one loaded model and its tokenizer. stops: texts that end an answer,
+    too; batch_size: answers computed at once, the same as alone; cached_prompts: texts whose past
+    is not computed again."""
 
     def __init__(
         self,
@@ -102,11 +98,9 @@ class Generator:
         drawings: Iterable[Drawing] = itertools.repeat(GREEDY),
         observe: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """The answer to each prompt, in the order given.
-
-        One that is drawn with a seed is computed by itself. ``observe`` is told the number of
-        finished prompts. Raises DataError for an empty prompt.
-        """
+        """The answer to each prompt, in the order given. One that is drawn with a seed is computed
+        by itself. ``observe`` is told the number of finished prompts. Raises DataError for an empty
+        prompt."""
         done = itertools.count(1)
 
         def ended() -> None:
@@ -161,12 +155,10 @@ def answer_all(
     batch_size: int = 32,
     observe: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """The answer to each prompt of a file, in order, as a line of `generate --file`.
-
-    Greedy answers are computed `batch_size` at a time; drawn ones one by one, prompt number n with
-    the seed + n. Raises DataError, naming the row, for a prompt that does not fit the model, before
-    anything is computed.
-    """
+    """The answer to each prompt of a file, in order, as a line of `generate --file`. Greedy answers
+    are computed `batch_size` at a time; drawn ones one by one, prompt number n with the seed + n.
+    Raises DataError, naming the row, for a prompt that does not fit the model, before anything is
+    computed."""
     ids, rooms = [], []
     for prompt in prompts:
         with located(prompt.origin):
@@ -192,11 +184,9 @@ def answer_all(
 
 
 class ChatSession:
-    """Turns with one model. What a turn shares with the last one comes from the cache.
-
-    Every turn renders the whole conversation through the template, so that a template that drops
-    or rewrites earlier turns is followed; only what is the same, token by token, is kept.
-    """
+    """Turns with one model. What a turn shares with the last one comes from the cache. Every turn
+    renders the whole conversation through the template, so that a template that drops or rewrites
+    earlier turns is followed; only what is the same, token by token, is kept."""
 
     def __init__(
         self,
@@ -222,11 +212,9 @@ class ChatSession:
         self.turns = [Turn("system", self.system)] if self.system else []
 
     def say(self, text: str) -> GeneratorOf[str, None, None]:
-        """The pieces of the answer to `text`; both become turns once something was answered.
-
-        An answer that is broken off (close the iterator, or raise into it) stays as far as it got.
-        Raises DataError, with the conversation as it was, when it no longer fits the model.
-        """
+        """The pieces of the answer to `text`; both become turns once something was answered. An
+        answer that is broken off (close the iterator, or raise into it) stays as far as it got.
+        Raises DataError, with the conversation as it was, when it no longer fits the model."""
         asked = [*self.turns, Turn("user", text)]
         prompt = chat_ids(self._tokenizer, asked)
         try:

@@ -97,10 +97,8 @@ class Request(Drawing):
 
 @dataclass(frozen=True)
 class Served:
-    """A name of the API: the adapter that is on for it (None: the base) and how it reads.
-
-    family: mlx-lm's tokenizer of it.
-    """
+    """A name of the API: the adapter that is on for it (None: the base) and how it reads. family:
+    mlx-lm's tokenizer of it."""
 
     adapter: str | None
     tokenizer: ChatTokenizer

@@ -38,10 +38,8 @@ _ALL: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_private_netw
 def application(
     desk: Desk, engine: Engine, *, hosts: Collection[str] | None, origins: Sequence[str]
 ) -> ASGIApp:
-    """/v1/chat/completions, /v1/completions, /v1/models, /health.
-
-    hosts: what a request may call this server (None: anything); origins: of pages that may use it.
-    """
+    """/v1/chat/completions, /v1/completions, /v1/models, /health. hosts: what a request may call
+    this server (None: anything); origins: of pages that may use it."""
     about = {"object": "model", "created": int(time.time()), "owned_by": "mlx-itune"}
     models = {name: {"id": name, **about} for name in desk.served}
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")

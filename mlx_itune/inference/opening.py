@@ -64,11 +64,9 @@ def open_model(opening: Opening) -> tuple[LoadedModel, ChatTokenizer]:
 
 
 def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation]]:
-    """(name, rows) of a file, or of a folder's split: all of them, none set aside.
-
-    "auto" is the test file of a folder, else its valid file, else all that it has to train on.
-    Raises DataError for broken rows and an empty file, UsageError for a split that is not there.
-    """
+    """(name, rows) of a file, or of a folder's split: all of them, none set aside. "auto" is the
+    test file of a folder, else its valid file, else all that it has to train on. Raises DataError
+    for broken rows and an empty file, UsageError for a split that is not there."""
     if data.is_file() and split != "auto":
         raise UsageError(f"a single file has no {split} split", where=str(data))
     parts = split_paths(data)

@@ -24,10 +24,8 @@ _ANSWERS = ("reference", "completion", "response", "answer", "output", "target")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one answer is asked for: turns with the tools they may call, or plain text.
-
-    origin: "file:line"; id and reference (the known answer): the row's own, if it has one.
-    """
+    """What one answer is asked for: turns with the tools they may call, or plain text. origin:
+    "file:line"; id and reference (the known answer): the row's own, if it has one."""
 
     turns: tuple[Turn, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
@@ -93,9 +91,7 @@ def room_tokens(prompt_tokens: int, config: Mapping[str, Any], max_tokens: int) 
     return min(max_tokens, context - prompt_tokens)
 
 
-def turns_and_tools(
-    row: Mapping[str, Any],
-) -> tuple[tuple[Turn, ...], tuple[dict[str, Any], ...]]:
+def turns_and_tools(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[dict[str, Any], ...]]:
     """The turns of `messages` and the tools of a row or request, read as training reads them.
     Raises DataError."""
     try:
@@ -106,10 +102,8 @@ def turns_and_tools(
 
 @dataclass(frozen=True)
 class Asked:
-    """What `generate` is asked: one prompt, as `words` or `prompt`, or a file of them.
-
-    raw: a text is continued as it is, without the chat template.
-    """
+    """What `generate` is asked: one prompt, as `words` or `prompt`, or a file of them. raw: a text
+    is continued as it is, without the chat template."""
 
     words: str | None = None
     prompt: str | None = None

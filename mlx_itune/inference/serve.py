@@ -68,11 +68,9 @@ class Listening:
 
 
 def serve(settings: ServeSettings, *, announce: Callable[[Listening], None]) -> int:
-    """Load everything, answer requests until a signal; the number of that signal.
-
-    `announce` is told when requests are answered. Answers under way at the end have some seconds;
-    a second signal takes those away. Raises UsageError, ModelError, StorageError.
-    """
+    """Load everything, answer requests until a signal; the number of that signal. `announce` is
+    told when requests are answered. Answers under way at the end have some seconds; a second signal
+    takes those away. Raises UsageError, ModelError, StorageError."""
     named = {
         name: adapter_files.load(path, any_base=settings.allow_other_base)
         for name, path in _named(settings.adapters).items()
@@ -196,10 +194,8 @@ def _tokenizers(
     path: Path, adapters: Mapping[str, Adapter], template: str | None
 ) -> dict[str | None, ChatTokenizer]:
     """A tokenizer for each adapter, with the template that it was trained with, and for the base.
-
     Those with one template share it. A base without a chat template is not served beside adapters
-    that bring one.
-    """
+    that bring one."""
     opened = functools.cache(lambda chosen: load_tokenizer(path, template=chosen))
     found: dict[str | None, ChatTokenizer] = {}
     for name, adapter in adapters.items():

@@ -93,10 +93,8 @@ def is_panic(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def panics_as(error: type[ItuneError], what: str, where: str) -> Iterator[None]:
-    """Raise `error` ("`what`: reason") for a panic of the block; of the block, stderr is silent.
-
-    A panic writes its stack to descriptor 2 before Python hears of it.
-    """
+    """Raise `error` ("`what`: reason") for a panic of the block; of the block, stderr is silent. A
+    panic writes its stack to descriptor 2 before Python hears of it."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

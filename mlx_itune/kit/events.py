@@ -16,9 +16,7 @@ VERSION = 1
 
 class EventLog:
     """Appends `{"v": 1, "time": ..., "event": kind, ...}` lines to a file only its owner can read.
-
-    Raises StorageError when the file cannot be opened or written.
-    """
+    Raises StorageError when the file cannot be opened or written."""
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)

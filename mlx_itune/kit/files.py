@@ -27,11 +27,8 @@ _LEFTOVER = re.compile(r"\.(\d+)-[0-9a-f]{8}\.partial$")
 
 
 def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Replace `path` by `data` atomically; afterwards it survives a power cut.
-
-    In a directory that is being staged it is synced with the rest of it. Raises StorageError, with
-    `path` as it was.
-    """
+    """Replace `path` by `data` atomically; afterwards it survives a power cut. In a directory that
+    is being staged it is synced with the rest of it. Raises StorageError, with `path` as it was."""
     path = Path(path)
     staged = path.parent in _stages
     temporary = beside(path)
@@ -59,11 +56,9 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 @contextlib.contextmanager
 def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Fill a temporary sibling of `out`; it becomes `out` only if the block succeeds.
-
-    On any exception `out` is as it was. Raises StorageError for an `out` that is a file or, unless
-    `overwrite`, not empty.
-    """
+    """Fill a temporary sibling of `out`; it becomes `out` only if the block succeeds. On any
+    exception `out` is as it was. Raises StorageError for an `out` that is a file or, unless
+    `overwrite`, not empty."""
     # A link keeps pointing where it points: the directory behind it is what is replaced.
     out = Path(os.path.realpath(out))
     refuse_occupied(out, overwrite)
@@ -81,10 +76,8 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def staged_file(out: Path) -> Iterator[Path]:
     """Yield a path in a hidden folder beside `out`; that file becomes `out` if the block succeeds.
-
     The block writes it durably; others in the folder go with it. Raises StorageError where `out`
-    exists, before or after.
-    """
+    exists, before or after."""
     out = Path(os.path.realpath(out))
     refuse_taken(out)
     with _stage_for(out) as folder:
@@ -129,10 +122,8 @@ def remove_directory(path: Path) -> None:
 
 
 def sweep(folder: Path, name: str | None = None, *, every_owner: bool = False) -> None:
-    """Remove what killed writers left in `folder` for the entry `name`, or for every one.
-
-    Leftovers of processes that live stay, unless `every_owner`: for a folder under one's own lock.
-    """
+    """Remove what killed writers left in `folder` for the entry `name`, or for every one. Leftovers
+    of processes that live stay, unless `every_owner`: for a folder under one's own lock."""
     pattern = "*" if name is None else glob.escape(name)
     for path in [*folder.glob(f".{pattern}.*{_PARTIAL}")] if folder.is_dir() else []:
         owner = _LEFTOVER.search(path.name)
@@ -182,9 +173,7 @@ def _lives(pid: int) -> bool:
 
 def open_regular(path: Path, error: type[ItuneError] = StorageError) -> BinaryIO:
     """A regular file, open for reading; a pipe, socket, device or directory is `error`, at once.
-
-    Raises StorageError where the system says no.
-    """
+    Raises StorageError where the system says no."""
     with storage_errors(path):
         # Without O_NONBLOCK, opening a pipe waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -70,10 +70,8 @@ def read_bytes(
 def parse_object(
     data: bytes | str, *, where: str | None, error: type[ItuneError], non_finite: bool = False
 ) -> dict[str, Any]:
-    """A JSON object of text: UTF-8, at most 100 deep, no key twice.
-
-    `non_finite`: whether NaN and Infinity pass, as Python writes them. Raises `error`.
-    """
+    """A JSON object of text: UTF-8, at most 100 deep, no key twice. `non_finite`: whether NaN and
+    Infinity pass, as Python writes them. Raises `error`."""
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
         value = json.loads(
@@ -118,9 +116,7 @@ def to_record(
     unknown: Unknown = "ignore",
 ) -> T:
     """JSON text, or an object at hand, as the dataclass `cls`, whose fields may be dataclasses.
-
-    Types are strict: 1 is no truth. Raises `error` with every wrong key and type in one line.
-    """
+    Types are strict: 1 is no truth. Raises `error` with every wrong key and type in one line."""
     if isinstance(value, bytes):
         value = parse_object(value, where=where, error=error)
     record, faults = _decode(value, cls, unknown)

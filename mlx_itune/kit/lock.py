@@ -37,10 +37,8 @@ class Holder:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` for the block (flock(2)); `what` names the thing in messages.
-
-    The file stays: removed, two processes could lock two files of one name. Raises StorageError.
-    """
+    """Hold the lock file `path` for the block (flock(2)); `what` names the thing in messages. The
+    file stays: removed, two processes could lock two files of one name. Raises StorageError."""
     path = Path(path)
     descriptor = _acquire(path, what)
     try:

@@ -8,10 +8,8 @@ _VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETR
 
 
 def go_offline() -> None:
-    """Stay off the network from here on, the Hugging Face libraries included.
-
-    They read these variables when they are imported, so call this first.
-    """
+    """Stay off the network from here on, the Hugging Face libraries included. They read these
+    variables when they are imported, so call this first."""
     for name in _VARIABLES:
         os.environ[name] = "1"
 

@@ -39,10 +39,8 @@ def escape(text: str) -> Html:
 def element(
     tag: str, attributes: Mapping[str, str | float | bool] | None = None, *children: str
 ) -> Html:
-    """One element. A plain str among `children` is escaped, Html stands as it is.
-
-    An attribute that is True stands without a value, one that is False not at all.
-    """
+    """One element. A plain str among `children` is escaped, Html stands as it is. An attribute that
+    is True stands without a value, one that is False not at all."""
     head = tag + "".join(_attribute(name, value) for name, value in (attributes or {}).items())
     return Html(f"<{head}>" if tag == "input" else f"<{head}>{join(children)}</{tag}>")
 

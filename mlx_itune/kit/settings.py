@@ -135,10 +135,7 @@ def asked_for(settings: Any) -> dict[str, Any]:
 
 def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
     """The values of a TOML file, checked against dataclass `cls`; keys may be written as the flags
-    are.
-
-    Raises UsageError with every unknown key and wrong type in one line; StorageError.
-    """
+    are. Raises UsageError with every unknown key and wrong type in one line; StorageError."""
     path = Path(path)
     table, text = read_toml(path, error=UsageError)
     hints = get_type_hints(cls, include_extras=True)

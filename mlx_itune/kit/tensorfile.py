@@ -42,9 +42,7 @@ class TensorInfo:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file, in the order of their data; only the header is read.
-
-    Raises ModelError for a file that is not exactly what the format says; StorageError.
-    """
+    Raises ModelError for a file that is not exactly what the format says; StorageError."""
     path, broken = Path(path), "not a valid safetensors file"
     with open_regular(path, ModelError) as file, storage_errors(path):
         length = int.from_bytes(file.read(8), "little")
@@ -67,10 +65,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write (dtype, shape, bytes) per name, sorted by name: equal tensors give equal files.
-
-    Raises ValueError for a tensor whose bytes do not fit its shape; StorageError.
-    """
+    """Write (dtype, shape, bytes) per name, sorted by name: equal tensors give equal files. Raises
+    ValueError for a tensor whose bytes do not fit its shape; StorageError."""
     described = {name: tensors[name][:2] for name in sorted(tensors)}
     stream_tensors(path, described, lambda name: (tensors[name][2],), metadata)
 
@@ -82,10 +78,7 @@ def stream_tensors(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors in the order of `described` (dtype, shape); memory holds no more than a part of
-    one.
-
-    Raises ValueError for bytes that do not fit a shape; StorageError.
-    """
+    one. Raises ValueError for bytes that do not fit a shape; StorageError."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in described.items():

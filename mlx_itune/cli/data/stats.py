@@ -29,10 +29,7 @@ _NAME_CHARS = 48
 @reading.forced_format
 @reading.page
 def command(
-    data: tuple[Path, ...],
-    tokens: reading.AboutTokens,
-    forced: ImportPlan,
-    html: Path | None,
+    data: tuple[Path, ...], tokens: reading.AboutTokens, forced: ImportPlan, html: Path | None
 ) -> Result:
     """What a data set is made of: splits, turns, roles, sources, writing systems, tools, lengths.
 

@@ -46,11 +46,9 @@ _WORD = re.compile(r"\w+")
 
 
 class Check:
-    """Iterate once over the faults; the totals are right when that is done.
-
-    `duplicate_sources` counts the repeated rows by (source of the repeat, source of the first).
-    With a tokenizer rows are judged as training would. Raises DataError for an unreadable path.
-    """
+    """Iterate once over the faults; the totals are right when that is done. `duplicate_sources`
+    counts the repeated rows by (source of the repeat, source of the first). With a tokenizer rows
+    are judged as training would. Raises DataError for an unreadable path."""
 
     def __init__(
         self,

@@ -60,9 +60,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Match:
     """A row that repeats an earlier one, both numbered from 0 in the order they were added.
-
-    "spelling": the same but for case, spacing and system turns. `similarity`: Jaccard, of words.
-    """
+    "spelling": the same but for case, spacing and system turns. `similarity`: Jaccard, of words."""
 
     later: int
     earlier: int
@@ -71,10 +69,8 @@ class Match:
 
 
 class Spool(Generic[T]):
-    """Values in a temporary file: written once, read in order or by number, from 0.
-
-    The file is our own and gone afterwards, so that pickle is safe here.
-    """
+    """Values in a temporary file: written once, read in order or by number, from 0. The file is our
+    own and gone afterwards, so that pickle is safe here."""
 
     def __init__(self) -> None:
         with storage_errors(tempfile.gettempdir()):

@@ -23,10 +23,8 @@ _CODE = re.compile("\0([0-9]+)\0")
 
 
 def is_html(text: str) -> bool:
-    """Whether a text is a piece of a web page, rather than one that speaks of tags.
-
-    It begins with a tag that lays out text and closes one, or closes several outside of code.
-    """
+    """Whether a text is a piece of a web page, rather than one that speaks of tags. It begins with
+    a tag that lays out text and closes one, or closes several outside of code."""
     if "</" not in text and "<br" not in text.lower():
         return False
     bare = _FENCED.sub("", text)

@@ -28,10 +28,8 @@ Reader = Callable[..., Iterator[Conversation | Fault]]
 
 @dataclass
 class Cleaned:
-    """What came in and what came out: rows = kept + removed + rejected.
-
-    Of each step the rows in, kept, changed and removed: in = kept + removed.
-    """
+    """What came in and what came out: rows = kept + removed + rejected. Of each step the rows in,
+    kept, changed and removed: in = kept + removed."""
 
     rows: int = 0
     kept: int = 0
@@ -53,11 +51,9 @@ def clean(
     lints: Path | None = None,
     read: Reader = read_rows,
 ) -> Cleaned:
-    """Run the steps over every row of `sources` and write the data folder `out`.
-
-    Raises DataError for broken rows unless they are passed over, and when no row is left;
-    UsageError for steps that cannot be.
-    """
+    """Run the steps over every row of `sources` and write the data folder `out`. Raises DataError
+    for broken rows unless they are passed over, and when no row is left; UsageError for steps that
+    cannot be."""
     result = Cleaned()
     chosen = Steps(plan, load_lints(lints))
     steps = chosen.make(result.duplicate_sources)

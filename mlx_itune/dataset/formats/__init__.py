@@ -89,11 +89,9 @@ def parse_rows(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> tuple[Conversation, ...]:
-    """The conversations in a row: one, or one for each instance of a seed task.
-
-    `format`: None finds it out. `columns`: which column is which field; the others become tags.
-    Raises RowFault; UsageError for an unknown format.
-    """
+    """The conversations in a row: one, or one for each instance of a seed task. `format`: None
+    finds it out. `columns`: which column is which field; the others become tags. Raises RowFault;
+    UsageError for an unknown format."""
     check_format(format)
     row, rest = value, dict[str, Any]()
     name = format
@@ -155,10 +153,8 @@ def names_positions(columns: Mapping[str, str]) -> bool:
 
 
 def _sign(row: Row, *, whole: bool = False) -> str | None:
-    """The format that the row's keys tell; keys without a value do so only if no others do.
-
-    Half of a pair is a sign only as long as nothing else is whole; `whole`: not even then.
-    """
+    """The format that the row's keys tell; keys without a value do so only if no others do. Half of
+    a pair is a sign only as long as nothing else is whole; `whole`: not even then."""
     for key, name, halves in _SIGNS:
         is_said = row.get(key) is not None and row[key] != ""
         if is_said and (not halves or any(row.get(half) for half in halves)):
@@ -167,10 +163,8 @@ def _sign(row: Row, *, whole: bool = False) -> str | None:
 
 
 def _mapped(row: Row, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields that `columns` names with their values, and the rest of the row.
-
-    Numbers become text. Raises RowFault where a column is missing.
-    """
+    """The fields that `columns` names with their values, and the rest of the row. Numbers become
+    text. Raises RowFault where a column is missing."""
     fields: dict[str, Any] = {}
     for field, column in columns.items():
         value = _lookup(row, column)

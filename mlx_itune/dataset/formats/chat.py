@@ -171,10 +171,8 @@ def _content(value: Any, place: str) -> tuple[str, str | None]:
 
 
 def marked_turns(text: str) -> tuple[Turn, ...] | None:
-    """The turns of a text, or None where no marks, or none that make sense, part it.
-
-    There has to be a question and a reply, and nothing that belongs to no turn.
-    """
+    """The turns of a text, or None where no marks, or none that make sense, part it. There has to
+    be a question and a reply, and nothing that belongs to no turn."""
     for turns in _readings(text):
         if len(turns) > 1 and any(turn.role == "assistant" for turn in turns):
             return tuple(turns)

@@ -55,12 +55,10 @@ def new_folder(
     operator: str | None = None,
     licences: Mapping[str, str] | None = None,
 ) -> Iterator[FolderWriter]:
-    """Fill a new data folder; an exception inside leaves nothing behind.
-
-    `sources` are spelled as their rows' origins spell them; `licences` sets some by source name.
-    Raises UsageError for an `out` inside a source, StorageError for one that is not empty, and
-    DataError when no row was added or a source changed meanwhile.
-    """
+    """Fill a new data folder; an exception inside leaves nothing behind. `sources` are spelled as
+    their rows' origins spell them; `licences` sets some by source name. Raises UsageError for an
+    `out` inside a source, StorageError for one that is not empty, and DataError when no row was
+    added or a source changed meanwhile."""
     inputs = sources if isinstance(sources, Inputs) else find_inputs(sources)
     refuse_place(out, inputs)
     with staged_directory(out) as stage, contextlib.ExitStack() as files:
@@ -90,9 +88,7 @@ def refuse_place(out: Path, inputs: Inputs) -> None:
 
 class FolderWriter:
     """Writes the rows of a new data folder, and lists what was removed or changed on the way.
-
-    `shares` may be filled for dataset.json; `record` is what that says when the folder is there.
-    """
+    `shares` may be filled for dataset.json; `record` is what that says when the folder is there."""
 
     def __init__(self, inputs: Inputs, stage: Path, files: contextlib.ExitStack) -> None:
         self.inputs = inputs
@@ -122,10 +118,8 @@ class FolderWriter:
         detail: str = "",
         show_before: bool = True,
     ) -> None:
-        """Write one row at the end of a split.
-
-        `before`: a changed row as it was read, for changed.jsonl, its text if `show_before`.
-        """
+        """Write one row at the end of a split. `before`: a changed row as it was read, for
+        changed.jsonl, its text if `show_before`."""
         self.counts[split] += 1
         self._write(split, self._row(before or conversation, conversation))
         if before is not None:

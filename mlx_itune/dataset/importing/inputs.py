@@ -45,10 +45,8 @@ class Parent:
 @dataclass(frozen=True)
 class InputFile:
     """A file of rows and what records say of it: `source.path`, its label, is never absolute.
-
     `split` is the one its own name speaks of, if any. `parent` is set for a file of a data folder
-    whose rows carry an origin.
-    """
+    whose rows carry an origin."""
 
     path: Path
     source: SourceRecord
@@ -87,12 +85,10 @@ class Inputs:
 
 
 def find_inputs(sources: Sequence[Path | str], name: str | None = None) -> Inputs:
-    """The files of rows in `sources`, each with a label of its own.
-
-    A source is a file, a folder, or a Hub data set: org/name, org/name@revision, org/name:split.
-    `name` is what all raw files are called. Raises DataError for a source that is missing, holds no
-    file of rows, or is given twice, and what `_hub_files` raises.
-    """
+    """The files of rows in `sources`, each with a label of its own. A source is a file, a folder,
+    or a Hub data set: org/name, org/name@revision, org/name:split. `name` is what all raw files are
+    called. Raises DataError for a source that is missing, holds no file of rows, or is given twice,
+    and what `_hub_files` raises."""
     files: list[InputFile] = []
     folders: list[Path] = []
     for source in sources:
@@ -178,10 +174,8 @@ def hub_name(text: str) -> re.Match[str] | None:
 
 
 def _hub_files(hub: re.Match[str]) -> Iterator[InputFile]:
-    """The data files of a Hub data set, from the cache alone when offline; no code.
-
-    Raises UsageError for a name that the cache or the Hub does not have, DataError for no download.
-    """
+    """The data files of a Hub data set, from the cache alone when offline; no code. Raises
+    UsageError for a name that the cache or the Hub does not have, DataError for no download."""
     name, split = hub["name"], hub["split"]
     try:
         folder = _snapshot(hub)

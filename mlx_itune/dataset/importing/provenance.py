@@ -69,9 +69,7 @@ class Step:
 @dataclass(frozen=True)
 class DatasetRecord(Step):
     """The step that made a folder, the steps before it (oldest first) and the raw files of all.
-
-    `split`, `mix` and `render` are shares as asked for and as they came out.
-    """
+    `split`, `mix` and `render` are shares as asked for and as they came out."""
 
     version: int = VERSION
     sources: tuple[SourceRecord, ...] = ()
@@ -176,9 +174,7 @@ Line = dict[str, Any]
 @dataclass(frozen=True)
 class History:
     """One row: where it is `now` ("train:12"; None for one that is gone) and where it came from.
-
-    `line` is a number, or "#17" for a row that has no line of its own.
-    """
+    `line` is a number, or "#17" for a row that has no line of its own."""
 
     id: str | None
     now: str | None
@@ -190,11 +186,9 @@ class History:
 
 
 def trace(folder: Path, row: str) -> list[History]:
-    """The histories of a row, one per copy or split piece of that name; 20 at most.
-
-    `row` is an id, a place in `folder` ("train:12") or of a source ("gsm8k.jsonl:7").
-    Raises UsageError when no row answers to it, DataError for a folder without a record.
-    """
+    """The histories of a row, one per copy or split piece of that name; 20 at most. `row` is an id,
+    a place in `folder` ("train:12") or of a source ("gsm8k.jsonl:7"). Raises UsageError when no row
+    answers to it, DataError for a folder without a record."""
     record = traceable(folder)
     place = _PLACE.fullmatch(row)
     by_id = bool(_ID.fullmatch(row))

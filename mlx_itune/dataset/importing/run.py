@@ -35,10 +35,8 @@ _VALUES_SHOWN = 8
 
 @dataclass
 class Imported:
-    """What came of it. `written` is False when faults (strict) or no good row forbade it.
-
-    `faults` are the first ones, warnings included; `ledger` is the new folder's seal.
-    """
+    """What came of it. `written` is False when faults (strict) or no good row forbade it. `faults`
+    are the first ones, warnings included; `ledger` is the new folder's seal."""
 
     out: str
     written: bool = False
@@ -68,9 +66,8 @@ def import_rows(
     tell: Tell = lambda stage, total: lambda more: None,
 ) -> Imported:
     """Write the data folder `out` as planned; rows are streamed, again where a choice needs it.
-
-    `ask` is asked for unknown licences. Raises DataError, UsageError for tags that are not there.
-    """
+    `ask` is asked for unknown licences. Raises DataError, UsageError for tags that are not
+    there."""
     inputs = find_inputs(sources, plan.name)
     licences = plan.licences(inputs.licences())
     for name, known in inputs.licences().items():

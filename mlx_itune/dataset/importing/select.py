@@ -32,11 +32,9 @@ def parse_where(text: str) -> tuple[str, str, bool]:
 
 
 def drawn(contents: array[int], wanted: int, seed: int) -> Counter[int]:
-    """How many rows of each content hash to take: in all `wanted`, or all that there are.
-
-    Those of the lowest keyed hashes of (content, how many equal rows came before), whatever their
-    order; a larger sample holds the smaller one.
-    """
+    """How many rows of each content hash to take: in all `wanted`, or all that there are. Those of
+    the lowest keyed hashes of (content, how many equal rows came before), whatever their order; a
+    larger sample holds the smaller one."""
     salt = hashlib.blake2b(f"sample {seed}".encode(), digest_size=8).digest()
     rows = np.sort(np.frombuffer(contents, dtype=np.uint64))
     if wanted < len(rows):
@@ -52,16 +50,11 @@ def drawn(contents: array[int], wanted: int, seed: int) -> Counter[int]:
 
 
 def mix(
-    sizes: Mapping[str, int],
-    *,
-    cap: int | None = None,
-    weights: Mapping[str, float] | None = None,
+    sizes: Mapping[str, int], *, cap: int | None = None, weights: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """The share of each source, in the order of `sizes`; they sum to 1.
-
-    A rate is a source's rows, at most `cap`, or its one of the `weights`, 0 unless named. Raises
-    UsageError for wrong weights and names, DataError for a source that is wanted and empty.
-    """
+    """The share of each source, in the order of `sizes`; they sum to 1. A rate is a source's rows,
+    at most `cap`, or its one of the `weights`, 0 unless named. Raises UsageError for wrong weights
+    and names, DataError for a source that is wanted and empty."""
     rates: dict[str, float]
     if weights is None:
         rates = {name: rows if cap is None else min(rows, cap) for name, rows in sizes.items()}
@@ -132,10 +125,8 @@ def position(name: bytes, seed: int) -> int:
 
 
 class Splitter:
-    """Answers with a split for each row and counts what it answered, by stratum.
-
-    Small data may leave a split empty: after all were asked about, `fill` moves the nearest ones.
-    """
+    """Answers with a split for each row and counts what it answered, by stratum. Small data may
+    leave a split empty: after all were asked about, `fill` moves the nearest ones."""
 
     def __init__(self, shares: Shares) -> None:
         self.shares = shares
@@ -198,9 +189,7 @@ class Splitter:
 
 class Groups:
     """Rows that must stay on one side: those of one group, and groups that share an equal row.
-
-    `see` takes every row's content hash once; `of` answers after that.
-    """
+    `see` takes every row's content hash once; `of` answers after that."""
 
     def __init__(self, by: str) -> None:
         self._by = by

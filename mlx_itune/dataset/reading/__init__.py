@@ -50,12 +50,10 @@ def read_records(
     header: bool | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Record | Fault]:
-    """Each row of a file in order, or why it is none; blank lines are no rows.
-
-    `kind`, `header` (whether a table's first row names its columns): None goes by the content.
-    `on_bytes` is told how many more bytes of the file are done with. Raises StorageError; DataError
-    for a file of another kind; UsageError for an unknown `kind` or a missing extra.
-    """
+    """Each row of a file in order, or why it is none; blank lines are no rows. `kind`, `header`
+    (whether a table's first row names its columns): None goes by the content. `on_bytes` is told
+    how many more bytes of the file are done with. Raises StorageError; DataError for a file of
+    another kind; UsageError for an unknown `kind` or a missing extra."""
     path = Path(path)
     if kind is not None and kind not in KINDS:
         raise UsageError(f"no kind of file {kind!r}", hint=did_you_mean(kind, KINDS))
@@ -111,10 +109,8 @@ def _kind_of(path: Path, head: bytes) -> str:
 
 def _is_lines(stream: ByteStream, *, prefers_lines: bool) -> bool:
     """Whether JSON, by its beginning and (where known) its end, has a row per line, or is a
-    document.
-
-    One bad line must not decide: several lines have their say, and the end of the file.
-    """
+    document. One bad line must not decide: several lines have their say, and the end of the
+    file."""
     head, is_whole = stream.head.lstrip(BLANK), stream.is_whole
     first = head[:1]
     if first not in (b"[", b"{"):

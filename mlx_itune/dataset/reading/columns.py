@@ -40,11 +40,9 @@ def named_rows(
     *,
     is_sheet: bool = False,
 ) -> Iterator[Record | Fault]:
-    """A Record or Fault per row after the header.
-
-    `header`: whether the first row is one; None lets its looks and those of the `sample` decide.
-    `is_sheet`: cells at the end of a row may be missing.
-    """
+    """A Record or Fault per row after the header. `header`: whether the first row is one; None lets
+    its looks and those of the `sample` decide. `is_sheet`: cells at the end of a row may be
+    missing."""
     columns: list[str] | None = None
     for line, cells, fault in rows:
         if columns is None and cells is not None:

@@ -31,10 +31,8 @@ _REASONS = {
 def read_delimited(
     stream: ByteStream, name: str, kind: str, *, header: bool | None = None
 ) -> Generator[Record | Fault, None, int]:
-    """A Record or Fault per row; returns the number of lines.
-
-    `header`: whether the first line names the columns; None lets its looks decide.
-    """
+    """A Record or Fault per row; returns the number of lines. `header`: whether the first line
+    names the columns; None lets its looks decide."""
     csv.field_size_limit(MAX_ROW_BYTES)
     texts = _first_lines(stream)
     delimiter = "\t" if kind == "tsv" else _delimiter(texts)
@@ -53,10 +51,8 @@ class _Line(NamedTuple):
 
 
 class _Lines:
-    """The lines of a file for the csv module, which remembers those of the current row.
-
-    Bytes that are not UTF-8 are lone surrogates in them.
-    """
+    """The lines of a file for the csv module, which remembers those of the current row. Bytes that
+    are not UTF-8 are lone surrogates in them."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._lines = stream.lines()
@@ -88,10 +84,8 @@ class _Lines:
 
 
 def _rows(lines: _Lines, delimiter: str) -> Iterator[Cells]:
-    """The rows, with the first line of each.
-
-    After a quote that never closes, reading goes on with the line after the one it is on.
-    """
+    """The rows, with the first line of each. After a quote that never closes, reading goes on with
+    the line after the one it is on."""
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     width: int | None = None
     while True:

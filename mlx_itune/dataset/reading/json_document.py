@@ -53,10 +53,8 @@ _Row = tuple[int, dict[str, Any] | RowFault]
 
 
 def read_document(stream: ByteStream, name: str) -> Generator[Record | Fault, None, int]:
-    """A Record or Fault per row, wherever it stands; returns the number of lines.
-
-    Several rows on one line are told apart by their number in the file.
-    """
+    """A Record or Fault per row, wherever it stands; returns the number of lines. Several rows on
+    one line are told apart by their number in the file."""
     document = _Document(stream)
     rows = _placed(document.rows(), name)
     if stream.has_bom:
@@ -104,10 +102,8 @@ class _Document:
                 return
 
     def _array(self, after: re.Pattern[str]) -> Generator[_Row, None, bool]:
-        """The rows of the array that the window stands at; whether it came to its `]`.
-
-        `after`: what must follow that so that it is believed, if there was damage or a row follows.
-        """
+        """The rows of the array that the window stands at; whether it came to its `]`. `after`:
+        what must follow that so that it is believed, if there was damage or a row follows."""
         window = self.window
         window.pos += 1
         self._in_array, self._margin, self._to_learn = True, "", _ROWS_TO_LEARN
@@ -167,10 +163,8 @@ class _Document:
         return True
 
     def _wrapped(self) -> Generator[_Row, None, bool]:
-        """The rows of the list in an object that is no row; whether it came to its end.
-
-        A second list is one fault: which of them is meant is not for a reader to guess.
-        """
+        """The rows of the list in an object that is no row; whether it came to its end. A second
+        list is one fault: which of them is meant is not for a reader to guess."""
         window, line = self.window, self.window.line
         window.pos += 1
         read_from: str | None = None
@@ -231,10 +225,8 @@ class _Document:
         return row
 
     def _decode(self, most: int | None = None) -> tuple[Any, int, RowFault | None]:
-        """The value at the window's place, its end, and why it is refused if it is.
-
-        Raises RowFault for what has no end, or is longer than `most`.
-        """
+        """The value at the window's place, its end, and why it is refused if it is. Raises RowFault
+        for what has no end, or is longer than `most`."""
         window = self.window
         while True:
             try:
@@ -281,10 +273,8 @@ class _Document:
 
     def _next_row(self, *, is_whole: bool = False) -> int | None:
         """Where the next row begins, as far as the window goes. `is_whole`: it has to end too.
-
         Where no margin tells, it has the first key of a row before and most of the keys that all
-        have, or is broken.
-        """
+        have, or is broken."""
         text, at = self.window.text, self.window.pos
         if self._margin:
             at = text.find(self._margin + "{", at)
@@ -306,10 +296,8 @@ class _Document:
         return None
 
     def _look(self) -> None:
-        """What the row here begins with, for the next one to be found.
-
-        No string holds a bare line break, and what is within a row is further to the right.
-        """
+        """What the row here begins with, for the next one to be found. No string holds a bare line
+        break, and what is within a row is further to the right."""
         window = self.window
         if not self._first_keys and (key := window.at(_FIRST_KEY)):
             self._first_keys.add(key[1])
@@ -325,10 +313,8 @@ class _Document:
 
 
 class Window:
-    """The text of a stream around the index `pos`, as far as it has been asked for.
-
-    Bytes that are not UTF-8 are lone surrogates in it.
-    """
+    """The text of a stream around the index `pos`, as far as it has been asked for. Bytes that are
+    not UTF-8 are lone surrogates in it."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream

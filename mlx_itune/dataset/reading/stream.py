@@ -21,10 +21,8 @@ _TAIL_BYTES = 4096
 
 
 class Record(NamedTuple):
-    """A row as it stands in its file; `line` counts from 1.
-
-    `row` counts the rows of the file, where several stand on one line.
-    """
+    """A row as it stands in its file; `line` counts from 1. `row` counts the rows of the file,
+    where several stand on one line."""
 
     value: dict[str, Any]
     line: int
@@ -37,10 +35,8 @@ class Record(NamedTuple):
 
 class ByteStream:
     """Chunks of an open file. `head` is the first one, still to be read; a byte order mark is cut.
-
     `on_bytes` is told how many more bytes of the file have been read. A damaged gzip file ends
-    early and says why in `broken`. Raises OSError.
-    """
+    early and says why in `broken`. Raises OSError."""
 
     def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None] | None = None) -> None:
         self._file, self._on_bytes, self._told = file, on_bytes, 0

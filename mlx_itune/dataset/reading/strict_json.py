@@ -53,10 +53,8 @@ class StrictDecoder:
         )
 
     def value_at(self, text: str, start: int) -> tuple[Any, int, RowFault | None]:
-        """The value that begins at `start`, its end, and why it is refused if it is.
-
-        Raises JSONDecodeError, which knows where, or RowFault for what is not JSON.
-        """
+        """The value that begins at `start`, its end, and why it is refused if it is. Raises
+        JSONDecodeError, which knows where, or RowFault for what is not JSON."""
         self._refused = None
         try:
             value, end = self._decoder.raw_decode(text, start)
@@ -78,10 +76,8 @@ class StrictDecoder:
         return value, end, refused
 
     def row(self, raw: bytes, at: int) -> dict[str, Any]:
-        """The object that a line holds, whose first byte is the file's byte `at`, from 0.
-
-        Raises RowFault.
-        """
+        """The object that a line holds, whose first byte is the file's byte `at`, from 0. Raises
+        RowFault."""
         text = decoded(raw, at)
         if text.startswith("\ufeff"):
             raise RowFault("bom", "a byte order mark before the row", "remove it")
@@ -143,10 +139,8 @@ def syntax_fault(error: json.JSONDecodeError, place: str) -> RowFault:
 
 
 def decoded(raw: bytes, at: int = 0, *, one_line: bool = True) -> str:
-    """`raw` as text. Raises RowFault for a NUL byte and for what is not UTF-8.
-
-    `one_line`: it is a whole line, so that a fault can name the column too.
-    """
+    """`raw` as text. Raises RowFault for a NUL byte and for what is not UTF-8. `one_line`: it is a
+    whole line, so that a fault can name the column too."""
     nul = raw.find(0)
     if nul >= 0:
         raise _nul(f"column {nul + 1}, " * one_line + f"byte {at + nul + 1}")

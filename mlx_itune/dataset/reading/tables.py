@@ -95,10 +95,7 @@ def read_xlsx(
     path: Path, on_bytes: Told = None, *, header: bool | None = None
 ) -> Iterator[Record | Fault]:
     """A Record or Fault per row of every sheet, each under its own header; `sheet` tells several
-    apart.
-
-    Raises DataError for what is no XLSX file, or too large.
-    """
+    apart. Raises DataError for what is no XLSX file, or too large."""
     import python_calamine as calamine
 
     try:

@@ -51,11 +51,9 @@ TooLong = Literal["split", "truncate", "drop", "error"]
 
 @dataclass
 class PrepareReport:
-    """What came in and what came out; adds up row by row while rows are prepared.
-
-    turns = turns_whole + turns_truncated + turns_dropped, always. The lists hold origins of rows;
-    `dropped`: wholly or in part; `control_text`: rows that spell out a control token.
-    """
+    """What came in and what came out; adds up row by row while rows are prepared. turns =
+    turns_whole + turns_truncated + turns_dropped, always. The lists hold origins of rows;
+    `dropped`: wholly or in part; `control_text`: rows that spell out a control token."""
 
     rows: int = 0
     examples: int = 0
@@ -80,9 +78,7 @@ class PrepareReport:
         **marks: bool,
     ) -> None:
         """Count what became of one conversation with so many turns to learn, some `truncated`.
-
-        `marks` says of other lists whether it belongs there.
-        """
+        `marks` says of other lists whether it belongs there."""
         spans = sum(len(example.spans) for example in examples)
         self.rows += 1
         self.examples += len(examples)
@@ -114,13 +110,10 @@ def prepare(
     learn: Learn = "all",
     too_long: TooLong = "split",
 ) -> Preparation:
-    """Render every conversation and bring what is too long within `max_length_tokens`.
-
-    `split` cuts between exchanges and truncates only a single one that is still too long;
-    `truncate` keeps the start; `drop` leaves the row out. Raises DataError for rows that the
-    template refuses (all are counted), for `error` and a long row, or when nothing is left to
-    learn.
-    """
+    """Render every conversation and bring what is too long within `max_length_tokens`. `split` cuts
+    between exchanges and truncates only a single one that is still too long; `truncate` keeps the
+    start; `drop` leaves the row out. Raises DataError for rows that the template refuses (all are
+    counted), for `error` and a long row, or when nothing is left to learn."""
     report = PrepareReport()
     examples = _prepared(conversations, tokenizer, report, max_length_tokens, learn, too_long)
     return Preparation(tuple(examples), report)
@@ -134,10 +127,8 @@ def _prepared(
     learn: Learn = "all",
     too_long: TooLong = "split",
 ) -> Iterator[TokenizedExample]:
-    """The examples of `prepare` one after another, holding a few rows at a time.
-
-    Raises what `prepare` raises, when the last row is done.
-    """
+    """The examples of `prepare` one after another, holding a few rows at a time. Raises what
+    `prepare` raises, when the last row is done."""
     refused: list[DataError] = []
     long: list[str] = []
     rows, to_render = tee(conversations)
@@ -257,10 +248,8 @@ def tokenized(
     columns: Mapping[str, str] | None = None,
     **policy: Any,
 ) -> Tokenized:
-    """The examples of a data file or folder; `policy` as for `prepare`.
-
-    Raises what `load_splits` and `prepare` raise.
-    """
+    """The examples of a data file or folder; `policy` as for `prepare`. Raises what `load_splits`
+    and `prepare` raise."""
     how = {"seed": seed, "format": format, "columns": columns}
     root = cache_root()
     folder = root / "tokenized" / _key(data, tokenizer, {**how, **policy}) if root else None

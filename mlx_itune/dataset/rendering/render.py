@@ -35,9 +35,7 @@ _ROWS_PER_CALL = 64
 @dataclass(frozen=True, eq=False)
 class TokenizedExample:
     """input_ids (T,) int32, weights (T,) float32: how much each token is learned as a target.
-
-    `spans` are the token ranges [start, end) of the learned turns.
-    """
+    `spans` are the token ranges [start, end) of the learned turns."""
 
     input_ids: NDArray[np.int32]
     weights: NDArray[np.float32]
@@ -63,11 +61,9 @@ _Draft = tuple[str, list[_Span]]
 def render(
     conversation: Conversation, tokenizer: ChatTokenizer, learn: Learn = "all"
 ) -> tuple[TokenizedExample, ...]:
-    """The examples of one conversation; every learned turn is in exactly one of them.
-
-    `learn`: all assistant turns, the last, or those whose `weight` says so; weights count in each.
-    Raises DataError when the chat template refuses the turns.
-    """
+    """The examples of one conversation; every learned turn is in exactly one of them. `learn`: all
+    assistant turns, the last, or those whose `weight` says so; weights count in each. Raises
+    DataError when the chat template refuses the turns."""
     (found,) = render_many([conversation], tokenizer, learn)
     if isinstance(found, DataError):
         raise found
@@ -164,12 +160,10 @@ def _drafts(
 
 
 def _reply_after_header(upto: str, opening: str, probe: str, tokenizer: ChatTokenizer) -> str:
-    """The reply in `upto`, where what comes before it is not what inference would have.
-
-    Templates that rewrite earlier turns do this: the reply begins where the generation prompt's
-    `opening` ends. Others open a reasoning block that finished turns do not show: there it begins
-    with the words, and what stands before known words is its header.
-    """
+    """The reply in `upto`, where what comes before it is not what inference would have. Templates
+    that rewrite earlier turns do this: the reply begins where the generation prompt's `opening`
+    ends. Others open a reasoning block that finished turns do not show: there it begins with the
+    words, and what stands before known words is its header."""
     header = probe.partition(PROBE)[0]
     at = header.rfind(opening) if opening else -1
     # An earlier reply may begin with the words of the opening; then another turn opens behind it.
@@ -191,11 +185,9 @@ def _opening_of(prompt: str, before: str, tokenizer: ChatTokenizer) -> str:
 def _learned_part(
     tail: str, opening: str, message: Message, tokenizer: ChatTokenizer
 ) -> tuple[str, bool]:
-    """The reply up to and including its end token, and whether the template gave it one.
-
-    Contents hold no control tokens, so the first end token is the template's. A control token that
-    opens the turn of somebody else ends the reply before it.
-    """
+    """The reply up to and including its end token, and whether the template gave it one. Contents
+    hold no control tokens, so the first end token is the template's. A control token that opens the
+    turn of somebody else ends the reply before it."""
     controls = tokenizer.control_text.spans(tail)
     first = tokenizer.control_text.spans(opening)[:1]
     for start, end, token in controls:
@@ -217,9 +209,7 @@ def _learned_part(
 
 
 def _check_calls(
-    message: Message,
-    before: Sequence[Message],
-    text_of: Callable[[Sequence[Message]], str],
+    message: Message, before: Sequence[Message], text_of: Callable[[Sequence[Message]], str]
 ) -> None:
     """A template that does not know tool calls would have silence learned in their place."""
     # Under names that occur nowhere else: a real one may stand in the text by chance.
@@ -243,11 +233,9 @@ def _settle(
     row: Conversation,
     tokenizer: ChatTokenizer,
 ) -> Iterator[TokenizedExample]:
-    """Character spans to token weights; turns whose context would differ come out alone.
-
-    Special tokens cut a text in independent pieces, so a prompt tokenizes as it does within the
-    text if its last piece does: with most templates the same short header in every row.
-    """
+    """Character spans to token weights; turns whose context would differ come out alone. Special
+    tokens cut a text in independent pieces, so a prompt tokenizes as it does within the text if its
+    last piece does: with most templates the same short header in every row."""
     text, spans = draft
     ids, ranges = np.array(encoding.ids, dtype=np.int32), encoding.offsets
     controls = np.flatnonzero(np.isin(ids, list(tokenizer.control_ids)))

@@ -36,9 +36,7 @@ _CONTENT_ID = re.compile(r"[0-9a-f]{16}")
 
 def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Iterator[Conversation]:
     """The rows that `wanted` names ("file:line", "split:line", a line, an id), in file order.
-
-    Raises DataError for a wanted row that is broken, UsageError for one that is not there.
-    """
+    Raises DataError for a wanted row that is broken, UsageError for one that is not there."""
     # An id may look like a place ("case:12"): then no file has that name.
     places = {
         spec
@@ -101,9 +99,7 @@ _ALPHABET = {letter: byte for byte, letter in bytes_to_unicode().items()}
 @dataclass(frozen=True)
 class Piece:
     """Some text of an example, made of the tokens `ids` from index `start`; one weight for all.
-
-    Several ids only where tokens divide a character, whose bytes alone say nothing.
-    """
+    Several ids only where tokens divide a character, whose bytes alone say nothing."""
 
     start: int
     ids: tuple[int, ...]
@@ -162,10 +158,8 @@ def shown_examples(
 def pieces(
     example: TokenizedExample, tokenizer: ChatTokenizer, *, single: bool = False
 ) -> Iterator[Piece]:
-    """The whole example in readable pieces, in order; `single`: token by token.
-
-    Their texts joined are the decoded text, apart from single tokens that divide a character.
-    """
+    """The whole example in readable pieces, in order; `single`: token by token. Their texts joined
+    are the decoded text, apart from single tokens that divide a character."""
     weights = example.weights.tolist()
     for start, ids, text in _runs(example.input_ids.tolist(), tokenizer):
         own = weights[start : start + len(ids)]
@@ -212,10 +206,8 @@ def _runs(
 
 
 def _texts(ids: Sequence[int], text: str, tokenizer: ChatTokenizer) -> list[str]:
-    """One text per token; where they share characters, the bytes of divided ones as <0x..>.
-
-    The last token has all where its vocabulary does not tell the bytes.
-    """
+    """One text per token; where they share characters, the bytes of divided ones as <0x..>. The
+    last token has all where its vocabulary does not tell the bytes."""
     if len(ids) == 1 and _REPLACEMENT not in text:
         return [text]
     known = [found for i in ids if (found := _bytes_of(i, tokenizer)) is not None]

@@ -65,10 +65,8 @@ def _span(piece: Piece, *, at_border: bool) -> Html:
 
 
 def _visible(text: str, edges: bool) -> Iterator[str]:
-    """Newlines with a mark before them; spaces as marks at the edges, where they could be missed.
-
-    A token without any text still shows that it is there.
-    """
+    """Newlines with a mark before them; spaces as marks at the edges, where they could be missed. A
+    token without any text still shows that it is there."""
     end = 0
     for found in (_EDGES if edges else _NEWLINE).finditer(text):
         yield text[end : found.start()]

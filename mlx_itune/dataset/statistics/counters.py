@@ -96,10 +96,8 @@ class Ranking:
 
 
 class NameCounts:
-    """Sums per name, of one or several amounts; the first amount ranks.
-
-    Only the first `most` names are told apart, which bounds the memory.
-    """
+    """Sums per name, of one or several amounts; the first amount ranks. Only the first `most` names
+    are told apart, which bounds the memory."""
 
     def __init__(self, amounts: int = 1, *, most: int = 20_000) -> None:
         self._sums: dict[str, list[int]] = {}

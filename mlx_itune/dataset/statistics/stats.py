@@ -94,11 +94,9 @@ class LimitStats:
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Token counts of rows and of examples (some templates give a row several).
-
-    `over` counts rows by the length that their longest example exceeds, `padding` is that of random
-    batches by their size (cut to the limit, if any), `share_percent` each row's learned share.
-    """
+    """Token counts of rows and of examples (some templates give a row several). `over` counts rows
+    by the length that their longest example exceeds, `padding` is that of random batches by their
+    size (cut to the limit, if any), `share_percent` each row's learned share."""
 
     template: str
     learn: str
@@ -147,10 +145,8 @@ def count(
     learn: Learn = "all",
     max_length_tokens: int | None = None,
 ) -> Stats | None:
-    """Statistics of (split name, rows) pairs; None if not one row was accepted.
-
-    With a tokenizer rows are tokenized as for training, before anything is cut to a length.
-    """
+    """Statistics of (split name, rows) pairs; None if not one row was accepted. With a tokenizer
+    rows are tokenized as for training, before anything is cut to a length."""
     counts = _Counts()
     tokens = _TokenCounts(tokenizer, learn, max_length_tokens) if tokenizer else None
     for split, rows in files:
@@ -331,10 +327,8 @@ class _TokenCounts:
 
 
 def padding_shares(lengths: Counter[int], limit: int | None) -> dict[str, float]:
-    """The expected share of padding in random batches of each size.
-
-    The longest of n draws exceeds v unless all n do not, so its mean follows from the distribution.
-    """
+    """The expected share of padding in random batches of each size. The longest of n draws exceeds
+    v unless all n do not, so its mean follows from the distribution."""
     columns = zip(*sorted(lengths.items()), strict=True)
     values, counts = (np.array(column, float) for column in columns)
     values = np.minimum(values, limit or np.inf)

@@ -115,10 +115,8 @@ _WOVEN = re.compile(
 
 
 def without_options(pattern: Pattern) -> tuple[Pattern, str]:
-    """The pattern with no trace of its options, and "" or the wording that could not be cut.
-
-    What goes: the list, the sentence that heads it, sentences without a field that speak of it.
-    """
+    """The pattern with no trace of its options, and "" or the wording that could not be cut. What
+    goes: the list, the sentence that heads it, sentences without a field that speak of it."""
     if OPTIONS not in pattern.fields:
         return pattern, ""
     text = "".join(

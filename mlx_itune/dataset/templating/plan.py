@@ -21,8 +21,7 @@ class RenderPlan:
     """How to render. Raises UsageError for what is no number, share or name."""
 
     task: Annotated[
-        tuple[str, ...],
-        Help("Render this task only; without it, every task of the file.", "NAME"),
+        tuple[str, ...], Help("Render this task only; without it, every task of the file.", "NAME")
     ] = ()
     draws: Annotated[Count, Help("Examples per row and task.")] = 1
     seed: Annotated[int, Interval(ge=0, le=2**63 - 1), Help("Of everything that is drawn.")] = 0

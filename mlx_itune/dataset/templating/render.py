@@ -196,10 +196,8 @@ class Example:
 
 
 class Renderer:
-    """Renders rows of one task. Equal rows give equal examples, wherever they stand.
-
-    `pool` must hold the training rows first. Raises DataError for settings that do not fit.
-    """
+    """Renders rows of one task. Equal rows give equal examples, wherever they stand. `pool` must
+    hold the training rows first. Raises DataError for settings that do not fit."""
 
     def __init__(self, task: Task, plan: RenderPlan) -> None:
         self.task = task
@@ -291,10 +289,8 @@ def _shares(task: Task, inverse_weight: float) -> list[float]:
 
 
 class ExemplarPool:
-    """Rows of the training split that prompts may show, a seeded sample once there are many.
-
-    It holds the rows of the smallest hashes, in any order; case and spacing make no other row.
-    """
+    """Rows of the training split that prompts may show, a seeded sample once there are many. It
+    holds the rows of the smallest hashes, in any order; case and spacing make no other row."""
 
     def __init__(self, seed: int, task: str, budget_tokens: int, most: int = _POOL_ROWS) -> None:
         self._key = hashlib.blake2b(f"{seed} {task} pool".encode(), digest_size=32).digest()

@@ -34,9 +34,7 @@ Row = dict[str, Any]
 @dataclass
 class Rendering:
     """What came of it. `dropped` counts examples that asked for exemplars and could keep none.
-
-    `tasks` has the shares of templates and kinds; `ledger` is the new folder's seal.
-    """
+    `tasks` has the shares of templates and kinds; `ledger` is the new folder's seal."""
 
     out: str
     rows: int = 0
@@ -60,11 +58,9 @@ def render_rows(
     measure: Measure | None = None,
     tell: Tell = lambda stage, total: lambda more: None,
 ) -> Rendering:
-    """Render the rows of `source` through a task file into the data folder `out`.
-
-    `measure` counts tokens, for exemplars. Raises DataError, and writes nothing, for rows that
-    cannot be rendered (unless `keep_going`) and where no example is left.
-    """
+    """Render the rows of `source` through a task file into the data folder `out`. `measure` counts
+    tokens, for exemplars. Raises DataError, and writes nothing, for rows that cannot be rendered
+    (unless `keep_going`) and where no example is left."""
     tasks = _chosen(load_tasks(templates), plan.task, templates)
     result = Rendering(str(out), warnings=lint(tasks))
     inputs = find_inputs([source])

@@ -27,10 +27,8 @@ _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*task[ \t]*(\.[ \t]*template[ \t]*)?\]\]"
 
 @dataclass(frozen=True)
 class Template:
-    """One way to ask: `input` becomes the prompt, `target` the reply; see docs/templates.md.
-
-    The prefixes stand before each side in few-shot prompts; None: the task's.
-    """
+    """One way to ask: `input` becomes the prompt, `target` the reply; see docs/templates.md. The
+    prefixes stand before each side in few-shot prompts; None: the task's."""
 
     input: str
     target: str
@@ -50,9 +48,7 @@ class Template:
 @dataclass(frozen=True)
 class Task:
     """Fields of a row (names, or name -> column), which is the answer, and how to ask for it.
-
-    `options` is the field that holds a row's list of options, or the options themselves.
-    """
+    `options` is the field that holds a row's list of options, or the options themselves."""
 
     name: str
     fields: tuple[str, ...] | dict[str, str]

@@ -29,11 +29,9 @@ Message = Mapping[str, Any]
 
 
 class ControlText:
-    """Control strings of one tokenizer: finds, hides and restores them.
-
-    `special`: the texts of special tokens and their ids. `markup`: other added tokens that the
-    template writes, such as `<think>`, which a reply may contain, but no user or tool.
-    """
+    """Control strings of one tokenizer: finds, hides and restores them. `special`: the texts of
+    special tokens and their ids. `markup`: other added tokens that the template writes, such as
+    `<think>`, which a reply may contain, but no user or tool."""
 
     def __init__(self, special: Mapping[str, int], markup: Mapping[str, int]) -> None:
         self._ids = {**markup, **special}
@@ -59,10 +57,8 @@ class ControlText:
         return found.group() if found else next(iter(text.split()), text)
 
     def hide(self, value: Any, *, in_reply: bool = False) -> Any:
-        """`value` (text, or JSON of texts) with its control strings hidden.
-
-        Raises DataError for a text that uses the private characters itself.
-        """
+        """`value` (text, or JSON of texts) with its control strings hidden. Raises DataError for a
+        text that uses the private characters itself."""
         if isinstance(value, str):
             if not value.isascii() and _RESERVED.search(value):
                 raise _reserved()
@@ -75,16 +71,11 @@ class ControlText:
         return value
 
     def joined(
-        self,
-        text: str,
-        messages: Sequence[Message],
-        render: Callable[[Sequence[Message]], str],
+        self, text: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
     ) -> bool:
-        """Whether `text`, rendered from `messages`, spells more than what the template writes.
-
-        That is what it spells where no content holds a character that begins a control string.
-        A reply may write markup, as a whole or in parts that the template joins.
-        """
+        """Whether `text`, rendered from `messages`, spells more than what the template writes. That
+        is what it spells where no content holds a character that begins a control string. A reply
+        may write markup, as a whole or in parts that the template joins."""
         away = str.maketrans(dict.fromkeys(self._first, chr(_IN_CONTENT + _PLACES - 1)))
         for pattern, in_replies in ((self._special, True), (self._any, False)):
             apart = [
@@ -117,10 +108,8 @@ class ControlText:
         return _HIDDEN.sub(names, self._any.sub(lambda m: self._shadow[m.group()], text))
 
     def shadow_tokenizer(self, backend: Any) -> Any:
-        """A copy of the tokenizer `backend` that knows control tokens by private names only.
-
-        Ids stay as they are. Raises DataError where the library numbers them anew.
-        """
+        """A copy of the tokenizer `backend` that knows control tokens by private names only. Ids
+        stay as they are. Raises DataError where the library numbers them anew."""
         from tokenizers import Tokenizer
 
         def renamed(text: Any) -> Any:

@@ -36,12 +36,10 @@ PROBE = "qzvxqzvx"
 
 
 class ChatTokenizer:
-    """A fast Hugging Face tokenizer with the chat template a run uses.
-
-    `eos_ids`: every token that ends a turn; `control_ids`: all special tokens; `stop_strings`: the
-    end of a turn where the template writes plain text. `control_text` keeps what turns say from
-    being read as a control token.
-    """
+    """A fast Hugging Face tokenizer with the chat template a run uses. `eos_ids`: every token that
+    ends a turn; `control_ids`: all special tokens; `stop_strings`: the end of a turn where the
+    template writes plain text. `control_text` keeps what turns say from being read as a control
+    token."""
 
     def __init__(
         self,
@@ -110,10 +108,8 @@ class ChatTokenizer:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoding]:
-        """Token `ids` and character ranges (`offsets`) of rendered texts, all in one call.
-
-        Raises DataError where content cannot be kept from being read as a control token.
-        """
+        """Token `ids` and character ranges (`offsets`) of rendered texts, all in one call. Raises
+        DataError where content cannot be kept from being read as a control token."""
         hidden = [self.control_text.is_hidden_in(text) for text in texts]
         plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
         batch = iter(self._backend.encode_batch(plain, add_special_tokens=False))
@@ -141,11 +137,9 @@ class ChatTokenizer:
         return self.control_text.shadow_tokenizer(self._backend)
 
     def continuation_ids(self, text: str) -> list[int]:
-        """Token ids of a rendered text that goes on where another ended.
-
-        SentencePiece puts a space before the first word of a text: not here. What follows an added
-        token within it is tokenized as it always is.
-        """
+        """Token ids of a rendered text that goes on where another ended. SentencePiece puts a space
+        before the first word of a text: not here. What follows an added token within it is
+        tokenized as it always is."""
         usual = self._backend
         if self.control_text.is_hidden_in(text):
             text, usual = self.control_text.shadow_text(text), self._shadow
@@ -162,9 +156,7 @@ class ChatTokenizer:
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """`turns` as the template reads them, with the control strings that they spell out hidden.
-
-        Raises DataError for text that cannot be told apart from what hides them.
-        """
+        Raises DataError for text that cannot be told apart from what hides them."""
         hide = self.control_text.hide
         return [
             {
@@ -183,10 +175,8 @@ class ChatTokenizer:
         tools: Sequence[Message] = (),
         add_generation_prompt: bool,
     ) -> str:
-        """The chat template's text for `messages`, in transformers' sandboxed Jinja.
-
-        Raises DataError when the template refuses them ("system role not supported").
-        """
+        """The chat template's text for `messages`, in transformers' sandboxed Jinja. Raises
+        DataError when the template refuses them ("system role not supported")."""
         # Not `apply_chat_template`, which checks and copies every message at every call.
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -271,11 +261,9 @@ def built_in(name: str, *, adds_bos: bool, knows_im_end: bool) -> str:
 
 
 def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
-    """Load the tokenizer of a local model directory, running none of its code.
-
-    `template`: "auto" is the model's own. Raises ModelError when it cannot be loaded or has no
-    template, UsageError for another name.
-    """
+    """Load the tokenizer of a local model directory, running none of its code. `template`: "auto"
+    is the model's own. Raises ModelError when it cannot be loaded or has no template, UsageError
+    for another name."""
     path = Path(path)
     if template not in ("auto", *BUILT_IN):
         meant = did_you_mean(template, ("auto", *BUILT_IN))

@@ -36,10 +36,8 @@ _PACKED_ROWS = 512
 def compensated(
     weight: Any, factor: Numbers, *, group_size: int, bits: int, dtype: Any
 ) -> dict[str, Any]:
-    """Round ``weight`` (out, in) float32 for inputs whose moments have this :func:`factor`.
-
-    As MLX stores it: weight (out, words) uint32, scales and biases (out, groups) of ``dtype``.
-    """
+    """Round ``weight`` (out, in) float32 for inputs whose moments have this :func:`factor`. As MLX
+    stores it: weight (out, words) uint32, scales and biases (out, groups) of ``dtype``."""
 
     def sayable(numbers: Any) -> Numbers:
         return np.array(numbers[:, 0].astype(dtype).astype(mx.float32))
@@ -70,11 +68,9 @@ def compensated(
 
 
 def factor(moments: Numbers, count: int) -> Numbers:
-    """U, upper triangular, of H^-1 = U^T U: row j says how column j's error is made up for.
-
-    H is ``moments`` (in, in), the sum of x x^T over ``count`` inputs x, with something on its
-    diagonal; a column that never had an input gets the mean, and is rounded by itself.
-    """
+    """U, upper triangular, of H^-1 = U^T U: row j says how column j's error is made up for. H is
+    ``moments`` (in, in), the sum of x x^T over ``count`` inputs x, with something on its diagonal;
+    a column that never had an input gets the mean, and is rounded by itself."""
     diagonal = np.diag(moments)
     mean = float(diagonal.mean()) or 1.0
     share = max(_DAMPING, _DAMPING_PER_WIDTH * len(moments) / max(count, 1))
@@ -97,10 +93,8 @@ def pack(codes: NDArray[Any], bits: int) -> Any:
 
 @dataclass
 class Moments:
-    """The sum of x x^T over the inputs x of a layer, and how many there were.
-
-    total (in, in) and count (1,) of a linear layer; (experts, in, in), (experts,) of experts.
-    """
+    """The sum of x x^T over the inputs x of a layer, and how many there were. total (in, in) and
+    count (1,) of a linear layer; (experts, in, in), (experts,) of experts."""
 
     total: Any
     count: Any
@@ -118,10 +112,8 @@ class Moments:
 
 
 class Calibration:
-    """The moments of an adapted model's layers on ``rows``, path by path.
-
-    Token tables have none; nor has a layer whose moments alone are beyond ``budget_bytes``.
-    """
+    """The moments of an adapted model's layers on ``rows``, path by path. Token tables have none;
+    nor has a layer whose moments alone are beyond ``budget_bytes``."""
 
     def __init__(
         self,

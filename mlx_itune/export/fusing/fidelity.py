@@ -41,10 +41,8 @@ class Fidelity:
 
 
 class Reference:
-    """A model that others are compared with, at every learned position of ``examples``.
-
-    Raises DataError when there is no learned token.
-    """
+    """A model that others are compared with, at every learned position of ``examples``. Raises
+    DataError when there is no learned token."""
 
     def __init__(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> None:
         self._model = model
@@ -107,11 +105,9 @@ class Reference:
 
 
 def _divergence(p: Any, q: Any) -> Any:
-    """KL (N,) of log-probabilities p and q (N, V), exact for nearly equal distributions too.
-
-    Both sum to one, so KL = sum of e^p (e^(q - p) - 1 - (q - p)): no term is negative and none
-    cancels another, where the textbook sum of e^p (p - q) drowns in float32 rounding.
-    """
+    """KL (N,) of log-probabilities p and q (N, V), exact for nearly equal distributions too. Both
+    sum to one, so KL = sum of e^p (e^(q - p) - 1 - (q - p)): no term is negative and none cancels
+    another, where the textbook sum of e^p (p - q) drowns in float32 rounding."""
     chance, gap = mx.exp(p), q - p
     near = mx.abs(gap) < 1
     close = chance * (mx.expm1(mx.where(near, gap, 0)) - gap)
@@ -121,10 +117,8 @@ def _divergence(p: Any, q: Any) -> Any:
 
 @dataclass(frozen=True)
 class Verification:
-    """What mlx-lm made of the artefact, against the model it was made from.
-
-    ``answer`` is what ``mlx_lm.generate`` wrote for the first prompt.
-    """
+    """What mlx-lm made of the artefact, against the model it was made from. ``answer`` is what
+    ``mlx_lm.generate`` wrote for the first prompt."""
 
     reader: str
     tensors: int
@@ -143,10 +137,8 @@ def verify(
     expected: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Open ``out`` with ``mlx_lm.load`` and compare it with ``reference`` on ``data``.
-
     ``expected``: tensors that must be there bit for bit. Raises ModelError when they are not, or
-    the mean KL is beyond ``max_kl``.
-    """
+    the mean KL is beyond ``max_kl``."""
     model, tokenizer = base.reopen(out)
     tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
     if expected is not None:

@@ -42,10 +42,8 @@ Check = Callable[[Path, LoadedModel, float], None]
 
 @dataclass(frozen=True)
 class Measured(Fidelity):
-    """One way, how large its weights are, and how far it was from base + adapter.
-
-    ``tokens``: measured on so many; fewer than of the way written where it was clearly too far.
-    """
+    """One way, how large its weights are, and how far it was from base + adapter. ``tokens``:
+    measured on so many; fewer than of the way written where it was clearly too far."""
 
     method: str
     way: str
@@ -62,11 +60,9 @@ class Tried(Measured):
 
 @dataclass(frozen=True)
 class FuseResult(Measured):
-    """The model written, the way taken, its fidelity, and every way that was tried.
-
-    ``bytes`` and ``base_bytes`` are of the weights; ``score_reference`` is base + adapter's task
-    score, ``score_fused`` the written model's.
-    """
+    """The model written, the way taken, its fidelity, and every way that was tried. ``bytes`` and
+    ``base_bytes`` are of the weights; ``score_reference`` is base + adapter's task score,
+    ``score_fused`` the written model's."""
 
     out: str
     base_bytes: int
@@ -82,10 +78,8 @@ def fuse(
     request: Request, observe: Observe = lambda _: None, check: Check | None = None
 ) -> FuseResult:
     """Write the model and its adapter as one MLX directory; fidelity is measured on the rows.
-
     Raises ModelError when no way is within the limit (unless ``allow_lossy``) or the adapter is
-    another base's, UsageError when ``out`` is the base, StorageError, and what ``check`` raises.
-    """
+    another base's, UsageError when ``out`` is the base, StorageError, and what ``check`` raises."""
     job = _Job(request, observe, check)
     plan, tried = job.plan, job.tried
     if request.every:

@@ -37,13 +37,11 @@ Grid = dict[str, Any]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to merge.
-
-    exact: new scales and biases, the same codes. requantized: on the base's own grid. touched: the
-    adapted layers at ``bits``. quantized: every layer at ``bits``. dequantized: floats. merged: the
-    floats of a float base. ``compensated``: rounded for the layers' inputs, not one by one.
-    ``dtype``: the type that all the model's floats get, where it is not the base's.
-    """
+    """One way to merge. exact: new scales and biases, the same codes. requantized: on the base's
+    own grid. touched: the adapted layers at ``bits``. quantized: every layer at ``bits``.
+    dequantized: floats. merged: the floats of a float base. ``compensated``: rounded for the
+    layers' inputs, not one by one. ``dtype``: the type that all the model's floats get, where it is
+    not the base's."""
 
     kind: Literal["exact", "requantized", "touched", "quantized", "dequantized", "merged"]
     bits: int
@@ -73,11 +71,9 @@ def ways(
     calibrated: bool,
     every: bool,
 ) -> list[Way]:
-    """The ways to try for a base and the adapter's layers, smallest first.
-
-    ``calibrated``: there are rows to compensate errors on. ``every``: those that "auto" would pass
-    over, too. Raises UsageError, ModelError for a way that this base and adapter cannot have.
-    """
+    """The ways to try for a base and the adapter's layers, smallest first. ``calibrated``: there
+    are rows to compensate errors on. ``every``: those that "auto" would pass over, too. Raises
+    UsageError, ModelError for a way that this base and adapter cannot have."""
     if choice not in CHOICES:
         raise UsageError(f"there is no way {choice!r}", hint="one of " + ", ".join(CHOICES))
     if bits not in (None, 16, 32, *WIDTHS):
@@ -145,9 +141,7 @@ def merge(
     calibration: Calibration | None = None,
 ) -> tuple[dict[str, Any], dict[str, Grid] | None]:
     """Tensors by name, and per-layer quantization settings (None: nothing is quantized).
-
-    ``layers``: the adapter's, by path. Raises ModelError where the base lacks one.
-    """
+    ``layers``: the adapter's, by path. Raises ModelError where the base lacks one."""
     tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
     modules = dict(model.named_modules())
     lost = sorted(set(layers) - set(modules))

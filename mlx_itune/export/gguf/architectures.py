@@ -31,9 +31,7 @@ _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 @dataclass(frozen=True)
 class Facts:
     """What mlx-lm's module computes with, read from its own arguments and, failing that, config.
-
-    ``args`` has mlx-lm's defaults filled in; ``config`` is only asked for what mlx-lm ignores.
-    """
+    ``args`` has mlx-lm's defaults filled in; ``config`` is only asked for what mlx-lm ignores."""
 
     args: Any
     config: Mapping[str, Any]
@@ -87,12 +85,10 @@ Part = Callable[[Facts], Told]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of llama.cpp's architectures.
-
-    ``interleaved``: it rotates neighbouring values, so that the rows of q and k take another order.
-    ``biases``: layers that may have one. ``square``: heads times their size must be the width of
-    the model. ``needs_output``: a tied table is written twice.
-    """
+    """One of llama.cpp's architectures. ``interleaved``: it rotates neighbouring values, so that
+    the rows of q and k take another order. ``biases``: layers that may have one. ``square``: heads
+    times their size must be the width of the model. ``needs_output``: a tied table is written
+    twice."""
 
     name: str
     rotary: Part
@@ -222,10 +218,7 @@ def _longrope(facts: Facts) -> Told:
     """Phi 3: part of each head is rotated, and long rows have a factor for each frequency."""
     pairs = int(facts.head_dim * facts.get("partial_rotary_factor", 1.0)) // 2
     original = int(facts.get("original_max_position_embeddings", 4096))
-    sizes = {
-        "rope.dimension_count": 2 * pairs,
-        "rope.scaling.original_context_length": original,
-    }
+    sizes = {"rope.dimension_count": 2 * pairs, "rope.scaling.original_context_length": original}
     base = _plain(facts) | Told(sizes)
     scaling = facts.get("rope_scaling") or {}
     kind = scaling.get("type", "default")

@@ -46,11 +46,9 @@ def export_gguf(
     request: Request, source_dir: Path, observe: Observe, merged: Merge | None = None
 ) -> Exported:
     """Write a model directory, as mlx-lm reads it, to one GGUF file; compare every tensor.
-
     ``merged`` makes the model that is written instead. Raises UsageError where llama.cpp's
     quantizer is needed and not there, ModelError for what llama.cpp cannot run or a file that does
-    not read back as its source, StorageError.
-    """
+    not read back as its source, StorageError."""
     kind, tokenizer = request.type, request.tokenizer
     if kind in _K_QUANTS:
         _quantizer()
@@ -120,9 +118,7 @@ class _Plan:
 
 def _plan(source: Path, kind: str, wide: frozenset[str] = frozenset()) -> _Plan:
     """What ``kind`` makes of a model directory as mlx-lm reads it; ``wide``: tensors kept in F32.
-
-    No weight is read yet. Raises ModelError for what llama.cpp does not know.
-    """
+    No weight is read yet. Raises ModelError for what llama.cpp does not know."""
     model, config = base.read(source)
     architecture, facts = architecture_of(model, config)
     told = architecture.told(facts)

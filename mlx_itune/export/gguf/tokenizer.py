@@ -67,10 +67,8 @@ def probe_prompts(tokenizer: ChatTokenizer) -> list[str]:
 
 def adds_bos(tokenizer: ChatTokenizer) -> bool:
     """``tokenizer.ggml.add_bos_token``: as for plain text, unless the template goes without.
-
     Prompts are trained as their template writes them, and llama.cpp does not add a second BOS to a
-    rendered prompt that has one.
-    """
+    rendered prompt that has one."""
     start = tokenizer.text_start
     return bool(start) and all(text.startswith(start) for text in probe_prompts(tokenizer))
 
@@ -84,11 +82,9 @@ def turn_end_id(tokenizer: ChatTokenizer) -> int:
 
 
 def chat_template(tokenizer: ChatTokenizer) -> str | list[dict[str, str]]:
-    """The Jinja text that was trained with, made complete for llama.cpp.
-
-    llama.cpp gives a template `bos_token` and `eos_token` only, and makes a BOS up where there is
-    none; other names are set at its start.
-    """
+    """The Jinja text that was trained with, made complete for llama.cpp. llama.cpp gives a template
+    `bos_token` and `eos_token` only, and makes a BOS up where there is none; other names are set at
+    its start."""
     special = {k: v for k, v in tokenizer.hf.special_tokens_map.items() if isinstance(v, str)}
     needed = {k: v for k, v in special.items() if k not in ("bos_token", "eos_token")}
     if "bos_token" not in special:

@@ -91,12 +91,10 @@ def pre_tokenizer_name(state: State) -> str:
 
 
 def scores(state: State, size: int) -> list[float]:
-    """``tokenizer.ggml.scores`` of ``size`` tokens of a SentencePiece BPE.
-
-    llama.cpp merges any two neighbours that form a token, best score first, leftmost at a tie; a
-    Hugging Face tokenizer has a list of merges instead. Both are the same where every way to split
-    a token into two others is a merge, and merges come token by token. Raises ModelError where not.
-    """
+    """``tokenizer.ggml.scores`` of ``size`` tokens of a SentencePiece BPE. llama.cpp merges any two
+    neighbours that form a token, best score first, leftmost at a tie; a Hugging Face tokenizer has
+    a list of merges instead. Both are the same where every way to split a token into two others is
+    a merge, and merges come token by token. Raises ModelError where not."""
     vocabulary: dict[str, int] = state["model"]["vocab"]
     merges = merge_pairs(state)
     found = [_NEVER] * size
@@ -120,10 +118,8 @@ def scores(state: State, size: int) -> list[float]:
 
 def space_prefix(state: State, prompts: Sequence[str]) -> bool:
     """``tokenizer.ggml.add_space_prefix``: a space before each stretch of plain text, or none.
-
     Where a tokenizer puts it before the first stretch only, the value that tokenizes more of
-    ``prompts`` the same way. Raises ModelError where neither gets the first of them right.
-    """
+    ``prompts`` the same way. Raises ModelError where neither gets the first of them right."""
     scheme = _scheme(state)
     if scheme != "first":
         return scheme == "always"
@@ -179,11 +175,9 @@ def limits(state: State, prompts: Sequence[str]) -> tuple[str, ...]:
 
 
 def control_by_name(state: State) -> list[int]:
-    """Ids of ordinary tokens that llama.cpp would take for control tokens, and no text yields.
-
-    Qwen has such a `</s>`: its own text is cut before merging could form it. Under another text it
-    is left alone.
-    """
+    """Ids of ordinary tokens that llama.cpp would take for control tokens, and no text yields. Qwen
+    has such a `</s>`: its own text is cut before merging could form it. Under another text it is
+    left alone."""
     added = {token["content"] for token in state["added_tokens"]}
     vocabulary: dict[str, int] = state["model"]["vocab"]
     names = sorted(CONTROL_TEXTS & vocabulary.keys() - added)
@@ -192,11 +186,9 @@ def control_by_name(state: State) -> list[int]:
 
 
 def stripping_name(state: State, prompts: Sequence[str]) -> str | None:
-    """What `general.name` has to contain so that llama.cpp strips as the added tokens say.
-
-    None where it need not. Raises ModelError where ``prompts``, as the chat template writes them,
-    would be tokenized otherwise.
-    """
+    """What `general.name` has to contain so that llama.cpp strips as the added tokens say. None
+    where it need not. Raises ModelError where ``prompts``, as the chat template writes them, would
+    be tokenized otherwise."""
     added = state["added_tokens"]
     if not any(token["lstrip"] or token["rstrip"] for token in added):
         return None

@@ -40,8 +40,7 @@ _TEXTS = (
 @dataclass(frozen=True)
 class TokenizerCheck:
     """How many texts, and tokens, the file's tokenizer made the same of; ``prompts`` of them are
-    conversations as the chat template writes them.
-    """
+    conversations as the chat template writes them."""
 
     reader: str
     texts: int
@@ -52,11 +51,9 @@ class TokenizerCheck:
 def check_tokenizer(
     keys: Mapping[str, Any], tokenizer: ChatTokenizer, texts: Sequence[str] = ()
 ) -> TokenizerCheck:
-    """Tokenize prompts, ``texts`` and some hard ones with a file's keys; all have to be equal.
-
-    Left out are texts that llama.cpp is known to read otherwise (docs/shipping.md). Raises
-    ModelError for one that differs, or a chat template that is not the trained one.
-    """
+    """Tokenize prompts, ``texts`` and some hard ones with a file's keys; all have to be equal. Left
+    out are texts that llama.cpp is known to read otherwise (docs/shipping.md). Raises ModelError
+    for one that differs, or a chat template that is not the trained one."""
     template = keys.get("tokenizer.chat_template", "")
     named = keys.get("tokenizer.chat_templates")
     if not template.endswith(tokenizer.template_text) and not named:

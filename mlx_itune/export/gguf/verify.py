@@ -38,11 +38,9 @@ _MAX_ERROR = 0.25
 
 @dataclass(frozen=True)
 class GgufVerification:
-    """What reading the file back showed.
-
-    ``types``: tensors by type. ``exact_tensors``: those with just the source's numbers;
-    ``rounded_weights``: how many numbers of the others differ, by ``largest_difference`` at most.
-    """
+    """What reading the file back showed. ``types``: tensors by type. ``exact_tensors``: those with
+    just the source's numbers; ``rounded_weights``: how many numbers of the others differ, by
+    ``largest_difference`` at most."""
 
     reader: str
     tensors: int
@@ -54,10 +52,8 @@ class GgufVerification:
 
 @dataclass(frozen=True)
 class _Weight:
-    """What a tensor has to hold: a source tensor, with something added to every number.
-
-    ``slack``: how far apart two ways to compute the numbers may be, relative to them.
-    """
+    """What a tensor has to hold: a source tensor, with something added to every number. ``slack``:
+    how far apart two ways to compute the numbers may be, relative to them."""
 
     stored: Stored
     add: int = 0
@@ -103,10 +99,8 @@ class Reader(gguf.GGUFReader):
 
 def verify_gguf(reader: Reader, source_dir: Path, *, requantized: bool = False) -> GgufVerification:
     """Compare every tensor of a file with the model directory that it was made from.
-
     ``requantized``: llama.cpp's quantizer made it, whose blocks are only held to be near. Raises
-    ModelError for a tensor that is missing, extra, or not the source's as its type can hold it.
-    """
+    ModelError for a tensor that is missing, extra, or not the source's as its type can hold it."""
     file = reader.file
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field is not None else ""

@@ -51,11 +51,9 @@ _PIECE_BYTES = 8 << 20
 
 class FloatSource:
     """The parameters of a model directory, dequantized and merged as they are read, each once.
-
     settings: mlx-lm's, defaults filled in. shapes: unpacked. dtype: of most floats. scaled: whether
     any layer scales its rotary positions, which some modules of mlx-lm do not whatever config.json
-    says. What `deltas[path]` makes, (..., out, in) float32, is added to the weight at `path`.
-    """
+    says. What `deltas[path]` makes, (..., out, in) float32, is added to the weight at `path`."""
 
     def __init__(self, path: Path, deltas: Mapping[str, Callable[[], Any]] | None = None) -> None:
         model, _ = base.read(path)
@@ -76,11 +74,9 @@ class FloatSource:
             raise ModelError(f"the model has no layer {lost[0][:-7]}", where=str(path))
 
     def pieces(self, name: str, expert: int | None = None) -> Iterator[Any]:
-        """A parameter, or one expert of it, as float32 NumPy arrays, some rows at a time.
-
-        After it, or its last expert, the parameter's memory is free again. Raises ModelError for
-        NaN or infinity.
-        """
+        """A parameter, or one expert of it, as float32 NumPy arrays, some rows at a time. After it,
+        or its last expert, the parameter's memory is free again. Raises ModelError for NaN or
+        infinity."""
         stored = self._stored[name]
         if name in self._deltas and name not in self._made:
             self._made[name] = self._deltas[name]()
@@ -148,10 +144,8 @@ def require_same_function(source: FloatSource) -> None:
 
 
 def placed(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> list[HfTensor]:
-    """The checkpoint's tensors for mlx-lm's parameters, of which `shapes` has the float shapes.
-
-    In the order of mlx-lm's names, so that what is cut from one tensor stands together.
-    """
+    """The checkpoint's tensors for mlx-lm's parameters, of which `shapes` has the float shapes. In
+    the order of mlx-lm's names, so that what is cut from one tensor stands together."""
     found = []
     for source in sorted(shapes):
         shape = shapes[source]
@@ -164,10 +158,8 @@ def placed(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> list[HfTen
 
 def cleaned_config(source: FloatSource, dtype: str) -> dict[str, Any]:
     """config.json for transformers: no quantization, its class, and no number left to a default.
-
     Rotary positions and windows are as mlx-lm computes them. mlx-lm's defaults are not always those
-    of transformers. Lists stay out: by `layer_types` transformers tells Ministral from Mistral.
-    """
+    of transformers. Lists stay out: by `layer_types` transformers tells Ministral from Mistral."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
     config, model_type = source.config, str(source.config["model_type"])

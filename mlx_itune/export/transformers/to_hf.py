@@ -45,11 +45,9 @@ _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)
 
 @dataclass(frozen=True)
 class HfVerification:
-    """Every number in the files against the source's, dequantized in float32.
-
-    largest_difference: what rounding to the checkpoint's type changed at most; it is 0 in float32.
-    opened_by: mlx-lm read the names and shapes by its own rules for transformers' checkpoints.
-    """
+    """Every number in the files against the source's, dequantized in float32. largest_difference:
+    what rounding to the checkpoint's type changed at most; it is 0 in float32. opened_by: mlx-lm
+    read the names and shapes by its own rules for transformers' checkpoints."""
 
     tensors: int
     numbers: int
@@ -59,11 +57,9 @@ class HfVerification:
 
 def export_hf(request: Request, source_dir: Path, observe: Observe) -> Exported:
     """Write a model directory of mlx-lm's, quantized or not, in transformers' layout, and verify.
-
     The adapter's update is added before the one rounding to the type. A tensor is held in memory
     once, and a piece of it as floats. Raises ModelError for an unknown layout, numbers that the
-    type cannot hold, another base's adapter.
-    """
+    type cannot hold, another base's adapter."""
     observe("writing transformers' layout, and reading it back")
     tokenizer = request.tokenizer
     adapter = request.trained() if request.adapter else None
@@ -141,11 +137,9 @@ def _stored(piece: Any, kind: str, name: str) -> bytes:
 
 
 def verify_hf(out: Path, source: FloatSource, tensors: Sequence[HfTensor]) -> HfVerification:
-    """Compare the files of `out` with `source`, number by number. Raises ModelError.
-
-    Each number must be the source's, rounded by NumPy to the nearest that the file's type has; and
-    mlx-lm, which knows transformers' layout, must make the same parameters of the files.
-    """
+    """Compare the files of `out` with `source`, number by number. Raises ModelError. Each number
+    must be the source's, rounded by NumPy to the nearest that the file's type has; and mlx-lm,
+    which knows transformers' layout, must make the same parameters of the files."""
     where = str(out)
     files = {n: (file, i) for file in weight_files(out) for n, i in read_header(file).items()}
     odd = sorted(files.keys() ^ {t.name for t in tensors})

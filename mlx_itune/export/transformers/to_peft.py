@@ -39,11 +39,9 @@ class PeftVerification:
 
 
 def export_peft(request: Request, source: Path, observe: Observe) -> Exported:
-    """Write an adapter as PEFT reads it, and compare each update with its own.
-
-    Raises ModelError for what PEFT has no form of (grid; DoRA of a token table, whose lengths PEFT
-    takes by column) and another base's adapter.
-    """
+    """Write an adapter as PEFT reads it, and compare each update with its own. Raises ModelError
+    for what PEFT has no form of (grid; DoRA of a token table, whose lengths PEFT takes by column)
+    and another base's adapter."""
     observe("writing PEFT's layout, and reading it back")
     adapter = request.trained()
     if adapter.config.kind == "grid":
@@ -161,11 +159,9 @@ def _notes(loaded: base.LoadedModel, layers: Mapping[str, Any], tied: bool) -> t
 
 
 def _targets(model: nn.Module, paths: Iterable[str], model_type: str, tied: bool) -> dict[str, Any]:
-    """target_modules, and layers_to_transform where only some blocks carry the adapter.
-
-    PEFT takes every module whose path is a target or ends with "." and a target. Names are used
-    where they match the adapted layers and nothing else, full paths otherwise. Raises ModelError.
-    """
+    """target_modules, and layers_to_transform where only some blocks carry the adapter. PEFT takes
+    every module whose path is a target or ends with "." and a target. Names are used where they
+    match the adapted layers and nothing else, full paths otherwise. Raises ModelError."""
     experts = {
         path: module.num_experts
         for path, module in model.named_modules()
@@ -211,10 +207,8 @@ def _block(module: str) -> int | None:
 
 
 def _require_expressible(adapted: list[str], experts: Iterable[str]) -> None:
-    """What PEFT does to experts under transformers 5, where gate and up of all are one tensor.
-
-    It takes every target that is called as they are for theirs. Raises ModelError.
-    """
+    """What PEFT does to experts under transformers 5, where gate and up of all are one tensor. It
+    takes every target that is called as they are for theirs. Raises ModelError."""
     names = {path.rpartition(".")[2] for path in experts}
     for path in adapted:
         block, _, name = path.rpartition(".")
@@ -226,11 +220,9 @@ def _require_expressible(adapted: list[str], experts: Iterable[str]) -> None:
 
 
 def verify_peft(out: Path, layers: Mapping[str, AdapterLayer], model_type: str) -> PeftVerification:
-    """Compare B A alpha / r, or what DoRA makes of it, with each layer's own update.
-
-    Read by the safetensors package, computed by NumPy. Raises ModelError where they differ by more
-    than rounding, or a tensor is not accounted for.
-    """
+    """Compare B A alpha / r, or what DoRA makes of it, with each layer's own update. Read by the
+    safetensors package, computed by NumPy. Raises ModelError where they differ by more than
+    rounding, or a tensor is not accounted for."""
     from safetensors.numpy import load_file
 
     config = read_object(out / peft_format.CONFIG, error=ModelError)

@@ -54,15 +54,10 @@ def known_kinds(kinds: Iterable[str] | None) -> frozenset[str]:
 
 
 def find(
-    text: str,
-    kinds: Collection[str] | None = None,
-    *,
-    detectors: Sequence[Detector] = (),
+    text: str, kinds: Collection[str] | None = None, *, detectors: Sequence[Detector] = ()
 ) -> list[Hit]:
-    """Personal data in `text`, in order, without overlaps.
-
-    `detectors` add kinds that no rule can know; what they report is kept, and wins an overlap.
-    """
+    """Personal data in `text`, in order, without overlaps. `detectors` add kinds that no rule can
+    know; what they report is kept, and wins an overlap."""
     wanted = known_kinds(kinds)
     own = [hit for detector in detectors for hit in detector(text)]
     found = [Found(Rank.WHOLE + 1, hit.kind, hit.start, hit.end, hit.verified) for hit in own]

@@ -142,10 +142,8 @@ class Chunk(NamedTuple):
 
 
 class Around(NamedTuple):
-    """What the words around a place say.
-
-    The nearest label before it, how many unrelated words are between, and the labels behind.
-    """
+    """What the words around a place say. The nearest label before it, how many unrelated words are
+    between, and the labels behind."""
 
     label: str
     between: int

@@ -44,11 +44,9 @@ def redact_conversation(
     *,
     detectors: Sequence[Detector] = (),
 ) -> tuple[Conversation, list[Hit]]:
-    """The conversation with placeholders in every text: turns, tool calls, tools and tags.
-
-    JSON stays JSON of the same structure; a number that is personal data becomes a string. Without
-    hits it comes back as it is. Positions count from the start of the string of each hit.
-    """
+    """The conversation with placeholders in every text: turns, tool calls, tools and tags. JSON
+    stays JSON of the same structure; a number that is personal data becomes a string. Without hits
+    it comes back as it is. Positions count from the start of the string of each hit."""
     cleaner = _Cleaner(known_kinds(kinds), tuple(detectors))
     turns = tuple(map(cleaner.turn, conversation.turns))
     tools = tuple(map(cleaner.value, conversation.tools))
