@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from mlx_itune import __version__
-from mlx_itune.export.cards import TEXTS, bundle_card, licence_in_card
+from mlx_itune.dataset.importing.inputs import licence_in_card
+from mlx_itune.export.cards import card, install_script
 from mlx_itune.export.request import tag
-from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.errors import ModelError, one_line
 from mlx_itune.kit.files import sha256_file, storage_errors
 from mlx_itune.kit.json_files import plain, read_object, to_record, write_object
 from mlx_itune.model.adapters import adapter as adapters
@@ -24,7 +25,6 @@ UNKNOWN_LICENCE = "unknown: ask"
 _VERSION = 1
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 _FIDELITY = ("method", "bits", "tokens", "kl_mean", "kl_p99", "top1_agreement")
-_SCRIPTS: dict[str, str] = TEXTS["scripts"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,10 @@ def seal_bundle(
         parts=(part,),
         files=(),
     )
-    (stage / "README.md").write_text(bundle_card(plain(head), tag(name)), encoding="utf-8")
+    about = plain(head)
+    own = one_line(papers.base.id or "unknown")
+    told = card("bundle", own, one_line(name), head=about, name=tag(name))
+    (stage / "README.md").write_text(told, encoding="utf-8")
     files = [_file(path, stage) for path in sorted(stage.rglob("*")) if path.is_file()]
     script = _install_script(tag(name), part, files)
     if script is not None:
@@ -116,7 +119,7 @@ def seal_bundle(
         file.chmod(0o755)
         files.append(_file(file, stage))
         files.sort(key=lambda file: PurePosixPath(file.path))
-    write_object(stage / MANIFEST, plain(head) | {"files": plain(files)})
+    write_object(stage / MANIFEST, about | {"files": plain(files)})
 
 
 def check_bundle(folder: Path) -> Manifest:
@@ -160,22 +163,13 @@ def _install_script(model: str, part: Part, files: Sequence[BundleFile]) -> tupl
     """(its name, its text) where a program has to be told about ``part``."""
     path, kind = part.path, part.format
     within = [f for f in files if f.path == path or f.path.startswith(f"{path}/")]
-    sums = "\n".join(f"{file.sha256}  {file.path}" for file in within)
     if kind == "ollama":
-        head = _SCRIPTS["head"].format(what="Adds the model to Ollama.", sums=sums)
-        folder, done = shlex.quote(f"./{path}"), shlex.quote(f"try: ollama run {model}")
-        body = _SCRIPTS["ollama"].format(folder=folder, name=shlex.quote(model), done=done)
-        return "install-ollama.sh", head + body
+        return "install-ollama.sh", install_script(kind, path=path, name=model, files=within)
     if kind not in ("lmstudio", "mlx", "gguf"):
         return None
     source, name = path, f"local/{model}"
     if kind == "lmstudio":
         _, publisher, listed, *_ = within[0].path.split("/")
         source, name = f"{path}/{publisher}/{listed}", f"{publisher}/{listed}"
-    head = _SCRIPTS["head"].format(
-        what="Copies the model to where LM Studio looks for models.", sums=sums
-    )
     source = shlex.quote(source) + ("/*" if kind != "gguf" else "")
-    return "install-lmstudio.sh", head + _SCRIPTS["lmstudio"].format(
-        name=shlex.quote(name), source=source
-    )
+    return "install-lmstudio.sh", install_script(kind, source=source, name=name, files=within)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlx.utils import tree_flatten
 
+from mlx_itune.dataset.importing.inputs import licence_in_card
 from mlx_itune.export.artifact import (
     Exported,
     describe,
@@ -19,7 +20,7 @@ from mlx_itune.export.artifact import (
     write_model,
 )
 from mlx_itune.export.bundle import Part, seal_bundle
-from mlx_itune.export.cards import licence_in_card, model_card
+from mlx_itune.export.cards import card
 from mlx_itune.export.fusing.fidelity import Verification, verify
 from mlx_itune.export.fusing.fuse import FuseResult, fuse
 from mlx_itune.export.fusing.merge import Way, merge
@@ -77,9 +78,9 @@ def _mlx(request: Request, source: Path, say: Observe) -> Exported:
         quantization = quantization_config(config.get("quantization"), layers)
         write_model(stage, source, tensors, quantization, request.tokenizer)
         reference = base.load(request.model, compute=request.compute)
-        card, papers = source / "README.md", source / adapters.PROVENANCE
-        own = card.read_bytes() if card.is_file() else model_card(reference.id, None).encode()
-        (stage / card.name).write_bytes(own)
+        own, papers = source / "README.md", source / adapters.PROVENANCE
+        new = card("mlx", reference.id, reference.id).encode()
+        (stage / own.name).write_bytes(own.read_bytes() if own.is_file() else new)
         if papers.is_file():
             (stage / papers.name).write_bytes(papers.read_bytes())
         say("reading it back with mlx-lm")

@@ -261,14 +261,14 @@ def data_licences(data: Path) -> dict[str, str | None]:
 def licence_beside(source: Path) -> str | None:
     """The licence that a README's front matter or a licence file in or beside `source` names."""
     folder = source if source.is_dir() else source.parent
-    return _from_card(folder / "README.md") or next(
+    return licence_in_card(folder) or next(
         (found for name in _NAMES if (found := _from_text(_read(folder / name)))), None
     )
 
 
-def _from_card(path: Path) -> str | None:
-    """`license:` of a data card: a string, or a list of which all are named."""
-    text = _read(path)
+def licence_in_card(folder: Path) -> str | None:
+    """`license:` of a folder's data or model card: a string, or a list of which all are named."""
+    text = _read(folder / "README.md")
     card = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     if card is None:
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from mlx.utils import tree_flatten
 
 from mlx_itune import __version__
+from mlx_itune.dataset.importing.inputs import licence_in_card
 from mlx_itune.export.artifact import (
     quantization_config,
     refuse_same,
@@ -19,7 +20,7 @@ from mlx_itune.export.artifact import (
     sealed,
     write_model,
 )
-from mlx_itune.export.cards import licence_in_card, model_card
+from mlx_itune.export.cards import card
 from mlx_itune.export.fusing.compensate import Calibration
 from mlx_itune.export.fusing.fidelity import Fidelity, Reference, require_same_codes
 from mlx_itune.export.fusing.merge import Way, merge, on_the_grid, ways
@@ -193,8 +194,9 @@ class _Job:
         versions = {"mlx_itune": __version__, "mlx_lm": base.mlx_lm_version()}
         papers = canonical({**self.adapter.provenance, "fuse": {**record, **versions}})
         write_object(stage / "provenance.json", json.loads(papers))
-        card = model_card(self.reference.id, record, licence_in_card(self.source))
-        (stage / "README.md").write_text(card, encoding="utf-8")
+        licence, own = licence_in_card(self.source), self.reference.id
+        told = card("mlx", own, f"{own}, tuned", fused=record, licence=licence)
+        (stage / "README.md").write_text(told, encoding="utf-8")
 
     def refusal(self) -> ModelError:
         """No way is within the limit."""

@@ -19,7 +19,7 @@ from mlx_itune.export.artifact import (
     sealed,
     write_index,
 )
-from mlx_itune.export.cards import transformers_card
+from mlx_itune.export.cards import card
 from mlx_itune.export.request import Observe, Request
 from mlx_itune.export.transformers.hf_layout import (
     FloatSource,
@@ -100,8 +100,9 @@ def export_hf(request: Request, source_dir: Path, observe: Observe) -> Exported:
             f"at most {checked.largest_difference:.3g} from the MLX model's, by rounding alone.",
         )
         name = request.name or base.public_id(request.model, source_dir)
-        card = transformers_card(name, measured, tuned=bool(papers))
-        (stage / "README.md").write_text(card, encoding="utf-8")
+        title = f"{name}{', tuned' if papers else ''}, for transformers"
+        told = card("hf", name, title, measured=measured)
+        (stage / "README.md").write_text(told, encoding="utf-8")
     return Exported((describe(request.out, "hf"),), checked)
 
 

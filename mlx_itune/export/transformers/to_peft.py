@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_itune.export.artifact import Exported, carry_tokenizer, describe, sealed
-from mlx_itune.export.cards import peft_card
+from mlx_itune.export.cards import card
 from mlx_itune.export.request import Observe, Request
 from mlx_itune.export.transformers.hf_layout import COMPARED
 from mlx_itune.kit.errors import ModelError
@@ -84,8 +84,9 @@ def export_peft(request: Request, source: Path, observe: Observe) -> Exported:
             "exported by mlx-itune and read back:",
             f"each update is within {checked.largest_difference:.3g} of the MLX adapter's.",
         )
-        card = peft_card(loaded.id, measured, notes)
-        (stage / "README.md").write_text(card, encoding="utf-8")
+        title = f"LoRA for {loaded.id}"
+        told = card("peft", loaded.id, title, measured=measured, notes=notes)
+        (stage / "README.md").write_text(told, encoding="utf-8")
         if adapter.provenance:
             write_object(stage / adapters.PROVENANCE, adapter.provenance)
     return Exported((describe(request.out, "peft"),), checked, notes=notes)
