@@ -1,27 +1,34 @@
-"""Data folders: ``data import`` and ``data sample`` make them, ``data trace`` knows their rows."""
+"""Data folders: ``import``, ``clean``, ``render`` and ``sample`` make them, ``trace`` knows their
+rows."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_itune.cli import options
+from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, pairs, table
+from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.importing.plan import ImportPlan
+from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.kit.errors import DataError, UsageError, one_line
 from mlx_itune.kit.wording import count, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mlx_itune.dataset.cleaning.run import Cleaned
     from mlx_itune.dataset.importing.provenance import History
     from mlx_itune.dataset.importing.run import Imported
+    from mlx_itune.dataset.templating.run import Rendering
 
-_TEXT_SHOWN = 200
+_TEXT_SHOWN, _WARNINGS_SHOWN = 200, 10
 
 
 @options.command(
@@ -83,6 +90,144 @@ def _imported(made: Imported) -> Iterator[str | Table]:
         yield table(["stratum", *made.splits], rows)
     yield from (f"note: {note}" for note in made.notes)
     yield f"{made.out}: " + ", ".join(f"{n:,} {name}" for name, n in made.splits.items())
+
+
+@options.command(
+    "clean", "mlx-itune data clean data --out cleaned --preset default --pii email,phone"
+)
+@click.argument("sources", nargs=-1, required=True, type=options.ANY_PATH, metavar="SRC...")
+@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@reading.forced_format
+@click.option(
+    "--lints", type=options.ANY_PATH, metavar="FILE", help="Your own list of lints (data check)."
+)
+@options.settings(CleanPlan)
+def clean(
+    sources: tuple[Path, ...],
+    out: Path,
+    forced: ImportPlan,
+    lints: Path | None,
+    settings: CleanPlan,
+) -> Result:
+    """Clean a data set; rows that were removed or changed are listed with the reason.
+
+    SRC is a file or folder of rows of any format; a data folder keeps its splits. The new folder
+    holds removed.jsonl, changed.jsonl and a ledger of what was done.
+
+    \b
+    Steps:
+      html-to-text      answers saved as HTML become Markdown
+      copy-code         'Copy code' buttons and page counts go
+      whitespace        Unicode NFC, one kind of space and line end
+      trim-leading      what comes before the first question goes
+      trim-trailing     what comes after the last answer goes
+      merge-turns       neighbouring turns of one role are joined
+      drop-irregular    rows whose turns do not alternate go
+      empty-answers     rows with an empty turn go
+      too-short         rows under --min-chars characters go
+      language          rows in other scripts than --language go
+      refusals          rows with refusals, disclaimers, vendor names, error replies (--drop) go
+      control-text      control strings in contents are broken up with a space
+      drop-control-text rows with a control string in a content go
+      pii               personal data become placeholders (--pii)
+      unify-system      one spelling of each system prompt
+      exact-duplicates, pair-duplicates (equal first question and answer), near-duplicates
+    """
+    from mlx_itune.cli.progress import Progress
+    from mlx_itune.dataset.cleaning import run
+    from mlx_itune.dataset.sources import read_rows
+
+    rows = reading.RowFiles(sources, forced)
+    with Progress() as progress:
+        on_bytes = progress.bytes_of("clean", rows.bytes)
+        read = partial(read_rows, format=rows.format, columns=rows.columns, on_bytes=on_bytes)
+        cleaned = run.clean(sources, out, settings, lints=lints, read=read)
+    repeats = reading.repeats(cleaned.duplicate_sources)
+    return Result(
+        {"out": out, **vars(cleaned), "duplicate_sources": repeats}, _cleaned(cleaned, out)
+    )
+
+
+def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:
+    yield from (one_line(str(fault)) for fault in cleaned.faults)
+    yield table(
+        ["step", "rows in", "changed", "removed", "kept"],
+        (
+            [name, *(f"{did[key]:,}" for key in ("in", "changed", "removed", "kept"))]
+            for name, did in cleaned.steps.items()
+        ),
+    )
+    yield from reading.repeats_told(cleaned.duplicate_sources)
+    yield (
+        f"{count(cleaned.rows, 'row')}, {cleaned.kept:,} kept ({cleaned.changed:,} changed), "
+        f"{cleaned.removed:,} removed, {cleaned.rejected:,} rejected"
+    )
+    splits = ", ".join(f"{number:,} {split}" for split, number in cleaned.splits.items())
+    listed = [f"{kind}.jsonl" for kind in ("removed", "changed") if getattr(cleaned, kind)]
+    yield f"{out}: {splits}" + (f"; see its {' and '.join(listed)}" if listed else "")
+
+
+@options.command(
+    "render",
+    "mlx-itune data render gsm8k.jsonl --templates data/templates/grade_school_math.toml "
+    "--out rendered",
+)
+@click.argument("source", type=options.ANY_PATH, metavar="SRC")
+@click.option(
+    "--templates",
+    type=options.ANY_PATH,
+    required=True,
+    metavar="FILE",
+    help="Task file (TOML): fields and the templates that lay them out; see docs/templates.md.",
+)
+@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@options.settings(RenderPlan)
+def render(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Result:
+    """Write rows with named fields as prompts and replies, through many templates per task.
+
+    SRC is a file of rows (JSONL, JSON, CSV, TSV, Parquet, XLSX) or a folder of them; a folder with
+    a train file is read by splits. The choice of a template depends on the row's content and the
+    seed alone. Exemplars come from training rows.
+    """
+    from mlx_itune.cli.progress import Progress
+    from mlx_itune.dataset.templating.run import render_rows
+
+    measure = _measure_with(settings.model) if settings.model else None
+    with Progress() as progress:
+        made = render_rows(
+            source, templates, out, settings, measure=measure, tell=progress.bytes_of
+        )
+    return Result(made, _rendered(made))
+
+
+def _measure_with(model: str) -> Callable[[Sequence[str]], list[int]]:
+    """Counts tokens with a model's own tokenizer."""
+    # Any chat template would do: only plain text is counted.
+    tokenizer = reading.tokenizer_of(model, "chatml")
+    return lambda texts: [len(encoded.ids) for encoded in tokenizer.encode_many(texts)]
+
+
+def _rendered(made: Rendering) -> Iterator[str | Table]:
+    yield from (f"warning: {one_line(str(each))}" for each in made.warnings[:_WARNINGS_SHOWN])
+    if len(made.warnings) > _WARNINGS_SHOWN:
+        yield f"... and {len(made.warnings) - _WARNINGS_SHOWN} more (--json lists all)"
+    yield from (one_line(f"note: {note}") for note in made.notes)
+    yield from (one_line(str(fault)) for fault in made.faults)
+    for task in made.tasks:
+        rows = [
+            (str(t["template"]), t["kind"], percent(t["requested"]), percent(t["achieved"]))
+            for t in task["templates"]
+        ]
+        title = one_line(f"{task['task']}: {task['examples']:,} examples")
+        yield table(("template", "kind", "requested", "achieved"), rows, title=title)
+        if set(task["shots"]) != {"0"}:
+            listed = ", ".join(f"{n} with {shots}" for shots, n in task["shots"].items())
+            yield f"exemplars: {listed}; {task['dropped']} dropped that could keep none"
+    sizes = ", ".join(f"{rows:,} {name}" for name, rows in made.splits.items())
+    yield (
+        f"{made.out}: {count(made.rows, 'row')}, {made.rejected:,} rejected; {sizes} examples, "
+        f"{made.dropped:,} dropped"
+    )
 
 
 @options.command("sample", "mlx-itune data sample --out clinical --seed 1")
