@@ -12,8 +12,7 @@ from mlx_itune.dataset.checking.lints import load_lints
 from mlx_itune.dataset.cleaning.pii.redact import redact, redact_conversation
 from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.cleaning.rows import Row, as_it_is, refusal_of
-from mlx_itune.dataset.cleaning.steps import MENDING, Steps
-from mlx_itune.dataset.cleaning.whole import Sources, Told
+from mlx_itune.dataset.cleaning.steps import MENDING, Sources, Steps, Told
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
