@@ -140,6 +140,12 @@ def read_toml(path: Path, *, error: type[ItuneError]) -> tuple[dict[str, Any], s
         raise error(f"not a TOML file: {reason}", where=str(path)) from None
 
 
+@functools.cache
+def data_file(module_file: str, name: str) -> dict[str, Any]:
+    """The tables of a TOML file of ours, beside a module."""
+    return read_toml(Path(module_file).with_name(f"{name}.toml"), error=StorageError)[0]
+
+
 def write_object(path: Path, value: Any) -> None:
     """Write a record or mapping as JSON, durably; keys keep their order. Raises StorageError."""
     text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2)

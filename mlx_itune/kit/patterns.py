@@ -1,13 +1,29 @@
-"""Regular expressions of strangers: compiling them ends, and so does a search in time."""
+"""Regular expressions of our data files, and of strangers: compiling and searching those ends."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
 import regex
 
 _MOST = 1 << 16
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)|\{(\d+)[^}]*\}|.", re.DOTALL)
+
+
+_REFERENCE = re.compile(r"%([\w.]+)%")
+
+
+def pattern_table(
+    texts: Mapping[str, str], words: Callable[[str], str] = str
+) -> dict[str, re.Pattern[str]]:
+    """Patterns by name; the lines of one are joined, %name% is one before it, else of `words`."""
+    made: dict[str, str] = {}
+    for name, text in texts.items():
+        made[name] = _REFERENCE.sub(
+            lambda found: made.get(found[1]) or words(found[1]), text.replace("\n", "")
+        )
+    return {name: re.compile(text) for name, text in made.items()}
 
 
 def compiled(pattern: str) -> regex.Pattern[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
-from mlx_itune.kit.errors import StorageError, closest
+from mlx_itune.kit.errors import closest
 
 
 def size(count_bytes: float) -> str:
@@ -76,7 +75,7 @@ def name_here(name: str, options: Iterable[str]) -> str | None:
 @functools.cache
 def _elsewhere() -> dict[str, str]:
     """What other tools call our settings: theirs -> ours."""
-    from mlx_itune.kit.json_files import read_toml
+    from mlx_itune.kit.json_files import data_file
 
-    names, _ = read_toml(Path(__file__).with_name("elsewhere.toml"), error=StorageError)
+    names = data_file(__file__, "elsewhere")
     return {theirs: ours for ours, listed in names.items() for theirs in listed.split()}

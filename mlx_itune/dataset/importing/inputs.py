@@ -19,7 +19,7 @@ from mlx_itune.dataset.sources import expand, no_such
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import DataError, ItuneError, StorageError, UsageError, one_line
 from mlx_itune.kit.files import open_regular
-from mlx_itune.kit.json_files import read_toml
+from mlx_itune.kit.json_files import data_file
 from mlx_itune.kit.wording import brief
 
 # Given a stage and its bytes in all: what is to be told of each further stretch that is read.
@@ -281,8 +281,8 @@ def licence_in_card(folder: Path) -> str | None:
 
 def _from_text(text: str) -> str | None:
     words = re.sub(r"\s+", " ", text).lower()
-    wordings, _ = read_toml(Path(__file__).with_name("licences.toml"), error=DataError)
-    return next((name for name, wording in wordings.items() if re.search(wording, words)), None)
+    wordings = data_file(__file__, "licences").items()
+    return next((name for name, wording in wordings if re.search(wording, words)), None)
 
 
 def _read(path: Path) -> str:

@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from string import Formatter
 
 from mlx_itune.dataset.templating.plan import OptionsMode
+from mlx_itune.kit.json_files import data_file
+from mlx_itune.kit.patterns import pattern_table
 
 OPTIONS = "options_"
 
-_HEADERS = (
-    *("OPTIONS:", "Options:", "Possible answers:", "Choose from:", "Choices:", "Answer choices:"),
-    *("Answer options:", "Pick one:", "Choose one:", "Select one of these:", "Select an answer:"),
-    *("Available answers:", "Your choices are:", "Candidates:", "One of these is the answer:", ""),
-)
-# Before an item, where "A", "a" or "1" stands for its name.
-_BULLETS = ("- ", "* ", "• ", "+ ")
-_NAMED = ("(A) ", "A. ", "A) ", "A: ", "[A] ", "(a) ", "a) ", "a. ", "(1) ", "1) ", "1. ", "[1] ")
+_STYLES: dict[str, list[str]] = data_file(__file__, "wordings")["styles"]
+_HEADERS, _BULLETS, _NAMED = (_STYLES[part] for part in ("headers", "bullets", "named"))
 
 
 @dataclass(frozen=True)
@@ -86,32 +82,7 @@ def _name(number: int, kind: str) -> str:
 
 # While options are cut, a pattern is one string: fields as START name END, the options as LIST.
 _START, _END, _LIST = "\x00", "\x01", "\x02"
-_FIELD = re.compile(f"{_START}([^{_END}]*){_END}")
-_UNIT = re.compile(
-    f"{_LIST}|(?:{_START}[^{_END}]*{_END}|[^\n{_LIST}{_START}])+?"
-    f"(?:[.:?!]+(?=[ \t\n{_LIST}{_START}]|$)|(?=[\n{_LIST}])|$)"
-)
-# Words that speak of the list wherever they stand.
-_MENTION = re.compile(
-    r"\b(?:options?|option\(s\)|choices?|candidates?|mult(?:i|iple)[- ]choice|alternatives"
-    r"|(?:possible|available|following|given|suggested) answers?|answers? below"
-    r"|(?:choose|pick|select)\s+(?:from|one|between|among|an answer|the answer|the (?:right|correct"
-    r"|best) (?:answer|one)|your answer)"
-    r"|from (?:the|this|these) (?:list|following)"
-    r"|(?:one|which) of (?:the following|these|those))\b",
-    re.IGNORECASE,
-)
-# Words that do so in the sentence that ends in a colon right before it.
-_HEADING = re.compile(
-    f"(?P<before>^|[\n{_END}]|[.?!:][ \t]+)[^\n.?!:{_START}{_END}{_LIST}]*"
-    r"\b(?:following|these|those|below|answers|list|choose|pick|select|labels?|classes|options?)\b"
-    f"[^\n.?!:{_START}{_END}{_LIST}]*:\\s*{_LIST}",
-    re.IGNORECASE,
-)
-# A list within a sentence.
-_WOVEN = re.compile(
-    f"^.*(?:[^\\s.:?!;{_END}{_LIST}][ \t]*{_LIST}|{_LIST}[^\\s{_LIST}]).*$", re.MULTILINE
-)
+_RE = pattern_table(data_file(__file__, "wordings")["options"])
 
 
 def without_options(pattern: Pattern) -> tuple[Pattern, str]:
@@ -123,12 +94,17 @@ def without_options(pattern: Pattern) -> tuple[Pattern, str]:
         piece if not n % 2 else _LIST if piece == OPTIONS else f"{_START}{piece}{_END}"
         for n, piece in enumerate(pattern.pieces)
     )
-    stays = [match.group() for match in _WOVEN.finditer(text)]
+    field = _RE["field"]
+    stays = [match.group() for match in _RE["woven"].finditer(text)]
     lines: list[str] = []
     gap = True
-    for line in _HEADING.sub(rf"\g<before>{_LIST}", text).split("\n"):
-        units = _UNIT.findall(line)
-        spoken = {unit for unit in units if unit == _LIST or _MENTION.search(_FIELD.sub(" ", unit))}
+    for line in _RE["heading"].sub(rf"\g<before>{_LIST}", text).split("\n"):
+        units = _RE["unit"].findall(line)
+        spoken = {
+            unit
+            for unit in units
+            if unit == _LIST or _RE["mention"].search(_RE["field"].sub(" ", unit))
+        }
         stays += [unit for unit in units if unit in spoken and _START in unit]
         kept = "".join(unit for unit in units if unit not in spoken or _START in unit)
         if spoken:
@@ -140,8 +116,10 @@ def without_options(pattern: Pattern) -> tuple[Pattern, str]:
     text = "\n".join(lines).strip("\n")
     if not text.strip():
         stays.append("{options_} alone")
-    woven = _FIELD.sub(r"{\1}", stays[0]).replace(_LIST, "{options_}").strip() if stays else ""
-    return Pattern(tuple(_FIELD.split(text))), repr(woven) if stays else ""
+    woven = (
+        _RE["field"].sub(r"{\1}", stays[0]).replace(_LIST, "{options_}").strip() if stays else ""
+    )
+    return Pattern(tuple(field.split(text))), repr(woven) if stays else ""
 
 
 # Longer ones are no templates, and what looks for wordings in them would take its time.

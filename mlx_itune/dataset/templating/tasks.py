@@ -13,7 +13,7 @@ from annotated_types import Interval
 
 from mlx_itune.dataset.templating.options import OPTIONS, Pattern, PatternError, parse
 from mlx_itune.kit.errors import DataError
-from mlx_itune.kit.json_files import read_toml, wrong_type
+from mlx_itune.kit.json_files import data_file, read_toml, wrong_type
 from mlx_itune.kit.wording import did_you_mean
 
 ANSWER = "answer"
@@ -246,20 +246,7 @@ def _meant(name: str, options: Iterable[str]) -> str:
 # Code, what to look for in a side as it is written, and what is wrong with it.
 _LOOKS = [
     (code, re.compile(pattern, re.IGNORECASE), message)
-    for code, pattern, message in (
-        # A newline that lost its backslash: "{hypothesis}n" before a line's end or a field.
-        ("stray-n", r"\}n+(?=\n|\{|$)", "has a lone 'n' where a line break may be meant: {}"),
-        (
-            "backslash",
-            r"\\[nt]",
-            "has {} as two characters; TOML reads escapes in \"...\" and not in '...'",
-        ),
-        ("blank-lines", r"\n[ \t]*\n[ \t]*\n", "has two blank lines in a row"),
-        ("trailing-space", r"(?<![ \t])[ \t]+(?=\n|$)", "has spaces at the end of a line"),
-        ("double-space", r"\S {2,}(?=\S)", "has two spaces in a row"),
-        ("outer-space", r"\A[ \t\n]|\n\Z", "starts or ends with blank space"),
-        ("doubled-prefix", r"(?<!\w)((?:\w[\w ]{0,30})?\w ?:)\s*\1(?!:)", "has {} twice in a row"),
-    )
+    for code, (pattern, message) in data_file(__file__, "wordings")["looks"].items()
 ]
 
 

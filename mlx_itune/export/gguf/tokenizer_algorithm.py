@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mlx_itune.kit.errors import ModelError
-from mlx_itune.kit.json_files import read_toml
+from mlx_itune.kit.json_files import data_file
 
 State = Mapping[str, Any]
 
-_TOLD, _ = read_toml(Path(__file__).with_name("llama_cpp.toml"), error=ModelError)
+_TOLD = data_file(__file__, "llama_cpp")
 CONTROL_TEXTS = frozenset(_TOLD["control_texts"].split())
 EXPRESSIONS: dict[str, tuple[str, ...]] = {
     name: tuple(each) for name, each in _TOLD["expressions"].items()

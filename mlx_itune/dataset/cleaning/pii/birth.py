@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.kinds import Found, Rank
-from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file, patterns, split
+from mlx_itune.dataset.cleaning.pii.page import PATTERNS, Chunk, Page, split
+from mlx_itune.kit.json_files import data_file
 
-_RE = patterns("birth")
-_PHRASES = sorted(split(data_file("labels")["birth"]["words"]), key=len, reverse=True)
+_RE = PATTERNS["birth"]
+_PHRASES = sorted(split(data_file(__file__, "labels")["birth"]["words"]), key=len, reverse=True)
 _HINTS = tuple({phrase.partition(" ")[0] for phrase in _PHRASES} | {"b.", "*"})
 # Words, their parts joined by any mark; those of scripts without spaces have no borders; and
 # "(b. 1950", "(*1950", "* 3.4.1950".

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.kinds import Found, Rank, in_sum
-from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, patterns
+from mlx_itune.dataset.cleaning.pii.page import PATTERNS, Chunk, Page
 
-_RE = patterns("contact")
+_RE = PATTERNS["contact"]
 
 # Endings of files, not of hosts: icon@2x.png, styles@3.css.
 _FILES = frozenset("png jpg jpeg gif svg webp css js json html pdf".split())

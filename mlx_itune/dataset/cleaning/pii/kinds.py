@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from mlx_itune.dataset.cleaning.pii import checks
 from mlx_itune.dataset.cleaning.pii.checks import Check
-from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, data_file, patterns
+from mlx_itune.dataset.cleaning.pii.page import PATTERNS, Chunk, Page
+from mlx_itune.kit.json_files import data_file
 
-_RE = patterns("kinds")
+_RE = PATTERNS["kinds"]
 
 KINDS = (
     "email", "phone", "card", "iban", "bank_account", "crypto_address", "ssn", "national_id",
@@ -115,7 +116,7 @@ def _form(row: dict[str, Any], lists: dict[str, str]) -> Form:
     )
 
 
-_DATA = data_file("forms")
+_DATA = data_file(__file__, "forms")
 # Those of the fewest digits first.
 FORMS = sorted((_form(row, _DATA["words"]) for row in _DATA["forms"]), key=lambda f: f.digits)
 

@@ -10,11 +10,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mlx_itune.kit.errors import DataError
-from mlx_itune.kit.json_files import read_toml
+from mlx_itune.kit.json_files import data_file
+from mlx_itune.kit.patterns import pattern_table
 
 # Letters of lower-cased text; ranges, because the classes of `re` are several times slower.
 _WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u1fff\u3041-\ud7ff]+")
@@ -29,35 +28,21 @@ def split(words: str) -> list[str]:
     return [" ".join(word.split()) for word in words.split(",")]
 
 
-@cache
-def data_file(name: str) -> dict[str, Any]:
-    """The tables of a data file beside this one, such as "labels"."""
-    return read_toml(Path(__file__).with_name(f"{name}.toml"), error=DataError)[0]
+def _listed(words: str) -> str:
+    """Any of the words of a list of labels.toml, by its table and name, as a pattern."""
+    table, _, name = words.partition(".")
+    return "|".join(map(re.escape, split(_LABELS[table][name])))
 
 
-_REFERENCE = re.compile(r"%(?:(\w+)\.)?(\w+)%")
-
-
-@cache
-def patterns(table: str) -> dict[str, re.Pattern[str]]:
-    """The patterns of a table of patterns.toml."""
-    texts: dict[str, str] = {}
-
-    def meant(found: re.Match[str]) -> str:
-        listed, name = found.groups()
-        words = split(data_file("labels")[listed][name]) if listed else ()
-        return "|".join(map(re.escape, words)) if listed else texts[name]
-
-    for name, text in data_file("patterns")[table].items():
-        texts[name] = _REFERENCE.sub(meant, text.replace("\n", ""))
-    return {name: re.compile(text) for name, text in texts.items()}
-
-
+_LABELS = data_file(__file__, "labels")
+PATTERNS = {
+    file: pattern_table(texts, _listed) for file, texts in data_file(__file__, "patterns").items()
+}
 # The group of each label; of those without spaces apart; small words that part nothing.
 _GROUPS: dict[str, str] = {}
 _UNSPACED: dict[str, str] = {}
-_LINKS = frozenset(split(data_file("labels")["links"]["words"]))
-for _name, _phrases in data_file("labels")["labels"].items():
+_LINKS = frozenset(split(_LABELS["links"]["words"]))
+for _name, _phrases in _LABELS["labels"].items():
     for _phrase in split(_phrases):
         (_UNSPACED if _phrase >= _SCRIPTS else _GROUPS)[_phrase] = _name
         _begin, _, _end = _phrase.rpartition(" ")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlx_itune.dataset.cleaning.pii.kinds import Found, Rank
-from mlx_itune.dataset.cleaning.pii.page import Chunk, Page, patterns
+from mlx_itune.dataset.cleaning.pii.page import PATTERNS, Chunk, Page
 
-_RE = patterns("place")
+_RE = PATTERNS["place"]
 
 _BEFORE, _BEHIND, _HOME_REACH = 64, 130, 56
 
