@@ -23,7 +23,7 @@ from mlx_itune.kit.wording import brief
 
 if TYPE_CHECKING:
     from mlx_itune.export.fusing.fuse import FuseResult
-    from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck
+    from mlx_itune.export.gguf.tokenizer import TokenizerCheck
 
 # Data only; a model's Python files are never copied.
 _CARRIED = (

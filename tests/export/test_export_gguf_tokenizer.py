@@ -14,8 +14,12 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-from mlx_itune.export.gguf.tokenizer import adds_bos, tokenizer_limits
-from mlx_itune.export.gguf.tokenizer_check import TokenizerCheck, check_tokenizer
+from mlx_itune.export.gguf.tokenizer import (
+    TokenizerCheck,
+    adds_bos,
+    check_tokenizer,
+    tokenizer_limits,
+)
 from mlx_itune.export.gguf.verify import Reader
 from mlx_itune.kit.errors import ModelError
 from tests import gguf_vocabularies as vocabularies

@@ -21,8 +21,7 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import Exported, describe
 from mlx_itune.export.gguf.architectures import Architecture, Facts, architecture_of
 from mlx_itune.export.gguf.tensors import BLOCK, Overflow, Planned, float_twin, same_codes, write
-from mlx_itune.export.gguf.tokenizer import add_tokenizer, tokenizer_limits
-from mlx_itune.export.gguf.tokenizer_check import check_tokenizer
+from mlx_itune.export.gguf.tokenizer import add_tokenizer, check_tokenizer, tokenizer_limits
 from mlx_itune.export.gguf.verify import Reader, verify_gguf
 from mlx_itune.export.request import CODES, Observe, Request
 from mlx_itune.export.stored import Stored, stored_tensors

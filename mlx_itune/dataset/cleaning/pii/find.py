@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mlx_itune.dataset.cleaning.pii import birth, contact, place
+from mlx_itune.dataset.cleaning.pii import birth_and_place, contact
 from mlx_itune.dataset.cleaning.pii.kinds import (
     FORMS,
     KINDS,
@@ -103,12 +103,12 @@ def _candidates(page: Page) -> Iterator[Found]:
     yield from keys(page)
     chunks = list(page.chunks())
     if chunks:
-        yield from birth.dates(page)
+        yield from birth_and_place.dates(page)
     for chunk in chunks:
-        yield from place.addresses(page, chunk)
-        yield from place.coordinates(page, chunk)
+        yield from birth_and_place.addresses(page, chunk)
+        yield from birth_and_place.coordinates(page, chunk)
         if chunk.digits <= 3:
-            yield from birth.ages(page, chunk)
+            yield from birth_and_place.ages(page, chunk)
             if not chunk.lettered:
                 continue
         elif chunk.digits >= 7:
