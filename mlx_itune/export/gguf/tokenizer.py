@@ -2,7 +2,8 @@
 
 The source is the tokenizer that transformers loads. What llama.cpp cannot tokenize the same way is
 refused (docs/shipping.md). Read back, a tokenizer is made of the keys alone, each used as llama.cpp
-uses it (src/llama-vocab.cpp), by the tokenizers library, and compared with the trained one. Keys: github.com/ggml-org/ggml, docs/gguf.md.
+uses it (src/llama-vocab.cpp), by the tokenizers library, and compared with the trained one.
+Keys: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -241,10 +242,7 @@ def _tokenizer(keys: Mapping[str, Any]) -> Tokenizer:
         name = keys["tokenizer.ggml.pre"]
         merges = [tuple(merge.split(" ")) for merge in keys["tokenizer.ggml.merges"]]
         read = Tokenizer(models.BPE(ids, merges, ignore_merges=name in algorithm.WHOLE_WORDS))
-        cuts = [
-            cutting.Split(Regex(expression), "isolated")
-            for expression in algorithm.EXPRESSIONS[name]
-        ]
+        cuts = [cutting.Split(Regex(cut), "isolated") for cut in algorithm.EXPRESSIONS[name]]
         to_bytes = cutting.ByteLevel(add_prefix_space=False, use_regex=False)
         read.pre_tokenizer = cutting.Sequence([*cuts, to_bytes])
     else:
