@@ -29,10 +29,9 @@ _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
 @dataclass(frozen=True)
 class Turn:
     """One message. `weight` says how much an assistant turn is learned (None: the run decides).
-
     `input`: of Alpaca's user turns, the part of `content` after the instruction and a blank line.
-    `tool_call_id`: the call that a tool turn answers. `reasoning`: what an assistant thought first.
-    """
+    `tool_call_id`: the call that a tool turn answers. `reasoning`: what an assistant thought
+    first."""
 
     role: str
     content: str
@@ -63,9 +62,7 @@ class Turn:
 @dataclass(frozen=True)
 class Conversation:
     """Turns in a legal order. `origin` is "file:line"; `tags` keeps string metadata of the row.
-
-    Raises DataError at construction: unknown role, wrong order, an empty turn, a bad weight.
-    """
+    Raises DataError at construction: unknown role, wrong order, an empty turn, a bad weight."""
 
     turns: tuple[Turn, ...]
     origin: str
@@ -90,10 +87,8 @@ def is_text(tags: Mapping[str, str]) -> bool:
 
 
 def find_problem(turns: tuple[Turn, ...], *, is_text: bool = False) -> tuple[str, str] | None:
-    """The first broken rule as (code, message), or None for a legal conversation.
-
-    `is_text`: a single assistant turn is legal, as plain text that is learned whole.
-    """
+    """The first broken rule as (code, message), or None for a legal conversation. `is_text`: a
+    single assistant turn is legal, as plain text that is learned whole."""
     if not turns:
         return "no-turns", "the conversation has no turns"
     is_alone = is_text and len(turns) == 1 and turns[0].role == "assistant"
@@ -121,9 +116,7 @@ def find_problem(turns: tuple[Turn, ...], *, is_text: bool = False) -> tuple[str
 
 def origin_of(file: str, line: int, row: int | None = None) -> str:
     """The address of a row: "file:12"; "file:#17" where several rows stand on the first line.
-
-    "file:3#17" is the 17th row of the file, among others on line 3.
-    """
+    "file:3#17" is the 17th row of the file, among others on line 3."""
     if row is None:
         return f"{file}:{line}"
     return f"{file}:#{row}" if line == 1 else f"{file}:{line}#{row}"

@@ -70,12 +70,10 @@ def read_rows(
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Conversation | Fault]:
     """The conversations of a file of any kind, in order, with a Fault for each row that is none.
-
     All instances of a seed task have one origin. `format` and `kind` force what is otherwise found
     out; `columns` maps fields to columns, numbers for a table without a header; `mend` may make a
     conversation of a row with a fault. Raises StorageError; DataError for a file of another kind;
-    UsageError for a bad `format`, `columns` or `kind`.
-    """
+    UsageError for a bad `format`, `columns` or `kind`."""
     path = Path(path)
     if columns is not None:
         check_columns(columns)
@@ -100,12 +98,10 @@ def load_splits(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Splits:
-    """Read a data file, or a folder of train, valid and test files, of any kind.
-
-    Without a valid file, about 5 % of the training rows are held out by the hash of their content:
-    equal rows stay on one side, whatever their order. Raises DataError when a row is broken (all
-    are counted) or a file holds no row.
-    """
+    """Read a data file, or a folder of train, valid and test files, of any kind. Without a valid
+    file, about 5 % of the training rows are held out by the hash of their content: equal rows stay
+    on one side, whatever their order. Raises DataError when a row is broken (all are counted) or a
+    file holds no row."""
     rows: dict[str, list[Conversation]] = {}
     faults: list[Fault] = []
     sources: list[Source] = []
@@ -130,10 +126,8 @@ def load_splits(
 
 
 def split_paths(data: Path) -> dict[str, Path]:
-    """The files behind each split of a data file or folder.
-
-    A folder without such names is one training set: "train", then "train/NAME" for further files.
-    """
+    """The files behind each split of a data file or folder. A folder without such names is one
+    training set: "train", then "train/NAME" for further files."""
     if not data.exists():
         raise no_such(data)
     if not data.is_dir():
@@ -168,11 +162,9 @@ def no_such(path: Path) -> DataError:
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """The files that `paths` name: themselves, or the readable files of a folder, by name.
-
-    Of a data folder its rows only. Raises DataError for a folder with nothing to read or a name
-    that is not UTF-8, StorageError for what is no regular file.
-    """
+    """The files that `paths` name: themselves, or the readable files of a folder, by name. Of a
+    data folder its rows only. Raises DataError for a folder with nothing to read or a name that is
+    not UTF-8, StorageError for what is no regular file."""
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
@@ -209,10 +201,8 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
 
 
 def said_bytes(conversation: Conversation) -> bytes:
-    """What a conversation says as bytes, equal for equal ones only: fast, for hashing.
-
-    Roles, texts, reasoning, tool calls and tools; not tags, weights, names or origin.
-    """
+    """What a conversation says as bytes, equal for equal ones only: fast, for hashing. Roles,
+    texts, reasoning, tool calls and tools; not tags, weights, names or origin."""
     parts: list[str] = []
     for turn in conversation.turns:
         parts += (turn.role, turn.content)

@@ -89,9 +89,7 @@ def turns_of(row: Row, key: str) -> tuple[Turn, ...]:
 
 def thought_apart(turn: Turn) -> Turn:
     """An assistant's turn with what it thought, where its text begins so, as its reasoning.
-
-    `<think>` is lacking where it was the end of the prompt.
-    """
+    `<think>` is lacking where it was the end of the prompt."""
     thought, end, words = turn.content.partition("</think>")
     begins = thought.lstrip().startswith("<think>")
     alone = words[:1] == "\n" or thought[-1:] == "\n"
