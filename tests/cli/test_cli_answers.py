@@ -147,11 +147,7 @@ def test_chat_commands_and_history(cli: Any) -> None:
             "no such command",
             ["system", "user", "assistant"],
         ),
-        (
-            b"Hi\n" + b"word " * 3000 + b"\nyes?\n",
-            "/reset starts a new",
-            ["user", "assistant"] * 2,
-        ),
+        (b"Hi\n" + b"word " * 3000 + b"\nyes?\n", "/reset starts a new", ["user", "assistant"] * 2),
     ):
         code, out, err = cli("chat", "--json", stdin=said)
         assert [message["role"] for message in json.loads(out)["messages"]] == roles

@@ -109,7 +109,7 @@ def test_what_a_run_tells(capsys: Capture, clock: list[float]) -> None:
     stopped = {"event": "stopped", "step": 7, "resume": "mlx-itune resume runs/r1"}
     assert told(sealed, stopped) == [
         "stopped after step 7, sealed in checkpoints/step-000007; "
-        "continue with: mlx-itune resume runs/r1",
+        "continue with: mlx-itune resume runs/r1"
     ]
     resumed = {"event": "resume", "step": 4, "damaged": ["step-000006"], "changed": ["cpus 4"]}
     assert told(resumed) == [

@@ -133,9 +133,7 @@ def test_a_signal_unwinds_the_command_and_those_behind_it_leave_the_clearing_alo
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
     class Held:
         def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -8,14 +8,7 @@ from random import Random
 import pytest
 from data_command import SPLITS, asked, said
 
-from mlx_itune.dataset.importing.select import (
-    Splitter,
-    drawn,
-    mix,
-    parse_shares,
-    position,
-    quotas,
-)
+from mlx_itune.dataset.importing.select import Splitter, drawn, mix, parse_shares, position, quotas
 from mlx_itune.kit.errors import ItuneError
 
 

@@ -56,7 +56,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mixtral": _EXPERTS,
     "qwen2": {"tie_word_embeddings": True},
     "qwen2/yarn": {
-        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     },
     "qwen3": {"head_dim": 64, "tie_word_embeddings": True},
     "qwen3_moe": _EXPERTS,

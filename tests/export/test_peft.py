@@ -102,12 +102,7 @@ def test_tables_and_experts_have_peft_s_names(models: dict[str, Path], tmp_path:
     ],
 )
 def test_what_peft_has_no_form_of(
-    name: str,
-    kind: str,
-    where: dict[str, Any],
-    words: str,
-    models: dict[str, Path],
-    tmp_path: Path,
+    name: str, kind: str, where: dict[str, Any], words: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=words):
         ship(models[name], tmp_path, kind, **where)

@@ -11,13 +11,7 @@ import pytest
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
-from mlx_itune.inference.evaluate import (
-    EvalSettings,
-    evaluate,
-    exact_match,
-    question,
-    token_f1,
-)
+from mlx_itune.inference.evaluate import EvalSettings, evaluate, exact_match, question, token_f1
 from mlx_itune.inference.generate import Generator
 from mlx_itune.model.engine.loss import plain_nll
 from mlx_itune.model.loading.base import LoadedModel, load
