@@ -35,11 +35,10 @@ def write_sample(out: Path, *, seed: int = 0, sizes: Mapping[str, int] = SIZES) 
             tasks.setdefault(row["task"], []).append(json.dumps(row, ensure_ascii=False) + "\n")
     with staged_directory(out) as folder:
         for split, count in sizes.items():
-            ordered = [_reordered(rows, seed) for rows in splits[split].values()]
+            ordered = [
+                [rows[n] for n in epoch_order(len(rows), seed, 0)] if seed else rows
+                for rows in splits[split].values()
+            ]
             rows = [row for round_ in zip(*ordered, strict=True) for row in round_]
             (folder / f"{split}.jsonl").write_text("".join(rows[:count]), encoding="utf-8")
     return out
-
-
-def _reordered(rows: list[str], seed: int) -> list[str]:
-    return [rows[n] for n in epoch_order(len(rows), seed, 0)] if seed else rows

@@ -158,7 +158,8 @@ def drop_repeats(
         for row in rows:
             number = spool.append(row)
             if kind == "pair":
-                first: int | None = pairs.setdefault(_first_pair(row.now), number)
+                said = [turn.content for turn in row.now.turns if turn.role != "system"][:2]
+                first: int | None = pairs.setdefault(hash((*said,)), number)
             else:
                 first = duplicates.add(row.now)
             if first is not None and first != number:
@@ -172,9 +173,9 @@ def drop_repeats(
             first, percent = repeats[number]
             earlier = spool[first].before
             sources[source_of(row.before), source_of(earlier)] += 1
-            said = f"{percent} % the same as" if percent < 100 else "repeats"
-            said = "begins like" if kind == "pair" else said
-            yield row, Outcome(None, f"{said} {earlier.origin}")
+            told = f"{percent} % the same as" if percent < 100 else "repeats"
+            told = "begins like" if kind == "pair" else told
+            yield row, Outcome(None, f"{told} {earlier.origin}")
 
 
 def unify_system(rows: Iterable[Row]) -> Told:
@@ -196,11 +197,6 @@ def unify_system(rows: Iterable[Row]) -> Told:
 def source_of(row: Conversation) -> str:
     """The `source` that a row names, or else its file."""
     return row.tags.get("source") or row.origin.rpartition(":")[0].replace("\\", "/").split("/")[-1]
-
-
-def _first_pair(row: Conversation) -> int:
-    said = [turn.content for turn in row.turns if turn.role != "system"][:2]
-    return hash(tuple(said))
 
 
 ROW_STEPS: dict[str, Callable[[Steps], RowStep]] = {

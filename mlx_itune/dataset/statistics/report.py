@@ -163,9 +163,8 @@ def _entries(ranking: Ranking) -> list[tuple[str, Sequence[int]]]:
 
 
 def _most_frequent(values: Ranking) -> str:
-    if values.top[0].amounts[0] == 1:
-        return "each value once"
-    return ", ".join(f"{item.name} ({item.amounts[0]:,})" for item in values.top[:3])
+    named = ", ".join(f"{item.name} ({item.amounts[0]:,})" for item in values.top[:3])
+    return "each value once" if values.top[0].amounts[0] == 1 else named
 
 
 def _distinct(ranking: Ranking) -> str:

@@ -196,7 +196,10 @@ def _described(planned: _Plan, tokenizer: ChatTokenizer, name: str) -> gguf.GGUF
     writer.add_type(gguf.GGUFType.MODEL)
     # Named so, llama.cpp tokenizes as Phi 3 does; add_tokenizer adds it where that is right.
     writer.add_name(re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE))
-    writer.add_file_type(_file_type(planned.tensors))
+    # llama.cpp's number for what most weights are.
+    matrices = Counter(t.type.name for t in planned.tensors if len(t.stored.shape) > 1)
+    most = matrices.most_common(1)[0][0]
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(most, f"MOSTLY_{most}")])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_keys(writer, planned.keys)
     add_tokenizer(writer, tokenizer, planned.rows)
@@ -217,13 +220,6 @@ def _add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
             writer.add_float32(key, value)
         else:
             writer.add_string(key, str(value))
-
-
-def _file_type(tensors: Sequence[Planned]) -> int:
-    """llama.cpp's number for what most weights are."""
-    matrices = Counter(t.type.name for t in tensors if len(t.stored.shape) > 1)
-    name = matrices.most_common(1)[0][0]
-    return int(gguf.LlamaFileType[_FILE_TYPES.get(name, f"MOSTLY_{name}")])
 
 
 def _quantizer() -> Any:

@@ -274,16 +274,12 @@ def _scheme(state: State) -> str:
     if len(splits) == 1 and splits[0]["type"] == "Metaspace" and steps in ([], [replaces, doubles]):
         metaspace = splits[0]
         scheme = str(metaspace["prepend_scheme"])
-        apart = metaspace["split"] and _crosses_words(state)
+        # Splitting at spaces matters where any token holds a space after its first character.
+        words = state["model"]["vocab"].keys() - {t["content"] for t in state["added_tokens"]}
+        apart = metaspace["split"] and any(_SPACE in word[1:] for word in words)
         if metaspace["replacement"] == _SPACE and not apart and (steps == [] or scheme != "never"):
             return scheme
     raise refused("llama.cpp cannot prepare text as this SentencePiece tokenizer does")
-
-
-def _crosses_words(state: State) -> bool:
-    """Whether any token holds a space after its first character: splitting at spaces matters."""
-    added = {token["content"] for token in state["added_tokens"]}
-    return any(_SPACE in token[1:] for token in state["model"]["vocab"].keys() - added)
 
 
 def _merged_otherwise(left: str, right: str, why: str) -> ModelError:

@@ -104,7 +104,9 @@ def verify_gguf(reader: Reader, source_dir: Path, *, requantized: bool = False) 
     file = reader.file
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field is not None else ""
-    expected, args = _source(source_dir, architecture)
+    model, _ = base.read(source_dir)
+    inner: Any = getattr(model, "language_model", model)
+    expected, args = dict(_expected(inner, architecture)), inner.args
     types: Counter[str] = Counter()
     exact = rounded = 0
     furthest = 0.0
@@ -210,14 +212,8 @@ def _read(file: BinaryIO, tensor: Any, rows: int, total: int) -> NDArray[Any]:
     return np.asarray(read.view(tensor.data.dtype).reshape(rows, -1))
 
 
-def _source(folder: Path, architecture: str) -> tuple[dict[str, _Weight], Any]:
-    """Every tensor that the file must have, by GGUF's name, and the arguments of mlx-lm's model."""
-    model, _ = base.read(folder)
-    inner: Any = getattr(model, "language_model", model)
-    return dict(_expected(inner, architecture)), inner.args
-
-
 def _expected(inner: nn.Module, architecture: str) -> Iterator[tuple[str, _Weight]]:
+    """Every tensor that the file must have, by GGUF's name."""
     table = None
     for path, stored in stored_tensors(inner).items():
         name = gguf_name(architecture, path, len(inner.layers))
