@@ -46,7 +46,7 @@ from mlx_itune.training.engine.microbatch import Device
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.settings import settings_from
 
-KINDS = ("lora", "dora", "grid")
+KINDS = ("lora", "dora", "grid", "qalora")
 VOCABULARY, LAYERS = 256, 36
 _VIEWS = frozenset(
     "Broadcast Reshape Transpose ExpandDims Squeeze Slice AsStrided Split StopGradient Flatten "
@@ -105,10 +105,17 @@ def launches(arrays: Any) -> int:
 def as_on_a_gpu() -> Iterator[None]:
     """The engine believes in a Metal GPU; one kernel each for what the CPU build takes apart."""
 
-    def one(x: mx.array, *_: Any, **__: Any) -> mx.array:
-        operation: Any = mx.custom_function(lambda x: mx.cummax(x, axis=-1))
-        operation.vjp(lambda _, cotangent, __: mx.cummin(cotangent, axis=-1))
-        made: mx.array = operation(x)
+    def one(x: mx.array, weight: Any = None, *_: Any, **__: Any) -> mx.array:
+        def backward(primals: Any, cotangent: mx.array, _: Any) -> list[mx.array]:
+            # Both gradients come of one kernel.
+            made = mx.cummin(cotangent, axis=-1)
+            return [made, *(made.reshape(-1, made.shape[-1])[0] for _ in primals[1:])]
+
+        operation: Any = mx.custom_function(
+            lambda x, *weights: mx.cummax(mx.depends(x, weights) if weights else x, axis=-1)
+        )
+        operation.vjp(backward)
+        made: mx.array = operation(x, *([weight] if isinstance(weight, mx.array) else []))
         return made
 
     def dequantized(weight: mx.array, scales: mx.array, *_: Any, **options: Any) -> mx.array:

@@ -12,8 +12,10 @@ import pytest
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
+from mlx.utils import tree_flatten
 
 from mlx_itune.model.adapters import adapter, lora
+from mlx_itune.model.engine.loss import plain_nll
 from mlx_itune.model.loading import base
 from mlx_itune.training.engine.footprint import Row
 from mlx_itune.training.engine.step import Learner
@@ -58,6 +60,27 @@ def test_fast_paths_are_exact(kind: str, way: str, tiny_quantized_dir: Path) -> 
     assert our_loss == pytest.approx(loss, rel=1e-6)
     for name, array in gradient.items():
         difference = mx.abs(array - ours[name]).max().item()
+        assert difference <= 2e-5 * mx.abs(array).max().item(), name
+
+
+@pytest.mark.parametrize("mode", ["dequantized", "quantized"])
+@pytest.mark.parametrize("kind", lora.KINDS)
+def test_layers_are_given_together_what_each_makes(
+    kind: str, mode: str, tiny_quantized_dir: Path
+) -> None:
+    ours, examples = learner(tiny_quantized_dir, kind, mode), rows(3)
+    loss, gradient = gradient_of(ours, examples)
+
+    def alone(factors: Any) -> mx.array:
+        ours.model.update(factors)
+        parts = [(mx.array(e.input_ids)[None], mx.array(e.weights)[None]) for e in examples]
+        sums = [plain_nll(ours.model, ids, weights)[0] for ids, weights in parts]
+        return sum(sums, mx.array(0.0)) / sum(float(e.weights[1:].sum()) for e in examples)
+
+    value, own = mx.value_and_grad(alone)(ours.model.trainable_parameters())
+    assert loss == pytest.approx(value.item(), rel=1e-6)
+    for name, array in tree_flatten(own):
+        difference = mx.abs(array - gradient[name]).max().item()
         assert difference <= 2e-5 * mx.abs(array).max().item(), name
 
 

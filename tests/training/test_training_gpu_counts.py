@@ -17,7 +17,7 @@ def test_a_step_asks_no_more_of_a_gpu_than_mlx_lm_s() -> None:
     assert found["launches_36_layers_ratio"] <= 1.0
     assert found["shapes_in_64_steps"] <= 24
     assert found["positions_ratio"]["w1"] <= 1.05 and found["positions_ratio"]["w2"] <= 0.3
-    for kind, most in (("lora", 1.0), ("dora", 2.0), ("grid", 1.8)):
-        counts = found["adapters"][kind]
+    for kind, counts in found["adapters"].items():
         assert (counts["evaluations_per_step"], counts["waits_per_step"]) == (1, 0)
-        assert counts["launches_per_layer_ratio"] <= most, kind
+        assert counts["launches_per_layer_ratio"] <= 1.3, kind
+        assert counts["launches_36_layers_ratio"] <= 1.3, kind

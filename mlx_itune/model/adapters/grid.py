@@ -19,7 +19,7 @@ constant there too, and merges into the biases. Others load it as the LoRA that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -28,14 +28,16 @@ import mlx.nn as nn
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.adapters.lowrank import (
     AdapterLayer,
+    Give,
     LoRAEmbedding,
     LoRALinear,
     LoRASwitchLinear,
     LowRank,
+    apart,
     row_chunks,
     uniform,
 )
-from mlx_itune.model.engine.compute import affine, packed, unpacked
+from mlx_itune.model.engine.compute import affine, packed
 from mlx_itune.model.engine.cpu import on_one_stream
 
 Arrays = list[mx.array]
@@ -69,30 +71,32 @@ class _Grid(OnGrid, AdapterLayer):
         self.freeze()
         *experts, outputs, groups = self.scales.shape
         inputs = groups * self.group_size
-        self._unit = math.sqrt(inputs)
-        self._held: mx.array | None = None
+        self._inputs = inputs
+        self._made: Arrays | None = None
         keys = mx.random.split(key)
         for name, draw in zip(("scale", "bias"), keys, strict=True):
             self[f"{name}_a"] = uniform((*experts, groups, rank), inputs, draw)
             self[f"{name}_b"] = mx.zeros((*experts, rank, outputs))
 
-    def hold(self) -> None:
-        """Make the tuned weight once for a whole step, where it is computed in floats."""
-        if self._is_unpacked:
-            self._held = mx.stop_gradient(self._float(*self.moved(), self._type))
+    def moves(self) -> Arrays:
+        """u and v, (..., out, groups) float32."""
+        if "u" in self:
+            return [self.u, self.v]
+        return _moves(self.scale, self._inputs, {name: self[name] for name in self.factors})
+
+    def moved(self) -> tuple[mx.array, mx.array]:
+        """The tuned (scales, biases), float32, rounded to what the base's type can say."""
+        return _tuned(self.moves(), [self.scales, self.biases])
 
     def let_go(self) -> None:
-        """Make it anew again wherever it is needed: the factors are about to change."""
-        self._held = None
+        """The step is over: forget u and v and what was made of them."""
+        self._made = None
+        self.pop("u", None)
+        self.pop("v", None)
 
-    def moved(self, *factors: mx.array) -> tuple[mx.array, mx.array]:
-        """The tuned (scales, biases), float32, rounded to what the base's type can say."""
-        scale_a, scale_b, bias_a, bias_b = factors or (self[name] for name in self.factors)
-        u = (self.scale * self._unit) * (scale_a @ scale_b).swapaxes(-1, -2)
-        v = self.scale * (bias_a @ bias_b).swapaxes(-1, -2)
-        scales, biases = (a.astype(mx.float32) for a in (self.scales, self.biases))
-        tuned = rounded(scales * (1 + u), self.scales.dtype)
-        return tuned, rounded(biases * (1 + u) + v, self.biases.dtype)
+    def _entailed(self) -> Any:
+        """The tuned grid in the types of the base's: nothing is lost."""
+        return list(self.shipped().values())
 
     def shipped(self) -> dict[str, mx.array]:
         """The tuned grid in the type of the base's, under the base's names."""
@@ -110,14 +114,6 @@ class _Grid(OnGrid, AdapterLayer):
         parts = self.weight, scales.astype(mx.float32), biases.astype(mx.float32)
         return mx.dequantize(*parts, **self._kernel_options()).astype(dtype)
 
-    def _codes(self, rows: slice) -> mx.array:
-        """Codes of some rows, grouped: (rows, groups, group size) float32."""
-        shape = (*self.scales[rows].shape, self.group_size)
-        if self._is_unpacked:
-            return self.weight[rows].astype(mx.float32).reshape(shape)
-        whole = unpacked(self.weight[rows], self.scales[rows], self.group_size, self.bits)
-        return whole.reshape(shape)
-
     def _kernel_options(self) -> dict[str, Any]:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
@@ -125,8 +121,8 @@ class _Grid(OnGrid, AdapterLayer):
 class GridLinear(_Grid):
     """A quantized linear layer with its grid moved.
 
-    The gradient with respect to the grid is the weight's gradient summed over each group, once
-    plain (biases) and once times the codes (scales); it is made a piece of rows at a time.
+    The gradient with respect to u is the weight's gradient times the weight, summed over each
+    group, and that with respect to v its sum.
     """
 
     def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
@@ -135,52 +131,86 @@ class GridLinear(_Grid):
         self.unpacks = self._is_unpacked or getattr(base, "unpacks", False)
         self.unpacks_back = self.unpacks
         self._adds_bias = isinstance(base, nn.Linear) and "bias" in self
-        self._operation = _operation(self)
+
+    @classmethod
+    def together(cls, layers: Sequence[AdapterLayer], dtype: Any) -> Give:
+        """u and v, which are products of factors, of all layers at once; and what is tuned."""
+        scale, inputs = layers[0].scale, layers[0]._inputs
+        grids = []
+        for name in ("scales", "biases"):
+            grids.append(mx.stack([layer[name] for layer in layers]))
+            # A copy that the layers share.
+            for layer, array in zip(layers, apart(grids[-1]), strict=True):
+                layer[name] = array
+            mx.eval([grids[-1], *(layer[name] for layer in layers)])
+
+        def give(stacks: Mapping[str, mx.array]) -> None:
+            moves = _moves(scale, inputs, stacks)
+            tuned = zip(_tuned([*map(mx.stop_gradient, moves)], grids), grids, strict=True)
+            arrays = [*moves, *(array.astype(grid.dtype) for array, grid in tuned)]
+            for layer, *own in zip(layers, *map(apart, arrays), strict=True):
+                layer.u, layer.v, *made = own
+                layer._made = [layer._float(*made, layer._type)] if layer._is_unpacked else made
+
+        return give
 
     def __call__(self, x: mx.array) -> mx.array:
         kept: Arrays | None = self._settled()
         if kept is None:
-            y = self._operation(x, *(self[name] for name in self.factors))
+            # What is tuned has no gradient: u and v have it.
+            made: Arrays = self._made or [mx.stop_gradient(array) for array in self._entailed()]
+
+            def forward(x: mx.array, *_: mx.array) -> mx.array:
+                return self._product(x, *made)
+
+            def backward(primals: Arrays, cotangent: mx.array, _: Any) -> Arrays:
+                d_x = self._product(cotangent, *made, transpose=False)
+                return [d_x, *self._gradients(primals[0], cotangent)]
+
+            y: mx.array = on_one_stream(forward, backward)(x, *self.moves())
         else:
-            y = self._dense(x, kept[0]) if self._is_unpacked else self._product(x, kept[0], kept[1])
+            y = self._product(x, *kept)
         return y + self.bias if "bias" in self and not self._adds_bias else y
 
-    def _product(
-        self, x: mx.array, scales: mx.array, biases: mx.array, transpose: bool = True
-    ) -> mx.array:
+    def _product(self, x: mx.array, *made: mx.array, transpose: bool = True) -> mx.array:
         """x times the tuned weight, transposed as a layer does it or as its gradient does."""
         if self.unpacks if transpose else self.unpacks_back:
+            if not self._is_unpacked:
+                # On the way back not before there is something to multiply.
+                parts = list(made) if transpose else mx.depends(list(made), [x])
+                made = (self._float(parts[0], parts[1], x.dtype),)
             if not transpose:
-                # Not before there is something to multiply.
-                scales = mx.depends([scales], [x])[0]
-            weight = self._float(scales, biases, x.dtype)
-            return self._dense(x, weight) if transpose else x @ weight
-        parts = self.weight, scales.astype(x.dtype), biases.astype(x.dtype)
-        return mx.quantized_matmul(x, *parts, transpose=transpose, **self._kernel_options())
-
-    def _dense(self, x: mx.array, weight: mx.array) -> mx.array:
-        # As nn.Linear does it, to the last bit.
-        return mx.addmm(self.bias, x, weight.T) if self._adds_bias else x @ weight.T
+                return x @ made[0]
+            # As nn.Linear does it, to the last bit.
+            return mx.addmm(self.bias, x, made[0].T) if self._adds_bias else x @ made[0].T
+        scales, biases = (array.astype(x.dtype) for array in made)
+        options = {"transpose": transpose, **self._kernel_options()}
+        return mx.quantized_matmul(x, self.weight, scales, biases, **options)
 
     def _entailed(self) -> Any:
-        return [self._float(*self.moved(), self._type)] if self._is_unpacked else self.moved()
+        return (
+            [self._float(*self.moved(), self._type)] if self._is_unpacked else super()._entailed()
+        )
 
-    def _grid_gradients(self, x: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
-        """d loss / d (s', b'), (out, groups) float32 each."""
+    def _gradients(self, x: mx.array, cotangent: mx.array) -> Arrays:
+        """d loss / d (u, v), (out, groups) each; the weight's is made a piece of rows at a time."""
         outputs, groups = self.scales.shape
         flat_x, flat = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, outputs)
-        d_scales: Arrays = []
-        d_biases: Arrays = []
+        d_v = flat.T @ flat_x.reshape(-1, groups, self.group_size).sum(-1)
+        pieces: Arrays = []
         for rows in row_chunks(outputs, flat_x.shape[-1]):
             # One after the other, as MLX would make all the pieces side by side.
-            left = flat[:, rows].T
-            left = mx.depends(left, [d_scales[-1], d_biases[-1]]) if d_scales else left
-            weight = (left @ flat_x).astype(mx.float32).reshape(-1, groups, self.group_size)
-            d_scales.append((weight * self._codes(rows)).sum(-1))
-            d_biases.append(weight.sum(-1))
-        if len(d_scales) == 1:
-            return d_scales[0], d_biases[0]
-        return mx.concatenate(d_scales), mx.concatenate(d_biases)
+            left = mx.depends(flat[:, rows].T, pieces[-1:]) if pieces else flat[:, rows].T
+            gradient = left @ flat_x
+            if self._is_unpacked:
+                other = self.weight[rows].astype(gradient.dtype)
+            else:
+                grid = [a[rows].astype(x.dtype) for a in (self.scales, self.biases)]
+                other = mx.dequantize(self.weight[rows], grid[0], grid[1], **self._kernel_options())
+            pieces.append((gradient * other).reshape(-1, groups, self.group_size).sum(-1))
+        d_u = mx.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        # Times the codes so far, where these are stored.
+        return [self.scales * d_u + self.biases * d_v if self._is_unpacked else d_u, d_v]
 
 
 class GridEmbedding(GridLinear):
@@ -188,7 +218,12 @@ class GridEmbedding(GridLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         kept: Arrays | None = None if self._is_unpacked else self._settled()
-        scales, biases = (array[x] for array in kept or self.moved())
+        if kept is None:
+            grid = [self.scales[x], self.biases[x]]
+            kept = [*_tuned([array[x] for array in self.moves()], grid)]
+        else:
+            kept = [array[x] for array in kept]
+        scales, biases = kept
         if self._is_unpacked:
             return affine(self.weight[x], scales, biases).astype(self._type)
         parts = self.weight[x], scales.astype(self._type), biases.astype(self._type)
@@ -211,17 +246,11 @@ class GridSwitchLinear(_Grid):
             s, b = scales.astype(x.dtype), biases.astype(x.dtype)
             return mx.gather_qmm(x, self.weight, s, b, **chosen, **self._kernel_options())
 
-        def forward(x: mx.array, *factors: mx.array) -> mx.array:
-            return product(x, *self.moved(*factors))
-
         def backward(primals: Arrays, cotangent: mx.array, _: Any) -> Arrays:
-            x, *factors = primals
             # The float weights are made again here, so that none is kept from the forward pass.
-            _, gradients = mx.vjp(product, [x, *self.moved(*factors)], [cotangent])
-            return [gradients[0], *_factor_gradients(self, factors, *gradients[1:])]
+            return mx.vjp(product, primals, [cotangent])[1]
 
-        operation = on_one_stream(forward, backward)
-        y: mx.array = operation(x, *(self[name] for name in self.factors))
+        y: mx.array = on_one_stream(product, backward)(x, *self.moved())
         return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
 
 
@@ -354,34 +383,17 @@ def rounded(wanted: mx.array, dtype: Any) -> mx.array:
     return wanted + mx.stop_gradient(near - wanted)
 
 
-def _operation(layer: GridLinear) -> Callable[..., mx.array]:
-    def forward(x: mx.array, *factors: mx.array) -> mx.array:
-        if layer._held is not None:
-            return layer._dense(x, layer._held)
-        return layer._product(x, *layer.moved(*factors))
-
-    def backward(primals: Arrays, cotangent: mx.array, _: Any) -> Arrays:
-        x, *factors = primals
-        if layer._held is not None:
-            d_x = cotangent @ layer._held
-        else:
-            d_x = layer._product(cotangent, *layer.moved(*factors), transpose=False)
-        d_scales, d_biases = layer._grid_gradients(x, cotangent)
-        return [d_x, *_factor_gradients(layer, factors, d_scales, d_biases)]
-
-    return on_one_stream(forward, backward)
+def _moves(scale: float, inputs: int, factors: Mapping[str, mx.array]) -> Arrays:
+    """u and v of one layer's factors, or of many layers'."""
+    u, v = (
+        factors[f"{name}_b"].swapaxes(-1, -2) @ factors[f"{name}_a"].swapaxes(-1, -2)
+        for name in ("scale", "bias")
+    )
+    return [(scale * math.sqrt(inputs)) * u, v if scale == 1 else scale * v]
 
 
-def _factor_gradients(
-    layer: _Grid, factors: Arrays, d_scales: mx.array, d_biases: mx.array
-) -> Arrays:
-    scale_a, scale_b, bias_a, bias_b = factors
-    scales, biases = layer.scales.astype(mx.float32), layer.biases.astype(mx.float32)
-    d_u = (layer.scale * layer._unit) * (scales * d_scales + biases * d_biases)
-    d_v = d_biases if layer.scale == 1 else layer.scale * d_biases
-    return [
-        d_u.swapaxes(-1, -2) @ scale_b.swapaxes(-1, -2),
-        scale_a.swapaxes(-1, -2) @ d_u.swapaxes(-1, -2),
-        d_v.swapaxes(-1, -2) @ bias_b.swapaxes(-1, -2),
-        bias_a.swapaxes(-1, -2) @ d_v.swapaxes(-1, -2),
-    ]
+def _tuned(moves: Arrays, grid: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
+    """s' and b', rounded to the types of s and b but in float32."""
+    (u, v), (scales, biases) = moves, (array.astype(mx.float32) for array in grid)
+    tuned = rounded(scales * (1 + u), grid[0].dtype)
+    return tuned, rounded(biases * (1 + u) + v, grid[1].dtype)

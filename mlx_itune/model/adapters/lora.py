@@ -11,7 +11,7 @@ qalora   grid                   the biases of a quantized W
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,9 +40,6 @@ from mlx_itune.model.engine.compute import packed, release
 
 KINDS = ("lora", "rslora", "dora", "grid", "qalora")
 ON_THE_GRID = ("grid", "qalora")
-# Factors A, which the scale is multiplied with, and B.
-SCALED = ("lora_a", "scale_a", "bias_a")
-UNSCALED = ("lora_b", "scale_b", "bias_b")
 _LAYERS = {
     "lora": (LoRALinear, LoRASwitchLinear, LoRAEmbedding),
     "dora": (DoRALinear, None, DoRAEmbedding),
@@ -106,34 +103,41 @@ def placed(model: nn.Module) -> tuple[tuple[str, ...], int]:
 
 @contextmanager
 def in_a_step(model: nn.Module, dropout_key: mx.array | None = None) -> Iterator[None]:
-    """Within it factors that are `SCALED` were multiplied by the scale already, all at once, and
-    dropout is drawn from the key, or not at all."""
+    """Within it layers may have their factors as `together` gives them, and dropout is drawn from
+    the key, or not at all."""
     layers = [layer for _, layer in adapted(model)]
     scales = [layer.scale for layer in layers]
     set_dropout_key(model, dropout_key)
     try:
-        for layer in layers:
-            layer.scale = 1.0
         yield
     finally:
         set_dropout_key(model, None)
         for layer, scale in zip(layers, scales, strict=True):
             layer.scale = scale
-            if isinstance(layer, grid.GridLinear):
-                layer.let_go()
+            layer.let_go()
 
 
-def hold_weights(model: nn.Module) -> None:
-    """Make what grid layers make of their factors once, until `in_a_step` ends."""
-    for _, layer in adapted(model):
-        if isinstance(layer, grid.GridLinear):
-            layer.hold()
+def together(
+    model: nn.Module, kinds: Sequence[Sequence[str]]
+) -> Callable[[Sequence[Mapping[str, mx.array]]], None]:
+    """A function that gives the model's layers their factors for a step.
 
+    kinds: the layers' paths, those together whose factors have one shape. The function takes, for
+    each of them, the factors by name, those of all layers as one array.
+    """
+    layers, dtype = dict(adapted(model)), activation_type(model)
+    gives = []
+    for paths in kinds:
+        alike = [layers[path] for path in paths]
+        kind = type(alike[0])
+        one = kind if all(type(layer) is kind for layer in alike) else AdapterLayer
+        gives.append(one.together(alike, dtype))
 
-def is_plain(model: nn.Module) -> bool:
-    """Whether all that is learned are pairs A and B whose product is added to a layer's weight."""
-    layers = [layer for _, layer in adapted(model)]
-    return all(isinstance(layer, LowRank) and len(layer.factors) == 2 for layer in layers)
+    def give(stacks: Sequence[Mapping[str, mx.array]]) -> None:
+        for one, arrays in zip(gives, stacks, strict=True):
+            one(arrays)
+
+    return give
 
 
 def activation_type(model: nn.Module) -> Any:

@@ -13,7 +13,7 @@ its type is kept, and the norm does not need the weight, unpacked, each time:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -22,6 +22,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_itune.model.engine.compute import dequantized_weight, product
 from mlx_itune.model.engine.cpu import lane, on_one_stream
+from mlx_itune.model.loading import backend
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 SWITCH = (SwitchLinear, QuantizedSwitchLinear)
@@ -29,14 +30,22 @@ EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 # Rows of a large matrix that are worked on at once hold about so many numbers (4 MB): MLX makes
 # the arrays of several operations ahead.
 _CHUNK_NUMBERS = 1 << 20
+# Each piece is some launches.
+_CHUNK_NUMBERS_ON_GPU = 1 << 25
 # A row of zeros has no direction; dividing by this keeps it zero.
 _SMALLEST = 1e-30
+# Factors A, which the scale is multiplied with.
+SCALED = ("lora_a", "scale_a", "bias_a")
+# What gives layers their factors, by name, those of all layers as one array.
+Give = Callable[[Mapping[str, mx.array]], None]
 
 
 class AdapterLayer(nn.Module):  # type: ignore[misc]
     """A frozen layer with something to learn; `factors` names its trainable arrays."""
 
     factors: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
+    # Whether a step may have its factors in the type of the activations.
+    halved: ClassVar[bool] = False
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -49,6 +58,25 @@ class AdapterLayer(nn.Module):  # type: ignore[misc]
     def shipped(self) -> dict[str, mx.array]:
         """What mlx-lm gets of this layer, by name, where that is not the factors."""
         return {}
+
+    @classmethod
+    def together(cls, layers: Sequence[AdapterLayer], dtype: Any) -> Give:
+        """A function that gives such layers, whose factors have one shape, these for a step: each
+        of all layers as one array. dtype: of activations."""
+        scale, kept = layers[0].scale, dtype if cls.halved else mx.float32
+
+        def give(stacks: Mapping[str, mx.array]) -> None:
+            for name, stack in stacks.items():
+                scaled = stack if name not in SCALED or scale == 1 else scale * stack
+                for layer, array in zip(layers, apart(scaled.astype(kept)), strict=True):
+                    layer[name] = array
+            for layer in layers:
+                layer.scale = 1.0
+
+        return give
+
+    def let_go(self) -> None:
+        """The step is over: forget what was made for it."""
 
     def settle(self) -> None:
         """Make once, for inference, what the factors as they are now entail in every call."""
@@ -73,6 +101,7 @@ class LowRank(AdapterLayer):
     """A low-rank update beside a layer that it holds under mlx-lm's name, with keyed dropout."""
 
     held: ClassVar[str] = "linear"
+    halved: ClassVar[bool] = True
 
     def __init__(
         self, base: nn.Module, rank: int, scale: float, dropout: float, key: mx.array
@@ -234,10 +263,16 @@ class _DoRA(LowRank):
         super()._start(base, key)
         self._squares = squared_norms(base)
         self.m = mx.sqrt(self._squares)
+        # In a step m is m / |W + scale * A B|.
+        self._is_ratio = False
 
     def _whole_ratio(self) -> mx.array:
-        kept: mx.array | None = self._settled()
+        kept: mx.array | None = self.m if self._is_ratio else self._settled()
         return self._ratio() if kept is None else kept
+
+    def let_go(self) -> None:
+        """The step is over: m is the length again."""
+        self._is_ratio = False
 
     def _entailed(self) -> Any:
         return self._ratio()
@@ -266,11 +301,39 @@ class DoRALinear(_DoRA, LoRALinear):
         return whole
 
     def _ratio(self) -> mx.array:
-        a, b = mx.stop_gradient(self.scale * self.lora_a), mx.stop_gradient(self.lora_b)
-        across = product(self.linear, a.T).astype(mx.float32)
-        # Twice W.D and |D|^2, row by row.
-        added = (b * mx.addmm(across, a.T @ a, b, beta=2.0)).sum(0)
-        return self.m / _norm(self._squares, added)
+        a, b = self.scale * self.lora_a, self.lora_b
+        return self.m / _norms([self], a[None], b[None], self._squares, mx.float32)[0]
+
+    @classmethod
+    def together(cls, layers: Sequence[AdapterLayer], dtype: Any) -> Give:
+        """Factors as LoRA's, and the ratio in the place of m: MLX makes it of all layers in a few
+        operations, where each layer's own would be as many."""
+        give, scale = super().together(layers, dtype), layers[0].scale
+        squares = mx.stack([layer._squares for layer in layers])
+        mx.eval(squares)
+
+        def give_ratio(stacks: Mapping[str, mx.array]) -> None:
+            a, b, m = (stacks[name] for name in cls.factors)
+            ratio = m / _norms(layers, scale * a, b, squares, dtype)
+            give({"lora_a": a, "lora_b": b, "m": ratio})
+            for layer in layers:
+                layer._is_ratio = True
+
+        return give_ratio
+
+
+def _norms(
+    layers: Sequence[AdapterLayer], a: mx.array, b: mx.array, squares: mx.array, dtype: Any
+) -> mx.array:
+    """|W + A B| by row, (layers, out), a constant to the gradient. a, b: of all layers, scaled;
+    dtype: what W A is made in."""
+    a, b = mx.stop_gradient(a), mx.stop_gradient(b)
+    rows = mx.contiguous(a.swapaxes(1, 2).astype(dtype))
+    pairs = zip(layers, apart(rows), strict=True)
+    across = mx.stack([product(layer.linear, array) for layer, array in pairs])
+    # Twice W.D and |D|^2.
+    added = (b * (2 * across.astype(mx.float32) + (a.swapaxes(1, 2) @ a) @ b)).sum(1)
+    return _norm(squares, added)
 
 
 def _rescaled(linear: nn.Module) -> Callable[..., Any]:
@@ -298,6 +361,9 @@ class DoRAEmbedding(_DoRA, LoRAEmbedding):
     mlx-lm has it for tables in floats only.
     """
 
+    # Its norms are made of the factors of single tokens.
+    halved: ClassVar[bool] = False
+
     def __call__(self, x: mx.array) -> mx.array:
         y: mx.array = self.embedding(x)
         low = self.lora_a[x] @ (self.scale * self.lora_b)
@@ -317,6 +383,11 @@ class DoRAEmbedding(_DoRA, LoRAEmbedding):
         across = self.embedding.as_linear(b).astype(mx.float32).T
         added = (a * (2 * across + a @ (b @ b.T))).sum(1)
         return self.m / _norm(self._squares, added)
+
+
+def apart(stack: mx.array) -> list[mx.array]:
+    """The arrays along a stack's first axis, as views; their gradient is one concatenation."""
+    return [array.squeeze(0) for array in mx.split(stack, len(stack))]
 
 
 def squared_norms(base: nn.Module) -> mx.array:
@@ -362,5 +433,6 @@ def uniform(shape: tuple[int, ...], fan: int, key: mx.array) -> mx.array:
 
 def row_chunks(rows: int, columns: int) -> list[slice]:
     """Slices of a (rows, columns) matrix, each of a bounded size."""
-    size = max(1, _CHUNK_NUMBERS // columns)
+    numbers = _CHUNK_NUMBERS if backend.on_cpu() else _CHUNK_NUMBERS_ON_GPU
+    size = max(1, numbers // columns)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_itune.kit.errors import StorageError, UsageError
 from mlx_itune.kit.wording import brief, did_you_mean
+from mlx_itune.model.adapters.lowrank import apart
 from mlx_itune.training.settings import TrainSettings
 
 # What is made, and what of its defaults is ours.
@@ -85,31 +86,46 @@ class Updater:
         options = options_from(settings.optimizer, settings.optimizer_options)
         decays = "weight_decay" in inspect.signature(kind.__init__).parameters
         by_matrix = settings.optimizer in _BY_MATRIX
-        split: dict[str, dict[str, tuple[int, ...]]] = {}
+        layers: dict[str, dict[str, tuple[int, ...]]] = {}
         for path, array in tree_flatten(dict(parameters)):
-            split.setdefault(path.rsplit(".", 1)[-1], {})[path] = array.shape
+            layer, _, leaf = path.rpartition(".")
+            layers.setdefault(layer, {})[leaf] = array.shape
+        alike: dict[Any, list[str]] = {}
+        for layer, leaves in layers.items():
+            alike.setdefault(tuple(leaves.items()), []).append(layer)
+        # Layers that learn arrays of the same names and shapes, by their paths.
+        self.kinds = list(alike.values())
+        split: dict[str, list[_Run]] = {}
+        for number, (leaves, names) in enumerate(alike.items()):
+            for leaf, shape in leaves:
+                split.setdefault(leaf, []).append((number, names, shape))
         self._groups = []
-        for leaf, shapes in split.items():
+        for leaf, runs in split.items():
             ratio = settings.lora_plus_ratio if leaf in _FAST else 1.0
             decay = 0.0 if leaf in _UNDECAYED else settings.weight_decay
             more = {"weight_decay": decay} if decays else {}
             made: Any = kind(learning_rate=0.0, **options, **more)
-            self._groups.append(_Group(made, ratio, shapes, by_matrix))
+            self._groups.append(_Group(made, ratio, leaf, runs, by_matrix))
 
     def hold(self, parameters: Mapping[str, Any]) -> Held:
         """A tree of arrays as this optimizer holds them."""
         named = dict(tree_flatten(dict(parameters)))
         return [array for group in self._groups for array in group.join(named)]
 
-    def named(
-        self, held: Held, cast: Mapping[str, Callable[[mx.array], mx.array]] | None = None
-    ) -> dict[str, mx.array]:
-        """The opposite: arrays by name, in their shapes. cast: what is done to all arrays of one
-        kind first, by their name in a layer."""
+    def named(self, held: Held) -> dict[str, mx.array]:
+        """The opposite: arrays by name, in their shapes."""
         found: dict[str, mx.array] = {}
         for group, mine in self._parts(held):
-            done = (cast or {}).get(group.leaf)
-            found |= group.split([*map(done, mine)] if done else mine)
+            found |= group.split(mine)
+        return found
+
+    def stacks(self, held: Held) -> list[dict[str, mx.array]]:
+        """The same, for each of `kinds`: by name in a layer, those of all its layers as one array.
+        They are views, and so is all that `apart` takes from one."""
+        found: list[dict[str, mx.array]] = [{} for _ in self.kinds]
+        for group, mine in self._parts(held):
+            for number, stack in group.stacks(mine):
+                found[number][group.leaf] = stack
         return found
 
     def start(self, held: Held) -> States:
@@ -155,49 +171,53 @@ class Updater:
         return [(group, [next(rest) for _ in group.slots]) for group in self._groups]
 
 
+# The number of a kind, its layers, and the shape that one array has in each of them.
+_Run = tuple[int, list[str], tuple[int, ...]]
+
+
 class _Group:
-    """Parameters of one kind, as all A: a vector, or arrays one by one."""
+    """Parameters of one name in a layer, as all A: a vector, or arrays one by one."""
 
     def __init__(
         self,
         optimizer: optim.Optimizer,
         ratio: float,
-        shapes: Mapping[str, tuple[int, ...]],
+        leaf: str,
+        runs: list[_Run],
         by_matrix: bool,
     ) -> None:
-        self._optimizer, self._ratio, self._shapes = optimizer, ratio, dict(shapes)
-        self.leaf = next(iter(shapes)).rsplit(".", 1)[-1]
+        self._optimizer, self._ratio = optimizer, ratio
+        self.leaf, self._runs = leaf, runs
+        names = [layer for _, layers, _ in runs for layer in layers]
+        self._names = [f"{layer}.{leaf}" if layer else leaf for layer in names]
         self._by_matrix = by_matrix
         # A tree's keys are split at dots, so what the optimizer sees has none.
-        self.slots = [f"p{index}" for index in range(len(shapes))] if by_matrix else ["all"]
-        self._ends = [*itertools.accumulate(math.prod(shape) for shape in shapes.values())]
+        self.slots = [f"p{index}" for index in range(len(names))] if by_matrix else ["all"]
 
     def join(self, named: Mapping[str, mx.array]) -> Held:
         """Arrays by name as this group's slots hold them; float32."""
-        members = [named[name].astype(mx.float32) for name in self._shapes]
+        members = [named[name].astype(mx.float32) for name in self._names]
         return members if self._by_matrix else [mx.concatenate([a.reshape(-1) for a in members])]
 
     def split(self, held: Held) -> dict[str, mx.array]:
         """The opposite: named arrays, in their shapes."""
-        arrays = held if self._by_matrix else self._views(held[0])
-        return dict(zip(self._shapes, arrays, strict=True))
+        if not self._by_matrix:
+            held = [array for _, stack in self.stacks(held) for array in apart(stack)]
+        return dict(zip(self._names, held, strict=True))
 
-    def _views(self, vector: mx.array) -> list[mx.array]:
-        """The arrays in a vector. Their gradient is one concatenation, where MLX's own would be a
-        vector of the full length for each."""
-
-        def cut(vector: mx.array) -> list[mx.array]:
-            pieces = mx.split(vector, self._ends[:-1])
-            shapes = self._shapes.values()
-            return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-        def joined(_: Any, cotangents: Held, __: Any) -> mx.array:
-            return mx.concatenate([array.reshape(-1) for array in cotangents])
-
-        operation: Any = mx.custom_function(cut)
-        operation.vjp(joined)
-        views: list[mx.array] = operation(vector)
-        return views
+    def stacks(self, held: Held) -> Iterator[tuple[int, mx.array]]:
+        """For each kind of layers its number, and its arrays as one."""
+        counts = [len(layers) for _, layers, _ in self._runs]
+        sizes = [len(layers) * math.prod(shape) for _, layers, shape in self._runs]
+        rest = iter(held)
+        # The gradient of a split is one concatenation, that of slices a whole vector for each.
+        pieces = (
+            [mx.stack([next(rest) for _ in range(count)]) for count in counts]
+            if self._by_matrix
+            else mx.split(held[0], [*itertools.accumulate(sizes)][:-1])
+        )
+        for (number, layers, shape), piece in zip(self._runs, pieces, strict=True):
+            yield number, piece.reshape(len(layers), *shape)
 
     def start(self, held: Held) -> dict[str, Any]:
         """The state before the first step."""
@@ -222,7 +242,7 @@ class _Group:
         if self._by_matrix:
             return {
                 f"{name}.{key}": array
-                for name, slot in zip(self._shapes, self.slots, strict=True)
+                for name, slot in zip(self._names, self.slots, strict=True)
                 for key, array in state[slot].items()
             }
         return {
@@ -234,12 +254,12 @@ class _Group:
     def restored(self, state: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
         """The state that gave `arrays`."""
         made: dict[str, Any] = {"step": arrays["step"].astype(mx.uint64)}
-        for slot, name in zip(self.slots, self._shapes, strict=False):
+        for slot, name in zip(self.slots, self._names, strict=False):
             if self._by_matrix:
                 made[slot] = {key: arrays[f"{name}.{key}"] for key in state[slot]}
             else:
                 made[slot] = {
-                    key: self.join({n: arrays[f"{n}.{key}"] for n in self._shapes})[0]
+                    key: self.join({n: arrays[f"{n}.{key}"] for n in self._names})[0]
                     for key in state[slot]
                 }
         return made

@@ -88,13 +88,7 @@ class Learner:
         self.states = self.optimizer.start(self.held)
         mx.eval(self.held, self.states)
         self.shapes = ShapePlan()
-        # What each layer would do with its factors, in one operation for all: A times the scale,
-        # and for pairs that are added to the weight both in the type of the activations.
-        dtype = lora.activation_type(model) if lora.is_plain(model) else mx.float32
-        self._cast: dict[str, Any] = {
-            **dict.fromkeys(lora.SCALED, lambda v: (settings.scale * v).astype(dtype)),
-            **dict.fromkeys(lora.UNSCALED, lambda v: v.astype(dtype)),
-        }
+        self._put = lora.together(model, self.optimizer.kinds)
         self._clip_norm = settings.clip_norm
         self._running: _Running | None = None
         compiled: Any = (lambda f: f) if backend.on_cpu() else mx.compile
@@ -256,7 +250,7 @@ class Learner:
 
     def _evaluated_prefix(self, held: Held, prefix: list[Arrays]) -> tuple[mx.array, KeysValues]:
         with self._traced(None):
-            self._put(held)
+            self._put(self.optimizer.stacks(held))
             return self._prefix(prefix)
 
     def _evaluated(self, held: Held, kept: KeysValues | None, parts: Any) -> mx.array:
@@ -265,7 +259,7 @@ class Learner:
 
     def _nll(self, held: Held, prefix: Any, *batches: Any) -> mx.array:
         """The weighted loss of micro-batches behind one prefix, or of a single one without."""
-        self._put(held)
+        self._put(self.optimizer.stacks(held))
         total, kept = mx.array(0.0), None
         if prefix is not None:
             total, kept = self._prefix(prefix)
@@ -300,18 +294,13 @@ class Learner:
 
     def _behind(self, held: Held, kept: KeysValues | None, parts: Any) -> mx.array:
         """The weighted loss of a micro-batch's parts, side by side."""
-        self._put(held)
+        self._put(self.optimizer.stacks(held))
         total = mx.array(0.0)
         for number, part in enumerate(parts):
             with mx.stream(self.streams[number % len(self.streams)]):
                 nll = self._part(part, kept)
             total = total + nll
         return total
-
-    def _put(self, held: Held) -> None:
-        """Give the model what is held."""
-        self.model.update(tree_unflatten([*self.optimizer.named(held, self._cast).items()]))
-        lora.hold_weights(self.model)
 
     @contextlib.contextmanager
     def _traced(self, key: Any) -> Iterator[None]:
