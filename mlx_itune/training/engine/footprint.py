@@ -254,12 +254,14 @@ class Workload:
 
     @functools.cached_property
     def _held_bytes(self) -> float:
-        """Tuned weights that a grid adapter makes once per step, where they are floats."""
-        if not (self.dense and self.settings.adapter == "grid"):
+        """What a grid adapter makes once per step: the tuned grid and its gradient, and the tuned
+        weights where they are floats."""
+        if self.settings.adapter != "grid":
             return 0.0
-        one = (m for m in self._adapted.values() if m.experts == 1)
-        held = (m.numbers for m in one if self.resident or m.block is None)
-        return float(self._float_bytes * sum(held))
+        one = [m for m in self._adapted.values() if m.experts == 1]
+        floats = (m.numbers for m in one if self.resident or m.block is None)
+        grids = 2.0 * sum(m.grid_bytes for m in one)
+        return grids + (self._float_bytes * sum(floats) if self.dense else 0.0)
 
     @functools.cached_property
     def _made_again_bytes(self) -> float:
