@@ -167,7 +167,7 @@ def learner_of(layers: int, kind: str) -> Learner:
     compute.apply(model, "quantized")
     lora.attach(model, rank=8, scale=2.0, kind=kind)
     settings = settings_from({"model": "m", "data": Path("d"), "out": Path("o"), "adapter": kind})
-    ways = step_ways.ways_for(model, settings, 1, Exact(cache_count=layers))
+    ways = step_ways.ways_for(model, settings, 1, Exact(caches=(0,) * layers))
     return Learner(model, settings, ways=ways)
 
 

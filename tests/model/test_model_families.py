@@ -34,7 +34,7 @@ def test_what_is_known_of_a_family_is_what_a_trial_finds(name: str) -> None:
     known, found = exact_ways(model), probe(model)
     after = dict(tree_flatten(model.parameters()))
     assert all(after[path] is array for path, array in before.items())
-    for way in ("head", "packing", "sharing", "checkpointing", "cache_count"):
+    for way in ("head", "packing", "sharing", "checkpointing", "caches", "gap_tokens"):
         assert getattr(known, way) == getattr(found, way), (way, found.reasons)
     assert known.reasons.keys() == found.reasons.keys()
     learner = learner_of(model)

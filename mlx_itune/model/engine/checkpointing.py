@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
 import mlx.core as mx
@@ -64,8 +65,7 @@ class _Recomputed:
         # Boolean masks and positions have no gradient, and a mask is known by its identity.
         given = {id(leaf): leaf for leaf in _leaves([args, kwargs]) if _is_float(leaf)}
         caches = [leaf for leaf in _leaves([args, kwargs]) if isinstance(leaf, TrainingCache)]
-        cache = caches[0] if caches else None
-        shared = () if cache is None or cache.shared is None else cache.shared
+        shared = [cache.shared or () for cache in caches]
         made: list[Any] = []
         # MLX makes a block again on whatever stream is the default by then.
         stream = mx.default_stream(mx.default_device())
@@ -75,12 +75,14 @@ class _Recomputed:
                 return computed(arrays)
 
         def computed(arrays: list[mx.array]) -> list[mx.array]:
-            values = arrays[: len(trained)]
-            places = dict(zip(given, arrays[len(trained) :], strict=False))
-            inner = None
-            if cache is not None:
-                inner = cache.again((arrays[-2], arrays[-1]) if shared else None)
-            new = {**places, id(cache): inner} if cache is not None else places
+            rest = iter(arrays)
+            values = [*islice(rest, len(trained))]
+            new: dict[int, Any] = dict(zip(given, islice(rest, len(given)), strict=True))
+            inner = [
+                cache.again(tuple(islice(rest, len(own))))
+                for cache, own in zip(caches, shared, strict=True)
+            ]
+            new.update(zip(map(id, caches), inner, strict=True))
             block.update(tree_unflatten(_renamed(trained, values)))
             try:
                 out = block(*_replaced(args, new), **_replaced(kwargs, new))
@@ -88,15 +90,16 @@ class _Recomputed:
                 block.update(tree_unflatten(trained))
             # Of the first time alone: what is made again must not outlive its gradient.
             if not made:
-                made.append(out)
-            return [*_arrays(out), *((inner.recorded or ()) if inner is not None else ())]
+                made.extend([out, *(len(cache.recorded) for cache in inner)])
+            return [*_arrays(out), *chain.from_iterable(cache.recorded for cache in inner)]
 
-        arrays = [*(array for _, array in trained), *given.values(), *shared]
-        results = _recomputing(call, len(trained))(arrays)
-        leaves = _arrays(made[0])
-        if cache is not None and len(results) > len(leaves):
-            cache.recorded = results[-2], results[-1]
-        return _replaced(made[0], {id(old): new for old, new in zip(leaves, results, strict=False)})
+        arrays = [*(a for _, a in trained), *given.values(), *chain.from_iterable(shared)]
+        results = iter(_recomputing(call, len(trained))(arrays))
+        out, *counts = made
+        replaced = {id(old): next(results) for old in _arrays(out)}
+        for cache, count in zip(caches, counts, strict=True):
+            cache.recorded = tuple(islice(results, count))
+        return _replaced(out, replaced)
 
 
 def _recomputing(call: Callable[[list[mx.array]], list[mx.array]], trained: int) -> Any:

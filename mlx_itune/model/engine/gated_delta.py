@@ -65,7 +65,7 @@ def chunked(
     if mask is not None:
         flags = mask.astype(mx.float32).reshape(rows, tokens, *[1] * (g.ndim - 2))
         decay = mx.where(flags > 1, _FORGOTTEN, mx.where(flags > 0, decay, 0.0))
-        beta = beta * (mask > 0)
+        beta = beta * (mask > 0)[..., None]
     chunk = min(_CHUNK, 1 << (tokens - 1).bit_length())
     group = chunk * (_CPU_GROUP if backend.on_cpu() else _GPU_GROUP)
     run = on_one_stream(
@@ -128,8 +128,9 @@ def _products(q: mx.array, k: mx.array, decay: mx.array) -> tuple[mx.array, mx.a
     qk, kk = mx.sum(q * k, axis=-1)[..., None, None], mx.zeros((*q.shape[:-1], 1, 1))
     width = 1
     while width < size:
-        first, second = (_halves(array, width) for array in (k, decay)), (
-            _halves(array, width) for array in (q, k, decay)
+        first, second = (
+            (_halves(array, width) for array in (k, decay)),
+            (_halves(array, width) for array in (q, k, decay)),
         )
         (k0, d0), (q1, k1, d1) = [pair[0] for pair in first], [pair[1] for pair in second]
         until = k0 * mx.exp(mx.cumsum(d0, axis=-2, reverse=True, inclusive=False))

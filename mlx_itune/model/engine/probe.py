@@ -9,6 +9,7 @@ how far the plain way is from itself, computed in another order, tells what is o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,9 @@ from mlx_itune.kit.cache import remembered
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.engine import training_caches
 from mlx_itune.model.engine.checkpointing import checkpointed_blocks
+from mlx_itune.model.engine.gated_delta import in_chunks
 from mlx_itune.model.engine.loss import Nll, plain_nll, weighted_nll
+from mlx_itune.model.engine.training_caches import Kind
 from mlx_itune.model.loading import backend
 from mlx_itune.model.loading.fingerprint import function_of
 
@@ -47,7 +50,8 @@ class Exact:
     packing: bool = True
     sharing: bool = True
     checkpointing: bool = True
-    cache_count: int = 0
+    caches: tuple[Kind, ...] = ()
+    gap_tokens: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,10 +83,7 @@ def exact_ways(model: nn.Module) -> Exact:
     kind = getattr(model, "model_type", None)
     if kind not in _PROVED:
         return remembered("probe", _identity(model), Exact, lambda: probe(model))
-    count, why = _cache_count(model)
-    found = Exact(packing=count is not None, sharing=count is not None, cache_count=count or 0)
-    if count is None:
-        found.reasons.update(dict.fromkeys(("packing", "prefix"), why))
+    found = _possible(model)
     name, reason = _BUT.get(kind, ("", ""))
     if name and getattr(found, name):
         found = replace(found, **{name: False})  # type: ignore[arg-type]
@@ -109,11 +110,8 @@ def probe(model: nn.Module) -> Exact:
     was_training = model.training
     model.train()
     try:
-        trial = _Trial(model)
-        cached = trial.count is not None
-        found = Exact(True, cached, cached, True, trial.count or 0)
-        if not cached:
-            found.reasons.update(dict.fromkeys(("packing", "prefix"), trial.why))
+        found = _possible(model)
+        trial, cached = _Trial(model, found), found.packing
         # Rows behind a prefix are not packed, so these two are never together.
         together = [_Way(True, sharing=cached, checkpointing=True)]
         together += [_Way(True, packing=True, checkpointing=True)] if cached else []
@@ -155,8 +153,8 @@ def choose_nll(model: nn.Module) -> Nll:
 class _Trial:
     """A model, a few rows, and what the plain way makes of them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, possible: Exact) -> None:
+        self.model, self.possible = model, possible
         rng = np.random.default_rng(0)
         common = rng.integers(0, 32, _SHARED_TOKENS)
         rows = [np.concatenate([common, rng.integers(0, 32, n)]) for n in _ROW_TOKENS]
@@ -164,7 +162,6 @@ class _Trial:
         for learned in weights:
             learned[[0, -1]] = 0.0, 1.0
         self.rows: Rows = list(zip(rows, weights, strict=True))
-        self.count, self.why = _cache_count(model)
         loss, gradient = self._computed(_Way())
         other_loss, other = self._computed(_Way(), padded=True)
         self.plain = loss, gradient
@@ -198,7 +195,8 @@ class _Trial:
         try:
             if not tree_flatten(parameters):
                 return float(np.asarray(loss(parameters))), np.zeros(1)
-            value, gradients = mx.value_and_grad(loss)(parameters)
+            with nullcontext() if way == _Way() else in_chunks():
+                value, gradients = mx.value_and_grad(loss)(parameters)
             flat = [np.asarray(a.astype(mx.float32)).ravel() for _, a in tree_flatten(gradients)]
             return float(np.asarray(value)), np.concatenate(flat).astype(np.float64)
         finally:
@@ -209,7 +207,7 @@ class _Trial:
         rows, shared = self.rows, None
         if way.sharing:
             ahead = training_caches.Pass(_SHARED_TOKENS - 1)
-            made = training_caches.caches(self.count or 0, ahead, record=True)
+            made = training_caches.caches(self.possible.caches, ahead, record=True)
             summed = np.sum([w[:_SHARED_TOKENS] for _, w in rows], axis=0)
             yield nll(self.model, rows[0][0][None, :_SHARED_TOKENS], summed[None], caches=made)[0]
             shared = training_caches.recorded(made)
@@ -220,12 +218,13 @@ class _Trial:
         # Behind a prefix rows stand alone, as training has them.
         bins = [[0, 1], [2, 3]] if way.packing and not shared else [[n] for n in range(4)]
         if way.packing or padded:
-            width = max(sum(len(rows[i][0]) for i in chosen) for chosen in bins)
+            gap = self.possible.gap_tokens
+            width = max(sum(len(rows[i][0]) + gap for i in chosen) for chosen in bins)
             yield self._together(nll, [[rows[i] for i in chosen] for chosen in bins], width, shared)
             return
         for ids, learned in rows:
-            layout = training_caches.Pass(len(ids) - 1, None, before)
-            own = training_caches.caches(self.count or 0, layout, shared) if shared else None
+            layout = training_caches.Pass(len(ids) - 1, None, before, 1)
+            own = training_caches.caches(self.possible.caches, layout, shared) if shared else None
             yield nll(self.model, ids[None], learned[None], caches=own)[0]
 
     def _together(self, nll: Any, bins: list[Rows], width: int, shared: Any) -> mx.array:
@@ -236,7 +235,7 @@ class _Trial:
                 end = at + len(row)
                 ids[place, at:end], segments[place, at:end] = row, number
                 learned[place, at:end] = _first_free(weights)
-                at = end
+                at = end + self.possible.gap_tokens
         caches = None
         packed = any(len(rows) > 1 for rows in bins)
         if packed or shared:
@@ -244,21 +243,26 @@ class _Trial:
                 width - 1,
                 mx.array(segments[:, :-1].astype(np.int32)) if packed else None,
                 _SHARED_TOKENS - 1 if shared else 0,
+                len(bins),
             )
-            caches = training_caches.caches(self.count or 0, layout, shared)
+            caches = training_caches.caches(self.possible.caches, layout, shared)
         whole: mx.array = nll(
             self.model, ids.astype(np.int32), learned.astype(np.float32), caches=caches
         )[0]
         return whole
 
 
-def _cache_count(model: nn.Module) -> tuple[int | None, str]:
+def _possible(model: nn.Module) -> Exact:
+    """What the caches of a model allow."""
+    why = "its layers keep more than keys and values or a state"
     try:
-        count = training_caches.layer_count(model)
+        kinds = training_caches.kinds_of(model)
     # An architecture may make its caches in any way.
     except Exception as error:
-        return None, brief(error, 120)
-    return count, "" if count is not None else "its layers keep more than keys and values"
+        kinds, why = None, brief(error, 120)
+    if kinds is None:
+        return Exact(packing=False, sharing=False, reasons={"packing": why, "prefix": why})
+    return Exact(caches=kinds, gap_tokens=training_caches.gap_tokens(model))
 
 
 def _first_free(weights: Any) -> Any:

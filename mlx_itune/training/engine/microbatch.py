@@ -93,10 +93,12 @@ def arrange(
     *,
     packing: bool = False,
     sharing: bool = False,
+    gap_tokens: int = 0,
 ) -> list[MicroBatch]:
     """The examples in micro-batches of at most `budget_tokens`, or of one row that is longer.
 
-    packing: several rows side by side where that saves padding; sharing: common first tokens once.
+    packing: several rows side by side where that saves padding, so many pads between them; sharing:
+    common first tokens once.
     """
     rows = [trimmed for example in examples if (trimmed := _trimmed(example)) is not None]
     groups = [(list(range(len(rows))), 0)]
@@ -114,7 +116,8 @@ def arrange(
                 for row in chosen
                 if len(row.input_ids) > shared + 1
             ]
-        made += _laid_out(chosen, prefix, budget_tokens, device, packing and not shared)
+        gap = gap_tokens if packing and not shared else None
+        made += _laid_out(chosen, prefix, budget_tokens, device, gap)
     return made
 
 
@@ -165,15 +168,20 @@ def _prefix(rows: Sequence[_Row], tokens: int) -> Rectangle:
 
 
 def _laid_out(
-    rows: list[_Row], prefix: Rectangle | None, budget_tokens: int, device: Device, packing: bool
+    rows: list[_Row],
+    prefix: Rectangle | None,
+    budget_tokens: int,
+    device: Device,
+    gap: int | None,
 ) -> list[MicroBatch]:
+    """gap: pads between packed rows; None packs none."""
     if not rows:
         # Every row is its prefix, with the token after it: a row like any other.
         return [MicroBatch((prefix,))] if prefix else []
     rows = sorted(rows, key=lambda row: -len(row.input_ids))
     parts = _padded(rows, budget_tokens, device)
-    if packing:
-        packed = _binned(rows, budget_tokens, device)
+    if gap is not None:
+        packed = _binned(rows, budget_tokens, device, gap)
         # What a mask hides is computed all the same; a little padding is cheaper.
         if sum(p.tokens for p in parts) > 1.1 * sum(p.tokens for p in packed):
             parts = packed
@@ -206,13 +214,10 @@ def _padded(rows: Sequence[_Row], budget_tokens: int, device: Device) -> list[Re
     limits = {limit, *(min(limit, int(4 * share / n)) for n in range(3, _CUTS))}
     ways = [_cut(widths, tokens) for tokens in sorted(limits, reverse=True)]
     cuts = min(ways, key=lambda way: _makespan(widths, way, device))
-    return [
-        _rectangle([[row] for row in rows[start:stop]], widths[start], packed=False)
-        for start, stop in cuts
-    ]
+    return [_rectangle([[row] for row in rows[start:stop]], widths[start]) for start, stop in cuts]
 
 
-def _binned(rows: Sequence[_Row], budget_tokens: int, device: Device) -> list[Rectangle]:
+def _binned(rows: Sequence[_Row], budget_tokens: int, device: Device, gap: int) -> list[Rectangle]:
     """Rectangles whose rows hold one or more sequences: the first row that has room takes one."""
     width = device.rounded(len(rows[0].input_ids) - 1)
     bins: list[list[_Row]] = []
@@ -226,15 +231,14 @@ def _binned(rows: Sequence[_Row], budget_tokens: int, device: Device) -> list[Re
             room.append(width)
             place = len(bins) - 1
         bins[place].append(row)
-        room[place] -= size
+        room[place] -= size + gap
     each = max(1, min(budget_tokens // device.lanes // width, -(-len(bins) // device.lanes)))
     return [
-        _rectangle(bins[start : start + each], width, packed=True)
-        for start in range(0, len(bins), each)
+        _rectangle(bins[start : start + each], width, gap) for start in range(0, len(bins), each)
     ]
 
 
-def _rectangle(bins: Sequence[Sequence[_Row]], width: int, *, packed: bool) -> Rectangle:
+def _rectangle(bins: Sequence[Sequence[_Row]], width: int, gap: int | None = None) -> Rectangle:
     """A row for each bin, its sequences side by side; each one's first token is no target."""
     shape = (len(bins), width + 1)
     ids, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
@@ -246,8 +250,8 @@ def _rectangle(bins: Sequence[Sequence[_Row]], width: int, *, packed: bool) -> R
             ids[place, at:end] = row.input_ids
             weights[place, at + 1 : end] = row.weights[1:]
             segments[place, at:end] = number
-            at = end
-    return Rectangle(ids, weights, segments if packed else None)
+            at = end + (gap or 0)
+    return Rectangle(ids, weights, None if gap is None else segments)
 
 
 def _cut(widths: Sequence[int], limit_tokens: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -21,8 +22,9 @@ from mlx.utils import tree_map, tree_unflatten
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.engine import cpu
 from mlx_itune.model.engine.checkpointing import checkpointed_blocks
+from mlx_itune.model.engine.gated_delta import in_chunks
 from mlx_itune.model.engine.loss import Learned, learned_nll, plain_nll
-from mlx_itune.model.engine.training_caches import KeysValues, Pass, caches, extended, recorded
+from mlx_itune.model.engine.training_caches import Kept, Pass, caches, known_tokens, recorded
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import (
     Example,
@@ -197,7 +199,14 @@ class Learner:
         """The examples as this learner computes them."""
         ways = self.ways
         budget = ways.micro_batch_tokens * (1 if self.model.training else 4)
-        return arrange(examples, budget, ways.device, packing=ways.packing, sharing=ways.sharing)
+        return arrange(
+            examples,
+            budget,
+            ways.device,
+            packing=ways.packing,
+            sharing=ways.sharing,
+            gap_tokens=ways.gap_tokens,
+        )
 
     def _own(self, examples: Sequence[Example]) -> list[Example]:
         return self.ranks.share(examples, [len(example.input_ids) for example in examples])
@@ -248,12 +257,12 @@ class Learner:
         kept = [if_good(one, other) for one, other in zip(new, held, strict=True)]
         return kept, tree_map(if_good, after, states), mx.stack([loss, norm])
 
-    def _evaluated_prefix(self, held: Held, prefix: list[Arrays]) -> tuple[mx.array, KeysValues]:
+    def _evaluated_prefix(self, held: Held, prefix: list[Arrays]) -> tuple[mx.array, Kept]:
         with self._traced(None):
             self._put(self.optimizer.stacks(held))
             return self._prefix(prefix)
 
-    def _evaluated(self, held: Held, kept: KeysValues | None, parts: Any) -> mx.array:
+    def _evaluated(self, held: Held, kept: Kept | None, parts: Any) -> mx.array:
         with self._traced(None):
             return self._behind(held, kept, parts)
 
@@ -270,15 +279,15 @@ class Learner:
             done.append(self._at_once(held, kept or [], parts, done[-1:]))
         return sum(done, total)
 
-    def _at_once(self, held: Held, kept: KeysValues, parts: Any, done: Held) -> mx.array:
+    def _at_once(self, held: Held, kept: Kept, parts: Any, done: Held) -> mx.array:
         """`_behind`, whose gradient is made together with it: of several micro-batches only one
         has activations at a time, and what goes back to the prefix is there when all are done."""
         count = len(held)
 
         def loss(arrays: list[mx.array]) -> mx.array:
-            rest = arrays[count:]
-            pairs = list(zip(rest[::2], rest[1::2], strict=True))
-            return self._behind(arrays[:count], pairs, parts)
+            rest = iter(arrays[count:])
+            again = [tuple(islice(rest, len(before))) for before in kept]
+            return self._behind(arrays[:count], again, parts)
 
         def forward(*arrays: mx.array) -> list[mx.array]:
             given = mx.depends([*arrays], done) if done else [*arrays]
@@ -288,11 +297,11 @@ class Learner:
         def backward(_: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
             return [(cotangents[0] * made).astype(made.dtype) for made in outputs[1:]]
 
-        flat = [*held, *(array for pair in kept for array in pair)]
+        flat = [*held, *(array for arrays in kept for array in arrays)]
         nll: mx.array = cpu.on_one_stream(forward, backward)(*flat)[0]
         return nll
 
-    def _behind(self, held: Held, kept: KeysValues | None, parts: Any) -> mx.array:
+    def _behind(self, held: Held, kept: Kept | None, parts: Any) -> mx.array:
         """The weighted loss of a micro-batch's parts, side by side."""
         self._put(self.optimizer.stacks(held))
         total = mx.array(0.0)
@@ -307,30 +316,30 @@ class Learner:
         """Afterwards the model has the arrays it has now, also where it changes its own."""
         before = self.model.parameters()
         try:
-            with lora.in_a_step(self.model, key):
+            with lora.in_a_step(self.model, key), in_chunks():
                 yield
         finally:
             self.model.update(before)
 
-    def _prefix(self, chunks: Sequence[Arrays]) -> tuple[mx.array, KeysValues]:
-        """A prefix's loss and its keys and values; a later chunk's first layers are computed beside
+    def _prefix(self, chunks: Sequence[Arrays]) -> tuple[mx.array, Kept]:
+        """A prefix's loss and what is kept of it; a later chunk's first layers are computed beside
         an earlier one's next."""
         total, kept = mx.array(0.0), None
         for number, (ids, _, *learned) in enumerate(chunks):
-            start = kept[0][0].shape[2] if kept else 0
-            made = caches(self.ways.cache_count, Pass(ids.shape[1], None, start), kept, record=True)
+            start = known_tokens(self.ways.caches, kept)
+            made = caches(self.ways.caches, Pass(ids.shape[1], None, start), kept, record=True)
             with mx.stream(self.streams[number % len(self.streams)]):
                 total = total + self._loss(ids, learned, made, start)
-                kept = extended(kept, recorded(made))
+                kept = recorded(made)
         return total, kept or []
 
-    def _part(self, arrays: Arrays, shared: KeysValues | None) -> mx.array:
+    def _part(self, arrays: Arrays, shared: Kept | None) -> mx.array:
         ids, segments, *learned = arrays
-        before = shared[0][0].shape[2] if shared else 0
+        before = known_tokens(self.ways.caches, shared)
         made = None
         if shared or segments is not None:
-            layout = Pass(ids.shape[1], segments, before)
-            made = caches(self.ways.cache_count, layout, shared)
+            layout = Pass(ids.shape[1], segments, before, len(ids))
+            made = caches(self.ways.caches, layout, shared)
         return self._loss(ids, learned, made, before)
 
     def _loss(self, ids: mx.array, learned: Arrays, made: Any, before: int = 0) -> mx.array:

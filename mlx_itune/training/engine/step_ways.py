@@ -17,6 +17,7 @@ from mlx_itune.model.engine.memory import (
     logits_bytes,
 )
 from mlx_itune.model.engine.probe import Exact, exact_ways
+from mlx_itune.model.engine.training_caches import Kind
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Device
 from mlx_itune.training.engine.rank_choice import Ranks
@@ -39,7 +40,8 @@ class Ways:
 
     device: Device
     head: bool
-    cache_count: int
+    caches: tuple[Kind, ...]
+    gap_tokens: int
     packing: bool
     sharing: bool
     blocks: int
@@ -99,7 +101,8 @@ def ways_for(
     return Ways(
         device=device_here(lanes),
         head=exact.head,
-        cache_count=exact.cache_count,
+        caches=exact.caches,
+        gap_tokens=exact.gap_tokens,
         packing=packing,
         sharing=sharing,
         blocks=len(model.layers),
