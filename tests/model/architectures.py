@@ -20,12 +20,12 @@ from mlx_itune.model.adapters import lora
 
 FAMILIES = json.loads((Path(__file__).parent / "families.json").read_text())
 # Those whose layers keep keys and values only; in one, queries are scaled by their place in the
-# row, so that packing does not fit. Then those that keep something else.
+# row, so that packing does not fit. Then those that keep a state or a convolution's inputs.
 ARCHITECTURES = (
     "llama3 llama/sliding ministral3 qwen2 qwen3 gemma2 gemma3_text phi3 smollm3 cohere granite "
     "qwen3_moe ministral3/scaled"
 ).split()
-STATEFUL = ["mamba2", "granitemoehybrid"]
+STATEFUL = ["mamba2", "falcon_h1", "granitemoehybrid", "lfm2", "qwen3_next", "kimi_linear"]
 
 
 def bare(name: str, seed: int = 0, **more: Any) -> Any:

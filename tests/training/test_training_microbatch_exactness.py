@@ -120,11 +120,11 @@ def test_blocks_made_again_are_as_many_as_memory_asks_for() -> None:
 
 
 def test_a_learner_says_what_it_does_and_why() -> None:
-    llama, hybrid = (learner_of(build(name)).ways.words for name in ("llama3", "granitemoehybrid"))
+    llama, other = (learner_of(build(name)).ways.words for name in ("llama3", "llama4"))
     assert llama.keys() == {"head", "packing", "prefix", "checkpointing", "micro_batch_tokens"}
     assert not any(words.startswith("off") for words in llama.values())
     for name in ("packing", "prefix"):
-        assert hybrid[name] == "off: its layers keep more than keys and values"
+        assert other[name] == "off: its layers keep something of a kind of their own"
 
 
 @pytest.mark.parametrize("packing", [False, True])

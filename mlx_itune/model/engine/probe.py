@@ -1,8 +1,8 @@
 """Which ways of computing a loss are exact for a model: each is tried against the plain one.
 
 A few random rows go through full logits, then through everything at once; only where that does not
-agree is each way tried alone. What an architecture does that a fast way does not expect (a state
-besides keys and values, absolute positions, ...) shows in the loss or the gradient, and is large:
+agree is each way tried alone. What an architecture does that a fast way does not expect (absolute
+positions, a mask of its own, ...) shows in the loss or the gradient, and is large:
 how far the plain way is from itself, computed in another order, tells what is only rounding.
 """
 
@@ -68,8 +68,8 @@ class _Way:
 _PROVED = frozenset(
     "apertus cohere deepseek_v3 ernie4_5 exaone4 falcon_h1 gemma2 gemma3 gemma3_text gemma4 "
     "gemma4_text glm4 glm4_moe glm4_moe_lite gpt_oss granite granitemoehybrid hunyuan_v1_dense "
-    "lfm2 lfm2_moe llama mamba2 mistral nemotron_h olmo3 phi3 qwen2 qwen3 qwen3_5 qwen3_5_moe "
-    "qwen3_moe qwen3_next qwen3_vl seed_oss smollm3".split()
+    "kimi_linear lfm2 lfm2_moe llama mamba2 mistral nemotron_h olmo3 phi3 qwen2 qwen3 qwen3_5 "
+    "qwen3_5_moe qwen3_moe qwen3_next qwen3_vl seed_oss smollm3".split()
 )
 _BUT = {
     "gemma2": ("packing", "its attention takes one mask for all rows"),
@@ -102,6 +102,7 @@ def _identity(model: nn.Module) -> dict[str, Any]:
         "layers": sorted(layers),
         "arrays": sorted(arrays),
         "device": backend.prepare().device,
+        "asked": sorted(Exact.__dataclass_fields__),
     }
 
 
@@ -254,7 +255,7 @@ class _Trial:
 
 def _possible(model: nn.Module) -> Exact:
     """What the caches of a model allow."""
-    why = "its layers keep more than keys and values or a state"
+    why = "its layers keep something of a kind of their own"
     try:
         kinds = training_caches.kinds_of(model)
     # An architecture may make its caches in any way.

@@ -23,7 +23,7 @@ from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 # What a cache holds: keys and values (0) or so many arrays of a state; a layer may have several.
-Kind = int | tuple[Any, ...]
+Kind = int | tuple[int, ...]
 # Keys (1, heads, S, D) and values of S tokens, or a state after them: cache by cache.
 Kept = list[tuple[mx.array, ...]]
 # By what a mask multiplies the logarithm of a decay where a state is forgotten. Odd: a product of
@@ -166,21 +166,19 @@ def known_tokens(kinds: Sequence[Kind], kept: Kept | None) -> int:
 
 def kinds_of(model: nn.Module) -> tuple[Kind, ...] | None:
     """The caches that the model takes; None where layers keep something else."""
-    kinds = _kinds(make_prompt_cache(model))
-    return None if -1 in kinds else kinds
-
-
-def _kinds(kept: Sequence[Any]) -> tuple[Kind, ...]:
     kinds: list[Kind] = []
-    for cache in kept:
-        if type(cache) is CacheList:
-            inner = _kinds(cache.caches)
-            kinds.append(-1 if -1 in inner else inner)
-        elif type(cache) is ArraysCache:
-            kinds.append(len(cache.cache))
-        else:
-            kinds.append(0 if type(cache) in (KVCache, RotatingKVCache) else -1)
+    for cache in make_prompt_cache(model):
+        inner = [_kind(c) for c in (cache.caches if type(cache) is CacheList else [cache])]
+        if -1 in inner:
+            return None
+        kinds.append(tuple(inner) if type(cache) is CacheList else inner[0])
     return tuple(kinds)
+
+
+def _kind(cache: Any) -> int:
+    if type(cache) is ArraysCache:
+        return len(cache.cache)
+    return 0 if type(cache) in (KVCache, RotatingKVCache) else -1
 
 
 def gap_tokens(model: nn.Module) -> int:
