@@ -104,6 +104,16 @@ class _Proposed(click.Choice[str]):
         return value
 
 
+class _NumberOr(click.ParamType[Any]):
+    """A number, or one of a few words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words, self.name = words, "|".join(["float", *words])
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if value in self._words else click.FLOAT.convert(value, param, ctx)
+
+
 def together(*options: Option) -> Callable[[F], F]:
     """Several options as one decorator, in the order of --help."""
 
@@ -226,6 +236,8 @@ def flag(
     kind: Any = setting.kind
     if setting.choices:
         kind = (click.Choice if checked else _Proposed)(setting.choices)
+    elif setting.words:
+        kind = _NumberOr(setting.words)
     if kind in (Path, tuple):
         paths = ANY_PATH if setting.name == "data" else DIRECTORY
         kind = paths if kind is Path else str

@@ -222,6 +222,9 @@ class TrainingView:
         kind, step = event["event"], event.get("step", self.step)
         if kind == "start":
             yield from self._start(event)
+        elif kind == "rate":
+            loss = event["loss"]
+            yield f"learning rate {event['learning_rate']:g}: loss {loss:.4f} on the next rows"
         elif kind == "step":
             self._step(event)
         elif kind == "valid":

@@ -42,6 +42,8 @@ class Setting:
     choices: tuple[str, ...]
     bounds: Interval | None
     flags: tuple[str, ...]
+    # What a number may be instead.
+    words: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
@@ -72,14 +74,14 @@ class Setting:
         told = (
             f"{word} {limit:,}".removesuffix(".0") for word, limit in limits if limit is not None
         )
-        return " and ".join(told)
+        return ", or ".join([*self.words, " and ".join(told)])
 
     def admits(self, value: Any) -> bool:
         """Whether a value of its kind is within its bounds, or one of its choices."""
         if value is None:
             return self.default is None
-        if self.choices:
-            return value in self.choices
+        if self.choices or value in self.words:
+            return value in (*self.choices, *self.words)
         if (b := self.bounds) is None:
             return True
         low = value > b.gt if b.gt is not None else value >= b.ge
@@ -92,8 +94,10 @@ def table_of(cls: type[Any]) -> Mapping[str, Setting]:
     found = {}
     for field in dataclasses.fields(cls):
         hint, *more = get_args(hints[field.name])
+        words: tuple[str, ...] = ()
         if type(None) in get_args(hint):
-            hint = next(option for option in get_args(hint) if option is not type(None))
+            hint, *other = (option for option in get_args(hint) if option is not type(None))
+            words = get_args(other[0]) if other else ()
         if get_origin(hint) is Annotated:
             hint, *bounds = get_args(hint)
             more += bounds
@@ -107,6 +111,7 @@ def table_of(cls: type[Any]) -> Mapping[str, Setting]:
             metavar=said.metavar,
             choices=choices,
             bounds=next((m for m in more if isinstance(m, Interval)), None),
+            words=words,
             flags=said.flags or ("--" + field.name.replace("_", "-"),),
         )
     return found

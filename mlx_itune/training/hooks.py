@@ -14,11 +14,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.settings import from_toml
 from mlx_itune.kit.wording import brief
-from mlx_itune.training.run.run import public_settings
+from mlx_itune.training.run.run import CONFIG, public_settings
 from mlx_itune.training.settings import TrainSettings
 
 Observe = Callable[[dict[str, Any]], None]
@@ -139,7 +140,7 @@ class _WeightsAndBiases:
 
     def __init__(self, project: str, settings: TrainSettings) -> None:
         self._wandb = _required("wandb", "wandb")
-        self._project, self._config = project, shared_settings(settings)
+        self._project = project
         self._offline = settings.offline
         quiet = os.environ.get("WANDB_MODE", "online") not in ("online", "run")
         if self._offline or quiet:
@@ -154,6 +155,8 @@ class _WeightsAndBiases:
 
     def open(self, run: str, steps: int) -> None:
         folder = Path(run)
+        # What was left open is decided by now.
+        effective = TrainSettings(**cast("Any", from_toml(folder / CONFIG, TrainSettings)))
         fields = getattr(self._wandb.Settings, "model_fields", _UNSHARED)
         unshared = {name: value for name, value in _UNSHARED.items() if name in fields}
         self._run = self._wandb.init(
@@ -162,7 +165,7 @@ class _WeightsAndBiases:
             name=folder.name,
             resume="allow",
             dir=str(folder),
-            config={**self._config, "planned_steps": steps},
+            config={**shared_settings(effective), "planned_steps": steps},
             mode="offline" if self._offline else None,
             settings=self._wandb.Settings(**unshared),
         )

@@ -40,7 +40,9 @@ DEFAULT_WARMUP = 0.03
 # What a preset says of these is a beginning: few rows make it less (training/settle.py).
 _ADAPTED = ("batch_size", "warmup")
 
-Adapter = Literal["lora", "rslora", "dora", "grid", "qalora"]
+Adapter = Literal["lora", "rslora", "dora", "grid", "qalora", "auto"]
+# The peak learning rate of each kind where none is asked for.
+RATES = {"lora": 2e-4, "rslora": 2e-4, "dora": 2e-4, "grid": 2e-4, "qalora": 2e-4}
 Switch = Literal["auto", "on", "off"]
 _MANY = 10**9
 # Bounds on both sides leave out infinity and NaN.
@@ -67,14 +69,21 @@ class TrainSettings:
         Annotated[int, Interval(ge=1, le=10**6)] | None,
         Help("Rows per optimizer step (default 8, or the preset's as far as the rows go)."),
     ] = None
-    learning_rate: Annotated[float, Interval(gt=0, lt=1), Help("Peak learning rate.")] = 2e-4
+    learning_rate: Annotated[
+        Annotated[float, Interval(gt=0, lt=1)] | Literal["auto"] | None,
+        Help("Peak learning rate; auto: searched on the run's rows (default 2e-4)."),
+    ] = None
     rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
     alpha: Annotated[
         Positive | None, Help("The update is scaled by alpha / rank (default 2 * rank).")
     ] = None
     dropout: Annotated[Share, Help("Dropout before the low-rank update.")] = 0.0
     adapter: Annotated[
-        Adapter, Help("Kind of adapter; grid and qalora fuse into a quantized base without loss.")
+        Adapter,
+        Help(
+            "Kind of adapter; grid and qalora fuse into a quantized base without loss; auto: grid "
+            "or lora, by the base."
+        ),
     ] = "lora"
     keys: Annotated[
         tuple[str, ...],
@@ -213,6 +222,12 @@ class TrainSettings:
         return None if self.memory_gb is None else int(self.memory_gb * 1e9)
 
     @property
+    def peak(self) -> float:
+        """`learning_rate`, or what is usual for the kind of adapter."""
+        rate = self.learning_rate
+        return rate if isinstance(rate, float) else RATES.get(self.adapter, RATES["lora"])
+
+    @property
     def rows_per_step(self) -> int:
         """`batch_size`, or what a preset says, or 8."""
         return int(self._said("batch_size", DEFAULT_BATCH))
@@ -274,7 +289,7 @@ def _without_effect(s: TrainSettings) -> Iterator[str]:
         yield "num_layers must be at least 1, or -1 for all, not 0"
     if wrong := [pair for pair in s.map if "=" not in pair]:
         yield f"map must be field=column pairs, not {wrong[0]!r}"
-    if s.lora_plus_ratio * s.learning_rate >= 1:
+    if s.lora_plus_ratio * s.peak >= 1:
         yield "lora_plus_ratio times learning_rate must be below 1"
     if s.adapter == "grid" and s.dropout:
         yield "dropout must be 0 with adapter grid, which has none"
@@ -294,3 +309,8 @@ def _without_effect(s: TrainSettings) -> Iterator[str]:
 
 def _decays(optimizer: str) -> bool:
     return optimizer in ("adamw", "lion", "sgd", "adafactor", "muon")
+
+
+def warmup_steps(steps: int, warmup: float) -> int:
+    """How many of the steps the rate rises in."""
+    return min(steps, round(warmup * steps) if warmup < 1 else int(warmup))

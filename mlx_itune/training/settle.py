@@ -5,13 +5,20 @@ What was decided stands in the run's settings, so that `resume` and its config.t
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
 
 from mlx_itune.dataset.batching import planned_steps
-from mlx_itune.training.settings import TrainSettings
+from mlx_itune.kit.wording import count
+from mlx_itune.model.engine.shapes import chosen, read_shapes
+from mlx_itune.training.settings import TrainSettings, warmup_steps
 from mlx_itune.training.setup import Material
 
+# Fewer steps are few: a preset's batch is halved for more, as far as this one.
+FEW_STEPS, SMALLEST_BATCH = 50, 8
+# Of the run, what a preset's warm-up may take.
+MOST_WARMUP = 0.1
 # Validations of a run, and rows of one: so many, as far as they take a tenth of its time. A token
 # that is only validated costs a third of one that is learned.
 VALIDATIONS, MOST_ROWS, FEWEST_ROWS = 10, 200, 32
@@ -19,15 +26,40 @@ _SHARE = 0.1 * 3
 
 
 def settled(settings: TrainSettings, material: Material) -> tuple[TrainSettings, tuple[str, ...]]:
-    """The settings with nothing left open, and a line for each that is not what was asked for."""
+    """The settings with nothing but a rate to be searched left open, and a line for each decision
+    that is not what a user would take for granted. Raises ModelError."""
     notes: list[str] = []
-    chosen: dict[str, Any] = {"batch_size": settings.rows_per_step, "warmup": settings.rise}
-    now = dataclasses.replace(settings, **chosen)
-    if not material.valid:
-        notes.append("no validation rows: the last step is shipped")
-        return dataclasses.replace(now, eval_every=0), tuple(notes)
-    every, rows = _validations(now, material)
-    return dataclasses.replace(now, eval_every=every, eval_rows=rows), tuple(notes)
+    s = replace(settings, batch_size=_batch(settings, material))
+    steps = _steps(s, material)
+    notes += _on_length(settings, s, steps, material)
+    s = replace(s, warmup=_warmup(settings, steps))
+    notes += _on_warmup(settings, s, steps)
+    if s.adapter == "auto":
+        kind, why = kind_for(s, material)
+        s = replace(s, adapter=kind)
+        notes.append(f"--adapter auto takes {kind}: {why}")
+    if s.learning_rate is None:
+        s = replace(s, learning_rate=s.peak)
+    if material.valid:
+        every, rows = _validations(s, material)
+        return replace(s, eval_every=every, eval_rows=rows), tuple(notes)
+    notes.append("no validation rows: the last step is shipped")
+    return replace(s, eval_every=0), tuple(notes)
+
+
+def kind_for(s: TrainSettings, material: Material) -> tuple[Literal["grid", "lora"], str]:
+    """The kind of adapter for a base, and why. Raises ModelError."""
+    told = material.config
+    quantization = told.get("quantization") or told.get("quantization_config") or {}
+    parts = [quantization, *(part for part in quantization.values() if isinstance(part, dict))]
+    layers = chosen(read_shapes(material.path, material.config), s.keys, s.num_layers)
+    if any(part.get("mode", "affine") != "affine" for part in parts):
+        return "lora", "the base is not quantized in affine mode"
+    if not layers or not all(layer.bits for layer in layers):
+        return "lora", "not all of the layers to adapt are quantized"
+    if s.dropout:
+        return "lora", "grid has no dropout"
+    return "grid", "the layers to adapt are quantized, and what is learned fuses into their codes"
 
 
 def affordable_rows(settings: TrainSettings, material: Material) -> int:
@@ -35,6 +67,49 @@ def affordable_rows(settings: TrainSettings, material: Material) -> int:
     lengths = [[len(row.input_ids) for row in rows] for rows in (material.train, material.valid)]
     learned, validated = (sum(each) / len(each) for each in lengths)
     return int(_SHARE * _steps(settings, material) * settings.rows_per_step * learned / validated)
+
+
+def _batch(s: TrainSettings, material: Material) -> int:
+    """A preset's batch, halved until the run has steps enough."""
+
+    def steps(size: int) -> int:
+        return _steps(replace(s, batch_size=size), material)
+
+    size = s.rows_per_step
+    while s.batch_size is None and size > SMALLEST_BATCH and steps(size) < FEW_STEPS:
+        if steps(size) == steps(SMALLEST_BATCH):
+            # So many steps were asked for.
+            break
+        size //= 2
+    return size
+
+
+def _on_length(
+    asked: TrainSettings, s: TrainSettings, steps: int, material: Material
+) -> Iterator[str]:
+    rows = count(len(material.train), "row")
+    if s.rows_per_step < asked.rows_per_step:
+        change = f"batch {asked.rows_per_step} -> {s.rows_per_step}"
+        yield f"--preset {s.preset}: {change}, so that {rows} make {count(steps, 'step')}"
+    if steps < FEW_STEPS and asked.steps is None:
+        per_epoch = -(-len(material.train) // s.rows_per_step)
+        enough = f"--epochs {-(-FEW_STEPS // per_epoch)}"
+        yield f"{rows} make only {count(steps, 'step')}; {enough} would make {FEW_STEPS} or more"
+
+
+def _warmup(s: TrainSettings, steps: int) -> float:
+    too_long = warmup_steps(steps, s.rise) > MOST_WARMUP * steps
+    return MOST_WARMUP if s.warmup is None and too_long else s.rise
+
+
+def _on_warmup(asked: TrainSettings, s: TrainSettings, steps: int) -> Iterator[str]:
+    before, now = (warmup_steps(steps, each.rise) for each in (asked, s))
+    if asked.rise != s.rise:
+        was = f"{asked.rise:g} steps" if asked.rise >= 1 else f"{before} steps"
+        yield f"--preset {s.preset}: warm-up {was} -> {now}, a tenth of the run"
+    elif now > MOST_WARMUP * steps and now > 1:
+        whole = "all" if now == steps else f"{now} of"
+        yield f"{whole} {steps} steps are warm-up, as --warmup says"
 
 
 def _validations(s: TrainSettings, material: Material) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_itune.dataset.batching import Batch, batches
 from mlx_itune.dataset.rendering.prepare import (
     StoredExamples,
     Tokenized,
@@ -74,6 +75,14 @@ class Setup:
     layers: tuple[str, ...]
     # What was decided for the user, a line each.
     notes: tuple[str, ...] = ()
+    search: run.RateSearch | None = None
+
+    def plan(self) -> list[Batch]:
+        """Every step of the run."""
+        s, rows = self.settings, self.material.train
+        ends: dict[str, Any] = {"epochs": s.planned_epochs, "steps": s.steps}
+        lengths = s.lengths_of(rows)
+        return [*batches(len(rows), s.rows_per_step, seed=s.seed, lengths=lengths, **ends)]
 
     def require_same_everywhere(self) -> None:
         """Raise UsageError where another process of the run has other rows, settings or base."""
@@ -106,6 +115,7 @@ class Setup:
                 platform.machine(), platform.system(), cpus(), backend.prepare().device
             ),
             versions=dict(run.versions()),
+            learning_rate_search=self.search,
         )
 
 
@@ -231,7 +241,8 @@ def ready(
     # The checkpoints that are kept, one more while it is written, and the adapter.
     needed = checkpoint.size_bytes(learner) * (settings.keep_checkpoints + 3)
     require_free_bytes(Path(settings.runs), needed, "saving this run")
-    return Setup(settings, material, loaded, learner, config, tuple(paths))
+    search = began.learning_rate_search if began else None
+    return Setup(settings, material, loaded, learner, config, tuple(paths), search=search)
 
 
 def _check_vocabulary(

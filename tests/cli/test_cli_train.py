@@ -92,7 +92,6 @@ def test_the_end_names_rows_the_shipped_step_the_report_and_the_next_command(
     (data / "train.jsonl").write_text((data / "train.jsonl").read_text() + 3 * long)
     printed = place.train("--too-long", "drop", "--max-length", 300, "--warmup", 300)
     assert "3 of 27 rows are not used: longer than 300 tokens" in printed.err
-    assert "warning: all 4 steps are warm-up" in printed.err
     said = dict(re.split(r"  +|: ", line, maxsplit=1) for line in printed.out.splitlines())
     assert said["rows"] == "16 of 24 used, 3 not used"
     assert said["report"] == str(place.run / "report.html")
@@ -136,6 +135,75 @@ def test_a_run_validates_as_often_as_a_tenth_of_it_pays_for_and_ships_the_best(
     assert "how many checkpoints stay is --keep-checkpoints" in place.cli.refused(
         "train", *place.flags, "--out", place.home / "x", "--keep", 3, code=2
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "recorded"),
+    [
+        (
+            ("--preset", "alpaca", "--learning-rate", "1e-3"),
+            "batch 128 -> 8, so that 24 rows make 9 steps",
+            {"batch_size": 8, "learning_rate": 1e-3, "epochs": 3.0},
+        ),
+        (
+            ("--preset", "alpaca", "--batch-size", 128),
+            "--epochs 50 would make 50",
+            {"batch_size": 128},
+        ),
+        (
+            ("--preset", "hermes", "--batch-size", 1),
+            "warm-up 300 steps -> 7, a tenth of the run",
+            {"warmup": 0.1, "learning_rate": 7e-5},
+        ),
+        (
+            ("--preset", "hermes", "--warmup", 300),
+            "all 9 steps are warm-up, as --warmup says",
+            {"warmup": 300.0, "batch_size": 8},
+        ),
+        (("--adapter", "auto", "--steps", 1), "auto takes lora", {"adapter": "lora"}),
+        (("--steps", 1), "", {"batch_size": 8, "warmup": 0.03, "learning_rate": 2e-4}),
+        (("--steps", 1, "--learning-rate", "auto"), "1 steps are too few", {"learning_rate": 2e-4}),
+    ],
+)
+def test_what_is_left_open_is_decided_said_and_recorded(
+    flags: tuple[object, ...], said: str, recorded: dict[str, Any], place: Place
+) -> None:
+    where = ("--out", place.home / "out", "--runs", place.home / "runs")
+    small = ("--rank", 2, "--keys", "self_attn.q_proj")
+    made = place.cli("train", *place.flags, *where, *small, *flags)
+    assert said in made.err
+    assert said in place.cli("plan", *place.flags, *small, *flags).out or "few" in said
+    config = place.cli.json("runs", "show", place.run)["config"]
+    assert {name: config[name] for name in recorded} == recorded
+    assert place.cli.json("resume", place.run)["finished_before"]
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"), [((), "grid"), (("--dropout", 0.1), "lora"), (("--keys", "norm"), "lora")]
+)
+def test_a_quantized_base_takes_a_grid_adapter_where_it_can(
+    more: tuple[object, ...], kind: str, place: Place, tiny_quantized_dir: Path
+) -> None:
+    flags = ("--model", tiny_quantized_dir, "--data", place.home / "data", "--offline")
+    assert f"auto takes {kind}" in place.cli("plan", *flags, "--adapter", "auto", *more).out
+
+
+def test_a_searched_rate_is_recorded_and_trains_what_it_would_have_trained(place: Place) -> None:
+    long = ("--steps", 100, "--learning-rate")
+    printed = place.train(*long, "auto")
+    tried = re.findall(r"learning rate (\S+): loss ([\d.]+) on the next rows", printed.err)
+    first = place.run
+    shown = place.cli.json("runs", "show", first)
+    search = shown["result"]["learning_rate_search"]
+    assert len(tried) == len(search["curve"]) == 3 and search["steps"] == 3
+    assert f"auto takes {search['learning_rate']:g}: the trials took 9 steps" in printed.err
+    assert shown["config"]["learning_rate"] == search["learning_rate"]
+    assert "Learning rates that were tried" in (first / "report.html").read_text()
+    adapter = (place.home / "out" / "adapters.safetensors").read_bytes()
+    shutil.move(place.home, place.home.with_name("first"))
+    write_data(place.home / "data") if place.home.mkdir() is None else None
+    place.train(*long, search["learning_rate"])
+    assert (place.home / "out" / "adapters.safetensors").read_bytes() == adapter
 
 
 def test_a_plan_is_one_object_and_what_does_not_fit_exits_with_7(place: Place) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_itune.dataset.batching import Batch, batches, epoch_order
+from mlx_itune.dataset.batching import Batch, epoch_order
 from mlx_itune.kit.errors import DivergedError, StorageError
 from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.json_files import plain, write_object
@@ -23,6 +23,7 @@ from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.run.run import WINDOW_STEPS, Numbers, Record, TrainResult, resume_line
+from mlx_itune.training.settings import warmup_steps
 from mlx_itune.training.settle import affordable_rows
 from mlx_itune.training.setup import Setup
 
@@ -55,16 +56,7 @@ class Job:
         self.valid, self.measured = ([valid[row] for row in sorted(order[:n])] for n in (few, many))
         self.folder, self.record = folder, record
         self.id = run.id_of(folder)
-        epochs, steps = s.planned_epochs, s.steps
-        planned = batches(
-            len(self.train),
-            s.rows_per_step,
-            seed=s.seed,
-            epochs=epochs,
-            steps=steps,
-            lengths=s.lengths_of(self.train),
-        )
-        self.plan: list[Batch] = list(planned)
+        self.plan = setup.plan()
         if not backend.on_cpu():
             rows = ([self.train[row] for row in batch.rows] for batch in self.plan)
             self.learner.plan_shapes(rows)
@@ -165,6 +157,7 @@ class Job:
             adapter=str(out),
             peak_memory_bytes=self.record.clock.peak_memory_bytes,
             wall_s=self.record.clock.wall_s,
+            learning_rate_search=self.setup.search,
             rows_used=self.setup.material.rows_used,
             rows_not_used=self.setup.material.rows_not_used,
         )
@@ -177,7 +170,7 @@ class Job:
         """Begin the next step; the one that runs is over by then, and told."""
         s, batch = self.settings, self.plan[self._begun_steps]
         rate = learning_rate(
-            batch.step, len(self.plan), peak=s.learning_rate, warmup=s.rise, schedule=s.schedule
+            batch.step, len(self.plan), peak=s.peak, warmup=s.rise, schedule=s.schedule
         )
         # A pure function of (seed, step): a resumed run draws the same dropout.
         key = mx.random.split(mx.random.key(s.seed), batch.step + 1)[-1] if s.dropout else None
@@ -389,8 +382,3 @@ def learning_rate(
         return peak
     left = (steps - step + 1) / (steps - rise)
     return peak * (left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
-
-
-def warmup_steps(steps: int, warmup: float) -> int:
-    """How many of the steps the rate rises in."""
-    return min(steps, round(warmup * steps) if warmup < 1 else int(warmup))

@@ -23,8 +23,9 @@ from mlx_itune.kit.wording import brief
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
-from mlx_itune.training.engine.job import Job, Observe, warmup_steps
+from mlx_itune.training.engine.job import Job, Observe
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
+from mlx_itune.training.engine.rate_search import search
 from mlx_itune.training.run import report, run
 from mlx_itune.training.run.run import Record, TrainResult, resume_line
 from mlx_itune.training.settings import TrainSettings
@@ -59,10 +60,30 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
         material = gather(s)
         s, notes = settled(s, material)
         setup = dataclasses.replace(ready(s, material), notes=notes)
+        if s.learning_rate == "auto":
+            setup = _with_rate(setup, observe)
         setup.require_same_everywhere()
-        folder = run.create(s, setup.beginning(), lambda stage: keep_rows(stage, material))
+        folder = run.create(
+            setup.settings, setup.beginning(), lambda stage: keep_rows(stage, material)
+        )
         with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
             return work(setup, folder, Record(), observe=observe, began=began)
+
+
+def _with_rate(setup: Setup, observe: Observe) -> Setup:
+    """The setup with a learning rate that was searched for."""
+    s, plan = setup.settings, setup.plan()
+    with (
+        memory.limits(memory.machine(s.memory_gb).limit_bytes),
+        explained_gpu_errors("the same command"),
+    ):
+        below = 1 / s.lora_plus_ratio
+        found = search(setup.learner, setup.material.train, plan, s.peak, below=below, tell=observe)
+    rate, cost = found.learning_rate, len(found.curve) * found.steps
+    note = f"--learning-rate auto takes {rate:g}: "
+    note += f"the trials took {cost} steps" if cost else f"{len(plan)} steps are too few for trials"
+    settings = dataclasses.replace(s, learning_rate=rate)
+    return dataclasses.replace(setup, settings=settings, search=found, notes=(*setup.notes, note))
 
 
 def work(
@@ -80,9 +101,6 @@ def work(
     with EventLog(folder / run.EVENTS) as log:
         job = Job(setup, folder, log if is_writer() else None, record, observe, began)
         job.tell("start", **_start(setup, folder, job))
-        steps = len(job.plan)
-        if steps > 1 and warmup_steps(steps, setup.settings.rise) == steps:
-            job.warn(f"all {steps} steps are warm-up: lower --warmup or --batch-size")
         if resumed is not None:
             job.tell("resume", **resumed)
         # What is loaded by now stays; without this each step scans it for garbage, some 4 % of it.

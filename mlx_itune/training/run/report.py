@@ -62,6 +62,7 @@ def made(run: Path) -> str:
     parts = [
         cards(list(_headline(story))),
         section("Curves", curves.curves(story), note=_curve_note(story)),
+        *_rates(origin.get("learning_rate_search")),
         *_samples(story),
         *_data(story, origin),
         *_model(story, origin, _adapter(run, settings)),
@@ -133,6 +134,20 @@ def _curve_note(story: Story) -> str:
     if steps > 600:
         note += f" {steps:,} steps are drawn by the lowest and highest of each stretch."
     return note
+
+
+def _rates(search: Any) -> Iterator[Html]:
+    """The trials of `--learning-rate auto`."""
+    curve = search.get("curve") if isinstance(search, Mapping) else None
+    rows = [
+        [_told(one.get("learning_rate")), _told(one.get("loss")) or "not finite"]
+        for one in (curve if isinstance(curve, list) else ())
+        if isinstance(one, Mapping)
+    ]
+    if rows:
+        note = f"After {_told(search.get('steps'))} steps each, on the rows that come next."
+        columns = ["learning rate", "loss"]
+        yield section("Learning rates that were tried", table(columns, rows), note=note)
 
 
 def _samples(story: Story) -> Iterator[Html]:

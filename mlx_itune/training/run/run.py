@@ -79,6 +79,23 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class RateTried:
+    """A trial of a learning rate: the loss on the rows that come next, None if not finite."""
+
+    learning_rate: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """The rate that was chosen, and the trials, of so many steps each, that it was chosen by."""
+
+    learning_rate: float
+    steps: int
+    curve: tuple[RateTried, ...]
+
+
+@dataclass(frozen=True)
 class Beginning:
     """What a run began with: run.json. model: facts about base, tokenizer and rows, by name."""
 
@@ -91,6 +108,7 @@ class Beginning:
     how: How
     machine: Machine
     versions: dict[str, str]
+    learning_rate_search: RateSearch | None = None
     v: Literal[1] = 1
 
 
@@ -289,6 +307,7 @@ class TrainResult(Numbers):
     rows_not_used: int = 0
     adapter_valid_loss: float | None = None
     adapter_valid_rows: int = 0
+    learning_rate_search: RateSearch | None = None
 
 
 @dataclass
