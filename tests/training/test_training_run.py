@@ -26,7 +26,7 @@ RESULT_KEYS = (
     "run adapter steps epochs examples supervised_tokens train_loss valid_loss best_valid_loss "
     "supervised_tokens_per_second tokens_per_second peak_memory_bytes wall_s "
     "adapter_step best_step stopped_early skipped_steps rows_used rows_not_used "
-    "adapter_valid_loss adapter_valid_rows"
+    "adapter_valid_loss adapter_valid_rows learning_rate_search"
 ).split()
 
 
