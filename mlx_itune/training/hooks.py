@@ -140,7 +140,7 @@ class _WeightsAndBiases:
 
     def __init__(self, project: str, settings: TrainSettings) -> None:
         self._wandb = _required("wandb", "wandb")
-        self._project = project
+        self._project, self._settings = project, settings
         self._offline = settings.offline
         quiet = os.environ.get("WANDB_MODE", "online") not in ("online", "run")
         if self._offline or quiet:
@@ -155,8 +155,10 @@ class _WeightsAndBiases:
 
     def open(self, run: str, steps: int) -> None:
         folder = Path(run)
-        # What was left open is decided by now.
-        effective = TrainSettings(**cast("Any", from_toml(folder / CONFIG, TrainSettings)))
+        settings = self._settings
+        if (folder / CONFIG).is_file():
+            # What was left open is decided by now.
+            settings = TrainSettings(**cast("Any", from_toml(folder / CONFIG, TrainSettings)))
         fields = getattr(self._wandb.Settings, "model_fields", _UNSHARED)
         unshared = {name: value for name, value in _UNSHARED.items() if name in fields}
         self._run = self._wandb.init(
@@ -165,7 +167,7 @@ class _WeightsAndBiases:
             name=folder.name,
             resume="allow",
             dir=str(folder),
-            config={**shared_settings(effective), "planned_steps": steps},
+            config={**shared_settings(settings), "planned_steps": steps},
             mode="offline" if self._offline else None,
             settings=self._wandb.Settings(**unshared),
         )
