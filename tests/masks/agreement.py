@@ -44,7 +44,7 @@ def chat_tokenizer(base: str, family: Family) -> ChatTokenizer:
     """The project's tokenizer for a family, as load_tokenizer would build it."""
     hf = coder(base, family).hf
     eos = [hf.convert_tokens_to_ids(token) for token in family.more_eos]
-    return ChatTokenizer(hf, family.template, eos_ids=eos)
+    return ChatTokenizer(hf, family.template, eos_ids=eos, options=dict(family.options))
 
 
 def compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from masks.family import Family
@@ -71,7 +72,7 @@ class Generator:
             turns.append(self._question())
             if calls and chance.random() < 0.6:
                 turns += self._called(against)
-            turns.append(self._answer())
+            turns.append(self._thoughtful(self._answer(), turns[-1].role == "tool"))
         if chance.random() < 0.03:
             turns.append(self._question())
         listed = self.family.tools and (bool(calls) or chance.random() < 0.1)
@@ -110,6 +111,12 @@ class Generator:
                 text = f"<think>\n\n</think>\n\n{text}"
         return Turn("assistant", text, weight)
 
+    def _thoughtful(self, turn: Turn, after_tool: bool) -> Turn:
+        """A turn of an assistant that may have thought first."""
+        often = 0.5 if self.family.thinks_after_tools or not after_tool else 0.02
+        thinks = self.family.reasons and self.random.random() < often
+        return replace(turn, reasoning=self._text()) if thinks else turn
+
     def _called(self, against: bool) -> list[Turn]:
         turns: list[Turn] = []
         for _ in range(self.random.choice((1, 1, 1, 2))):
@@ -121,7 +128,8 @@ class Generator:
             if self.family.name == "qwen3" and self.random.random() < 0.4:
                 said = f"<think>\n{self._text()}\n</think>\n\n{said}"
             weight = self.random.choice((None, None, None, 0.5, 0.0))
-            turns.append(Turn("assistant", said, weight, calls))
+            called = Turn("assistant", said, weight, calls)
+            turns.append(self._thoughtful(called, bool(turns)))
             turns += [self._result(call) for call in calls]
         return turns
 

@@ -32,8 +32,8 @@ class Family:
 
     `reply(messages, n)` is what a model has to write for turn `n` after the prompt of the turns
     before it; `kept(messages, n, tools)` says whether turn `n` stands in the text of the whole
-    conversation exactly as in its own prompt + reply. `open_ended(message)`: the template writes
-    no end token there, so the tokenizer's own is appended.
+    conversation exactly as in its own prompt + reply (None: look there). `open_ended(message)`:
+    the template writes no end token there, so the tokenizer's own is appended.
     """
 
     name: str
@@ -45,12 +45,13 @@ class Family:
     markup: tuple[str, ...] = ()
     loose: tuple[str, ...] = ()
     more_eos: tuple[str, ...] = ()
-    kept: Callable[[Messages, int, Tools], bool] = lambda messages, n, tools: True
+    kept: Callable[[Messages, int, Tools], bool] | None = lambda messages, n, tools: True
     open_ended: Callable[[Message], bool] = lambda message: False
     rstrip: bool = False
     words: tuple[str, ...] = ()
     tool_use_template: str | None = None
     built_in: str | None = None
+    template_name: str | None = None
     # What conversations of this family may hold.
     system: bool = True
     tools: bool = False
@@ -58,13 +59,20 @@ class Family:
     call_ids: bool = False
     thinks: bool = False
     inputs: bool = False
+    reasons: bool = False
+    thinks_after_tools: bool = True
+    # How the template reads a turn, what it is told besides, and the mark after which a reply is
+    # what the template writes for it.
+    shape: Callable[[Message], Message] = lambda message: message
+    options: tuple[tuple[str, Any], ...] = ()
+    closes: str = ""
 
     @property
     def template(self) -> str | dict[str, str]:
         """The chat template, or the templates by name."""
         if self.built_in:
             return built_in(self.built_in, adds_bos=self.bos is not None, knows_im_end=True)
-        text = _jinja(self.name)
+        text = _jinja(self.template_name or self.name)
         if self.tool_use_template is None:
             return text
         return {"default": text, "tool_use": _jinja(self.tool_use_template)}
@@ -95,6 +103,11 @@ def is_last(messages: Messages, n: int, tools: Tools) -> bool:
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON as transformers' `tojson` writes it."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def thought_of(message: Message) -> str:
+    """What an assistant thought; nothing if it did not."""
+    return message.get("reasoning_content") or ""
 
 
 def calls_of(message: Message) -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from masks.family import Refused
+from masks.family import Refused, is_last
 from masks.vocabularies import Coder
 from mlx_itune.dataset.conversation import Conversation
 
@@ -46,6 +46,7 @@ def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
         message: dict[str, Any] = {"role": turn.role, "content": turn.content}
         calls = [dict(call) for call in turn.tool_calls] or None
         extras = {"tool_calls": calls, "name": turn.name, "tool_call_id": turn.tool_call_id}
+        extras["reasoning_content"] = turn.reasoning
         message |= {key: value for key, value in extras.items() if value is not None}
         if turn.input is not None:
             message["input"] = turn.input
@@ -73,11 +74,12 @@ def text_of(coder: Coder, messages: Any, tools: Any, *, prompt: bool) -> str:
         template = template["tool_use" if tools else "default"]
     try:
         text = coder.hf.apply_chat_template(
-            messages,
+            [coder.family.shape(message) for message in messages],
             tools=tools or None,
             chat_template=template,
             add_generation_prompt=prompt,
             tokenize=False,
+            **dict(coder.family.options),
         )
     except (TemplateError, TypeError) as reason:
         raise Refused(str(reason)) from reason
@@ -101,17 +103,19 @@ def learned_turns(
         for message in messages_of(conversation)
     ]
     tools = coder.hidden(list(conversation.tools))
-    return text_of(coder, messages, tools, prompt=False), [
-        Learned(
-            n,
-            weight,
-            text_of(coder, messages[:n], tools, prompt=True),
-            coder.named(family.reply(messages, n)),
-            family.kept(messages, n, tools),
-            family.open_ended(messages[n]),
-        )
-        for n, weight in weights.items()
-    ]
+    if tools and not family.tools and not family.calls:
+        raise Refused("the template shows no tools")
+    whole = text_of(coder, messages, tools, prompt=False)
+    found = []
+    for n, weight in weights.items():
+        prompt = text_of(coder, messages[:n], tools, prompt=True)
+        reply, ends = coder.named(family.reply(messages, n)), family.open_ended(messages[n])
+        if family.kept is None:
+            kept = whole.startswith(prompt + reply) and (not ends or is_last(messages, n, tools))
+        else:
+            kept = family.kept(messages, n, tools)
+        found.append(Learned(n, weight, prompt, reply, kept, ends))
+    return whole, found
 
 
 def expect(coder: Coder, conversation: Conversation, learn: str) -> Expected:

@@ -51,7 +51,7 @@ CORNERS = {
     "a reply that begins like a prompt is not taken for a later turn's opening": (
         "deepseek_r1",
         (ASKED, said("<think>\nfirst, without an end", 0.0), Turn("user", "b"), said("second")),
-        "b<｜Assistant｜><think>\n", "second<｜end▁of▁sentence｜>",
+        "b<｜Assistant｜><think>\n", "\n</think>\n\nsecond<｜end▁of▁sentence｜>",
     ),
 }  # fmt: skip
 

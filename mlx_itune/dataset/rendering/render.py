@@ -2,15 +2,17 @@
 
 The text is rendered and tokenized once. A turn is learned from where the generation prompt ends to
 its end-of-turn token, in exactly the context that inference would build: the tokens before it equal
-`ChatTokenizer.prompt_ids`. Where one shared text cannot give that (templates that rewrite earlier
-turns, tokens that straddle the border), the turn gets an example of its own.
+`ChatTokenizer.prompt_ids`. What an assistant thought is learned with its words: as the template
+shows it, or after the prompt that opens a thought, closed as the template closes one. Where one
+shared text cannot give that (templates that rewrite earlier turns, tokens that straddle the
+border), the turn gets an example of its own.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Conversation, is_text
 from mlx_itune.dataset.tokens.control_text import Message
-from mlx_itune.dataset.tokens.tokenizer import PROBE, ChatTokenizer
+from mlx_itune.dataset.tokens.dialect import PROBE
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,8 +122,12 @@ def _drafts(
 ) -> list[_Draft]:
     if not any(weights):
         return []
-    messages = tokenizer.messages(conversation.turns)
+    turns, dialect = conversation.turns, tokenizer.dialect
+    messages = tokenizer.messages(turns)
     tools = tokenizer.control_text.hide(conversation.tools)
+    if tools and not (dialect.shows_tools or dialect.shows_calls):
+        hint = "use a model whose template knows tools, or leave such rows out"
+        raise DataError("the chat template shows no tools, which this row has", hint=hint)
     last = len(messages) - 1
 
     def text_of(upto: Sequence[Message], prompt: bool = False) -> str:
@@ -135,18 +142,29 @@ def _drafts(
     for n, weight in enumerate(weights):
         if not weight:
             continue
-        before, message = messages[:n], messages[n]
+        before, message, turn = messages[:n], messages[n], turns[n]
         prompt = text_of(before, prompt=True)
-        upto = full if n == last else text_of(messages[: n + 1])
-        calls, opening = "tool_calls" in message, ""
+        calls, opening = bool(turn.tool_calls), ""
+        words, thought = tokenizer.hidden_reply(turn)
+        way = dialect.way(calls)
+        if thought and way != "shown":
+            (message,) = tokenizer.messages([replace(turn, reasoning=None)])
+        upto = full if n == last and message is messages[n] else text_of([*before, message])
         if calls or not upto.startswith(prompt):
             opening = _opening_of(prompt, text_of(before), tokenizer)
-        if upto.startswith(prompt):
+        opened = dialect.opened(prompt)
+        if opened and upto.startswith(header := prompt[: -len(opened)]):
+            tail = dialect.after_thought(opened, upto[len(header) :])
+        elif upto.startswith(prompt):
             tail = upto[len(prompt) :]
         else:
             probe = text_of([*before, {"role": "assistant", "content": PROBE}])
             tail = _reply_after_header(upto, opening, probe, tokenizer)
-        reply, closed = _learned_part(tail, opening, message, tokenizer)
+        if thought and way == "built":
+            tail = _with_thought(tail, thought, opened, tokenizer)
+        if thought and way != "none" and thought not in tail:
+            raise DataError("the chat template has no place for the reasoning of this reply")
+        reply, closed = _learned_part(tail, opening, words, thought, calls, tokenizer)
         if calls:
             _check_calls(message, before, text_of)
         text = prompt + reply
@@ -174,6 +192,14 @@ def _reply_after_header(upto: str, opening: str, probe: str, tokenizer: ChatToke
     return upto[len(header) :]
 
 
+def _with_thought(tail: str, thought: str, opened: str, tokenizer: ChatTokenizer) -> str:
+    """A reply with the thought that its template does not show; as it is where none can stand."""
+    form = tokenizer.dialect.thought_form
+    if opened:
+        return thought + tail
+    return form[0] + thought + form[1] + tail if form else tail
+
+
 def _opening_of(prompt: str, before: str, tokenizer: ChatTokenizer) -> str:
     """What the generation prompt adds to the turns `before`, or its last control token and on."""
     added = prompt[len(before) :] if prompt.startswith(before) else ""
@@ -183,7 +209,7 @@ def _opening_of(prompt: str, before: str, tokenizer: ChatTokenizer) -> str:
 
 
 def _learned_part(
-    tail: str, opening: str, message: Message, tokenizer: ChatTokenizer
+    tail: str, opening: str, words: str, thought: str, calls: bool, tokenizer: ChatTokenizer
 ) -> tuple[str, bool]:
     """The reply up to and including its end token, and whether the template gave it one. Contents
     hold no control tokens, so the first end token is the template's. A control token that opens the
@@ -196,14 +222,15 @@ def _learned_part(
         opens = first and token == first[0][2] and start > 0
         if opens and not tail.startswith(opening[first[0][0] :], start):
             return tail[:start].rstrip(), False
-    words: str = message["content"].strip()
-    at = tail.find(words) if words else -1
+    # The words may occur in the thought, too.
+    begins = tail.index(thought) + len(thought) if thought and thought in tail else 0
+    at = tail.find(words, begins) if words else -1
     # Short words also occur within control tokens.
     while any(start < at + len(words) and at < end for start, end, _ in controls) and at >= 0:
         at = tail.find(words, at + 1)
     words_end = at + len(words) if at >= 0 else 0
     after = [end for start, end, _ in controls if start >= words_end]
-    if after and at >= 0 and "tool_calls" not in message:
+    if after and at >= 0 and not calls:
         return tail[: after[0]], True
     return tail[: max(words_end, len(tail.rstrip()))], False
 

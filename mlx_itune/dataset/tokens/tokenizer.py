@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.control_text import ControlText, Message
+from mlx_itune.dataset.tokens.dialect import PROBE, Dialect, dialect_of
 from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError, panics_as
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.wording import brief, did_you_mean
@@ -31,15 +32,17 @@ if TYPE_CHECKING:
 # after the end token.
 BUILT_IN = ("alpaca", "chatml", "vicuna")
 
-# A content no template rewrites: used to see what a template puts around an assistant's words.
-PROBE = "qzvxqzvx"
+# What a template is given anyway, so that it is no option.
+_GIVEN = frozenset(
+    "messages tools documents chat_template add_generation_prompt bos_token eos_token".split()
+)
 
 
 class ChatTokenizer:
     """A fast Hugging Face tokenizer with the chat template a run uses. `eos_ids`: every token that
     ends a turn; `control_ids`: all special tokens; `stop_strings`: the end of a turn where the
     template writes plain text. `control_text` keeps what turns say from being read as a control
-    token."""
+    token. `options`: what the template is told besides (`enable_thinking`)."""
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class ChatTokenizer:
         *,
         name: str = "auto",
         eos_ids: Iterable[int] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if not hf.is_fast:
             raise ModelError(
@@ -57,7 +61,10 @@ class ChatTokenizer:
         templates = {"default": template} if isinstance(template, str) else dict(template)
         if "default" not in templates:
             raise ModelError(f"no template is named 'default' among {', '.join(sorted(templates))}")
+        if wrong := sorted(_GIVEN.intersection(options or ())):
+            raise UsageError(f"{wrong[0]!r} is no option of a chat template: it is given anyway")
         self.hf = hf
+        self.options = dict(options or {})
         self.name = name
         self.template_text = templates["default"]
         self.template_sha256 = hashlib.sha256(self.template_text.encode()).hexdigest()
@@ -104,6 +111,7 @@ class ChatTokenizer:
             self.template_text,
             self._tool_template,
             json.dumps([self.hf.special_tokens_map, sorted(self.eos_ids)], default=str),
+            json.dumps(self.options, sort_keys=True),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -154,19 +162,33 @@ class ChatTokenizer:
         plain = [int(i) for i in ids]
         return str(self.hf.decode(plain, clean_up_tokenization_spaces=False))
 
-    def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    def messages(self, turns: Sequence[Turn]) -> list[Message]:
         """`turns` as the template reads them, with the control strings that they spell out hidden.
         Raises DataError for text that cannot be told apart from what hides them."""
-        hide = self.control_text.hide
+        hide, shaped = self.control_text.hide, self.dialect.message
         return [
-            {
-                key: value
-                if key == "role"
-                else hide(value, in_reply=turn.role == "assistant" and key == "content")
-                for key, value in turn.message().items()
-            }
+            shaped(
+                {
+                    key: value
+                    if key == "role"
+                    else hide(value, in_reply=turn.role == "assistant" and key == "content")
+                    for key, value in turn.message().items()
+                }
+            )
             for turn in turns
         ]
+
+    def hidden_reply(self, turn: Turn) -> tuple[str, str]:
+        """Words and reasoning of a turn, trimmed, as `messages` has them."""
+        hide = self.control_text.hide
+        words, thought = hide(turn.content, in_reply=True), hide(turn.reasoning or "")
+        return words.strip(), thought.strip()
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """What the template reads and writes, with its options."""
+        known = (self.template_text, self._tool_template, self.hf.get_vocab())
+        return dialect_of(self.render_text, knows_think=any("</think>" in some for some in known))
 
     def render_text(
         self,
@@ -189,6 +211,7 @@ class ChatTokenizer:
                 chat_template=template,
                 add_generation_prompt=add_generation_prompt,
                 **self.hf.special_tokens_map,
+                **self.options,
             )
             return str(texts[0])
 
@@ -260,7 +283,9 @@ def built_in(name: str, *, adds_bos: bool, knows_im_end: bool) -> str:
     return "{{- bos_token }}" + text if adds_bos else text
 
 
-def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
+def load_tokenizer(
+    path: Path, *, template: str = "auto", options: Mapping[str, Any] | None = None
+) -> ChatTokenizer:
     """Load the tokenizer of a local model directory, running none of its code. `template`: "auto"
     is the model's own. Raises ModelError when it cannot be loaded or has no template, UsageError
     for another name."""
@@ -273,10 +298,10 @@ def load_tokenizer(path: Path, *, template: str = "auto") -> ChatTokenizer:
     if not path.is_dir():
         raise ModelError("is not a model directory", where=str(path))
     with panics_as(ModelError, "cannot load the tokenizer", str(path)):
-        return _loaded(path, template)
+        return _loaded(path, template, options)
 
 
-def _loaded(path: Path, template: str) -> ChatTokenizer:
+def _loaded(path: Path, template: str, options: Mapping[str, Any] | None) -> ChatTokenizer:
     from transformers import AutoTokenizer
 
     # A broken or hostile tokenizer fails in many ways inside transformers, tokenizers and json.
@@ -293,7 +318,10 @@ def _loaded(path: Path, template: str) -> ChatTokenizer:
                 "the tokenizer has no chat template",
                 hint="pass --template chatml, alpaca or vicuna",
             )
-        return ChatTokenizer(hf, text, name=template, eos_ids=_configured_eos(path))
+        ends = _configured_eos(path)
+        return ChatTokenizer(hf, text, name=template, eos_ids=ends, options=options)
+    except UsageError:
+        raise
     except ItuneError as error:
         raise ModelError(error.message, where=error.where or str(path), hint=error.hint) from error
     except Exception as error:

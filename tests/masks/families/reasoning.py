@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from masks.families.tooled import qwen
 from masks.family import (
@@ -61,58 +62,39 @@ def _deepseek_v3(messages: Messages, n: int) -> str:
     return f"{messages[n]['content']}{calls}<｜end▁of▁sentence｜>"
 
 
-def _opens_as_asked(content: str) -> bool:
-    """Whether a turn begins with what the prompt already holds: reasoning that never ends."""
-    return content.startswith("<think>\n") and "</think>" not in content
-
-
-def _deepseek_r1(messages: Messages, n: int) -> str:
-    content: str = messages[n]["content"]
-    if _opens_as_asked(content):
-        content = content.removeprefix("<think>\n")
-    return content.split("</think>")[-1] + "<｜end▁of▁sentence｜>"
-
-
-_QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_QWEN_MARKUP = (
+QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QWEN_MARKUP = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
-_ROLES = ("<｜User｜>", "<｜Assistant｜>")
+ROLES = ("<｜User｜>", "<｜Assistant｜>")
 _THOUGHTS = ("<think>", "</think>")
-_CALLS = (
+CALLS = (
     "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>",
     "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>",
     "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>",
 )  # fmt: skip
 
 _qwen = partial(
-    Family, special=_QWEN_TOKENS, eos="<|im_end|>", markup=_QWEN_MARKUP, tools=True, thinks=True
+    Family, special=QWEN_TOKENS, eos="<|im_end|>", markup=QWEN_MARKUP, tools=True, thinks=True
 )
-_deepseek = partial(
-    Family,
-    special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),
-    bos="<｜begin▁of▁sentence｜>",
-    eos="<｜end▁of▁sentence｜>",
-)
+DEEPSEEK: dict[str, Any] = {
+    "special": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+}
 
 FAMILIES = (
-    _qwen("qwen3", _qwen3, more_eos=_QWEN_TOKENS[:1], kept=_qwen3_kept, calls=3),
+    _qwen("qwen3", _qwen3, more_eos=QWEN_TOKENS[:1], kept=_qwen3_kept, calls=3),
     _qwen("qwen3_off", partial(_qwen3, opened="<think>\n\n</think>\n\n"), kept=is_last, calls=2),
     _qwen(
         "qwen3_thinking",
         partial(_qwen3, opened="<think>\n"),
-        more_eos=_QWEN_TOKENS[:1],
+        more_eos=QWEN_TOKENS[:1],
         kept=_qwen3_kept,
         calls=2,
     ),
-    _deepseek("deepseek_v3", _deepseek_v3, markup=(*_ROLES, *_CALLS), loose=_THOUGHTS, calls=3),
-    _deepseek(
-        "deepseek_r1",
-        _deepseek_r1,
-        markup=(*_ROLES, *_THOUGHTS),
-        loose=_CALLS,
-        kept=lambda messages, n, tools: _opens_as_asked(messages[n]["content"]),
-        thinks=True,
+    Family(
+        "deepseek_v3", _deepseek_v3, markup=(*ROLES, *CALLS), loose=_THOUGHTS, calls=3, **DEEPSEEK
     ),
     _qwen(
         "smollm3",

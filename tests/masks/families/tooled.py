@@ -9,7 +9,6 @@ from masks.family import (
     Family,
     Message,
     Messages,
-    Refused,
     Tools,
     calls_of,
     json_text,
@@ -104,35 +103,6 @@ def _indented(text: str) -> str:
     return "\n".join((first, *(" " * 8 + line if line else line for line in rest)))
 
 
-# ---- gpt-oss (harmony) ---------------------------------------------------------------------------
-
-
-def _harmony(messages: Messages, n: int) -> str:
-    content, calls = messages[n]["content"], calls_of(messages[n])
-    if not calls:
-        return f"<|channel|>final<|message|>{content}<|return|>"
-    if len(calls) > 1:
-        raise Refused("the template writes the first call only")
-    name, arguments = calls[0]
-    thought = f"<|channel|>analysis<|message|>{content}<|end|><|start|>assistant" if content else ""
-    channel = f" to=functions.{name}<|channel|>commentary json<|message|>"
-    return f"{thought}{channel}{json_text(arguments)}<|call|>"
-
-
-def _harmony_kept(messages: Messages, n: int, tools: Tools) -> bool:
-    answers = [
-        k for k, m in enumerate(messages) if m["role"] == "assistant" and not m.get("tool_calls")
-    ]
-    if n in answers and n < len(messages) - 1:
-        # A model ends its answer with another token than the one history shows.
-        return False
-    if not any(k >= n for k in answers):
-        return True
-    # An answer takes away what was thought since the one before.
-    since = max((k for k in answers if k < n), default=-1)
-    return not any(m.get("tool_calls") and m["content"] for m in messages[since + 1 : n + 1])
-
-
 FAMILIES = (
     _mistral("mistral_v3", " ", str.strip),
     _mistral("mistral_nemo", "", str),
@@ -176,19 +146,5 @@ FAMILIES = (
         (*_COMMAND_R_TOKENS, "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
         bos="<BOS_TOKEN>",
         eos=_END,
-    ),
-    Family(
-        "gpt_oss",
-        _harmony,
-        (
-            "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
-            "<|start|>", "<|end|>", "<|message|>", "<|call|>",
-        ),
-        bos="<|startoftext|>",
-        eos="<|return|>",
-        more_eos=("<|call|>", "<|endoftext|>"),
-        kept=_harmony_kept,
-        tools=True,
-        calls=1,
     ),
 )  # fmt: skip
