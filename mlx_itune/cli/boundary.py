@@ -127,7 +127,6 @@ def _run(group: click.Group, argv: list[str]) -> int:
 
 
 def _as_ours(error: BaseException) -> ItuneError:
-    """Whatever ended a command, as an error that is one line."""
     said = str(error)
     if isinstance(error, ItuneError):
         return error
@@ -162,7 +161,6 @@ def _as_ours(error: BaseException) -> ItuneError:
 
 
 def _usage(error: click.UsageError) -> UsageError:
-    """Click's message, with a did-you-mean where an option was mistyped."""
     hint = f"see {error.ctx.command_path} --help" if error.ctx else None
     if not isinstance(error, click.NoSuchOption):
         return UsageError(error.format_message().rstrip("."), hint=hint)

@@ -156,7 +156,6 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
 
 
 def _run_of(adapter: Adapter, runs: Path) -> Path | None:
-    """The folder of the run that made an adapter, where it is still there."""
     name = adapter.origin.run
     if name is None or Path(name).name != name:
         return None

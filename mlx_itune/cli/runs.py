@@ -105,7 +105,6 @@ def _shown(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _folders(names: Sequence[str], runs: Path) -> Sequence[Path]:
-    """The runs that are named, or all."""
     from mlx_itune.training.run.run import all_in, find
 
     return [find(name, runs) for name in names] or all_in(runs)

@@ -144,7 +144,6 @@ def resume(
 
 
 def _trained(result: TrainResult) -> Iterator[str]:
-    """The result as aligned lines, and what to type next."""
     from mlx_itune.training.run.run import CONFIG
 
     # A run may end before it has come to every row.
@@ -175,7 +174,6 @@ def _trained(result: TrainResult) -> Iterator[str]:
 
 
 def _shipped(result: TrainResult) -> str:
-    """Which step's weights the adapter holds, and why."""
     best, last = number(result.best_valid_loss), number(result.valid_loss)
     if result.adapter_step != result.steps:
         why = f"validation loss {best}, the last step's {last}"

@@ -80,7 +80,6 @@ class _Papers:
     fuse: dict[str, Any] | None = None
 
     def licences(self) -> dict[str, str]:
-        """Licence of every source of the data, by name."""
         known: dict[str, str | None] = {}
         for file in self.data:
             known |= file.licences or {file.path or "rows": None}

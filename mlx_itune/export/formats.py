@@ -179,7 +179,6 @@ _WRITERS: dict[str, Callable[[Request, Path, Observe], Exported]] = {
 
 
 def _bundled(request: Request, source: Path, say: Observe) -> Exported:
-    """The artefact in a folder with all that its users need."""
     name = tag(request.name_of(source))
     with staged_directory(request.out) as stage:
         inner = stage / (f"{name}.gguf" if request.format in FILES else name)
@@ -199,13 +198,11 @@ def _bundled(request: Request, source: Path, say: Observe) -> Exported:
 
 
 def _placed(made: Exported, place: Path, kind: str) -> Exported:
-    """What was made in a staged folder, where it is now."""
     fused = made.fuse and replace(made.fuse, out=str(place))
     return replace(made, artifacts=(describe(place, kind),), fuse=fused)
 
 
 def _refuse_place(request: Request, source: Path) -> None:
-    """Raise before the work where its result has no place."""
     place = request.out
     if request.format == "lmstudio" and not request.bundle:
         # Other models in that folder, the source for one, are left alone.
@@ -217,6 +214,5 @@ def _refuse_place(request: Request, source: Path) -> None:
 
 
 def _listed(request: Request, source: Path) -> tuple[str, str]:
-    """Publisher and model, as LM Studio lists it."""
     publisher, _, model = request.name_of(source).rpartition("/")
     return publisher or "mlx-itune", model

@@ -194,7 +194,6 @@ def _written(texts: Mapping[tuple[str, str], str]) -> str:
 
 
 def _opening(by_before: Mapping[str, str]) -> list[str]:
-    """What opens a turn, by the role of the one before it where that matters."""
     texts = list(dict.fromkeys(by_before.values()))
     if len(texts) == 1:
         return [_literal(texts[0])] if texts[0] else []
@@ -217,6 +216,5 @@ def _literal(text: str) -> str:
 
 
 def _shared(texts: Sequence[str]) -> str:
-    """What all texts begin with."""
     alike = itertools.takewhile(lambda chars: len(set(chars)) == 1, zip(*texts, strict=False))
     return "".join(chars[0] for chars in alike)

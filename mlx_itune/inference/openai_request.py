@@ -220,7 +220,6 @@ def _text(served: Served, prompt: Sequence[str]) -> list[int]:
 
 
 def _characters(value: Any) -> int:
-    """How many characters the texts within a JSON value have."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):

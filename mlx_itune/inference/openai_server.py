@@ -94,7 +94,6 @@ class Gate:
         self._app, self._hosts, self._origins = app, hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve or refuse one request."""
         app = self._app
         if scope["type"] == "http" and (refusal := self._refusal(scope["headers"])) is not None:
             app = JSONResponse(refusal.body, refusal.status)
@@ -268,7 +267,6 @@ class OpenAIAnswer:
         }
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        """The log-probabilities of tokens, but for one that ends the answer."""
         if self._order.logprobs is None:
             return None
         scored = [

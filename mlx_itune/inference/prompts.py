@@ -124,7 +124,6 @@ class Asked:
         return [self._said(stdin() if words in (None, "-") else str(words))]
 
     def _of_file(self, path: Path) -> list[Prompt]:
-        """Of .jsonl one row each, of anything else one line each."""
         try:
             # Not splitlines: it breaks rows at characters that JSON allows inside a text.
             text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=None)

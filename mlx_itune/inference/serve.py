@@ -132,7 +132,6 @@ class _Http(H11Protocol):
     """uvicorn's own, with OpenAI's error for what is no HTTP request."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer, and hang up."""
         body = json.dumps(Refusal(400, msg).body)
         head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close"
         self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}\r\n\r\n{body}".encode())
@@ -229,7 +228,6 @@ def _hosts(host: str, port: int) -> frozenset[str] | None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:

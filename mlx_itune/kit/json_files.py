@@ -203,7 +203,6 @@ def _judge(hint: Any) -> Any:
 
 
 def _fault(fault: Any, hint: Any) -> tuple[str, str]:
-    """The path of a fault of pydantic's, and what is wrong there."""
     kind, parts = fault["type"], list(fault["loc"])
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         meant = did_you_mean(str(parts[-1]), _fields_at(hint, parts[:-1]))

@@ -201,7 +201,6 @@ def render(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Re
 
 
 def _measure_with(model: str) -> Callable[[Sequence[str]], list[int]]:
-    """Counts tokens with a model's own tokenizer."""
     # Any chat template would do: only plain text is counted.
     tokenizer = reading.tokenizer_of(model, "chatml")
     return lambda texts: [len(encoded.ids) for encoded in tokenizer.encode_many(texts)]

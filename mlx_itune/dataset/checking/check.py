@@ -207,7 +207,6 @@ def _warning(origin: str, code: str, message: str, hint: str) -> Fault:
 
 
 def _control_lints(tokenizer: ChatTokenizer, lints: Sequence[Lint]) -> list[Lint]:
-    """A lint for the tokenizer's own control strings that no other lint names."""
     known = {text for lint in lints for text in lint.texts}
     texts = [str(tokenizer.hf.convert_ids_to_tokens(i)) for i in sorted(tokenizer.control_ids)]
     own = tuple(t for t in texts if len(t) > 2 and not t.isalnum() and t not in known)

@@ -126,7 +126,6 @@ def _plain(text: str) -> str:
 
 @functools.lru_cache(16)
 def _low(text: str) -> str:
-    """As most lints read a text, one after the other."""
     return _plain(text).lower()
 
 
@@ -157,7 +156,6 @@ def excerpt(text: str) -> str:
 
 
 def _problem(lint: Lint) -> str | None:
-    """What is wrong with an entry whose types are right."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", lint.code):
         return "is no code: lower-case words joined by hyphens"
     unknown = [role for role in lint.roles if role not in ROLES]

@@ -56,7 +56,6 @@ class _Markdown(HTMLParser):
         self._rows: list[list[str]] = []
 
     def text(self) -> str:
-        """What was read so far."""
         if self._pre is not None:
             self._close_pre()
         while self._quotes:

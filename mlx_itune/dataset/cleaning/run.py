@@ -84,7 +84,6 @@ class _Run:
     hidden: Sequence[str] | None
 
     def read(self, read: Reader, mend: Callable[..., Conversation | None] | None) -> Iterator[Row]:
-        """The rows of every file, held-out splits first."""
         files = [
             (file.split or split_of(file.path) or "train", file.path)
             for file in self.writer.inputs.files
@@ -107,7 +106,6 @@ class _Run:
                 yield row
 
     def through(self, name: str, told: Told) -> Iterator[Row]:
-        """The rows that a step lets pass, as it leaves them."""
         count = self.result.steps[name]
         for row, outcome in told:
             count["in"] += 1
@@ -124,7 +122,6 @@ class _Run:
             yield row
 
     def write(self, row: Row) -> None:
-        """Add a row to its split."""
         self.result.kept += 1
         if not row.notes:
             self.writer.add(row.split, row.now)
@@ -140,7 +137,6 @@ class _Run:
         )
 
     def reject(self, fault: Fault) -> None:
-        """Note a row that cannot be read."""
         if fault.severity != "error":
             self.result.rows -= 1
             return
@@ -156,7 +152,6 @@ class _Run:
             )
 
     def _said(self, text: str) -> str:
-        """What is said of a row, which may quote it."""
         return text if self.hidden == () else redact(text, self.hidden)[0]
 
     def _may_show(self, row: Row) -> bool:

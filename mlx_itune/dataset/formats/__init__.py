@@ -257,7 +257,6 @@ def _alpaca(row: Row) -> list[Parsed]:
 
 
 def _pair(row: Row, asked: str, answered: str) -> list[Parsed]:
-    """Two texts, the second under one of its names."""
     answer = _answer_key(row, answered)
     turns = Turn("user", text_of(row, asked)), Turn("assistant", text_of(row, answer))
     return [(turns, {asked, answer})]

@@ -147,7 +147,6 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
 
 
 def _content(value: Any, place: str) -> tuple[str, str | None]:
-    """The text of a content, and of those of its parts that are reasoning."""
     if isinstance(value, str):
         return value, None
     if not isinstance(value, list):
@@ -178,7 +177,6 @@ def marked_turns(text: str) -> tuple[Turn, ...] | None:
 
 
 def _readings(text: str) -> Iterator[list[Turn]]:
-    """The turns under each kind of marks, none where a kind does not fit."""
     yield from (_in_blocks(text, *block) for block in _BLOCKS)
     yield _as_llama2(text)
     yield _as_alpaca(text)

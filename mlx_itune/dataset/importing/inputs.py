@@ -135,7 +135,6 @@ def _local_files(source: Path, prefix: str) -> Iterator[InputFile]:
 
 
 def _meaning(path: Path) -> tuple[str, str | None]:
-    """A file's name without its endings, and the split that it speaks of."""
     # Names end up in rows, so what is no UTF-8 in them has to become text.
     stem = one_line(path.stem if path.suffix.lower() != ".gz" else Path(path.stem).stem)
     match = _SPLIT_NAME.match(stem.lower())
@@ -147,7 +146,6 @@ def _name(source: Path) -> str:
 
 
 def _free(label: str, taken: dict[str, str], sha256: str | None = None) -> str:
-    """A label that nothing has yet, or that the same content has."""
     numbered = (f"{label}#{number}" if number > 1 else label for number in count(1))
     return next(name for name in numbered if name not in taken or taken[name] == sha256)
 
@@ -228,7 +226,6 @@ def _snapshot(hub: re.Match[str]) -> Path:
 
 
 def _refusal(hub: re.Match[str], error: Exception) -> ItuneError:
-    """What went wrong, in one line."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     where = hub["name"]

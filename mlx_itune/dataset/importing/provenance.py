@@ -257,7 +257,6 @@ def _history(record: DatasetRecord, at: str, line: Line, changes: dict[str, Line
 
 
 def _id_of(line: Line) -> str | None:
-    """The id of a row of a split, or of the row that a list shows."""
     row = line if "messages" in line else line.get("row")
     return next((row_id(one) for one in parse_rows(row, "")), None) if row else None
 

@@ -129,7 +129,6 @@ class _Import:
             self._drawn[source] = drawn(contents, wanted[source], plan.seed)
 
     def _quotas(self) -> dict[str, int]:
-        """Rows to take of each source."""
         plan = self._plan
         sizes = {name: self._sizes[name] for name in sorted(self._sizes)}
         if not self._mixes:
@@ -143,7 +142,6 @@ class _Import:
         return {name: min(rows, sizes[name]) for name, rows in wanted.items()}
 
     def survey_splits(self) -> None:
-        """Read ahead, mostly a little, for a split that small data would leave empty."""
         splitter = self._splitter
         if not splitter:
             return
@@ -242,7 +240,6 @@ class _Import:
         return splitter.choose(position(name.to_bytes(8, "big"), plan.seed), stratum)
 
     def _nothing_fits(self, values: dict[str, dict[str, None]]) -> str:
-        """Why no row is left."""
         if not self._where:
             return "no row is left to write"
         found = [

@@ -78,7 +78,6 @@ class _Lines:
         return text + "\n"
 
     def keep_first(self) -> None:
-        """Give the lines of the current row out again, save its first."""
         self._again.extendleft(line[:3] for line in reversed(self.row[1:]))
         del self.row[1:]
 
@@ -135,7 +134,6 @@ def _parsed(texts: Sequence[str], delimiter: str, **dialect: Any) -> list[list[s
 
 
 def _delimiter(texts: Sequence[str]) -> str:
-    """The delimiter under which some lines make the most even table."""
 
     def evenness(delimiter: str) -> tuple[float, int]:
         try:

@@ -89,7 +89,6 @@ class _Document:
         self._common: set[str] | None = None
 
     def rows(self) -> Iterator[_Row]:
-        """The rows of every array and object at the top."""
         window = self.window
         ended, is_whole = "", True
         while is_whole and (char := window.skip_space()):
@@ -140,7 +139,6 @@ class _Document:
         return False
 
     def _object(self) -> Generator[_Row, None, bool]:
-        """The row that an object at the top is, or the rows of the list in it."""
         window, line = self.window, self.window.line
         key = window.at(_FIRST_KEY)
         is_row = key is not None and key[1].strip('"') in _ROW_KEYS

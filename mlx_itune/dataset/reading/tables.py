@@ -69,7 +69,6 @@ def read_parquet(path: Path, on_bytes: Told = None) -> Iterator[Record | Fault]:
 
 
 def _batch_rows(metadata: Any) -> int:
-    """As many rows as make a batch of a few megabytes."""
     size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
     per_row = max(1, size // max(1, metadata.num_rows))
     return int(max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // per_row)))

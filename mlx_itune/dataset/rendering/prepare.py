@@ -374,7 +374,6 @@ def _load(folder: Path) -> Tokenized | None:
 
 
 def _forget_oldest(root: Path) -> None:
-    """Remove what was used least recently, down to a few gigabytes."""
     try:
         folders = sorted(root.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
         kept_bytes = 0

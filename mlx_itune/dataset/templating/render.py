@@ -128,7 +128,6 @@ def _listed(task: Task, name: str, value: Any) -> list[str]:
 
 
 def _right(task: Task, answer: str, options: list[str]) -> int:
-    """Which option is the answer."""
     stripped = [option.strip() for option in options]
     right = len(options)
     if task.answer_is == "text":

@@ -216,7 +216,6 @@ class _Rendering:
         return self._splitter.choose(position(name, self._plan.seed))
 
     def _flush(self, folder: FolderWriter, pending: list[_Pending]) -> None:
-        """Write examples, exemplars pruned to the budget, all of them measured together."""
         fit([example for example, *_ in pending], self._plan.shot_budget, self._measure)
         for example, origin, split, tags in pending:
             name, row = example.task.name, example.conversation(origin, tags)
@@ -259,7 +258,6 @@ class _Rendering:
 
 
 def _refusal(result: Rendering) -> DataError:
-    """Why nothing is written."""
     if result.rejected:
         shown = [str(fault) for fault in result.faults[:_FAULTS_SHOWN]]
         shown += ["..."] if result.rejected > _FAULTS_SHOWN else []

@@ -120,7 +120,6 @@ def load_tasks(path: Path) -> tuple[Task, ...]:
 
 
 def _task(value: Any, number: int) -> tuple[Task, list[Problem]]:
-    """A table of the file as a Task, and what is wrong with it."""
     table = dict(value) if isinstance(value, dict) else {}
     templates = table.pop("template", [])
     problems: list[Problem] = []
@@ -145,7 +144,6 @@ def _task(value: Any, number: int) -> tuple[Task, list[Problem]]:
 
 
 def _lines_of(text: str) -> dict[tuple[int, int | None], int]:
-    """The line on which each task, and each of its templates, starts."""
     lines: dict[tuple[int, int | None], int] = {}
     task = template = -1
     for found in _HEADER.finditer(text):

@@ -129,7 +129,6 @@ class ChatTokenizer:
         return list(self.encode_many([text])[0].ids)
 
     def _encode_hidden(self, text: str) -> Encoding:
-        """The encoding of a text with hidden control strings, by the shadow tokenizer."""
         shown = self.control_text.shadow_text(text)
         encoding: Encoding = self._shadow.encode(shown, add_special_tokens=False)
         meant = len(self.control_text.spans(text))

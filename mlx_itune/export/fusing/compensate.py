@@ -154,7 +154,6 @@ class Calibration:
 
 
 def _batches(layers: Mapping[str, nn.Module], budget_bytes: int) -> list[dict[str, nn.Module]]:
-    """Layers whose moments fit the budget together."""
     batches: list[dict[str, nn.Module]] = []
     filled_bytes = 0
     for path, layer in layers.items():

@@ -199,7 +199,6 @@ class _Job:
         (stage / "README.md").write_text(told, encoding="utf-8")
 
     def refusal(self) -> ModelError:
-        """No way is within the limit."""
         best = min(self.tried, key=lambda t: t.kl_mean)
         forced = self.request.bits is not None or self.request.way not in (None, "auto")
         return ModelError(

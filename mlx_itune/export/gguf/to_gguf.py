@@ -183,7 +183,6 @@ def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[
 
 
 def _place(tensor: Planned) -> tuple[int, int, str]:
-    """The token table first, then block by block."""
     parts = tensor.name.split(".")
     if parts[0] == "blk":
         return 1, int(parts[1]), tensor.name
@@ -191,7 +190,6 @@ def _place(tensor: Planned) -> tuple[int, int, str]:
 
 
 def _described(planned: _Plan, tokenizer: ChatTokenizer, name: str) -> gguf.GGUFWriter:
-    """A writer that knows all keys."""
     writer = gguf.GGUFWriter(None, planned.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     # Named so, llama.cpp tokenizes as Phi 3 does; add_tokenizer adds it where that is right.

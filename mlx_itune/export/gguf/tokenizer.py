@@ -139,7 +139,6 @@ def _add_special(writer: gguf.GGUFWriter, tokenizer: ChatTokenizer) -> None:
 
 
 def _state(tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """tokenizer.json as it is in use."""
     return dict(json.loads(tokenizer.hf.backend_tokenizer.to_str()))
 
 

@@ -208,7 +208,6 @@ def stripping_name(state: State, prompts: Sequence[str]) -> str | None:
 
 
 def _ids(state: State, texts: Sequence[str]) -> list[list[int]]:
-    """What a tokenizer of this state makes of texts."""
     from tokenizers import Tokenizer
 
     encode = Tokenizer.from_str(json.dumps(state)).encode_batch_fast
@@ -216,7 +215,6 @@ def _ids(state: State, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _steps(state: State, part: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre_tokenizer, one after the other."""
     whole = state[part]
     if whole is None:
         return []

@@ -213,7 +213,6 @@ def _read(file: BinaryIO, tensor: Any, rows: int, total: int) -> NDArray[Any]:
 
 
 def _expected(inner: nn.Module, architecture: str) -> Iterator[tuple[str, _Weight]]:
-    """Every tensor that the file must have, by GGUF's name."""
     table = None
     for path, stored in stored_tensors(inner).items():
         name = gguf_name(architecture, path, len(inner.layers))

@@ -93,7 +93,6 @@ def export_peft(request: Request, source: Path, observe: Observe) -> Exported:
 
 
 def _modules(path: str, layer: LowRank, model_type: str, tied: bool) -> dict[str, dict[str, Any]]:
-    """PEFT's tensors of one adapted layer, by the module they belong to."""
     a, b = layer.pair()
     if isinstance(layer[layer.held], EMBEDDING):
         if "m" in layer:

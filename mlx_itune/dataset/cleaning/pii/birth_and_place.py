@@ -104,7 +104,6 @@ def addresses(page: Page, chunk: Chunk) -> Iterator[Found]:
 
 
 def _is_home(page: Page, start: int) -> bool:
-    """Whether somebody is said to live there, in the same sentence."""
     words = list(_PLACE["home"].finditer(page.low, max(0, start - _HOME_REACH), start))
     return bool(words) and not _PLACE["sentence"].search(page.text, words[-1].start(), start)
 

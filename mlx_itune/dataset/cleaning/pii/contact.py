@@ -112,7 +112,6 @@ def phones(page: Page, chunk: Chunk) -> Iterator[Found]:
 
 
 def _is_national(page: Page, match: re.Match[str]) -> bool:
-    """Whether a number can be a national one without any label."""
     number = match.group()
     digits = sum(map(str.isdigit, number))
     if match.re is _RE["north_america"] and match["bare"]:
@@ -157,6 +156,5 @@ def _international(page: Page, start: int, end: int) -> Found | None:
 
 
 def _extended(text: str, found: Found) -> Found:
-    """With the extension that follows."""
     match = _RE["extension"].match(text, found.end, found.end + 24)
     return found._replace(end=match.end()) if match else found

@@ -89,7 +89,6 @@ class _Cleaner:
         )
 
     def text(self, text: str, key: str = "") -> str:
-        """A text, or the value of a field that is read with its key as its label."""
         lead = f"{key}: " if key else ""
         parts, last = [], 0
         for hit in self.hits_in(lead + text):
@@ -101,7 +100,6 @@ class _Cleaner:
         return "".join([*parts, text[last:]])
 
     def field(self, text: str, key: str = "") -> str:
-        """A text that may be JSON, written out."""
         return (self.json_text if text.lstrip()[:1] in ("{", "[") else self.text)(text, key)
 
     def value(self, value: dict[str, Any]) -> Any:
