@@ -11,8 +11,7 @@ from small_tokenizers import TOKENIZERS
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.render import TokenizedExample
-from mlx_itune.dataset.rendering.show_rows import pieces, shown_examples
-from mlx_itune.dataset.rendering.tokens_page import tokens_page
+from mlx_itune.dataset.rendering.show_rows import pieces, shown_examples, tokens_page
 from mlx_itune.dataset.statistics.report import stats_page
 from mlx_itune.dataset.statistics.stats import count
 from mlx_itune.kit.errors import DataError

@@ -16,8 +16,7 @@ from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export import artifact, formats
 from mlx_itune.export.artifact import Exported
 from mlx_itune.export.request import Request
-from mlx_itune.export.transformers.hf_layout import FloatSource, placed
-from mlx_itune.export.transformers.to_hf import verify_hf
+from mlx_itune.export.transformers.to_hf import FloatSource, placed, verify_hf
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.tensorfile import read_header
 from mlx_itune.model.adapters import adapter as adapters

@@ -64,8 +64,12 @@ def command(
     written in front.
     """
     from mlx_itune.dataset.faults import Fault
-    from mlx_itune.dataset.rendering.show_rows import find_rows, first_rows, shown_examples
-    from mlx_itune.dataset.rendering.tokens_page import tokens_page
+    from mlx_itune.dataset.rendering.show_rows import (
+        find_rows,
+        first_rows,
+        shown_examples,
+        tokens_page,
+    )
     from mlx_itune.kit.files import write_new
 
     files = reading.RowFiles([data], forced)

@@ -1,14 +1,23 @@
-"""Export to transformers: a safetensors directory for ``AutoModelForCausalLM.from_pretrained``."""
+"""Export to transformers: a safetensors directory for ``AutoModelForCausalLM.from_pretrained``.
+
+mlx-lm keeps transformers' names but for the experts of a mixture, which it stacks. Checkpoints
+keep them one by one; transformers 5 stacks them when it loads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export.artifact import (
@@ -21,14 +30,7 @@ from mlx_itune.export.artifact import (
 )
 from mlx_itune.export.cards import card
 from mlx_itune.export.request import Observe, Request
-from mlx_itune.export.transformers.hf_layout import (
-    FloatSource,
-    HfTensor,
-    cleaned_config,
-    placed,
-    require_known,
-    require_same_function,
-)
+from mlx_itune.export.stored import stored_tensors
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.files import storage_errors
 from mlx_itune.kit.json_files import read_object, write_object
@@ -36,8 +38,188 @@ from mlx_itune.kit.tensorfile import read_header, stream_tensors
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters import lora
 from mlx_itune.model.adapters.adapter import Adapter
+from mlx_itune.model.adapters.peft_format import expert_modules
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.fingerprint import weight_files
+
+# The types whose logits were compared with transformers' own (tests/parity). gemma, helium, olmo3
+# and starcoder2 keep the names, but compute something else there.
+COMPARED = frozenset(
+    "cohere cohere2 gemma2 gemma3_text glm4 granite llama mistral mixtral nemotron olmo2 olmoe phi "
+    "phi3 qwen2 qwen2_moe qwen3 qwen3_moe smollm3 stablelm".split()
+)
+# What mlx-lm calls its own switches; transformers has no such setting.
+_OURS_ALONE = {"model_type", "rope_traditional"}
+# Those of the above whose heads transformers, too, rotates by neighbouring values.
+_NEIGHBOURS = {"glm4"}
+# Sliding windows that mlx-lm's modules leave out; those of llama and mistral only with layer_types.
+_WINDOW = {"mistral", "mixtral", "phi3"}
+_SWITCHED_WINDOW = {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
+# Biases that mlx-lm's module may have, and transformers' would drop when it loads.
+_DROPPED = {
+    "mistral": r".*_proj\.bias",
+    "olmo2": r".*\.mlp\..*\.bias",
+    "olmoe": r".*\.mlp\..*\.bias",
+    "cohere": r".*norm\.bias",
+    "cohere2": r".*norm\.bias",
+}
+# A piece of a matrix in float32; MLX holds two or three of them at once.
+_PIECE_BYTES = 8 << 20
+
+
+class FloatSource:
+    """The parameters of a model directory, dequantized and merged as they are read, each once.
+    settings: mlx-lm's, defaults filled in. shapes: unpacked. dtype: of most floats. scaled: whether
+    any layer scales its rotary positions, which some modules of mlx-lm do not whatever config.json
+    says. What `deltas[path]` makes, (..., out, in) float32, is added to the weight at `path`."""
+
+    def __init__(self, path: Path, deltas: Mapping[str, Callable[[], Any]] | None = None) -> None:
+        model, _ = base.read(path)
+        self.path = path
+        self.config = base.vet(path)
+        self.settings: dict[str, Any] = dict(vars(model.args))
+        rotary = [m for _, m in model.named_modules() if "rope" in type(m).__name__.lower()]
+        self.scaled = any(type(m) is not nn.RoPE or m.scale != 1 for m in rotary)
+        self.dtype = _float_type(model)
+        self._stored = stored_tensors(model)
+        self._deltas = {f"{name}.weight": delta for name, delta in (deltas or {}).items()}
+        self._made: dict[str, Any] = {}
+        if any(name.endswith(".global_scale") for name in self._stored):
+            raise ModelError("weights with a global scale cannot be exported", where=str(path))
+        self.shapes = {name: stored.shape for name, stored in self._stored.items()}
+        lost = sorted(self._deltas.keys() - self.shapes.keys())
+        if lost:
+            raise ModelError(f"the model has no layer {lost[0][:-7]}", where=str(path))
+
+    def pieces(self, name: str, expert: int | None = None) -> Iterator[Any]:
+        """A parameter, or one expert of it, as float32 NumPy arrays, some rows at a time. After it,
+        or its last expert, the parameter's memory is free again. Raises ModelError for NaN or
+        infinity."""
+        stored = self._stored[name]
+        if name in self._deltas and name not in self._made:
+            self._made[name] = self._deltas[name]()
+        delta = self._made.get(name)
+        if expert is not None:
+            stored, delta = stored.rows(expert), None if delta is None else delta[expert]
+        count, *rest = stored.shape or (1,)
+        step = max(1, _PIECE_BYTES // max(4 * math.prod(rest), 1))
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            floats = stored.rows(rows).floats()
+            piece = np.asarray(floats if delta is None else floats + delta[rows])
+            # NumPy's is some thirty times as fast as MLX's on a CPU.
+            if not np.isfinite(piece).all():
+                raise ModelError(f"{name} holds NaN or infinity", where=str(self.path))
+            yield piece
+        if expert is None or expert == self.shapes[name][0] - 1:
+            self._stored.pop(name)
+            self._made.pop(name, None)
+
+
+def _float_type(model: nn.Module) -> str:
+    """The float type most of the weights have, or that their scales have."""
+    sizes: Counter[str] = Counter()
+    for _, tensor in tree_flatten(model.parameters()):
+        if mx.issubdtype(tensor.dtype, mx.floating):
+            sizes[str(tensor.dtype).rpartition(".")[2]] += tensor.size
+    # The scales of mxfp4 and nvfp4 are bytes; their products are bfloat16.
+    return sizes.most_common(1)[0][0] if sizes else "bfloat16"
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """A tensor of the checkpoint: `source` is mlx-lm's name, of which it is one `expert` or all."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    expert: int | None = None
+
+
+def require_known(model_type: str, where: str) -> None:
+    """Raises ModelError for a model type that was not compared."""
+    if model_type not in COMPARED:
+        raise ModelError(
+            f"model_type {model_type!r} has no export to transformers",
+            where=where,
+            hint="it is known for " + ", ".join(sorted(COMPARED)),
+        )
+
+
+def require_same_function(source: FloatSource) -> None:
+    """Raises ModelError for what transformers' class of this type would compute otherwise."""
+    model_type, settings = source.config["model_type"], source.settings
+    lost = [name for name in source.shapes if re.fullmatch(_DROPPED.get(model_type, ""), name)]
+    reason = None
+    if settings.get("rope_traditional") not in (None, model_type in _NEIGHBOURS):
+        reason = f"rope_traditional is not what transformers' {model_type} computes"
+    elif model_type in ("llama", "mistral") and "sliding_attention" in settings["layer_types"]:
+        reason = f"has a sliding window in some layers, which transformers' {model_type} has not"
+    elif lost:
+        reason = f"transformers' {model_type} has no {min(lost)}"
+    if reason is not None:
+        raise ModelError(reason, where=str(source.path / "config.json"))
+
+
+def placed(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> list[HfTensor]:
+    """The checkpoint's tensors for mlx-lm's parameters, of which `shapes` has the float shapes. In
+    the order of mlx-lm's names, so that what is cut from one tensor stands together."""
+    found = []
+    for source in sorted(shapes):
+        shape = shapes[source]
+        modules = expert_modules(source.removesuffix(".weight"), shape[0], model_type)
+        found += [
+            HfTensor(f"{module}.weight", shape[1:], source, e) for e, module in enumerate(modules)
+        ] or [HfTensor(source, shape, source)]
+    return found
+
+
+def cleaned_config(source: FloatSource, dtype: str) -> dict[str, Any]:
+    """config.json for transformers: no quantization, its class, and no number left to a default.
+    Rotary positions and windows are as mlx-lm computes them. mlx-lm's defaults are not always those
+    of transformers. Lists stay out: by `layer_types` transformers tells Ministral from Mistral."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    config, model_type = source.config, str(source.config["model_type"])
+    left_out = {"quantization", "quantization_config", "auto_map", "_name_or_path"}
+    cleaned = {key: value for key, value in config.items() if key not in left_out}
+    for key, value in source.settings.items():
+        plain = isinstance(value, (bool, int, float, str)) and key not in _OURS_ALONE
+        if plain and cleaned.get(key) is None:
+            cleaned[key] = value
+    if "rope_parameters" not in source.settings:
+        cleaned.pop("rope_parameters", None)
+    scaling = cleaned.get("rope_scaling")
+    if not source.scaled:
+        for key in ("rope_scaling", "rope_parameters"):
+            cleaned.pop(key, None)
+    elif isinstance(scaling, dict) and "long_factor" in scaling:
+        # transformers takes the short factors in short texts; mlx-lm takes the long ones always.
+        cleaned["rope_scaling"] = {**scaling, "short_factor": scaling["long_factor"]}
+    _drop_window(cleaned, model_type)
+    if model_type == "qwen2_moe":
+        # mlx-lm's module has no such step.
+        cleaned["norm_topk_prob"] = False
+    cleaned["architectures"] = [CLASSES[model_type]]
+    cleaned["tie_word_embeddings"] = "lm_head.weight" not in source.shapes
+    cleaned["vocab_size"] = source.shapes["model.embed_tokens.weight"][0]
+    # The older key and, since transformers 4.56, the newer one.
+    cleaned["torch_dtype"] = cleaned["dtype"] = dtype
+    return cleaned
+
+
+def _drop_window(config: dict[str, Any], model_type: str) -> None:
+    """No sliding window where mlx-lm computes none; Gemma 2's, which must be, hides nothing."""
+    if model_type in _WINDOW:
+        config["sliding_window"] = None
+    elif model_type in _SWITCHED_WINDOW:
+        config["use_sliding_window"] = False
+    elif model_type == "gemma2":
+        context = config.get("max_position_embeddings") or 8192
+        config["sliding_window"] = max(context, config.get("sliding_window") or 4096)
+    if model_type in _WINDOW | _SWITCHED_WINDOW and "layer_types" in config:
+        config["layer_types"] = ["full_attention"] * len(config["layer_types"])
+
 
 _FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _STORED = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}

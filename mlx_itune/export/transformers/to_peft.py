@@ -13,7 +13,7 @@ import numpy as np
 from mlx_itune.export.artifact import Exported, carry_tokenizer, describe, sealed
 from mlx_itune.export.cards import card
 from mlx_itune.export.request import Observe, Request
-from mlx_itune.export.transformers.hf_layout import COMPARED
+from mlx_itune.export.transformers.to_hf import COMPARED
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.json_files import read_object, write_object
 from mlx_itune.kit.tensorfile import write_tensors
