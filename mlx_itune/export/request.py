@@ -11,7 +11,7 @@ from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.kit.wording import known
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.loading import base
@@ -79,15 +79,11 @@ class Request:
     allow_other_base: bool = False
 
     def __post_init__(self) -> None:
-        if self.format not in TYPES:
-            raise UsageError(f"unknown format {self.format!r}", hint="one of " + ", ".join(TYPES))
-        known = TYPES[self.format]
-        if self.type is not None and self.type not in known:
-            choice = did_you_mean(self.type, known) or "one of " + ", ".join(known)
-            raise UsageError(
-                f"--to {self.format} has no type {self.type!r}",
-                hint=choice if known else "leave --type out",
-            )
+        types = TYPES[known("format", self.format, TYPES)]
+        if self.type is not None and not types:
+            raise UsageError(f"--to {self.format} has no types", hint="leave --type out")
+        if self.type is not None:
+            known(f"type of --to {self.format}", self.type, types)
         if (self.format in _ADAPTERS or self.separate) and self.adapter is None:
             raise UsageError("there is no adapter to export", hint="give --adapter")
         if self.name and self.format in _ADAPTERS and not self.bundle:

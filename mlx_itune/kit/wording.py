@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterable
 
-from mlx_itune.kit.errors import closest
+from mlx_itune.kit.errors import UsageError, closest
 
 
 def size(count_bytes: float) -> str:
@@ -60,6 +60,15 @@ def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     options = list(options)
     near = name_here(name, options) or closest(name, options)
     return f"did you mean {near}?" if near else None
+
+
+def known(what: str, name: str, options: Iterable[str]) -> str:
+    """`name`, which is one of the options. Raises UsageError with the nearest otherwise."""
+    options = list(options)
+    if name not in options:
+        hint = did_you_mean(name, options) or f"one of {', '.join(options)}"
+        raise UsageError(f"there is no {what} {name!r}", hint=hint)
+    return name
 
 
 def name_here(name: str, options: Iterable[str]) -> str | None:

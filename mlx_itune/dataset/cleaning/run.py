@@ -1,23 +1,231 @@
-"""`data clean` from end to end: rows through the chosen steps into a new data folder."""
+"""`data clean` from end to end: the steps and presets by name; rows through them into a new folder."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-from mlx_itune.dataset.checking.check import split_of
-from mlx_itune.dataset.checking.lints import load_lints
+from mlx_itune.dataset.checking.check import SystemPrompts, split_of
+from mlx_itune.dataset.checking.lints import Lint, load_lints
+from mlx_itune.dataset.checking.near_duplicates import Duplicates, Spool
+from mlx_itune.dataset.cleaning import row_steps
+from mlx_itune.dataset.cleaning.pii.find import known_kinds
 from mlx_itune.dataset.cleaning.pii.redact import redact, redact_conversation
 from mlx_itune.dataset.cleaning.plan import CleanPlan
-from mlx_itune.dataset.cleaning.rows import Row, as_it_is, refusal_of
-from mlx_itune.dataset.cleaning.steps import MENDING, Sources, Steps, Told
-from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.cleaning.rows import Outcome, Row, RowStep, as_it_is, refusal_of, with_turns
+from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.faults import Fault
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
 from mlx_itune.dataset.sources import read_rows
-from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.wording import known
+
+PRESETS = {
+    "default": (
+        "whitespace", "empty-answers", "control-text", "exact-duplicates", "near-duplicates",
+    ),
+    "sharegpt": (
+        "html-to-text", "copy-code", "trim-leading", "trim-trailing", "drop-irregular",
+        "empty-answers", "too-short", "refusals", "control-text", "exact-duplicates",
+        "pair-duplicates",
+    ),
+    "alpaca": (
+        "whitespace", "empty-answers", "refusals", "exact-duplicates", "near-duplicates",
+    ),
+}  # fmt: skip
+# What `refusals` drops beside the lints that say so themselves.
+_PRESET_CODES = {"alpaca": ("url-only", "attachment", "merged-instructions", "no-words")}
+# Steps that work on rows which break the rules of a conversation.
+MENDING = ("trim-leading", "trim-trailing", "merge-turns", "drop-irregular", "empty-answers")
+# Rows with what becomes of each; what was repeated by (source of the repeat, source of the first).
+Told = Iterator[tuple[Row, Outcome | None]]
+Sources = Counter[tuple[str, str]]
+Step = Callable[[Iterable[Row]], Told]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a plan and the lints say: the steps in order, and what each of them is told."""
+
+    plan: CleanPlan
+    lints: Sequence[Lint]
+
+    @property
+    def names(self) -> list[str]:
+        """The steps; those that options add come before the duplicates that they lay open."""
+        plan = self.plan
+        names = plan.names("steps") or list(PRESETS[plan.preset or "default"])
+        more = {"unify-system": plan.unify_system, "language": plan.language, "pii": plan.pii}
+        for name, asked in more.items():
+            if asked and name not in names:
+                whole = (at for at, other in enumerate(names) if other.endswith("-duplicates"))
+                names.insert(next(whole, len(names)), name)
+        return names
+
+    @property
+    def kinds(self) -> list[str] | None:
+        """The kinds of personal data to redact, None for all. Raises UsageError."""
+        kinds = self.plan.names("pii")
+        if kinds in ([], ["all"]):
+            return None
+        known_kinds(kinds)
+        return kinds
+
+    @property
+    def dropping(self) -> list[Lint]:
+        """The lints whose rows `refusals` drops: named, marked so, or the preset's."""
+        lints = {lint.code: lint for lint in self.lints}
+        more = _PRESET_CODES.get(self.plan.preset or "", ())
+        marked = [code for code, lint in lints.items() if lint.drop or code in more]
+        return [lints[known("lint", code, lints)] for code in self.plan.names("drop") or marked]
+
+    @property
+    def control_text(self) -> tuple[str, ...]:
+        """The control strings that the lints name. Raises UsageError where they name none."""
+        texts = [lint.texts for lint in self.lints if lint.code == "template-text" and lint.texts]
+        if not texts:
+            raise UsageError("the lints name no control strings: no template-text with texts")
+        return texts[0]
+
+    @property
+    def scripts(self) -> list[str]:
+        """The scripts to keep. Raises UsageError."""
+        names = self.plan.names("language")
+        if not names:
+            hint = "give --language, such as latin or cjk"
+            raise UsageError("the step 'language' needs scripts", hint=hint)
+        return [known("script", name, row_steps.SCRIPTS) for name in names]
+
+    def make(self, repeats: Sources) -> dict[str, Step]:
+        """The steps in order; what is found twice is counted in `repeats`. Raises UsageError."""
+        made: dict[str, Step] = {}
+        for name in self.names:
+            known("step", name, {**ROW_STEPS, **WHOLE_STEPS})
+            if name in made:
+                raise UsageError(f"the step {name!r} is given twice")
+            if name in MENDING and not WHOLE_STEPS.keys().isdisjoint(made):
+                raise UsageError(
+                    f"the step {name!r} mends rows and comes too late",
+                    hint="put it before the steps that compare rows",
+                )
+            if name in ROW_STEPS:
+                made[name] = partial(_each, ROW_STEPS[name](self))
+            else:
+                made[name] = partial(WHOLE_STEPS[name], self, repeats)
+        return made
+
+    def settings(self) -> dict[str, Any]:
+        """What a new folder says of how it was made: the steps, and the options they read."""
+        read: dict[str, dict[str, Any]] = {
+            "refusals": {"drop": [lint.code for lint in self.dropping]},
+            "too-short": {"min-chars": self.plan.min_chars},
+            "language": {
+                "language": self.plan.names("language"),
+                "script-share": self.plan.script_share,
+            },
+            "pii": {"pii": self.kinds or "all"},
+            "near-duplicates": {"similarity": self.plan.similarity},
+        }
+        settings: dict[str, Any] = {"steps": self.names}
+        for name in self.names:
+            settings |= read.get(name, {})
+        return settings
+
+
+def drop_repeats(
+    rows: Iterable[Row],
+    kind: Literal["exact", "near", "pair"],
+    sources: Sources,
+    threshold: float = 1.0,
+) -> Told:
+    """Keep the first of rows that say the same; each repeat is counted in `sources`."""
+    near = kind == "near"
+    repeats: dict[int, tuple[int, int]] = {}  # of each the row before it, and how alike in %
+    pairs: dict[int, int] = {}
+    with (
+        closing(Spool[Row]()) as spool,
+        closing(Duplicates(near=near, threshold=threshold)) as duplicates,
+    ):
+        for row in rows:
+            number = spool.append(row)
+            if kind == "pair":
+                said = [turn.content for turn in row.now.turns if turn.role != "system"][:2]
+                first: int | None = pairs.setdefault(hash((*said,)), number)
+            else:
+                first = duplicates.add(row.now)
+            if first is not None and first != number:
+                repeats[number] = first, 100
+        for best, *_ in duplicates.near():
+            repeats[best.later] = best.earlier, int(100 * best.similarity)
+        for number, row in enumerate(spool):
+            if number not in repeats:
+                yield row, None
+                continue
+            first, percent = repeats[number]
+            earlier = spool[first].before
+            sources[source_of(row.before), source_of(earlier)] += 1
+            told = f"{percent} % the same as" if percent < 100 else "repeats"
+            told = "begins like" if kind == "pair" else told
+            yield row, Outcome(None, f"{told} {earlier.origin}")
+
+
+def unify_system(rows: Iterable[Row]) -> Told:
+    """Write system prompts that differ in spelling only the way that most rows do."""
+    prompts = SystemPrompts()
+    with closing(Spool[Row]()) as spool:
+        for row in rows:
+            spool.append(row)
+            if row.now.turns[0].role == "system":
+                prompts.add(row.now.turns[0].content, row.now.origin)
+        usual = prompts.usual()
+        for row in spool:
+            first, *rest = row.now.turns
+            text = usual.get(first.content) if first.role == "system" else None
+            said = "system prompt spelled as in most rows"
+            yield row, with_turns(row.now, [Turn("system", text), *rest], said) if text else None
+
+
+def source_of(row: Conversation) -> str:
+    """The `source` that a row names, or else its file."""
+    return row.tags.get("source") or row.origin.rpartition(":")[0].replace("\\", "/").split("/")[-1]
+
+
+ROW_STEPS: dict[str, Callable[[Steps], RowStep]] = {
+    "html-to-text": lambda _: row_steps.html_to_text,
+    "copy-code": lambda _: row_steps.remove_copy_code,
+    "whitespace": lambda _: row_steps.normalise_whitespace,
+    "trim-leading": lambda _: row_steps.trim_leading,
+    "trim-trailing": lambda _: row_steps.trim_trailing,
+    "merge-turns": lambda _: row_steps.merge_turns,
+    "drop-irregular": lambda _: row_steps.drop_irregular,
+    "empty-answers": lambda _: row_steps.drop_empty_answers,
+    "too-short": lambda steps: row_steps.drop_short(steps.plan.min_chars),
+    "language": lambda steps: row_steps.keep_scripts(steps.scripts, steps.plan.script_share),
+    "refusals": lambda steps: row_steps.drop_linted(steps.dropping),
+    "control-text": lambda steps: row_steps.break_control_text(steps.control_text),
+    "drop-control-text": lambda steps: row_steps.drop_linted(
+        [Lint("control-text", texts=steps.control_text)]
+    ),
+    "pii": lambda steps: row_steps.redact_personal_data(steps.kinds),
+}
+WHOLE_STEPS: dict[str, Callable[[Steps, Sources, Iterable[Row]], Told]] = {
+    "unify-system": lambda _, __, rows: unify_system(rows),
+    "exact-duplicates": lambda _, repeats, rows: drop_repeats(rows, "exact", repeats),
+    "pair-duplicates": lambda _, repeats, rows: drop_repeats(rows, "pair", repeats),
+    "near-duplicates": lambda steps, repeats, rows: drop_repeats(
+        rows, "near", repeats, steps.plan.similarity
+    ),
+}
+
+
+def _each(step: RowStep, rows: Iterable[Row]) -> Told:
+    return ((row, step(row.now)) for row in rows)
+
 
 # Of two equal rows the held-out one stays: training rows are taken out of the evaluation's way.
 _ORDER = {"test": 0, "valid": 1, "train": 2}

@@ -43,7 +43,7 @@ from mlx_itune.dataset.formats.fields import (
     with_system,
 )
 from mlx_itune.kit.errors import UsageError, closest
-from mlx_itune.kit.wording import did_you_mean, listing
+from mlx_itune.kit.wording import did_you_mean, known, listing
 
 # Other names of an answer, each safe where it is the only one in the row.
 _ANSWERS = ("output", "response", "completion", "answer", "target", "targets")
@@ -127,9 +127,8 @@ def parse_rows(
 
 def check_format(name: str | None) -> None:
     """Raise UsageError for a format that is none of FORMATS."""
-    if name is not None and name not in FORMATS:
-        hint = did_you_mean(name, FORMATS) or "one of " + ", ".join(FORMATS)
-        raise UsageError(f"there is no format {name!r}", hint=hint)
+    if name is not None:
+        known("format", name, FORMATS)
 
 
 def check_columns(columns: Mapping[str, str]) -> None:

@@ -25,9 +25,9 @@ from mlx_itune.dataset.reading.plain import read_text
 from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record
 from mlx_itune.dataset.reading.strict_json import read_lines
 from mlx_itune.dataset.reading.tables import read_parquet, read_xlsx
-from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.files import open_regular, storage_errors
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.kit.wording import known
 
 __all__ = ["Record", "kind_by_name", "read_records"]
 
@@ -55,8 +55,8 @@ def read_records(
     how many more bytes of the file are done with. Raises StorageError; DataError for a file of
     another kind; UsageError for an unknown `kind` or a missing extra."""
     path = Path(path)
-    if kind is not None and kind not in KINDS:
-        raise UsageError(f"no kind of file {kind!r}", hint=did_you_mean(kind, KINDS))
+    if kind is not None:
+        known("kind of file", kind, KINDS)
     with storage_errors(path), open_regular(path) as file:
         stream = ByteStream(file, on_bytes)
         kind = kind or _kind_of(path, stream.head)

@@ -1,4 +1,4 @@
-"""What `data show` shows, and its page: rows found by place or name, as a model would be trained on.
+"""What `data show` shows, and its page: rows found by place or name, as a model is trained on them.
 
 Decoding token by token is lossy: a character may be spread over several tokens, and SentencePiece
 drops the space before the first one. So each token's text is what it adds to the text before it:

@@ -19,10 +19,10 @@ from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.dataset.templating.render import Example, Measure, Renderer, cell, fit, values_of
 from mlx_itune.dataset.templating.tasks import Task, TemplateWarning, lint, load_tasks
-from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.errors import DataError, UsageError, located
 from mlx_itune.kit.files import sha256_file
 from mlx_itune.kit.settings import asked_for
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.kit.wording import known
 
 # Prompts measured together, so that the tokenizer works on many at once.
 _BATCH = 256
@@ -61,7 +61,13 @@ def render_rows(
     """Render the rows of `source` through a task file into the data folder `out`. `measure` counts
     tokens, for exemplars. Raises DataError, and writes nothing, for rows that cannot be rendered
     (unless `keep_going`) and where no example is left."""
-    tasks = _chosen(load_tasks(templates), plan.task, templates)
+    tasks = load_tasks(templates)
+    if plan.task:
+        by_name = {task.name: task for task in tasks}
+        with located(templates):
+            tasks = tuple(
+                by_name[known("task", name, by_name)] for name in dict.fromkeys(plan.task)
+            )
     result = Rendering(str(out), warnings=lint(tasks))
     inputs = find_inputs([source])
     files = [replace(file, split=None) for file in inputs.files]
@@ -88,15 +94,6 @@ def render_rows(
         folder.shares = {"render": {key: getattr(result, key) for key in counted}}
     result.splits, result.ledger = folder.record.counts, folder.record.seal
     return result
-
-
-def _chosen(tasks: tuple[Task, ...], names: Sequence[str], file: Path) -> tuple[Task, ...]:
-    known = {task.name: task for task in tasks}
-    for name in names:
-        if name not in known:
-            hint = did_you_mean(name, known) or "it has " + ", ".join(known)
-            raise UsageError(f"no task {name!r} in {file}", hint=hint)
-    return tuple(known[name] for name in dict.fromkeys(names)) if names else tasks
 
 
 # An example with its row's origin, its split and its tags.

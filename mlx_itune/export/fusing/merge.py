@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_itune.export.fusing.compensate import Calibration, compensated
 from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.kit.wording import known
 from mlx_itune.model.adapters.grid import GridNorm, OnGrid, merged_grid
 from mlx_itune.model.engine.compute import dequantized_weight
 
@@ -74,8 +75,7 @@ def ways(
     """The ways to try for a base and the adapter's layers, smallest first. ``calibrated``: there
     are rows to compensate errors on. ``every``: those that "auto" would pass over, too. Raises
     UsageError, ModelError for a way that this base and adapter cannot have."""
-    if choice not in CHOICES:
-        raise UsageError(f"there is no way {choice!r}", hint="one of " + ", ".join(CHOICES))
+    known("way", choice, CHOICES)
     if bits not in (None, 16, 32, *WIDTHS):
         raise UsageError(f"no grid has {bits} bits", hint=f"one of {WIDTHS} or 16")
     if choice == "compensated" and not calibrated:

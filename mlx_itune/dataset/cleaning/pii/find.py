@@ -18,8 +18,7 @@ from mlx_itune.dataset.cleaning.pii.kinds import (
     keys,
 )
 from mlx_itune.dataset.cleaning.pii.page import Chunk, Page
-from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.kit.wording import known
 
 ALL_KINDS = frozenset(KINDS)
 _LAST_GROUP = re.compile(r"[ .\-]+[A-Za-z0-9]+\Z")
@@ -48,8 +47,7 @@ def known_kinds(kinds: Iterable[str] | None) -> frozenset[str]:
         return ALL_KINDS
     wanted = frozenset([kinds] if isinstance(kinds, str) else kinds)
     for kind in sorted(wanted - ALL_KINDS):
-        hint = did_you_mean(kind, KINDS) or f"all, or some of {', '.join(KINDS)}"
-        raise UsageError(f"there is no kind of personal data {kind!r}", hint=hint)
+        known("kind of personal data", kind, KINDS)
     return wanted
 
 
