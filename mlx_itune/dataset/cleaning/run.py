@@ -1,4 +1,4 @@
-"""`data clean` from end to end: the steps and presets by name; rows through them into a new folder."""
+"""`data clean` from end to end: steps and presets by name; rows through them into a new folder."""
 
 from __future__ import annotations
 
