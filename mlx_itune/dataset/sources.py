@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.conversation import Conversation, Fault, RowFault, Turn
 from mlx_itune.dataset.formats import check_columns, names_positions, parse_rows
 from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.kit.errors import DataError, closest

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault
 from mlx_itune.dataset.sources import read_rows, split_paths
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import DataError, UsageError

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import RowFault, Turn
 from mlx_itune.dataset.formats.chat import turns_of
 from mlx_itune.dataset.formats.fields import tools_of
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer

@@ -11,7 +11,7 @@ import pytest
 from chat_templates import CHATML
 from small_tokenizers import fast
 
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Fault
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from tests.cli.conftest import cli, run  # noqa: F401

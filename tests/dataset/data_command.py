@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_itune.cli import main
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Fault
 
 SPLITS = ("train", "valid", "test")
 

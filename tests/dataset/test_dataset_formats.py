@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from mlx_itune.dataset.conversation import Conversation, Turn, find_problem
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import Conversation, RowFault, Turn, find_problem
 from mlx_itune.dataset.formats import FORMATS, NO_INPUT, parse_rows
 from mlx_itune.dataset.formats.chat import THOUGHTS
 from mlx_itune.dataset.sources import content_key, read_rows, to_row

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from mlx_itune.dataset.conversation import Conversation, place_of
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault, place_of
 from mlx_itune.dataset.formats import FORMATS
 from mlx_itune.dataset.sources import read_rows, said_bytes, to_row
 

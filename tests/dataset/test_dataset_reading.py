@@ -11,7 +11,7 @@ import sys
 import pytest
 from data_command import outline
 
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import RowFault
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.reading import stream as streams
 from mlx_itune.dataset.reading.strict_json import MAX_DEPTH, StrictDecoder

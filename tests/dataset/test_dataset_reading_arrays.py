@@ -6,8 +6,7 @@ import random
 import pytest
 from data_command import outline
 
-from mlx_itune.dataset.conversation import place_of
-from mlx_itune.dataset.faults import Fault, fault_at
+from mlx_itune.dataset.conversation import Fault, fault_at, place_of
 from mlx_itune.dataset.reading import Record
 from mlx_itune.dataset.reading import stream as streams
 

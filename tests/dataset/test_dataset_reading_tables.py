@@ -8,8 +8,7 @@ import zipfile
 import openpyxl
 import pytest
 
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault
 from mlx_itune.dataset.reading import Record
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError

@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault, Turn
 from mlx_itune.dataset.rendering.render import render
 from mlx_itune.dataset.statistics.counters import NameCounts, clipped, distribution, main_script
 from mlx_itune.dataset.statistics.stats import NO_TAG, count, padding_shares

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import RowFault
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.templating.options import PatternError, parse
 from mlx_itune.dataset.templating.plan import RenderPlan

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import RowFault
 from mlx_itune.dataset.templating.options import parse, without_options
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.dataset.templating.render import Renderer, values_of

@@ -18,13 +18,7 @@ from mlx_itune.export.formats import export
 from mlx_itune.export.request import Request
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters.from_peft import import_peft
-from tests.export.shipped_models import (
-    ALSO_HF,
-    SHIPPED,
-    mlx_logits,
-    write_adapter,
-    write_model,
-)
+from tests.export.shipped_models import ALSO_HF, SHIPPED, mlx_logits, write_adapter, write_model
 
 pytestmark = pytest.mark.parity
 

@@ -12,13 +12,7 @@ from typing import Any
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
-from mlx_itune.kit.errors import (
-    DataError,
-    ItuneError,
-    ModelError,
-    StorageError,
-    UsageError,
-)
+from mlx_itune.kit.errors import DataError, ItuneError, ModelError, StorageError, UsageError
 from mlx_itune.kit.lock import holder, locked
 from mlx_itune.model.engine import backward
 from mlx_itune.model.loading import backend

@@ -18,7 +18,7 @@ from mlx_itune.kit.wording import count, listing
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.checking.check import Check
-    from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.conversation import Fault
     from mlx_itune.dataset.importing.plan import ImportPlan
     from mlx_itune.dataset.statistics.stats import Stats
 

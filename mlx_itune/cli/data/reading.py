@@ -19,8 +19,7 @@ from mlx_itune.kit.wording import count
 from mlx_itune.training.settings import table
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.conversation import Conversation, Fault
     from mlx_itune.dataset.rendering.render import Learn
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 

@@ -63,7 +63,7 @@ def command(
     Where there is no colour, learned runs stand between [[ and ]]; a weight other than 1 is
     written in front.
     """
-    from mlx_itune.dataset.faults import Fault
+    from mlx_itune.dataset.conversation import Fault
     from mlx_itune.dataset.rendering.show_rows import (
         find_rows,
         first_rows,

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from mlx_itune.dataset.checking.lints import Lint, excerpt, find_lints, load_lints
 from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match, families
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault, fault_at
+from mlx_itune.dataset.conversation import Conversation, Fault, fault_at
 from mlx_itune.dataset.rendering.render import Learn, render_many
 from mlx_itune.dataset.sources import expand, read_rows
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer

@@ -7,8 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from mlx_itune.dataset.conversation import Conversation, Turn, find_problem, is_text
-from mlx_itune.dataset.faults import Fault, RowFault, fault_at
+from mlx_itune.dataset.conversation import (
+    Conversation,
+    Fault,
+    RowFault,
+    Turn,
+    fault_at,
+    find_problem,
+    is_text,
+)
 from mlx_itune.dataset.formats.chat import turns_of
 from mlx_itune.dataset.formats.fields import Parsed, tags_of, tools_of, with_system
 from mlx_itune.kit.wording import count

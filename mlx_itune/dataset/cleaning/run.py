@@ -18,8 +18,7 @@ from mlx_itune.dataset.cleaning.pii.find import known_kinds
 from mlx_itune.dataset.cleaning.pii.redact import redact, redact_conversation
 from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.cleaning.rows import Outcome, Row, RowStep, as_it_is, refusal_of, with_turns
-from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault, Turn
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError

@@ -27,8 +27,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-from mlx_itune.dataset.conversation import TEXT_KIND, Conversation, Turn, find_problem
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import TEXT_KIND, Conversation, RowFault, Turn, find_problem
 from mlx_itune.dataset.formats.chat import THOUGHTS, marked_turns, thought_apart, turns_of
 from mlx_itune.dataset.formats.fields import (
     Parsed,

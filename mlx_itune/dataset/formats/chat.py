@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from mlx_itune.dataset.conversation import ROLES, Turn
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import ROLES, RowFault, Turn
 from mlx_itune.dataset.formats.fields import (
     Row,
     calls_in_text,

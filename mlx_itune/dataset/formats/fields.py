@@ -9,8 +9,7 @@ from typing import Any
 
 import orjson
 
-from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import RowFault, Turn
 from mlx_itune.kit.json_files import depth_of
 
 Row = Mapping[str, Any]

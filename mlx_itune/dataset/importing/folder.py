@@ -25,8 +25,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from mlx_itune import __version__
-from mlx_itune.dataset.conversation import Conversation, place_of
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault, place_of
 from mlx_itune.dataset.importing.inputs import Inputs, find_inputs
 from mlx_itune.dataset.importing.provenance import (
     ORIGIN,

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault
 from mlx_itune.dataset.importing.folder import GIVEN_ORIGIN, FolderWriter, new_folder, refuse_place
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, Tell, find_inputs
 from mlx_itune.dataset.importing.plan import ImportPlan

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Fault
 from mlx_itune.dataset.reading.delimited import read_delimited
 from mlx_itune.dataset.reading.json_document import read_document
 from mlx_itune.dataset.reading.plain import read_text

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.stream import Record
 
 _QUESTION_SHARE = 0.9

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.columns import Cells, named_rows
 from mlx_itune.dataset.reading.stream import MAX_ROW_BYTES, ByteStream, Record, refuse_too_long
 from mlx_itune.dataset.reading.strict_json import decoded

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from itertools import chain, pairwise
 from typing import Any
 
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.stream import ByteStream, Record, refuse_too_long
 from mlx_itune.dataset.reading.strict_json import (
     BOM_FAULT,

@@ -16,7 +16,7 @@ import re
 from collections.abc import Generator, Iterator
 from typing import Literal
 
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.stream import (
     BLANK,
     MAX_ROW_BYTES,

@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from mlx_itune.dataset.conversation import origin_of
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import RowFault, origin_of
 
 # What is made of a chunk of this size stays in the processor's cache, and in memory that the
 # allocator hands out again without asking the system: larger chunks take half as long again.

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Generator
 from typing import Any
 
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record, refuse_too_long
 from mlx_itune.kit.json_files import depth_of
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.faults import Fault, RowFault
+from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.columns import Cells, named_rows
 from mlx_itune.dataset.reading.stream import Record
 from mlx_itune.dataset.reading.strict_json import refuse_strange_text

@@ -16,8 +16,7 @@ from pathlib import Path, PurePath
 from gguf.vocab import bytes_to_unicode
 from tokenizers.decoders import DecodeStream
 
-from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import Conversation, Fault
 from mlx_itune.dataset.importing.provenance import row_id
 from mlx_itune.dataset.rendering.prepare import PrepareReport, TooLong, prepare
 from mlx_itune.dataset.rendering.render import Learn, TokenizedExample, render
@@ -266,12 +265,7 @@ def tokens_page(
         bodies.append(_section(shown, made))
     subtitle = f"{model}, template {tokenizer.name}, {len(examples):,} examples"
     body = join([_toolbar(shades), *bodies])
-    return page(
-        f"Tokens as trained: {data}",
-        body,
-        subtitle=subtitle,
-        style=read_style(__file__),
-    )
+    return page(f"Tokens as trained: {data}", body, subtitle=subtitle, style=read_style(__file__))
 
 
 def _section(shown: ShownExample, made: Sequence[Piece]) -> Html:

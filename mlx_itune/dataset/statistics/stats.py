@@ -9,8 +9,7 @@ from itertools import tee
 
 import numpy as np
 
-from mlx_itune.dataset.conversation import ROLES, Conversation, place_of
-from mlx_itune.dataset.faults import Fault
+from mlx_itune.dataset.conversation import ROLES, Conversation, Fault, place_of
 from mlx_itune.dataset.rendering.render import Learn, render_many
 from mlx_itune.dataset.statistics.counters import (
     Distribution,

@@ -16,8 +16,7 @@ from itertools import accumulate, count
 from math import gcd
 from typing import Any, NamedTuple
 
-from mlx_itune.dataset.conversation import Conversation, Turn
-from mlx_itune.dataset.faults import RowFault
+from mlx_itune.dataset.conversation import Conversation, RowFault, Turn
 from mlx_itune.dataset.templating.options import (
     NO_OPTIONS,
     OPTIONS,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.dataset.faults import Fault, RowFault, fault_at
+from mlx_itune.dataset.conversation import Fault, RowFault, fault_at
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder, refuse_place
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, Tell, find_inputs
 from mlx_itune.dataset.importing.provenance import ORIGIN, SPLITS
