@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.settings import Help, refuse_out_of_range
+from mlx_itune.kit.json_files import data_file
+from mlx_itune.kit.settings import refuse_out_of_range
 
 # Names between commas.
 Names = str | None
@@ -18,37 +20,19 @@ Names = str | None
 class CleanPlan:
     """How to clean. Raises UsageError for what is no number, share or name."""
 
-    steps: Annotated[Names, Help("Steps, run in this order.", "S1,S2,...")] = None
-    preset: Annotated[
-        Literal["default", "sharegpt", "alpaca"] | None,
-        Help("A list of steps made for a kind of data (default: default, unless --steps)."),
-    ] = None
-    drop: Annotated[Names, Help("Lints whose rows the step 'refusals' drops.", "CODE,...")] = None
-    pii: Annotated[
-        Names,
-        Help("Redact personal data of these kinds, or 'all'; adds the step 'pii'.", "KIND,..."),
-    ] = None
-    unify_system: Annotated[bool, Help("Add the step 'unify-system'.")] = False
-    language: Annotated[
-        Names,
-        Help(
-            "Keep rows mostly in these scripts, such as latin or cjk; adds the step 'language'.",
-            "SCRIPT,...",
-        ),
-    ] = None
-    script_share: Annotated[
-        float, Interval(ge=0, le=1), Help("Least share of the letters for --language.")
-    ] = 0.6
-    min_chars: Annotated[int, Interval(ge=0, le=2**63 - 1), Help("For the step 'too-short'.")] = 16
-    similarity: Annotated[
-        float,
-        Interval(ge=0.5, le=1),
-        Help("For the step 'near-duplicates': least Jaccard similarity of the words."),
-    ] = 0.8
-    keep_going: Annotated[
-        bool, Help("Leave broken rows out and list them, instead of writing nothing.")
-    ] = False
-    operator: Annotated[str | None, Help("Name for the ledger; yours unless given.", "WHO")] = None
+    HELP: ClassVar[Mapping[str, Sequence[str]]] = data_file(__file__, "plan")
+
+    steps: Names = None
+    preset: Literal["default", "sharegpt", "alpaca"] | None = None
+    drop: Names = None
+    pii: Names = None
+    unify_system: bool = False
+    language: Names = None
+    script_share: Annotated[float, Interval(ge=0, le=1)] = 0.6
+    min_chars: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 16
+    similarity: Annotated[float, Interval(ge=0.5, le=1)] = 0.8
+    keep_going: bool = False
+    operator: str | None = None
 
     def __post_init__(self) -> None:
         refuse_out_of_range(self)

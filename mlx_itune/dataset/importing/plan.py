@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.settings import Help, refuse_out_of_range
+from mlx_itune.kit.json_files import data_file
+from mlx_itune.kit.settings import refuse_out_of_range
 from mlx_itune.kit.wording import did_you_mean
 
 Count = Annotated[int, Interval(ge=1, le=2**63 - 1)]
@@ -21,47 +22,23 @@ Texts = tuple[str, ...]
 class ImportPlan:
     """How to import. Raises UsageError for wishes that contradict each other."""
 
-    format: Annotated[str | None, Help("Read every row as this format.", "F")] = None
-    kind: Annotated[str | None, Help("Read every file as jsonl, json, csv, text ...", "K")] = None
-    map: Annotated[
-        Texts, Help("Which column holds a field, such as instruction=question.", "FIELD=COLUMN")
-    ] = ()
-    where: Annotated[
-        Texts, Help("Keep rows with this tag (or key!=value); of several, all hold.", "KEY=VALUE")
-    ] = ()
-    sample: Annotated[Count | None, Help("N rows, chosen by content.", "N")] = None
-    seed: Annotated[Seed, Help("Of the sample and the splits.")] = 0
-    split: Annotated[
-        str | None,
-        Help(
-            "Shares of train/valid/test, such as 0.9/0.05/0.05. Without it rows keep the split "
-            "their file is named after; all others go to train.",
-            "A/B/C",
-        ),
-    ] = None
-    group_by: Annotated[
-        str | None,
-        Help("Keep rows of one value on one side of the split; or of one 'first-turn'.", "TAG"),
-    ] = None
-    stratify: Annotated[
-        str | None, Help("Give each value of a tag rows in every split; report its shares.", "TAG")
-    ] = None
-    cap: Annotated[Count | None, Help("At most N rows of each source.", "N")] = None
-    weights: Annotated[
-        str | None, Help("Shares of the sources, such as flan=0.4,cot=0.05.", "NAME=W,...")
-    ] = None
-    licence: Annotated[
-        Texts, Help("Of the sources, or of one.", "[NAME=]TEXT", ("--licence", "--license"))
-    ] = ()
-    name: Annotated[str | None, Help("What to call the source, if not after its file.")] = None
-    strict: Annotated[
-        bool,
-        Help(
-            "Write nothing if any row is broken, or leave such rows out (default).",
-            flags=("--strict/--drop-faults",),
-        ),
-    ] = False
-    operator: Annotated[str | None, Help("Name for the record; yours unless given.", "WHO")] = None
+    HELP: ClassVar[Mapping[str, Sequence[str]]] = data_file(__file__, "plan")
+
+    format: str | None = None
+    kind: str | None = None
+    map: Texts = ()
+    where: Texts = ()
+    sample: Count | None = None
+    seed: Seed = 0
+    split: str | None = None
+    group_by: str | None = None
+    stratify: str | None = None
+    cap: Count | None = None
+    weights: str | None = None
+    licence: Texts = ()
+    name: str | None = None
+    strict: bool = False
+    operator: str | None = None
 
     def __post_init__(self) -> None:
         refuse_out_of_range(self)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Interval
 
 from mlx_itune.kit.errors import UsageError
-from mlx_itune.kit.settings import Help, refuse_out_of_range
+from mlx_itune.kit.json_files import data_file
+from mlx_itune.kit.settings import refuse_out_of_range
 
 _MOST_SHOTS = 100
 
@@ -20,42 +22,19 @@ OptionsMode = Literal["random", "lines", "letters", "none"]
 class RenderPlan:
     """How to render. Raises UsageError for what is no number, share or name."""
 
-    task: Annotated[
-        tuple[str, ...], Help("Render this task only; without it, every task of the file.", "NAME")
-    ] = ()
-    draws: Annotated[Count, Help("Examples per row and task.")] = 1
-    seed: Annotated[int, Interval(ge=0, le=2**63 - 1), Help("Of everything that is drawn.")] = 0
-    shots: Annotated[
-        str, Help("Numbers of exemplars; each example draws one of them.", "N,N,...")
-    ] = "0"
-    shot_budget: Annotated[
-        Count, Help("Exemplars are taken out of a prompt until it is this short.", "TOKENS")
-    ] = 1920
-    model: Annotated[
-        str | None,
-        Help("Whose tokenizer measures the budget: 'starter', a directory or a Hub id.", "MODEL"),
-    ] = None
-    inverse_weight: Annotated[
-        float,
-        Interval(ge=0, le=1e9),
-        Help("How often inverse templates are drawn, to 1 for the others."),
-    ] = 0.3
-    options: Annotated[
-        OptionsMode, Help("How answer options are laid out; with letters the answer is the letter.")
-    ] = "lines"
-    split: Annotated[
-        str | None,
-        Help(
-            "train/valid/test, such as 0.9/0.05/0.05; without it, every row is a training row.",
-            "SHARES",
-        ),
-    ] = None
-    columns: Annotated[
-        str | None, Help("Names of the columns of a table without a header line.", "NAME,NAME,...")
-    ] = None
-    keep_going: Annotated[
-        bool, Help("Leave out rows that cannot be rendered; rejected.jsonl lists them.")
-    ] = False
+    HELP: ClassVar[Mapping[str, Sequence[str]]] = data_file(__file__, "plan")
+
+    task: tuple[str, ...] = ()
+    draws: Count = 1
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
+    shots: str = "0"
+    shot_budget: Count = 1920
+    model: str | None = None
+    inverse_weight: Annotated[float, Interval(ge=0, le=1000000000.0)] = 0.3
+    options: OptionsMode = "lines"
+    split: str | None = None
+    columns: str | None = None
+    keep_going: bool = False
 
     def __post_init__(self) -> None:
         refuse_out_of_range(self)
