@@ -40,24 +40,9 @@ _HELP = (
 @options.as_record(
     "asked",
     "mlx_itune.inference.prompts:Asked",
-    click.argument("words", required=False, metavar="[PROMPT]"),
-    click.option("--prompt", help="The same as PROMPT; '-', or no prompt at all, reads stdin."),
-    click.option(
-        "--file",
-        type=options.ANY_PATH,
-        metavar="FILE",
-        help="Many prompts: .jsonl with 'prompt' or 'messages', else one a line. Answers are "
-        "JSONL.",
-    ),
-    click.option("--system", help="A system prompt."),
-    click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is."),
+    options.flags("words prompt file system raw"),
 )
-@click.option(
-    "--out", type=options.ANY_PATH, metavar="FILE", help="Where the answers to --file go."
-)
-@options.count("--batch-size", 32, "Prompts of --file at once; the answers do not depend on it.")
-@options.stops
-@options.max_tokens
+@options.flags("out-of-answers prompts-at-once stop max-tokens")
 @options.drawing
 def generate(
     opening: Opening, asked: Asked, drawing: Drawing, out: Path | None, as_json: bool, **how: Any
@@ -124,9 +109,7 @@ def _observe(done: int) -> None:
 
 @options.command("chat", "mlx-itune chat --model starter --adapter adapter")
 @options.opening
-@click.option("--system", help="A system prompt.")
-@options.stops
-@options.max_tokens
+@options.flags("system stop max-tokens")
 @options.drawing
 def chat(opening: Opening, stops: tuple[str, ...], as_json: bool, **how: Any) -> Result:
     """Talk to a model, one line per turn.
@@ -185,39 +168,8 @@ def _ask() -> str | None:
 
 
 @options.command("serve", "mlx-itune serve --model starter --adapter notes=adapter --port 8080")
-@options.model
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="DIR|NAME=DIR",
-    help="An adapter trained on that model; several may be given. A request chooses by name "
-    "(its 'model'); the first is the default.",
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="0 takes any free one.",
-)
-@options.count(
-    "--concurrency", 8, "Answers to one model that are computed at once; 1 is one after the other."
-)
-@options.count(
-    "--cached-prompts", 10, "Conversations whose computed past is kept in memory.", least=0
-)
-@click.option(
-    "--allow-origin",
-    "origins",
-    multiple=True,
-    metavar="ORIGIN",
-    help="A web page's origin that may call this server, e.g. http://localhost:3000; '*' is all.",
-)
-@options.template
-@options.compute
-@options.allow_other_base
+@options.flags("model adapters host port concurrency cached-prompts allow-origin")
+@options.flags("template compute allow-other-base")
 def serve(as_json: bool, **settings: Any) -> None:
     """Serve a base and its adapters over OpenAI's API: chat, completions, models, health.
 

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, table
 from mlx_itune.kit.errors import ModelError
@@ -24,33 +22,15 @@ _NUMBERS = (
     *("loss", "perplexity", "exact_match", "token_f1"),
     *("kl_mean", "kl_p99", "top1_agreement"),
 )
-_NEW_TOKENS = click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True
-)
-_GENERATE = click.option(
-    "--generate/--no-generate", default=True, help="Write and score answers (default)."
-)
 
 
 @options.command("eval", "mlx-itune eval --model starter --adapter adapter --data test.jsonl")
 @options.opening
-@click.option("--data", type=options.ANY_PATH, required=True, metavar="FILE|DIR")
-@click.option(
-    "--split",
-    type=click.Choice(["auto", "train", "valid", "test"]),
-    default="auto",
-    help="Split of a folder; auto is test, else valid, else all of train.",
-)
-@click.option(
-    "--base/--no-base", default=True, help="With --adapter: score the base model too (default)."
-)
+@options.flags("data split base")
 @options.as_record(
     "settings",
     "mlx_itune.inference.evaluate:EvalSettings",
-    _GENERATE,
-    click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True),
-    _NEW_TOKENS,
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
+    options.flags("generate max-length max-new-tokens batch-size"),
 )
 def command(opening: Opening, data: Path, split: str, base: bool, settings: EvalSettings) -> Result:
     """Exact loss, exact match and token-F1 on all rows; base against tuned with --adapter."""
@@ -104,10 +84,14 @@ def _lines(name: str, results: dict[str, EvalResult]) -> Iterator[Any]:
 @options.command(
     "compare", "mlx-itune compare --model starter --adapter adapter --data test.jsonl fused"
 )
-@click.argument("others", nargs=-1, metavar="[MODEL]...")
+@options.flags("others")
 @options.opening
-@click.option("--data", type=options.ANY_PATH, required=True, metavar="FILE|DIR")
-@options.as_record("settings", "mlx_itune.inference.evaluate:EvalSettings", _GENERATE, _NEW_TOKENS)
+@options.flags("data")
+@options.as_record(
+    "settings",
+    "mlx_itune.inference.evaluate:EvalSettings",
+    options.flags("generate max-new-tokens"),
+)
 def compare(opening: Opening, others: Sequence[str], data: Path, settings: EvalSettings) -> Result:
     """Loss and scores of the base, the base with its adapter, and every MODEL, on the same rows.
 

@@ -26,35 +26,15 @@ if TYPE_CHECKING:
     from mlx_itune.model.loading.base import LoadedModel
 
 
-_WAYS = click.Choice(["auto", "exact", "compensated", "plain", "float"])
-_measuring = options.together(
-    options.runs, options.fidelity, options.template, options.compute, options.allow_other_base
+_measuring = options.flags(
+    "runs bits max-kl allow-lossy held-out template compute allow-other-base"
 )
 
 
 @options.command(
     "fuse", "mlx-itune fuse --model starter --adapter adapter --data test.jsonl --out fused"
 )
-@options.model
-@click.option(
-    "--adapter", type=options.DIRECTORY, required=True, metavar="DIR", help="The adapter to merge."
-)
-@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
-@click.option(
-    "--way",
-    type=_WAYS,
-    default="auto",
-    show_default=True,
-    help="How to merge: on the adapter's own grid, rounded with error compensation, rounded "
-    "plainly, or as floats; auto takes the smallest result within --max-kl.",
-)
-@click.option(
-    "--every-way",
-    "every",
-    is_flag=True,
-    help="Measure and score all ways, for the table; takes longer.",
-)
-@click.option("--score/--no-score", default=True, help="Answer the held-out rows, too.")
+@options.flags("model adapter-to-merge out-directory way every-way score")
 @_measuring
 def fuse(score: bool, runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
     """Merge an adapter into its base; the smallest result that still is the model you trained."""
@@ -97,35 +77,7 @@ def _fused(result: FuseResult, source: str) -> Iterator[Any]:
 @options.command(
     "export", "mlx-itune export --model starter --adapter adapter --to gguf --out tuned.gguf"
 )
-@options.model
-@options.adapter
-@click.option(
-    "--to",
-    "format",
-    type=click.Choice(["mlx", "gguf", "gguf-lora", "hf", "peft", "ollama", "lmstudio"]),
-    required=True,
-    help="gguf-lora and peft take the adapter alone; the others a whole model, merged if need be.",
-)
-@click.option("--out", type=options.ANY_PATH, required=True, metavar="PATH")
-@click.option(
-    "--type",
-    metavar="TYPE",
-    help="Of the tensors. gguf, ollama: native (MLX's own codes, or q8_0 where GGUF has no such "
-    "blocks; the default of a quantized model), lossless, f32, f16 (of others), bf16, q8_0, q4_0, "
-    "q4_k_m, q5_k_m, q6_k. hf: f32, f16, bf16. lmstudio: mlx (default) or a type of gguf.",
-)
-@click.option("--name", help="The model's name; for LM Studio PUBLISHER/MODEL.")
-@click.option(
-    "--separate", is_flag=True, help="Ollama: the adapter beside its base, instead of merged."
-)
-@click.option(
-    "--bundle", is_flag=True, help="Add manifest, model card, licences, scripts and snippets."
-)
-@click.option(
-    "--way",
-    type=_WAYS,
-    help="How --adapter is merged (see fuse); by default what the type makes best.",
-)
+@options.flags("model adapter to out-path type name separate bundle way-of-export")
 @_measuring
 def command(runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
     """Write a model for mlx-lm, llama.cpp, Ollama, LM Studio, transformers or PEFT; read it back.
@@ -179,7 +131,7 @@ def _facts(checked: Any) -> str:
 
 
 @options.command("verify", "mlx-itune verify shipped")
-@click.argument("bundle", type=options.DIRECTORY, metavar="BUNDLE")
+@options.flags("bundle-made")
 def verify(bundle: Path) -> Result:
     """Compare a bundle (`export --bundle`) with its manifest; exit code 4 if a file differs."""
     from mlx_itune.export.bundle import check_bundle
@@ -192,9 +144,7 @@ def verify(bundle: Path) -> Result:
 
 
 @options.command("import", "mlx-itune import peft-adapter --model starter --out adapter")
-@click.argument("source", type=options.DIRECTORY, metavar="PEFT_DIR")
-@options.model
-@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@options.flags("peft-adapter model out-directory")
 def import_adapter(source: Path, model: str, out: Path) -> Result:
     """Read a PEFT adapter (LoRA, rsLoRA, DoRA) and write it as mlx-lm and this program read it.
 

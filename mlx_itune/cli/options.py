@@ -14,6 +14,7 @@ import click
 
 from mlx_itune.cli.result import Result
 from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.json_files import data_file
 from mlx_itune.kit.network import go_offline
 from mlx_itune.kit.settings import Setting, table_of
 
@@ -22,8 +23,6 @@ Option = Callable[[Any], Any]
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
-# Row n of a file is drawn with the seed + n, which has to fit 64 bits too.
-SEED = click.IntRange(0, (1 << 63) - 1)
 
 
 def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
@@ -63,40 +62,6 @@ def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Com
     return wrap
 
 
-model = click.option(
-    "--model",
-    required=True,
-    metavar="MODEL",
-    help="'starter', a model directory, or a Hub id such as mlx-community/Qwen3-0.6B-4bit.",
-)
-adapter = click.option(
-    "--adapter", type=DIRECTORY, metavar="DIR", help="A LoRA adapter trained on that model."
-)
-template = click.option(
-    "--template",
-    type=click.Choice(["auto", "alpaca", "chatml", "vicuna"]),
-    help="Chat template; the adapter's, or else the model's own, unless given.",
-)
-runs = click.option(
-    "--runs",
-    type=DIRECTORY,
-    default=Path("runs"),
-    metavar="DIR",
-    help="Where runs are (default: runs).",
-)
-allow_other_base = click.option(
-    "--allow-other-base",
-    is_flag=True,
-    help="Go on although base, template or tokenizer are not what the adapter was trained on.",
-)
-compute = click.option(
-    "--compute",
-    type=click.Choice(["auto", "dequantized", "quantized"]),
-    default="auto",
-    help="How quantized layers are computed; the function is the same.",
-)
-
-
 class _Proposed(click.Choice[str]):
     """Choices that the help lists; another value is for the record of settings to refuse."""
 
@@ -125,19 +90,6 @@ def together(*options: Option) -> Callable[[F], F]:
     return decorate
 
 
-def count(flag: str, default: int | None, help: str | None = None, least: int = 1) -> Option:
-    """The option of a whole number."""
-    shown = default is not None
-    kind = click.IntRange(least)
-    return click.option(flag, type=kind, default=default, show_default=shown, help=help)
-
-
-def number(flag: str, default: float | None, help: str, **bounds: Any) -> Option:
-    """The option of a number within `bounds`, from 0 on."""
-    kind = click.FloatRange(0, **bounds)
-    return click.option(flag, type=kind, default=default, callback=_finite, help=help)
-
-
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     # "nan" compares to none, and "inf" has nothing above it.
     if value is not None and not math.isfinite(value):
@@ -145,25 +97,26 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     return value
 
 
-fidelity = together(
-    click.option(
-        "--bits",
-        type=click.Choice(["2", "3", "4", "5", "6", "8", "16"]),
-        callback=lambda _, __, bits: bits and int(bits),
-        help="Force one width; without it the smallest that passes --max-kl.",
-    ),
-    number(
-        "--max-kl", None, "Mean KL from base + adapter to accept, nats a token (default 0.001)."
-    ),
-    click.option("--allow-lossy", is_flag=True, help="Write the result even beyond --max-kl."),
-    click.option(
-        "--data",
-        type=ANY_PATH,
-        metavar="FILE|DIR",
-        help="Held-out rows to measure on; without it, the run's validation rows where the run "
-        "is at hand, else the tuned model's own answers to built-in prompts.",
-    ),
-)
+def flags(names: str) -> Callable[[F], F]:
+    """The flags and arguments of these names in flags.toml, in the order of --help."""
+    return together(*map(_named, names.split()))
+
+
+def _named(name: str) -> Option:
+    about = dict(data_file(__file__, "flags")[name])
+    if path := about.pop("path", None):
+        about["type"] = DIRECTORY if path == "directory" else ANY_PATH
+    if choices := about.pop("choices", None):
+        about["type"] = click.Choice([*map(str, choices)])
+        if isinstance(choices[0], int):
+            about["callback"] = lambda _, __, chosen: chosen and int(chosen)
+    if limits := about.pop("whole", None):
+        about["type"] = click.IntRange(*limits)
+    if (bounds := about.pop("number", None)) is not None:
+        about |= {"type": click.FloatRange(0, **bounds), "callback": _finite}
+    if argument := about.pop("argument", None):
+        return click.argument(argument, **about)
+    return click.option(*about.pop("flags", [f"--{name}"]), **about)
 
 
 def as_record(name: str, record: str, *group: Option) -> Callable[[F], F]:
@@ -189,30 +142,12 @@ def as_record(name: str, record: str, *group: Option) -> Callable[[F], F]:
 opening = as_record(
     "opening",
     "mlx_itune.inference.opening:Opening",
-    model,
-    adapter,
-    template,
-    compute,
-    allow_other_base,
+    flags("model adapter template compute allow-other-base"),
 )
 drawing = as_record(
     "drawing",
     "mlx_itune.model.serving.engine:Drawing",
-    number("--temperature", 0.0, "0 is greedy."),
-    number("--top-p", 1.0, "Only the likeliest that together are so likely.", max=1, min_open=True),
-    count("--top-k", 0, "Only the likeliest so many; 0: all.", least=0),
-    number("--min-p", 0.0, "Only tokens at least so likely, relative to the likeliest.", max=1),
-    number(
-        "--repetition-penalty",
-        1.0,
-        "Above 1: the last 20 tokens become less likely.",
-        min_open=True,
-    ),
-    click.option("--seed", type=SEED, default=0, help="What sampling starts from."),
-)
-max_tokens = count("--max-tokens", 512)
-stops = click.option(
-    "--stop", "stops", multiple=True, metavar="TEXT", help="Text that ends an answer."
+    flags("temperature top-p top-k min-p repetition-penalty seed-of-sampling"),
 )
 
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit.network import go_offline
@@ -45,14 +43,10 @@ _LINES = 6
 
 
 @options.command("quickstart", "mlx-itune quickstart --workdir demo")
-@click.option(
-    "--workdir", type=options.DIRECTORY, default=Path("demo"), show_default=True, metavar="DIR"
-)
+@options.flags("workdir")
 @options.flag(settings_table()["adapter"], defaulted=True)
 @options.flag(settings_table()["seed"], defaulted=True)
-@click.option(
-    "--data-seed", type=options.SEED, default=0, show_default=True, help="Of the sample data."
-)
+@options.flags("data-seed")
 @options.flag(settings_table()["steps"], "Optimizer steps (default: the recipe's).")
 def command(workdir: Path, **chosen: Any) -> Result:
     """The whole job in minutes: data, train, evaluate before and after, fuse, export, one answer.

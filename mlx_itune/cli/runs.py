@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from mlx_itune.cli import LazyGroup, options
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit.errors import StorageError
@@ -28,7 +26,7 @@ command = LazyGroup(
 
 
 @options.command("list", "mlx-itune runs list")
-@options.runs
+@options.flags("runs")
 def list_runs(runs: Path) -> Result:
     """Every run: running, finished, stopped (by a signal), killed, failed or diverged."""
     from mlx_itune.training.run import catalogue
@@ -60,8 +58,7 @@ def _listed(found: Sequence[Any], runs: Path) -> Iterator[Any]:
 
 
 @options.command("show", "mlx-itune runs show last")
-@click.argument("run")
-@options.runs
+@options.flags("run runs")
 def show(run: str, runs: Path) -> Result:
     """Settings, numbers, checkpoints, incidents of RUN (a folder, `last`, or an id's beginning)."""
     from mlx_itune.training.run import catalogue
@@ -111,8 +108,7 @@ def _folders(names: Sequence[str], runs: Path) -> Sequence[Path]:
 
 
 @options.command("verify", "mlx-itune runs verify")
-@click.argument("run", nargs=-1)
-@options.runs
+@options.flags("run-or-all runs")
 def verify(run: tuple[str, ...], runs: Path) -> Result:
     """Compare every file of every checkpoint with its manifest; all runs unless RUN names some.
 
@@ -134,14 +130,7 @@ def verify(run: tuple[str, ...], runs: Path) -> Result:
 
 
 @options.command("prune", "mlx-itune runs prune --keep 1 --yes")
-@click.argument("run", nargs=-1)
-@options.runs
-@options.count("--keep", 1, "Newest checkpoints to keep in each run; the best one stays as well.")
-@options.count("--keep-runs", None, "Remove whole runs but for so many of the newest.", least=0)
-@click.option("--unfinished", is_flag=True, help="Whole runs that could be resumed go too.")
-@click.option(
-    "--yes/--dry-run", default=False, help="Do it; without, what would go is only printed."
-)
+@options.flags("run-or-all runs keep keep-runs unfinished yes")
 def prune(run: tuple[str, ...], runs: Path, yes: bool, **which: Any) -> Result:
     """Remove checkpoints that are neither among the newest nor the best; all runs, or each RUN.
 

@@ -34,12 +34,7 @@ _MOST_CHARACTERS = 4000
 # --config and the flag of every setting; what they may be is checked by `_settings_of`, with the
 # file's values, all at once.
 _settings = options.together(
-    click.option(
-        "--config",
-        type=options.ANY_PATH,
-        metavar="TOML",
-        help="The same settings in a file; flags win over it.",
-    ),
+    options.flags("config"),
     *(options.flag(s, checked=False) for name, s in table().items() if name != "offline"),
 )
 
@@ -76,11 +71,7 @@ def _refuse_yaml(path: Path) -> None:
     "train", "mlx-itune train --model starter --data rows.jsonl --out adapter --epochs 2"
 )
 @_settings
-@options.count(
-    "--samples", 0, "Answer so many validation rows before and after, for the report.", least=0
-)
-@click.option("--tensorboard", type=options.DIRECTORY, help="Event files there, for TensorBoard.")
-@click.option("--wandb", metavar="PROJECT", help="Numbers and settings to Weights & Biases.")
+@options.flags("samples tensorboard wandb")
 def command(
     config: Path | None, samples: int, offline: bool, tensorboard: Path | None, **given: Any
 ) -> Result | None:
@@ -104,14 +95,12 @@ def command(
 
 
 @options.command("resume", "mlx-itune resume runs/20261122T201500Z-1a2b3c")
-@click.argument("run")
-@options.runs
-@click.option("--out", type=options.DIRECTORY, help="Another place for the adapter.")
+@options.flags("run runs out-of-resume")
 @options.flag(
     table()["micro_batch_tokens"], "For a run that did not fit; its last bits will differ."
 )
 @options.flag(table()["memory_gb"], "The same.")
-@options.allow_other_base
+@options.flags("allow-other-base")
 def resume(
     run: str, runs: Path, out: Path | None, allow_other_base: bool, **how: Any
 ) -> Result | None:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, pairs, table
@@ -26,17 +24,10 @@ _SHOWN_PER_CODE = 50
 
 
 @options.command("check", "mlx-itune data check train.jsonl valid.jsonl --model starter")
-@click.argument("files", nargs=-1, required=True, type=options.ANY_PATH, metavar="FILE...")
+@options.flags("files")
 @reading.forced_format
 @reading.about_tokens
-@click.option(
-    "--lints",
-    type=options.ANY_PATH,
-    metavar="FILE",
-    help="Your own list of lints in place of the built-in one (or added to it: extend = true).",
-)
-@click.option("--no-near-duplicates", is_flag=True, help="Look for exact duplicates only.")
-@click.option("--strict", is_flag=True, help="Warnings make the exit code 3, too.")
+@options.flags("lints no-near-duplicates strict")
 def check(
     files: tuple[Path, ...],
     forced: ImportPlan,
@@ -114,7 +105,7 @@ _NAME_CHARS = 48
 
 
 @options.command("stats", "mlx-itune data stats rows.jsonl --model starter --html stats.html")
-@click.argument("data", nargs=-1, required=True, type=options.ANY_PATH, metavar="DATA...")
+@options.flags("data-files")
 @reading.about_tokens
 @reading.forced_format
 @reading.page

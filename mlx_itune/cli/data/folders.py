@@ -34,8 +34,7 @@ _TEXT_SHOWN, _WARNINGS_SHOWN = 200, 10
 @options.command(
     "import", "mlx-itune data import alpaca_data.json notes.csv --out data --split 0.9/0.05/0.05"
 )
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@options.flags("sources-of-import out-directory")
 @options.settings(ImportPlan)
 def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: bool) -> Result:
     """Any instruction file in; a folder of train, valid and test rows out.
@@ -95,12 +94,9 @@ def _imported(made: Imported) -> Iterator[str | Table]:
 @options.command(
     "clean", "mlx-itune data clean data --out cleaned --preset default --pii email,phone"
 )
-@click.argument("sources", nargs=-1, required=True, type=options.ANY_PATH, metavar="SRC...")
-@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@options.flags("sources out-directory")
 @reading.forced_format
-@click.option(
-    "--lints", type=options.ANY_PATH, metavar="FILE", help="Your own list of lints (data check)."
-)
+@options.flags("lints-of-clean")
 @options.settings(CleanPlan)
 def clean(
     sources: tuple[Path, ...],
@@ -172,15 +168,7 @@ def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:
     "mlx-itune data render gsm8k.jsonl --templates data/templates/grade_school_math.toml "
     "--out rendered",
 )
-@click.argument("source", type=options.ANY_PATH, metavar="SRC")
-@click.option(
-    "--templates",
-    type=options.ANY_PATH,
-    required=True,
-    metavar="FILE",
-    help="Task file (TOML): fields and the templates that lay them out; see docs/templates.md.",
-)
-@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
+@options.flags("source templates out-directory")
 @options.settings(RenderPlan)
 def render(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Result:
     """Write rows with named fields as prompts and replies, through many templates per task.
@@ -230,14 +218,7 @@ def _rendered(made: Rendering) -> Iterator[str | Table]:
 
 
 @options.command("sample", "mlx-itune data sample --out clinical --seed 1")
-@click.option("--out", type=options.DIRECTORY, required=True, metavar="DIR")
-@click.option(
-    "--seed", type=options.SEED, default=0, show_default=True, help="Another: in another order."
-)
-@options.count("--train", 8000)
-@options.count("--valid", 400)
-@options.count("--test", 1000)
-@options.count("--unseen", 400)
+@options.flags("out-directory seed-of-sample train valid test unseen")
 def sample(out: Path, seed: int, **sizes: int) -> Result:
     """Write the clinical sample data: wholly invented notes, twenty kinds of task.
 
@@ -254,8 +235,7 @@ def sample(out: Path, seed: int, **sizes: int) -> Result:
 
 
 @options.command("trace", "mlx-itune data trace train:12 --data data")
-@click.argument("row")
-@click.option("--data", type=options.DIRECTORY, required=True, metavar="DIR")
+@options.flags("row data-folder")
 def trace(row: str, data: Path) -> Result:
     """The whole history of one row, after checking that nobody rewrote the folder.
 

@@ -61,12 +61,7 @@ class AboutTokens:
 about_tokens = options.as_record(
     "tokens",
     f"{__name__}:AboutTokens",
-    click.option(
-        "--model",
-        metavar="MODEL",
-        help="Tokens too, by the tokenizer of 'starter', a model directory or a Hub id.",
-    ),
-    options.template,
+    options.flags("model-of-tokens template"),
     options.flag(
         _TRAIN["max_length"], "With --model: tell of longer rows, in tokens (data check: 2048)."
     ),

@@ -9,8 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from mlx_itune.cli import options
 from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, console
@@ -30,22 +28,13 @@ _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 
 
 @options.command("show", "mlx-itune data show rows.jsonl --model starter --rows 2")
-@click.argument("data", type=options.ANY_PATH)
-@options.model
-@options.count("--rows", 3, "The first N rows, read no further than that.")
-@click.option(
-    "--row",
-    "wanted",
-    multiple=True,
-    metavar="ROW",
-    help="Instead: one row, as file:line, split:line, a line number or an id; may be repeated.",
-)
+@options.flags("data-file model rows row-wanted")
 @options.flag(table()["learn"], defaulted=True)
 @options.flag(table()["max_length"], defaulted=True)
 @options.flag(table()["too_long"], defaulted=True)
-@options.template
+@options.flags("template")
 @reading.forced_format
-@click.option("--tokens", "borders", is_flag=True, help="Show where each token begins.")
+@options.flags("tokens")
 @reading.page
 def command(
     data: Path,
