@@ -1,6 +1,6 @@
 """The command line: a command's file is imported only when that command runs.
 
-``mlx-itune --help`` reads the table below and imports nothing else, so it answers at once.
+``mlx-itune --help`` reads commands.toml and imports no command, so it answers at once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,34 +18,9 @@ import click
 from mlx_itune import __version__
 from mlx_itune.cli.boundary import guarded, leave
 from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.kit.json_files import data_file
 
-COMMANDS = {
-    "quickstart": ("quickstart", "The whole job on the embedded starter model, offline."),
-    "data": ("data", "Import, check, clean, show and trace data sets."),
-    "plan": ("train:plan", "Predicted peak memory and time of a run, and what to change."),
-    "train": ("train", "Tune a model on a data set; writes a LoRA adapter."),
-    "resume": ("train:resume", "Go on with a run that was stopped or killed, bit for bit."),
-    "runs": ("runs", "What was trained: list, show, verify, prune."),
-    "eval": ("evaluate", "Exact loss, exact match and token-F1 on all rows, base against tuned."),
-    "compare": (
-        "evaluate:compare",
-        "Base, tuned, fused and exported models side by side: loss, scores, KL.",
-    ),
-    "generate": (
-        "answering:generate",
-        "One answer, streamed, or the answers to a file of prompts.",
-    ),
-    "chat": ("answering:chat", "A conversation in the terminal."),
-    "serve": ("answering:serve", "An OpenAI-compatible server: a base and its adapters, by name."),
-    "fuse": (
-        "export:fuse",
-        "Merge an adapter into one model directory; measures what the merge lost.",
-    ),
-    "export": ("export", "Write a model for another runtime, read it back and verify it."),
-    "verify": ("export:verify", "Whether a bundle's files are those that were made."),
-    "import": ("export:import_adapter", "A PEFT adapter as one of ours."),
-    "doctor": ("doctor", "What this machine can do, and what is missing."),
-}
+COMMANDS: dict[str, dict[str, str]] = data_file(__file__, "commands")
 
 EPILOG = """\b
 Start here:   mlx-itune quickstart
@@ -55,12 +30,12 @@ Your model:   mlx-itune train --model mlx-community/Qwen3-0.6B-4bit --data rows.
 
 
 class LazyGroup(click.Group):
-    """A group over a table: name -> ("module:attribute" within this package, one-line help). The
-    attribute is `command` where it is not named. Nothing is imported before it runs."""
+    """The commands of commands.toml whose names begin so. Nothing is imported before it runs."""
 
-    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, within: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._table = table
+        parts = ((name.rpartition(" "), about) for name, about in COMMANDS.items())
+        self._table = {name: about for (group, _, name), about in parts if group == within}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of the table (which is the order of work)."""
@@ -70,7 +45,7 @@ class LazyGroup(click.Group):
         """Import and return one command; None if there is none of that name."""
         if cmd_name not in self._table:
             return None
-        module, _, attribute = self._table[cmd_name][0].partition(":")
+        module, _, attribute = self._table[cmd_name]["from"].partition(":")
         made = import_module(f"{__name__}.{module}")
         command: click.Command = getattr(made, attribute or "command")
         return command
@@ -89,12 +64,11 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands' section of --help, from the table alone."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in self._table.items()])
+            formatter.write_dl([(name, each["about"]) for name, each in self._table.items()])
 
 
 @click.group(
     cls=LazyGroup,
-    table=COMMANDS,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

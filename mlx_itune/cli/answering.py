@@ -33,9 +33,7 @@ _HELP = (
 )
 
 
-@options.command(
-    "generate", 'mlx-itune generate --model starter --adapter adapter "List the drugs."'
-)
+@options.command("generate")
 @options.opening
 @options.as_record(
     "asked",
@@ -107,7 +105,7 @@ def _observe(done: int) -> None:
         print(f"answered {done:,}", file=sys.stderr)
 
 
-@options.command("chat", "mlx-itune chat --model starter --adapter adapter")
+@options.command("chat")
 @options.opening
 @options.flags("system stop max-tokens")
 @options.drawing
@@ -167,7 +165,7 @@ def _ask() -> str | None:
             click.echo(_HELP, err=True)
 
 
-@options.command("serve", "mlx-itune serve --model starter --adapter notes=adapter --port 8080")
+@options.command("serve")
 @options.flags("model adapters host port concurrency cached-prompts allow-origin")
 @options.flags("template compute allow-other-base")
 def serve(as_json: bool, **settings: Any) -> None:

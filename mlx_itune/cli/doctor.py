@@ -16,7 +16,7 @@ from mlx_itune.kit.wording import size
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "numpy", "sentencepiece", "huggingface-hub")
 
 
-@options.command("doctor", "mlx-itune doctor")
+@options.command("doctor")
 def command() -> Result:
     """Device, BLAS, memory, disk and versions; a note for each thing that will hurt."""
     from mlx_itune import __version__

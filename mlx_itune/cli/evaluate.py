@@ -24,7 +24,7 @@ _NUMBERS = (
 )
 
 
-@options.command("eval", "mlx-itune eval --model starter --adapter adapter --data test.jsonl")
+@options.command("eval")
 @options.opening
 @options.flags("data split base")
 @options.as_record(
@@ -81,9 +81,7 @@ def _lines(name: str, results: dict[str, EvalResult]) -> Iterator[Any]:
     yield table(["", *(results if len(each) > 1 else ["value"])], rows)
 
 
-@options.command(
-    "compare", "mlx-itune compare --model starter --adapter adapter --data test.jsonl fused"
-)
+@options.command("compare")
 @options.flags("others")
 @options.opening
 @options.flags("data")

@@ -31,9 +31,7 @@ _measuring = options.flags(
 )
 
 
-@options.command(
-    "fuse", "mlx-itune fuse --model starter --adapter adapter --data test.jsonl --out fused"
-)
+@options.command("fuse")
 @options.flags("model adapter-to-merge out-directory way every-way score")
 @_measuring
 def fuse(score: bool, runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
@@ -74,9 +72,7 @@ def _fused(result: FuseResult, source: str) -> Iterator[Any]:
         yield f"errors compensated on {count(result.calibration_rows, 'other row')}"
 
 
-@options.command(
-    "export", "mlx-itune export --model starter --adapter adapter --to gguf --out tuned.gguf"
-)
+@options.command("export")
 @options.flags("model adapter to out-path type name separate bundle way-of-export")
 @_measuring
 def command(runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
@@ -130,7 +126,7 @@ def _facts(checked: Any) -> str:
     )
 
 
-@options.command("verify", "mlx-itune verify shipped")
+@options.command("verify")
 @options.flags("bundle-made")
 def verify(bundle: Path) -> Result:
     """Compare a bundle (`export --bundle`) with its manifest; exit code 4 if a file differs."""
@@ -143,7 +139,7 @@ def verify(bundle: Path) -> Result:
     return Result(about, [f"{bundle}: {files}, {total}, each as the manifest says"])
 
 
-@options.command("import", "mlx-itune import peft-adapter --model starter --out adapter")
+@options.command("import")
 @options.flags("peft-adapter model out-directory")
 def import_adapter(source: Path, model: str, out: Path) -> Result:
     """Read a PEFT adapter (LoRA, rsLoRA, DoRA) and write it as mlx-lm and this program read it.

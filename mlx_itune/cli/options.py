@@ -31,9 +31,10 @@ def _stay_offline(ctx: click.Context, param: click.Parameter, value: bool) -> bo
     return value
 
 
-def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command with --json, --offline and an example at the end of its help. It returns a
-    `Result`, which is printed, or None; one that streams declares `as_json`."""
+def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of commands.toml with --json, --offline and its example at the end of its help. It
+    returns a `Result`, which is printed, or None; one that streams declares `as_json`."""
+    example = data_file(__file__, "commands")[name]["example"]
 
     def wrap(function: Callable[..., Any]) -> click.Command:
         wanted = inspect.signature(function).parameters
@@ -57,7 +58,8 @@ def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Com
             callback=_stay_offline,
             help="Open no socket; Hub models come from the local cache only.",
         )
-        return click.command(name, epilog=f"\b\nExample:\n  {example}")(as_object(no_network(run)))
+        own = click.command(name.split()[-1], epilog=f"\b\nExample:\n  {example}")
+        return own(as_object(no_network(run)))
 
     return wrap
 

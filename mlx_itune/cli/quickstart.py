@@ -42,7 +42,7 @@ _WIDTH = 84
 _LINES = 6
 
 
-@options.command("quickstart", "mlx-itune quickstart --workdir demo")
+@options.command("quickstart")
 @options.flags("workdir")
 @options.flag(settings_table()["adapter"], defaulted=True)
 @options.flag(settings_table()["seed"], defaulted=True)

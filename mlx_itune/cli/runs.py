@@ -6,26 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_itune.cli import LazyGroup, options
+from mlx_itune.cli import COMMANDS, LazyGroup, options
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit.errors import StorageError
 from mlx_itune.kit.wording import count, listing, number, size
 
 _INCIDENTS = 10
 
-command = LazyGroup(
-    "runs",
-    table={
-        "list": ("runs:list_runs", "Every run, one line each."),
-        "show": ("runs:show", "One run: settings, numbers, checkpoints, incidents."),
-        "verify": ("runs:verify", "Are the checkpoints what was sealed?"),
-        "prune": ("runs:prune", "Old checkpoints and runs; shown first, removed with --yes."),
-    },
-    help="What was trained: list, show, verify, prune.",
-)
+command = LazyGroup("runs", within="runs", help=COMMANDS["runs"]["about"])
 
 
-@options.command("list", "mlx-itune runs list")
+@options.command("runs list")
 @options.flags("runs")
 def list_runs(runs: Path) -> Result:
     """Every run: running, finished, stopped (by a signal), killed, failed or diverged."""
@@ -57,7 +48,7 @@ def _listed(found: Sequence[Any], runs: Path) -> Iterator[Any]:
             yield f"{run.state}, continue with:\n  {run.resume}"
 
 
-@options.command("show", "mlx-itune runs show last")
+@options.command("runs show")
 @options.flags("run runs")
 def show(run: str, runs: Path) -> Result:
     """Settings, numbers, checkpoints, incidents of RUN (a folder, `last`, or an id's beginning)."""
@@ -107,7 +98,7 @@ def _folders(names: Sequence[str], runs: Path) -> Sequence[Path]:
     return [find(name, runs) for name in names] or all_in(runs)
 
 
-@options.command("verify", "mlx-itune runs verify")
+@options.command("runs verify")
 @options.flags("run-or-all runs")
 def verify(run: tuple[str, ...], runs: Path) -> Result:
     """Compare every file of every checkpoint with its manifest; all runs unless RUN names some.
@@ -129,7 +120,7 @@ def verify(run: tuple[str, ...], runs: Path) -> Result:
     return Result(data, [*lines, f"{held}: all as sealed"])
 
 
-@options.command("prune", "mlx-itune runs prune --keep 1 --yes")
+@options.command("runs prune")
 @options.flags("run-or-all runs keep keep-runs unfinished yes")
 def prune(run: tuple[str, ...], runs: Path, yes: bool, **which: Any) -> Result:
     """Remove checkpoints that are neither among the newest nor the best; all runs, or each RUN.

@@ -67,9 +67,7 @@ def _refuse_yaml(path: Path) -> None:
     raise UsageError(what, where=str(path), hint="; ".join(told) or None)
 
 
-@options.command(
-    "train", "mlx-itune train --model starter --data rows.jsonl --out adapter --epochs 2"
-)
+@options.command("train")
 @_settings
 @options.flags("samples tensorboard wandb")
 def command(
@@ -94,7 +92,7 @@ def command(
     return Result(result, _trained(result))
 
 
-@options.command("resume", "mlx-itune resume runs/20261122T201500Z-1a2b3c")
+@options.command("resume")
 @options.flags("run runs out-of-resume")
 @options.flag(
     table()["micro_batch_tokens"], "For a run that did not fit; its last bits will differ."
@@ -180,7 +178,7 @@ def _valid(result: TrainResult) -> str:
     return f"{number(result.adapter_valid_loss)} on {count(rows, 'row')}" if rows else "no rows"
 
 
-@options.command("plan", "mlx-itune plan --model starter --data rows.jsonl --batch-size 16")
+@options.command("plan")
 @_settings
 def plan(config: Path | None, offline: bool, **given: Any) -> Result:
     """Predict peak memory and time of a run of `train` with the same flags; exit 7: will not fit.

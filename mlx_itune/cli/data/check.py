@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SHOWN_PER_CODE = 50
 
 
-@options.command("check", "mlx-itune data check train.jsonl valid.jsonl --model starter")
+@options.command("data check")
 @options.flags("files")
 @reading.forced_format
 @reading.about_tokens
@@ -104,7 +104,7 @@ _FAULTS_SHOWN = 3
 _NAME_CHARS = 48
 
 
-@options.command("stats", "mlx-itune data stats rows.jsonl --model starter --html stats.html")
+@options.command("data stats")
 @options.flags("data-files")
 @reading.about_tokens
 @reading.forced_format

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 _TEXT_SHOWN, _WARNINGS_SHOWN = 200, 10
 
 
-@options.command(
-    "import", "mlx-itune data import alpaca_data.json notes.csv --out data --split 0.9/0.05/0.05"
-)
+@options.command("data import")
 @options.flags("sources-of-import out-directory")
 @options.settings(ImportPlan)
 def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: bool) -> Result:
@@ -91,9 +89,7 @@ def _imported(made: Imported) -> Iterator[str | Table]:
     yield f"{made.out}: " + ", ".join(f"{n:,} {name}" for name, n in made.splits.items())
 
 
-@options.command(
-    "clean", "mlx-itune data clean data --out cleaned --preset default --pii email,phone"
-)
+@options.command("data clean")
 @options.flags("sources out-directory")
 @reading.forced_format
 @options.flags("lints-of-clean")
@@ -163,11 +159,7 @@ def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:
     yield f"{out}: {splits}" + (f"; see its {' and '.join(listed)}" if listed else "")
 
 
-@options.command(
-    "render",
-    "mlx-itune data render gsm8k.jsonl --templates data/templates/grade_school_math.toml "
-    "--out rendered",
-)
+@options.command("data render")
 @options.flags("source templates out-directory")
 @options.settings(RenderPlan)
 def render(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Result:
@@ -217,7 +209,7 @@ def _rendered(made: Rendering) -> Iterator[str | Table]:
     )
 
 
-@options.command("sample", "mlx-itune data sample --out clinical --seed 1")
+@options.command("data sample")
 @options.flags("out-directory seed-of-sample train valid test unseen")
 def sample(out: Path, seed: int, **sizes: int) -> Result:
     """Write the clinical sample data: wholly invented notes, twenty kinds of task.
@@ -234,7 +226,7 @@ def sample(out: Path, seed: int, **sizes: int) -> Result:
     return Result({"out": out, "seed": seed, "rows": sizes}, [f"{one_line(str(out))}: {told} rows"])
 
 
-@options.command("trace", "mlx-itune data trace train:12 --data data")
+@options.command("data trace")
 @options.flags("row data-folder")
 def trace(row: str, data: Path) -> Result:
     """The whole history of one row, after checking that nobody rewrote the folder.

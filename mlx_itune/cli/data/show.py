@@ -27,7 +27,7 @@ _LEFT_OUT_SHOWN = 3
 _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 
 
-@options.command("show", "mlx-itune data show rows.jsonl --model starter --rows 2")
+@options.command("data show")
 @options.flags("data-file model rows row-wanted")
 @options.flag(table()["learn"], defaulted=True)
 @options.flag(table()["max_length"], defaulted=True)
