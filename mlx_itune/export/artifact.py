@@ -27,18 +27,10 @@ if TYPE_CHECKING:
 
 # Data only; a model's Python files are never copied.
 _CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE",
-)
+    "tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json "
+    "added_tokens.json vocab.json merges.txt chat_template.jinja chat_template.json "
+    "generation_config.json LICENSE"
+).split()
 SHARD_BYTES = 4 << 30
 _EXPONENTS = {mx.float16: 0x7C00, mx.bfloat16: 0x7F80, mx.float32: 0x7F800000}
 

@@ -27,21 +27,11 @@ from mlx_itune.model.serving.engine import Drawing
 DEFAULT = "default_model"
 # Fields that change the answer and that this server has nothing for; what is listed changes none.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("auto", "none"),
-    "modalities": (["text"],),
-    "functions": ([],),
-    "function_call": ("auto", "none"),
-    "draft_model": (DEFAULT,),
-    "num_draft_tokens": (0,),
-    "role_mapping": ({},),
-    "chat_template_kwargs": ({},),
-    "xtc_probability": (0,),
-}
+    "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "tool_choice": ("auto", "none"),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "functions": ([],),
+    "function_call": ("auto", "none"), "draft_model": (DEFAULT,), "num_draft_tokens": (0,),
+    "role_mapping": ({},), "chat_template_kwargs": ({},), "xtc_probability": (0,),
+}  # fmt: skip
 _NOT_DONE, _TOO_LONG = "unsupported_value", "context_length_exceeded"
 _SEEDS = 1 << 63
 # A longer prompt is refused unread; a token of ordinary text has three to six characters.

@@ -34,25 +34,14 @@ _NAMED_FAULTS = 8
 
 # pydantic's kinds of error as this house says them; `{}` takes the error's context.
 _NEEDED = {
-    "int_type": "a whole number is needed",
-    "int_from_float": "a whole number is needed",
-    "float_type": "a number is needed",
-    "finite_number": "a finite number is needed",
-    "string_type": "a text is needed",
-    "path_type": "a path is needed",
-    "bool_type": "true or false is needed",
-    "list_type": "a list is needed",
-    "tuple_type": "a list is needed",
-    "dict_type": "an object is needed",
-    "dataclass_type": "an object is needed",
-    "dataclass_exact_type": "an object is needed",
-    "none_required": "null is needed",
-    "literal_error": "{expected} is needed",
-    "greater_than": "more than {gt} is needed",
-    "greater_than_equal": "{ge} or more is needed",
-    "less_than": "less than {lt} is needed",
-    "less_than_equal": "{le} or less is needed",
-}
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "finite_number": "a finite number", "string_type": "a text", "path_type": "a path",
+    "bool_type": "true or false", "list_type": "a list", "tuple_type": "a list",
+    "dict_type": "an object", "dataclass_type": "an object", "dataclass_exact_type": "an object",
+    "none_required": "null", "literal_error": "{expected}", "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more", "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+}  # fmt: skip
 
 
 def read_bytes(
@@ -210,7 +199,9 @@ def _fault(fault: Any, hint: Any) -> tuple[str, str]:
     if kind in ("missing", "missing_argument"):
         return _path(parts), "is missing"
     context = fault.get("ctx", {})
-    needed = _NEEDED[kind].format(**context) if kind in _NEEDED else fault["msg"]
+    needed = fault["msg"]
+    if kind in _NEEDED:
+        needed = f"{_NEEDED[kind].format(**context)} is needed"
     shown = json.dumps(fault["input"], ensure_ascii=False, default=str)
     return _path(parts), f"{needed}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
 

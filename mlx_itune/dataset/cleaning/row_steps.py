@@ -32,18 +32,13 @@ _LINE_END = re.compile(r"\r\n?|[\u2028\u2029\u0085]")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 
 # Options that stand for several writing systems.
+_INDIC = "Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu Kannada Malayalam Sinhala"
 _GROUPS = {
-    "cjk": ("Han", "Kana", "Hangul"),
-    "japanese": ("Han", "Kana"),
-    "indic": (
-        "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya", "Tamil", "Telugu", "Kannada",
-        "Malayalam", "Sinhala",
-    ),
+    "cjk": ("Han", "Kana", "Hangul"), "japanese": ("Han", "Kana"), "indic": (*_INDIC.split(),),
 }  # fmt: skip
-SCRIPTS = tuple(
+SCRIPTS = (
     "arabic armenian cjk cyrillic georgian greek han hangul hebrew indic japanese kana latin thai"
-    .split()
-)  # fmt: skip
+).split()
 
 
 def html_to_text(row: Conversation) -> Outcome | None:

@@ -24,19 +24,12 @@ from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.wording import known
 
+_HTML = "html-to-text copy-code trim-leading trim-trailing drop-irregular empty-answers too-short"
 PRESETS = {
-    "default": (
-        "whitespace", "empty-answers", "control-text", "exact-duplicates", "near-duplicates",
-    ),
-    "sharegpt": (
-        "html-to-text", "copy-code", "trim-leading", "trim-trailing", "drop-irregular",
-        "empty-answers", "too-short", "refusals", "control-text", "exact-duplicates",
-        "pair-duplicates",
-    ),
-    "alpaca": (
-        "whitespace", "empty-answers", "refusals", "exact-duplicates", "near-duplicates",
-    ),
-}  # fmt: skip
+    "default": "whitespace empty-answers control-text exact-duplicates near-duplicates".split(),
+    "sharegpt": f"{_HTML} refusals control-text exact-duplicates pair-duplicates".split(),
+    "alpaca": "whitespace empty-answers refusals exact-duplicates near-duplicates".split(),
+}
 # What `refusals` drops beside the lints that say so themselves.
 _PRESET_CODES = {"alpaca": ("url-only", "attachment", "merged-instructions", "no-words")}
 # Steps that work on rows which break the rules of a conversation.
