@@ -88,30 +88,10 @@ def _nearest(words: Sequence[str], lead: str) -> tuple[str, int]:
     return found
 
 
-_DIGIT = re.compile("[0-9]")
 _TOKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_/.+:@%()=")
-_REST = re.compile(
-    r"[\w/.+:@%()=\-]*(?: {1,3}(?:[\-/.(+]{1,2} ?)?"
-    r"(?=[A-Z]{0,4}[0-9]|[A-Z]{1,4}(?![A-Za-z]))[\w/.+:@%()=\-]+)*",
-    re.ASCII,
-)
-_CAPITALS = re.compile(r"(?<![\w\-])(?:[A-ZÄÖÜ]{1,6}[ \-]){1,2}\Z")
-_LETTER = re.compile("[A-Za-z]")
-_NO_DIGITS = re.compile("[^0-9]+")
 _LEFT, _LONGEST = 64, 300
 _BEFORE, _BEHIND = 72, 36
-# A label reaches into the next line only if that line goes on, holds nothing else, or is a reply.
-_BREAK = re.compile(
-    r"[\n.]\n|(?<!\?)\n(?=[ \t>*\"'(+\-]*[^\s>*\"'(+\-])(?![ \t>*\"'(+\-]*[a-zß-öø-ÿа-я])"
-)
-# What redaction wrote is no label for what follows it.
-_PLACEHOLDER = re.compile(r"\[[a-z_]+(?:_[0-9]+)?\]")
-
-
-# A column head, and the rule below it in Markdown.
-_QUOTED = re.compile(r'"[^"\n]*"')
-_RULE = re.compile(r"[\s|:\-+=]+")
-_NO_HEAD = re.compile(r"\d|[.!?:]$")
+_RE = PATTERNS["page"]
 _DELIMITERS = "|\t;,"
 _MOST_LINES, _LONGEST_HEADS, _LONGEST_LINE = 5000, 400, 4000
 
@@ -166,13 +146,13 @@ def _heads(line: str, following: str, mark: str) -> tuple[list[str], str] | None
     count = line.count(mark)
     if not count or following.count(mark) < count:
         return None
-    if not (_RULE.fullmatch(following) or re.search(r"\d", following)):
+    if not (_RE["rule"].fullmatch(following) or re.search(r"\d", following)):
         return None
     cells = [cell.strip(" \"'*`_").replace("_", " ") for cell in line.split(mark)]
     filled = [cell for cell in cells if cell]
     if len(filled) < 2 or any(len(cell) > 32 or len(cell.split()) > 5 for cell in filled):
         return None
-    return None if any(map(_NO_HEAD.search, filled)) else (cells, mark)
+    return None if any(map(_RE["no_head"].search, filled)) else (cells, mark)
 
 
 class Page:
@@ -223,7 +203,7 @@ class Page:
         heads, mark = self._rows[start]
         lead = self.low[start:place]
         if '"' in lead:
-            lead = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), lead)
+            lead = _RE["quoted"].sub(lambda quoted: "_" * len(quoted[0]), lead)
             opened = lead.find('"')
             lead = lead if opened < 0 else lead[: opened + 1]
         # The last value may hold the delimiter itself: "June 3, 1970".
@@ -232,20 +212,20 @@ class Page:
     def chunks(self) -> Iterator[Chunk]:
         """The stretches that hold digits, in order."""
         text, at = self.text, 0
-        while digit := _DIGIT.search(text, at):
+        while digit := _RE["digit"].search(text, at):
             first = start = digit.start()
             floor = max(at, first - _LEFT)
             while start > floor and text[start - 1] in _TOKEN:
                 start -= 1
             if text[start - 2 : start - 1].isupper() and (
-                capitals := _CAPITALS.search(text, max(at, start - 14), start)
+                capitals := _RE["capitals"].search(text, max(at, start - 14), start)
             ):
                 start = capitals.start()
-            rest = _REST.match(text, first, first + _LONGEST)
+            rest = _RE["rest"].match(text, first, first + _LONGEST)
             at = end = rest.end() if rest else first + 1
             part = text[start:end]
-            digits = len(_NO_DIGITS.sub("", part))
-            yield Chunk(start, end, first, digits, _LETTER.search(part) is not None)
+            digits = len(_RE["no_digits"].sub("", part))
+            yield Chunk(start, end, first, digits, _RE["letter"].search(part) is not None)
 
     def around(self, start: int, end: int) -> Around:
         """The labels beside a value."""
@@ -264,7 +244,7 @@ class Page:
         """The words before `start`, nearest first; in a table those of the cell and its head."""
         cell, head = self.cell(start)
         floor = max(cell, start - _BEFORE)
-        lead = _BREAK.split(self.text[floor:start])[-1].lower()
+        lead = _RE["break"].split(self.text[floor:start])[-1].lower()
         if floor and self.low[floor - 1].isalpha() and len(lead) == start - floor:
             lead = lead.partition(" ")[2]
-        return _words_of(f"{head} {_PLACEHOLDER.sub(' ', lead)}")[::-1]
+        return _words_of(f"{head} {_RE['placeholder'].sub(' ', lead)}")[::-1]
