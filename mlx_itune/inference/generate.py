@@ -23,13 +23,12 @@ _CONVERSATIONS = 2
 
 class Answer(Iterator[str]):
     """One answer, and an iterator over its pieces, which computes them. `finish_reason`: "stop" or
-    "length", None before its end. `completion_tokens`: without the one that ends it.
-    `cached_tokens`: of the prompt, that were computed already."""
+    "length", None before its end. `completion_tokens`: without the one that ends it."""
 
     def __init__(
         self, engine: Engine, text: TextStream, order: Order, on_end: Callable[[], None]
     ) -> None:
-        self._engine, self._stream, self._order, self._on_end = engine, text, order, on_end
+        self._engine, self._stream, self.order, self._on_end = engine, text, order, on_end
         self._fresh = ""
         self.text = ""
         self.completion_tokens = 0
@@ -37,17 +36,12 @@ class Answer(Iterator[str]):
         order.deliver = self._take
         engine.submit(order)
 
-    @property
-    def cached_tokens(self) -> int:
-        """Of the prompt."""
-        return self._order.cached_tokens
-
     def close(self) -> None:
         """Break it off; what there is stays."""
-        self._order.is_cancelled = True
+        self.order.is_cancelled = True
 
     def __next__(self) -> str:
-        while not self._fresh and self.finish_reason is None and not self._order.is_cancelled:
+        while not self._fresh and self.finish_reason is None and not self.order.is_cancelled:
             self._engine.step()
         piece, self._fresh = self._fresh, ""
         if not piece:
@@ -85,11 +79,22 @@ class Generator:
         self._engine = Engine(loaded.model, concurrency=batch_size, cached_prompts=cached_prompts)
 
     def stream(
-        self, prompt_ids: Sequence[int], *, max_tokens: int = 512, drawing: Drawing = GREEDY
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int = 512,
+        drawing: Drawing = GREEDY,
+        on_end: Callable[[], None] = lambda: None,
+        is_alone: bool = True,
     ) -> Answer:
         """The answer piece by piece; a function of the prompt, ``drawing`` and its seed. Raises
         DataError for an empty prompt."""
-        return self._answer(prompt_ids, max_tokens, drawing, is_alone=True)
+        if not prompt_ids:
+            raise DataError("the prompt is empty")
+        text = TextStream(self.tokenizer.decode, self._stops)
+        ends = frozenset(self.tokenizer.eos_ids)
+        order = Order(list(prompt_ids), max_tokens, ends, drawing, lambda token: None, is_alone)
+        return Answer(self._engine, text, order, on_end)
 
     def answers(
         self,
@@ -111,8 +116,9 @@ class Generator:
         found = {}
         # Those of like length pad each other least; an empty one is refused before the others run.
         for number, ids, most, drawing in sorted(asked, key=lambda each: -len(each[1])):
-            is_alone = drawing.has_own_dice
-            found[number] = self._answer(ids, most, drawing, ended, is_alone=is_alone)
+            found[number] = self.stream(
+                ids, max_tokens=most, drawing=drawing, on_end=ended, is_alone=drawing.has_own_dice
+            )
         while self._engine.step():
             pass
         return [found[number] for number in sorted(found)]
@@ -126,22 +132,6 @@ class Generator:
         """The text of the greedy answer to each prompt, in the order given."""
         answers = self.answers(prompts, [max_tokens] * len(prompts), observe=observe)
         return [answer.text for answer in answers]
-
-    def _answer(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        drawing: Drawing,
-        on_end: Callable[[], None] = lambda: None,
-        *,
-        is_alone: bool,
-    ) -> Answer:
-        if not ids:
-            raise DataError("the prompt is empty")
-        text = TextStream(self.tokenizer.decode, self._stops)
-        ends = frozenset(self.tokenizer.eos_ids)
-        order = Order(list(ids), max_tokens, ends, drawing, lambda token: None, is_alone)
-        return Answer(self._engine, text, order, on_end)
 
 
 def answer_all(
@@ -202,14 +192,13 @@ class ChatSession:
         self._generator = Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS)
         self._max_tokens, self._drawing = max_tokens, drawing
         self.system = system
-        self.turns: list[Turn] = []
         self.last: Answer | None = None
         self.reset()
 
     def reset(self, system: str | None = None) -> None:
         """Begin again, with another system prompt if one is given."""
         self.system = system if system is not None else self.system
-        self.turns = [Turn("system", self.system)] if self.system else []
+        self.turns = [Turn("system", self.system)] if self.system else list[Turn]()
 
     def say(self, text: str) -> GeneratorOf[str, None, None]:
         """The pieces of the answer to `text`; both become turns once something was answered. An
@@ -225,10 +214,10 @@ class ChatSession:
         # Another seed for each turn, or the same question would get the same dice.
         seed = (self._drawing.seed or 0) + len(asked)
         drawing = dataclasses.replace(self._drawing, seed=seed)
-        self.last = self._generator.stream(prompt, max_tokens=room, drawing=drawing)
+        self.last = answer = self._generator.stream(prompt, max_tokens=room, drawing=drawing)
         try:
-            yield from self.last
+            yield from answer
         finally:
-            self.last.close()
-            if self.last.text.strip():
-                self.turns = [*asked, Turn("assistant", self.last.text)]
+            answer.close()
+            if answer.text.strip():
+                self.turns = [*asked, Turn("assistant", answer.text)]

@@ -92,7 +92,7 @@ def test_turns_are_those_of_a_fresh_start(opened: Opened, drawing: Drawing) -> N
         assert chat.last is not None
         if n:
             # All of the last prompt, and more, was there already.
-            assert chat.last.cached_tokens >= before
+            assert chat.last.order.cached_tokens >= before
         before = len(prompt) - 1
 
 
