@@ -154,9 +154,8 @@ def _as_ours(error: BaseException) -> ItuneError:
         # pathlib's, before Python 3.13.
         return StorageError(said, hint="name another path")
     if is_panic(error):
-        return ModelError(
-            f"a library gave up on a file ({brief(error)})", hint="the file is broken"
-        )
+        what = f"a library gave up on a file ({brief(error)})"
+        return ModelError(what, hint="the file is broken")
     return _crash(error)
 
 
@@ -177,10 +176,8 @@ def _crash(error: BaseException) -> ItuneError:
         "w", prefix="mlx-itune-crash-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:
         file.write("".join(traceback.format_exception(error)))
-    return ItuneError(
-        f"a bug in mlx-itune: {type(error).__name__}: {error}",
-        hint=f"the traceback is in {file.name}",
-    )
+    what = f"a bug in mlx-itune: {type(error).__name__}: {error}"
+    return ItuneError(what, hint=f"the traceback is in {file.name}")
 
 
 def _fail(error: ItuneError, as_json: bool, line: str | None = None, code: int = 0) -> int:

@@ -154,11 +154,8 @@ def _require_room(source: Path, config: Mapping[str, Any], tokenizer: ChatTokeni
     ids = [token["id"] for token in saved if token["content"] != tokenizer.hf.pad_token]
     last = max([*backend.get_vocab(with_added_tokens=False).values(), *ids, *tokenizer.eos_ids])
     if last >= rows:
-        raise ModelError(
-            f"the tokenizer has ids up to {last}, the model {rows} rows for them",
-            where=str(source),
-            hint="the tokenizer is another model's",
-        )
+        what = f"the tokenizer has ids up to {last}, the model {rows} rows for them"
+        raise ModelError(what, where=str(source), hint="the tokenizer is another model's")
 
 
 def quantization_config(
@@ -185,10 +182,8 @@ def require_finite(name: str, tensor: Any) -> None:
     bits = np.asarray(tensor.reshape(-1).view(kind))
     for start in range(0, bits.size, 1 << 22):
         if ((bits[start : start + (1 << 22)] & exponent) == exponent).any():
-            raise ModelError(
-                f"{name} holds NaN or infinity",
-                hint="the base is broken, or a merged weight is too large for its type",
-            )
+            hint = "the base is broken, or a merged weight is too large for its type"
+            raise ModelError(f"{name} holds NaN or infinity", hint=hint)
 
 
 def in_shards(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:

@@ -147,10 +147,8 @@ def _lmstudio(request: Request, source: Path, say: Observe) -> Exported:
     publisher, model = _listed(request, source)
     for what, name in (("publisher", publisher), ("model", model)):
         if not _FOLDER.fullmatch(name):
-            raise UsageError(
-                f"{what} {name!r} is no name of a folder",
-                hint="letters, digits, dots, dashes and underscores",
-            )
+            what = f"{what} {name!r} is no name of a folder"
+            raise UsageError(what, hint="letters, digits, dots, dashes and underscores")
     place = request.out / publisher / model
     if request.type in (None, "mlx"):
         made = _mlx(replace(request, format="mlx", type=None, out=place), source, say)

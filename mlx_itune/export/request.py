@@ -91,9 +91,8 @@ class Request:
         if self.separate and self.format != "ollama":
             raise UsageError("--separate takes effect only with --to ollama")
         if self.is_file and self.out.suffix != ".gguf":
-            raise UsageError(
-                "a GGUF export is one file", where=str(self.out), hint=f"--out {self.out}.gguf"
-            )
+            what = "a GGUF export is one file"
+            raise UsageError(what, where=str(self.out), hint=f"--out {self.out}.gguf")
 
     @property
     def is_file(self) -> bool:

@@ -77,11 +77,8 @@ def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation
     found = [row for path in paths for row in read_rows(path)]
     faults = [row for row in found if isinstance(row, Fault) and row.severity == "error"]
     if faults:
-        raise DataError(
-            f"{count(len(faults), 'broken row')}, the first: {faults[0]}",
-            where=str(data),
-            hint=f"mlx-itune data check {data}",
-        )
+        what = f"{count(len(faults), 'broken row')}, the first: {faults[0]}"
+        raise DataError(what, where=str(data), hint=f"mlx-itune data check {data}")
     rows = [row for row in found if isinstance(row, Conversation)]
     if not rows:
         raise DataError("holds no rows", where=str(data))

@@ -84,9 +84,8 @@ def room_tokens(prompt_tokens: int, config: Mapping[str, Any], max_tokens: int) 
     if context is None:
         return max_tokens
     if prompt_tokens >= context:
-        raise DataError(
-            f"the prompt is {prompt_tokens:,} tokens, and the model's context is {context:,}"
-        )
+        what = f"the prompt is {prompt_tokens:,} tokens, and the model's context is {context:,}"
+        raise DataError(what)
     return min(max_tokens, context - prompt_tokens)
 
 

@@ -214,9 +214,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_CONNECTIONS_WAITING)
     except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"cannot listen on {host} port {port}: {error}", hint="choose another --port"
-        ) from error
+        what = f"cannot listen on {host} port {port}: {error}"
+        raise UsageError(what, hint="choose another --port") from error
 
 
 def _hosts(host: str, port: int) -> frozenset[str] | None:

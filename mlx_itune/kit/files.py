@@ -202,11 +202,8 @@ def require_free_bytes(path: Path, needed_bytes: int, what: str) -> None:
     with storage_errors(path):
         free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
-        raise StorageError(
-            f"{what} needs {size(needed_bytes)}, the disk has {size(free_bytes)} free",
-            where=str(path),
-            hint="free some space or choose another place",
-        )
+        what = f"{what} needs {size(needed_bytes)}, the disk has {size(free_bytes)} free"
+        raise StorageError(what, where=str(path), hint="free some space or choose another place")
 
 
 @contextlib.contextmanager

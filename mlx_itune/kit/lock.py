@@ -83,11 +83,9 @@ def _acquire(path: Path, what: str) -> int:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.ENOENT):
                 os.close(descriptor)
-                raise StorageError(
-                    f"cannot be locked ({os.strerror(error.errno or 0)})",
-                    where=str(path),
-                    hint="keep runs on a local disk",
-                ) from error
+                what = f"cannot be locked ({os.strerror(error.errno or 0)})"
+                hint = "keep runs on a local disk"
+                raise StorageError(what, where=str(path), hint=hint) from error
         who = _read_holder(descriptor)
         os.close(descriptor)
         if time.monotonic() >= deadline:

@@ -130,9 +130,8 @@ def stats(
             max_length_tokens=tokens.max_length,
         )
     if found is None:
-        raise DataError(
-            "holds no row that can be read", where=files.name, hint="see mlx-itune data check"
-        )
+        what = "holds no row that can be read"
+        raise DataError(what, where=files.name, hint="see mlx-itune data check")
     if html:
         write_new(html, stats_page(found, data=files.name).encode())
     about = {"data": [str(path) for path in data], "html": html, **plain(found)}

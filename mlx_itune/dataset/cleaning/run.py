@@ -101,10 +101,8 @@ class Steps:
             if name in made:
                 raise UsageError(f"the step {name!r} is given twice")
             if name in MENDING and not WHOLE_STEPS.keys().isdisjoint(made):
-                raise UsageError(
-                    f"the step {name!r} mends rows and comes too late",
-                    hint="put it before the steps that compare rows",
-                )
+                what = f"the step {name!r} mends rows and comes too late"
+                raise UsageError(what, hint="put it before the steps that compare rows")
             if name in ROW_STEPS:
                 made[name] = partial(_each, ROW_STEPS[name](self))
             else:
@@ -346,10 +344,8 @@ class _Run:
         """Stop, if any row was broken and that was not to be passed over."""
         if self.writer.rejected and not self.keep_going:
             first = " | ".join(map(str, self.writer.faults[:3]))
-            raise DataError(
-                f"{self.writer.rejected} rows are broken: {first}",
-                hint="--keep-going leaves them out and lists them in rejected.jsonl",
-            )
+            hint = "--keep-going leaves them out and lists them in rejected.jsonl"
+            raise DataError(f"{self.writer.rejected} rows are broken: {first}", hint=hint)
 
     def _said(self, text: str) -> str:
         return text if self.hidden == () else redact(text, self.hidden)[0]

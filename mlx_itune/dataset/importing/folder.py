@@ -79,9 +79,8 @@ def refuse_place(out: Path, inputs: Inputs) -> None:
     """Raise where no folder can be made of these inputs: before hours of reading, not after."""
     for folder in inputs.folders:
         if out.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(
-                f"lies inside the source {folder}", where=str(out), hint="name another folder"
-            )
+            what = f"lies inside the source {folder}"
+            raise UsageError(what, where=str(out), hint="name another folder")
     refuse_occupied(out)
 
 

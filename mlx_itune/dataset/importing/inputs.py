@@ -230,11 +230,8 @@ def _refusal(hub: re.Match[str], error: Exception) -> ItuneError:
 
     where = hub["name"]
     if network.offline():
-        return UsageError(
-            "is no local path, and --offline finds no copy in the Hub's cache",
-            where=where,
-            hint="download it once without --offline",
-        )
+        what = "is no local path, and --offline finds no copy in the Hub's cache"
+        return UsageError(what, where=where, hint="download it once without --offline")
     if isinstance(error, RevisionNotFoundError):
         return UsageError(f"has no revision {hub['revision']!r}", where=where)
     if isinstance(error, RepositoryNotFoundError):

@@ -101,11 +101,8 @@ def traceable(folder: Path) -> DatasetRecord:
     """The record of a data folder whose rows carry origins. Raises DataError for any other."""
     record = read_dataset(folder)
     if record is None or record.version < VERSION:
-        raise DataError(
-            "has no record that rows can be traced by",
-            where=str(folder),
-            hint="`mlx-itune data import` makes folders with one",
-        )
+        hint = "`mlx-itune data import` makes folders with one"
+        raise DataError("has no record that rows can be traced by", where=str(folder), hint=hint)
     return record
 
 

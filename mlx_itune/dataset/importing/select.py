@@ -61,10 +61,8 @@ def mix(
     else:
         for name, weight in weights.items():
             if name not in sizes:
-                raise UsageError(
-                    f"a weight is given for {name!r}, which is no source",
-                    hint=did_you_mean(name, sizes) or "the sources are " + ", ".join(sizes),
-                )
+                hint = did_you_mean(name, sizes) or "the sources are " + ", ".join(sizes)
+                raise UsageError(f"a weight is given for {name!r}, which is no source", hint=hint)
             if not 0 <= weight <= sys.float_info.max:
                 raise UsageError(f"the weight of {name!r} is {weight}, not a finite number >= 0")
             if weight and not sizes[name]:

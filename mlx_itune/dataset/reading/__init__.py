@@ -97,11 +97,8 @@ def _kind_of(path: Path, head: bytes) -> str:
     if by_name in ("parquet", "xlsx"):
         raise DataError(f"is not a {by_name} file", where=str(path), hint="is it damaged?")
     if by_name is None and b"\x00" in head and not _BRACKET.search(head):
-        raise DataError(
-            "is no kind of file that can be read",
-            where=str(path),
-            hint=f"give one of {', '.join(sorted(SUFFIXES))}",
-        )
+        what = "is no kind of file that can be read"
+        raise DataError(what, where=str(path), hint=f"give one of {', '.join(sorted(SUFFIXES))}")
     if by_name == "text" and isinstance(_value(head.lstrip(BLANK).partition(b"\n")[0]), dict):
         return "jsonl"
     return by_name or "json"

@@ -156,11 +156,9 @@ def _prepared(
         yield from examples
     if refused:
         first, others = refused[0], len(refused) - 1
-        raise DataError(
-            first.message + (f"; so it does {others} more rows" if others else ""),
-            where=first.where,
-            hint=first.hint or "`mlx-itune data check --model ...` lists them all",
-        )
+        what = first.message + (f"; so it does {others} more rows" if others else "")
+        hint = first.hint or "`mlx-itune data check --model ...` lists them all"
+        raise DataError(what, where=first.where, hint=hint)
     if long and too_long == "error":
         raise DataError(
             f"{len(long)} rows are longer than {max_length_tokens} tokens: " + ", ".join(long[:3]),

@@ -247,10 +247,9 @@ def _check_calls(
     text = text_of([*before, {**message, "tool_calls": calls}])
     for call, renamed in zip(message["tool_calls"], calls, strict=True):
         if renamed["function"]["name"] not in text:
-            raise DataError(
-                f"the chat template does not write the tool call {call['function']['name']!r}",
-                hint="use a model whose template knows tools, or leave such rows out",
-            )
+            what = f"the chat template does not write the tool call {call['function']['name']!r}"
+            hint = "use a model whose template knows tools, or leave such rows out"
+            raise DataError(what, hint=hint)
 
 
 def _settle(

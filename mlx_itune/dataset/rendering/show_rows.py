@@ -66,10 +66,8 @@ def find_rows(paths: Sequence[Path], wanted: Sequence[str], read: Reader) -> Ite
                 yield row
             left -= hits | named
     if left:
-        raise UsageError(
-            f"there is no row {next(spec for spec in wanted if spec in left)!r}",
-            hint="name it as file:line, split:line, file:#row, or by its id",
-        )
+        what = f"there is no row {next(spec for spec in wanted if spec in left)!r}"
+        raise UsageError(what, hint="name it as file:line, split:line, file:#row, or by its id")
 
 
 def first_rows(paths: Iterable[Path], most: int, read: Reader) -> Iterator[Row]:

@@ -39,10 +39,8 @@ class RenderPlan:
     def __post_init__(self) -> None:
         refuse_out_of_range(self)
         if self.wants_exemplars and self.model is None:
-            raise UsageError(
-                "--shots needs --model, whose tokenizer measures the budget",
-                hint="such as --model starter",
-            )
+            what = "--shots needs --model, whose tokenizer measures the budget"
+            raise UsageError(what, hint="such as --model starter")
         if self.model is not None and not self.wants_exemplars:
             raise UsageError("--model has no effect without --shots above 0")
         names = self.column_names

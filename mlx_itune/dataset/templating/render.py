@@ -268,10 +268,8 @@ class Renderer:
                 sides[side] = patterns["input_no_options"]
             elif left:
                 ours = "write input_no_options for it"
-                raise DataError(
-                    f"{self.task.place(index)}: the {side} speaks of its options in {left}",
-                    hint=ours if side == "input" else "render with options",
-                )
+                what = f"{self.task.place(index)}: the {side} speaks of its options in {left}"
+                raise DataError(what, hint=ours if side == "input" else "render with options")
         return sides["input"], sides["target"]
 
 

@@ -258,13 +258,9 @@ def _refusal(result: Rendering) -> DataError:
     if result.rejected:
         shown = [str(fault) for fault in result.faults[:_FAULTS_SHOWN]]
         shown += ["..."] if result.rejected > _FAULTS_SHOWN else []
-        return DataError(
-            f"{result.rejected} of {result.rows} rows cannot be rendered: {' | '.join(shown)}",
-            hint="correct them, or leave them out with --keep-going",
-        )
+        what = f"{result.rejected} of {result.rows} rows cannot be rendered: {' | '.join(shown)}"
+        return DataError(what, hint="correct them, or leave them out with --keep-going")
     if not result.rows:
         return DataError("no example is left: there are no rows")
-    return DataError(
-        f"no example is left: {result.dropped} asked for exemplars and could keep none",
-        hint="use a larger --shot-budget, more rows, or 0 among --shots",
-    )
+    what = f"no example is left: {result.dropped} asked for exemplars and could keep none"
+    return DataError(what, hint="use a larger --shot-budget, more rows, or 0 among --shots")

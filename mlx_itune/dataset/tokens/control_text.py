@@ -148,7 +148,5 @@ def _count(pattern: re.Pattern[str], text: str) -> int:
 
 
 def _reserved() -> DataError:
-    return DataError(
-        "the text uses private characters of plane 16 (U+100000 and up)",
-        hint="remove them; no font or language gives them a meaning",
-    )
+    what = "the text uses private characters of plane 16 (U+100000 and up)"
+    return DataError(what, hint="remove them; no font or language gives them a meaning")

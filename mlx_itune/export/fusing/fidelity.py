@@ -54,9 +54,8 @@ class Reference:
         self.rows = len(self._rows)
         self.tokens = sum(int(np.count_nonzero(weights[:, 1:])) for _, weights in self._rows)
         if not self.tokens:
-            raise DataError(
-                "no learned token to measure fidelity on", hint="give --data with answers"
-            )
+            what = "no learned token to measure fidelity on"
+            raise DataError(what, hint="give --data with answers")
         self._kept: dict[int, Any] = {}
         self._kept_bytes = 0
         self._head_is_exact = choose_nll(model) is weighted_nll
@@ -148,10 +147,8 @@ def verify(
     rows = data[:_READ_BACK_ROWS]
     measured = Reference(reference.model, rows).compare(model)
     if measured.kl_mean > max_kl:
-        raise ModelError(
-            f"read back by mlx-lm it is {measured.kl_mean:.2g} nats per token from its source",
-            where=str(out),
-        )
+        what = f"read back by mlx-lm it is {measured.kl_mean:.2g} nats per token from its source"
+        raise ModelError(what, where=str(out))
     prompt = rows[0].input_ids[: int((rows[0].weights > 0).argmax())]
     return Verification(
         f"mlx-lm {base.mlx_lm_version()}",

@@ -87,10 +87,8 @@ def ways(
     if found:
         return found
     if choice == "exact" and not on_the_grid(layers):
-        raise ModelError(
-            "an exact merge needs an adapter of the grid on a quantized base",
-            hint="train with --adapter grid or qalora, or leave --way out",
-        )
+        what = "an exact merge needs an adapter of the grid on a quantized base"
+        raise ModelError(what, hint="train with --adapter grid or qalora, or leave --way out")
     asked = f"--way {choice}" + (f" and --bits {bits}" if bits else "")
     raise UsageError(f"{asked}: this base and adapter have no such way", hint="leave one out")
 

@@ -166,10 +166,8 @@ def architecture_of(model: nn.Module, config: Mapping[str, Any]) -> tuple[Archit
         kind = "gemma3_text"
     found = ARCHITECTURES.get(str(kind))
     if found is None:
-        raise ModelError(
-            f"model_type {kind!r} cannot be exported to GGUF",
-            hint="supported: " + ", ".join(sorted(ARCHITECTURES)),
-        )
+        what = f"model_type {kind!r} cannot be exported to GGUF"
+        raise ModelError(what, hint="supported: " + ", ".join(sorted(ARCHITECTURES)))
     rows = int(inner.model.embed_tokens.weight.shape[0])
     text = config.get("text_config") if inner is not model else None
     facts = Facts(inner.args, text or config, "lm_head" not in inner, rows)
@@ -248,9 +246,8 @@ def _yarn(scaling: Mapping[str, Any]) -> Told:
     for name, theirs in (("beta_fast", 32), ("beta_slow", 1)):
         # There are keys for them, which llama.cpp reads for other architectures only.
         if scaling.get(name, theirs) != theirs:
-            raise ModelError(
-                f"yarn scaling with {name} {scaling[name]}, and llama.cpp takes {theirs}"
-            )
+            what = f"yarn scaling with {name} {scaling[name]}, and llama.cpp takes {theirs}"
+            raise ModelError(what)
     original = int(scaling.get("original_max_position_embeddings", 4096))
     keys = {
         "rope.scaling.type": "yarn",
@@ -336,9 +333,8 @@ def _gemma3(facts: Facts) -> Told:
 def _smollm3(facts: Facts) -> Told:
     given = [bool(x) for x in facts.args.no_rope_layers]
     if given != [(i + 1) % 4 != 0 for i in range(len(given))]:
-        raise ModelError(
-            "rotates other layers than llama.cpp's smollm3, which leaves out every 4th"
-        )
+        what = "rotates other layers than llama.cpp's smollm3, which leaves out every 4th"
+        raise ModelError(what)
     return Told({})
 
 

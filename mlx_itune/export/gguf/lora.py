@@ -55,11 +55,8 @@ def export_gguf_lora(request: Request, source: Path, observe: Observe) -> Export
     adapter, where = request.trained(), str(request.adapter)
     kind, scale = adapter.config.kind, adapter.config.scale
     if kind in _NOT_A_PAIR:
-        raise ModelError(
-            f"a {kind} adapter is no LoRA to llama.cpp: {_NOT_A_PAIR[kind]}",
-            where=where,
-            hint="fuse it and export the model with --to gguf",
-        )
+        what = f"a {kind} adapter is no LoRA to llama.cpp: {_NOT_A_PAIR[kind]}"
+        raise ModelError(what, where=where, hint="fuse it and export the model with --to gguf")
     if scale == 0:
         raise ModelError("has scale 0, which llama.cpp takes for 1", where=where)
     # The weights stay packed: none of them is computed with.
@@ -129,10 +126,8 @@ def _tensors(
         elif isinstance(layer, LoRAEmbedding):
             # llama.cpp looks rows of A up, and would multiply by it at the output.
             if facts.tied:
-                raise ModelError(
-                    f"llama.cpp cannot adapt {path}, which is the output layer, too",
-                    hint="fuse the adapter and export the model with --to gguf",
-                )
+                what = f"llama.cpp cannot adapt {path}, which is the output layer, too"
+                raise ModelError(what, hint="fuse the adapter and export the model with --to gguf")
             b = b.T
         order = architecture.row_order(name, b.shape[-2], facts)
         for end, factor, rows in (("lora_a", a, None), ("lora_b", b, order)):

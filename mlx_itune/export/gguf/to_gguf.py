@@ -225,10 +225,8 @@ def _quantizer() -> Any:
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
-        raise UsageError(
-            "K-quants need llama.cpp's own quantizer",
-            hint="pip install llama-cpp-python, or choose q8_0, q4_0 or lossless",
-        ) from error
+        hint = "pip install llama-cpp-python, or choose q8_0, q4_0 or lossless"
+        raise UsageError("K-quants need llama.cpp's own quantizer", hint=hint) from error
     return llama_cpp
 
 

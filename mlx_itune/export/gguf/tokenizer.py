@@ -162,10 +162,8 @@ def _vocabulary(state: Mapping[str, Any], kind: str, rows: int) -> tuple[list[st
         by_id[number], kinds[number] = f"[UNUSED{number}]", _UNUSED
     last = max(by_id)
     if last >= rows:
-        raise ModelError(
-            f"the tokenizer has a token {last} ({by_id[last]!r}), the model {rows} rows",
-            hint="use the tokenizer that belongs to the model",
-        )
+        what = f"the tokenizer has a token {last} ({by_id[last]!r}), the model {rows} rows"
+        raise ModelError(what, hint="use the tokenizer that belongs to the model")
     tokens = [by_id.get(number, f"[PAD{number}]") for number in range(rows)]
     if any("\0" in token for token in tokens):
         raise ModelError("a token holds a NUL character, where llama.cpp ends its text")

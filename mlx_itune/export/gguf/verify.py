@@ -114,9 +114,8 @@ def verify_gguf(reader: Reader, source_dir: Path, *, requantized: bool = False) 
         for tensor in reader.tensors:
             weight = expected.pop(tensor.name, None)
             if weight is None:
-                raise ModelError(
-                    f"{tensor.name} is twice there, or not the model's", where=str(file)
-                )
+                what = f"{tensor.name} is twice there, or not the model's"
+                raise ModelError(what, where=str(file))
             heads = rotated(tensor.name, args, architecture)
             found = _compare(tensor, data, weight, heads, requantized)
             if found is None:

@@ -139,11 +139,8 @@ class HfTensor:
 def require_known(model_type: str, where: str) -> None:
     """Raises ModelError for a model type that was not compared."""
     if model_type not in COMPARED:
-        raise ModelError(
-            f"model_type {model_type!r} has no export to transformers",
-            where=where,
-            hint="it is known for " + ", ".join(sorted(COMPARED)),
-        )
+        what = f"model_type {model_type!r} has no export to transformers"
+        raise ModelError(what, where=where, hint="it is known for " + ", ".join(sorted(COMPARED)))
 
 
 def require_same_function(source: FloatSource) -> None:
@@ -313,9 +310,8 @@ def _stored(piece: Any, kind: str, name: str) -> bytes:
         return bytes(piece.tobytes())
     rounded = mx.array(piece).astype(getattr(mx, kind))
     if not np.isfinite(np.asarray(rounded.astype(mx.float32))).all():
-        raise ModelError(
-            f"{name} has numbers beyond what {kind} can hold", hint="use bfloat16 or float32"
-        )
+        what = f"{name} has numbers beyond what {kind} can hold"
+        raise ModelError(what, hint="use bfloat16 or float32")
     return bytes(np.asarray(rounded.view(mx.uint16)).tobytes())
 
 

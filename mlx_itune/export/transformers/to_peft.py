@@ -45,11 +45,8 @@ def export_peft(request: Request, source: Path, observe: Observe) -> Exported:
     observe("writing PEFT's layout, and reading it back")
     adapter = request.trained()
     if adapter.config.kind == "grid":
-        raise ModelError(
-            "PEFT has no adapter that moves scales and biases",
-            where=str(request.adapter),
-            hint=_ELSEWAY,
-        )
+        what = "PEFT has no adapter that moves scales and biases"
+        raise ModelError(what, where=str(request.adapter), hint=_ELSEWAY)
     loaded = base.load(request.model, compute="dequantized")
     adapters.apply(loaded, adapter)
     loaded.model.eval()
