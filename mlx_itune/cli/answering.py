@@ -36,9 +36,7 @@ _HELP = (
 @options.command("generate")
 @options.opening
 @options.as_record(
-    "asked",
-    "mlx_itune.inference.prompts:Asked",
-    options.flags("words prompt file system raw"),
+    "asked", "mlx_itune.inference.prompts:Asked", options.flags("words prompt file system raw")
 )
 @options.flags("out-of-answers prompts-at-once stop max-tokens")
 @options.drawing

@@ -26,14 +26,12 @@ if TYPE_CHECKING:
     from mlx_itune.model.loading.base import LoadedModel
 
 
-_measuring = options.flags(
-    "runs bits max-kl allow-lossy held-out template compute allow-other-base"
-)
+_measured = options.flags("runs bits max-kl allow-lossy held-out template compute allow-other-base")
 
 
 @options.command("fuse")
 @options.flags("model adapter-to-merge out-directory way every-way score")
-@_measuring
+@_measured
 def fuse(score: bool, runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
     """Merge an adapter into its base; the smallest result that still is the model you trained."""
     from mlx_itune.export.fusing.fuse import fuse
@@ -74,7 +72,7 @@ def _fused(result: FuseResult, source: str) -> Iterator[Any]:
 
 @options.command("export")
 @options.flags("model adapter to out-path type name separate bundle way-of-export")
-@_measuring
+@_measured
 def command(runs: Path, data: Path | None, template: str | None, **given: Any) -> Result:
     """Write a model for mlx-lm, llama.cpp, Ollama, LM Studio, transformers or PEFT; read it back.
 

@@ -27,7 +27,7 @@ _SPLITS = ("train", "valid", "test")
 _FOLDER_KINDS = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx"})
 # What a data folder holds besides its rows.
 _NOT_ROWS = frozenset(
-    {"dataset.json", "removed.jsonl", "changed.jsonl", "rejected.jsonl", "ledger.jsonl"}
+    "dataset.json removed.jsonl changed.jsonl rejected.jsonl ledger.jsonl".split()
 )
 
 # Keys that mean something to a reader of the canonical row; tags with these names go to `metadata`.

@@ -14,7 +14,7 @@ from data_command import outline
 from mlx_itune.dataset.conversation import RowFault
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.reading import stream as streams
-from mlx_itune.dataset.reading.strict_json import MAX_DEPTH, StrictDecoder
+from mlx_itune.dataset.reading.stream import MAX_DEPTH, StrictDecoder
 from mlx_itune.dataset.sources import expand, read_rows, split_paths
 from mlx_itune.kit.errors import DataError, StorageError, UsageError
 

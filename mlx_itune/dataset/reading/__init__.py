@@ -22,8 +22,7 @@ from mlx_itune.dataset.conversation import Fault
 from mlx_itune.dataset.reading.delimited import read_delimited
 from mlx_itune.dataset.reading.json_document import read_document
 from mlx_itune.dataset.reading.plain import read_text
-from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record
-from mlx_itune.dataset.reading.strict_json import read_lines
+from mlx_itune.dataset.reading.stream import BLANK, ByteStream, Record, read_lines
 from mlx_itune.dataset.reading.tables import read_parquet, read_xlsx
 from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.files import open_regular, storage_errors

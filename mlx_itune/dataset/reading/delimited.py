@@ -14,8 +14,13 @@ from typing import Any, NamedTuple
 
 from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.columns import Cells, named_rows
-from mlx_itune.dataset.reading.stream import MAX_ROW_BYTES, ByteStream, Record, refuse_too_long
-from mlx_itune.dataset.reading.strict_json import decoded
+from mlx_itune.dataset.reading.stream import (
+    MAX_ROW_BYTES,
+    ByteStream,
+    Record,
+    decoded,
+    refuse_too_long,
+)
 
 _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 200

@@ -14,12 +14,14 @@ from itertools import chain, pairwise
 from typing import Any
 
 from mlx_itune.dataset.conversation import Fault, RowFault
-from mlx_itune.dataset.reading.stream import ByteStream, Record, refuse_too_long
-from mlx_itune.dataset.reading.strict_json import (
+from mlx_itune.dataset.reading.stream import (
     BOM_FAULT,
+    ByteStream,
+    Record,
     StrictDecoder,
     as_row,
     decoded,
+    refuse_too_long,
     syntax_fault,
 )
 

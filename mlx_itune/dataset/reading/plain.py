@@ -22,9 +22,9 @@ from mlx_itune.dataset.reading.stream import (
     MAX_ROW_BYTES,
     ByteStream,
     Record,
+    decoded,
     refuse_too_long,
 )
-from mlx_itune.dataset.reading.strict_json import decoded
 
 _END = b"<|endoftext|>"
 _PREAMBLE = b"Below is an instruction"

@@ -1,14 +1,22 @@
-"""The bytes of a file, plain or gzip, in chunks or lines; what was read is told as it goes."""
+"""The bytes of a file, plain or gzip, in chunks or lines, told of as they are read; JSON in them.
+
+Refused beyond bad syntax: a key that occurs twice in an object, NaN and infinities, NUL and lone
+surrogates in strings, nesting over 254 levels.
+"""
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from mlx_itune.dataset.conversation import RowFault, origin_of
+from mlx_itune.dataset.conversation import Fault, RowFault, origin_of
+from mlx_itune.kit.json_files import depth_of
 
 # What is made of a chunk of this size stays in the processor's cache, and in memory that the
 # allocator hands out again without asking the system: larger chunks take half as long again.
@@ -101,3 +109,168 @@ def refuse_too_long(size: int) -> None:
     if size > MAX_ROW_BYTES:
         reason = f"the row is longer than {MAX_ROW_BYTES >> 20} MiB"
         raise RowFault("row-size", reason, "split it, or look for a missing line break or bracket")
+
+
+MAX_DEPTH = 254  # what orjson will write
+BOM_FAULT = RowFault(
+    "bom", "the file starts with a byte order mark", "save it as UTF-8 without a BOM"
+)
+
+_SPACE = BLANK.decode()
+_STRANGE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BYTE = re.compile("[\udc80-\udcff]")
+
+
+def read_lines(stream: ByteStream, name: str) -> Generator[Record | Fault, None, int]:
+    """A Record or Fault per line that is not blank; returns the number of lines."""
+    strict, number = StrictDecoder(), 0
+    if stream.has_bom:
+        yield BOM_FAULT.at(name, 1)
+    for number, at, raw in stream.lines():
+        # The line that the mark spoils has had its fault.
+        if raw.strip(BLANK) and not (stream.has_bom and number == 1):
+            try:
+                refuse_too_long(len(raw))
+                yield Record(strict.row(raw, at), number)
+            except RowFault as fault:
+                yield fault.at(name, number)
+    return max(number, int(stream.has_bom))
+
+
+class StrictDecoder:
+    """Decodes values one at a time. What is well formed but refused has an end all the same."""
+
+    def __init__(self) -> None:
+        self._refused: RowFault | None = None
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
+        )
+
+    def value_at(self, text: str, start: int) -> tuple[Any, int, RowFault | None]:
+        """The value that begins at `start`, its end, and why it is refused if it is. Raises
+        JSONDecodeError, which knows where, or RowFault for what is not JSON."""
+        self._refused = None
+        try:
+            value, end = self._decoder.raw_decode(text, start)
+        except json.JSONDecodeError:
+            raise
+        except RecursionError:
+            raise _too_deep() from None
+        except ValueError:
+            raise RowFault("json", "a number with too many digits") from None
+        brackets = text.count("[", start, end) + text.count("{", start, end)
+        if brackets > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+            return value, end, _too_deep()
+        refused = self._refused
+        if text.find("\\u", start, end) >= 0 and _STRANGE_ESCAPE.search(text, start, end):
+            try:
+                refuse_strange_text(value)
+            except RowFault as fault:
+                refused = refused or fault
+        return value, end, refused
+
+    def row(self, raw: bytes, at: int) -> dict[str, Any]:
+        """The object that a line holds, whose first byte is the file's byte `at`, from 0. Raises
+        RowFault."""
+        text = decoded(raw, at)
+        if text.startswith("\ufeff"):
+            raise RowFault("bom", "a byte order mark before the row", "remove it")
+        try:
+            value, end, refused = self.value_at(text, len(text) - len(text.lstrip(_SPACE)))
+            if text[end:].strip(_SPACE):
+                raise json.JSONDecodeError("Extra data", text, end)
+        except json.JSONDecodeError as error:
+            byte = at + len(text[: error.pos].encode())
+            raise syntax_fault(error, f"column {error.pos + 1}, byte {byte + 1}") from None
+        return as_row(value, refused)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+            reason = f"the key {twice!r} occurs twice"
+            self._refused = RowFault("duplicate-key", reason, "keep one of the two")
+        return row
+
+    def _constant(self, text: str) -> None:
+        self._refused = RowFault("constant", f"{text} is not JSON", "write null")
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if value in (float("inf"), float("-inf")):
+            self._refused = RowFault("json", f"the number {text[:20]} is too large")
+        return value
+
+
+def as_row(value: Any, refused: RowFault | None) -> dict[str, Any]:
+    """A decoded value as a row. Raises RowFault for a refused one, or of another type."""
+    if refused is not None:
+        raise refused
+    if not isinstance(value, dict):
+        raise RowFault("not-an-object", "a row must be a JSON object")
+    return value
+
+
+def syntax_fault(error: json.JSONDecodeError, place: str) -> RowFault:
+    """Why a text is not JSON, and what to do. `place`: where the error is in the file."""
+    text, at = error.doc, error.pos
+    here = text[at : at + 1]
+    if here == "\x00":
+        return _nul(place)
+    if _BYTE.match(here):
+        return _not_utf8(ord(here) - 0xDC00, place)
+    hint = ""
+    if error.msg.startswith("Extra data"):
+        is_comma = text[at:].strip() == ","
+        hint = "remove the comma after the row" if is_comma else "put each row on a line of its own"
+    elif error.msg.startswith("Unterminated string") or not text[at : at + 4096].strip():
+        hint = "the row is cut off, or a quote is missing"
+    elif error.msg.startswith("Expecting property name") and here == "'":
+        hint = "JSON wants double quotes"
+    elif error.msg.startswith("Invalid control character"):
+        hint = "write line breaks and tabs in strings as \\n and \\t"
+    return RowFault("json", f"{error.msg} at {place} of the file", hint)
+
+
+def decoded(raw: bytes, at: int = 0, *, one_line: bool = True) -> str:
+    """`raw` as text. Raises RowFault for a NUL byte and for what is not UTF-8. `one_line`: it is a
+    whole line, so that a fault can name the column too."""
+    nul = raw.find(0)
+    if nul >= 0:
+        raise _nul(f"column {nul + 1}, " * one_line + f"byte {at + nul + 1}")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        column = f"byte {error.start + 1} of the line, " * one_line
+        place = f"{column}byte {at + error.start + 1}"
+        raise _not_utf8(raw[error.start], place) from None
+
+
+def refuse_strange_text(value: Any) -> None:
+    """Raise RowFault for NUL and lone surrogates in any string of a value."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise RowFault("nul", "a NUL character (\\u0000) in a string")
+        if not value.isascii() and _SURROGATE.search(value):
+            raise RowFault("surrogate", "half of a surrogate pair in a string")
+    elif isinstance(value, dict):
+        for pair in value.items():
+            refuse_strange_text([*pair])
+    elif isinstance(value, list):
+        for item in value:
+            refuse_strange_text(item)
+
+
+def _nul(place: str) -> RowFault:
+    hint = "save the file as UTF-8, if it is UTF-16"
+    return RowFault("nul", f"a NUL byte at {place} of the file", hint)
+
+
+def _not_utf8(byte: int, place: str) -> RowFault:
+    message = f"0x{byte:02x} at {place} of the file is not UTF-8"
+    return RowFault("utf-8", message, "save the file as UTF-8")
+
+
+def _too_deep() -> RowFault:
+    return RowFault("json", f"nested too deeply (more than {MAX_DEPTH} levels)")

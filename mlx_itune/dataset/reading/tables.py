@@ -18,8 +18,7 @@ from typing import Any
 
 from mlx_itune.dataset.conversation import Fault, RowFault
 from mlx_itune.dataset.reading.columns import Cells, named_rows
-from mlx_itune.dataset.reading.stream import Record
-from mlx_itune.dataset.reading.strict_json import refuse_strange_text
+from mlx_itune.dataset.reading.stream import Record, refuse_strange_text
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.wording import brief
 
