@@ -47,9 +47,8 @@ def console(*, stderr: bool = False) -> Console:
             raise BrokenPipeError
 
     stream = sys.stderr if stderr else sys.stdout
-    return Piped(
-        file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else 100
-    )
+    width = None if stream.isatty() else 100
+    return Piped(file=stream, highlight=False, soft_wrap=False, width=width)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Table:

@@ -137,9 +137,8 @@ def answer_questions(
     observe: Observe | None = None,
 ) -> list[tuple[Conversation, str, str]]:
     """(row, greedy answer, reference) of the rows that ask something."""
-    asked = [
-        (row, *pair) for row in conversations if (pair := question(row, tokenizer)) is not None
-    ]
+    pairs = ((row, question(row, tokenizer)) for row in conversations)
+    asked = [(row, *pair) for row, pair in pairs if pair is not None]
     told = (lambda done: observe("answers", done, len(asked))) if observe else None
     generator = Generator(loaded, tokenizer, batch_size=settings.batch_size)
     answers = generator.batch([ids for _, ids, _ in asked], settings.max_new_tokens, told)

@@ -163,9 +163,8 @@ class Desk:
 
 def unknown_model(name: str, param: str = "model") -> Refusal:
     """The refusal of a model that is not served."""
-    return Refusal(
-        404, f"The model {name[:100]!r} does not exist", param=param, code="model_not_found"
-    )
+    what = f"The model {name[:100]!r} does not exist"
+    return Refusal(404, what, param=param, code="model_not_found")
 
 
 def _request(data: bytes) -> Request:

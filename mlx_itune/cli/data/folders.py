@@ -50,9 +50,8 @@ def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: 
 
     may_ask = sys.stdin.isatty() and not as_json
     with Progress() as progress:
-        made = import_rows(
-            sources, out, settings, ask=ask if may_ask else None, tell=progress.bytes_of
-        )
+        asking = ask if may_ask else None
+        made = import_rows(sources, out, settings, ask=asking, tell=progress.bytes_of)
     return Result(made, _imported(made), 0 if made.written else DataError.exit_code)
 
 

@@ -65,9 +65,8 @@ def render_rows(
     if plan.task:
         by_name = {task.name: task for task in tasks}
         with located(templates):
-            tasks = tuple(
-                by_name[known("task", name, by_name)] for name in dict.fromkeys(plan.task)
-            )
+            chosen = dict.fromkeys(known("task", name, by_name) for name in plan.task)
+            tasks = tuple(map(by_name.__getitem__, chosen))
     result = Rendering(str(out), warnings=lint(tasks))
     inputs = find_inputs([source])
     files = [replace(file, split=None) for file in inputs.files]

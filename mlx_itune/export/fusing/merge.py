@@ -167,9 +167,8 @@ def merge(
                 tensors.pop(f"{path}.{name}", None)
             tensors.update({f"{path}.{name}": tensor for name, tensor in changed.items()})
     if way.dtype is not None:
-        tensors = {
-            name: t.astype(way.dtype) if t.dtype in _HALF else t for name, t in tensors.items()
-        }
+        halves = {name: t.astype(way.dtype) for name, t in tensors.items() if t.dtype in _HALF}
+        tensors |= halves
     return tensors, settings or None
 
 

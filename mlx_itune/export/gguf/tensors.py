@@ -76,9 +76,8 @@ def float_twin(stored: Stored) -> Type:
     """The smallest float type that says these numbers exactly (affine: as float32 rounds them)."""
     if stored.scales is not None:
         # 4-bit floats times 8-bit ones fit a half; 8-bit floats times powers of two do not.
-        return {"nvfp4": Type.F16, "mxfp4": Type.BF16, "mxfp8": Type.BF16}.get(
-            stored.mode, Type.F32
-        )
+        twins = {"nvfp4": Type.F16, "mxfp4": Type.BF16, "mxfp8": Type.BF16}
+        return twins.get(stored.mode, Type.F32)
     return {mx.float16: Type.F16, mx.bfloat16: Type.BF16}.get(stored.weight.dtype, Type.F32)
 
 

@@ -176,10 +176,8 @@ def _notes(tensors: Sequence[Planned], kind: str, wide: frozenset[str]) -> list[
         if kind in CODES and t.stored.scales is not None and same_codes(t.stored) is None
     )
     smaller = " (native, q8_0 or f16 are smaller, not exact)" if kind == "lossless" else ""
-    notes += [
-        f"{n} {what}: GGUF has no blocks for their codes{smaller}" for what, n in homeless.items()
-    ]
-    return notes
+    why = f"GGUF has no blocks for their codes{smaller}"
+    return notes + [f"{n} {what}: {why}" for what, n in homeless.items()]
 
 
 def _place(tensor: Planned) -> tuple[int, int, str]:

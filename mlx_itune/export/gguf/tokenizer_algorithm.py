@@ -40,9 +40,8 @@ def kind_of(state: State) -> str:
     """GGUF's name for the algorithm: "gpt2" (byte-level) or "llama" (SentencePiece). Raises
     ModelError for one it does not have."""
     model = state["model"]
-    odd = [
-        k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)
-    ]
+    unlike = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
+    odd = [key for key in unlike if model.get(key)]
     if model["type"] != "BPE" or odd:
         raise refused(
             f"tokenizers of type {model['type']}{' with ' + odd[0] if odd else ''} "
