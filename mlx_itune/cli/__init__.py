@@ -1,7 +1,5 @@
-"""The command line: a command's file is imported only when that command runs.
-
-``mlx-itune --help`` reads commands.toml and imports no command, so it answers at once.
-"""
+"""The command line: a command's file is imported only when that command runs. ``mlx-itune --help``
+reads commands.toml and imports no command, so it answers at once."""
 
 from __future__ import annotations
 

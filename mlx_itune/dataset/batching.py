@@ -1,8 +1,6 @@
 """Which rows each optimizer step learns: pure functions of (seed, epoch), with no generator state.
-
 A hash gives the order, so it is the same on every platform and library version, and a run resumed
-at step s needs nothing but s.
-"""
+at step s needs nothing but s."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""The sample data that the package ships: invented clinical notes, twenty kinds of questions.
-
-No patient in it exists. `starter/clinical` of the repository wrote it, with one seed.
-"""
+"""The sample data that the package ships: invented clinical notes, twenty kinds of questions. No
+patient in it exists. `starter/clinical` of the repository wrote it, with one seed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Weights as mlx-lm stores them, and the numbers that they stand for.
-
-MLX's affine weight is w = s q + b, one scale s and bias b for 32, 64 or 128 neighbours.
-"""
+"""Weights as mlx-lm stores them, and the numbers that they stand for. MLX's affine weight is w = s
+q + b, one scale s and bias b for 32, 64 or 128 neighbours."""
 
 from __future__ import annotations
 

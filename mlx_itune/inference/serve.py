@@ -1,8 +1,6 @@
-"""An OpenAI-compatible server: a base and its adapters, loaded once, behind uvicorn.
-
-The caller's thread computes, the one that loaded the model: MLX's streams and compiled functions
-belong to a thread, and are taken apart with it. HTTP has a thread of its own.
-"""
+"""An OpenAI-compatible server: a base and its adapters, loaded once, behind uvicorn. The caller's
+thread computes, the one that loaded the model: MLX's streams and compiled functions belong to a
+thread, and are taken apart with it. HTTP has a thread of its own."""
 
 from __future__ import annotations
 

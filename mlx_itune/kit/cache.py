@@ -1,7 +1,5 @@
 """Where mlx-itune keeps what it can make again, and small findings that are kept there.
-
-`MLX_ITUNE_CACHE` names another place, or `off`.
-"""
+`MLX_ITUNE_CACHE` names another place, or `off`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Self-contained HTML pages: text becomes markup only through `element`, so data stays data.
-
-A page loads nothing, runs nothing and sends nothing: its Content-Security-Policy allows the one
-style sheet inside it, by hash.
-"""
+"""Self-contained HTML pages: text becomes markup only through `element`, so data stays data. A page
+loads nothing, runs nothing and sends nothing: its Content-Security-Policy allows the one style
+sheet inside it, by hash."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Settings that are declared once, as fields of a frozen dataclass, for flags and flat TOML files.
-
-rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
-"""
+rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16"""
 
 from __future__ import annotations
 

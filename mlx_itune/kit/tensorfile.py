@@ -1,8 +1,6 @@
-"""Safetensors files: a strict reader of headers and a canonical, durable writer.
-
-The checks are the reference implementation's, before any array library maps the file; what it lets
-pass of a header's JSON is refused here. https://github.com/huggingface/safetensors#format
-"""
+"""Safetensors files: a strict reader of headers and a canonical, durable writer. The checks are the
+reference implementation's, before any array library maps the file; what it lets pass of a header's
+JSON is refused here. https://github.com/huggingface/safetensors#format"""
 
 from __future__ import annotations
 

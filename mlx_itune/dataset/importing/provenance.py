@@ -1,8 +1,6 @@
-"""dataset.json: where a data folder's rows come from and what was done to them, step by step.
-
-Steps name what they read and wrote by SHA-256. The `seal` is the SHA-256 of the rest of the record
-and so stands for every byte of the folder; whoever can rewrite that can also seal it anew.
-"""
+"""dataset.json: where a data folder's rows come from and what was done to them, step by step. Steps
+name what they read and wrote by SHA-256. The `seal` is the SHA-256 of the rest of the record and so
+stands for every byte of the folder; whoever can rewrite that can also seal it anew."""
 
 from __future__ import annotations
 

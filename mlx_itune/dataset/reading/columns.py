@@ -1,8 +1,6 @@
 """The columns of a table: rows of cells -> records, under the names that the first row gives them.
-
-The first row names the columns, unless it looks like data: then they are called "1", "2", "3"...;
-a first column of questions and a second of answers, as in FLAN's TSV files, is named so.
-"""
+The first row names the columns, unless it looks like data: then they are called "1", "2", "3"...; a
+first column of questions and a second of answers, as in FLAN's TSV files, is named so."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""CSV and TSV: strict, streamed, and with the line on which each row starts.
-
-A byte order mark is what Excel writes and is read over. Quoted cells may span lines; in a line of a
-TSV in which quotes turn out not to be quoting, they are text.
-"""
+"""CSV and TSV: strict, streamed, and with the line on which each row starts. A byte order mark is
+what Excel writes and is read over. Quoted cells may span lines; in a line of a TSV in which quotes
+turn out not to be quoting, they are text."""
 
 from __future__ import annotations
 

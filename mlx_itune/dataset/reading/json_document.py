@@ -1,8 +1,6 @@
-"""JSON documents of any length: arrays of rows, objects around one, rows one after the other.
-
-A broken row is one fault. Reading goes on where the next one begins: at the place that looks
-exactly like the start of the rows before, by its line break and indentation or its first key.
-"""
+"""JSON documents of any length: arrays of rows, objects around one, rows one after the other. A
+broken row is one fault. Reading goes on where the next one begins: at the place that looks exactly
+like the start of the rows before, by its line break and indentation or its first key."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The bytes of a file, plain or gzip, in chunks or lines, told of as they are read; JSON in them.
-
 Refused beyond bad syntax: a key that occurs twice in an object, NaN and infinities, NUL and lone
-surrogates in strings, nesting over 254 levels.
-"""
+surrogates in strings, nesting over 254 levels."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""Parquet and XLSX. Line 1 stands for the header, as in a spreadsheet.
-
-Numbers, dates and booleans in a column become text, as every column of a CSV is; lists and structs
-stay what they are.
-"""
+"""Parquet and XLSX. Line 1 stands for the header, as in a spreadsheet. Numbers, dates and booleans
+in a column become text, as every column of a CSV is; lists and structs stay what they are."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A raw row of one task -> its values -> examples: which template, which options, which exemplars.
-
-Each choice is a pure function of the seed, the task, the row's fields and the number of the draw.
-"""
+Each choice is a pure function of the seed, the task, the row's fields and the number of the
+draw."""
 
 from __future__ import annotations
 

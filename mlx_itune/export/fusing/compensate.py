@@ -1,8 +1,6 @@
-"""Rounding a weight to its grid so that the layer's output changes least, not the weight.
-
-GPTQ (Frantar et al., 2210.17323, section 3.3) rounds one input column after the other and lets the
-columns still to come make up for each error, as the inputs' second moments H say they can.
-"""
+"""Rounding a weight to its grid so that the layer's output changes least, not the weight. GPTQ
+(Frantar et al., 2210.17323, section 3.3) rounds one input column after the other and lets the
+columns still to come make up for each error, as the inputs' second moments H say they can."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The architectures that go to GGUF: llama.cpp's names for tensors, the numbers it must be told.
-
 Keys: github.com/ggml-org/ggml, docs/gguf.md, and llama.cpp's loaders (src/models/*.cpp). Where its
-fixed graph computes something else than mlx-lm, that is refused here.
-"""
+fixed graph computes something else than mlx-lm, that is refused here."""
 
 from __future__ import annotations
 

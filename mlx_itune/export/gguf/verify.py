@@ -1,8 +1,6 @@
 """A GGUF file read back by llama.cpp's Python reader, each tensor against the model it came from.
-
 Names are the gguf package's own, numbers come from its dequantization, and rows of q and k are put
-back in order from the file's side.
-"""
+back in order from the file's side."""
 
 from __future__ import annotations
 

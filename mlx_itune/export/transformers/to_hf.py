@@ -1,8 +1,6 @@
 """Export to transformers: a safetensors directory for ``AutoModelForCausalLM.from_pretrained``.
-
-mlx-lm keeps transformers' names but for the experts of a mixture, which it stacks. Checkpoints
-keep them one by one; transformers 5 stacks them when it loads.
-"""
+mlx-lm keeps transformers' names but for the experts of a mixture, which it stacks. Checkpoints keep
+them one by one; transformers 5 stacks them when it loads."""
 
 from __future__ import annotations
 

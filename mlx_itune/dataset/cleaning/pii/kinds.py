@@ -1,7 +1,5 @@
-"""The kinds of personal data, as a table: the form, its check, the words that go with it.
-
-What is not strong `alone` needs a label: one check digit lets one number in ten through.
-"""
+"""The kinds of personal data, as a table: the form, its check, the words that go with it. What is
+not strong `alone` needs a label: one check digit lets one number in ten through."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """A text as the detectors read it: plain spelling, stretches that hold digits, labels beside them.
-
 The plain spelling keeps positions. A label is a word, or two or three, of labels.toml; the nearest
-one before the value counts, small words ("is", "no.", "der") between them aside.
-"""
+one before the value counts, small words ("is", "no.", "der") between them aside."""
 
 from __future__ import annotations
 
