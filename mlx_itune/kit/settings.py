@@ -21,7 +21,7 @@ from mlx_itune.kit.wording import did_you_mean
 @dataclass(frozen=True)
 class Help:
     """What the help of a setting's flag says; metavar: what a value of it is called; flags: its
-    names on the command line where the field's own will not do."""
+    names on the command line where the field's own will not do. The record's HELP may list them."""
 
     text: str
     metavar: str | None = None
@@ -91,16 +91,20 @@ def table_of(cls: type[Any]) -> Mapping[str, Setting]:
     hints = get_type_hints(cls, include_extras=True)
     found = {}
     for field in dataclasses.fields(cls):
-        hint, *more = get_args(hints[field.name])
+        hint, more = hints[field.name], list[Any]()
         words: tuple[str, ...] = ()
-        if type(None) in get_args(hint):
-            hint, *other = (option for option in get_args(hint) if option is not type(None))
-            words = get_args(other[0]) if other else ()
-        if get_origin(hint) is Annotated:
-            hint, *bounds = get_args(hint)
-            more += bounds
+        while get_origin(hint) is Annotated or type(None) in get_args(hint):
+            options = [option for option in get_args(hint) if option is not type(None)]
+            if get_origin(hint) is Annotated:
+                more += options[1:]
+            elif len(options) > 1:
+                words = get_args(options[1])
+            hint = options[0]
         choices = get_args(hint) if get_origin(hint) is Literal else ()
-        said = next(m for m in more if isinstance(m, Help))
+        said = next((m for m in more if isinstance(m, Help)), None)
+        if said is None:
+            text, *names = cls.HELP[field.name]
+            said = Help(text, "".join(names[:1]) or None, tuple(names[1:]))
         found[field.name] = Setting(
             name=field.name,
             kind=str if choices else get_origin(hint) or hint,

@@ -19,7 +19,7 @@ from mlx_itune.dataset.tokens.control_text import ControlText, Message
 from mlx_itune.dataset.tokens.dialect import PROBE, Dialect, dialect_of
 from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError, panics_as
 from mlx_itune.kit.json_files import read_object, to_record
-from mlx_itune.kit.wording import brief, did_you_mean
+from mlx_itune.kit.wording import brief, known
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -289,11 +289,7 @@ def load_tokenizer(
     is the model's own. Raises ModelError when it cannot be loaded or has no template, UsageError
     for another name."""
     path = Path(path)
-    if template not in ("auto", *BUILT_IN):
-        meant = did_you_mean(template, ("auto", *BUILT_IN))
-        raise UsageError(
-            f"unknown template {template!r}", hint=meant or "use auto, " + ", ".join(BUILT_IN)
-        )
+    known("template", template, ("auto", *BUILT_IN))
     if not path.is_dir():
         raise ModelError("is not a model directory", where=str(path))
     with panics_as(ModelError, "cannot load the tokenizer", str(path)):
