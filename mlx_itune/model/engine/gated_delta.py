@@ -74,35 +74,33 @@ def chunked(
             lambda *again: _group(chunk, *again), mx.depends(arrays, cotangents), cotangents
         )[1],
     )
-    parts = []
-    for start in range(0, tokens, group):
-        part = slice(start, start + group)
-        y, state = run(*(array[:, part] for array in (q, k, v, decay, beta)), state)
-        parts.append(y)
-    return mx.concatenate(parts, axis=1), state
+    # Parts by `split`: the gradient of a slice is as large as what it is of.
+    cuts, ys = list(range(group, tokens, group)), []
+    for part in zip(*(mx.split(a, cuts, axis=1) for a in (q, k, v, decay, beta)), strict=True):
+        y, state = run(*part, state)
+        ys.append(y)
+    return mx.concatenate(ys, axis=1), state
 
 
 def _group(chunk: int, *arrays: mx.array) -> list[mx.array]:
     """`chunked` of a few chunks, with the logarithm of the decay."""
     q, k, v, decay, beta = (_cut(array, chunk, arrays[2].shape[2]) for array in arrays[:5])
     decay = decay if arrays[3].ndim == 4 else decay[..., :1]
-    state = arrays[5].astype(mx.float32)
     qk, kk = _products(q, k, decay)
     inverse = _inverse(beta * kk) * beta.swapaxes(-1, -2)
-    since = mx.exp(mx.cumsum(decay, axis=-2))
-    until = mx.exp(mx.cumsum(decay, axis=-2, reverse=True, inclusive=False))
+    since = _since(decay)
     own, seen = inverse @ v, inverse @ (since * k)
-    behind, last = until * k, since[..., -1:, :]
-    states, moves = [], []
-    for n in range(q.shape[2]):
-        states.append(state)
-        moves.append(own[:, :, n] - seen[:, :, n] @ state.swapaxes(-1, -2))
-        state = last[:, :, n] * state + moves[-1].swapaxes(-1, -2) @ behind[:, :, n]
-    met = mx.stack(states, axis=2).swapaxes(-1, -2)
-    y = (since * q) @ met + qk @ mx.stack(moves, axis=2)
+    behind, last = _until(decay) * k, since[..., -1:, :]
+    state, states, moves = arrays[5].astype(mx.float32)[:, :, None], [], []
+    each = (mx.split(array, q.shape[2], axis=2) for array in (own, seen, behind, last))
+    for own, seen, behind, last in zip(*each, strict=True):
+        states.append(state.swapaxes(-1, -2))
+        moves.append(own - seen @ states[-1])
+        state = last * state + moves[-1].swapaxes(-1, -2) @ behind
+    y = (since * q) @ mx.concatenate(states, axis=2) + qk @ mx.concatenate(moves, axis=2)
     rows, heads, chunks, _, width = y.shape
     y = y.transpose(0, 2, 3, 1, 4).reshape(rows, chunks * chunk, heads, width)
-    return [y[:, : arrays[0].shape[1]].astype(arrays[0].dtype), state]
+    return [y[:, : arrays[0].shape[1]].astype(arrays[0].dtype), state[:, :, 0]]
 
 
 def _cut(array: mx.array, chunk: int, heads: int) -> mx.array:
@@ -126,19 +124,26 @@ def _products(q: mx.array, k: mx.array, decay: mx.array) -> tuple[mx.array, mx.a
         return between * (q @ keys), mx.tril(between * (k @ keys), -1)
     # A decay per channel is no factor of a product: it is parted where two blocks meet.
     qk, kk = mx.sum(q * k, axis=-1)[..., None, None], mx.zeros((*q.shape[:-1], 1, 1))
-    width = 1
-    while width < size:
-        first, second = (
-            (_halves(array, width) for array in (k, decay)),
-            (_halves(array, width) for array in (q, k, decay)),
-        )
-        (k0, d0), (q1, k1, d1) = [pair[0] for pair in first], [pair[1] for pair in second]
-        until = k0 * mx.exp(mx.cumsum(d0, axis=-2, reverse=True, inclusive=False))
-        since = mx.exp(mx.cumsum(d1, axis=-2))
-        until = until.swapaxes(-1, -2)
-        qk, kk = _joined(qk, (since * q1) @ until), _joined(kk, (since * k1) @ until)
-        width *= 2
+    for width in _widths(size):
+        (_, later), (k0, k1), (d0, d1) = (_halves(array, width) for array in (q, k, decay))
+        keys, since = (_until(d0) * k0).swapaxes(-1, -2), _since(d1)
+        qk, kk = _joined(qk, (since * later) @ keys), _joined(kk, (since * k1) @ keys)
     return qk[..., 0, :, :], kk[..., 0, :, :]
+
+
+def _since(decay: mx.array) -> mx.array:
+    """What is left of what was before the first token, at each."""
+    return mx.exp(mx.cumsum(decay, axis=-2))
+
+
+def _until(decay: mx.array) -> mx.array:
+    """What is left of each token after the last."""
+    return mx.exp(mx.cumsum(decay, axis=-2, reverse=True, inclusive=False))
+
+
+def _widths(size: int) -> list[int]:
+    """1, 2, 4, ... below a power of two."""
+    return [1 << n for n in range(size.bit_length() - 1)]
 
 
 def _halves(array: mx.array, width: int) -> tuple[mx.array, mx.array]:
@@ -149,8 +154,7 @@ def _halves(array: mx.array, width: int) -> tuple[mx.array, mx.array]:
 
 def _joined(blocks: mx.array, below: mx.array) -> mx.array:
     """Lower triangular blocks (..., 2 n, w, w), two by two, with what is below: (..., n, w, w)."""
-    pairs = mx.unflatten(blocks, -3, (-1, 2))
-    first, second = pairs[..., 0, :, :], pairs[..., 1, :, :]
+    first, second = blocks[..., ::2, :, :], blocks[..., 1::2, :, :]
     upper = mx.concatenate([first, mx.zeros_like(first)], axis=-1)
     return mx.concatenate([upper, mx.concatenate([below, second], axis=-1)], axis=-2)
 
@@ -158,14 +162,12 @@ def _joined(blocks: mx.array, below: mx.array) -> mx.array:
 def _inverted(lower: mx.array) -> mx.array:
     """(I + lower)^-1 of a strictly lower triangular (..., C, C), from blocks twice as large each
     time: no power of `lower`, which could be huge."""
-    size, width = lower.shape[-1], 1
     inverse = mx.ones((*lower.shape[:-1], 1, 1))
-    while width < size:
+    for width in _widths(lower.shape[-1]):
         tiles = mx.unflatten(mx.unflatten(lower, -1, (-1, 2 * width)), -3, (-1, 2 * width))
-        tiles = mx.moveaxis(mx.diagonal(tiles, 0, -4, -2), -1, -3)[..., width:, :width]
-        pairs = mx.unflatten(inverse, -3, (-1, 2))
-        inverse = _joined(inverse, -(pairs[..., 1, :, :] @ tiles @ pairs[..., 0, :, :]))
-        width *= 2
+        below = mx.moveaxis(mx.diagonal(tiles, 0, -4, -2), -1, -3)[..., width:, :width]
+        below = inverse[..., 1::2, :, :] @ below @ inverse[..., ::2, :, :]
+        inverse = _joined(inverse, -below)
     return inverse[..., 0, :, :]
 
 
