@@ -128,8 +128,8 @@ def test_a_run_validates_as_often_as_a_tenth_of_it_pays_for_and_ships_the_best(
     (told,) = re.findall(r"60 to validate \((\d+) of them every (\d+) steps\)", printed.err)
     rows, every = map(int, told)
     assert rows == asked[0] == 32 and 300 / 10 <= every <= 300 / 9 + 1
-    # At the end on all.
-    assert set(asked[:-1]) == {rows} and asked[-1] == 60
+    # At the end on the others, too.
+    assert set(asked[:-1]) == {rows} and asked[-1] == 60 - rows
     best = f"(of step {4 * every} of 300, the best: validation loss 3, the last step's "
     assert best in printed.out and "valid loss   " in printed.out
     assert "how many checkpoints stay is --keep-checkpoints" in place.cli.refused(

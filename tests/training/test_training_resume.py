@@ -46,7 +46,7 @@ def edit(file: Path, old: str, new: str) -> None:
     "more",
     [
         {"dropout": 0.1, "eval_every": 2, "early_stopping": 9},
-        {"optimizer": "lion", "adapter": "dora", "schedule": "linear"},
+        {"optimizer": "lion", "adapter": "dora", "schedule": "linear", "learning_rate": "auto"},
     ],
     ids=["dropout", "lion and dora"],
 )

@@ -19,6 +19,7 @@ from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.json_files import plain, write_object
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.loading import backend
+from mlx_itune.training.engine.microbatch import Example
 from mlx_itune.training.engine.rank_choice import LostRankError, is_writer
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.run import checkpoint, run
@@ -49,11 +50,11 @@ class Job:
         s = setup.settings
         self.setup, self.settings, self.learner = setup, s, setup.learner
         self.train, valid = setup.material.train, setup.material.valid
-        # The rows of every validation, and those that the adapter is measured on in the end.
+        # The rows of every validation, and more on which the adapter is measured in the end.
         few = s.eval_rows or len(valid)
-        many = max(few, affordable_rows(s, setup.material)) if valid else 0
-        order = epoch_order(len(valid), s.seed, 0).tolist()
-        self.valid, self.measured = ([valid[row] for row in sorted(order[:n])] for n in (few, many))
+        most = affordable_rows(s, setup.material) if valid else 0
+        order = [valid[row] for row in epoch_order(len(valid), s.seed, 0).tolist()]
+        self.valid, self.more = order[:few], order[few:most]
         self.folder, self.record = folder, record
         self.id = run.id_of(folder)
         self.plan = setup.plan()
@@ -135,8 +136,9 @@ class Job:
         self._refuse(record.unusable)
         step = self._choose()
         loss = record.best_step_loss if step == record.best_step else record.valid_loss
-        if len(self.measured) > len(self.valid):
-            loss = self.learner.evaluate(self.measured)
+        if loss is not None and self.more:
+            few, more = map(_weight, (self.valid, self.more))
+            loss = (few * loss + more * self.learner.evaluate(self.more)) / (few + more)
             if not math.isfinite(loss):
                 self._refuse(f"the validation loss after step {step} is not finite")
         start, best = record.best_valid_loss, record.best_step_loss
@@ -145,7 +147,7 @@ class Job:
                 f"no step has a lower validation loss ({best:.4g}) than the base ({start:.4g})"
             )
         shipped: dict[str, Any] = {"adapter_step": step, "adapter_valid_loss": loss}
-        shipped |= {"adapter_valid_rows": len(self.measured)}
+        shipped |= {"adapter_valid_rows": len(self.valid) + len(self.more)}
         checkpoint.require_finite(self.learner.model)
         origin = self._provenance(self._numbers(), **shipped)
         if is_writer():
@@ -360,6 +362,10 @@ class Job:
             {**plain(numbers), **shipped},
             run=self.id,
         )
+
+
+def _weight(rows: Sequence[Example]) -> float:
+    return float(sum(row.weights[1:].sum(dtype="float64") for row in rows))
 
 
 def _word(number: float) -> float | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from mlx_itune.dataset.batching import Batch
@@ -18,6 +19,8 @@ from mlx_itune.training.run.run import RateSearch, RateTried
 # All trials together: a tenth of the run's steps, and no more than so many.
 SHARE, MOST_STEPS = 0.1, 60
 MOST_TRIALS, LEAST_STEPS, STEPS = 5, 3, 10
+# What is compared after a trial is the loss on so many rows.
+JUDGED_ROWS = 32
 
 
 def trial_steps(steps: int) -> tuple[int, int]:
@@ -42,7 +45,8 @@ def search(
     """
     trials, steps = trial_steps(len(plan))
     learned = [[rows[row] for row in batch.rows] for batch in plan[:steps]]
-    judged = [rows[row] for batch in plan[steps : steps + 2] for row in batch.rows]
+    later = (rows[row] for batch in plan[steps:] for row in batch.rows)
+    judged = [*islice(later, JUDGED_ROWS)]
     held, states, shapes = learner.held, learner.states, learner.shapes
     learner.plan_shapes(learned)
     tried: dict[int, float] = {}
