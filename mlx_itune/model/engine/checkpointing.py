@@ -91,7 +91,9 @@ class _Recomputed:
             # Of the first time alone: what is made again must not outlive its gradient.
             if not made:
                 made.extend([out, *(len(cache.recorded) for cache in inner)])
-            return [*_arrays(out), *chain.from_iterable(cache.recorded for cache in inner)]
+            leaves, kept = _arrays(out), [*chain.from_iterable(cache.recorded for cache in inner)]
+            # Of an array that is there twice MLX would take one gradient alone.
+            return [*leaves, *(mx.depends(kept, leaves) if kept else ())]
 
         arrays = [*(a for _, a in trained), *given.values(), *chain.from_iterable(shared)]
         results = iter(_recomputing(call, len(trained))(arrays))

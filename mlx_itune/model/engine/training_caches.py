@@ -22,6 +22,8 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
+from mlx_itune.model.engine import attention
+
 # What a cache holds: keys and values (0) or so many arrays of a state; a layer may have several.
 Kind = int | tuple[int, ...]
 # Keys (1, heads, S, D) and values of S tokens, or a state after them: cache by cache.
@@ -55,6 +57,7 @@ class Pass:
             mask = create_causal_mask(self.tokens, self.shared, window_size=window)
             if self.segments is not None:
                 mask = (mask & (self.segments[:, :, None] == self.segments[:, None]))[:, None]
+            attention.remember(mask, window)
             self._masks[window] = mask
         return self._masks[window]
 

@@ -20,7 +20,7 @@ import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 from mlx_itune.model.adapters import lora
-from mlx_itune.model.engine import cpu
+from mlx_itune.model.engine import attention, cpu
 from mlx_itune.model.engine.checkpointing import checkpointed_blocks
 from mlx_itune.model.engine.gated_delta import in_chunks
 from mlx_itune.model.engine.loss import Learned, learned_nll, plain_nll
@@ -316,10 +316,15 @@ class Learner:
         """Afterwards the model has the arrays it has now, also where it changes its own."""
         before = self.model.parameters()
         try:
-            with lora.in_a_step(self.model, key), in_chunks():
+            with lora.in_a_step(self.model, key), in_chunks(), self._attention():
                 yield
         finally:
             self.model.update(before)
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        """By blocks, but where a GPU has one kernel for it: there is no gradient."""
+        blocks = self.model.training or backend.on_cpu()
+        return attention.by_blocks(*attention.block_here()) if blocks else contextlib.nullcontext()
 
     def _prefix(self, chunks: Sequence[Arrays]) -> tuple[mx.array, Kept]:
         """A prefix's loss and what is kept of it; a later chunk's first layers are computed beside
