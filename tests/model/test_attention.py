@@ -22,7 +22,7 @@ from mlx_itune.model.engine.loss import plain_nll, weighted_nll
 from mlx_itune.model.engine.probe import Exact, exact_ways
 
 # Attention of their own, or scores that are added to.
-OWN = {"gemma2", "deepseek_v3", "glm4_moe_lite", "mamba2"}
+OWN = {"gemma2", "deepseek_v3", "glm4_moe_lite", "kimi_linear", "mamba2"}
 TOKENS, AHEAD = 21, 7
 PLAIN = mx.fast.scaled_dot_product_attention
 
@@ -35,20 +35,22 @@ def losses(model: Any, exact: Exact, ways: str) -> Any:
     weights = (rng.random(ids.shape) < 0.7).astype(np.float32)
     if ways == "alone":
         return nll(model, ids, weights)[0]
-    count = exact.cache_count
+    kinds = exact.caches
     if ways == "packed":
-        segments = mx.array(np.repeat([[1, 2, 3]], TOKENS // 3, axis=1).repeat(3, axis=0))
-        layout = training_caches.Pass(TOKENS, segments.astype(mx.int32))
-        return nll(model, ids, weights, caches=training_caches.caches(count, layout))[0]
-    made = training_caches.caches(count, training_caches.Pass(AHEAD), record=True)
+        numbers = np.repeat([[1, 2, 3]], TOKENS // 3, axis=1).repeat(3, axis=0)
+        layout = training_caches.Pass(TOKENS, mx.array(numbers.astype(np.int32)))
+        return nll(model, ids, weights, caches=training_caches.caches(kinds, layout))[0]
+    made = training_caches.caches(kinds, training_caches.Pass(AHEAD), record=True)
     first = ids[:1, : AHEAD + 1]
     total = nll(model, first, np.ones(first.shape), caches=made)[0]
     shared = training_caches.recorded(made)
-    behind = training_caches.caches(count, training_caches.Pass(TOKENS, None, AHEAD), shared)
+    behind = training_caches.caches(kinds, training_caches.Pass(TOKENS, None, AHEAD), shared)
     return total + nll(model, ids, weights, caches=behind)[0]
 
 
-def computed(model: Any, exact: Exact, ways: str, recomputed: int = 0) -> tuple[float, dict[str, Any]]:
+def computed(
+    model: Any, exact: Exact, ways: str, recomputed: int = 0
+) -> tuple[float, dict[str, Any]]:
     parameters = model.trainable_parameters()
 
     def loss(values: Any) -> Any:

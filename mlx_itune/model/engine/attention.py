@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -23,18 +24,37 @@ from mlx_itune.model.loading import backend
 _CPU_BLOCK, _CPU_QUERIES = 64, 96
 _GPU_BLOCK, _GPU_QUERIES = 256, 1024
 
-# The masks that passes made, by identity, with the window of each.
-_made: dict[int, tuple[mx.array, int | None]] = {}
+# Blocks' weights that stand in memory at once, in all stages: MLX runs ahead.
+_AT_ONCE = 10.0
+# Architectures that do attention by themselves, or add to its scores what has a gradient.
+_OWN = frozenset(
+    "bailing_hybrid bailing_moe_v3 deepseek_v3 deepseek_v32 gemma2 glm4_moe_lite kimi_k3 "
+    "kimi_linear longcat_flash mistral4 olmo".split()
+)
+# Within `by_blocks`, the masks that passes made, by identity, with the window of each.
+_within: list[dict[int, tuple[mx.array, int | None]]] = []
 
 
 def remember(mask: mx.array, window: int | None) -> None:
     """Tell that a mask hides what follows a query, and what is `window` or more before it."""
-    _made[id(mask)] = mask, window
+    for made in _within[-1:]:
+        made[id(mask)] = mask, window
 
 
 def block_here() -> tuple[int, int]:
     """How many queries a block has here, and from how many of a row on there are blocks."""
     return (_CPU_BLOCK, _CPU_QUERIES) if backend.on_cpu() else (_GPU_BLOCK, _GPU_QUERIES)
+
+
+def weights_kept(queries: int, keys: int, kind: str | None) -> tuple[float, float]:
+    """How many numbers a query and head keep until their backward pass, and take within it.
+
+    kind: the model's type, as there are architectures whose attention is not known here.
+    """
+    block, fewest = block_here()
+    if queries < fewest or kind in _OWN:
+        return keys, 2.0 * keys
+    return 0.0, _AT_ONCE * keys * min(1.0, block / queries)
 
 
 @contextmanager
@@ -59,18 +79,19 @@ def by_blocks(block: int, fewest: int) -> Iterator[None]:
         return cpu.on_one_stream(blocks.forward, blocks.backward)(*given)[0]
 
     fast.scaled_dot_product_attention = attention
+    _within.append({})
     try:
         yield
     finally:
         fast.scaled_dot_product_attention = plain
-        _made.clear()
+        _within.pop()
 
 
 def _is_known(mask: Any) -> bool:
     """One for all heads; what is added to scores may have a gradient."""
     if mask is None or isinstance(mask, str):
         return mask in (None, "causal")
-    one = mask.ndim == 2 or (mask.ndim == 4 and mask.shape[1] == 1)
+    one: bool = mask.ndim == 2 or (mask.ndim == 4 and mask.shape[1] == 1)
     return one and mask.dtype == mx.bool_
 
 
@@ -87,13 +108,13 @@ def _is_fused(q: mx.array) -> bool:
 
 def _parts(queries: int, keys: int, mask: Any, block: int) -> list[tuple[slice, slice]]:
     """Which queries, and which keys they see at most."""
-    known, window = _made.get(id(mask), (None, None))
+    known, window = _within[-1].get(id(mask), (None, None))
     causal = isinstance(mask, str) or known is not None
     parts, before = [], keys - queries
     # Of like size: a last one of a few rows costs as much as others.
     count = -(-queries // block)
     ends = [queries * part // count for part in range(count + 1)]
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in pairwise(ends):
         first = max(0, before + start + 1 - window) if window else 0
         parts.append((slice(start, stop), slice(first, before + stop if causal else keys)))
     return parts
@@ -162,12 +183,12 @@ class _Blocks:
         if mask is None:
             return (asked @ keys).astype(mx.float32)
         if isinstance(mask, str):
-            ahead = seen.stop - rows.stop
-            mask = mx.arange(rows.start, rows.stop)[:, None] + ahead >= mx.arange(seen.start, seen.stop)
+            places = mx.arange(seen.stop - (rows.stop - rows.start), seen.stop)
+            mask = places[:, None] >= mx.arange(seen.start, seen.stop)
         else:
             mask = mask[..., rows, seen]
             mask = mask if mask.ndim == 2 else mask[:, :, None]
-        hidden = mx.where(mask, mx.array(0, k.dtype), mx.array(-mx.inf, k.dtype))
+        hidden = mx.where(mask, mx.array(0, k.dtype), mx.array(mx.finfo(k.dtype).min, k.dtype))
         return mx.addmm(hidden, asked, keys).astype(mx.float32)
 
 

@@ -56,7 +56,8 @@ class Matrix:
 @dataclass(frozen=True)
 class Shapes:
     """query, key: widths of all heads together; norms: numbers of each block's norms;
-    other_bytes: whatever is no matrix, on disk, and what of it has 16 bits."""
+    other_bytes: whatever is no matrix, on disk, and what of it has 16 bits; kind: the model's
+    type."""
 
     layers: int
     hidden: int
@@ -69,6 +70,7 @@ class Shapes:
     norms: Mapping[int, int]
     other_bytes: int = 0
     other_half_bytes: int = 0
+    kind: str | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -136,6 +138,7 @@ def read_shapes(path: Path, config: Mapping[str, Any]) -> Shapes:
         norms=norms,
         other_bytes=other,
         other_half_bytes=other_half,
+        kind=config.get("model_type"),
     )
 
 

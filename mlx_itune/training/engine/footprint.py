@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.batching import batches
 from mlx_itune.kit.errors import DataError
-from mlx_itune.model.engine import backward, compute, cpu, loss, memory
+from mlx_itune.model.engine import attention, backward, compute, cpu, loss, memory
 from mlx_itune.model.engine.shapes import Matrix, Shapes, chosen
 from mlx_itune.training.engine.microbatch import Example, MicroBatch, Rectangle, arrange
 from mlx_itune.training.engine.step_ways import (
@@ -173,21 +173,26 @@ class Workload:
     def _part(self, part: Rectangle, shared: int) -> tuple[float, float]:
         """Bytes that a rectangle keeps until its backward pass, and those of its work space."""
         shapes, item, positions = self.shapes, self._item, part.tokens
-        seen = shared + part.input_ids.shape[1] - 1
-        block = self._block_bytes + item * shapes.heads * seen
+        kept_weights, passing = self._attention(part, shared)
+        block = self._block_bytes + item * shapes.heads * kept_weights
         count = self._recomputed(part, shared)
         last = block * (shapes.layers - count)
         # What a block made again keeps, above what the last ones, gone by then, kept.
         again = max(0.0, block - last) if count else 0.0
         kept = last + item * (count + OUTSIDE) * shapes.hidden
         widest = max(shapes.times(m) * (m.rows + m.columns) for m in self._in_blocks)
-        work = item * (WORK * widest + 2.0 * shapes.heads * seen) + again
+        work = item * (WORK * widest + shapes.heads * passing) + again
         return kept * positions, work * positions
 
     def _recomputed(self, part: Rectangle, shared: int) -> int:
         keys = self._token_bytes / (4 * self.shapes.layers * self.shapes.heads)
-        tokens = part.tokens * (1 + (shared + part.input_ids.shape[1] - 1) / keys)
+        tokens = part.tokens * (1 + self._attention(part, shared)[0] / keys)
         return recomputed_blocks(self.shapes.layers, tokens, self._kept_tokens / self._lanes)
+
+    def _attention(self, part: Rectangle, shared: int) -> tuple[float, float]:
+        """Weights of a query and head: what is kept of them, and what passes."""
+        queries = part.input_ids.shape[1] - 1
+        return attention.weights_kept(queries, shared + queries, self.shapes.kind)
 
     @functools.cached_property
     def _block_bytes(self) -> float:

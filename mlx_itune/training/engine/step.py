@@ -348,8 +348,10 @@ class Learner:
         return self._loss(ids, learned, made, before)
 
     def _loss(self, ids: mx.array, learned: Arrays, made: Any, before: int = 0) -> mx.array:
-        seen = before + ids.shape[1]
-        recomputed = self.ways.recomputed_blocks(ids.size, seen) if self.model.training else 0
+        rows, queries = ids.shape
+        recomputed = 0
+        if self.model.training:
+            recomputed = self.ways.recomputed_blocks(rows, queries, before + queries)
         with checkpointed_blocks(self.model, recomputed):
             if self.ways.head:
                 return learned_nll(self.model, ids, Learned(*learned), made)

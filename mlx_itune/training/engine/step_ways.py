@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_itune.model.engine import backward
+from mlx_itune.model.engine.attention import weights_kept
 from mlx_itune.model.engine.memory import (
     attention_bytes,
     bytes_per_token,
@@ -36,7 +37,7 @@ _CPU_OVERHEAD_TOKENS, _METAL_OVERHEAD_TOKENS, _CUDA_OVERHEAD_TOKENS = 32, 512, 2
 @dataclass(frozen=True)
 class Ways:
     """What a learner does. kept_tokens: how many of a rectangle may keep what all blocks make of
-    them, if they saw none of each other; `keys` seen are as much again."""
+    them, if they saw none of each other; weights kept of `keys` are as much again."""
 
     device: Device
     head: bool
@@ -48,12 +49,15 @@ class Ways:
     micro_batch_tokens: int
     kept_tokens: float
     keys: float
+    kind: str | None
     learned_multiple: int
     words: dict[str, str]
 
-    def recomputed_blocks(self, tokens: int, seen: int) -> int:
-        """How many blocks are made again for the backward pass of tokens that see so many keys."""
-        return recomputed_blocks(self.blocks, tokens * (1 + seen / self.keys), self.kept_tokens)
+    def recomputed_blocks(self, rows: int, queries: int, keys: int) -> int:
+        """How many blocks are made again for the backward pass of rows that see so many keys."""
+        kept = weights_kept(queries, keys, self.kind)[0]
+        tokens = rows * queries * (1 + kept / self.keys)
+        return recomputed_blocks(self.blocks, tokens, self.kept_tokens)
 
 
 def recomputed_blocks(blocks: int, tokens: float, kept_tokens: float) -> int:
@@ -109,6 +113,7 @@ def ways_for(
         micro_batch_tokens=tokens,
         kept_tokens=kept / lanes,
         keys=each_bytes / attention_bytes(model),
+        kind=getattr(model, "model_type", None),
         learned_multiple=1 if backend.on_cpu() else 64,
         words=words,
     )
