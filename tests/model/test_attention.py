@@ -44,7 +44,7 @@ def losses(model: Any, exact: Exact, ways: str) -> Any:
     first = ids[:1, : AHEAD + 1]
     total = nll(model, first, np.ones(first.shape), caches=made)[0]
     shared = training_caches.recorded(made)
-    behind = training_caches.caches(kinds, training_caches.Pass(TOKENS, None, AHEAD), shared)
+    behind = training_caches.caches(kinds, training_caches.Pass(TOKENS, None, AHEAD, 3), shared)
     return total + nll(model, ids, weights, caches=behind)[0]
 
 
