@@ -94,6 +94,19 @@ def test_every_way_gives_the_loss_and_gradient_of_rows_one_by_one(name: str) -> 
             assert furthest(plain_gradients, gradients) < 2e-5, way
 
 
+@pytest.mark.parametrize("name", ["llama3", "lfm2", "falcon_h1", "qwen3_next"])
+def test_a_prefix_in_chunks_is_one(name: str) -> None:
+    rng = np.random.default_rng(4)
+    start = rng.integers(0, 300, 210)
+    rows = [Row([*start, *rng.integers(0, 300, n)], rng.random(210 + n) < 0.4) for n in (9, 21)]
+    model = build(name)
+    plain, plain_gradients = one_by_one(model, rows)
+    learner = learner_of(model, lanes=2, gradient_checkpointing="on")
+    loss, gradients = gradient_of(learner, rows)
+    assert loss == pytest.approx(plain, rel=1e-6)
+    assert furthest(plain_gradients, gradients) < 2e-5
+
+
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "gemma2", "phi3", "qwen3_moe"])
 def test_some_blocks_made_again_change_nothing(name: str) -> None:
     rng = np.random.default_rng(3)
