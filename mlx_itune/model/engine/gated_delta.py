@@ -109,7 +109,7 @@ def _cut(array: mx.array, chunk: int, heads: int) -> mx.array:
     rows, tokens, own, width = array.shape
     if fill := -tokens % chunk:
         array = mx.pad(array, [(0, 0), (0, fill), (0, 0), (0, 0)])
-    array = array.reshape(rows, -1, chunk, own, width).transpose(0, 3, 1, 2, 4)
+    array = mx.contiguous(array.reshape(rows, -1, chunk, own, width).transpose(0, 3, 1, 2, 4))
     return mx.repeat(array, heads // own, axis=1) if heads > own else array
 
 
