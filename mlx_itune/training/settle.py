@@ -122,7 +122,8 @@ def _validations(s: TrainSettings, material: Material) -> tuple[int, int]:
     rows = min(rows, len(material.valid))
     if every is None:
         # The first, before any step, is one of them.
-        times = min(VALIDATIONS, affordable // rows - 1)
+        least = VALIDATIONS if s.early_stopping else 0
+        times = max(least, min(VALIDATIONS, affordable // rows - 1))
         every = -(-_steps(s, material) // times) if times > 1 else 0
     return every, rows
 

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from mlx_itune.dataset.batching import Batch
+from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Example
 from mlx_itune.training.engine.step import Learner
 from mlx_itune.training.run.run import RateSearch, RateTried
@@ -48,7 +49,8 @@ def search(
     later = (rows[row] for batch in plan[steps:] for row in batch.rows)
     judged = [*islice(later, JUDGED_ROWS)]
     held, states, shapes = learner.held, learner.states, learner.shapes
-    learner.plan_shapes(learned)
+    if not backend.on_cpu():
+        learner.plan_shapes(learned)
     tried: dict[int, float] = {}
 
     def rate(place: int) -> float:
