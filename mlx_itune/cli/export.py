@@ -282,8 +282,7 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
         splits = load_splits(
             near if near.exists() else far,
             seed=settings.seed,
-            format=settings.format,
-            columns=settings.columns,
+            how=settings.reading,
         )
     except ItuneError:
         return None

@@ -286,9 +286,7 @@ def _chosen(
 
     first: dict[str, tuple[Conversation, str]] = {}
     others: list[tuple[Conversation, str]] = []
-    held_out = load_splits(
-        settings.data, seed=settings.seed, format=settings.format, columns=settings.columns
-    ).valid
+    held_out = load_splits(settings.data, seed=settings.seed, how=settings.reading).valid
     for row in held_out[:_LOOKED_AT]:
         prompt, reference = question(row, tokenizer) or ([], "")
         if prompt and reference.strip() and len(prompt) < settings.max_length:

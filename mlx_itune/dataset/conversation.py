@@ -8,6 +8,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from mlx_itune.kit.errors import DataError, one_line
+from mlx_itune.kit.wording import count
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -15,11 +16,12 @@ ROLES = ("system", "user", "assistant", "tool")
 # learned whole.
 TEXT_KIND = "text"
 
+_NUMBER = re.compile("[0-9]+")
 _PLACE = re.compile(r"(?P<file>.*):(?P<line>[0-9]*)(?:#(?P<row>[0-9]+))?", re.DOTALL)
 
 # What may stand before a turn; None is the start of the conversation.
 _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
-    "system": (None,),
+    "system": (),
     "user": (None, "system", "assistant", "tool"),
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
@@ -92,14 +94,15 @@ def find_problem(turns: tuple[Turn, ...], *, is_text: bool = False) -> tuple[str
     if not turns:
         return "no-turns", "the conversation has no turns"
     is_alone = is_text and len(turns) == 1 and turns[0].role == "assistant"
-    previous = "user" if is_alone else None
+    # The turn before, and the last one that is no instruction: those may change on the way.
+    before, previous = None, "user" if is_alone else None
     for number, turn in enumerate(turns, 1):
         role, weight = turn.role, turn.weight
         place = f"turn {number} ({role!r})"
         if role not in _MAY_FOLLOW:
             return "unknown-role", f"{place}: the role must be one of {', '.join(ROLES)}"
-        if previous not in _MAY_FOLLOW[role]:
-            after = f"cannot follow {previous!r}" if previous else "cannot be the first turn"
+        if before == "system" if role == "system" else previous not in _MAY_FOLLOW[role]:
+            after = f"cannot follow {before!r}" if before else "cannot be the first turn"
             return "role-order", f"{place} {after}"
         if turn.tool_calls and role != "assistant":
             return "tool-calls", f"{place}: only an assistant turn can call tools"
@@ -110,7 +113,9 @@ def find_problem(turns: tuple[Turn, ...], *, is_text: bool = False) -> tuple[str
             return "empty", f"{place} has no text"
         if weight is not None and not 0 <= weight < float("inf"):
             return "weight", f"{place}: weight {weight} is not a finite number >= 0"
-        previous = role
+        before = role
+        if role != "system" or previous is None:
+            previous = role
     return None
 
 
@@ -146,6 +151,8 @@ class Fault:
     hint: str = ""
     severity: Severity = "error"
     row: int | None = None
+    # Rows besides this one that have the same.
+    alike: int = 0
     where: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -153,7 +160,14 @@ class Fault:
 
     def __str__(self) -> str:
         fix = f" (fix: {self.hint})" if self.hint else ""
-        return one_line(f"{self.where}: {self.code}: {self.message}{fix}")
+        also = f"; the same in {count(self.alike, 'more row')}" if self.alike else ""
+        return one_line(f"{self.where}: {self.code}: {self.message}{fix}{also}")
+
+    @property
+    def kind(self) -> str:
+        """What the faults of several rows have in common: of errors, all but the numbers in it."""
+        said = f"{self.code}: {self.message} {self.hint}"
+        return said if self.severity == "warning" else _NUMBER.sub("#", said)
 
 
 class RowFault(Exception):

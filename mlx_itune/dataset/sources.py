@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.conversation import Conversation, Fault, RowFault, Turn
-from mlx_itune.dataset.formats import check_columns, names_positions, parse_rows
+from mlx_itune.dataset.formats import names_positions, parse_rows
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.reading import kind_by_name, read_records
 from mlx_itune.kit.errors import DataError, closest
 from mlx_itune.kit.files import open_regular, sha256_file
@@ -33,11 +34,13 @@ _NOT_ROWS = frozenset(
 # Keys that mean something to a reader of the canonical row; tags with these names go to `metadata`.
 _RESERVED = frozenset(
     "messages conversations conversation instances instruction prompt question inputs input text "
-    "tools functions system system_prompt metadata reasoning reasoning_content thinking".split()
+    "tools functions system system_prompt metadata reasoning reasoning_content thinking "
+    "contents chosen".split()
 )
 
 
 Rows = tuple[Conversation, ...]
+Mend = Callable[[Mapping[str, Any], str, RowFault, Reading], Conversation | None]
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,29 @@ class Splits:
 def read_rows(
     path: Path,
     *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    kind: str | None = None,
-    mend: Callable[[Mapping[str, Any], str, RowFault], Conversation | None] | None = None,
+    how: Reading | None = None,
+    mend: Mend | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Conversation | Fault]:
     """The conversations of a file of any kind, in order, with a Fault for each row that is none.
-    All instances of a seed task have one origin. `format` and `kind` force what is otherwise found
-    out; `columns` maps fields to columns, numbers for a table without a header; `mend` may make a
-    conversation of a row with a fault. Raises StorageError; DataError for a file of another kind;
-    UsageError for a bad `format`, `columns` or `kind`."""
+
+    All instances of a seed task have one origin. `how` forces what is otherwise found out, and is
+    told what is not learned; `mend` may make a conversation of a row with a fault. Raises
+    StorageError; DataError for a file of another kind; UsageError for a bad `format` or `kind`.
+    """
     path = Path(path)
-    if columns is not None:
-        check_columns(columns)
+    how = how or Reading()
     name = str(path)
-    header = False if columns and names_positions(columns) else None
-    for record in read_records(path, kind=kind, header=header, on_bytes=on_bytes):
+    header = False if how.columns and names_positions(how.columns) else None
+    for record in read_records(path, kind=how.kind, header=header, on_bytes=on_bytes):
         if isinstance(record, Fault):
             yield record
             continue
         origin = record.origin(name)
         try:
-            yield from parse_rows(record.value, origin, format=format, columns=columns)
+            yield from parse_rows(record.value, origin, how)
         except RowFault as fault:
-            mended = mend(record.value, origin, fault) if mend and not columns else None
+            mended = mend(record.value, origin, fault, how) if mend and not how.columns else None
             yield mended or fault.at(name, record.line, record.row)
 
 
@@ -94,8 +95,7 @@ def load_splits(
     data: Path,
     *,
     seed: int = 0,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    how: Reading | None = None,
 ) -> Splits:
     """Read a data file, or a folder of train, valid and test files, of any kind. Without a valid
     file, about 5 % of the training rows are held out by the hash of their content: equal rows stay
@@ -106,7 +106,7 @@ def load_splits(
     sources: list[Source] = []
     total = 0
     for part, path in split_paths(Path(data)).items():
-        found = list(read_rows(path, format=format, columns=columns))
+        found = list(read_rows(path, how=how))
         if not found:
             raise DataError("holds no rows", where=str(path))
         good = [row for row in found if isinstance(row, Conversation)]

@@ -13,6 +13,7 @@ from typing import Any
 from mlx_itune.dataset.conversation import RowFault, Turn
 from mlx_itune.dataset.formats.chat import turns_of
 from mlx_itune.dataset.formats.fields import tools_of
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, UsageError, located
 from mlx_itune.kit.json_files import parse_object, read_bytes
@@ -93,7 +94,7 @@ def turns_and_tools(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[dic
     """The turns of `messages` and the tools of a row or request, read as training reads them.
     Raises DataError."""
     try:
-        return turns_of(row, "messages"), tools_of(row)
+        return turns_of(row, "messages", Reading()), tools_of(row)
     except RowFault as fault:
         raise DataError(fault.message) from fault
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
+from mlx_itune.dataset.how import Reading
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.settings import Help, Setting, out_of_range, table_of
 from mlx_itune.kit.wording import did_you_mean
@@ -106,6 +107,12 @@ class TrainSettings:
         tuple[str, ...],
         Help("Where a raw file keeps a field, for example question=1.", "FIELD=COLUMN"),
     ] = ()
+    roles: Annotated[
+        tuple[str, ...], Help("What an unusual role is, such as environment=tool.", "NAME=ROLE")
+    ] = ()
+    encoding: Annotated[
+        str | None, Help("Of text files, such as cp1252 (default: found out).", "NAME")
+    ] = None
     template: Annotated[Literal["auto", "alpaca", "chatml", "vicuna"], Help("Chat template.")] = (
         "auto"
     )
@@ -205,9 +212,9 @@ class TrainSettings:
         return alpha / (math.sqrt(self.rank) if self.adapter == "rslora" else self.rank)
 
     @property
-    def columns(self) -> dict[str, str] | None:
-        """`map` as field -> column; None where nothing is mapped."""
-        return {f: c for f, _, c in (pair.partition("=") for pair in self.map)} or None
+    def reading(self) -> Reading:
+        """How the rows are read. Raises UsageError."""
+        return Reading.of(self)
 
     @property
     def planned_epochs(self) -> float | None:
@@ -287,8 +294,6 @@ def _without_effect(s: TrainSettings) -> Iterator[str]:
     """What would have no effect, or none that was meant."""
     if s.num_layers == 0:
         yield "num_layers must be at least 1, or -1 for all, not 0"
-    if wrong := [pair for pair in s.map if "=" not in pair]:
-        yield f"map must be field=column pairs, not {wrong[0]!r}"
     if s.lora_plus_ratio * s.peak >= 1:
         yield "lora_plus_ratio times learning_rate must be below 1"
     if s.adapter == "grid" and s.dropout:

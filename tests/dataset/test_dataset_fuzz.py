@@ -17,6 +17,7 @@ import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Fault, place_of
 from mlx_itune.dataset.formats import FORMATS
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.sources import read_rows, said_bytes, to_row
 
 LINES = int(os.environ.get("MLX_ITUNE_FUZZ_LINES", "20000"))
@@ -56,6 +57,18 @@ ROWS: list[dict[str, Any]] = [
     {"text": "### Instruction:\nu\n\n### Response:\na"},
     {"text": "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"},
     {"text": "no marks"},
+    {"instruction": "i", "output": {"a": [1]}, "history": [["p", "q"]], "loss": 1},
+    {"conversation": [{"input": "p", "output": "q", "system": "s"}], "Answer ": 4},
+    {"prompt": MESSAGES[:2], "chosen": MESSAGES[2:], "rejected": "b"},
+    {"messages": MESSAGES[1:] * 2, "loss_masks": [0, 1]},
+    {
+        "contents": [
+            {"role": "user", "parts": [{"text": "u"}]},
+            {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]},
+            {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {}}}]},
+            {"role": "model", "parts": {"text": "a"}},
+        ]
+    },
 ]
 STRANGE = [
     b"\x00", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xf4\x90\x80\x80", b"\\u0000", b"\\ud800",
@@ -121,11 +134,11 @@ def damage(line: bytearray, random_: random.Random) -> None:
         line[at:at] = line[at : at + random_.randrange(40)]
 
 
-def check(path: Path, data: bytes, **options: Any) -> Counter[str]:
+def check(path: Path, data: bytes, how: Reading) -> Counter[str]:
     """Read the lines; every one that is not blank is accepted or rejected, and only once."""
     path.write_bytes(data)
     outcomes: dict[int, str] = {}
-    for row in read_rows(path, **options):
+    for row in read_rows(path, how=how):
         line = row.line if isinstance(row, Fault) else place_of(row.origin)[1]
         outcome = row.code if isinstance(row, Fault) else "accepted"
         assert outcome == "accepted" or "\n" not in str(row)
@@ -149,7 +162,7 @@ def fuzz(lines: int, folder: Path, seed: int = 0) -> Counter[str]:
         if random_.random() < 0.1:
             options["columns"] = COLUMNS
         name = random_.choice(["rows.jsonl", "rows.jsonl", "rows.ndjson", "rows.json", "rows"])
-        total += check(folder / name, data, **options)
+        total += check(folder / name, data, Reading(**options))
     return total
 
 

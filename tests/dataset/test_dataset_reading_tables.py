@@ -9,6 +9,7 @@ import openpyxl
 import pytest
 
 from mlx_itune.dataset.conversation import Conversation, Fault
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.reading import Record
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError
@@ -80,13 +81,13 @@ def test_a_tsv_without_a_header_is_told_by_its_looks(tmp_path):
     first, second = read_rows(path)
     assert said([first, second]) == [['Is it "blue"?', "no"], ["Why?", "yes"]]
     assert first.tags == {"rationale": '"Blue" is a colour.'} and second.tags == {"rationale": "so"}
-    mapped = read_rows(path, columns={"instruction": "3", "output": "2"})
+    mapped = read_rows(path, how=Reading(columns={"instruction": "3", "output": "2"}))
     assert said(mapped) == [['"Blue" is a colour.', "no"], ["so", "yes"]]
     path.write_text("a thing that is said\t7\nanother, again\t8\n")
     faults = list(read_rows(path))
     assert said(faults) == ["unknown-format"] * 2
     assert "--map question=1 --map answer=2" in faults[0].hint
-    assert len(list(read_rows(path, columns={"question": "1", "answer": "2"}))) == 2
+    assert len(list(read_rows(path, how=Reading(columns={"question": "1", "answer": "2"})))) == 2
 
 
 def write_parquet(path, columns, **options):

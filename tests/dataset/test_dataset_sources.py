@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.sources import expand, load_splits
 from mlx_itune.kit.errors import DataError
 
@@ -81,14 +82,14 @@ def test_raw_files_of_any_kind_and_folders_of_them_are_split(tmp_path):
     (tmp_path / "a.csv").write_text("frage,antwort\n" + "".join(f"q{n},a\n" for n in range(40)))
     (tmp_path / "b.tsv").write_text("antwort\tfrage\na\tq41\n")
     columns = {"question": "frage", "answer": "antwort"}
-    both = load_splits(tmp_path, columns=columns)
+    both = load_splits(tmp_path, how=Reading(columns=columns))
     assert len(both.train) + len(both.valid) == 41 and both.valid
     assert [source.path for source in both.sources] == ["a.csv", "b.tsv"]
     (tmp_path / "test.json").write_text('[{"frage": "q", "antwort": "a"}]')
     with pytest.raises(DataError, match="no train"):
-        load_splits(tmp_path, columns=columns)
+        load_splits(tmp_path, how=Reading(columns=columns))
     (tmp_path / "a.csv").rename(tmp_path / "train.csv")
-    assert len(load_splits(tmp_path, columns=columns).test) == 1
+    assert len(load_splits(tmp_path, how=Reading(columns=columns)).test) == 1
 
 
 def test_folders_expand_to_their_files_of_rows(tmp_path):

@@ -51,8 +51,7 @@ def check(
     with Progress() as progress:
         checked = Check(
             rows.paths,
-            format=rows.format,
-            columns=rows.columns,
+            how=rows.how,
             tokenizer=tokens.tokenizer,
             learn=tokens.learn or "all",
             max_length=tokens.max_length or 2048,
@@ -69,19 +68,22 @@ def check(
         "counts": checked.counts,
         "duplicate_sources": reading.repeats(checked.duplicate_sources),
         "notes": checked.notes,
+        "told": checked.how.told.counts(),
         "faults": faults,
     }
-    failed = checked.rejected or not checked.accepted or (strict and checked.warnings)
+    worth_a_look = checked.warnings or checked.unlearned
+    failed = checked.rejected or not checked.accepted or (strict and worth_a_look)
     return Result(data, _checked(checked, faults), DataError.exit_code if failed else 0)
 
 
 def _checked(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:
     """The faults, each said once with the rows that have it; then the counts."""
-    same: dict[tuple[str, str, str], list[Fault]] = {}
+    same: dict[str, list[Fault]] = {}
     for fault in faults:
-        same.setdefault((fault.code, fault.message, fault.hint), []).append(fault)
+        same.setdefault(fault.kind, []).append(fault)
     shown: Counter[str] = Counter()
-    for (code, _, _), alike in same.items():
+    for alike in same.values():
+        code = alike[0].code
         shown[code] += 1
         if shown[code] <= _SHOWN_PER_CODE:
             first, *more = alike
@@ -90,7 +92,7 @@ def _checked(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:
             yield one_line(f"{first}{also}")
         elif shown[code] == _SHOWN_PER_CODE + 1:
             yield f"... more of {code}: counted below, listed by --json"
-    yield from (f"note: {note}" for note in checked.notes)
+    yield from (one_line(f"note: {note}") for note in (*checked.notes, *checked.how.told.lines()))
     yield from reading.repeats_told(checked.duplicate_sources)
     counts = ", ".join(f"{number:,} {code}" for code, number in sorted(checked.counts.items()))
     yield (

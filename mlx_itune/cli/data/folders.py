@@ -57,7 +57,7 @@ def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: 
 
 def _imported(made: Imported) -> Iterator[str | Table]:
     yield from (one_line(str(fault)) for fault in made.faults)
-    listed = sum(fault.severity == "error" for fault in made.faults)
+    listed = sum(1 + fault.alike for fault in made.faults if fault.severity == "error")
     if made.rejected > listed:
         yield f"... and {made.rejected - listed:,} more"
     yield (
@@ -65,6 +65,7 @@ def _imported(made: Imported) -> Iterator[str | Table]:
         + "".join(f", {n:,} left out by --{why}" for why, n in made.left_out.items())
     )
     if not made.written:
+        yield from (one_line(f"note: {line}") for line in made.told.lines())
         why = "--strict" if made.accepted else "no row could be read"
         yield f"nothing written: {why}"
         return
@@ -84,7 +85,7 @@ def _imported(made: Imported) -> Iterator[str | Table]:
             for value, counts in made.split["strata"].items()
         )
         yield table(["stratum", *made.splits], rows)
-    yield from (f"note: {note}" for note in made.notes)
+    yield from (one_line(f"note: {note}") for note in (*made.told.lines(), *made.notes))
     yield f"{made.out}: " + ", ".join(f"{n:,} {name}" for name, n in made.splits.items())
 
 
@@ -131,7 +132,7 @@ def clean(
     rows = reading.RowFiles(sources, forced)
     with Progress() as progress:
         on_bytes = progress.bytes_of("clean", rows.bytes)
-        read = partial(read_rows, format=rows.format, columns=rows.columns, on_bytes=on_bytes)
+        read = partial(read_rows, how=rows.how, on_bytes=on_bytes)
         cleaned = run.clean(sources, out, settings, lints=lints, read=read)
     repeats = reading.repeats(cleaned.duplicate_sources)
     return Result(
@@ -149,6 +150,7 @@ def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:
         ),
     )
     yield from reading.repeats_told(cleaned.duplicate_sources)
+    yield from (one_line(f"note: {line}") for line in cleaned.told.lines())
     yield (
         f"{count(cleaned.rows, 'row')}, {cleaned.kept:,} kept ({cleaned.changed:,} changed), "
         f"{cleaned.removed:,} removed, {cleaned.rejected:,} rejected"

@@ -35,6 +35,8 @@ forced_format = options.as_record(
     "mlx_itune.dataset.importing.plan:ImportPlan",
     options.flag(_PLAN["format"], defaulted=True),
     options.flag(_PLAN["map"], defaulted=True),
+    options.flag(_PLAN["roles"], defaulted=True),
+    options.flag(_PLAN["encoding"], defaulted=True),
 )
 
 
@@ -83,7 +85,7 @@ class RowFiles:
             self.paths = sorted(expand(paths), key=lambda path: ranks.get(path.stem, len(ranks)))
             self.bytes = sum(path.stat().st_size for path in self.paths)
         self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
-        self.format, self.columns = forced.format, forced.columns
+        self.how = forced.reading
 
     def read(
         self, path: Path, on_bytes: Callable[[int], None] | None = None
@@ -91,7 +93,7 @@ class RowFiles:
         """The rows of one file; `on_bytes` is told of each further stretch of bytes."""
         from mlx_itune.dataset.sources import read_rows
 
-        return read_rows(path, format=self.format, columns=self.columns, on_bytes=on_bytes)
+        return read_rows(path, how=self.how, on_bytes=on_bytes)
 
     def splits(
         self, on_bytes: Callable[[int], None]

@@ -83,9 +83,12 @@ def command(
         told.append(count(more, "more row"))
     for line in told:
         print(f"left out: {line}", file=sys.stderr)
+    for line in files.how.told.lines():
+        print(one_line(f"note: {line}"), file=sys.stderr)
     found = {
         "rows": [_row(s, tokenizer) for s in shown],
         "skipped": [{"row": fault.where, "reason": fault.message} for fault in left_out],
+        "told": files.how.told.counts(),
         "html": html,
     }
     if html is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from difflib import SequenceMatcher
 from functools import partial
@@ -16,6 +16,8 @@ from pathlib import Path
 from mlx_itune.dataset.checking.lints import Lint, excerpt, find_lints, load_lints
 from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match, families
 from mlx_itune.dataset.conversation import Conversation, Fault, fault_at
+from mlx_itune.dataset.how import Reading
+from mlx_itune.dataset.importing.provenance import read_dataset
 from mlx_itune.dataset.rendering.render import Learn, render_many
 from mlx_itune.dataset.sources import expand, read_rows
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
@@ -53,8 +55,7 @@ class Check:
         self,
         paths: Sequence[Path],
         *,
-        format: str | None = None,
-        columns: Mapping[str, str] | None = None,
+        how: Reading | None = None,
         tokenizer: ChatTokenizer | None = None,
         learn: Learn = "all",
         max_length: int = 2048,
@@ -68,16 +69,24 @@ class Check:
         self.notes: list[str] = []
         # Training files first, so that of two equal rows the held-out one is the repeated one.
         self.paths = sorted(expand(paths), key=lambda path: _ORDER[split_of(path)])
-        self._read = partial(read_rows, format=format, columns=columns, on_bytes=on_bytes)
+        self.how = how or Reading()
+        self._read = partial(read_rows, how=self.how, on_bytes=on_bytes)
         self._tokenizer, self._learn, self._max_length = tokenizer, learn, max_length
         self._near = near_duplicates
         found = load_lints() if lints is None else lints
         self._lints = [*found, *(_control_lints(tokenizer, found) if tokenizer else ())]
+        # What is kept beside the turns of a data folder was accepted when that was made.
+        self._are_ours = all(read_dataset(path) for path in self.paths)
         self._systems = SystemPrompts()
         self._rare: dict[str, list[Fault]] = {}
         self._rare_counts: Counter[str] = Counter()
         # Of each accepted row its address, its split, and its `source` or else its file.
         self._places: list[tuple[str, str | None, str]] = []
+
+    @property
+    def unlearned(self) -> Sequence[str]:
+        """What rows say that is not learned, and was not accepted by an import."""
+        return [*self.how.told.lost] if self._are_ours else self.how.told.unlearned
 
     def __iter__(self) -> Iterator[Fault]:
         with closing(Duplicates(near=self._near)) as duplicates:

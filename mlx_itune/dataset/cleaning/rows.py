@@ -18,6 +18,7 @@ from mlx_itune.dataset.conversation import (
 )
 from mlx_itune.dataset.formats.chat import turns_of
 from mlx_itune.dataset.formats.fields import Parsed, tags_of, tools_of, with_system
+from mlx_itune.dataset.how import Reading
 from mlx_itune.kit.wording import count
 
 # Faults that steps on turns can mend.
@@ -81,24 +82,27 @@ def refusal_of(row: Conversation) -> Fault | None:
     return fault_at(row.origin, *problem) if problem else None
 
 
-def as_it_is(value: Mapping[str, Any], origin: str, fault: RowFault) -> Conversation | None:
+def as_it_is(
+    value: Mapping[str, Any], origin: str, fault: RowFault, how: Reading
+) -> Conversation | None:
     """A row whose turns are out of order or empty, for steps to mend; None for any other fault."""
     if fault.code not in _MENDABLE:
         return None
     try:
-        turns, used = _parsed(value)
+        turns, used = _parsed(value, how)
         tools = tools_of(value)
     except RowFault:
         return None
     tags = tags_of(value, used | {"tools", "functions"})
+    how.told.row(tags)
     return Conversation(turns, origin, tools, tags, checked=True)
 
 
-def _parsed(value: Mapping[str, Any]) -> Parsed:
+def _parsed(value: Mapping[str, Any], how: Reading) -> Parsed:
     for key, text in _LISTS:
         if isinstance(value.get(key), list):
             said = ({text: "", **_without_null(item)} for item in value[key])
-            return with_system(value, turns_of({key: list(said)}, key), {key})
+            return with_system(value, turns_of({key: list(said)}, key, how), {key}, how.told)
     for asked, answered in _PAIRS:
         question, answer = value.get(asked), value.get(answered)
         if isinstance(question, str) and isinstance(answer, (str, type(None))):
@@ -106,7 +110,7 @@ def _parsed(value: Mapping[str, Any]) -> Parsed:
             if isinstance(context, str) and context:
                 question = f"{question}\n\n{context}"
             turns = Turn("user", question), Turn("assistant", answer or "")
-            return with_system(value, turns, {asked, answered, "input"})
+            return with_system(value, turns, {asked, answered, "input"}, how.told)
     raise RowFault("no-turns", "no turns")
 
 

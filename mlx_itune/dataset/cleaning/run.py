@@ -19,6 +19,7 @@ from mlx_itune.dataset.cleaning.pii.redact import redact, redact_conversation
 from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.cleaning.rows import Outcome, Row, RowStep, as_it_is, refusal_of, with_turns
 from mlx_itune.dataset.conversation import Conversation, Fault, Turn
+from mlx_itune.dataset.how import Account
 from mlx_itune.dataset.importing.folder import FolderWriter, new_folder
 from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError
@@ -237,6 +238,7 @@ class Cleaned:
     splits: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     duplicate_sources: Sources = field(default_factory=Counter)
+    told: Account = field(default_factory=Account)
     ledger: str = ""
 
 

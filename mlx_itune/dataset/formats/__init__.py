@@ -3,19 +3,21 @@
 | format | keys |
 |---|---|
 | openai | `messages` [{role, content, tool_calls?, function_call?, weight?, name?}], `tools`? |
-| sharegpt | `conversations` [{from, value}] (or role, content), `system`?, `tools`? |
+| sharegpt | `conversations` [{from, value}] (or role, content; or rounds), `system`?, `tools`? |
 | openhermes | the same with `weight` in turns (null: as the run decides) and `system_prompt`? |
+| gemini | `contents` [{role, parts}], `systemInstruction`? |
+| preference | `prompt` (or `question`...), `chosen`, `rejected`: the chosen side |
 | seed-tasks | `instruction`, `instances` [{input, output}]: a conversation for each |
-| alpaca | `instruction`, `input` (or `context`), `output` (or `response`...), `system`? |
+| alpaca | `instruction`, `input` (or `context`), `output` (or `generation`...), `history`? |
 | instruction-output | the same without `input` |
 | prompt-completion | `prompt`, `completion`: texts or lists of messages |
-| question-answer | `question`, `answer` |
+| question-answer | `question`, `context`?, `answer` (or `answers`, as SQuAD has them) |
 | inputs-targets | `inputs`, `targets`, as FLAN writes them |
 | input-output | `input`, `output` |
 | text | `text` in which marks part the turns; forced, any text: it is learned whole |
 
-The format is found per row: null and empty keys do not count. What a format does not use becomes a
-tag of the conversation, as text.
+The format is found per row: null and empty keys do not count, nor do case and spaces of names. What
+a format does not use becomes a tag of the conversation, as text; what is dropped is told.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -33,44 +35,46 @@ from mlx_itune.dataset.formats.fields import (
     Parsed,
     Row,
     as_text,
+    json_list,
     kind_name,
     map_example,
+    plain_text,
     tags_of,
     text_of,
     tools_of,
     value_of,
     with_system,
 )
-from mlx_itune.kit.errors import UsageError, closest
+from mlx_itune.dataset.formats.shapes import MASKS, from_parts
+from mlx_itune.dataset.how import LISTS, TEXTS, Account, Reading
+from mlx_itune.kit.errors import closest
 from mlx_itune.kit.wording import did_you_mean, known, listing
 
 # Other names of an answer, each safe where it is the only one in the row.
-_ANSWERS = ("output", "response", "completion", "answer", "target", "targets")
+_ANSWERS = (
+    "output", "response", "completion", "answer", "target", "targets", "generation", "answers",
+)  # fmt: skip
+_ASKED = ("prompt", "question", "instruction", "input")
 # Keys that tell a format, the most telling first; half of a pair does so with one of its halves.
 _SIGNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("messages", "openai", ()),
     ("conversations", "sharegpt", ()),
     ("conversation", "sharegpt", ()),
+    ("contents", "gemini", ()),
+    ("chosen", "preference", ()),
     ("instances", "seed-tasks", ("instruction",)),
     ("instruction", "alpaca", _ANSWERS),
     ("prompt", "prompt-completion", _ANSWERS),
     ("question", "question-answer", _ANSWERS),
     ("inputs", "inputs-targets", ("targets",)),
-    ("input", "input-output", ("output",)),
+    ("input", "input-output", _ANSWERS),
     ("text", "text", ()),
 )
+_NAMES = {sign for sign, *_ in _SIGNS} | TEXTS | LISTS | {*_ANSWERS}
 # Marks of templates, which as plain text would be learned as letters.
 _MARK = re.compile(r"<[|\uff5c]?\w+[|\uff5c]?>|\[/?[A-Z_]+\]")
-# Fields that hold lists; all others hold text.
-_LISTS = frozenset({"messages", "conversations", "instances", "tools", "functions"})
-_TEXTS = frozenset(
-    "instruction input output question answer prompt completion inputs targets text system "
-    "response context reasoning".split()
-)
 # What a column called `reasoning` says of a model's mode; it is no thought.
 _MODES = frozenset("on off true false yes no none low medium high minimal auto think".split())
-# A tag is any other name, so only a near miss is taken for a typo.
-_NEAR = 0.85
 # Spellings of "there is no input" that Alpaca's generator and its descendants wrote, without
 # regard to case and space around. Add what your data has.
 NO_INPUT = [
@@ -81,34 +85,44 @@ NO_INPUT = [
 _NO_INPUT = frozenset(NO_INPUT)
 
 
-def parse_rows(
-    value: dict[str, Any],
-    origin: str,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> tuple[Conversation, ...]:
-    """The conversations in a row: one, or one for each instance of a seed task. `format`: None
-    finds it out. `columns`: which column is which field; the others become tags. Raises RowFault;
-    UsageError for an unknown format."""
-    check_format(format)
+def parse_rows(value: dict[str, Any], origin: str, how: Reading) -> tuple[Conversation, ...]:
+    """The conversations in a row: one, or one for each instance of a seed task.
+
+    Raises RowFault; UsageError for an unknown format.
+    """
+    try:
+        made = _parsed(value, origin, how)
+    except RowFault:
+        how.told.row(None)
+        raise
+    how.told.row(key for row in made[:1] for key in row.tags if key not in (how.columns or ()))
+    return made
+
+
+def _parsed(value: dict[str, Any], origin: str, how: Reading) -> tuple[Conversation, ...]:
+    check_format(how.format)
+    odd = [key for key in value if key not in _NAMES and key.strip().lower() in _NAMES]
+    if odd and how.columns is None and "messages" not in value:
+        usual = {key: low for key in odd if (low := key.strip().lower()) not in value}
+        value = {usual.get(key, key): item for key, item in value.items()}
     row, rest = value, dict[str, Any]()
-    name = format
-    if columns is not None:
-        row, rest = _mapped(value, columns)
-        whole = _sign(dict.fromkeys(columns, "x"), whole=True)
-        name = format or whole
+    name = how.format
+    if how.columns is not None:
+        row, rest = _mapped(value, how.columns)
+        whole = _sign(dict.fromkeys(how.columns, "x"), whole=True)
+        name = how.format or whole
         if whole is None:
             # The mapping names a part of a row or tags only: the rest has names of its own.
             row, rest = {**rest, **row}, {}
     name = name or _sign(row)
     if name is None:
         raise _unknown(row)
-    is_plain = format == "text"
+    is_plain = how.format == "text"
     if is_plain:
-        found: list[Parsed] = [((Turn("assistant", text_of(row, "text")),), {"text"})]
+        text = text_of(row, "text", how.told)
+        found: list[Parsed] = [((Turn("assistant", text),), {"text"})]
     else:
-        found = [_with_thoughts(row, *parsed) for parsed in _PARSERS[name](row)]
+        found = [_with_thoughts(row, *parsed, how.told) for parsed in _PARSERS[name](row, how)]
     tools = tools_of(row)
     made = []
     for turns, used in found:
@@ -117,6 +131,8 @@ def parse_rows(
             raise RowFault(*problem, _hint(problem[0], turns))
         if not any(turn.role == "assistant" for turn in turns):
             raise RowFault("no-reply", "no assistant turn, so there is nothing to learn")
+        if turns[-1].role != "assistant":
+            how.told.lose("turns after the last answer")
         tags = {**tags_of(rest), **tags_of(row, used | {"tools", "functions"})}
         if is_plain:
             tags["kind"] = TEXT_KIND
@@ -128,21 +144,6 @@ def check_format(name: str | None) -> None:
     """Raise UsageError for a format that is none of FORMATS."""
     if name is not None:
         known("format", name, FORMATS)
-
-
-def check_columns(columns: Mapping[str, str]) -> None:
-    """Raise UsageError for a mapping that cannot be meant: empty, or with a misspelt field."""
-    if not columns:
-        example = "--map instruction=question --map output=answer"
-        raise UsageError("--map names no column", hint=example)
-    fields = sorted(_TEXTS | _LISTS)
-    for field, column in columns.items():
-        if not field or not column:
-            raise UsageError(f"--map {field}={column} lacks a name", hint="write field=column")
-        near = get_close_matches(field, fields, 1, _NEAR)
-        if near and field not in fields:
-            message = f"--map {field}={column}: no field {field!r}"
-            raise UsageError(message, hint=f"did you mean {near[0]}?")
 
 
 def names_positions(columns: Mapping[str, str]) -> bool:
@@ -166,18 +167,17 @@ def _mapped(row: Row, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[
     fields: dict[str, Any] = {}
     for field, column in columns.items():
         value = _lookup(row, column)
-        is_nested = isinstance(value, (list, dict))
-        if is_nested and field in _TEXTS and field != "prompt":
-            raise RowFault("type", f"the column {column!r} is {kind_name(value)}, not a text")
-        is_plain = value is None or is_nested or field in _LISTS
+        is_plain = value is None or isinstance(value, (list, dict)) or field in LISTS
         fields[field] = value if is_plain else as_text(value)
-    taken = set(columns.values())
-    return fields, {key: item for key, item in row.items() if key not in taken}
+    taken = {column.strip().lower() for column in columns.values()}
+    return fields, {key: item for key, item in row.items() if key.strip().lower() not in taken}
 
 
 def _lookup(row: Row, column: str) -> Any:
     if column in row:
         return row[column]
+    if alike := [key for key in row if key.strip().lower() == column.strip().lower()]:
+        return row[alike[0]]
     value: Any = row
     walked = ""
     for part in column.split("."):
@@ -211,12 +211,12 @@ def _hint(code: str, turns: tuple[Turn, ...]) -> str:
     if turns[0].role in ("assistant", "tool"):
         return "`mlx-itune data clean` can drop what comes before the first user turn"
     if any(turn.role == "system" for turn in turns[1:]):
-        return "a system turn comes first, and once"
+        return "a system turn comes before a question, and no other stands beside it"
     same = any(one.role == other.role for one, other in pairwise(turns))
     return "join turns of the same role" if same else ""
 
 
-def _with_thoughts(row: Row, turns: tuple[Turn, ...], used: set[str]) -> Parsed:
+def _with_thoughts(row: Row, turns: tuple[Turn, ...], used: set[str], told: Account) -> Parsed:
     """Turns with the row's system prompt, and their thoughts apart from their words: those that a
     reply begins with, and the column of one that is the only reply."""
     if any("</think>" in turn.content for turn in turns):
@@ -229,57 +229,116 @@ def _with_thoughts(row: Row, turns: tuple[Turn, ...], used: set[str]) -> Parsed:
             turns = tuple(thinking if turn is replies[0] else turn for turn in turns)
             used = {*used, key}
             break
-    return with_system(row, turns, used)
+    return with_system(row, turns, used, told)
 
 
-def _messages(row: Row, *keys: str) -> list[Parsed]:
-    key = next((key for key in keys if key in row), keys[0])
-    return [(turns_of(row, key), {key})]
+def _messages(row: Row, how: Reading, keys: tuple[str, ...]) -> list[Parsed]:
+    key = next((key for key in keys if row.get(key) is not None), keys[0])
+    turns, used = turns_of(row, key, how), {key, *MASKS}
+    better = row.get("chosen")
+    if turns and turns[-1].role in ("user", "tool") and isinstance(better, (str, dict)):
+        turns, used = (*turns, *_side(row, "chosen", "assistant", how)), used | _dropped(row, how)
+    return [(turns, used)]
 
 
-def _instructed(row: Row, instruction: str) -> Parsed:
-    """An instruction, whose input (or Dolly's `context`) is a part of its own, and the answer."""
-    key, answer = _only(row, ("input", "context")), _answer_key(row, "output")
-    context = row.get(key)
-    if context is not None and not isinstance(context, str):
-        raise RowFault("type", f"{key!r} is {kind_name(context)}, not a string")
-    reply = Turn("assistant", text_of(row, answer))
-    asked = Turn("user", instruction)
-    if context is not None and context.strip().lower() not in _NO_INPUT:
-        asked = Turn("user", f"{instruction}\n\n{context}", input=context)
-    return (asked, reply), {"instruction", key, answer}
+def _gemini(row: Row, how: Reading) -> list[Parsed]:
+    used, instructs = {"contents"}, ("systemInstruction", "system_instruction")
+    contents = json_list(value_of(row, "contents"), "'contents'")
+    turns = turns_of({"contents": from_parts(contents)}, "contents", how)
+    for key in instructs:
+        if said := row.get(key):
+            system = from_parts([{**said, "role": "system"} if isinstance(said, dict) else said])
+            turns, used = (*turns_of({key: system}, key, how), *turns), {*used, key}
+    return [(turns, used)]
 
 
-def _alpaca(row: Row) -> list[Parsed]:
-    return [_instructed(row, text_of(row, "instruction"))]
-
-
-def _pair(row: Row, asked: str, answered: str) -> list[Parsed]:
+def _pair(
+    row: Row, how: Reading, asked: str, answered: str, contexts: tuple[str, ...] = ()
+) -> list[Parsed]:
+    """A question, whose input or context is a part of its own, and the answer under one of its
+    names; earlier rounds come first."""
     answer = _answer_key(row, answered)
-    turns = Turn("user", text_of(row, asked)), Turn("assistant", text_of(row, answer))
-    return [(turns, {asked, answer})]
+    question, used = text_of(row, asked, how.told), {asked, answer}
+    turn = Turn("user", question)
+    if contexts:
+        key = _only(row, contexts)
+        used.add(key)
+        if (context := row.get(key)) is not None:
+            if not isinstance(context, str):
+                context = plain_text(context, repr(key), how.told)
+            spelled = context.strip().lower()
+            if spelled not in _NO_INPUT:
+                turn = Turn("user", f"{question}\n\n{context}", input=context)
+            elif spelled:
+                how.told.take(f"{key} {spelled!r} as no input")
+    reply = Turn("assistant", _answer(row, answer, how.told))
+    earlier: tuple[Turn, ...] = ()
+    if history := row.get("history"):
+        earlier = turns_of({"history": json_list(history, "'history'")}, "history", how)
+        used.add("history")
+    return [((*earlier, turn, reply), used)]
 
 
-def _prompt_completion(row: Row) -> list[Parsed]:
+def _answer(row: Row, key: str, told: Account) -> str:
+    """The answer under `key`; of several, as SQuAD lists them, the first."""
+    value = row.get(key)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        value = value["text"]
+    elif key != "answers":
+        return text_of(row, key, told)
+    if not isinstance(value, list):
+        return text_of(row, key, told)
+    if len({*map(as_text, value)}) > 1:
+        told.lose(f"{key!r} after the first")
+    return text_of({key: value[0] if value else ""}, key, told)
+
+
+def _side(row: Row, key: str, role: str, how: Reading) -> tuple[Turn, ...]:
+    """One side of a row: a text, a message or a list of them."""
+    value = value_of(row, key)
+    if isinstance(value, dict) and {"content", "value"} & value.keys():
+        value = [value]
+    if isinstance(value, list):
+        return turns_of({key: value}, key, how)
+    return (Turn(role, text_of(row, key, how.told)),)
+
+
+def _prompt_completion(row: Row, how: Reading) -> list[Parsed]:
     """Two texts, or two lists of messages; replies within the prompt are not learned."""
     answer = _answer_key(row, "completion")
     if not any(isinstance(row.get(key), list) for key in ("prompt", answer)):
-        return _pair(row, "prompt", answer)
-
-    def side(key: str, role: str) -> tuple[Turn, ...]:
-        is_text = isinstance(value_of(row, key), str)
-        return (Turn(role, text_of(row, key)),) if is_text else turns_of(row, key)
-
+        return _pair(row, how, "prompt", answer)
     prompt = (
         replace(turn, weight=0.0) if turn.role == "assistant" and turn.weight is None else turn
-        for turn in side("prompt", "user")
+        for turn in _side(row, "prompt", "user", how)
     )
-    return [((*prompt, *side(answer, "assistant")), {"prompt", answer})]
+    return [((*prompt, *_side(row, answer, "assistant", how)), {"prompt", answer})]
 
 
-def _seed_tasks(row: Row) -> list[Parsed]:
+def _preference(row: Row, how: Reading) -> list[Parsed]:
+    """The chosen side of two; it may hold the prompt itself, as turns or as marked text."""
+    used = _dropped(row, how)
+    chosen = _side(row, "chosen", "assistant", how)
+    if chosen and chosen[0].role == "assistant":
+        parted = marked_turns(chosen[0].content)
+        asked = next((key for key in _ASKED if row.get(key)), None)
+        if parted and asked is None:
+            return [(parted, used)]
+        whole = {"prompt": value_of(row, asked or "prompt"), "completion": row["chosen"]}
+        return [(turns, used | {asked or "prompt"}) for turns, _ in _prompt_completion(whole, how)]
+    said = {turn.content for turn in chosen}
+    return [(chosen, {*used, *(key for key in _ASKED if as_text(row.get(key)) in said)})]
+
+
+def _dropped(row: Row, how: Reading) -> set[str]:
+    if row.get("rejected") is not None:
+        how.told.lose("'rejected': of the two, 'chosen' is learned")
+    return {"chosen", "rejected"}
+
+
+def _seed_tasks(row: Row, how: Reading) -> list[Parsed]:
     """An instruction with several instances of input and output: one conversation for each."""
-    instances, instruction = value_of(row, "instances"), text_of(row, "instruction")
+    instances, instruction = value_of(row, "instances"), value_of(row, "instruction")
     if not isinstance(instances, list):
         raise RowFault("type", f"'instances' is {kind_name(instances)}, not a list")
     if not instances:
@@ -290,25 +349,28 @@ def _seed_tasks(row: Row) -> list[Parsed]:
         if not isinstance(instance, dict):
             raise RowFault("type", f"{place} is {kind_name(instance)}, not an object")
         try:
-            turns, _ = _instructed(instance, instruction)
+            ((turns, used),) = _PARSERS["alpaca"]({**instance, "instruction": instruction}, how)
         except RowFault as fault:
             raise RowFault(fault.code, f"{place}: {fault.message}", fault.hint) from None
+        for key in instance.keys() - used:
+            how.told.lose(f"{key!r} of an instance")
         found.append((turns, {"instruction", "instances"}))
     return found
 
 
-def _text(row: Row) -> list[Parsed]:
-    text = text_of(row, "text")
+def _text(row: Row, how: Reading) -> list[Parsed]:
+    text = text_of(row, "text", how.told)
     turns = marked_turns(text)
     if turns is not None:
         return [(turns, {"text"})]
     mark = _MARK.search(text)
     if mark is None:
         said = "the text has no turns: nobody asks and nobody answers"
-        raise RowFault("plain-text", said, "--format text learns it whole")
+        others = [key for key in row if key != "text" and row[key] not in (None, "")]
+        mapped = f"{map_example({**dict.fromkeys(others), 'text': text})}, or " if others else ""
+        raise RowFault("plain-text", said, f"{mapped}--format text learns it whole")
     said = f"the text has marks, such as {mark.group()!r}, but no turns that they part"
-    hint = "give messages; with --format text such marks would be learned as letters"
-    raise RowFault("plain-text", said, hint)
+    raise RowFault("plain-text", said, "give messages: a model does not learn marks from letters")
 
 
 def _answer_key(row: Row, usual: str) -> str:
@@ -321,17 +383,27 @@ def _only(row: Row, keys: tuple[str, ...]) -> str:
     return there.pop() if len(there) == 1 else keys[0]
 
 
-_PARSERS: dict[str, Callable[[Row], list[Parsed]]] = {
-    "openai": lambda row: _messages(row, "messages"),
-    "sharegpt": lambda row: _messages(row, "conversations", "conversation"),
-    "alpaca": _alpaca,
-    "seed-tasks": _seed_tasks,
-    "openhermes": lambda row: _messages(row, "conversations", "conversation"),
+_Parser = Callable[[Row, Reading], list[Parsed]]
+_CHATS = {"openai": ("messages",), "sharegpt": ("conversations", "conversation")}
+# The question, the usual name of its answer, and what may be a part of the question.
+_PAIRS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "alpaca": ("instruction", "output", ("input", "context")),
+    "instruction-output": ("instruction", "output", ("input", "context")),
+    "input-output": ("input", "output", ()),
+    "question-answer": ("question", "answer", ("context",)),
+    "inputs-targets": ("inputs", "targets", ()),
+}
+_PARSERS: dict[str, _Parser] = {
+    **{name: partial(_messages, keys=keys) for name, keys in _CHATS.items()},
+    "openhermes": partial(_messages, keys=_CHATS["sharegpt"]),
+    "gemini": _gemini,
+    "preference": _preference,
     "prompt-completion": _prompt_completion,
-    "instruction-output": _alpaca,
-    "input-output": lambda row: _pair(row, "input", "output"),
-    "question-answer": lambda row: _pair(row, "question", "answer"),
-    "inputs-targets": lambda row: _pair(row, "inputs", "targets"),
+    "seed-tasks": _seed_tasks,
+    **{
+        name: partial(_pair, asked=asked, answered=answered, contexts=contexts)
+        for name, (asked, answered, contexts) in _PAIRS.items()
+    },
     "text": _text,
 }
 FORMATS = tuple(_PARSERS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +21,17 @@ from mlx_itune.dataset.formats.fields import (
     calls_of,
     json_list,
     kind_name,
+    plain_text,
     value_of,
 )
+from mlx_itune.dataset.formats.shapes import MASKS, in_rounds, masked
+from mlx_itune.dataset.how import Account, Reading
 from mlx_itune.kit.wording import did_you_mean
 
 _NAMES = {
     "system": "system developer",
     "user": "user human prompter",
-    "assistant": "assistant gpt bot chatgpt bing bard model function_call tool_call",
+    "assistant": "assistant gpt bot chatbot chatgpt bing bard model function_call tool_call",
     "tool": "tool function observation tool_response function_response ipython",
 }
 ROLE_OF = {name: role for role, names in _NAMES.items() for name in names.split()}
@@ -35,35 +39,66 @@ _CALLING = frozenset({"function_call", "tool_call"})
 # Names of what an assistant thought before its words: of a key, a content part, or a turn's role.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _THINKING = frozenset({*THOUGHTS, "thought"})
+# Roles that only --roles can give a meaning, and the likeliest one.
+_LIKELY = dict.fromkeys("environment env execution result api code_output ipython".split(), "tool")
+
+# Flags of a turn, and lists of them in a row, that say whether it is learned; null says nothing.
+FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+_FLAG_TEXTS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
+_LIKE_FLAGS = re.compile(r"train|loss|mask|weight|learn|supervis|grad(?!e)", re.IGNORECASE)
+_TURN_KEYS = frozenset(
+    {"role", "from", "content", "value", "tool_calls", "function_call", "function_calls", "name"}
+    | {"tool_call_id", "input", *FLAGS, *THOUGHTS}
+)
 
 # Blocks of a role and its words: what opens one, stands between the two, and closes it.
 _BLOCKS = (
+    ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
     ("<|im_start|>", "\n", "<|im_end|>"),
     ("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"),
+    ("<|header_start|>", "<|header_end|>\n\n", "<|eot|>"),
+    ("<start_of_turn>", "\n", "<end_of_turn>"),
+    ("<|turn>", "\n", "<turn|>"),
+    ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+    ("<|START_OF_TURN_TOKEN|><|", "_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
 )
 _ALPACA = re.compile(r"^### (Instruction|Input|Response):[ \t]*\n?", re.MULTILINE)
 _SPEAKERS = (
+    re.compile(r"<\|(user|assistant|system)\|>[ \t]*\n?"),
+    re.compile("<\uff5c(User|Assistant)\uff5c>"),
     re.compile(r"### (Human|User|Assistant):[ \t]?"),
     re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT):[ \t]?"),
     re.compile(r"^(Human|User|Assistant):[ \t]?", re.MULTILINE),
 )
-_ENDS = ("</s>", "<s>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<eos>")
-_STARTS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
+_ENDS = (
+    "</s>", "<s>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<eos>", "<|end|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)  # fmt: skip
+_STARTS = (
+    "<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>", "<BOS_TOKEN>",
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+)  # fmt: skip
 # Of a text read backwards, so that both are matched from where they stand, in linear time.
 _TAIL = re.compile("(?:{}|\\s+)*".format("|".join(re.escape(end[::-1]) for end in _ENDS)))
 _HEAD = re.compile("(?:\\s*(?:{}))*".format("|".join(map(re.escape, _STARTS))))
 _PREAMBLE = "Below is an instruction that describes a task"
 
 
-def turns_of(row: Row, key: str) -> tuple[Turn, ...]:
-    """The turns of the list under `key`, with weights, names, tool calls and content parts."""
+def turns_of(row: Row, key: str, how: Reading) -> tuple[Turn, ...]:
+    """The turns of the list under `key`, with weights, names, tool calls and content parts; of a
+    list of rounds, question and answer of each."""
     # Both spellings occur under both names in the wild.
     names = [("role", "from"), ("content", "value")]
     if key.startswith("conversation"):
         names = [("from", "role"), ("value", "content")]
     turns: list[Turn] = []
     thoughts: list[str] = []
-    for number, item in enumerate(json_list(value_of(row, key), repr(key)), 1):
+    items = json_list(value_of(row, key), repr(key))
+    if items and not (isinstance(items[0], dict) and {"role", "from"} & items[0].keys()):
+        items = in_rounds(items, key, how.told)
+    if any(isinstance(row.get(name), list) for name in MASKS):
+        items = masked(items, row, ROLE_OF)
+    for number, item in enumerate(items, 1):
         place = f"{key}[{number}]"
         if not isinstance(item, dict):
             raise RowFault("type", f"{place} is {kind_name(item)}, not an object")
@@ -71,9 +106,9 @@ def turns_of(row: Row, key: str) -> tuple[Turn, ...]:
             item.get(other) if item.get(usual) is None else item[usual] for usual, other in names
         )
         if isinstance(role, str) and role.strip().lower() in _THINKING:
-            thoughts.append(_content(text, place)[0])
+            thoughts.append(_content(text, place, how.told)[0])
             continue
-        turn = _turn(item, place, role, text)
+        turn = _turn(item, place, role, text, how)
         if thoughts:
             if turn.role != "assistant":
                 raise RowFault("reasoning", f"{place}: no assistant turn follows the reasoning")
@@ -100,14 +135,16 @@ def thought_apart(turn: Turn) -> Turn:
     return replace(turn, content=words.lstrip("\r\n"), reasoning=thought.strip() or None)
 
 
-def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
+def _turn(item: dict[str, Any], place: str, role: Any, text: Any, how: Reading) -> Turn:
     if not isinstance(role, str):
         raise RowFault("type", f"{place}: the role is {kind_name(role)}, not a string")
     name = role.strip().lower()
-    if name not in ROLE_OF:
-        hint = did_you_mean(name, ROLE_OF) or f"one of {', '.join(ROLES)}, or a usual name of these"
+    known = how.roles.get(name) or ROLE_OF.get(name)
+    if known is None:
+        meant = f"--roles {name}={_LIKELY.get(name, 'user')} (or another of {', '.join(ROLES)})"
+        hint = did_you_mean(name, ROLE_OF) or meant
         raise RowFault("unknown-role", f"{place}: unknown role {role!r}", hint)
-    role = ROLE_OF[name]
+    role = known
     if len(item) == 2 and isinstance(text, str) and name not in _CALLING:
         # Most turns are nothing but a role and a text.
         return Turn(role, text)
@@ -117,53 +154,103 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any) -> Turn:
         calls = calls_of(item, place)
     content, thought = "", None
     if text is not None or not (calls or role == "tool"):
-        content, thought = _content(text, place)
+        content, thought = _content(text, place, how.told)
     for key in THOUGHTS:
         value = item.get(key)
         if not isinstance(value, (str, list, type(None))):
             raise RowFault("type", f"{place}: {key!r} is {kind_name(value)}, not a string")
-        said = _content(value, place)[0].strip() if value else ""
+        said = _content(value, place, how.told)[0].strip() if value else ""
         if said and thought not in (None, said):
             raise RowFault("reasoning", f"{place} has two different texts of reasoning")
         thought = said or thought
-    weight = item.get("weight")
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float))):
-        raise RowFault("type", f"{place}: 'weight' is {kind_name(weight)}, not a number")
+    weight = _weight(item, place, role, how.told)
     for key in ("name", "tool_call_id"):
         if not isinstance(item.get(key), (str, type(None))):
             raise RowFault("type", f"{place}: {key!r} is {kind_name(item[key])}, not a string")
     given = item.get("input")
+    if given and not (isinstance(given, str) and content.endswith(f"\n\n{given}")):
+        how.told.lose("'input' of turns")
+        given = None
+    if not item.keys() <= _TURN_KEYS:
+        _tell_unread(item, role, how.told)
     return Turn(
         role,
         content,
         weight,
         calls,
         item.get("name"),
-        given if isinstance(given, str) and content.endswith(f"\n\n{given}") else None,
+        given or None,
         item.get("tool_call_id"),
         thought,
     )
 
 
-def _content(value: Any, place: str) -> tuple[str, str | None]:
+def _weight(item: dict[str, Any], place: str, role: str, told: Account) -> float | None:
+    """How much a turn is learned by its flags, which may be texts; None where there are none."""
+    found: dict[str, float] = {}
+    for key in FLAGS:
+        value = item.get(key)
+        if value is None:
+            continue
+        weight = _FLAG_TEXTS.get(value.strip().lower()) if isinstance(value, str) else None
+        with suppress(TypeError, ValueError, OverflowError):
+            weight = float(value) if weight is None else weight
+        if weight is None and key == "weight":
+            raise RowFault("type", f"{place}: 'weight' is {kind_name(value)}, not a number")
+        if weight is None or (key != "weight" and weight not in (0, 1)):
+            told.lose(f"{key!r} of turns: neither true nor false")
+        elif role != "assistant":
+            found[key] = weight
+            if weight:
+                told.lose(f"{key!r} of {role} turns: only replies are learned")
+        else:
+            found[key] = weight
+    if len({bool(weight) for weight in found.values()}) > 1:
+        said = " and ".join(f"{key!r}: {item[key]!r}" for key in found)
+        raise RowFault("weight", f"{place}: {said} contradict one another")
+    return next(iter(found.values()), None)
+
+
+def _tell_unread(item: dict[str, Any], role: str, told: Account) -> None:
+    """Tell of what a turn has under names that mean nothing here."""
+    for key in item.keys() - _TURN_KEYS:
+        if item[key] not in (None, "", [], {}):
+            like = ": it looks like a flag of what is learned, and is none that is read"
+            told.lose(f"{key!r} of {role} turns{like if _LIKE_FLAGS.search(key) else ''}")
+
+
+def _content(value: Any, place: str, told: Account) -> tuple[str, str | None]:
+    """The text of a content, and of those of its parts that are reasoning."""
     if isinstance(value, str):
         return value, None
-    if not isinstance(value, list):
-        raise RowFault("type", f"{place}: the text is {kind_name(value)}, not a string")
+    if isinstance(value, dict) and "type" in value and {"text", *_THINKING} & value.keys():
+        value = [value]
+    if value is None:
+        raise RowFault("type", f"{place}: the text is null, not a string")
+    if not isinstance(value, list) or (value and not any(map(_is_part, value))):
+        return plain_text(value, "the text of a turn", told), None
     parts: list[str] = []
     thoughts: list[str] = []
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind in _THINKING:
             said = next((part[key] for key in (kind, *THOUGHTS, "text") if part.get(key)), "")
-            thoughts.append(_content(said, place)[0])
+            thoughts.append(_content(said, place, told)[0])
             continue
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             reason = f"{place}: a content part is {kind or kind_name(part)!r}, not text"
             raise RowFault("content-type", reason, "only text can be learned")
+        if isinstance(part, dict):
+            for key in part.keys() - {"type", "text"}:
+                if part[key] not in (None, "", [], {}):
+                    told.lose(f"{key!r} of a content part")
         parts.append(text)
     return "".join(parts), "\n\n".join(thoughts).strip() or None
+
+
+def _is_part(value: Any) -> bool:
+    return not isinstance(value, dict) or bool({"type", "text"} & value.keys())
 
 
 def marked_turns(text: str) -> tuple[Turn, ...] | None:

@@ -3,13 +3,16 @@ not."""
 
 from __future__ import annotations
 
+import ast
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
 from mlx_itune.dataset.conversation import RowFault, Turn
+from mlx_itune.dataset.how import Account
 from mlx_itune.kit.json_files import depth_of
 
 Row = Mapping[str, Any]
@@ -20,6 +23,7 @@ _ASKED = frozenset("instruction question prompt input inputs query user human".s
 _ANSWERED = frozenset(
     "output answer response completion target targets generation chosen reply assistant".split()
 )
+_MAX_CALL_CHARS = 1 << 14
 # Nesting that templates can print.
 _MAX_DEPTH = 100
 
@@ -37,17 +41,28 @@ def value_of(row: Row, key: str) -> Any:
     return row[key]
 
 
-def text_of(row: Row, key: str) -> str:
-    """The text under `key`, which has to be there and say something."""
+def text_of(row: Row, key: str, told: Account) -> str:
+    """The text under `key`, which has to be there and say something; other values become text."""
     value = value_of(row, key)
     if not isinstance(value, str):
-        hint = "write it as text" if isinstance(value, (list, dict)) else ""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            hint = "write it in quotes, or name the column with --map"
-        raise RowFault("type", f"{key!r} is {kind_name(value)}, not a string", hint)
+        value = plain_text(value, repr(key), told)
     if not value or value.isspace():
         raise RowFault("empty", f"{key!r} has no text")
-    return value
+    return str(value)
+
+
+def plain_text(value: Any, what: str, told: Account) -> str:
+    """A value that is no text, as a text: a plain number, true or false, compact JSON."""
+    if value is None:
+        raise RowFault("type", f"{what} is null, not a string")
+    if isinstance(value, (list, dict)):
+        told.take(f"{what}: {kind_name(value)}, as compact JSON")
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    told.take(f"{what}: {kind_name(value)}, as text")
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        # What tables make of a whole number where another cell is empty.
+        return str(int(value))
+    return json.dumps(value)
 
 
 def json_list(value: Any, what: str) -> list[Any]:
@@ -71,13 +86,13 @@ def json_value(text: str, what: str) -> Any:
         raise RowFault("json", f"{what} is a string that is not JSON") from None
 
 
-def with_system(row: Row, turns: tuple[Turn, ...], used: set[str]) -> Parsed:
+def with_system(row: Row, turns: tuple[Turn, ...], used: set[str], told: Account) -> Parsed:
     """`turns` after the system turn of the row's `system` or `system_prompt`; a turn of their own
     stands, and what says something else becomes a tag."""
     for key in ("system", "system_prompt"):
         value = row.get(key)
         is_said = value is not None and value != "" and not str(value).isspace()
-        text = text_of(row, key) if is_said else None
+        text = text_of(row, key, told) if is_said else None
         if text is not None and (not turns or turns[0].role != "system"):
             turns = (Turn("system", text), *turns)
         elif text is not None and turns[0].content.strip() != text.strip():
@@ -124,6 +139,12 @@ def tools_of(row: Row) -> tuple[dict[str, Any], ...]:
     listed = json_list(row[key], repr(key))
     if not all(isinstance(item, dict) for item in listed):
         raise RowFault("type", f"{key!r} is not a list of objects")
+    # Gemini's have a list of them in one.
+    groups = (
+        item.get("functionDeclarations") or item.get("function_declarations") for item in listed
+    )
+    if nested := [function for group in groups if isinstance(group, list) for function in group]:
+        key, listed = "functions", nested
     if key == "functions":
         listed = [{"type": "function", "function": function} for function in listed]
     _refuse_deep(listed, "'tools'")
@@ -135,18 +156,48 @@ def calls_of(item: dict[str, Any], place: str) -> tuple[dict[str, Any], ...]:
     calls = item.get("tool_calls") or []
     if not calls and (legacy := item.get("function_call")):
         calls = [legacy]
+    if not calls and (written := item.get("function_calls")):
+        return calls_in_text(written, place)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise RowFault("tool-calls", f"{place}: 'tool_calls' is not a list of objects")
     return tuple(_call(call, place) for call in calls)
 
 
 def calls_in_text(text: Any, place: str) -> tuple[dict[str, Any], ...]:
-    """The calls of a turn "from": "function_call", which are JSON in its text."""
-    value = json_value(text, f"{place}: the call") if isinstance(text, str) else text
+    """The calls of a turn "from": "function_call", which are JSON, or as Python writes them, in its
+    text."""
+    value = _python_calls(text) if isinstance(text, str) else text
+    if value is None:
+        value = json_value(text, f"{place}: the call")
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise RowFault("tool-calls", f"{place}: a function call that is no JSON object")
     return tuple(_call(call, place) for call in calls)
+
+
+def _python_calls(text: str) -> list[dict[str, Any]] | None:
+    """Of f(x=1), a line each or in a list, the names and arguments; None for any other text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            body = ast.parse(text.strip()).body if len(text) < _MAX_CALL_CHARS else []
+        found = [line.value for line in body if isinstance(line, ast.Expr)]
+        if len(found) == 1 and isinstance(found[0], ast.List):
+            found = found[0].elts
+        calls = [call for call in found if isinstance(call, ast.Call) and not call.args]
+        if not calls or len(calls) < max(len(found), len(body)):
+            return None
+        return [
+            {
+                "name": ast.unparse(call.func),
+                "arguments": {
+                    str(word.arg): ast.literal_eval(word.value) for word in call.keywords
+                },
+            }
+            for call in calls
+        ]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
 
 
 def _call(call: dict[str, Any], place: str) -> dict[str, Any]:

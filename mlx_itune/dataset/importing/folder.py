@@ -92,7 +92,8 @@ class FolderWriter:
         self.inputs = inputs
         self.counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self.rejected = 0
-        self.faults: list[Fault] = []
+        self._faults: dict[str, Fault] = {}
+        self._alike: Counter[str] = Counter()
         self.shares: dict[str, Any] = {}
         self.record = DatasetRecord()
         # By what was done to rows, and why.
@@ -138,8 +139,12 @@ class FolderWriter:
 
     def reject(self, fault: Fault) -> None:
         """Record a row that could not be read, in rejected.jsonl; the first `faults` are kept."""
-        if sum(kept.severity == fault.severity for kept in self.faults) < _FAULTS_KEPT:
-            self.faults.append(fault)
+        kind = fault.kind
+        kept = (other.severity == fault.severity for other in self._faults.values())
+        if kind in self._faults:
+            self._alike[kind] += 1
+        elif sum(kept) < _FAULTS_KEPT:
+            self._faults[kind] = fault
         if fault.severity != "error":
             return
         self.rejected += 1
@@ -149,6 +154,11 @@ class FolderWriter:
         place = fault.where.rpartition(":")[2]
         listed = {"file": label, "line": fault.line, ORIGIN: f"{label}:{place}"}
         self._write("rejected", {**listed, "code": fault.code, "message": message})
+
+    @property
+    def faults(self) -> list[Fault]:
+        """The first faults of each kind, with the number of rows that have the same."""
+        return [replace(fault, alike=self._alike[kind]) for kind, fault in self._faults.items()]
 
     def seal(self, step: Mapping[str, Any], licences: Mapping[str, str]) -> None:
         """Write dataset.json over everything that was written."""

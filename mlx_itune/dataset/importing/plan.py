@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Interval
 
+from mlx_itune.dataset.how import Reading
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.json_files import data_file
 from mlx_itune.kit.settings import refuse_out_of_range
@@ -27,6 +28,8 @@ class ImportPlan:
     format: str | None = None
     kind: str | None = None
     map: Texts = ()
+    roles: Texts = ()
+    encoding: str | None = None
     where: Texts = ()
     sample: Count | None = None
     seed: Seed = 0
@@ -46,14 +49,15 @@ class ImportPlan:
             raise UsageError("--group-by and --stratify choose sides of a --split; give one")
         if self.weights and self.cap:
             raise UsageError("give --weights or --cap, not both")
+        _ = self.reading
         from mlx_itune.dataset.formats import check_format
 
         check_format(self.format)
 
     @property
-    def columns(self) -> dict[str, str] | None:
-        """`map` as field -> column; None where nothing is mapped."""
-        return _pairs("--map", self.map) or None
+    def reading(self) -> Reading:
+        """How the files are read. Raises UsageError."""
+        return Reading.of(self)
 
     @property
     def rates(self) -> dict[str, float] | None:

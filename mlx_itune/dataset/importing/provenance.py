@@ -15,6 +15,7 @@ import orjson
 
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.formats import parse_rows
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.sources import said_bytes
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.files import sha256_file, storage_errors
@@ -253,7 +254,7 @@ def _history(record: DatasetRecord, at: str, line: Line, changes: dict[str, Line
 
 def _id_of(line: Line) -> str | None:
     row = line if "messages" in line else line.get("row")
-    return next((row_id(one) for one in parse_rows(row, "")), None) if row else None
+    return next((row_id(one) for one in parse_rows(row, "", Reading())), None) if row else None
 
 
 def _hint(record: DatasetRecord, row: str) -> str:

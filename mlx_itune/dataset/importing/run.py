@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.conversation import Conversation, Fault
+from mlx_itune.dataset.how import Account
 from mlx_itune.dataset.importing.folder import GIVEN_ORIGIN, FolderWriter, new_folder, refuse_place
 from mlx_itune.dataset.importing.inputs import InputFile, Inputs, Tell, find_inputs
 from mlx_itune.dataset.importing.plan import ImportPlan
@@ -34,8 +35,11 @@ _VALUES_SHOWN = 8
 
 @dataclass
 class Imported:
-    """What came of it. `written` is False when faults (strict) or no good row forbade it. `faults`
-    are the first ones, warnings included; `ledger` is the new folder's seal."""
+    """What came of it. `written` is False when faults (strict) or no good row forbade it.
+
+    `faults` are the first of each kind, warnings included; `told`: what is not learned; `ledger` is
+    the new folder's seal.
+    """
 
     out: str
     written: bool = False
@@ -48,6 +52,7 @@ class Imported:
     mix: Mapping[str, Mapping[str, float]] | None = None
     sources: Sequence[SourceRecord] = ()
     faults: list[Fault] = field(default_factory=list)
+    told: Account = field(default_factory=Account)
     notes: list[str] = field(default_factory=list)
     ledger: str | None = None
 
@@ -95,7 +100,7 @@ class _Import:
     def __init__(self, plan: ImportPlan, inputs: Inputs, tell: Tell) -> None:
         self._plan, self._inputs, self._tell = plan, inputs, tell
         self._where = [parse_where(text) for text in plan.where]
-        self._columns, self._rates = plan.columns, plan.rates
+        self._how, self._rates = plan.reading, plan.rates
         self._splitter = Splitter(parse_shares(plan.split)) if plan.split else None
         self._groups = Groups(plan.group_by) if plan.group_by else None
         self._mixes = plan.cap is not None or self._rates is not None
@@ -183,8 +188,9 @@ class _Import:
             folder.add(split, row)
             written[row.tags["source"]] += 1
         result.faults, result.rejected = folder.faults, folder.rejected
-        result.rows = result.accepted + result.rejected
-        if (plan.strict and result.rejected) or not result.accepted:
+        result.rows, result.told = result.accepted + result.rejected, self._how.told
+        is_refused = plan.strict and (result.rejected or result.told.unlearned)
+        if is_refused or not result.accepted:
             raise _NothingWritten
         if not written:
             sources = ", ".join(sorted({file.source.name for file in self._inputs.files}))
@@ -204,12 +210,11 @@ class _Import:
 
     def _rows(self, stage: str) -> Iterator[tuple[InputFile, Conversation | Fault]]:
         """Every row of every file from the first on, good ones with a `source` tag."""
-        plan = self._plan
         self._left = {source: rows.copy() for source, rows in self._drawn.items()}
         on_bytes = self._tell(stage, sum(file.path.stat().st_size for file in self._inputs.files))
-        how: dict[str, Any] = {"format": plan.format, "columns": self._columns, "kind": plan.kind}
+        self._how.told.again()
         for file in self._inputs.files:
-            for row in read_rows(file.path, **how, on_bytes=on_bytes):
+            for row in read_rows(file.path, how=self._how, on_bytes=on_bytes):
                 if isinstance(row, Conversation) and "source" not in row.tags:
                     tags = {**row.tags, "source": file.source.name}
                     row = Conversation(row.turns, row.origin, row.tools, tags, checked=True)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from mlx_itune import __version__
 from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.rendering.render import (
     Learn,
     TokenizedExample,
@@ -242,18 +243,20 @@ def tokenized(
     tokenizer: ChatTokenizer,
     *,
     seed: int = 0,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    how: Reading | None = None,
     **policy: Any,
 ) -> Tokenized:
-    """The examples of a data file or folder; `policy` as for `prepare`. Raises what `load_splits`
-    and `prepare` raise."""
-    how = {"seed": seed, "format": format, "columns": columns}
+    """The examples of a data file or folder; `policy` as for `prepare`.
+
+    Raises what `load_splits` and `prepare` raise.
+    """
+    how = how or Reading()
     root = cache_root()
-    folder = root / "tokenized" / _key(data, tokenizer, {**how, **policy}) if root else None
+    facts = {"seed": seed, **how.facts(), **policy}
+    folder = root / "tokenized" / _key(data, tokenizer, facts) if root else None
     if folder is not None and (found := _load(folder)) is not None:
         return found
-    splits = load_splits(data, seed=seed, format=format, columns=columns)
+    splits = load_splits(data, seed=seed, how=how)
     if folder is not None:
         try:
             _store(folder, splits, tokenizer, policy)

@@ -137,6 +137,10 @@ def _drafts(
         text = tokenizer.text_start + messages[0]["content"]
         return [(text, [_Span(len(tokenizer.text_start), len(text), weights[0], False)])]
     full = text_of(messages)
+    for n, message in enumerate(messages[1:], 2):
+        if message["role"] == "system" and message["content"].strip() not in full:
+            said = f"the chat template does not show the system turn {n}, within the conversation"
+            raise DataError(said, hint="say it in the user turn, or at the beginning")
     shared: list[_Span] = []
     alone: list[_Draft] = []
     for n, weight in enumerate(weights):

@@ -145,7 +145,7 @@ def shown_examples(
         where = None if row.origin in error.message else row.origin
         raise DataError(error.message, where=error.where or where, hint=error.hint) from error
     uncut = len(render(row, tokenizer, learn))
-    notes = tuple(_notes(prepared.report, uncut, max_length))
+    notes = (*_flags(row), *_notes(prepared.report, uncut, max_length))
     total = len(prepared.examples)
     return tuple(
         ShownExample(row.origin, number, total, notes, example)
@@ -168,6 +168,13 @@ def pieces(
         for at, some, said in parts:
             control = len(some) == 1 and some[0] in tokenizer.control_ids
             yield Piece(at, some, said, weights[at], control)
+
+
+def _flags(row: Conversation) -> Iterator[str]:
+    replies = [turn for turn in row.turns if turn.role == "assistant"]
+    if masked := sum(turn.weight == 0 for turn in replies):
+        turns = count(len(replies), "assistant turn")
+        yield f"{masked:,} of {turns} not learned: flags of the row say so"
 
 
 def _notes(report: PrepareReport, uncut: int, limit: int) -> Iterator[str]:
