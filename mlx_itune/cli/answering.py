@@ -36,7 +36,7 @@ _HELP = (
 @options.command("generate")
 @options.opening
 @options.as_record(
-    "asked", "mlx_itune.inference.prompts:Asked", options.flags("words prompt file system raw")
+    "asked", "mlx_itune.inference.prompts:Asked", options.flags("words prompt file raw")
 )
 @options.flags("out-of-answers prompts-at-once stop max-tokens")
 @options.drawing
@@ -50,12 +50,15 @@ def generate(
     from mlx_itune.kit.files import refuse_taken, write_new
     from mlx_itune.kit.json_files import plain
 
+    if asked.raw and opening.system:
+        raise UsageError("--raw takes no --system", hint="put it into the prompt")
     if out and not asked.file:
         raise UsageError("--out takes the answers to --file")
     if out:
         refuse_taken(out)
     prompts = asked.prompts(_stdin)
     loaded, tokenizer = open_model(opening)
+    options.tell(() if asked.raw else tokenizer.notes)
     began = time.monotonic()
     if asked.file:
         found = answer_all(loaded, tokenizer, prompts, drawing=drawing, observe=_observe, **how)
@@ -105,7 +108,7 @@ def _observe(done: int) -> None:
 
 @options.command("chat")
 @options.opening
-@options.flags("system stop max-tokens")
+@options.flags("stop max-tokens")
 @options.drawing
 def chat(opening: Opening, stops: tuple[str, ...], as_json: bool, **how: Any) -> Result:
     """Talk to a model, one line per turn.
@@ -116,7 +119,9 @@ def chat(opening: Opening, stops: tuple[str, ...], as_json: bool, **how: Any) ->
     from mlx_itune.inference.generate import ChatSession
     from mlx_itune.inference.opening import open_model
 
-    session = ChatSession(*open_model(opening), stops, **how)
+    loaded, tokenizer = open_model(opening)
+    options.tell(tokenizer.notes)
+    session = ChatSession(loaded, tokenizer, stops, **how)
     if sys.stdin.isatty():
         click.echo(_HELP, err=True)
     while (said := _ask()) is not None and said not in _ENDS:
@@ -165,7 +170,7 @@ def _ask() -> str | None:
 
 @options.command("serve")
 @options.flags("model adapters host port concurrency cached-prompts allow-origin")
-@options.flags("template compute allow-other-base")
+@options.flags("template compute allow-other-base template-option system")
 def serve(as_json: bool, **settings: Any) -> None:
     """Serve a base and its adapters over OpenAI's API: chat, completions, models, health.
 
@@ -184,6 +189,8 @@ def serve(as_json: bool, **settings: Any) -> None:
                 "model: there is no password",
                 err=True,
             )
+        for name, notes in listening.notes.items():
+            options.tell(f"{name}: {note}" for note in notes)
         about = pairs([("url", listening.url), ("models", ", ".join(listening.models))])
         Result(listening, about).print(as_json)
         sys.stdout.flush()

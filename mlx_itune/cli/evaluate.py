@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ def command(opening: Opening, data: Path, split: str, base: bool, settings: Eval
     name, rows = rows_of(data, split)
     trained = open_adapter(opening)
     tokenizer = open_tokenizer(opening)
+    options.tell(tokenizer.notes)
     loaded = load(opening.model, compute=opening.compute)
     loaded.model.eval()
 
@@ -108,6 +110,7 @@ def compare(opening: Opening, others: Sequence[str], data: Path, settings: EvalS
         # A mistyped name is told before the hours that the others take.
         vet(resolve(other))
     reference, tokenizer = open_model(opening)
+    options.tell(tokenizer.notes)
     tuned = Reference(reference.model, prepare(rows, tokenizer).examples)
 
     def measured(name: str, loaded: Any, own: Any) -> dict[str, Any]:
@@ -119,7 +122,8 @@ def compare(opening: Opening, others: Sequence[str], data: Path, settings: EvalS
         return {"model": name, **{key: numbers[key] for key in _NUMBERS}}
 
     found = []
-    bare = replace(opening, adapter=None)
+    told = tuple(f"{name}={json.dumps(value)}" for name, value in tokenizer.options.items())
+    bare = replace(opening, adapter=None, template_option=told, system=tokenizer.system or "")
     if opening.adapter:
         # The base reads the adapter's template, or its prompts would be other ones.
         found.append(measured("base", *open_model(replace(bare, template=tokenizer.name))))

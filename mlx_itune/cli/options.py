@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from mlx_itune.cli.result import Result
-from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.json_files import data_file
 from mlx_itune.kit.network import go_offline
 from mlx_itune.kit.settings import Setting, table_of
@@ -121,6 +121,12 @@ def _named(name: str) -> Option:
     return click.option(*about.pop("flags", [f"--{name}"]), **about)
 
 
+def tell(notes: Iterable[str]) -> None:
+    """Notes on stderr, a line each."""
+    for note in notes:
+        click.echo(one_line(f"note: {note}"), err=True)
+
+
 def as_record(name: str, record: str, *group: Option) -> Callable[[F], F]:
     """Options that the command takes as one parameter: a `record`, "module:Class"."""
 
@@ -144,7 +150,7 @@ def as_record(name: str, record: str, *group: Option) -> Callable[[F], F]:
 opening = as_record(
     "opening",
     "mlx_itune.inference.opening:Opening",
-    flags("model adapter template compute allow-other-base"),
+    flags("model adapter template compute allow-other-base template-option system"),
 )
 drawing = as_record(
     "drawing",

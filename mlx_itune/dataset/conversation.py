@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from mlx_itune.kit.errors import DataError, one_line
+from mlx_itune.kit.errors import DataError, UsageError, one_line
+from mlx_itune.kit.json_files import read_bytes
 from mlx_itune.kit.wording import count
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -81,6 +83,38 @@ class Conversation:
     def messages(self) -> list[dict[str, Any]]:
         """The turns as chat templates read them."""
         return [turn.message() for turn in self.turns]
+
+
+SystemMode = Literal["missing", "replace", "prepend"]
+
+
+@dataclass(frozen=True)
+class SystemPrompt:
+    """A system prompt for rows: for those without one, instead of theirs, or before theirs."""
+
+    text: str
+    mode: SystemMode = "missing"
+
+    def on(self, row: Conversation) -> Conversation:
+        """A row with it; plain text stays as it is."""
+        own = row.turns[0].content if row.turns[0].role == "system" else None
+        if is_text(row.tags) or (own is not None and self.mode == "missing"):
+            return row
+        text = f"{self.text}\n\n{own}" if own is not None and self.mode == "prepend" else self.text
+        turns = (Turn("system", text), *row.turns[own is not None :])
+        return replace(row, turns=turns, checked=True)
+
+
+def system_prompt(given: str | None, mode: SystemMode = "missing") -> SystemPrompt | None:
+    """What `--system TEXT` or `--system @FILE` asks for. Raises UsageError, StorageError."""
+    if given is None:
+        return None
+    text = given
+    if given.startswith("@"):
+        text = read_bytes(Path(given[1:])).decode("utf-8-sig", errors="replace").strip("\r\n")
+    if not text.strip():
+        raise UsageError("--system is empty", hint="leave it out, or give it words")
+    return SystemPrompt(text, mode)
 
 
 def is_text(tags: Mapping[str, str]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from mlx_itune.dataset.conversation import ROLES
+from mlx_itune.dataset.conversation import ROLES, SystemPrompt
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.wording import count, listing
 
@@ -96,7 +96,7 @@ class Reading:
     """How rows are read: what is forced, and whom to tell what is not learned of them.
 
     `columns`: which column is which field; the others become tags. `roles`: names of roles beside
-    the usual ones. `encoding`: of text files.
+    the usual ones. `encoding`: of text files. `system`: a system prompt for rows.
     """
 
     format: str | None = None
@@ -104,6 +104,7 @@ class Reading:
     roles: Mapping[str, str] = field(default_factory=dict)
     kind: str | None = None
     encoding: str | None = None
+    system: SystemPrompt | None = None
     told: Account = field(default_factory=Account, compare=False)
 
     @classmethod
@@ -111,12 +112,14 @@ class Reading:
         """As a record of settings says, which has some fields of these names, and `map`."""
         columns, kind = parse_map(settings.map) or None, getattr(settings, "kind", None)
         roles = parse_roles(settings.roles)
-        return cls(settings.format, columns, roles, kind, settings.encoding)
+        system = getattr(settings, "system_prompt", None)
+        return cls(settings.format, columns, roles, kind, settings.encoding, system)
 
     def facts(self) -> dict[str, Any]:
         """What the rows that come of it depend on."""
         facts = {"format": self.format, "columns": self.columns, "roles": self.roles}
-        return {**facts, "kind": self.kind, "encoding": self.encoding}
+        system = self.system and vars(self.system)
+        return {**facts, "kind": self.kind, "encoding": self.encoding, "system": system}
 
 
 def parse_map(texts: Iterable[str]) -> dict[str, str]:

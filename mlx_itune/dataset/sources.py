@@ -85,7 +85,8 @@ def read_rows(
             continue
         origin = record.origin(name)
         try:
-            yield from parse_rows(record.value, origin, how)
+            rows = parse_rows(record.value, origin, how)
+            yield from map(how.system.on, rows) if how.system else rows
         except RowFault as fault:
             mended = mend(record.value, origin, fault, how) if mend and not how.columns else None
             yield mended or fault.at(name, record.line, record.row)

@@ -7,7 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -78,6 +78,9 @@ def evaluate(
 ) -> EvalResult:
     """Evaluate on all rows; nothing is sampled and nothing left out. ``observe(stage, done,
     total)`` is told of progress. Raises DataError when no row has anything to learn."""
+    conversations = [
+        replace(row, turns=tokenizer.opened(row.turns), checked=True) for row in conversations
+    ]
     examples = prepare(conversations, tokenizer, max_length_tokens=settings.max_length).examples
     nll = choose_nll(loaded.model)
     total = weight = 0.0

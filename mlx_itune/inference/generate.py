@@ -184,14 +184,13 @@ class ChatSession:
         tokenizer: ChatTokenizer,
         stops: Sequence[str] = (),
         *,
-        system: str | None = None,
         max_tokens: int = 512,
         drawing: Drawing = GREEDY,
     ) -> None:
         self._config, self._tokenizer = loaded.config, tokenizer
         self._generator = Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS)
         self._max_tokens, self._drawing = max_tokens, drawing
-        self.system = system
+        self.system = tokenizer.system
         self.last: Answer | None = None
         self.reset()
 
@@ -220,4 +219,5 @@ class ChatSession:
         finally:
             answer.close()
             if answer.text.strip():
-                self.turns = [*asked, Turn("assistant", answer.text)]
+                thought, words = self._tokenizer.dialect.apart(answer.text)
+                self.turns = [*asked, Turn("assistant", words, reasoning=thought)]

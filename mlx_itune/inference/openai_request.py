@@ -18,7 +18,7 @@ from mlx_itune.inference.prompts import (
     text_ids,
     turns_and_tools,
 )
-from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.json_files import parse_object, to_record
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.serving.engine import Drawing
@@ -30,7 +30,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "tool_choice": ("auto", "none"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "functions": ([],),
     "function_call": ("auto", "none"), "draft_model": (DEFAULT,), "num_draft_tokens": (0,),
-    "role_mapping": ({},), "chat_template_kwargs": ({},), "xtc_probability": (0,),
+    "role_mapping": ({},), "xtc_probability": (0,),
 }  # fmt: skip
 _NOT_DONE, _TOO_LONG = "unsupported_value", "context_length_exceeded"
 _SEEDS = 1 << 63
@@ -68,6 +68,7 @@ class Request(Drawing):
     adapters: str | None = None
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     prompt: tuple[str, ...] = ()
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -192,14 +193,17 @@ def _chat(served: Served, request: Request) -> list[int]:
     if not request.messages:
         raise DataError("messages is not a list of messages")
     tokenizer = served.tokenizer
-    # A model's own template may have a second one beside it, for tools.
-    own = str(tokenizer.hf.chat_template) if tokenizer.name == "auto" else ""
-    if request.tools and "tools" not in tokenizer.template_text + own:
+    if told := request.chat_template_kwargs:
+        try:
+            tokenizer = tokenizer.with_options({**tokenizer.options, **told})
+        except UsageError as error:
+            raise DataError(error.message) from error
+    if request.tools and not tokenizer.dialect.shows_tools:
         raise Refusal(
             400, "this model's chat template has no place for tools", param="tools", code=_NOT_DONE
         )
     row = {"messages": list(request.messages), "tools": list(request.tools)}
-    return chat_ids(served.tokenizer, *turns_and_tools(row))
+    return chat_ids(tokenizer, *turns_and_tools(row))
 
 
 def _text(served: Served, prompt: Sequence[str]) -> list[int]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_itune.dataset.conversation import Conversation, Fault
 from mlx_itune.dataset.sources import read_rows, split_paths
+from mlx_itune.dataset.tokens.dialect import template_options
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import DataError, UsageError
-from mlx_itune.kit.wording import count
+from mlx_itune.kit.wording import brief, count
 from mlx_itune.model.adapters import adapter as adapters
-from mlx_itune.model.adapters.adapter import Adapter
+from mlx_itune.model.adapters.adapter import Adapter, TrainedWith
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.loading.vetting import vet
@@ -27,6 +29,8 @@ class Opening:
     template: str | None = None
     compute: str = "auto"
     allow_other_base: bool = False
+    template_option: tuple[str, ...] = ()
+    system: str | None = None
 
 
 def open_adapter(opening: Opening) -> Adapter | None:
@@ -43,10 +47,39 @@ def open_tokenizer(opening: Opening, adapter: Adapter | None = None) -> ChatToke
     path = base.resolve(opening.model)
     # Whatever is wrong with the model's files is told in its own words.
     vet(path)
-    trained = adapter.origin.tokenizer.template if adapter else None
-    tokenizer = load_tokenizer(path, template=opening.template or trained or "auto")
+    return as_trained(
+        adapter,
+        template_options(opening.template_option),
+        opening.system,
+        lambda template, options: load_tokenizer(
+            path, template=opening.template or template, options=options
+        ),
+    )
+
+
+def as_trained(
+    adapter: Adapter | None,
+    options: Mapping[str, Any],
+    system: str | None,
+    load: Callable[[str, Mapping[str, Any]], ChatTokenizer],
+) -> ChatTokenizer:
+    """The tokenizer that `load` gives for a template and its options: those asked for over those of
+    the adapter; with the system prompt asked for ("" is none), else the adapter's. Its `notes` tell
+    what is not as it was in training. Raises ModelError."""
+    trained = adapter.origin.tokenizer if adapter else TrainedWith()
+    tokenizer = load(trained.template or "auto", {**trained.options, **options})
+    notes = []
     if adapter:
         adapter.require_template(tokenizer.name, tokenizer.template_sha256)
+        for name, value in tokenizer.options.items():
+            then = trained.options.get(name, "not set")
+            if trained.template and then != value:
+                notes.append(f"template option {name}={value!r}; trained with {then!r}")
+        if system is None and trained.system:
+            said = repr(brief(trained.system, 80))
+            notes.append(f'system prompt as in training: {said} (--system "" leaves it out)')
+    tokenizer.system = (trained.system if system is None else system) or None
+    tokenizer.notes = tuple(notes)
     return tokenizer
 
 

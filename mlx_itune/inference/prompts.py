@@ -107,14 +107,11 @@ class Asked:
     words: str | None = None
     prompt: str | None = None
     file: Path | None = None
-    system: str | None = None
     raw: bool = False
 
     def prompts(self, stdin: Callable[[], str]) -> list[Prompt]:
         """The prompts, of which `stdin` gives one that is not told otherwise. Raises UsageError,
         DataError naming the first broken line of a file, StorageError."""
-        if self.raw and self.system:
-            raise UsageError("--raw takes no --system", hint="put it into the prompt")
         if sum(given is not None for given in (self.words, self.prompt, self.file)) > 1:
             raise UsageError("PROMPT, --prompt and --file exclude each other")
         if self.file is not None:
@@ -145,7 +142,7 @@ class Asked:
         """The prompt of a user's words. Raises UsageError for an empty one."""
         if not text.strip():
             raise UsageError("the prompt is empty", hint="give it some words")
-        return Prompt(text=text) if self.raw else Prompt(self._opened((Turn("user", text),)))
+        return Prompt(text=text) if self.raw else Prompt((Turn("user", text),))
 
     def _of_row(self, line: str) -> Prompt:
         """`prompt` (text) or `messages` (and `tools`), whose last reply is the known answer."""
@@ -164,13 +161,7 @@ class Asked:
             known, turns = turns[-1].content, turns[:-1]
         if not turns:
             raise DataError("asks nothing")
-        return Prompt(self._opened(turns), tools, id=row.get("id"), reference=known)
-
-    def _opened(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        """With the system prompt, unless they have their own."""
-        if self.system and turns[0].role != "system":
-            return (Turn("system", self.system), *turns)
-        return turns
+        return Prompt(turns, tools, id=row.get("id"), reference=known)
 
 
 def _require_text(value: Any) -> None:

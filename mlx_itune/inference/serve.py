@@ -19,9 +19,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mlx_itune.dataset.tokens.dialect import template_options
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served
 from mlx_itune.inference.openai_server import application
+from mlx_itune.inference.opening import as_trained
 from mlx_itune.inference.prompts import context_tokens
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapter_files
@@ -51,6 +53,8 @@ class ServeSettings:
     cached_prompts: int = 10
     allow_other_base: bool = False
     origins: Sequence[str] = ()
+    template_option: tuple[str, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Listening:
     compute: str
     context_tokens: int | None
     is_local: bool
+    notes: Mapping[str, tuple[str, ...]]
 
 
 def serve(settings: ServeSettings, *, announce: Callable[[Listening], None]) -> int:
@@ -141,11 +146,12 @@ def _opened(
 ) -> tuple[Desk, Engine, Listening]:
     path = base.resolve(settings.model)
     base.vet(path)
-    tokenizers = _tokenizers(path, named, settings.template)
+    tokenizers = _tokenizers(path, named, settings)
     loaded = base.load(settings.model, compute=settings.compute)
     if loaded.id in named:
         raise UsageError(f"an adapter cannot have the base's name, {loaded.id}")
-    families = {chat: family(path, chat.template_text) for chat in set(tokenizers.values())}
+    texts = {chat.template_text for chat in tokenizers.values()}
+    families = {text: family(path, text) for text in texts}
     engine = Engine(
         loaded.model,
         concurrency=settings.concurrency,
@@ -154,7 +160,7 @@ def _opened(
     )
     desk = Desk(
         {
-            name or loaded.id: Served(name, chat, families[chat])
+            name or loaded.id: Served(name, chat, families[chat.template_text])
             for name, chat in tokenizers.items()
         },
         {settings.model: loaded.id} if None in tokenizers else {},
@@ -168,6 +174,7 @@ def _opened(
         loaded.compute,
         context_tokens(loaded.config),
         _is_loopback(settings.host),
+        {name or loaded.id: chat.notes for name, chat in tokenizers.items() if chat.notes},
     )
     return desk, engine, about
 
@@ -188,18 +195,22 @@ def _named(adapters: Sequence[str]) -> dict[str, Path]:
 
 
 def _tokenizers(
-    path: Path, adapters: Mapping[str, Adapter], template: str | None
+    path: Path, adapters: Mapping[str, Adapter], settings: ServeSettings
 ) -> dict[str | None, ChatTokenizer]:
     """A tokenizer for each adapter, with the template that it was trained with, and for the base.
-    Those with one template share it. A base without a chat template is not served beside adapters
+    A base without a chat template is not served beside adapters
     that bring one."""
     opened = functools.cache(lambda chosen: load_tokenizer(path, template=chosen))
     found: dict[str | None, ChatTokenizer] = {}
+    told = template_options(settings.template_option)
+
+    def load(template: str, options: Mapping[str, Any]) -> ChatTokenizer:
+        return opened(settings.template or template).with_options(options)
+
     for name, adapter in adapters.items():
-        found[name] = opened(template or adapter.origin.tokenizer.template or "auto")
-        adapter.require_template(found[name].name, found[name].template_sha256)
+        found[name] = as_trained(adapter, told, settings.system, load)
     try:
-        found[None] = opened(template or "auto")
+        found[None] = as_trained(None, told, settings.system, load)
     except ModelError:
         if not adapters:
             raise

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
+from mlx_itune.dataset.conversation import SystemMode, SystemPrompt, system_prompt
 from mlx_itune.dataset.how import Reading
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.settings import Help, Setting, out_of_range, table_of
@@ -116,11 +117,25 @@ class TrainSettings:
     template: Annotated[Literal["auto", "alpaca", "chatml", "vicuna"], Help("Chat template.")] = (
         "auto"
     )
+    template_option: Annotated[
+        tuple[str, ...],
+        Help("Told to the template, for example enable_thinking=false.", "NAME=VALUE"),
+    ] = ()
+    system: Annotated[
+        str | None, Help("A system prompt for rows, or a file that holds one.", "TEXT|@FILE")
+    ] = None
+    system_mode: Annotated[
+        SystemMode,
+        Help("Rows that get it: those without one, or all, instead of theirs or before."),
+    ] = "missing"
     max_length: Annotated[int, Interval(ge=2, le=1 << 24), Help("Longest row in tokens.")] = 2048
     learn: Annotated[Literal["all", "last", "marked"], Help("Assistant turns to learn.")] = "all"
     too_long: Annotated[
         Literal["split", "truncate", "drop", "error"], Help("What happens to longer rows.")
     ] = "split"
+    strict: Annotated[
+        bool, Help("Refuse rows of which the template shows a part nowhere, instead of telling it.")
+    ] = False
     compute: Annotated[
         Literal["auto", "dequantized", "quantized"],
         Help("How quantized layers are computed; the function is the same."),
@@ -217,6 +232,11 @@ class TrainSettings:
         return Reading.of(self)
 
     @property
+    def system_prompt(self) -> SystemPrompt | None:
+        """What `system`, a text, asks for."""
+        return None if self.system is None else SystemPrompt(self.system, self.system_mode)
+
+    @property
     def planned_epochs(self) -> float | None:
         """The limit in epochs: None only when `steps` alone ends the run."""
         if self.epochs is None and self.steps is None:
@@ -278,6 +298,8 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     if chosen is not None and chosen not in PRESETS:
         hint = did_you_mean(str(chosen), PRESETS) or "one of " + ", ".join(PRESETS)
         raise UsageError(f"unknown preset {chosen!r}", hint=hint)
+    if prompt := system_prompt(values.get("system")):
+        values = {**values, "system": prompt.text}
     preset = {k: v for k, v in PRESETS.get(chosen or "", {}).items() if k not in _ADAPTED}
     # Steps that somebody asked for are not cut short by a preset's epochs.
     if values.get("steps") is not None:

@@ -28,7 +28,7 @@ _SHARE = 0.1 * 3
 def settled(settings: TrainSettings, material: Material) -> tuple[TrainSettings, tuple[str, ...]]:
     """The settings with nothing but a rate to be searched left open, and a line for each decision
     that is not what a user would take for granted. Raises ModelError."""
-    notes: list[str] = []
+    notes = [*material.rows.train.report.about_template(material.tokenizer)]
     s = replace(settings, batch_size=_batch(settings, material))
     steps = _steps(s, material)
     notes += _on_length(settings, s, steps, material)

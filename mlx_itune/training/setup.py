@@ -19,9 +19,10 @@ from mlx_itune.dataset.rendering.prepare import (
 )
 from mlx_itune.dataset.rendering.render import TokenizedExample
 from mlx_itune.dataset.sources import split_paths
+from mlx_itune.dataset.tokens.dialect import template_options
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit import network
-from mlx_itune.kit.errors import ModelError, UsageError
+from mlx_itune.kit.errors import DataError, ModelError, UsageError
 from mlx_itune.kit.files import require_free_bytes, sha256_file
 from mlx_itune.kit.json_files import plain
 from mlx_itune.model.adapters import adapter, lora
@@ -128,7 +129,8 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
         network.go_offline()
     path = resolve(settings.model)
     config = vet(path)
-    tokenizer = load_tokenizer(path, template=settings.template)
+    told = template_options(settings.template_option)
+    tokenizer = load_tokenizer(path, template=settings.template, options=told)
     context = config.get("max_position_embeddings")
     longest = settings.max_length
     limit = min(longest, context) if isinstance(context, int) else longest
@@ -141,6 +143,11 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
         learn=settings.learn,
         too_long=settings.too_long,
     )
+    if settings.strict and rows.train.report.unshown:
+        raise DataError(next(rows.train.report.about_template(tokenizer)), hint="without --strict")
+    # What every row begins with is what inference is to begin with.
+    (first, *others) = rows.train.report.systems or [""]
+    tokenizer.system = None if others else first or None
     train: Sequence[TokenizedExample] = rows.train.examples
     valid: Sequence[TokenizedExample] = rows.valid.examples if rows.valid else ()
     if kept_rows is not None and (kept_rows / ROWS / "train").is_dir():

@@ -45,7 +45,7 @@ def data(run):
 
 def test_the_first_rows_under_the_keys_that_scripts_rely_on(result, data, run, monkeypatch):
     shown = result(data, "--rows", 2)
-    assert shown.keys() == {"rows", "skipped", "told", "html"}
+    assert shown.keys() == {"rows", "skipped", "told", "html", "notes"}
     assert [row["row"] for row in shown["rows"]] == [f"{data / 'train.jsonl'}:{n}" for n in (1, 2)]
     row = shown["rows"][0]
     assert row.keys() == {"row", "tokens", "learned", "example", "examples", "notes"}

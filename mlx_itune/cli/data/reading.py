@@ -48,16 +48,20 @@ class AboutTokens:
     template: str | None
     max_length: int | None
     learn: Learn | None
+    template_option: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.model and (self.template or self.max_length or self.learn):
-            what = "--template, --max-length and --learn are about tokens"
+        told = self.template or self.max_length or self.learn or self.template_option
+        if told and not self.model:
+            what = "--template, --template-option, --max-length and --learn are about tokens"
             raise UsageError(what, hint="give --model too")
 
     @property
     def tokenizer(self) -> ChatTokenizer | None:
         """The model's, if one was given."""
-        return tokenizer_of(self.model, self.template) if self.model else None
+        if not self.model:
+            return None
+        return tokenizer_of(self.model, self.template, self.template_option)
 
 
 about_tokens = options.as_record(
@@ -68,6 +72,7 @@ about_tokens = options.as_record(
         _TRAIN["max_length"], "With --model: tell of longer rows, in tokens (data check: 2048)."
     ),
     options.flag(_TRAIN["learn"], "With --model: which assistant turns are learned (default all)."),
+    options.flags("template-option"),
 )
 
 
@@ -103,14 +108,18 @@ class RowFiles:
             yield path.stem if path.stem in _SPLITS else path.name, self.read(path, on_bytes)
 
 
-def tokenizer_of(model: str, template: str | None) -> ChatTokenizer:
-    """The tokenizer of a model, without its weights. Raises ModelError."""
+def tokenizer_of(
+    model: str, template: str | None, template_option: Sequence[str] = ()
+) -> ChatTokenizer:
+    """The tokenizer of a model, without its weights. Raises ModelError, UsageError."""
+    from mlx_itune.dataset.tokens.dialect import template_options
     from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
     from mlx_itune.model.loading.base import resolve, vet
 
     path = resolve(model)
     vet(path)
-    return load_tokenizer(path, template=template or "auto")
+    told = template_options(template_option)
+    return load_tokenizer(path, template=template or "auto", options=told)
 
 
 def _new_page(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,9 @@ _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 @options.flag(table()["learn"], defaulted=True)
 @options.flag(table()["max_length"], defaulted=True)
 @options.flag(table()["too_long"], defaulted=True)
-@options.flags("template")
+@options.flags("template template-option strict-about-template")
+@options.flag(table()["system"])
+@options.flag(table()["system_mode"], defaulted=True)
 @reading.forced_format
 @options.flags("tokens")
 @reading.page
@@ -52,7 +55,8 @@ def command(
     Where there is no colour, learned runs stand between [[ and ]]; a weight other than 1 is
     written in front.
     """
-    from mlx_itune.dataset.conversation import Fault
+    from mlx_itune.dataset.conversation import Fault, system_prompt
+    from mlx_itune.dataset.rendering.prepare import PrepareReport
     from mlx_itune.dataset.rendering.show_rows import (
         find_rows,
         first_rows,
@@ -62,7 +66,10 @@ def command(
     from mlx_itune.kit.files import write_new
 
     files = reading.RowFiles([data], forced)
-    tokenizer = reading.tokenizer_of(model, template)
+    tokenizer = reading.tokenizer_of(model, template, policy.pop("template_option"))
+    prompt = system_prompt(policy.pop("system"), policy.pop("system_mode"))
+    files.how = replace(files.how, system=prompt)
+    strict, seen = policy.pop("strict"), PrepareReport()
     named = find_rows(files.paths, wanted, files.read) if wanted else None
     shown: list[ShownExample] = []
     left_out: list[DataError] = []
@@ -71,6 +78,7 @@ def command(
             if isinstance(row, Fault):
                 reason = f"{row.code}: {row.message}"
                 raise DataError(reason, where=row.where, hint=row.hint or None)
+            seen.see(row, tokenizer)
             shown += shown_examples(row, tokenizer, **policy)
         except DataError as error:
             if policy["too_long"] == "error" and not isinstance(row, Fault):
@@ -83,9 +91,12 @@ def command(
         told.append(count(more, "more row"))
     for line in told:
         print(f"left out: {line}", file=sys.stderr)
-    for line in files.how.told.lines():
-        print(one_line(f"note: {line}"), file=sys.stderr)
+    notes = [*seen.about_template(tokenizer)]
+    if strict and seen.unshown:
+        raise DataError(notes[0])
+    options.tell([*files.how.told.lines(), *notes])
     found = {
+        "notes": notes,
         "rows": [_row(s, tokenizer) for s in shown],
         "skipped": [{"row": fault.where, "reason": fault.message} for fault in left_out],
         "told": files.how.told.counts(),

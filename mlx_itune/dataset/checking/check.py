@@ -190,6 +190,12 @@ class Check:
                 hint = parts.hint or "give turns that this template accepts, or choose --template"
                 yield fault_at(row.origin, "template-refuses", parts.message, hint)
                 continue
+            for what in tokenizer.unshown(row):
+                remedy = tokenizer.remedy(what)
+                fix = f"{remedy} shows it" if remedy else "it is left out, or part of the context"
+                yield _warning(
+                    row.origin, "not-shown", f"{what}: this template shows none of it", fix
+                )
             learned = sum(int((part.weights > 0).sum()) for part in parts)
             longest = max((len(part.input_ids) for part in parts), default=0)
             if not learned:

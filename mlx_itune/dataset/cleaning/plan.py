@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Interval
 
+from mlx_itune.dataset.conversation import SystemMode, SystemPrompt, system_prompt
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.json_files import data_file
 from mlx_itune.kit.settings import refuse_out_of_range
@@ -32,12 +33,19 @@ class CleanPlan:
     min_chars: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 16
     similarity: Annotated[float, Interval(ge=0.5, le=1)] = 0.8
     keep_going: bool = False
+    system: str | None = None
+    system_mode: SystemMode = "missing"
     operator: str | None = None
 
     def __post_init__(self) -> None:
         refuse_out_of_range(self)
         if self.steps is not None and self.preset is not None:
             raise UsageError("give --steps or --preset, not both")
+
+    @property
+    def system_prompt(self) -> SystemPrompt | None:
+        """What `system` asks for. Raises UsageError, StorageError."""
+        return system_prompt(self.system, self.system_mode)
 
     def names(self, flag: Literal["steps", "drop", "pii", "language"]) -> list[str]:
         """The names of a list; none where it is not given. Raises UsageError for an empty one."""

@@ -13,8 +13,9 @@ from mlx_itune.dataset.checking.lints import Lint, excerpt
 from mlx_itune.dataset.cleaning.html_text import is_html, to_markdown
 from mlx_itune.dataset.cleaning.pii.redact import redact_conversation
 from mlx_itune.dataset.cleaning.rows import Outcome, RowStep, map_texts, with_turns
-from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.conversation import Conversation, SystemPrompt, Turn
 from mlx_itune.dataset.statistics.counters import OTHER, letters_by_script
+from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.wording import count
 
 # A fence whose first line is what the page's header said: the language, a button, then the code.
@@ -103,6 +104,18 @@ def redact_personal_data(kinds: Collection[str] | None) -> RowStep:
 
 def _counts(found: Counter[str], times: str) -> str:
     return ", ".join(f"{number}{times}{what}" for what, number in found.items())
+
+
+def put_system(prompt: SystemPrompt | None) -> RowStep:
+    """Put a system prompt before rows. Raises UsageError where there is none."""
+    if prompt is None:
+        raise UsageError("the step 'system' needs a text", hint="give --system TEXT or @FILE")
+
+    def step(row: Conversation) -> Outcome | None:
+        new = prompt.on(row) if row.turns else row
+        return None if new.turns == row.turns else Outcome(new, f"system prompt ({prompt.mode})")
+
+    return step
 
 
 def drop_linted(lints: Sequence[Lint]) -> RowStep:

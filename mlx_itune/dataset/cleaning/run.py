@@ -54,6 +54,7 @@ class Steps:
         plan = self.plan
         names = plan.names("steps") or list(PRESETS[plan.preset or "default"])
         more = {"unify-system": plan.unify_system, "language": plan.language, "pii": plan.pii}
+        more["system"] = plan.system
         for name, asked in more.items():
             if asked and name not in names:
                 whole = (at for at, other in enumerate(names) if other.endswith("-duplicates"))
@@ -120,6 +121,7 @@ class Steps:
                 "script-share": self.plan.script_share,
             },
             "pii": {"pii": self.kinds or "all"},
+            "system": {"system": self.plan.system, "system-mode": self.plan.system_mode},
             "near-duplicates": {"similarity": self.plan.similarity},
         }
         settings: dict[str, Any] = {"steps": self.names}
@@ -203,6 +205,7 @@ ROW_STEPS: dict[str, Callable[[Steps], RowStep]] = {
         [Lint("control-text", texts=steps.control_text)]
     ),
     "pii": lambda steps: row_steps.redact_personal_data(steps.kinds),
+    "system": lambda steps: row_steps.put_system(steps.plan.system_prompt),
 }
 WHOLE_STEPS: dict[str, Callable[[Steps, Sources, Iterable[Row]], Told]] = {
     "unify-system": lambda _, __, rows: unify_system(rows),

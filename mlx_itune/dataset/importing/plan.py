@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Interval
 
+from mlx_itune.dataset.conversation import SystemMode, SystemPrompt, system_prompt
 from mlx_itune.dataset.how import Reading
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.json_files import data_file
@@ -41,6 +42,8 @@ class ImportPlan:
     licence: Texts = ()
     name: str | None = None
     strict: bool = False
+    system: str | None = None
+    system_mode: SystemMode = "missing"
     operator: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +61,11 @@ class ImportPlan:
     def reading(self) -> Reading:
         """How the files are read. Raises UsageError."""
         return Reading.of(self)
+
+    @property
+    def system_prompt(self) -> SystemPrompt | None:
+        """What `system` asks for. Raises UsageError, StorageError."""
+        return system_prompt(self.system, self.system_mode)
 
     @property
     def rates(self) -> dict[str, float] | None:

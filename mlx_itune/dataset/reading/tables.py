@@ -71,6 +71,9 @@ def _batch_rows(metadata: Any) -> int:
 
 
 def _batch(batch: Any, line: int, name: str) -> Iterator[Record | Fault]:
+    nested = {
+        field.name: field.type for field in batch.schema if str(field.type).count("struct<") > 1
+    }
     try:
         values = batch.to_pylist()
     except UnicodeDecodeError:
@@ -79,11 +82,26 @@ def _batch(batch: Any, line: int, name: str) -> Iterator[Record | Fault]:
         try:
             value = values[number] if values else batch.slice(number, 1).to_pylist()[0]
             value = {key: _cell(item) for key, item in value.items()}
+            value |= {key: _unpadded(value[key], kind) for key, kind in nested.items()}
         except UnicodeDecodeError:
             reason = "a text that is not UTF-8"
             yield Fault(name, line + number, "utf-8", reason, "write the column as UTF-8 text")
             continue
         yield _checked(Record(value, line + number), name)
+
+
+def _unpadded(value: Any, kind: Any) -> Any:
+    """A value of an Arrow type without the nulls that are there because other rows have something:
+    objects of several kinds become a struct of all their keys. Nulls alone are what rows say."""
+    if isinstance(value, dict) and hasattr(kind, "fields"):
+        return {
+            field.name: _unpadded(value[field.name], field.type)
+            for field in kind
+            if value[field.name] is not None or str(field.type) == "null"
+        }
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_unpadded(item, kind.value_type) for item in value]
+    return value
 
 
 def read_xlsx(

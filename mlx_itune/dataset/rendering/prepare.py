@@ -31,7 +31,7 @@ import orjson
 from numpy.typing import NDArray
 
 from mlx_itune import __version__
-from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.conversation import Conversation, is_text
 from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.rendering.render import (
     Learn,
@@ -41,11 +41,12 @@ from mlx_itune.dataset.rendering.render import (
     turn_weights,
 )
 from mlx_itune.dataset.sources import Source, Splits, load_splits, split_paths
-from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.dataset.tokens.tokenizer import BUILT_IN, ChatTokenizer
 from mlx_itune.kit.cache import cache_root
 from mlx_itune.kit.errors import DataError, StorageError
 from mlx_itune.kit.files import sha256_file, staged_directory
 from mlx_itune.kit.json_files import read_bytes
+from mlx_itune.kit.wording import brief, count
 
 TooLong = Literal["split", "truncate", "drop", "error"]
 
@@ -69,6 +70,11 @@ class PrepareReport:
     dropped: list[str] = field(default_factory=list)
     nothing_to_learn: list[str] = field(default_factory=list)
     control_text: list[str] = field(default_factory=list)
+    # In how many rows is what the template shows nowhere, and no system prompt; their system
+    # prompts ("" is none), as far as there are two.
+    unshown: dict[str, int] = field(default_factory=dict)
+    no_system: int = 0
+    systems: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -93,6 +99,29 @@ class PrepareReport:
         marks["nothing_to_learn"] = not turns
         for name in (name for name, is_so in marks.items() if is_so):
             getattr(self, name).append(origin)
+
+    def see(self, row: Conversation, tokenizer: ChatTokenizer) -> None:
+        """Count what a row has that is not shown, and its system prompt."""
+        for what in tokenizer.unshown(row):
+            self.unshown[what] = self.unshown.get(what, 0) + 1
+        system = row.turns[0].content if row.turns[0].role == "system" else ""
+        self.no_system += not system and not is_text(row.tags)
+        if len(self.systems) < 2 and system not in self.systems:
+            self.systems.append(system)
+
+    def about_template(self, tokenizer: ChatTokenizer) -> Iterator[str]:
+        """A line for each kind of thing that rows have and the template does not show, and one for
+        the words that it puts in instead of a system prompt."""
+        for what, number in self.unshown.items():
+            remedy = tokenizer.remedy(what)
+            more = f"; {remedy} shows it" if remedy else ""
+            have = f"{count(number, 'row')} {'has' if number == 1 else 'have'} it"
+            yield f"{what}: {have}, this template shows none{more}"
+        own = tokenizer.dialect.own_words if tokenizer.name not in BUILT_IN else None
+        if self.no_system and own:
+            rows = f"{count(self.no_system, 'row')} without a system prompt"
+            told = f"words of its own into {rows}: {brief(own, 80)!r}"
+            yield f"the template puts {told}; --system TEXT says others"
 
 
 @dataclass(frozen=True)
@@ -154,6 +183,7 @@ def _prepared(
             truncated=sum(a < max_length_tokens < b for part in whole for a, b in part.spans),
             control_text=any(map(tokenizer.control_text.spelled_by, row.turns)),
         )
+        report.see(row, tokenizer)
         yield from examples
     if refused:
         first, others = refused[0], len(refused) - 1
@@ -223,7 +253,7 @@ def _cut(part: TokenizedExample, limit: int) -> TokenizedExample:
     return replace(part, input_ids=part.input_ids[:end], weights=part.weights[:end], spans=spans)
 
 
-_FORMAT = 3
+_FORMAT = 4
 _KEPT_BYTES = 8 * 10**9
 
 

@@ -7,11 +7,11 @@ arguments are an object or JSON text. Nobody is asked what the template's source
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.errors import DataError, UsageError
 
 Message = Mapping[str, Any]
 # Renders messages; `tools` and `add_generation_prompt` as the template knows them.
@@ -23,6 +23,10 @@ Way = Literal["shown", "built", "none"]
 # A content no template rewrites: used to see what a template puts around an assistant's words.
 PROBE = "qzvxqzvx"
 _THOUGHT = "kzwjkzwj"
+
+_GIVEN = frozenset(
+    "messages tools documents chat_template add_generation_prompt bos_token eos_token".split()
+)
 
 # What opens and closes a thought, for templates whose prompt does so and whose turns never show it.
 MARKS = (
@@ -65,6 +69,28 @@ _PLACES: dict[str, Callable[[Message, str], Message]] = {
 }
 
 
+def template_options(given: Iterable[str]) -> dict[str, Any]:
+    """The options of a template from NAME=VALUE: true, false, null, numbers and quoted texts as in
+    JSON, anything else a text. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not (equals and name.isidentifier()):
+            raise UsageError(f"--template-option {pair!r} is not NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return require_options(found)
+
+
+def require_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`options`, if none is what a template is given anyway. Raises UsageError."""
+    if wrong := sorted(_GIVEN.intersection(options)):
+        raise UsageError(f"{wrong[0]!r} is no option of a chat template: it is given anyway")
+    return options
+
+
 @dataclass(frozen=True)
 class Dialect:
     """What a template reads and writes.
@@ -82,6 +108,7 @@ class Dialect:
     empty_as_none: bool
     shows_tools: bool
     shows_calls: bool
+    shows_words_of_calls: bool
     own_words: str | None
 
     def message(self, message: Message) -> Message:
@@ -118,6 +145,15 @@ class Dialect:
     def closes(self, prompt: str) -> bool:
         """Whether a prompt ends with a thought that is closed."""
         return any(prompt.rstrip().endswith(close) for _, close in self._marks)
+
+    def apart(self, answer: str) -> tuple[str | None, str]:
+        """What a model thought in an answer, if it did, and its words."""
+        for mark, close in self._marks:
+            thought, found, words = answer.partition(close)
+            if found and words.strip():
+                thought = thought.strip().removeprefix(mark).strip()
+                return thought or None, words.lstrip("\n")
+        return None, answer
 
     def after_thought(self, opened: str, turn: str) -> str:
         """A finished turn from where its thought ends, after a prompt that `opened` one: `turn` is
@@ -194,6 +230,7 @@ def dialect_of(render: Render, *, knows_think: bool) -> Dialect:
             for before in ((), ({"role": "system", "content": "b"},))
         ),
         shows_calls=PROBE in as_object or PROBE in as_text,
+        shows_words_of_calls=_THOUGHT in rendered(_ASKED, {**calls, "content": _THOUGHT}),
         own_words=_own_words(rendered),
     )
     prompt = rendered(_ASKED, prompt=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy as np
 from jinja2 import TemplateSyntaxError
 from numpy.typing import NDArray
 
-from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.tokens.control_text import ControlText, Message
-from mlx_itune.dataset.tokens.dialect import PROBE, Dialect, dialect_of
+from mlx_itune.dataset.tokens.dialect import PROBE, Dialect, dialect_of, require_options
 from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError, panics_as
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.wording import brief, known
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 # after the end token.
 BUILT_IN = ("alpaca", "chatml", "vicuna")
 
-# What a template is given anyway, so that it is no option.
-_GIVEN = frozenset(
-    "messages tools documents chat_template add_generation_prompt bos_token eos_token".split()
-)
+# Switches that have templates show what an assistant thought.
+_SWITCHES = ("enable_thinking", "thinking")
 
 
 class ChatTokenizer:
@@ -61,10 +59,11 @@ class ChatTokenizer:
         templates = {"default": template} if isinstance(template, str) else dict(template)
         if "default" not in templates:
             raise ModelError(f"no template is named 'default' among {', '.join(sorted(templates))}")
-        if wrong := sorted(_GIVEN.intersection(options or ())):
-            raise UsageError(f"{wrong[0]!r} is no option of a chat template: it is given anyway")
         self.hf = hf
-        self.options = dict(options or {})
+        self.options = require_options(dict(options or {}))
+        # The system prompt of turns that have none, and what is to be told of it all.
+        self.system: str | None = None
+        self.notes: tuple[str, ...] = ()
         self.name = name
         self.template_text = templates["default"]
         self.template_sha256 = hashlib.sha256(self.template_text.encode()).hexdigest()
@@ -103,6 +102,15 @@ class ChatTokenizer:
         chosen = [token for token in ends if token in eos] or ends[:1]
         self.eos_ids = frozenset(eos | set(chosen))
         self.stop_strings = () if ends or not after.strip() else (after.strip(),)
+
+    def with_options(self, options: Mapping[str, Any]) -> ChatTokenizer:
+        """The same with other options. Raises UsageError for what is none."""
+        templates = {"default": self.template_text, "tool_use": self._tool_template}
+        other = ChatTokenizer(
+            self.hf, templates, name=self.name, eos_ids=self.eos_ids, options=options
+        )
+        other.system = self.system
+        return other
 
     def fingerprint(self) -> str:
         """A hash of everything that tokens depend on: the tokenizer, its templates, its ends."""
@@ -227,9 +235,39 @@ class ChatTokenizer:
             raise DataError("the chat template joins parts of the text to a control token")
         return text
 
+    def opened(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """`turns`, with the system prompt that is put before those that have none."""
+        if self.system and turns and turns[0].role != "system":
+            return (Turn("system", self.system), *turns)
+        return turns
+
+    def unshown(self, row: Conversation) -> Iterator[str]:
+        """What a row has that this template shows nowhere."""
+        dialect = self.dialect
+        replies = [turn for turn in row.turns if turn.role == "assistant"]
+        if any(turn.reasoning and dialect.way(bool(turn.tool_calls)) == "none" for turn in replies):
+            yield "reasoning"
+        if row.tools and not dialect.shows_tools:
+            yield "tools"
+        calling = any(turn.tool_calls and turn.content.strip() for turn in replies)
+        if calling and not dialect.shows_words_of_calls:
+            yield "words beside calls"
+
+    def remedy(self, unshown: str) -> str | None:
+        """What would have the template show it, as it is typed."""
+        return self._switch if unshown == "reasoning" else None
+
+    @cached_property
+    def _switch(self) -> str | None:
+        for name in _SWITCHES:
+            switched = self.with_options({**self.options, name: True})
+            if "none" not in switched.dialect.thoughts:
+                return f"--template-option {name}=true"
+        return None
+
     def prompt_ids(self, turns: Sequence[Turn], tools: Sequence[Message] = ()) -> list[int]:
         """What inference feeds the model so that it writes the turn that follows `turns`."""
-        messages, hidden = self.messages(turns), self.control_text.hide(tools)
+        messages, hidden = self.messages(self.opened(tuple(turns))), self.control_text.hide(tools)
         return self.encode_ids(self.render_text(messages, tools=hidden, add_generation_prompt=True))
 
     def _after_a_reply(self) -> str:

@@ -84,11 +84,14 @@ class TrainedOn:
 
 @dataclass(frozen=True)
 class TrainedWith:
-    """The tokenizer and chat template of an adapter; hashes are SHA-256 in hex."""
+    """The tokenizer and chat template of an adapter; hashes are SHA-256 in hex. options: of the
+    template. system: the prompt that every row had."""
 
     sha256: str | None = None
     template: str | None = None
     template_sha256: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    system: str | None = None
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,8 @@ def provenance(
             "sha256": sha256_file(tokenizer_file) if tokenizer_file.is_file() else None,
             "template": tokenizer.name,
             "template_sha256": tokenizer.template_sha256,
+            "options": tokenizer.options,
+            "system": tokenizer.system,
         },
         "data": [
             {"path": Path(s.path).name, "rows": s.rows, "sha256": s.sha256, "licences": licences}

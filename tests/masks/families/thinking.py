@@ -303,11 +303,15 @@ _glm45_ = partial(
 
 
 def _switched(
-    family: Callable[..., Family], name: str, reply: Callable[..., str], **switch: bool
+    family: Callable[..., Family],
+    name: str,
+    reply: Callable[..., str],
+    close: str = "</think>",
+    **switch: bool,
 ) -> Family:
     """A family with its switch set, thinking or not."""
     ((option, thinks),) = switch.items()
-    closes = "</think>" if thinks else ""
+    closes = close if thinks else ""
     set_ = {"options": ((option, thinks),), "closes": closes, "template_name": name}
     label = name if thinks else f"{name}_off"
     return family(label, partial(reply, thinks=thinks), **set_)
@@ -342,7 +346,7 @@ FAMILIES = (
         calls=1,
         shape=_reads("thinking"),
     ),
-    _switched(_gemma4_, "gemma4", _gemma4, enable_thinking=True),
+    _switched(_gemma4_, "gemma4", _gemma4, "<channel|>", enable_thinking=True),
     _switched(_gemma4_, "gemma4", _gemma4, enable_thinking=False),
     _switched(_exaone4_, "exaone4", _exaone, enable_thinking=True),
     _switched(_exaone4_, "exaone4", _exaone, enable_thinking=False),
