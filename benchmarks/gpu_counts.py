@@ -17,7 +17,8 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -193,8 +194,8 @@ def ours(learner: Learner, rows: Sequence[Row]) -> Step:
     return Step(sum(found), len(found), waits)
 
 
-def theirs(layers: int) -> Step:
-    """mlx-lm's compiled step on the same model, four rows of 256 tokens."""
+def compiled_step(layers: int) -> Callable[[mx.array, mx.array], list[Any]]:
+    """mlx-lm's compiled step on the same model; it gives all that is evaluated after it."""
     model = model_of(layers)
     model.freeze()
     linear_to_lora_layers(model, layers, {"rank": 8, "scale": 2.0, "dropout": 0.0})
@@ -212,8 +213,37 @@ def theirs(layers: int) -> Step:
         optimizer.update(model, gradients)
         return loss, tokens
 
-    ids = mx.ones((4, 257), mx.int32)
-    return Step(launches([state, step(ids, mx.array([[8, 257]] * 4))]))
+    return lambda ids, lengths: [step(ids, lengths), state]
+
+
+def theirs(layers: int) -> Step:
+    """A step of mlx-lm's on four rows of 256 tokens."""
+    step = compiled_step(layers)
+    return Step(launches(step(mx.ones((4, 257), mx.int32), mx.array([[8, 257]] * 4))[::-1]))
+
+
+def host_times(kind: str, steps: int = 8) -> tuple[float, float]:
+    """Seconds of the main thread for a step of ours and of mlx-lm's, with hardly anything to
+    compute: the least of some steps, one of each in turn."""
+    with as_on_a_gpu():
+        learner, their_step = learner_of(LAYERS, kind), compiled_step(LAYERS)
+        rows = [Row(np.arange(17, dtype=np.int32), np.ones(17, np.float32))] * 4
+
+        def ours() -> None:
+            learner.step(rows, 1e-4)
+
+        def other() -> None:
+            ids = np.stack([row.input_ids for row in rows])
+            mx.eval(their_step(mx.array(ids), mx.array([[1, 17]] * 4)))
+
+        found: list[list[float]] = [[], []]
+        for _ in range(steps):
+            for step, seconds in zip((ours, other), found, strict=True):
+                before = time.thread_time()
+                step()
+                seconds.append(time.thread_time() - before)
+                mx.synchronize()
+    return min(found[0]), min(found[1])
 
 
 def lengths_of(shared: Path, work: str) -> list[tuple[int, int]]:
@@ -299,8 +329,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--host", action="store_true", help="times of the main thread instead")
     args = parser.parse_args()
-    report = measure(args.shared)
+    if args.host:
+        found = {kind: host_times(kind) for kind in KINDS}
+        report = {
+            k: {"ms": 1e3 * a, "mlx_lm_ms": 1e3 * b, "ratio": a / b} for k, (a, b) in found.items()
+        }
+    else:
+        report = measure(args.shared)
     if args.json:
         print(json.dumps(report))
         return

@@ -98,6 +98,10 @@ class _Grid(OnGrid, AdapterLayer):
         """The tuned grid in the types of the base's: nothing is lost."""
         return list(self.shipped().values())
 
+    def _settled(self) -> Any:
+        """As ever, but for a step, whose factors are not the layer's own."""
+        return super()._settled() if self._made is None else None
+
     def shipped(self) -> dict[str, mx.array]:
         """The tuned grid in the type of the base's, under the base's names."""
         scales, biases = self.moved()
@@ -146,10 +150,14 @@ class GridLinear(_Grid):
 
         def give(stacks: Mapping[str, mx.array]) -> None:
             moves = _moves(scale, inputs, stacks)
+            for layer, *own in zip(layers, *map(apart, moves), strict=True):
+                layer.u, layer.v = own
+            if layers[0]._made is not None:
+                return
+            # Once in a step, whatever its micro-batches; u and v have the gradient.
             tuned = zip(_tuned([*map(mx.stop_gradient, moves)], grids), grids, strict=True)
-            arrays = [*moves, *(array.astype(grid.dtype) for array, grid in tuned)]
-            for layer, *own in zip(layers, *map(apart, arrays), strict=True):
-                layer.u, layer.v, *made = own
+            arrays = [array.astype(grid.dtype) for array, grid in tuned]
+            for layer, *made in zip(layers, *map(apart, arrays), strict=True):
                 layer._made = [layer._float(*made, layer._type)] if layer._is_unpacked else made
 
         return give

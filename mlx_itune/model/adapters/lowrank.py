@@ -263,16 +263,16 @@ class _DoRA(LowRank):
         super()._start(base, key)
         self._squares = squared_norms(base)
         self.m = mx.sqrt(self._squares)
-        # In a step m is m / |W + scale * A B|.
-        self._is_ratio = False
+        # |W + scale * A B| of all layers alike in a step, where m is over it already.
+        self._norms: mx.array | None = None
 
     def _whole_ratio(self) -> mx.array:
-        kept: mx.array | None = self.m if self._is_ratio else self._settled()
+        kept: mx.array | None = self._settled() if self._norms is None else self.m
         return self._ratio() if kept is None else kept
 
     def let_go(self) -> None:
         """The step is over: m is the length again."""
-        self._is_ratio = False
+        self._norms = None
 
     def _entailed(self) -> Any:
         return self._ratio()
@@ -314,10 +314,12 @@ class DoRALinear(_DoRA, LoRALinear):
 
         def give_ratio(stacks: Mapping[str, mx.array]) -> None:
             a, b, m = (stacks[name] for name in cls.factors)
-            ratio = m / _norms(layers, scale * a, b, squares, dtype)
-            give({"lora_a": a, "lora_b": b, "m": ratio})
+            norms: mx.array | None = layers[0]._norms
+            if norms is None:
+                norms = _norms(layers, scale * a, b, squares, dtype)
+            give({"lora_a": a, "lora_b": b, "m": m / norms})
             for layer in layers:
-                layer._is_ratio = True
+                layer._norms = norms
 
         return give_ratio
 
