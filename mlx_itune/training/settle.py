@@ -20,9 +20,9 @@ FEW_STEPS, SMALLEST_BATCH = 50, 8
 # Of the run, what a preset's warm-up may take.
 MOST_WARMUP = 0.1
 # Validations of a run, and rows of one: so many, as far as they take a tenth of its time. A token
-# that is only validated costs a third of one that is learned.
-VALIDATIONS, MOST_ROWS, FEWEST_ROWS = 10, 200, 32
-_SHARE = 0.1 * 3
+# that is only validated costs half of one that is learned: the base has no gradients.
+VALIDATIONS, MOST_ROWS, FEWEST_ROWS, FEWEST_AT_ENDS = 10, 200, 32, 16
+_SHARE = 0.1 * 2
 
 
 def settled(settings: TrainSettings, material: Material) -> tuple[TrainSettings, tuple[str, ...]]:
@@ -114,18 +114,21 @@ def _on_warmup(asked: TrainSettings, s: TrainSettings, steps: int) -> Iterator[s
 
 def _validations(s: TrainSettings, material: Material) -> tuple[int, int]:
     """How often, and of how many rows; what was asked for stays."""
-    rows, every = s.eval_rows, s.eval_every
     affordable, most = affordable_rows(s, material), min(len(material.valid), MOST_ROWS)
-    if rows is None:
-        share = most if every else affordable // (VALIDATIONS + 1 if every is None else 2)
-        rows = min(most, max(share, FEWEST_ROWS))
-    rows = min(rows, len(material.valid))
-    if every is None:
-        # The first, before any step, is one of them.
-        least = VALIDATIONS if s.early_stopping else 0
-        times = max(least, min(VALIDATIONS, affordable // rows - 1))
-        every = -(-_steps(s, material) // times) if times > 1 else 0
-    return every, rows
+
+    def rows(share: int, fewest: int) -> int:
+        chosen = max(fewest, share) if s.eval_rows is None else s.eval_rows
+        return min(chosen, most if s.eval_rows is None else len(material.valid))
+
+    if s.eval_every:
+        return s.eval_every, rows(most, most)
+    # The first, before any step, is one of them.
+    each = rows(affordable // (VALIDATIONS + 1), FEWEST_ROWS)
+    times = min(VALIDATIONS, affordable // each - 1)
+    times = VALIDATIONS if s.early_stopping else times
+    if s.eval_every is None and times > 1:
+        return -(-_steps(s, material) // times), each
+    return 0, rows(affordable // 2, FEWEST_AT_ENDS)
 
 
 def _steps(s: TrainSettings, material: Material) -> int:
