@@ -159,10 +159,11 @@ drawing = as_record(
 )
 
 
-def settings(cls: type[Any]) -> Option:
-    """A flag for every setting of `cls`; the command takes them as one `settings`."""
-    flags = [flag(setting, defaulted=True) for setting in table_of(cls).values()]
-    return as_record("settings", f"{cls.__module__}:{cls.__name__}", *flags)
+def settings(cls: type[Any], name: str = "settings", fields: str = "") -> Option:
+    """A flag for every setting of `cls`, or these; the command takes them as one record, `name`."""
+    table = table_of(cls)
+    flags = [flag(table[field], defaulted=True) for field in fields.split() or table]
+    return as_record(name, f"{cls.__module__}:{cls.__name__}", *flags)
 
 
 def flag(

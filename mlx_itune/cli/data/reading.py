@@ -14,7 +14,6 @@ from mlx_itune.cli import options
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import UsageError, one_line
 from mlx_itune.kit.files import refuse_taken, storage_errors
-from mlx_itune.kit.settings import table_of
 from mlx_itune.kit.wording import count
 from mlx_itune.training.settings import table
 
@@ -26,18 +25,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 _SOURCES_SHOWN = 10
 _SPLITS = ("train", "valid", "test")
-
-
-_PLAN, _TRAIN = table_of(ImportPlan), table()
 # Files whose format is not to be found out; what both may be is what an import takes.
-forced_format = options.as_record(
-    "forced",
-    "mlx_itune.dataset.importing.plan:ImportPlan",
-    options.flag(_PLAN["format"], defaulted=True),
-    options.flag(_PLAN["map"], defaulted=True),
-    options.flag(_PLAN["roles"], defaulted=True),
-    options.flag(_PLAN["encoding"], defaulted=True),
-)
+forced_format = options.settings(ImportPlan, "forced", "format map roles encoding")
 
 
 @dataclass(frozen=True)
@@ -69,9 +58,11 @@ about_tokens = options.as_record(
     f"{__name__}:AboutTokens",
     options.flags("model-of-tokens template"),
     options.flag(
-        _TRAIN["max_length"], "With --model: tell of longer rows, in tokens (data check: 2048)."
+        table()["max_length"], "With --model: tell of longer rows, in tokens (data check: 2048)."
     ),
-    options.flag(_TRAIN["learn"], "With --model: which assistant turns are learned (default all)."),
+    options.flag(
+        table()["learn"], "With --model: which assistant turns are learned (default all)."
+    ),
     options.flags("template-option"),
 )
 
