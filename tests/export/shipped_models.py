@@ -177,21 +177,18 @@ def fused(
     return fuse(Request(str(folder), adapter, out, load_tokenizer(folder), rows=rows, **options))
 
 
-def tuned(folder: Path, adapter: Path) -> Any:
-    """The base with its adapter on."""
-    loaded = base.load(str(folder))
-    adapters.apply(loaded, adapters.load(adapter))
+def tuned(folder: Path, adapter: Path | None, compute: str = "auto") -> Any:
+    """The base with its adapter on, if there is one."""
+    loaded = base.load(str(folder), compute=compute)
+    if adapter is not None:
+        adapters.apply(loaded, adapters.load(adapter))
     loaded.model.eval()
     return loaded.model
 
 
 def mlx_logits(model_dir: Path, adapter_dir: Path | None, ids: list[list[int]]) -> Any:
     """Logits (B, T, V) float32 of base, or base + adapter."""
-    loaded = base.load(str(model_dir), compute="dequantized")
-    if adapter_dir is not None:
-        adapters.apply(loaded, adapters.load(adapter_dir))
-    loaded.model.eval()
-    return loaded.model(mx.array(ids)).astype(mx.float32)
+    return tuned(model_dir, adapter_dir, "dequantized")(mx.array(ids)).astype(mx.float32)
 
 
 def settings(file: Path, **changes: Any) -> None:

@@ -12,14 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.export.gguf_models import MODELS, write_model
-from tests.export.shipped_models import write_adapter
+from tests.export.shipped_models import tuned, write_adapter
 
 import mlx.core as mx  # isort: skip
 
 from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 from mlx_itune.export.formats import export
 from mlx_itune.export.request import Request
-from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading import base
 from tests.parity.llama_cpp_model import log_probabilities, normalized, opened
 
@@ -40,14 +39,9 @@ def prompts() -> list[list[int]]:
 
 
 def ours(source: Path, adapter: Path | None = None) -> Rows:
-    loaded = base.load(str(source), compute="dequantized")
-    if adapter is not None:
-        adapters.apply(loaded, adapters.load(adapter))
-    loaded.model.eval()
-    return [
-        normalized(np.array(loaded.model(mx.array([ids]))[0].astype(mx.float32)))
-        for ids in prompts()
-    ]
+    model = tuned(source, adapter, "dequantized")
+    logits = (model(mx.array([ids]))[0].astype(mx.float32) for ids in prompts())
+    return [normalized(np.array(each)) for each in logits]
 
 
 def theirs(file: Path, lora: Path | None = None) -> Rows:
