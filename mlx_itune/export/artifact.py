@@ -127,11 +127,14 @@ def carry_tokenizer(
     )
     settings = read_object(settings_file, error=ModelError) if settings_file.exists() else {}
     settings.pop("auto_map", None)
-    if tokenizer.name != "auto":
-        # A built-in template becomes the model's own, with the tokens that end its turns.
+    several = isinstance(tokenizer.hf.chat_template, Mapping)
+    if tokenizer.name != "auto" or (tokenizer.options and not several):
+        # A built-in template becomes the model's own, with the tokens that end its turns; so do
+        # options, which no app would say.
         settings.pop("chat_template", None)
         (stage / "chat_template.json").unlink(missing_ok=True)
-        (stage / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8")
+        text = tokenizer.shipped(tokenizer.template_text)
+        (stage / "chat_template.jinja").write_text(text, encoding="utf-8")
         ends = sorted(tokenizer.eos_ids)
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         if generation_file.exists():

@@ -118,6 +118,26 @@ def test_parquet_columns_become_text_and_nested_ones_stay(tmp_path):
     assert said([second]) == [["q", "42"]]
 
 
+def test_nulls_that_a_union_of_objects_put_into_a_table_are_not_what_its_rows_say(tmp_path):
+    def turns(name, **given):
+        call = {"function": {"name": name, "arguments": {**given, "said": None}}}
+        return [{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": [call]}]
+
+    def tool(name, **properties):
+        return [{"function": {"name": name, "parameters": {"properties": properties}}}]
+
+    rows = [
+        {"messages": turns("f", city="Rome"), "tools": tool("f", city={"type": "string"})},
+        {"messages": turns("g", a=1), "tools": tool("g", a={"type": "number", "enum": [1, None]})},
+    ]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    one, other = read_rows(path)
+    calls = [row.turns[1].tool_calls[0]["function"]["arguments"] for row in (one, other)]
+    assert calls == [{"city": "Rome", "said": None}, {"a": 1, "said": None}]
+    assert [row.tools for row in (one, other)] == [tuple(row["tools"]) for row in rows]
+
+
 def test_parquet_is_read_in_batches_and_its_damage_told(tmp_path):
     path = write_parquet(
         tmp_path / "a.parquet",

@@ -147,6 +147,17 @@ def test_words_that_a_template_puts_in_for_a_system_prompt(name, words):
     assert ["1 row without" in line and words in line for line in told] == [True] * bool(words)
 
 
+def test_a_shipped_template_has_the_options_as_its_defaults():
+    family = FAMILIES["qwen35_off"]
+    tokenizer = chat_tokenizer("gpt2", family)
+    plain = tokenizer.with_options({})
+    shipped = type(plain)(plain.hf, tokenizer.shipped(plain.template_text), eos_ids=plain.eos_ids)
+    asked = [Turn("user", "a")]
+    assert shipped.prompt_ids(asked) == tokenizer.prompt_ids(asked) != plain.prompt_ids(asked)
+    thinking = shipped.with_options({"enable_thinking": True})
+    assert thinking.prompt_ids(asked) == plain.prompt_ids(asked)
+
+
 def test_an_answer_s_thought_and_its_words():
     apart = chat_tokenizer("gpt2", FAMILIES["qwq"]).dialect.apart
     assert apart("hm\n</think>\n\n6") == apart("<think>\nhm\n</think>\n\n6") == ("hm", "6")

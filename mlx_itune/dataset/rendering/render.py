@@ -151,6 +151,9 @@ def _drafts(
         calls, opening = bool(turn.tool_calls), ""
         words, thought = tokenizer.hidden_reply(turn)
         way = dialect.way(calls)
+        if thought and way != "none" and dialect.closes(prompt):
+            hint = "leave the thought out, or what turns thinking off"
+            raise DataError("the prompt of this reply closes the thought before it", hint=hint)
         if thought and way != "shown":
             (message,) = tokenizer.messages([replace(turn, reasoning=None)])
         upto = full if n == last and message is messages[n] else text_of([*before, message])

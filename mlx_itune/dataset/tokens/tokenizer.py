@@ -112,6 +112,16 @@ class ChatTokenizer:
         other.system = self.system
         return other
 
+    def shipped(self, template: str) -> str:
+        """A template whose own defaults are the options, where nobody says otherwise."""
+        sets = (
+            f"{{% set {name} = {name} if {name} is defined else "
+            f"{'none' if value is None else json.dumps(value)} %}}"
+            for name, value in self.options.items()
+        )
+        guard = "{{ '' }}" if self.options and template.startswith("\n") else ""
+        return "".join(sets) + guard + template
+
     def fingerprint(self) -> str:
         """A hash of everything that tokens depend on: the tokenizer, its templates, its ends."""
         parts = (

@@ -111,7 +111,7 @@ def chat_template(tokenizer: ChatTokenizer) -> str | list[dict[str, str]]:
         sets = [f"{{% set {k} = {json.dumps(v)} %}}" for k, v in needed.items() if k in text]
         # A block takes the line break after it along.
         guard = "{{ '' }}" if sets and text.startswith("\n") else ""
-        return "".join(sets) + guard + text
+        return "".join(sets) + guard + tokenizer.shipped(text)
 
     named = tokenizer.hf.chat_template
     if tokenizer.name == "auto" and isinstance(named, Mapping):
