@@ -78,7 +78,11 @@ class _NumberOr(click.ParamType[Any]):
         self._words, self.name = words, "|".join(["float", *words])
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        return value if value in self._words else click.FLOAT.convert(value, param, ctx)
+        try:
+            return value if value in self._words else float(value)
+        except ValueError:
+            told = f"{value!r} is neither a number nor {' or '.join(self._words)}"
+            self.fail(told, param, ctx)
 
 
 def together(*options: Option) -> Callable[[F], F]:

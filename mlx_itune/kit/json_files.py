@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -212,7 +213,7 @@ def _path(parts: Iterable[Any]) -> str:
     for part in parts:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part not in ("int", "float", "str", "bool"):
+        elif not re.fullmatch(r"int|float|str|bool|constrained-.*|literal\[.*", part):
             text += f".{part}" if text else str(part)
     return text
 

@@ -66,6 +66,7 @@ def test_a_bare_group_shows_its_help(cli: Any, argv: tuple[str, ...]) -> None:
         ("plan --model x", "missing --data"),
         ("eval --model x", "Missing option '--data'"),
         ("generate --model x --prompt=", "the prompt is empty"),
+        ("train --learning-rate fast", "'fast' is neither a number nor auto"),
         ("train --rank many", "'many' is not a valid integer"),
         (
             f"{TRAIN} --learning-rate nan",
