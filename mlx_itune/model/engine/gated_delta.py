@@ -34,14 +34,12 @@ _LEAST, _FORGOTTEN = 1e-37, -1e10
 def in_chunks() -> Iterator[None]:
     """Within it mlx-lm's layers compute the gated delta rule as `chunked` does."""
     names = "gated_delta_ops", "gated_delta_kernel"
-    before = [getattr(gated_delta, name) for name in names]
-    for name in names:
-        setattr(gated_delta, name, chunked)
+    before = {name: vars(gated_delta)[name] for name in names if name in vars(gated_delta)}
+    vars(gated_delta).update(dict.fromkeys(before, chunked))
     try:
         yield
     finally:
-        for name, function in zip(names, before, strict=True):
-            setattr(gated_delta, name, function)
+        vars(gated_delta).update(before)
 
 
 def chunked(
