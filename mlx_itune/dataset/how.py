@@ -26,6 +26,7 @@ _PLACES = frozenset({"id", "source", "origin", "given_origin", "kind"})
 # Names are anybody's; past so many of them the rest is one kind.
 _MOST_KINDS = 1000
 _SHOWN = 12
+_LOOKED_AT, _LOOKED_AT_CHARS = 200, 2000
 
 
 @dataclass
@@ -39,6 +40,9 @@ class Account:
     lost: Counter[str] = field(default_factory=Counter)
     tags: Counter[str] = field(default_factory=Counter)
     taken: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    # The first rows in which nothing was known, for a guess.
+    refused: list[Mapping[str, Any]] = field(default_factory=list)
     _here: set[tuple[str, str]] = field(default_factory=set)
 
     def lose(self, kind: str) -> None:
@@ -48,6 +52,16 @@ class Account:
     def take(self, kind: str) -> None:
         """Of the row that is being read, something is taken in this way."""
         self._here.add(("taken", kind))
+
+    def note(self, said: str) -> None:
+        """Something about a whole file, once."""
+        if said not in self.notes:
+            self.notes.append(said)
+
+    def refuse(self, row: Mapping[str, Any]) -> None:
+        """A row of a table in which no format is known."""
+        if len(self.refused) < _LOOKED_AT:
+            self.refused.append({key: str(row[key])[:_LOOKED_AT_CHARS] for key in row})
 
     def row(self, tags: Iterable[str] | None) -> None:
         """The row is read, with these tags; None: it was refused, so there is nothing to tell."""
@@ -60,7 +74,7 @@ class Account:
 
     def again(self) -> None:
         """Forget all: the rows are read once more."""
-        for counts in (self.lost, self.tags, self.taken):
+        for counts in (self.lost, self.tags, self.taken, self.notes, self.refused):
             counts.clear()
 
     @property
@@ -68,12 +82,13 @@ class Account:
         """What --strict minds: everything that is not learned, save where rows are from."""
         return [*self.lost, *(tag for tag in self.tags if tag not in _PLACES)]
 
-    def counts(self) -> dict[str, Mapping[str, int]]:
+    def counts(self) -> dict[str, Any]:
         """All of it, as --json has it."""
-        return {"lost": self.lost, "tags": self.tags, "taken": self.taken}
+        return {"lost": self.lost, "tags": self.tags, "taken": self.taken, "notes": self.notes}
 
     def lines(self) -> Iterator[str]:
         """All of it, for people."""
+        yield from self.notes
         for lead, counts in (
             ("left out", self.lost),
             ("kept as tags, not learned", self.tags),

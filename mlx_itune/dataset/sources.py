@@ -79,7 +79,7 @@ def read_rows(
     how = how or Reading()
     name = str(path)
     header = False if how.columns and names_positions(how.columns) else None
-    for record in read_records(path, kind=how.kind, header=header, on_bytes=on_bytes):
+    for record in read_records(path, how, header=header, on_bytes=on_bytes):
         if isinstance(record, Fault):
             yield record
             continue

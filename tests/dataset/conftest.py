@@ -12,6 +12,7 @@ from chat_templates import CHATML
 from small_tokenizers import fast
 
 from mlx_itune.dataset.conversation import Fault
+from mlx_itune.dataset.how import Reading
 from mlx_itune.dataset.reading import Record, read_records
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from tests.cli.conftest import cli, run  # noqa: F401
@@ -35,6 +36,7 @@ def read(tmp_path: Path) -> Callable[..., list[Record | Fault]]:
     def write_and_read(name: str, data: bytes | str, **options: Any) -> list[Record | Fault]:
         path = tmp_path / name
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return list(read_records(path, **options))
+        own = {key: options.pop(key) for key in ("header", "on_bytes") if key in options}
+        return list(read_records(path, Reading(**options), **own))
 
     return write_and_read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,10 @@ def check(
     }
     worth_a_look = checked.warnings or checked.unlearned
     failed = checked.rejected or not checked.accepted or (strict and worth_a_look)
-    return Result(data, _checked(checked, faults), DataError.exit_code if failed else 0)
+    again = reading.suggestion(rows.how.told, "check", *files)
+    return Result(
+        data, chain(_checked(checked, faults), again), DataError.exit_code if failed else 0
+    )
 
 
 def _checked(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,9 @@ def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: 
     with Progress() as progress:
         asking = ask if may_ask else None
         made = import_rows(sources, out, settings, ask=asking, tell=progress.bytes_of)
-    return Result(made, _imported(made), 0 if made.written else DataError.exit_code)
+    again = reading.suggestion(made.told, "import", *sources, "--out", out)
+    data = {**vars(made), "told": made.told.counts()}
+    return Result(data, chain(_imported(made), again), 0 if made.written else DataError.exit_code)
 
 
 def _imported(made: Imported) -> Iterator[str | Table]:
@@ -134,10 +137,10 @@ def clean(
         on_bytes = progress.bytes_of("clean", rows.bytes)
         read = partial(read_rows, how=rows.how, on_bytes=on_bytes)
         cleaned = run.clean(sources, out, settings, lints=lints, read=read)
+        cleaned.told = rows.how.told
     repeats = reading.repeats(cleaned.duplicate_sources)
-    return Result(
-        {"out": out, **vars(cleaned), "duplicate_sources": repeats}, _cleaned(cleaned, out)
-    )
+    told = {"duplicate_sources": repeats, "told": cleaned.told.counts()}
+    return Result({"out": out, **vars(cleaned), **told}, _cleaned(cleaned, out))
 
 
 def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from mlx_itune.training.settings import table
 
 if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation, Fault
+    from mlx_itune.dataset.how import Account
     from mlx_itune.dataset.rendering.render import Learn
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SOURCES_SHOWN = 10
+_FIELDS = ("instruction", "output")
 _SPLITS = ("train", "valid", "test")
 # Files whose format is not to be found out; what both may be is what an import takes.
 forced_format = options.settings(ImportPlan, "forced", "format map roles encoding")
@@ -125,6 +128,17 @@ def _new_page(ctx: click.Context, param: click.Parameter, path: Path | None) -> 
 page = click.option(
     "--html", type=options.ANY_PATH, metavar="FILE", callback=_new_page, help="Write a page."
 )
+
+
+def suggestion(told: Account, *words: object) -> Iterator[str]:
+    """The command again, with what the columns of refused rows seem to be; nothing where that does
+    not show."""
+    from mlx_itune.dataset.formats.fields import guess
+
+    if found := guess(told.refused):
+        maps = [f"--map {shlex.quote(f'{f}={c}')}" for f, c in zip(_FIELDS, found, strict=True)]
+        again = " ".join(["mlx-itune data", *(shlex.quote(str(word)) for word in words), *maps])
+        yield one_line(f"by its looks, and for you to say: {again}")
 
 
 def repeats(sources: Counter[tuple[str, str]]) -> list[dict[str, Any]]:

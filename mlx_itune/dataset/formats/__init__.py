@@ -73,6 +73,8 @@ _SIGNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 _NAMES = {sign for sign, *_ in _SIGNS} | TEXTS | LISTS | {*_ANSWERS}
 # Marks of templates, which as plain text would be learned as letters.
 _MARK = re.compile(r"<[|\uff5c]?\w+[|\uff5c]?>|\[/?[A-Z_]+\]")
+# Faults of a table whose columns nobody named.
+_NOBODY_ASKS = frozenset({"unknown-format", "plain-text", "missing-key"})
 # What a column called `reasoning` says of a model's mode; it is no thought.
 _MODES = frozenset("on off true false yes no none low medium high minimal auto think".split())
 # Spellings of "there is no input" that Alpaca's generator and its descendants wrote, without
@@ -92,8 +94,10 @@ def parse_rows(value: dict[str, Any], origin: str, how: Reading) -> tuple[Conver
     """
     try:
         made = _parsed(value, origin, how)
-    except RowFault:
+    except RowFault as fault:
         how.told.row(None)
+        if fault.code in _NOBODY_ASKS:
+            how.told.refuse(value)
         raise
     how.told.row(key for row in made[:1] for key in row.tags if key not in (how.columns or ()))
     return made

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -21,7 +22,8 @@ Parsed = tuple[tuple[Turn, ...], set[str]]
 
 _ASKED = frozenset("instruction question prompt input inputs query user human".split())
 _ANSWERED = frozenset(
-    "output answer response completion target targets generation chosen reply assistant".split()
+    "output answer response completion target targets generation chosen reply assistant label "
+    "category class intent solution".split()
 )
 _MAX_CALL_CHARS = 1 << 14
 # Nesting that templates can print.
@@ -121,10 +123,34 @@ def as_text(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def guess(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """Of a table with columns of any names the one that asks, the longest free text, and the one
+    that answers: JSON, or the same few short texts again and again."""
+    kept = [row for row in rows if row.keys() == rows[0].keys()]
+    texts = {key: [str(row[key]).strip() for row in kept] for key in (kept[0] if kept else ())}
+    size = {key: sum(map(len, column)) for key, column in texts.items()}
+    free = [key for key, column in texts.items() if sum(map(_is_prose, column)) * 2 > len(kept)]
+    asked = max(free, key=lambda key: size[key], default=None)
+
+    def answers(key: str) -> tuple[bool, bool, bool, int]:
+        column = texts[key]
+        is_json = all(text[:1] in ("{", "[") for text in column)
+        names = any(word in _ANSWERED for word in re.findall("[a-z]+", key.lower()))
+        repeats = len({*column}) < len(column) or len(column) == 1
+        return is_json, names, repeats and bool(re.search("[a-z]", "".join(column))), -size[key]
+
+    answered = max((key for key in texts if key != asked and size[key]), key=answers, default=None)
+    return (asked, answered) if asked and answered else None
+
+
+def _is_prose(text: str) -> bool:
+    return text[:1] not in ("{", "[") and text.count(" ") > 1
+
+
 def map_example(row: Row) -> str:
     """How --map could be given for a row: its columns that sound like question and answer, or else
     the last two."""
-    asked, answered = ["COLUMN", "COLUMN", *row][-2:]
+    asked, answered = guess([row]) or ["COLUMN", "COLUMN", *row][-2:]
     asked = next((name for name in row if name.strip().lower() in _ASKED), asked)
     answered = next((name for name in row if name.strip().lower() in _ANSWERED), answered)
     quoted = (name if name.isidentifier() else f'"{name}"' for name in (asked, answered))

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.conversation import Fault
+from mlx_itune.dataset.how import Reading
+from mlx_itune.dataset.reading import encodings
 from mlx_itune.dataset.reading.delimited import read_delimited
 from mlx_itune.dataset.reading.json_document import read_document
 from mlx_itune.dataset.reading.plain import read_text
@@ -33,40 +35,45 @@ __all__ = ["Record", "kind_by_name", "read_records"]
 KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "xlsx", "text")
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
-    ".tab": "tsv", ".parquet": "parquet", ".xlsx": "xlsx", ".txt": "text", ".text": "text",
-    ".md": "text", ".markdown": "text",
+    ".tab": "tsv", ".parquet": "parquet", ".xlsx": "xlsx", ".xlsm": "xlsx", ".xls": "xlsx",
+    ".ods": "xlsx", ".numbers": "xlsx", ".txt": "text", ".text": "text", ".md": "text",
+    ".markdown": "text",
 }  # fmt: skip
 # Lines looked at before deciding how a JSON file is laid out.
 _LINES = 64
 
+_PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<table)", re.IGNORECASE)
 _BRACKET = re.compile(rb"^[ \t]*[{\[]", re.MULTILINE)
 
 
 def read_records(
     path: Path,
+    how: Reading | None = None,
     *,
-    kind: str | None = None,
     header: bool | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Record | Fault]:
-    """Each row of a file in order, or why it is none; blank lines are no rows. `kind`, `header`
-    (whether a table's first row names its columns): None goes by the content. `on_bytes` is told
-    how many more bytes of the file are done with. Raises StorageError; DataError for a file of
-    another kind; UsageError for an unknown `kind` or a missing extra."""
-    path = Path(path)
+    """Each row of a file in order, or why it is none; blank lines are no rows. `how` may force kind
+    and encoding, `header` (whether a table's first row names its columns): None goes by the
+    content. `on_bytes` is told how many more bytes of the file are done with. Raises StorageError;
+    DataError for a file of another kind; UsageError for an unknown one or a missing extra."""
+    path, how = Path(path), how or Reading()
+    kind, encoding, told = how.kind, how.encoding, how.told
     if kind is not None:
         known("kind of file", kind, KINDS)
     with storage_errors(path), open_regular(path) as file:
-        stream = ByteStream(file, on_bytes)
-        kind = kind or _kind_of(path, stream.head)
+        stream = ByteStream(file, on_bytes, encoding)
+        kind = kind or _kind_of(path, stream)
         if kind == "parquet":
             yield from read_parquet(path, on_bytes)
             return
         if kind == "xlsx":
-            yield from read_xlsx(path, on_bytes, header=header)
+            yield from read_xlsx(path, told, on_bytes, header=header)
             return
+        if kind in ("csv", "tsv", "text") and encoding is None:
+            stream.guess_encoding()
         if kind in ("csv", "tsv"):
-            reading = read_delimited(stream, str(path), kind, header=header)
+            reading = read_delimited(stream, str(path), kind, told, header=header)
         elif kind == "text":
             reading = read_text(stream, str(path))
         elif _is_lines(stream, prefers_lines=kind == "jsonl"):
@@ -74,6 +81,9 @@ def read_records(
         else:
             reading = read_document(stream, str(path))
         line = yield from reading
+        if stream.encoding is not None and encoding is None:
+            name = encodings.NAMES[stream.encoding]
+            told.note(f"{path.name} is read as {name} (--encoding names another)")
         if stream.broken is not None:
             yield stream.broken.at(str(path), line)
 
@@ -86,13 +96,16 @@ def kind_by_name(path: Path) -> str | None:
     return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _kind_of(path: Path, head: bytes) -> str:
-    """The kind of file that `path` names and `head` begins. Raises DataError for another's."""
-    by_name = kind_by_name(path)
+def _kind_of(path: Path, stream: ByteStream) -> str:
+    """The kind of file that `path` names and a stream begins. Raises DataError for another's."""
+    by_name, head = kind_by_name(path), stream.head
     if head.startswith(b"PAR1"):
         return "parquet"
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(b"PK\x03\x04") or (by_name == "xlsx" and head.startswith(b"\xd0\xcf")):
         return "xlsx"
+    if _PAGE.match(head) and by_name in (None, "xlsx", "csv", "tsv"):
+        hint = "open it in a spreadsheet program and save it as CSV or XLSX"
+        raise DataError("is a web page, no table", where=str(path), hint=hint)
     if by_name in ("parquet", "xlsx"):
         raise DataError(f"is not a {by_name} file", where=str(path), hint="is it damaged?")
     if by_name is None and b"\x00" in head and not _BRACKET.search(head):

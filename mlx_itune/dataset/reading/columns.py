@@ -4,14 +4,18 @@ first column of questions and a second of answers, as in FLAN's TSV files, is na
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from mlx_itune.dataset.conversation import Fault, RowFault
+from mlx_itune.dataset.how import Account
 from mlx_itune.dataset.reading.stream import Record
 
 _QUESTION_SHARE = 0.9
+_MOST_TITLES = 8
 _NAME = re.compile(r"[^\W\d][\w .\-/()]{0,63}")
 
 # A first row with one of these is a header, whatever else is in it.
@@ -34,6 +38,7 @@ def named_rows(
     rows: Iterable[Cells],
     name: str,
     header: bool | None,
+    told: Account,
     sample: Sequence[Sequence[str]] | None = None,
     *,
     is_sheet: bool = False,
@@ -42,6 +47,8 @@ def named_rows(
     its looks and those of the `sample` decide. `is_sheet`: cells at the end of a row may be
     missing."""
     columns: list[str] | None = None
+    if header is not False:
+        rows = _below_title(iter(rows), name, told)
     for line, cells, fault in rows:
         if columns is None and cells is not None:
             # What is not UTF-8 looks like a letter; only the looks count then.
@@ -62,7 +69,9 @@ def named_rows(
             if is_sheet:
                 cells += [""] * (len(columns) - len(cells))
             if len(cells) == len(columns):
-                yield Record(dict(zip(columns, cells, strict=True)), line)
+                # A column without a name and a cell without a text are nothing.
+                named = zip(columns, cells, strict=True)
+                yield Record({k: v for k, v in named if v or not k.isdigit()}, line)
                 continue
             count = f"{len(cells)} cells, where the first row has {len(columns)}"
             quotes = "put quotes around cells that hold the delimiter"
@@ -70,6 +79,19 @@ def named_rows(
             fault = RowFault("columns", count, hint)
         if fault is not None:
             yield fault.at(name, line)
+
+
+def _below_title(rows: Iterator[Cells], name: str, told: Account) -> Iterator[Cells]:
+    """The rows from the header on, where above it there is only a title, or a few lines of them."""
+    first = list(itertools.islice(rows, _MOST_TITLES))
+    filled = [[cell for cell in row.cells or () if cell.strip()] for row in first]
+    start = next((at for at, cells in enumerate(filled) if len(cells) != 1), 0)
+    if start and _is_header(filled[start]):
+        place = "line 1 is" if start == 1 else f"lines 1 to {start} are"
+        told.note(f"{Path(name).name}: {place} taken for a title above the header")
+        first = first[start:]
+    yield from first
+    yield from rows
 
 
 def _columns(

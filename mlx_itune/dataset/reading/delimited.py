@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mlx_itune.dataset.conversation import Fault, RowFault
+from mlx_itune.dataset.how import Account
 from mlx_itune.dataset.reading.columns import Cells, named_rows
 from mlx_itune.dataset.reading.stream import (
     MAX_ROW_BYTES,
@@ -22,6 +23,7 @@ from mlx_itune.dataset.reading.stream import (
 
 _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 200
+_SEPARATOR = re.compile('"?sep=(.)"?\n', re.IGNORECASE)
 _CONTROL = re.compile("[\0\r]")
 # The csv module's reasons, in words about the file.
 _REASONS = {
@@ -32,16 +34,22 @@ _REASONS = {
 
 
 def read_delimited(
-    stream: ByteStream, name: str, kind: str, *, header: bool | None = None
+    stream: ByteStream, name: str, kind: str, told: Account, *, header: bool | None = None
 ) -> Generator[Record | Fault, None, int]:
     """A Record or Fault per row; returns the number of lines. `header`: whether the first line
     names the columns; None lets its looks decide."""
     csv.field_size_limit(MAX_ROW_BYTES)
     texts = _first_lines(stream)
+    said = _SEPARATOR.fullmatch(texts[0]) if texts else None
     delimiter = "\t" if kind == "tsv" else _delimiter(texts)
+    if said is not None:
+        # What Excel is told in the first line.
+        delimiter, texts = said[1], texts[1:]
     sample = _parsed(texts, delimiter) or _parsed(texts, delimiter, quoting=csv.QUOTE_NONE)
     lines = _Lines(stream)
-    yield from named_rows(_rows(lines, delimiter), name, header, sample)
+    if said is not None:
+        next(lines)
+    yield from named_rows(_rows(lines, delimiter), name, header, told, sample)
     return lines.last
 
 
@@ -143,8 +151,8 @@ def _delimiter(texts: Sequence[str]) -> str:
             widths = [len(row) for row in csv.reader(iter(texts), delimiter=delimiter) if row]
         except csv.Error:
             widths = []
-        if not widths or widths[0] < 2:
-            return 0, 0
-        return widths.count(widths[0]) / len(widths), widths[0]
+        # Not the first row's: that may be a title.
+        usual = max(set(widths), key=widths.count, default=0)
+        return (widths.count(usual) / len(widths), usual) if usual > 1 else (0, 0)
 
     return max(_DELIMITERS, key=evenness)

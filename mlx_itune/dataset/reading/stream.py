@@ -4,6 +4,7 @@ surrogates in strings, nesting over 254 levels."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from mlx_itune.dataset.conversation import Fault, RowFault, origin_of
+from mlx_itune.dataset.reading import encodings
 from mlx_itune.kit.json_files import depth_of
 
 # What is made of a chunk of this size stays in the processor's cache, and in memory that the
@@ -39,20 +41,41 @@ class Record(NamedTuple):
 
 
 class ByteStream:
-    """Chunks of an open file. `head` is the first one, still to be read; a byte order mark is cut.
-    `on_bytes` is told how many more bytes of the file have been read. A damaged gzip file ends
-    early and says why in `broken`. Raises OSError."""
+    """Chunks of an open file, as UTF-8. `head` is the first one, still to be read; a byte order
+    mark is cut. `on_bytes` is told how many more bytes of the file have been read. A damaged gzip
+    file ends early and says why in `broken`. Raises OSError, UsageError for no `encoding`."""
 
-    def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        on_bytes: Callable[[int], None] | None = None,
+        encoding: str | None = None,
+    ) -> None:
         self._file, self._on_bytes, self._told = file, on_bytes, 0
         self.broken: RowFault | None = None
+        # Another encoding of tables is looked for until a text is seen that tells.
+        self.may_be_legacy = False
+        self.encoding: str | None = None
+        self._codec: codecs.IncrementalDecoder | None = None
+        self._lines_end = b"\n"
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         self.tail = b"" if is_gzip else file.read()
         file.seek(0)
         self._content: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
-        head = self._next()
+        head = self._raw()
         self.is_whole = len(head) < CHUNK_BYTES
+        if encoding is not None:
+            name = encodings.checked(encoding)
+            self._decode(encodings.utf16(head) or name if name == "utf-16" else name)
+        elif (found := encodings.utf16(head)) is not None:
+            self._decode(found)
+        if self._codec is not None and head.startswith(encodings.UTF16_MARKS):
+            head = head[2:]
+        head = self._converted(head)
+        if b"\r" in head[:-1] and b"\n" not in head:
+            self._lines_end = b"\r"
+            head = head.replace(b"\r", b"\n")
         self.has_bom = head.startswith(_BOM)
         self.start = len(_BOM) if self.has_bom else 0
         self.head = head[self.start :]
@@ -89,7 +112,50 @@ class ByteStream:
         if size:
             yield number + 1, at, b"".join(pieces)[: MAX_ROW_BYTES + 1]
 
+    def guess_encoding(self) -> None:
+        """From now on, what is not UTF-8 may be of an older system."""
+        self.may_be_legacy = self._codec is None
+        if self._pending and self.may_be_legacy:
+            self.head = self._pending = self._converted(self._pending)
+
+    def _decode(self, name: str) -> None:
+        if name == "utf-8":
+            return
+        self.encoding = name
+        lenient = "surrogatepass" if name.startswith("utf-16") else "surrogateescape"
+        self._codec, self._errors = codecs.getincrementaldecoder(name)(lenient), lenient
+        # Its end says nothing any more.
+        self.tail = b""
+
+    def _converted(self, chunk: bytes) -> bytes:
+        if self._codec is None and self.may_be_legacy and not chunk.isascii():
+            try:
+                chunk.decode()
+                self.may_be_legacy = False
+            except UnicodeDecodeError as error:
+                # A character may be cut at either end.
+                if 3 < error.start < len(chunk) - 3 or len(chunk) < CHUNK_BYTES:
+                    self.may_be_legacy = False
+                    if name := encodings.legacy(chunk):
+                        self._decode(name)
+        if self._codec is None:
+            return chunk
+        try:
+            text = self._codec.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            reason = f"the file is no {error.encoding}: {error.reason}"
+            self.broken, text = RowFault("encoding", reason, "is it whole?"), ""
+        return text.encode("utf-8", self._errors)
+
     def _next(self) -> bytes:
+        raw = self._raw()
+        chunk = self._converted(raw)
+        while raw and not chunk:
+            raw = self._raw()
+            chunk = self._converted(raw)
+        return chunk if self._lines_end == b"\n" else chunk.replace(b"\r", b"\n")
+
+    def _raw(self) -> bytes:
         pieces: list[bytes] = []
         left = 0 if self.broken else CHUNK_BYTES
         try:

@@ -9,11 +9,12 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.conversation import Fault, RowFault
+from mlx_itune.dataset.how import Account
 from mlx_itune.dataset.reading.columns import Cells, named_rows
 from mlx_itune.dataset.reading.stream import Record, refuse_strange_text
 from mlx_itune.kit.errors import DataError, UsageError
@@ -105,27 +106,36 @@ def _unpadded(value: Any, kind: Any) -> Any:
 
 
 def read_xlsx(
-    path: Path, on_bytes: Told = None, *, header: bool | None = None
+    path: Path, told: Account, on_bytes: Told = None, *, header: bool | None = None
 ) -> Iterator[Record | Fault]:
     """A Record or Fault per row of every sheet, each under its own header; `sheet` tells several
     apart. Raises DataError for what is no XLSX file, or too large."""
     import python_calamine as calamine
 
     try:
-        _refuse_huge(path)
+        if zipfile.is_zipfile(path):
+            _refuse_huge(path)
         book = calamine.load_workbook(path)
     except (calamine.CalamineError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         said = brief(error)
-        raise DataError(f"is no readable XLSX file: {said}", where=str(path)) from None
+        hint = "save it as XLSX or CSV" if path.suffix.lower() != ".xlsx" else None
+        raise DataError(f"is no readable spreadsheet: {said}", where=str(path), hint=hint) from None
     sheets = [s for s in book.sheets_metadata if s.typ == calamine.SheetTypeEnum.WorkSheet]
     for sheet in sheets:
         try:
-            rows = book.get_sheet_by_name(sheet.name).iter_rows()
+            grid = book.get_sheet_by_name(sheet.name)
+            left = (grid.start or (0, 0))[1]
+            merged = [
+                (top, bottom, column - left)
+                for (top, column), (bottom, _) in grid.merged_cell_ranges or ()
+                if bottom > top
+            ]
+            rows = _sheet(grid.iter_rows(), merged)
         except calamine.CalamineError as error:
             lost = f"the sheet {sheet.name!r} cannot be read: {brief(error)}"
             yield Fault(str(path), 1, "xlsx", lost, "is the file damaged?")
             continue
-        for record in named_rows(_sheet(rows), str(path), header, is_sheet=True):
+        for record in named_rows(rows, str(path), header, told, is_sheet=True):
             if isinstance(record, Record):
                 if len(sheets) > 1:
                     record.value.setdefault("sheet", sheet.name)
@@ -135,10 +145,17 @@ def read_xlsx(
         on_bytes(path.stat().st_size)
 
 
-def _sheet(rows: Iterator[list[Any]]) -> Iterator[Cells]:
+def _sheet(rows: Iterator[list[Any]], merged: Sequence[tuple[int, int, int]]) -> Iterator[Cells]:
+    """The rows that say something. Of cells that are `merged` from one row to another, each row has
+    what they show."""
+    shown: dict[tuple[int, int, int], str] = {}
     for line in itertools.count(1):
         try:
             cells = [_cell(value) or "" for value in next(rows)]
+            for place in merged:
+                top, bottom, column = place
+                if top < line <= bottom + 1 and column < len(cells):
+                    cells[column] = shown.setdefault(place, cells[column])
         except StopIteration:
             return
         except (OverflowError, ValueError) as error:
@@ -155,6 +172,9 @@ def _refuse_huge(path: Path) -> None:
     """Raise DataError where a sheet's grid, which a single cell far out makes huge, has no room."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        if any(entry.filename.endswith(".iwa") for entry in entries):
+            hint = "in Numbers, File > Export To > CSV or Excel"
+            raise DataError("is a Numbers document", where=str(path), hint=hint)
         if sum(entry.file_size for entry in entries) > _MAX_BOOK_BYTES:
             raise DataError("is too large a workbook", where=str(path), hint="save it as CSV")
         for entry in entries:
@@ -192,7 +212,8 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         if math.isnan(value):
             return None
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+        # As many digits as a spreadsheet shows.
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return str(value)
