@@ -273,7 +273,7 @@ def _pair(
             spelled = context.strip().lower()
             if spelled not in _NO_INPUT:
                 turn = Turn("user", f"{question}\n\n{context}", input=context)
-            elif spelled:
+            else:
                 how.told.take(f"{key} {spelled!r} as no input")
     reply = Turn("assistant", _answer(row, answer, how.told))
     earlier: tuple[Turn, ...] = ()

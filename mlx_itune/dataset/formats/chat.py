@@ -205,6 +205,8 @@ def _weight(item: dict[str, Any], place: str, role: str, told: Account) -> float
                 told.lose(f"{key!r} of {role} turns: only replies are learned")
         else:
             found[key] = weight
+            if not weight:
+                told.take(f"replies that {key!r} keeps from being learned")
     if len({bool(weight) for weight in found.values()}) > 1:
         said = " and ".join(f"{key!r}: {item[key]!r}" for key in found)
         raise RowFault("weight", f"{place}: {said} contradict one another")
