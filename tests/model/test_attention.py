@@ -85,7 +85,7 @@ def test_blocks_are_the_same_function(name: str, monkeypatch: pytest.MonkeyPatch
             patch.setattr(mx.fast, "scaled_dot_product_attention", rounded_otherwise)
             own = furthest(gradients, computed(model, exact, ways)[1])
         assert not calls
-        with attention.by_blocks(block=5, fewest=1):
+        with attention.by_blocks(block=5):
             found, other = computed(model, exact, ways, recomputed=1)
         assert found == pytest.approx(loss, rel=1e-6)
         assert furthest(gradients, other) < max(2e-5, 3 * own)

@@ -154,11 +154,13 @@ def test_a_suggestion_predicts_what_a_plan_with_it_says(tiny_model_dir: Path) ->
     with pytest.raises(ResourceError, match="nothing alone is enough"):
         plan.require_fit(work(tiny_model_dir, lengths, memory_gb=1e-3))
     # Checkpointing is chosen where only it fits.
+    rows: Any = (tiny_model_dir, [1024] * 4)
     without, with_it = (
-        planned(tiny_model_dir, [1024] * 4, gradient_checkpointing=switch).peak_memory_bytes
+        planned(*rows, gradient_checkpointing=switch, micro_batch_tokens=4096).peak_memory_bytes
         for switch in ("off", "on")
     )
-    found = planned(tiny_model_dir, [1024] * 4, memory_gb=(without + with_it) / 2e9)
+    limit = (without + with_it) / 2e9
+    found = planned(*rows, memory_gb=limit, micro_batch_tokens=4096)
     assert found.fits and found.gradient_checkpointing
 
 

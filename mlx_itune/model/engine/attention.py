@@ -20,12 +20,12 @@ import mlx.core as mx
 from mlx_itune.model.engine import cpu
 from mlx_itune.model.loading import backend
 
-# Queries of a block, and from how many of a row on blocks pay: on a GPU they are more launches.
-_CPU_BLOCK, _CPU_QUERIES = 64, 96
-_GPU_BLOCK, _GPU_QUERIES = 256, 1024
+# From how many queries of a row on blocks pay (on a GPU they are more launches); the fewest and
+# most of a block. Eight blocks compute nine pairs of sixteen.
+_CPU, _GPU, _BLOCKS = (96, 64, 128), (1024, 256, 512), 8
 
 # Blocks' weights that stand in memory at once, in all stages: MLX runs ahead.
-_AT_ONCE = 10.0
+_AT_ONCE = 7.0
 # Architectures that do attention by themselves, or add to its scores what has a gradient.
 _OWN = frozenset(
     "bailing_hybrid bailing_moe_v3 deepseek_v3 deepseek_v32 gemma2 glm4_moe_lite kimi_k3 "
@@ -41,24 +41,25 @@ def remember(mask: mx.array, window: int | None) -> None:
         made[id(mask)] = mask, window
 
 
-def block_here() -> tuple[int, int]:
-    """How many queries a block has here, and from how many of a row on there are blocks."""
-    return (_CPU_BLOCK, _CPU_QUERIES) if backend.on_cpu() else (_GPU_BLOCK, _GPU_QUERIES)
+def block_of(queries: int, on_cpu: bool) -> int:
+    """How many queries a block of a row has; 0 where blocks do not pay."""
+    enough, fewest, most = _CPU if on_cpu else _GPU
+    return min(most, max(fewest, queries // _BLOCKS)) if queries >= enough else 0
 
 
-def weights_kept(queries: int, keys: int, kind: str | None) -> tuple[float, float]:
+def weights_kept(queries: int, keys: int, kind: str | None, on_cpu: bool) -> tuple[float, float]:
     """How many numbers a query and head keep until their backward pass, and take within it.
 
     kind: the model's type, as there are architectures whose attention is not known here.
     """
-    block, fewest = block_here()
-    if queries < fewest or kind in _OWN:
+    block = block_of(queries, on_cpu)
+    if not block or kind in _OWN:
         return keys, 2.0 * keys
     return 0.0, _AT_ONCE * keys * min(1.0, block / queries)
 
 
 @contextmanager
-def by_blocks(block: int, fewest: int) -> Iterator[None]:
+def by_blocks(block: int | None = None) -> Iterator[None]:
     """Within it, models compute the attention of rows so; a backward pass belongs inside, too.
 
     All of mlx-lm's models reach attention through one function of MLX, whose place is taken: where
@@ -71,11 +72,12 @@ def by_blocks(block: int, fewest: int) -> Iterator[None]:
         q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **more: Any
     ) -> Any:
         understood = _is_known(mask) and more.keys() <= {"sinks"}
-        if q.shape[2] < fewest or not understood or _is_fused(q):
+        size = block_of(q.shape[2], backend.on_cpu()) if block is None else block
+        if not size or not understood or _is_fused(q):
             return plain(q, k, v, scale=scale, mask=mask, **more)
         sinks = more.get("sinks")
         given = [q, k, v] if sinks is None else [q, k, v, sinks]
-        blocks = _Blocks(_parts(q.shape[2], k.shape[2], mask, block), scale, mask)
+        blocks = _Blocks(_parts(q.shape[2], k.shape[2], mask, size), scale, mask)
         return cpu.on_one_stream(blocks.forward, blocks.backward)(*given)[0]
 
     fast.scaled_dot_product_attention = attention
@@ -199,8 +201,8 @@ def _shared(array: mx.array, k: mx.array) -> mx.array:
 
 def _added(total: mx.array, seen: slice, more: mx.array) -> mx.array:
     """What `more` adds to the gradients of some keys."""
-    before, after = total[:, :, : seen.start], total[:, :, seen.stop :]
-    return mx.concatenate([before, total[:, :, seen] + more, after], axis=2)
+    parts = [total[:, :, : seen.start], total[:, :, seen] + more, total[:, :, seen.stop :]]
+    return mx.concatenate([part for part in parts if part.size], axis=2)
 
 
 def _exp(x: mx.array) -> mx.array:

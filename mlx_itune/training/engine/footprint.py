@@ -192,7 +192,8 @@ class Workload:
     def _attention(self, part: Rectangle, shared: int) -> tuple[float, float]:
         """Weights of a query and head: what is kept of them, and what passes."""
         queries = part.input_ids.shape[1] - 1
-        return attention.weights_kept(queries, shared + queries, self.shapes.kind)
+        keys, kind = shared + queries, self.shapes.kind
+        return attention.weights_kept(queries, keys, kind, self._on_cpu)
 
     @functools.cached_property
     def _block_bytes(self) -> float:

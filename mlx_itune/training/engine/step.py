@@ -324,7 +324,7 @@ class Learner:
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         """By blocks, but where a GPU has one kernel for it: there is no gradient."""
         blocks = self.model.training or backend.on_cpu()
-        return attention.by_blocks(*attention.block_here()) if blocks else contextlib.nullcontext()
+        return attention.by_blocks() if blocks else contextlib.nullcontext()
 
     def _prefix(self, chunks: Sequence[Arrays]) -> tuple[mx.array, Kept]:
         """A prefix's loss and what is kept of it; a later chunk's first layers are computed beside

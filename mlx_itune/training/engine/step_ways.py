@@ -55,7 +55,7 @@ class Ways:
 
     def recomputed_blocks(self, rows: int, queries: int, keys: int) -> int:
         """How many blocks are made again for the backward pass of rows that see so many keys."""
-        kept = weights_kept(queries, keys, self.kind)[0]
+        kept = weights_kept(queries, keys, self.kind, backend.on_cpu())[0]
         tokens = rows * queries * (1 + kept / self.keys)
         return recomputed_blocks(self.blocks, tokens, self.kept_tokens)
 
