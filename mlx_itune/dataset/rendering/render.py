@@ -150,7 +150,7 @@ def _drafts(
         prompt = text_of(before, prompt=True)
         calls, opening = bool(turn.tool_calls), ""
         words, thought = tokenizer.hidden_reply(turn)
-        way = dialect.way(calls)
+        way = dialect.thoughts[calls]
         if thought and way != "none" and dialect.closes(prompt):
             hint = "leave the thought out, or what turns thinking off"
             raise DataError("the prompt of this reply closes the thought before it", hint=hint)

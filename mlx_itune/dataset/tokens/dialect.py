@@ -24,10 +24,6 @@ Way = Literal["shown", "built", "none"]
 PROBE = "qzvxqzvx"
 _THOUGHT = "kzwjkzwj"
 
-_GIVEN = frozenset(
-    "messages tools documents chat_template add_generation_prompt bos_token eos_token".split()
-)
-
 # What opens and closes a thought, for templates whose prompt does so and whose turns never show it.
 MARKS = (
     ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thought>", "</thought>"),
@@ -35,19 +31,20 @@ MARKS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )  # fmt: skip
 _ASKED: Message = {"role": "user", "content": "a"}
+_PARAMETERS = {"type": "object", "properties": {"b": {"type": "string"}}}
 _TOOL: Message = {
     "type": "function",
-    "function": {
-        "name": PROBE,
-        "description": "d",
-        "parameters": {"type": "object", "properties": {"b": {"type": "string"}}},
-    },
+    "function": {"name": PROBE, "description": "d", "parameters": _PARAMETERS},
 }
 
 
-def _call(arguments: Any) -> Message:
-    function = {"name": "f", "arguments": arguments}
-    return {"type": "function", "id": "call00000", "function": function}
+def _calling(arguments: Any) -> Message:
+    call = {
+        "type": "function",
+        "id": "call00000",
+        "function": {"name": "f", "arguments": arguments},
+    }
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def _inline(message: Message, thought: str) -> Message:
@@ -81,14 +78,7 @@ def template_options(given: Iterable[str]) -> dict[str, Any]:
             found[name] = json.loads(text)
         except ValueError:
             found[name] = text
-    return require_options(found)
-
-
-def require_options(options: dict[str, Any]) -> dict[str, Any]:
-    """`options`, if none is what a template is given anyway. Raises UsageError."""
-    if wrong := sorted(_GIVEN.intersection(options)):
-        raise UsageError(f"{wrong[0]!r} is no option of a chat template: it is given anyway")
-    return options
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,24 +121,18 @@ class Dialect:
         text = json.dumps(function["arguments"], ensure_ascii=False)
         return {**call, "function": {**function, "arguments": text}}
 
-    def way(self, calls: bool) -> Way:
-        """How the reasoning of a turn is learned."""
-        return self.thoughts[calls]
-
     def opened(self, prompt: str) -> str:
         """The thought that a prompt ends with and does not close, such as `<think>\\n`."""
-        for mark, _ in self._marks:
-            if prompt.rstrip().endswith(mark):
-                return prompt[prompt.rindex(mark) :]
-        return ""
+        marks = (mark for mark, _ in MARKS if prompt.rstrip().endswith(mark))
+        return next((prompt[prompt.rindex(mark) :] for mark in marks), "")
 
     def closes(self, prompt: str) -> bool:
         """Whether a prompt ends with a thought that is closed."""
-        return any(prompt.rstrip().endswith(close) for _, close in self._marks)
+        return prompt.rstrip().endswith(tuple(close for _, close in MARKS))
 
     def apart(self, answer: str) -> tuple[str | None, str]:
         """What a model thought in an answer, if it did, and its words."""
-        for mark, close in self._marks:
+        for mark, close in MARKS:
             thought, found, words = answer.partition(close)
             if found and words.strip():
                 thought = thought.strip().removeprefix(mark).strip()
@@ -159,7 +143,7 @@ class Dialect:
         """A finished turn from where its thought ends, after a prompt that `opened` one: `turn` is
         what stands after the turn's header, with a closed and empty thought or with none."""
         mark = opened.rstrip()
-        close = next(close for begin, close in self._marks if begin == mark)
+        close = dict(MARKS)[mark]
         if turn.startswith(opened) and close in turn:
             return turn[len(opened) :]
         before, found, rest = turn.partition(close)
@@ -167,12 +151,6 @@ class Dialect:
             return close + rest
         # As DeepSeek R1 and its kin close theirs.
         return f"\n{close}\n\n{turn}" if opened.endswith("\n") else close + turn
-
-    @property
-    def _marks(self) -> tuple[tuple[str, str], ...]:
-        open_, close = self.thought_form or ("", "")
-        own = ((open_.strip(), close.strip()),) if open_.strip() and close.strip() else ()
-        return (*own, *MARKS)
 
 
 def dialect_of(render: Render, *, knows_think: bool) -> Dialect:
@@ -187,18 +165,13 @@ def dialect_of(render: Render, *, knows_think: bool) -> Dialect:
         except DataError:
             return ""
 
-    def calling(arguments: Any) -> str:
-        called = {"role": "assistant", "content": "", "tool_calls": [_call(arguments)]}
-        return rendered(_ASKED, called, tools=(_TOOL,)) or rendered(_ASKED, called)
-
-    given = {PROBE: "c"}
-    as_object, as_text = calling(given), calling(json.dumps(given))
+    says: Message = {"role": "assistant", "content": PROBE}
+    forms = (_calling({PROBE: "c"}), _calling(json.dumps({PROBE: "c"})))
+    as_object, as_text = (rendered(_ASKED, form) for form in forms)
     # Python's way of writing an object is nobody's.
     by_object = PROBE in as_object.replace(f"'{PROBE}': 'c'", "")
     arguments_as_text = not by_object and PROBE in as_text
-    says: Message = {"role": "assistant", "content": PROBE}
-    arguments: Any = json.dumps(given) if arguments_as_text else given
-    calls: Message = {"role": "assistant", "content": "", "tool_calls": [_call(arguments)]}
+    calls = forms[arguments_as_text]
     silent = rendered(_ASKED, {**calls, "content": None})
     empty_as_none = 0 < len(silent) < len(rendered(_ASKED, calls))
     calls = {**calls, "content": None if empty_as_none else ""}

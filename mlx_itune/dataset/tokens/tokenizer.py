@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.tokens.control_text import ControlText, Message
-from mlx_itune.dataset.tokens.dialect import PROBE, Dialect, dialect_of, require_options
+from mlx_itune.dataset.tokens.dialect import PROBE, Dialect, dialect_of
 from mlx_itune.kit.errors import DataError, ItuneError, ModelError, UsageError, panics_as
 from mlx_itune.kit.json_files import read_object, to_record
 from mlx_itune.kit.wording import brief, known
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 # after the end token.
 BUILT_IN = ("alpaca", "chatml", "vicuna")
 
-# Switches that have templates show what an assistant thought.
+# What a template is given anyway, so that it is no option; and switches that have it show thoughts.
+_GIVEN = frozenset(
+    "messages tools documents chat_template add_generation_prompt bos_token eos_token".split()
+)
 _SWITCHES = ("enable_thinking", "thinking")
 
 
@@ -60,7 +63,9 @@ class ChatTokenizer:
         if "default" not in templates:
             raise ModelError(f"no template is named 'default' among {', '.join(sorted(templates))}")
         self.hf = hf
-        self.options = require_options(dict(options or {}))
+        self.options = dict(options or {})
+        if wrong := sorted(_GIVEN.intersection(self.options)):
+            raise UsageError(f"{wrong[0]!r} is no option of a chat template: it is given anyway")
         # The system prompt of turns that have none, and what is to be told of it all.
         self.system: str | None = None
         self.notes: tuple[str, ...] = ()
@@ -255,7 +260,8 @@ class ChatTokenizer:
         """What a row has that this template shows nowhere."""
         dialect = self.dialect
         replies = [turn for turn in row.turns if turn.role == "assistant"]
-        if any(turn.reasoning and dialect.way(bool(turn.tool_calls)) == "none" for turn in replies):
+        ways = [dialect.thoughts[bool(turn.tool_calls)] for turn in replies if turn.reasoning]
+        if "none" in ways:
             yield "reasoning"
         if row.tools and not dialect.shows_tools:
             yield "tools"
@@ -269,11 +275,9 @@ class ChatTokenizer:
 
     @cached_property
     def _switch(self) -> str | None:
-        for name in _SWITCHES:
-            switched = self.with_options({**self.options, name: True})
-            if "none" not in switched.dialect.thoughts:
-                return f"--template-option {name}=true"
-        return None
+        others = ((name, self.with_options({**self.options, name: True})) for name in _SWITCHES)
+        found = (name for name, other in others if "none" not in other.dialect.thoughts)
+        return next((f"--template-option {name}=true" for name in found), None)
 
     def prompt_ids(self, turns: Sequence[Turn], tools: Sequence[Message] = ()) -> list[int]:
         """What inference feeds the model so that it writes the turn that follows `turns`."""
