@@ -184,13 +184,14 @@ class ChatSession:
         tokenizer: ChatTokenizer,
         stops: Sequence[str] = (),
         *,
+        system: str | None = None,
         max_tokens: int = 512,
         drawing: Drawing = GREEDY,
     ) -> None:
         self._config, self._tokenizer = loaded.config, tokenizer
         self._generator = Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS)
         self._max_tokens, self._drawing = max_tokens, drawing
-        self.system = tokenizer.system
+        self.system = tokenizer.system if system is None else system
         self.last: Answer | None = None
         self.reset()
 
