@@ -80,7 +80,8 @@ def session(opened: Opened, **options: object) -> ChatSession:
 @pytest.mark.parametrize("drawing", [Drawing(), Drawing(0.9, top_k=20, repetition_penalty=1.2)])
 def test_turns_are_those_of_a_fresh_start(opened: Opened, drawing: Drawing) -> None:
     loaded, tokenizer = opened
-    chat = session(opened, system="Be brief.", max_tokens=12, drawing=drawing)
+    chat = session(opened, max_tokens=12, drawing=drawing)
+    chat.reset("Be brief.")
     before = 0
     for n, text in enumerate(SAID):
         answer = "".join(chat.say(text))
