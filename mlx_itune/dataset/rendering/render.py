@@ -33,6 +33,8 @@ Learn = Literal["all", "last", "marked"]
 
 # The tokenizer's own records take 100 bytes a token while they are tokenized together.
 _ROWS_PER_CALL = 64
+# A thought that is no longer may stand in any text by chance.
+_SHORT_CHARS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +169,16 @@ def _drafts(
         else:
             probe = text_of([*before, {"role": "assistant", "content": PROBE}])
             tail = _reply_after_header(upto, opening, probe, tokenizer)
-        if thought and way == "built":
-            tail = _with_thought(tail, thought, opened, tokenizer)
-        if thought and way != "none" and thought not in tail:
+        form = ("", "") if opened else dialect.thought_form
+        stands = form is not None if way == "built" else thought in tail
+        if thought and way == "shown" and (len(thought) < _SHORT_CHARS or thought in words):
+            # It may stand there anyway.
+            (bare,) = tokenizer.messages([replace(turn, reasoning=None)])
+            stands = text_of([*before, bare]) != upto
+        if thought and way != "none" and not stands:
             raise DataError("the chat template has no place for the reasoning of this reply")
+        if thought and way == "built" and form:
+            tail = form[0] + thought + form[1] + tail
         reply, closed = _learned_part(tail, opening, words, thought, calls, tokenizer)
         if calls:
             _check_calls(message, before, text_of)
@@ -197,14 +205,6 @@ def _reply_after_header(upto: str, opening: str, probe: str, tokenizer: ChatToke
     if not upto.startswith(header):
         raise DataError("the chat template hides where this reply begins")
     return upto[len(header) :]
-
-
-def _with_thought(tail: str, thought: str, opened: str, tokenizer: ChatTokenizer) -> str:
-    """A reply with the thought that its template does not show; as it is where none can stand."""
-    form = tokenizer.dialect.thought_form
-    if opened:
-        return thought + tail
-    return form[0] + thought + form[1] + tail if form else tail
 
 
 def _opening_of(prompt: str, before: str, tokenizer: ChatTokenizer) -> str:
