@@ -193,6 +193,10 @@ def plan(config: Path | None, offline: bool, **given: Any) -> Result:
     settings = _settings_of(config, offline, {**given, "out": given["out"] or Path("adapter")})
     material = gather(settings)
     settings, notes = settled(settings, material)
+    if unused := material.rows_not_used:
+        rows = f"{unused:,} of {unused + material.rows_used:,} rows are not used"
+        limit = f"longer than {material.limit_tokens:,} tokens, or nothing to learn in them"
+        notes = (f"{rows}: {limit}", *notes)
     made = make_plan(workload(settings, material.path, material.config, material.train))
     return Result(
         made, _planned(made, notes), exit_code=0 if made.fits else ResourceError.exit_code

@@ -82,6 +82,12 @@ class Account:
         """What --strict minds: everything that is not learned, save where rows are from."""
         return [*self.lost, *(tag for tag in self.tags if tag not in _PLACES)]
 
+    @classmethod
+    def of(cls, counts: Mapping[str, Any]) -> Account:
+        """The account that gave these `counts`."""
+        lost, tags, taken = (Counter(counts[key]) for key in ("lost", "tags", "taken"))
+        return cls(lost, tags, taken, list(counts["notes"]))
+
     def counts(self) -> dict[str, Any]:
         """All of it, as --json has it."""
         return {"lost": self.lost, "tags": self.tags, "taken": self.taken, "notes": self.notes}

@@ -56,6 +56,8 @@ class Manifest:
     fidelity: dict[str, Any] | None
     parts: tuple[Part, ...]
     files: tuple[BundleFile, ...]
+    # Of the tokens that were trained on, each source's.
+    token_shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class _Papers:
     base: _Base = _Base()
     data: tuple[_Data, ...] = ()
     fuse: dict[str, Any] | None = None
+    source_tokens: dict[str, int] = field(default_factory=dict)
+
+    def shares(self) -> dict[str, float]:
+        total = sum(self.source_tokens.values())
+        return {name: round(n / total, 4) for name, n in self.source_tokens.items() if total}
 
     def licences(self) -> dict[str, str]:
         known: dict[str, str | None] = {}
@@ -105,6 +112,7 @@ def seal_bundle(
         fidelity={key: papers.fuse.get(key) for key in _FIDELITY} if papers.fuse else None,
         parts=(part,),
         files=(),
+        token_shares=papers.shares(),
     )
     about = plain(head)
     own = one_line(papers.base.id or "unknown")

@@ -28,7 +28,9 @@ _SHARE = 0.1 * 2
 def settled(settings: TrainSettings, material: Material) -> tuple[TrainSettings, tuple[str, ...]]:
     """The settings with nothing but a rate to be searched left open, and a line for each decision
     that is not what a user would take for granted. Raises ModelError."""
-    notes = [*material.rows.train.report.about_template(material.tokenizer)]
+    report = material.rows.train.report
+    notes = [*material.rows.told.lines(), *report.about_length(material.limit_tokens)]
+    notes += report.about_template(material.tokenizer)
     s = replace(settings, batch_size=_batch(settings, material))
     steps = _steps(s, material)
     notes += _on_length(settings, s, steps, material)

@@ -145,6 +145,8 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
     )
     if settings.strict and rows.train.report.unshown:
         raise DataError(next(rows.train.report.about_template(tokenizer)), hint="without --strict")
+    if settings.strict and rows.told.lost:
+        raise DataError(next(rows.told.lines()), hint="without --strict")
     # What every row begins with is what inference is to begin with.
     (first, *others) = rows.train.report.systems or [""]
     tokenizer.system = None if others else first or None

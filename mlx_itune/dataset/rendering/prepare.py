@@ -31,8 +31,8 @@ import orjson
 from numpy.typing import NDArray
 
 from mlx_itune import __version__
-from mlx_itune.dataset.conversation import Conversation, is_text
-from mlx_itune.dataset.how import Reading
+from mlx_itune.dataset.conversation import Conversation, is_text, place_of
+from mlx_itune.dataset.how import Account, Reading
 from mlx_itune.dataset.rendering.render import (
     Learn,
     TokenizedExample,
@@ -46,7 +46,7 @@ from mlx_itune.kit.cache import cache_root
 from mlx_itune.kit.errors import DataError, StorageError
 from mlx_itune.kit.files import sha256_file, staged_directory
 from mlx_itune.kit.json_files import read_bytes
-from mlx_itune.kit.wording import brief, count
+from mlx_itune.kit.wording import brief, count, listing
 
 TooLong = Literal["split", "truncate", "drop", "error"]
 
@@ -73,6 +73,8 @@ class PrepareReport:
     # In how many rows is what the template shows nowhere, and no system prompt; their system
     # prompts ("" is none), as far as there are two.
     unshown: dict[str, int] = field(default_factory=dict)
+    # How many tokens are of which source.
+    source_tokens: dict[str, int] = field(default_factory=dict)
     no_system: int = 0
     systems: list[str] = field(default_factory=list)
 
@@ -91,6 +93,10 @@ class PrepareReport:
         self.examples += len(examples)
         self.tokens += sum(len(example.input_ids) for example in examples)
         self.supervised_tokens += sum(int(np.count_nonzero(e.weights)) for e in examples)
+        for example in examples:
+            source = example.tags.get("source") or Path(place_of(origin)[0]).stem
+            tokens = self.source_tokens.get(source, 0) + len(example.input_ids)
+            self.source_tokens[source] = tokens
         self.turns += turns
         self.turns_whole += spans - truncated
         self.turns_truncated += truncated
@@ -109,6 +115,17 @@ class PrepareReport:
         if len(self.systems) < 2 and system not in self.systems:
             self.systems.append(system)
 
+    def about_length(self, limit: int) -> Iterator[str]:
+        """A line for each way in which rows that are too long were shortened."""
+        for replies, rows, what in (
+            (0, self.split, "cut between exchanges: longer than"),
+            (self.turns_truncated, self.truncated, "cut short: longer than"),
+            (self.turns_dropped, self.dropped, "left out: no room within"),
+        ):
+            if rows:
+                of = f"{count(replies, 'reply', 'replies')} of " if replies else ""
+                yield f"{of}{count(len(rows), 'row')} {what} {limit:,} tokens"
+
     def about_template(self, tokenizer: ChatTokenizer) -> Iterator[str]:
         """A line for each kind of thing that rows have and the template does not show, and one for
         the words that it puts in instead of a system prompt."""
@@ -122,6 +139,9 @@ class PrepareReport:
             rows = f"{count(self.no_system, 'row')} without a system prompt"
             told = f"words of its own into {rows}: {brief(own, 80)!r}"
             yield f"the template puts {told}; --system TEXT says others"
+        if tokenizer.broken_marks:
+            marks = listing(map(repr, tokenizer.broken_marks))
+            yield f"the template writes {marks}, which this tokenizer reads letter by letter"
 
 
 @dataclass(frozen=True)
@@ -253,7 +273,7 @@ def _cut(part: TokenizedExample, limit: int) -> TokenizedExample:
     return replace(part, input_ids=part.input_ids[:end], weights=part.weights[:end], spans=spans)
 
 
-_FORMAT = 4
+_FORMAT = 5
 _KEPT_BYTES = 8 * 10**9
 
 
@@ -266,6 +286,7 @@ class Tokenized:
     valid: Preparation | None
     sources: tuple[Source, ...]
     kept: bool
+    told: Account = field(default_factory=Account)
 
 
 def tokenized(
@@ -289,7 +310,7 @@ def tokenized(
     splits = load_splits(data, seed=seed, how=how)
     if folder is not None:
         try:
-            _store(folder, splits, tokenizer, policy)
+            _store(folder, splits, tokenizer, policy, how.told)
         except (StorageError, OSError):
             pass
         else:
@@ -298,7 +319,7 @@ def tokenized(
                 return replace(found, kept=False)
     train = prepare(splits.train, tokenizer, **policy)
     valid = prepare(splits.valid, tokenizer, **policy) if splits.valid else None
-    return Tokenized(train, valid, splits.sources, kept=False)
+    return Tokenized(train, valid, splits.sources, kept=False, told=how.told)
 
 
 def write_examples(folder: Path, examples: Iterable[TokenizedExample]) -> None:
@@ -364,7 +385,11 @@ def _key(data: Path, tokenizer: ChatTokenizer, how: Mapping[str, Any]) -> str:
 
 
 def _store(
-    folder: Path, splits: Splits, tokenizer: ChatTokenizer, policy: Mapping[str, Any]
+    folder: Path,
+    splits: Splits,
+    tokenizer: ChatTokenizer,
+    policy: Mapping[str, Any],
+    told: Account,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with staged_directory(folder) as stage:
@@ -377,6 +402,7 @@ def _store(
                 write_examples(stage / name, examples)
         files = sorted(stage.glob("*/*.bin"))
         meta = {
+            "told": told.counts(),
             "sources": splits.sources,
             "reports": reports,
             "sha256": {f"{file.parent.name}/{file.name}": sha256_file(file) for file in files},
@@ -396,7 +422,8 @@ def _load(folder: Path) -> Tokenized | None:
         }
         os.utime(folder)
         sources = tuple(Source(**source) for source in meta["sources"])
-        return Tokenized(parts["train"], parts.get("valid"), sources, kept=True)
+        told = Account.of(meta["told"])
+        return Tokenized(parts["train"], parts.get("valid"), sources, kept=True, told=told)
     except (OSError, StorageError):
         return None
     except (ValueError, KeyError, TypeError):

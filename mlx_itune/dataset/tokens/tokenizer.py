@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # after the end token.
 BUILT_IN = ("alpaca", "chatml", "vicuna")
 
+# Control strings as chat templates write them.
+_MARKS = re.compile("<[|\uff5c][^<>\\s{}'\"]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>")
 # What a template is given anyway, so that it is no option; and switches that have it show thoughts.
 _GIVEN = frozenset(
     "messages tools documents chat_template add_generation_prompt bos_token eos_token".split()
@@ -165,6 +168,13 @@ class ChatTokenizer:
     @cached_property
     def _shadow(self) -> Any:
         return self.control_text.shadow_tokenizer(self._backend)
+
+    @cached_property
+    def broken_marks(self) -> list[str]:
+        """Control strings in the template that are several tokens here, so none to learn."""
+        ids = self._backend.encode
+        marks = sorted({*_MARKS.findall(self.template_text)})
+        return [m for m in marks if len(ids(m, add_special_tokens=False).ids) > 1]
 
     def continuation_ids(self, text: str) -> list[int]:
         """Token ids of a rendered text that goes on where another ended. SentencePiece puts a space

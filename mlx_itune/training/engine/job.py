@@ -361,7 +361,7 @@ class Job:
             self.setup.material.rows.sources,
             {**plain(numbers), **shipped},
             run=self.id,
-        )
+        ) | {"source_tokens": self.setup.material.rows.train.report.source_tokens}
 
 
 def _weight(rows: Sequence[Example]) -> float:
