@@ -133,8 +133,17 @@ class TrainSettings:
     too_long: Annotated[
         Literal["split", "truncate", "drop", "error"], Help("What happens to longer rows.")
     ] = "split"
+    overlap: Annotated[
+        int,
+        Interval(ge=0, le=1000),
+        Help("Exchanges that a later piece of a split row begins with, read and not learned."),
+    ] = 0
     strict: Annotated[
-        bool, Help("Refuse rows of which the template shows a part nowhere, instead of telling it.")
+        bool,
+        Help(
+            "Refuse rows of which a part is not learned, because it has no place or the template "
+            "shows none."
+        ),
     ] = False
     compute: Annotated[
         Literal["auto", "dequantized", "quantized"],

@@ -142,6 +142,7 @@ def gather(settings: TrainSettings, *, kept_rows: Path | None = None) -> Materia
         max_length_tokens=limit,
         learn=settings.learn,
         too_long=settings.too_long,
+        overlap=settings.overlap,
     )
     if settings.strict and rows.train.report.unshown:
         raise DataError(next(rows.train.report.about_template(tokenizer)), hint="without --strict")

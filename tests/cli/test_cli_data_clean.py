@@ -274,3 +274,22 @@ def test_alpaca_preset_drops_the_known_faults(run, clean):
     assert {"url-only", "attachment", "merged-instructions"} <= {*details}
     assert (made["removed"], made["kept"]) == (4, 2)
     assert files["train"][1]["messages"][0]["content"] == "Tidy this.\n\na\nb"
+
+
+def test_lists_are_counted_first_rounds_kept_and_ids_told_apart(run, clean):
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    listed = "Do:\n\n1. a\n   more\n\n1. b\n```\n1. x\n1. y\n```\n1. c\nNow:\n1. d"
+    rows = [
+        {"id": "r", "messages": [turn("user", "u"), turn("assistant", listed)] * 2},
+        {"id": "r", "messages": [turn("user", "another"), turn("assistant", "a 1. b")]},
+        {"messages": [turn("user", "v"), turn("assistant", "1. a\n2. b")]},
+    ]
+    steps = "list-numbers,single-round,id-duplicates"
+    made, files = clean(run.write("rows.jsonl", rows), "--steps", steps)
+    assert [made["steps"][step]["changed"] for step in steps.split(",")] == [1, 1, 0]
+    assert made["removed"] == 1
+    first, last = (row["messages"][1]["content"] for row in files["train"])
+    assert first == "Do:\n\n1. a\n   more\n\n2. b\n```\n1. x\n1. y\n```\n3. c\nNow:\n1. d"
+    assert last == "1. a\n2. b"

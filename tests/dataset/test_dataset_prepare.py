@@ -56,6 +56,12 @@ def test_splitting_keeps_every_turn_whole_under_its_system_turn(chat):
     split = prepare([row], tokenizer, max_length_tokens=length // 2)
     assert said(split, tokenizer) == said(whole, tokenizer)
     assert split.report.split == ["f:1"] and split.report.turns_whole == 5
+    # An exchange before a piece is read once more, and not learned again.
+    led = prepare([row], tokenizer, max_length_tokens=length // 2, overlap=1)
+    assert said(led, tokenizer) == said(whole, tokenizer) and led.report.turns_whole == 5
+    read = [tokenizer.decode(e.input_ids).count("say") for e in led.examples]
+    assert sum(read) == 5 + len(read) - 1
+    assert all(len(example.input_ids) <= length // 2 for example in led.examples)
     texts = [tokenizer.decode(example.input_ids) for example in split.examples]
     assert len(texts) > 1
     start = "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n"

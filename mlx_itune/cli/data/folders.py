@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.importing.run import Imported
     from mlx_itune.dataset.templating.run import Rendering
 
+_NOT_FOUND = (
+    "personal data is found by its form or a label before it; names of people, dates of service, "
+    "serial numbers of devices and URLs without a login are not looked for: read a sample"
+)
 _TEXT_SHOWN, _WARNINGS_SHOWN = 200, 10
 
 
@@ -113,6 +117,7 @@ def clean(
     Steps:
       html-to-text      answers saved as HTML become Markdown
       copy-code         'Copy code' buttons and page counts go
+      list-numbers      lists whose items are all numbered 1 are counted
       whitespace        Unicode NFC, one kind of space and line end
       trim-leading      what comes before the first question goes
       trim-trailing     what comes after the last answer goes
@@ -126,7 +131,9 @@ def clean(
       drop-control-text rows with a control string in a content go
       pii               personal data become placeholders (--pii)
       unify-system      one spelling of each system prompt
-      exact-duplicates, pair-duplicates (equal first question and answer), near-duplicates
+      single-round      the first question and its answer alone stay
+      id-duplicates, exact-duplicates, pair-duplicates (equal first question and answer),
+      near-duplicates
     """
     from mlx_itune.cli.progress import Progress
     from mlx_itune.dataset.cleaning import run
@@ -154,6 +161,8 @@ def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:
     )
     yield from reading.repeats_told(cleaned.duplicate_sources)
     yield from (one_line(f"note: {line}") for line in cleaned.told.lines())
+    if "pii" in cleaned.steps:
+        yield f"note: {_NOT_FOUND}"
     yield (
         f"{count(cleaned.rows, 'row')}, {cleaned.kept:,} kept ({cleaned.changed:,} changed), "
         f"{cleaned.removed:,} removed, {cleaned.rejected:,} rejected"

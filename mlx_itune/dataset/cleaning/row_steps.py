@@ -61,6 +61,34 @@ def remove_copy_code(row: Conversation) -> Outcome | None:
     return map_texts(row, change, "page noise")
 
 
+def number_lists(row: Conversation) -> Outcome | None:
+    """Count the items of lists in answers that are all numbered 1, as pages lost their numbers."""
+
+    def change(turn: Turn, text: str) -> str:
+        if turn.role != "assistant" or text.count("\n1. ") < 1:
+            return text
+        lines, number, in_code = text.split("\n"), 0, False
+        for at, line in enumerate(lines):
+            in_code ^= line.lstrip().startswith("```")
+            if line.startswith("1. ") and not in_code:
+                number += 1
+                lines[at] = f"{number}. {line[3:]}"
+            elif line.strip() and not line.startswith((" ", "\t", "```")) and not in_code:
+                number = 0
+        return "\n".join(lines)
+
+    return map_texts(row, change, "numbers of lists")
+
+
+def keep_first_round(row: Conversation) -> Outcome | None:
+    """Keep the first question with what answers it."""
+    asked = [number for number, turn in enumerate(row.turns) if turn.role == "user"]
+    if len(asked) < 2:
+        return None
+    left = count(len(row.turns) - asked[1], "turn")
+    return with_turns(row, row.turns[: asked[1]], f"{left} after the first round left out")
+
+
 def normalise_whitespace(row: Conversation) -> Outcome | None:
     """Unicode NFC, one kind of space and line end, nothing invisible or trailing."""
 

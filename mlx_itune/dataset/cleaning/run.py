@@ -25,10 +25,11 @@ from mlx_itune.dataset.sources import read_rows
 from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.wording import known
 
-_HTML = "html-to-text copy-code trim-leading trim-trailing drop-irregular empty-answers too-short"
+_HTML = "html-to-text copy-code list-numbers trim-leading trim-trailing drop-irregular"
+_REPEATS = "id-duplicates exact-duplicates pair-duplicates"
 PRESETS = {
     "default": "whitespace empty-answers control-text exact-duplicates near-duplicates".split(),
-    "sharegpt": f"{_HTML} refusals control-text exact-duplicates pair-duplicates".split(),
+    "sharegpt": f"{_HTML} empty-answers too-short refusals control-text {_REPEATS}".split(),
     "alpaca": "whitespace empty-answers refusals exact-duplicates near-duplicates".split(),
 }
 # What `refusals` drops beside the lints that say so themselves.
@@ -132,7 +133,7 @@ class Steps:
 
 def drop_repeats(
     rows: Iterable[Row],
-    kind: Literal["exact", "near", "pair"],
+    kind: Literal["exact", "near", "pair", "id"],
     sources: Sources,
     threshold: float = 1.0,
 ) -> Told:
@@ -149,6 +150,9 @@ def drop_repeats(
             if kind == "pair":
                 said = [turn.content for turn in row.now.turns if turn.role != "system"][:2]
                 first: int | None = pairs.setdefault(hash((*said,)), number)
+            elif kind == "id":
+                name = row.now.tags.get("id")
+                first = pairs.setdefault(hash(name), number) if name else None
             else:
                 first = duplicates.add(row.now)
             if first is not None and first != number:
@@ -163,7 +167,7 @@ def drop_repeats(
             earlier = spool[first].before
             sources[source_of(row.before), source_of(earlier)] += 1
             told = f"{percent} % the same as" if percent < 100 else "repeats"
-            told = "begins like" if kind == "pair" else told
+            told = {"pair": "begins like", "id": "has the id of"}.get(kind, told)
             yield row, Outcome(None, f"{told} {earlier.origin}")
 
 
@@ -191,6 +195,8 @@ def source_of(row: Conversation) -> str:
 ROW_STEPS: dict[str, Callable[[Steps], RowStep]] = {
     "html-to-text": lambda _: row_steps.html_to_text,
     "copy-code": lambda _: row_steps.remove_copy_code,
+    "list-numbers": lambda _: row_steps.number_lists,
+    "single-round": lambda _: row_steps.keep_first_round,
     "whitespace": lambda _: row_steps.normalise_whitespace,
     "trim-leading": lambda _: row_steps.trim_leading,
     "trim-trailing": lambda _: row_steps.trim_trailing,
@@ -209,6 +215,7 @@ ROW_STEPS: dict[str, Callable[[Steps], RowStep]] = {
 }
 WHOLE_STEPS: dict[str, Callable[[Steps, Sources, Iterable[Row]], Told]] = {
     "unify-system": lambda _, __, rows: unify_system(rows),
+    "id-duplicates": lambda _, repeats, rows: drop_repeats(rows, "id", repeats),
     "exact-duplicates": lambda _, repeats, rows: drop_repeats(rows, "exact", repeats),
     "pair-duplicates": lambda _, repeats, rows: drop_repeats(rows, "pair", repeats),
     "near-duplicates": lambda steps, repeats, rows: drop_repeats(

@@ -159,13 +159,15 @@ def prepare(
     max_length_tokens: int = 2048,
     learn: Learn = "all",
     too_long: TooLong = "split",
+    overlap: int = 0,
 ) -> Preparation:
     """Render every conversation and bring what is too long within `max_length_tokens`. `split` cuts
     between exchanges and truncates only a single one that is still too long; `truncate` keeps the
     start; `drop` leaves the row out. Raises DataError for rows that the template refuses (all are
     counted), for `error` and a long row, or when nothing is left to learn."""
     report = PrepareReport()
-    examples = _prepared(conversations, tokenizer, report, max_length_tokens, learn, too_long)
+    how: Any = (max_length_tokens, learn, too_long, overlap)
+    examples = _prepared(conversations, tokenizer, report, *how)
     return Preparation(tuple(examples), report)
 
 
@@ -176,6 +178,7 @@ def _prepared(
     max_length_tokens: int = 2048,
     learn: Learn = "all",
     too_long: TooLong = "split",
+    overlap: int = 0,
 ) -> Iterator[TokenizedExample]:
     """The examples of `prepare` one after another, holding a few rows at a time. Raises what
     `prepare` raises, when the last row is done."""
@@ -189,7 +192,7 @@ def _prepared(
         longest = max((len(part.input_ids) for part in parts), default=0)
         pieces = [parts]
         if longest > max_length_tokens and too_long == "split":
-            pieces = _pieces(row, parts, tokenizer, max_length_tokens, learn)
+            pieces = _pieces(row, parts, tokenizer, max_length_tokens, learn, overlap)
         elif longest > max_length_tokens and too_long != "truncate":
             long.append(f"{row.origin} ({longest} tokens)")
             pieces = []
@@ -232,6 +235,7 @@ def _pieces(
     tokenizer: ChatTokenizer,
     limit: int,
     learn: Learn,
+    overlap: int,
 ) -> list[tuple[TokenizedExample, ...]]:
     """The conversation cut between exchanges, packed from its end, so that late turns keep as much
     context as fits; the system turn stands before every piece."""
@@ -243,21 +247,29 @@ def _pieces(
     )
     system = turns[:1] if turns[0].role == "system" else ()
     starts = [n for n, turn in enumerate(turns) if turn.role == "user"]
+    every = tuple(starts)
     if len(starts) < 2:
         return [parts]
 
-    def piece(first: int, end: int) -> tuple[TokenizedExample, ...]:
-        cut = replace(conversation, turns=(*system, *turns[first:end]))
+    def piece(first: int, end: int, behind: int) -> tuple[TokenizedExample, ...]:
+        """What begins at a turn, behind so many exchanges before it, which are not learned."""
+        start = every[max(0, every.index(first) - behind)]
+        led = (replace(turn, weight=0.0) if turn.weight else turn for turn in turns[start:first])
+        cut = replace(conversation, turns=(*system, *led, *turns[first:end]))
         return render(cut, tokenizer, "marked")
+
+    def fits(parts: tuple[TokenizedExample, ...]) -> bool:
+        return all(len(part.input_ids) <= limit for part in parts)
 
     found: list[tuple[TokenizedExample, ...]] = []
     end = len(turns)
     while starts:
         first = starts.pop()
-        best = piece(first, end)
+        tried = (piece(first, end, behind) for behind in range(overlap, 0, -1))
+        best = next(filter(fits, tried), None) or piece(first, end, 0)
         while starts:
-            longer = piece(starts[-1], end)
-            if any(len(part.input_ids) > limit for part in longer):
+            longer = piece(starts[-1], end, overlap)
+            if not fits(longer):
                 break
             first, best = starts.pop(), longer
         if best:
@@ -308,6 +320,9 @@ def tokenized(
     if folder is not None and (found := _load(folder)) is not None:
         return found
     splits = load_splits(data, seed=seed, how=how)
+    if not any(any(turn_weights(row, policy.get("learn", "all"))) for row in splits.valid):
+        # Nothing could be measured on them.
+        splits = replace(splits, valid=())
     if folder is not None:
         try:
             _store(folder, splits, tokenizer, policy, how.told)
