@@ -164,7 +164,8 @@ THOUGHT_PART = {"type": "thinking", "thinking": [{"type": "text", "text": "t"}]}
         replied(content=[{"type": "reasoning", "text": "t"}, {"type": "text", "text": "a"}]),
         replied(content=[THOUGHT_PART, {"type": "text", "text": "a"}]),
         *(replied(content=text.format("t", "a"))
-          for text in ("<think>\n{}\n</think>\n\n{}", "<think>{}</think>{}", "{}\n</think>\n{}")),
+          for text in ("<think>\n{}\n</think>\n\n{}", "<think>{}</think>{}", "{}\n</think>\n{}",
+                       "[THINK]{}[/THINK]{}")),
         {"messages": [*chat("user")["messages"], {"role": "reasoning", "content": "t"}, *REPLY]},
         {"conversations": [{"from": "human", "value": "u"}, {"from": "thinking", "value": "t"},
                            {"from": "gpt", "value": "a"}]},

@@ -75,6 +75,7 @@ _NAMES = {sign for sign, *_ in _SIGNS} | TEXTS | LISTS | {*_ANSWERS}
 _MARK = re.compile(r"<[|\uff5c]?\w+[|\uff5c]?>|\[/?[A-Z_]+\]")
 # Faults of a table whose columns nobody named.
 _NOBODY_ASKS = frozenset({"unknown-format", "plain-text", "missing-key"})
+_CLOSES = re.compile(r"</think>|\[/THINK\]")
 # What a column called `reasoning` says of a model's mode; it is no thought.
 _MODES = frozenset("on off true false yes no none low medium high minimal auto think".split())
 # Spellings of "there is no input" that Alpaca's generator and its descendants wrote, without
@@ -223,8 +224,11 @@ def _hint(code: str, turns: tuple[Turn, ...]) -> str:
 def _with_thoughts(row: Row, turns: tuple[Turn, ...], used: set[str], told: Account) -> Parsed:
     """Turns with the row's system prompt, and their thoughts apart from their words: those that a
     reply begins with, and the column of one that is the only reply."""
-    if any("</think>" in turn.content for turn in turns):
-        turns = tuple(map(thought_apart, turns))
+    if any(_CLOSES.search(turn.content) for turn in turns):
+        apart = tuple(map(thought_apart, turns))
+        if apart != turns:
+            told.take("what an answer begins with, up to </think>, as reasoning")
+        turns = apart
     replies = [turn for turn in turns if turn.role == "assistant"]
     for key in THOUGHTS if len(replies) == 1 and replies[0].reasoning is None else ():
         value = row.get(key)

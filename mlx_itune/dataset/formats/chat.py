@@ -122,17 +122,18 @@ def turns_of(row: Row, key: str, how: Reading) -> tuple[Turn, ...]:
 
 
 def thought_apart(turn: Turn) -> Turn:
-    """An assistant's turn with what it thought, where its text begins so, as its reasoning.
-    `<think>` is lacking where it was the end of the prompt."""
-    thought, end, words = turn.content.partition("</think>")
-    begins = thought.lstrip().startswith("<think>")
-    alone = words[:1] == "\n" or thought[-1:] == "\n"
-    if turn.role != "assistant" or not end or turn.reasoning is not None or not (begins or alone):
+    """An assistant's turn with what it thought, where its text begins so, as its reasoning. What
+    opens a thought is lacking where it was the end of the prompt."""
+    if turn.role != "assistant" or turn.reasoning is not None:
         return turn
-    thought = thought.lstrip().removeprefix("<think>")
-    if "<think>" in thought:
-        return turn
-    return replace(turn, content=words.lstrip("\r\n"), reasoning=thought.strip() or None)
+    for opens, closes in (("<think>", "</think>"), ("[THINK]", "[/THINK]")):
+        thought, end, words = turn.content.partition(closes)
+        begins = thought.lstrip().startswith(opens)
+        alone = words[:1] == "\n" or thought[-1:] == "\n"
+        thought = thought.lstrip().removeprefix(opens)
+        if end and (begins or alone) and opens not in thought:
+            return replace(turn, content=words.lstrip("\r\n"), reasoning=thought.strip() or None)
+    return turn
 
 
 def _turn(item: dict[str, Any], place: str, role: Any, text: Any, how: Reading) -> Turn:
