@@ -48,33 +48,29 @@ def open_tokenizer(opening: Opening, adapter: Adapter | None = None) -> ChatToke
     # Whatever is wrong with the model's files is told in its own words.
     vet(path)
     return as_trained(
-        adapter,
-        template_options(opening.template_option),
-        opening.system,
-        lambda template, options: load_tokenizer(
-            path, template=opening.template or template, options=options
-        ),
+        adapter, opening, lambda name, options: load_tokenizer(path, template=name, options=options)
     )
 
 
 def as_trained(
     adapter: Adapter | None,
-    options: Mapping[str, Any],
-    system: str | None,
+    asked: Opening,
     load: Callable[[str, Mapping[str, Any]], ChatTokenizer],
 ) -> ChatTokenizer:
-    """The tokenizer that `load` gives for a template and its options: those asked for over those of
-    the adapter; with the system prompt asked for ("" is none), else the adapter's. Its `notes` tell
-    what is not as it was in training. Raises ModelError."""
+    """The tokenizer that `load` gives for a template and its options: what is asked for, else what
+    the adapter was trained with; with the system prompt asked for ("" is none), else the adapter's.
+    Its `notes` tell what is not as it was in training. Raises ModelError."""
     trained = adapter.origin.tokenizer if adapter else TrainedWith()
-    tokenizer = load(trained.template or "auto", {**trained.options, **options})
+    name, system = asked.template or trained.template or "auto", asked.system
+    options = trained.options if name == trained.template else {}
+    tokenizer = load(name, {**options, **template_options(asked.template_option)})
     notes = []
     if adapter:
         adapter.require_template(tokenizer.name, tokenizer.template_sha256)
-        for name, value in tokenizer.options.items():
-            then = trained.options.get(name, "not set")
+        for option, value in tokenizer.options.items():
+            then = trained.options.get(option, "not set")
             if trained.template and then != value:
-                notes.append(f"template option {name}={value!r}; trained with {then!r}")
+                notes.append(f"template option {option}={value!r}; trained with {then!r}")
         if system is None and trained.system:
             said = repr(brief(trained.system, 80))
             notes.append(f'system prompt as in training: {said} (--system "" leaves it out)')

@@ -19,11 +19,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mlx_itune.dataset.tokens.dialect import template_options
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served
 from mlx_itune.inference.openai_server import application
-from mlx_itune.inference.opening import as_trained
+from mlx_itune.inference.opening import Opening, as_trained
 from mlx_itune.inference.prompts import context_tokens
 from mlx_itune.kit.errors import ModelError, UsageError
 from mlx_itune.model.adapters import adapter as adapter_files
@@ -198,19 +197,23 @@ def _tokenizers(
     path: Path, adapters: Mapping[str, Adapter], settings: ServeSettings
 ) -> dict[str | None, ChatTokenizer]:
     """A tokenizer for each adapter, with the template that it was trained with, and for the base.
-    A base without a chat template is not served beside adapters
-    that bring one."""
+    A base without a chat template is not served beside adapters that bring one."""
     opened = functools.cache(lambda chosen: load_tokenizer(path, template=chosen))
     found: dict[str | None, ChatTokenizer] = {}
-    told = template_options(settings.template_option)
+    asked = Opening(
+        settings.model,
+        template=settings.template,
+        template_option=settings.template_option,
+        system=settings.system,
+    )
 
     def load(template: str, options: Mapping[str, Any]) -> ChatTokenizer:
-        return opened(settings.template or template).with_options(options)
+        return opened(template).with_options(options)
 
     for name, adapter in adapters.items():
-        found[name] = as_trained(adapter, told, settings.system, load)
+        found[name] = as_trained(adapter, asked, load)
     try:
-        found[None] = as_trained(None, told, settings.system, load)
+        found[None] = as_trained(None, asked, load)
     except ModelError:
         if not adapters:
             raise

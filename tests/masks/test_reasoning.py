@@ -178,5 +178,6 @@ def test_options_of_a_template():
     for wrong in ("a", "=1", "a b=1"):
         with pytest.raises(UsageError):
             template_options([wrong])
-    with pytest.raises(UsageError):
-        chat_tokenizer("gpt2", FAMILIES["qwq"]).with_options({"messages": []})
+    for name in ("messages", "enable_thinking"):
+        with pytest.raises(UsageError, match=f"has no option '{name}'"):
+            chat_tokenizer("gpt2", FAMILIES["qwq"]).with_options({name: True})

@@ -67,8 +67,6 @@ class ChatTokenizer:
             raise ModelError(f"no template is named 'default' among {', '.join(sorted(templates))}")
         self.hf = hf
         self.options = dict(options or {})
-        if wrong := sorted(_GIVEN.intersection(self.options)):
-            raise UsageError(f"{wrong[0]!r} is no option of a chat template: it is given anyway")
         # The system prompt of turns that have none, and what is to be told of it all.
         self.system: str | None = None
         self.notes: tuple[str, ...] = ()
@@ -89,6 +87,8 @@ class ChatTokenizer:
             raise ModelError(f"the tokenizer has no text for its token {special_texts[None]}")
         # Other added tokens that the template writes are part of its language.
         written = self.template_text + self._tool_template
+        if wrong := [name for name in self.options if name in _GIVEN or name not in written]:
+            raise UsageError(f"the chat template has no option {wrong[0]!r}")
         markup = {
             token.content: i
             for i, token in hf.added_tokens_decoder.items()
@@ -285,9 +285,11 @@ class ChatTokenizer:
 
     @cached_property
     def _switch(self) -> str | None:
-        others = ((name, self.with_options({**self.options, name: True})) for name in _SWITCHES)
-        found = (name for name, other in others if "none" not in other.dialect.thoughts)
-        return next((f"--template-option {name}=true" for name in found), None)
+        for name in (name for name in _SWITCHES if name in self.template_text):
+            switched = self.with_options({**self.options, name: True})
+            if "none" not in switched.dialect.thoughts:
+                return f"--template-option {name}=true"
+        return None
 
     def prompt_ids(self, turns: Sequence[Turn], tools: Sequence[Message] = ()) -> list[int]:
         """What inference feeds the model so that it writes the turn that follows `turns`."""
