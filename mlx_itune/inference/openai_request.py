@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -195,15 +197,20 @@ def _chat(served: Served, request: Request) -> list[int]:
     tokenizer = served.tokenizer
     if told := request.chat_template_kwargs:
         try:
-            tokenizer = tokenizer.with_options({**tokenizer.options, **told})
+            tokenizer = _told(tokenizer, json.dumps(told, sort_keys=True))
         except UsageError as error:
-            raise DataError(error.message) from error
+            raise Refusal(400, error.message, param="chat_template_kwargs") from error
     if request.tools and not tokenizer.dialect.shows_tools:
         raise Refusal(
             400, "this model's chat template has no place for tools", param="tools", code=_NOT_DONE
         )
     row = {"messages": list(request.messages), "tools": list(request.tools)}
     return chat_ids(tokenizer, *turns_and_tools(row))
+
+
+@functools.lru_cache(32)
+def _told(tokenizer: ChatTokenizer, options: str) -> ChatTokenizer:
+    return tokenizer.with_options({**tokenizer.options, **json.loads(options)})
 
 
 def _text(served: Served, prompt: Sequence[str]) -> list[int]:

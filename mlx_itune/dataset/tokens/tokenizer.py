@@ -137,7 +137,7 @@ class ChatTokenizer:
             self.template_text,
             self._tool_template,
             json.dumps([self.hf.special_tokens_map, sorted(self.eos_ids)], default=str),
-            json.dumps(self.options, sort_keys=True),
+            *([json.dumps(self.options, sort_keys=True)] if self.options else []),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
