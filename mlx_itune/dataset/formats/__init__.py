@@ -100,7 +100,8 @@ def parse_rows(value: dict[str, Any], origin: str, how: Reading) -> tuple[Conver
         if fault.code in _NOBODY_ASKS:
             how.told.refuse(value)
         raise
-    how.told.row(key for row in made[:1] for key in row.tags if key not in (how.columns or ()))
+    tags = made[0].tags if made else {}
+    how.told.row([key for key in tags if key not in how.columns] if how.columns else tags.keys())
     return made
 
 
@@ -134,11 +135,13 @@ def _parsed(value: dict[str, Any], origin: str, how: Reading) -> tuple[Conversat
         problem = find_problem(turns, is_text=is_plain or row.get("kind") == TEXT_KIND)
         if problem:
             raise RowFault(*problem, _hint(problem[0], turns))
-        if not any(turn.role == "assistant" for turn in turns):
-            raise RowFault("no-reply", "no assistant turn, so there is nothing to learn")
         if turns[-1].role != "assistant":
+            if not any(turn.role == "assistant" for turn in turns):
+                raise RowFault("no-reply", "no assistant turn, so there is nothing to learn")
             how.told.lose("turns after the last answer")
-        tags = {**tags_of(rest), **tags_of(row, used | {"tools", "functions"})}
+        tags = tags_of(row, used | {"tools", "functions"})
+        if rest:
+            tags = {**tags_of(rest), **tags}
         if is_plain:
             tags["kind"] = TEXT_KIND
         made.append(Conversation(turns, origin, tools, tags, checked=True))

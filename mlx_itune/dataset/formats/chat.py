@@ -36,6 +36,7 @@ _NAMES = {
 }
 ROLE_OF = {name: role for role, names in _NAMES.items() for name in names.split()}
 _CALLING = frozenset({"function_call", "tool_call"})
+_PLAIN = {name: role for name, role in ROLE_OF.items() if name not in _CALLING}
 # Names of what an assistant thought before its words: of a key, a content part, or a turn's role.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _THINKING = frozenset({*THOUGHTS, "thought"})
@@ -88,23 +89,32 @@ def turns_of(row: Row, key: str, how: Reading) -> tuple[Turn, ...]:
     """The turns of the list under `key`, with weights, names, tool calls and content parts; of a
     list of rounds, question and answer of each."""
     # Both spellings occur under both names in the wild.
-    names = [("role", "from"), ("content", "value")]
+    names = ("role", "from", "content", "value")
     if key.startswith("conversation"):
-        names = [("from", "role"), ("value", "content")]
+        names = ("from", "role", "value", "content")
+    whose, or_whose, what, or_what = names
     turns: list[Turn] = []
     thoughts: list[str] = []
+    known = {} if how.roles else _PLAIN
     items = json_list(value_of(row, key), repr(key))
     if items and not (isinstance(items[0], dict) and {"role", "from"} & items[0].keys()):
         items = in_rounds(items, key, how.told)
-    if any(isinstance(row.get(name), list) for name in MASKS):
+    if not row.keys().isdisjoint(MASKS):
         items = masked(items, row, ROLE_OF)
     for number, item in enumerate(items, 1):
-        place = f"{key}[{number}]"
         if not isinstance(item, dict):
-            raise RowFault("type", f"{place} is {kind_name(item)}, not an object")
-        role, text = (
-            item.get(other) if item.get(usual) is None else item[usual] for usual, other in names
-        )
+            raise RowFault("type", f"{key}[{number}] is {kind_name(item)}, not an object")
+        if (role := item.get(whose)) is None:
+            role = item.get(or_whose)
+        if (text := item.get(what)) is None:
+            text = item.get(or_what)
+        # Most turns are nothing but a role and a text.
+        if len(item) == 2 and isinstance(role, str) and isinstance(text, str) and not thoughts:
+            if role in known:
+                if role != "system" or text.strip():
+                    turns.append(Turn(known[role], text))
+                continue
+        place = f"{key}[{number}]"
         if isinstance(role, str) and role.strip().lower() in _THINKING:
             thoughts.append(_content(text, place, how.told)[0])
             continue
@@ -146,9 +156,6 @@ def _turn(item: dict[str, Any], place: str, role: Any, text: Any, how: Reading) 
         hint = did_you_mean(name, ROLE_OF) or meant
         raise RowFault("unknown-role", f"{place}: unknown role {role!r}", hint)
     role = known
-    if len(item) == 2 and isinstance(text, str) and name not in _CALLING:
-        # Most turns are nothing but a role and a text.
-        return Turn(role, text)
     if name in _CALLING:
         calls, text = calls_in_text(text, place), None
     else:

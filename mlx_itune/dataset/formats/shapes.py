@@ -42,7 +42,9 @@ def in_rounds(items: list[Any], key: str, told: Account) -> list[Any]:
 
 def masked(items: list[Any], row: Row, roles: Mapping[str, str]) -> list[Any]:
     """Messages with the flags that a list in the row has for them, or for the replies alone."""
-    name = next(name for name in MASKS if isinstance(row.get(name), list))
+    name = next((name for name in MASKS if isinstance(row.get(name), list)), None)
+    if name is None:
+        return items
     flags = iter(row[name])
     named = [
         str(i.get("role") or i.get("from")).lower() if isinstance(i, dict) else "" for i in items
