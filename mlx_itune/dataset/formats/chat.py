@@ -109,11 +109,16 @@ def turns_of(row: Row, key: str, how: Reading) -> tuple[Turn, ...]:
         if (text := item.get(what)) is None:
             text = item.get(or_what)
         # Most turns are nothing but a role and a text.
-        if len(item) == 2 and isinstance(role, str) and isinstance(text, str) and not thoughts:
-            if role in known:
-                if role != "system" or text.strip():
-                    turns.append(Turn(known[role], text))
-                continue
+        if (
+            len(item) == 2
+            and isinstance(text, str)
+            and isinstance(role, str)
+            and role in known
+            and not thoughts
+        ):
+            if role != "system" or text.strip():
+                turns.append(Turn(known[role], text))
+            continue
         place = f"{key}[{number}]"
         if isinstance(role, str) and role.strip().lower() in _THINKING:
             thoughts.append(_content(text, place, how.told)[0])
