@@ -1,6 +1,6 @@
 """mlx-lm's own LoRA trainer on one model and data folder; the last line is a JSON object.
 
-The comparison side of starter.py. Importing mlx_itune.model first gives it the same BLAS.
+The comparison side of the other benchmarks. Importing mlx_itune.model first gives it the same BLAS.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import types
@@ -41,6 +42,16 @@ class Reports(TrainingCallback):  # type: ignore[misc]
         self.time_s += tokens / train_info["tokens_per_second"]
 
 
+def keep(folder: Path, out: Path, num_layers: int, settings: dict[str, Any]) -> None:
+    """Every adapter that was saved on the way, with its time, as mlx-lm loads one."""
+    config = {"fine_tune_type": "lora", "num_layers": num_layers, "lora_parameters": settings}
+    for file in folder.glob("0*_adapters.safetensors"):
+        step = out / f"step-{file.name[1:7]}"
+        step.mkdir(parents=True)
+        shutil.copy2(file, step / "adapters.safetensors")
+        (step / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load(str(base.resolve(args.model)))
     if args.dequantize:
@@ -50,7 +61,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     np.random.seed(0)  # mlx-lm draws its batch order from the global generator
     mx.random.seed(0)
     model.freeze()
-    settings = {"rank": args.rank, "scale": 1.0, "dropout": 0.0}
+    settings = {"rank": args.rank, "scale": args.scale, "dropout": 0.0}
     linear_to_lora_layers(model, len(model.layers), settings)
     rows, _, _ = load_local_dataset(args.data, tokenizer, types.SimpleNamespace(mask_prompt=True))
     reports = Reports()
@@ -60,11 +71,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             batch_size=args.batch,
             iters=args.iters,
             steps_per_report=1,
-            steps_per_save=args.iters + 1,
+            steps_per_save=args.every or args.iters + 1,
             adapter_file=f"{folder}/adapters.safetensors",
         )
-        optimizer = optim.AdamW(1e-4)
+        optimizer = optim.AdamW(args.rate)
         train(model, optimizer, CacheDataset(rows), None, plan, training_callback=reports)
+        if args.save:
+            keep(Path(folder), args.save, len(model.layers), settings)
     return {
         "supervised_tokens": int(reports.tokens),
         "supervised_tokens_per_second": reports.tokens / reports.time_s,
@@ -80,6 +93,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--iters", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--save", type=Path, help="a new folder for adapters saved on the way")
+    parser.add_argument("--every", type=int, default=0, help="steps between them; 0 is never")
     parser.add_argument("--dequantize", action="store_true", help="train on a float32 copy")
     args = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):  # mlx-lm prints its progress
