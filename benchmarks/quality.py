@@ -65,7 +65,7 @@ def ours(args: argparse.Namespace, data: Path, work: Path) -> Saved:
     command = ["-m", "mlx_itune", "train", "--model", args.model, "--data", str(data)]
     command += ["--out", str(work / "adapter"), "--runs", str(work / "runs"), "--offline", "--json"]
     command += ["--steps", str(args.steps), "--save-every", str(args.every)]
-    made = called(*command, "--keep", "1000")
+    made = called(*command, "--keep-checkpoints", "1000")
     folders = sorted((Path(made["run"]) / "checkpoints").glob("step-*"))
     return [(int(f.name[-6:]), f.stat().st_mtime - started, f) for f in folders]
 

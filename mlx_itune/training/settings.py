@@ -43,8 +43,10 @@ DEFAULT_WARMUP = 0.03
 _ADAPTED = ("batch_size", "warmup")
 
 Adapter = Literal["lora", "rslora", "dora", "grid", "qalora", "auto"]
-# The peak learning rate of each kind where none is asked for.
-RATES = {"lora": 2e-4, "rslora": 2e-4, "dora": 2e-4, "grid": 2e-4, "qalora": 2e-4}
+# The usual peak learning rate of each kind for a model of this width, and the highest; a wider
+# model wants a lower one. docs/defaults.md has the measurements.
+RATES = {"lora": 1.2e-3, "rslora": 3e-4, "dora": 1.2e-3, "grid": 2.4e-3, "qalora": 2.4e-3}
+RATES_WIDTH, WIDEST_RISE = 1024, 2.0
 Switch = Literal["auto", "on", "off"]
 _MANY = 10**9
 # Bounds on both sides leave out infinity and NaN.
@@ -73,7 +75,7 @@ class TrainSettings:
     ] = None
     learning_rate: Annotated[
         Annotated[float, Interval(gt=0, lt=1)] | Literal["auto"] | None,
-        Help("Peak learning rate; auto: searched on the run's rows (default 2e-4)."),
+        Help("Peak learning rate; auto: searched on the run's rows (default: by kind and width)."),
     ] = None
     rank: Annotated[int, Interval(ge=1, le=1024), Help("Rank of the adapter.")] = 16
     alpha: Annotated[
@@ -259,9 +261,9 @@ class TrainSettings:
 
     @property
     def peak(self) -> float:
-        """`learning_rate`, or what is usual for the kind of adapter."""
+        """`learning_rate`, or what is usual for the kind of adapter on a model of `RATES_WIDTH`."""
         rate = self.learning_rate
-        return rate if isinstance(rate, float) else RATES.get(self.adapter, RATES["lora"])
+        return rate if isinstance(rate, float) else usual_rate(self.adapter, RATES_WIDTH)
 
     @property
     def rows_per_step(self) -> int:
@@ -345,6 +347,12 @@ def _without_effect(s: TrainSettings) -> Iterator[str]:
 
 def _decays(optimizer: str) -> bool:
     return optimizer in ("adamw", "lion", "sgd", "adafactor", "muon")
+
+
+def usual_rate(adapter: str, hidden_size: int) -> float:
+    """The peak learning rate of an adapter of this kind, where none is asked for; of one digit."""
+    share = min(WIDEST_RISE, RATES_WIDTH / hidden_size)
+    return float(f"{RATES.get(adapter, RATES['lora']) * share:.0e}")
 
 
 def warmup_steps(steps: int, warmup: float) -> int:

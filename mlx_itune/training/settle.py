@@ -12,7 +12,7 @@ from typing import Literal
 from mlx_itune.dataset.batching import planned_steps
 from mlx_itune.kit.wording import count
 from mlx_itune.model.engine.shapes import chosen, read_shapes
-from mlx_itune.training.settings import TrainSettings, warmup_steps
+from mlx_itune.training.settings import TrainSettings, usual_rate, warmup_steps
 from mlx_itune.training.setup import Material
 
 # Fewer steps are few: a preset's batch is halved for more, as far as this one.
@@ -41,12 +41,17 @@ def settled(settings: TrainSettings, material: Material) -> tuple[TrainSettings,
         s = replace(s, adapter=kind)
         notes.append(f"--adapter auto takes {kind}: {why}")
     if s.learning_rate is None:
-        s = replace(s, learning_rate=s.peak)
+        s = replace(s, learning_rate=usual(s, material))
     if material.valid:
         every, rows = _validations(s, material)
         return replace(s, eval_every=every, eval_rows=rows), tuple(notes)
     notes.append("no validation rows: the last step is shipped")
     return replace(s, eval_every=0), tuple(notes)
+
+
+def usual(s: TrainSettings, material: Material) -> float:
+    """The learning rate for this kind of adapter and a base as wide as this. Raises ModelError."""
+    return usual_rate(s.adapter, read_shapes(material.path, material.config).hidden)
 
 
 def kind_for(s: TrainSettings, material: Material) -> tuple[Literal["grid", "lora"], str]:

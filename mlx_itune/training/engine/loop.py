@@ -29,7 +29,7 @@ from mlx_itune.training.engine.rate_search import search
 from mlx_itune.training.run import report, run
 from mlx_itune.training.run.run import Record, TrainResult, resume_line
 from mlx_itune.training.settings import TrainSettings
-from mlx_itune.training.settle import settled
+from mlx_itune.training.settle import settled, usual
 from mlx_itune.training.setup import Setup, gather, keep_rows, ready
 
 __all__ = ["Observe", "TrainResult", "train"]
@@ -78,7 +78,8 @@ def _with_rate(setup: Setup, observe: Observe) -> Setup:
         explained_gpu_errors("the same command"),
     ):
         below = 1 / s.lora_plus_ratio
-        found = search(setup.learner, setup.material.train, plan, s.peak, below=below, tell=observe)
+        rows, first = setup.material.train, usual(s, setup.material)
+        found = search(setup.learner, rows, plan, first, below=below, tell=observe)
     rate, cost = found.learning_rate, len(found.curve) * found.steps
     note = f"--learning-rate auto takes {rate:g}: "
     note += f"the trials took {cost} steps" if cost else f"{len(plan)} steps are too few for trials"
