@@ -1,6 +1,6 @@
 # Every target sets up what it needs (scripts/setup); ARGS="..." is passed on to the command.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check masks parity crash real bench clean
+.PHONY: help demo test check masks parity crash real bench quality clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,10 @@ masks: ## every token's label against the oracle, 10,000 conversations a family 
 bench: ## training speed and memory against mlx-lm (needs ../shared/data; ARGS="--quantized" adds the 4-bit model)
 	@scripts/setup
 	.venv/bin/python benchmarks/engine.py $(ARGS)
+
+quality: ## wall clock to 60 % exact answers on Banking77, against mlx-lm (needs ../shared/data)
+	@scripts/setup dev
+	.venv/bin/python benchmarks/quality.py $(ARGS)
 
 clean: ## remove the environment, caches and build output; runs/ and adapters/ stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

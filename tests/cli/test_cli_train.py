@@ -161,9 +161,9 @@ def test_a_run_validates_as_often_as_a_tenth_of_it_pays_for_and_ships_the_best(
             {"warmup": 300.0, "batch_size": 8},
         ),
         (("--adapter", "auto", "--steps", 1), "auto takes lora", {"adapter": "lora"}),
-        (("--steps", 1), "", {"batch_size": 8, "warmup": 0.03, "learning_rate": 2e-4}),
+        (("--steps", 1), "", {"batch_size": 8, "warmup": 0.03, "learning_rate": 2e-3}),
         (("--steps", 8, "--early-stopping", 9), "", {"eval_every": 1, "eval_rows": 4}),
-        (("--steps", 1, "--learning-rate", "auto"), "1 steps are too few", {"learning_rate": 2e-4}),
+        (("--steps", 1, "--learning-rate", "auto"), "1 steps are too few", {"learning_rate": 2e-3}),
     ],
 )
 def test_what_is_left_open_is_decided_said_and_recorded(
