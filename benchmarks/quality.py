@@ -85,16 +85,22 @@ def mlx_lm(args: argparse.Namespace, data: Path, work: Path, rate: float) -> Sav
 
 
 def first_good(args: argparse.Namespace, data: Path, saved: Saved) -> dict[str, Any]:
-    """The first saved adapter that reaches the target; the last one where none does."""
-    found: dict[str, Any] = {}
-    for step, wall_s, adapter in saved:
+    """The first saved adapter that reaches the target, by halving; the last where none does."""
+
+    def score(adapter: Path) -> float:
         command = ["-m", "mlx_itune", "eval", "--model", args.model, "--adapter", str(adapter)]
-        command += ["--allow-other-base", "--no-base", "--max-new-tokens", "32"]
-        result = called(*command, "--data", str(data / "test.jsonl"), "--offline", "--json")
-        found = {"step": step, "wall_s": wall_s, "exact_match": result["exact_match"]}
-        if found["exact_match"] >= args.target:
-            return {**found, "reached": True}
-    return {**found, "reached": False}
+        command += ["--allow-other-base", "--no-base", "--max-new-tokens", "32", "--offline"]
+        return float(called(*command, "--data", str(data / "test.jsonl"), "--json")["exact_match"])
+
+    scores = {len(saved) - 1: score(saved[-1][2])}
+    low, high = 0, len(saved) - 1
+    while scores[high] >= args.target and low < high:
+        middle = (low + high) // 2
+        scores[middle] = score(saved[middle][2])
+        low, high = (low, middle) if scores[middle] >= args.target else (middle + 1, high)
+    step, wall_s, _ = saved[high]
+    reached = scores[high] >= args.target
+    return {"step": step, "wall_s": wall_s, "exact_match": scores[high], "reached": reached}
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
