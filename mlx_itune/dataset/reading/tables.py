@@ -91,15 +91,21 @@ def _batch(batch: Any, line: int, name: str) -> Iterator[Record | Fault]:
         yield _checked(Record(value, line + number), name)
 
 
+# Of calls and tools, what says something as an empty object.
+_MAY_BE_EMPTY = frozenset({"arguments", "parameters", "properties"})
+
+
 def _unpadded(value: Any, kind: Any) -> Any:
     """A value of an Arrow type without the nulls that are there because other rows have something:
     objects of several kinds become a struct of all their keys. Nulls alone are what rows say."""
     if isinstance(value, dict) and hasattr(kind, "fields"):
-        return {
+        left = {
             field.name: _unpadded(value[field.name], field.type)
             for field in kind
             if value[field.name] is not None or str(field.type) == "null"
         }
+        # Some writers pad with an object of nulls.
+        return {name: item for name, item in left.items() if item != {} or name in _MAY_BE_EMPTY}
     if isinstance(value, list) and hasattr(kind, "value_type"):
         return [_unpadded(item, kind.value_type) for item in value]
     return value
