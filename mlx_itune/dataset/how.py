@@ -3,6 +3,7 @@ faults: each kind once, with the number of its rows."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ _PLACES = frozenset({"id", "source", "origin", "given_origin", "kind"})
 # Names are anybody's; past so many of them the rest is one kind.
 _MOST_KINDS = 1000
 _SHOWN = 12
+# What looks like a flag of what is learned, and is none that is read.
+_MASK = re.compile("train|loss|mask|weight|learn|supervis", re.IGNORECASE)
+_LIKE = "; if it is to say what is learned, call it loss_mask, of a turn"
 _LOOKED_AT, _LOOKED_AT_CHARS = 200, 2000
 
 
@@ -101,7 +105,10 @@ class Account:
             ("taken", self.taken),
         ):
             if counts:
-                told = [f"{kind} ({count(rows, 'row')})" for kind, rows in counts.most_common()]
+                told = [
+                    f"{kind} ({count(rows, 'row')}{_LIKE if _is_like_mask(kind, lead) else ''})"
+                    for kind, rows in counts.most_common()
+                ]
                 yield f"{lead}: {listing(told, _SHOWN)}"
 
     @staticmethod
@@ -110,6 +117,10 @@ class Account:
             counts.update(kinds)
         else:
             counts.update(kind if kind in counts else "other names" for kind in kinds)
+
+
+def _is_like_mask(kind: str, lead: str) -> bool:
+    return lead != "taken" and ":" not in kind and bool(_MASK.search(kind))
 
 
 @dataclass(frozen=True)

@@ -158,3 +158,23 @@ def test_people_see_some_of_each_code_and_all_counts(run):
     assert any(f"{path}:141: json: " in line and "(fix: " in line for line in told)
     (last,) = (line for line in told if "warnings" in line)
     assert last.startswith("141 rows, 140 accepted, 1 rejected, 70 warnings: 70 duplicate")
+
+
+def test_what_is_not_learned_is_told_before_the_first_step(run, cli):
+    def row(n, **flags):
+        reply = {"role": "assistant", "content": "a word " * (90 if n == 1 else 2), "note": n}
+        return {"messages": [{"role": "user", "content": f"q {n}"}, reply | flags], "topic": "t"}
+
+    data = run.write("rows.jsonl", [row(n) for n in range(9)] + [row(9, loss=False)])
+    planned = cli("plan", "--model", "starter", "--data", data, "--max-length", 128).out
+    for said in (
+        "note: left out: 'note' of assistant turns (10 rows)",
+        "note: kept as tags, not learned: topic (10 rows)",
+        "note: taken: replies that 'loss' keeps from being learned (1 row)",
+        "are not used: longer than 128 tokens, or nothing to learn in them",
+        "note: 1 reply of 1 row cut short: longer than 128 tokens",
+    ):
+        assert said in planned, (said, planned)
+    told = run("check", data, "--strict", code=3)["told"]
+    assert (told["lost"], told["tags"]) == ({"'note' of assistant turns": 10}, {"topic": 10})
+    run("import", data, "--strict", out="strict", code=3)

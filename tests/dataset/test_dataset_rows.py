@@ -61,9 +61,14 @@ def test_lists_of_flags_and_flags_that_say_nothing_clear():
     assert sorted(told.lost) == [
         "'loss' of turns: neither true nor false",
         "'train' of user turns: only replies are learned",
-        "'train_detail' of assistant turns: it looks like a flag of what is learned, and is none "
-        "that is read",
+        "'train_detail' of assistant turns",
     ]
+    assert "'train_detail' of assistant turns (1 row; if it is to say" in next(told.lines())
+    rounds = [
+        {"input": "u", "output": "a", "output_with_loss": False},
+        {"q": "u", "a": "a", "loss": 1},
+    ]
+    assert [t.weight for t in read({"conversation": rounds})[0].turns] == [None, 0, None, 1]
 
 
 GEMINI = {
@@ -89,6 +94,8 @@ GEMINI = {
         ({"conversation": ["p", "q", "u", "a"]}, EARLIER),
         ({"question": "u", "answers": {"text": ["a"], "answer_start": [7]}}, ASKED),
         ({"question": "u", "context": "c", "answers": ["a", "a"]}, [("user", "u\n\nc"), ASKED[1]]),
+        ({"query": "u", "response": "a", "history": [["p", "q"]]}, EARLIER),
+        ({"messages": [{**U, "content": {"text": "u"}}, A]}, ASKED),
         ({"prompt": "u", "chosen": "a", "rejected": "b"}, ASKED),
         ({"question": "u", "chosen": "a", "rejected": "b", "system": "s"}, [S, *ASKED]),
         ({"prompt": "u", "chosen": [U, A], "rejected": [U, U]}, ASKED),

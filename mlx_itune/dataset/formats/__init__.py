@@ -11,6 +11,7 @@
 | alpaca | `instruction`, `input` (or `context`), `output` (or `generation`...), `history`? |
 | instruction-output | the same without `input` |
 | prompt-completion | `prompt`, `completion`: texts or lists of messages |
+| query-response | `query`, `response` |
 | question-answer | `question`, `context`?, `answer` (or `answers`, as SQuAD has them) |
 | inputs-targets | `inputs`, `targets`, as FLAN writes them |
 | input-output | `input`, `output` |
@@ -66,6 +67,7 @@ _SIGNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("instruction", "alpaca", _ANSWERS),
     ("prompt", "prompt-completion", _ANSWERS),
     ("question", "question-answer", _ANSWERS),
+    ("query", "query-response", _ANSWERS),
     ("inputs", "inputs-targets", ("targets",)),
     ("input", "input-output", _ANSWERS),
     ("text", "text", ()),
@@ -317,6 +319,9 @@ def _side(row: Row, key: str, role: str, how: Reading) -> tuple[Turn, ...]:
 def _prompt_completion(row: Row, how: Reading) -> list[Parsed]:
     """Two texts, or two lists of messages; replies within the prompt are not learned."""
     answer = _answer_key(row, "completion")
+    if row.get("label") is False:
+        hint = "leave such rows out: they are for preference training"
+        raise RowFault("unwanted", "'label' is false: the answer is one that is not wanted", hint)
     if not any(isinstance(row.get(key), list) for key in ("prompt", answer)):
         return _pair(row, how, "prompt", answer)
     prompt = (
@@ -402,6 +407,7 @@ _PAIRS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "instruction-output": ("instruction", "output", ("input", "context")),
     "input-output": ("input", "output", ()),
     "question-answer": ("question", "answer", ("context",)),
+    "query-response": ("query", "response", ()),
     "inputs-targets": ("inputs", "targets", ()),
 }
 _PARSERS: dict[str, _Parser] = {

@@ -24,7 +24,7 @@ from mlx_itune.dataset.formats.fields import (
     plain_text,
     value_of,
 )
-from mlx_itune.dataset.formats.shapes import MASKS, in_rounds, masked
+from mlx_itune.dataset.formats.shapes import FLAGS, MASKS, in_rounds, masked
 from mlx_itune.dataset.how import Account, Reading
 from mlx_itune.kit.wording import did_you_mean
 
@@ -43,10 +43,7 @@ _THINKING = frozenset({*THOUGHTS, "thought"})
 # Roles that only --roles can give a meaning, and the likeliest one.
 _LIKELY = dict.fromkeys("environment env execution result api code_output ipython".split(), "tool")
 
-# Flags of a turn, and lists of them in a row, that say whether it is learned; null says nothing.
-FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
 _FLAG_TEXTS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
-_LIKE_FLAGS = re.compile(r"train|loss|mask|weight|learn|supervis|grad(?!e)", re.IGNORECASE)
 _TURN_KEYS = frozenset(
     {"role", "from", "content", "value", "tool_calls", "function_call", "function_calls", "name"}
     | {"tool_call_id", "input", *FLAGS, *THOUGHTS}
@@ -230,15 +227,15 @@ def _tell_unread(item: dict[str, Any], role: str, told: Account) -> None:
     """Tell of what a turn has under names that mean nothing here."""
     for key in item.keys() - _TURN_KEYS:
         if item[key] not in (None, "", [], {}):
-            like = ": it looks like a flag of what is learned, and is none that is read"
-            told.lose(f"{key!r} of {role} turns{like if _LIKE_FLAGS.search(key) else ''}")
+            told.lose(f"{key!r} of {role} turns")
 
 
 def _content(value: Any, place: str, told: Account) -> tuple[str, str | None]:
     """The text of a content, and of those of its parts that are reasoning."""
     if isinstance(value, str):
         return value, None
-    if isinstance(value, dict) and "type" in value and {"text", *_THINKING} & value.keys():
+    is_typed = isinstance(value, dict) and "type" in value and {"text", *_THINKING} & value.keys()
+    if is_typed or (isinstance(value, dict) and value.keys() == {"text"}):
         value = [value]
     if value is None:
         raise RowFault("type", f"{place}: the text is null, not a string")

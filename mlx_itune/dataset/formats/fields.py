@@ -139,7 +139,8 @@ def guess(rows: Sequence[Row]) -> tuple[str, str] | None:
         repeats = len({*column}) < len(column) or len(column) == 1
         return is_json, names, repeats and bool(re.search("[a-z]", "".join(column))), -size[key]
 
-    answered = max((key for key in texts if key != asked and size[key]), key=answers, default=None)
+    others = (key for key in texts if key != asked and size[key] and "reject" not in key.lower())
+    answered = max(others, key=answers, default=None)
     return (asked, answered) if asked and answered else None
 
 
@@ -150,7 +151,10 @@ def _is_prose(text: str) -> bool:
 def map_example(row: Row) -> str:
     """How --map could be given for a row: its columns that sound like question and answer, or else
     the last two."""
-    asked, answered = guess([row]) or ["COLUMN", "COLUMN", *row][-2:]
+    if lists := [key for key in row if isinstance(row[key], list) and row[key][1:]]:
+        return f"for instance --map messages={lists[0]}"
+    names = (name for name in row if "reject" not in name.lower())
+    asked, answered = guess([row]) or ["COLUMN", "COLUMN", *names][-2:]
     asked = next((name for name in row if name.strip().lower() in _ASKED), asked)
     answered = next((name for name in row if name.strip().lower() in _ANSWERED), answered)
     quoted = (name if name.isidentifier() else f'"{name}"' for name in (asked, answered))

@@ -9,6 +9,9 @@ from mlx_itune.dataset.conversation import RowFault
 from mlx_itune.dataset.formats.fields import Row, as_text
 from mlx_itune.dataset.how import Account
 
+# Flags of a turn that say whether it is learned; null says nothing.
+FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+_ROUND_FLAG = "output_with_loss"
 # Lists of a row that say which of its turns are learned.
 MASKS = ("loss_masks", "loss_mask")
 # The sides of a round in lists that have rounds rather than turns.
@@ -24,19 +27,22 @@ def in_rounds(items: list[Any], key: str, told: Account) -> list[Any]:
         items = [items[n : n + 2] for n in range(0, len(items), 2)]
     made: list[dict[str, Any]] = []
     for number, item in enumerate(items, 1):
+        flags: dict[str, Any] = {}
         sides = (item if isinstance(item, list) else [])[:2]
         if isinstance(item, dict):
             used = next((pair for pair in _SIDES if {*pair} <= item.keys()), ())
             sides = [item[side] for side in used]
             if item.get("system"):
                 made.append({"role": "system", "content": item["system"]})
-            for other in item.keys() - {*used, "system"}:
+            flags = {key: item[key] for key in FLAGS if key in item}
+            flags |= {"loss_mask": item[_ROUND_FLAG]} if _ROUND_FLAG in item else {}
+            for other in item.keys() - {*used, "system", _ROUND_FLAG, *FLAGS}:
                 told.lose(f"{other!r} of a round")
         if len(sides) != 2 or (isinstance(item, list) and len(item) > 2):
             reason = f"{key}[{number}] has neither a role nor two sides"
             raise RowFault("missing-key", reason, "give each turn a role and a content")
-        roles = ("user", "assistant")
-        made += ({"role": role, "content": side} for role, side in zip(roles, sides, strict=True))
+        made.append({"role": "user", "content": sides[0]})
+        made.append({"role": "assistant", "content": sides[1], **flags})
     return made
 
 
