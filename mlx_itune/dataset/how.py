@@ -137,6 +137,8 @@ class Reading:
     kind: str | None = None
     encoding: str | None = None
     system: SystemPrompt | None = None
+    # Spellings of "there is no input", in lower case; None: the usual ones.
+    no_input: frozenset[str] | None = None
     told: Account = field(default_factory=Account, compare=False)
 
     @classmethod
@@ -145,11 +147,18 @@ class Reading:
         columns, kind = parse_map(settings.map) or None, getattr(settings, "kind", None)
         roles = parse_roles(settings.roles)
         system = getattr(settings, "system_prompt", None)
-        return cls(settings.format, columns, roles, kind, settings.encoding, system)
+        texts = (getattr(settings, "no_input", None) or "").lower().split(",")
+        spelled = frozenset(text.strip() for text in texts) - {""} or None
+        return cls(settings.format, columns, roles, kind, settings.encoding, system, spelled)
 
     def facts(self) -> dict[str, Any]:
         """What the rows that come of it depend on."""
-        facts = {"format": self.format, "columns": self.columns, "roles": self.roles}
+        facts = {
+            "no_input": sorted(self.no_input or ()),
+            "format": self.format,
+            "columns": self.columns,
+            "roles": self.roles,
+        }
         system = self.system and vars(self.system)
         return {**facts, "kind": self.kind, "encoding": self.encoding, "system": system}
 

@@ -161,6 +161,15 @@ MARKED = {
 }
 
 
+def test_spellings_of_no_input_are_counted_and_can_be_others():
+    row = {"instruction": "u", "input": " N/A", "output": "a"}
+    found, told = read(row)
+    assert found.turns[0].content == "u" and told.taken == {"input 'n/a' as no input": 1}
+    other, told = read(row, no_input=frozenset({"keine"}))
+    assert other.turns[0].content == "u\n\n N/A" and not told.taken
+    assert turns({**row, "input": "Keine"}, no_input=frozenset({"keine"})) == ASKED
+
+
 @pytest.mark.parametrize("text", MARKED.values(), ids=MARKED)
 def test_text_rendered_by_a_template_has_turns(text):
     assert turns({"text": text}) == ASKED

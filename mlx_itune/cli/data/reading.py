@@ -29,7 +29,7 @@ _SOURCES_SHOWN = 10
 _FIELDS = ("instruction", "output")
 _SPLITS = ("train", "valid", "test")
 # Files whose format is not to be found out; what both may be is what an import takes.
-forced_format = options.settings(ImportPlan, "forced", "format map roles encoding")
+forced_format = options.settings(ImportPlan, "forced", "format map roles encoding no_input")
 
 
 @dataclass(frozen=True)

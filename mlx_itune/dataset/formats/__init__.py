@@ -280,7 +280,7 @@ def _pair(
             if not isinstance(context, str):
                 context = plain_text(context, repr(key), how.told)
             spelled = context.strip().lower()
-            if spelled not in _NO_INPUT:
+            if spelled and spelled not in (how.no_input or _NO_INPUT):
                 turn = Turn("user", f"{question}\n\n{context}", input=context)
             else:
                 how.told.take(f"{key} {spelled!r} as no input")

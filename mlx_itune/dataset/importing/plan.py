@@ -31,6 +31,7 @@ class ImportPlan:
     map: Texts = ()
     roles: Texts = ()
     encoding: str | None = None
+    no_input: str | None = None
     where: Texts = ()
     sample: Count | None = None
     seed: Seed = 0
