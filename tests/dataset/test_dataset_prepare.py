@@ -1,5 +1,7 @@
 """Over-long rows, the account of turns, and the order of batches."""
 
+from dataclasses import replace
+
 import chat_templates as t
 import numpy as np
 import pytest
@@ -155,3 +157,13 @@ def test_rows_of_like_length_come_together_and_each_once():
 def test_a_plan_that_makes_no_sense_is_refused_at_once(rows, size, epochs):
     with pytest.raises(UsageError):
         batches(rows, size, seed=0, epochs=epochs)
+
+
+def test_tokens_are_counted_by_source_and_broken_marks_named(chat):
+    rows = [talk("a.jsonl:1", 3), replace(talk("b.jsonl:1", 9), tags={"source": "quiz"})]
+    tokenizer = chat("gpt2", t.CHATML + "{# <|no_token_of_this|> #}")
+    report = prepare(rows, tokenizer).report
+    assert list(report.source_tokens) == ["a", "quiz"]
+    assert sum(report.source_tokens.values()) == report.tokens
+    assert tokenizer.broken_marks == ["<|no_token_of_this|>"]
+    assert "letter by letter" in [*report.about_template(tokenizer)][-1]

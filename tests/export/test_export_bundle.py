@@ -16,6 +16,7 @@ from mlx_itune.export.bundle import Part, check_bundle, seal_bundle
 from mlx_itune.kit.errors import ModelError
 
 PROVENANCE = {
+    "source_tokens": {"quiz": 100, "notes": 300},
     "base": {"id": "acme/base-1b", "revision": "abc", "fingerprint": "f" * 64},
     "data": [
         {"path": "train.jsonl", "licences": {"notes|x": "CC BY 4.0", "web": None}},
@@ -56,6 +57,7 @@ def test_the_manifest_says_what_it_is(bundle: Path, tmp_path: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["base"] == PROVENANCE["base"]
     assert manifest["fidelity"]["kl_mean"] == 3.5e-6
+    assert manifest["token_shares"] == {"quiz": 0.25, "notes": 0.75}
     assert manifest["licences"] == {
         "base model": "apache-2.0",
         "data: notes|x": "CC BY 4.0",
