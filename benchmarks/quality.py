@@ -17,15 +17,15 @@ import csv
 import importlib
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from engine import MLX_LM, called
+
 ROOT = Path(__file__).resolve().parents[1]
-MLX_LM = str(Path(__file__).resolve().parent / "mlx_lm_trainer.py")
 TASK = "Name the intent of the customer's message. Answer with the label only."
 HELD_OUT = 300
 # The defaults of `train`, which mlx-lm is given, too.
@@ -53,21 +53,12 @@ def write_banking(shared: Path, out: Path) -> None:
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def called(*command: str) -> dict[str, Any]:
-    """What a command prints last."""
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"benchmark: {' '.join(command)} ended with exit code {done.returncode}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
-
-
 def ours(args: argparse.Namespace, data: Path, work: Path) -> Saved:
     started = time.time()
     command = ["-m", "mlx_itune", "train", "--model", args.model, "--data", str(data)]
     command += ["--out", str(work / "adapter"), "--runs", str(work / "runs"), "--offline", "--json"]
     command += ["--steps", str(args.steps), "--save-every", str(args.every)]
-    made = called(*command, "--keep-checkpoints", "1000")
+    made = called(sys.executable, *command, "--keep-checkpoints", "1000")
     folders = sorted((Path(made["run"]) / "checkpoints").glob("step-*"))
     return [(int(f.name[-6:]), f.stat().st_mtime - started, f) for f in folders]
 
@@ -76,7 +67,7 @@ def mlx_lm(args: argparse.Namespace, data: Path, work: Path, rate: float) -> Sav
     started, out = time.time(), work / f"mlx-lm-{rate}"
     command = [MLX_LM, args.model, str(data), "--batch", str(BATCH_SIZE), "--rank", str(RANK)]
     command += ["--iters", str(args.steps), "--rate", str(rate), "--scale", "2.0", "--dequantize"]
-    called(*command, "--save", str(out), "--every", str(args.every))
+    called(sys.executable, *command, "--save", str(out), "--every", str(args.every))
     folders = sorted(out.glob("step-*"))
     return [
         (int(f.name[-6:]), (f / "adapters.safetensors").stat().st_mtime - started, f)
@@ -90,7 +81,11 @@ def first_good(args: argparse.Namespace, data: Path, saved: Saved) -> dict[str, 
     def score(adapter: Path) -> float:
         command = ["-m", "mlx_itune", "eval", "--model", args.model, "--adapter", str(adapter)]
         command += ["--allow-other-base", "--no-base", "--max-new-tokens", "32", "--offline"]
-        return float(called(*command, "--data", str(data / "test.jsonl"), "--json")["exact_match"])
+        return float(
+            called(sys.executable, *command, "--data", str(data / "test.jsonl"), "--json")[
+                "exact_match"
+            ]
+        )
 
     scores = {len(saved) - 1: score(saved[-1][2])}
     low, high = 0, len(saved) - 1
