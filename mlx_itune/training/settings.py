@@ -46,7 +46,7 @@ Adapter = Literal["lora", "rslora", "dora", "grid", "qalora", "auto"]
 # The usual peak learning rate of each kind for a model of this width, and the highest; a wider
 # model wants a lower one. docs/defaults.md has the measurements.
 RATES = {"lora": 1.2e-3, "rslora": 3e-4, "dora": 1.2e-3, "grid": 2.4e-3, "qalora": 2.4e-3}
-RATES_WIDTH, WIDEST_RISE = 1024, 2.0
+RATES_WIDTH, HIGHEST_SHARE = 1024, 2.0
 Switch = Literal["auto", "on", "off"]
 _MANY = 10**9
 # Bounds on both sides leave out infinity and NaN.
@@ -351,7 +351,7 @@ def _decays(optimizer: str) -> bool:
 
 def usual_rate(adapter: str, hidden_size: int) -> float:
     """The peak learning rate of an adapter of this kind, where none is asked for; of one digit."""
-    share = min(WIDEST_RISE, RATES_WIDTH / hidden_size)
+    share = min(HIGHEST_SHARE, RATES_WIDTH / hidden_size)
     return float(f"{RATES.get(adapter, RATES['lora']) * share:.0e}")
 
 
