@@ -188,6 +188,8 @@ def _request(data: bytes) -> Request:
     except DataError as error:
         field = re.split(r"\W", error.message, maxsplit=1)[0]
         raise Refusal(400, brief(error.message), param=field if field in body else None) from error
+    if request.top_logprobs and request.logprobs is False:
+        raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     return dataclasses.replace(request, seed=request.seed and request.seed % _SEEDS)
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from mlx_itune import __version__
+from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+from mlx_itune.model.loading.base import resolve
 from tests.conftest import write_tiny_model
 from tests.inference.served import KINDS, QUESTIONS, Client, expected, serving, starter_adapters
 
@@ -32,10 +35,11 @@ def client(adapters: dict[str, Path]) -> Iterator[Client]:
 
 
 def test_models_and_health(client: Client) -> None:
-    assert client.get("/health") == (200, {"status": "ok"})
     status, listed = client.get("/v1/models")
     names = [model["id"] for model in listed["data"]]
     assert (status, names) == (200, [*KINDS, "chatml", "mlx-itune/starter"])
+    about = {"status": "ok", "models": names, "version": __version__}
+    assert client.get("/health") == (200, about)
     for path in ("/v1/models/grid", "/v1/models/mlx-itune%2Fstarter"):
         assert client.get(path)[0] == 200
     status, body = client.get("/v1/models/other")
@@ -99,6 +103,37 @@ def test_streams_stops_seeds_and_penalties(client: Client) -> None:
         assert {c["object"] for c in [*chunks, last]} == {"chat.completion.chunk"}
 
 
+def test_logprobs_are_of_the_text(client: Client) -> None:
+    """Whole and streamed alike; a token that divides a character has its bytes."""
+    fields: dict[str, Any] = {"max_tokens": 6, "logprobs": True, "top_logprobs": 20}
+    # The first bytes of an emoji, whichever the model likes.
+    halves = load_tokenizer(resolve("starter"), template="alpaca").encode_ids("🙂")[:1]
+    for bias in ({}, {str(token): 1000 for token in halves}):
+        told = [{**fields, "logit_bias": bias, "stop": stop} for stop in ([], ["t"])]
+        for asked in told:
+            choice = client.chat(QUESTIONS[0], **asked)[1]["choices"][0]
+            content = choice["logprobs"]["content"]
+            raw = b"".join(bytes(token["bytes"]) for token in content)
+            text = choice["message"]["content"] or ""
+            assert raw.decode(errors="replace").startswith(text)
+            assert asked["stop"] or raw.decode(errors="replace") == text
+            assert not bias or content[0]["token"].startswith("\\x")
+            for token in content:
+                assert len(token["top_logprobs"]) == 20
+                escaped = bytes(token["bytes"]).decode(errors="backslashreplace")
+                assert token["token"] == escaped
+            chunks = client.events(QUESTIONS[0], **asked)
+            parts = [chunk["choices"][0]["logprobs"]["content"] for chunk in chunks]
+            assert [token for part in parts for token in part] == content
+    asked = {"model": "starter", "prompt": "The patient", "max_tokens": 4, "logprobs": 2}
+    choice = client.post("/v1/completions", **asked)[1]["choices"][0]
+    told = choice["logprobs"]
+    for token, at, best in zip(
+        told["tokens"], told["text_offset"], told["top_logprobs"], strict=True
+    ):
+        assert choice["text"][at:].startswith(token) and token in best and len(best) == 2
+
+
 def test_completions_continue_plain_text(client: Client) -> None:
     def told(prompt: str, max_tokens: int) -> tuple[str, int]:
         asked = {"model": "starter", "prompt": prompt, "max_tokens": max_tokens}
@@ -131,6 +166,7 @@ REFUSED: list[tuple[str | None, dict[str, Any]]] = [
     ("max_tokens", {"max_tokens": 0}),
     ("temperature", {"temperature": "hot"}),
     ("tools", {"tools": [TOOL]}),
+    ("top_logprobs", {"top_logprobs": 3}),
     ("top_k", {"top_k": 1.5}),
     ("n", {"n": 2}),
     ("response_format", {"response_format": {"type": "json_object"}}),
@@ -185,7 +221,7 @@ def test_requests_that_are_no_requests(client: Client) -> None:
             answer = b"".join(iter(lambda: raw.recv(4096), b""))
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert "error" in json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert client.get("/health") == (200, {"status": "ok"})
+    assert client.get("/health")[0] == 200
 
 
 def test_other_names_pages_and_verbs_are_refused(client: Client) -> None:
@@ -199,6 +235,10 @@ def test_other_names_pages_and_verbs_are_refused(client: Client) -> None:
         ("GET", {"Origin": "null"}, 403),
         ("POST", {**evil, "Content-Type": "text/plain"}, 403),
         ("OPTIONS", evil, 403),
+        # The page that the server itself shows.
+        ("GET", {"Origin": "http://127.0.0.1:PORT"}, 200),
+        ("GET", {"Origin": "http://127.0.0.1:1"}, 403),
+        ("GET", {"Origin": "https://127.0.0.1:PORT"}, 403),
         *((verb, {}, 405) for verb in ("PUT", "DELETE")),
         ("OPTIONS", good, 405),
     ]

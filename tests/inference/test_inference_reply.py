@@ -53,11 +53,11 @@ def test_words_reasoning_and_calls_are_told_apart(family: Any) -> None:
     call = {"function": {"name": "f", "arguments": '{"x": 1}'}}
     assert told(family, "plain <b>words</b> <") == {"content": "plain <b>words</b> <"}
     assert told(family, f"<think>so</think>Yes{CALL}") == {
-        "reasoning": "so", "content": "Yes", "tool_calls": [call]
+        "reasoning_content": "so", "content": "Yes", "tool_calls": [call]
     }  # fmt: skip
     assert told(family, CALL + CALL)["tool_calls"] == [call, call]
     # A prompt that opens the thought.
-    assert told(family, "so</think>Yes", (1, 7)) == {"reasoning": "so", "content": "Yes"}
+    assert told(family, "so</think>Yes", (1, 7)) == {"reasoning_content": "so", "content": "Yes"}
     # What only looks like a call is not lost.
     assert told(family, "<tool_call>{no</tool_call>")["content"] == "{no"
 

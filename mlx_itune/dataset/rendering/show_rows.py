@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from gguf.vocab import bytes_to_unicode
 from tokenizers.decoders import DecodeStream
 
 from mlx_itune.dataset.conversation import Conversation, Fault
@@ -88,10 +87,7 @@ def _names_of(path: Path) -> tuple[str, ...]:
     return "", str(path), path.name, path.stem
 
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _REPLACEMENT = "\ufffd"
-# GPT-2's letters for bytes.
-_ALPHABET = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ def _texts(ids: Sequence[int], text: str, tokenizer: ChatTokenizer) -> list[str]
     last token has all where its vocabulary does not tell the bytes."""
     if len(ids) == 1 and _REPLACEMENT not in text:
         return [text]
-    known = [found for i in ids if (found := _bytes_of(i, tokenizer)) is not None]
+    known = [found for i in ids if (found := tokenizer.token_bytes(i)) is not None]
     if len(known) < len(ids):
         return [*[""] * (len(ids) - 1), text]
     texts = [""] * len(ids)
@@ -231,20 +227,6 @@ def _texts(ids: Sequence[int], text: str, tokenizer: ChatTokenizer) -> list[str]
                 texts[owner[place]] += f"<0x{byte:02X}>"
         at += len(raw)
     return texts
-
-
-def _bytes_of(token: int, tokenizer: ChatTokenizer) -> bytes | None:
-    """The bytes a token stands for, None where its vocabulary does not tell."""
-    piece = tokenizer.hf.convert_ids_to_tokens(token)
-    if piece is None or token in tokenizer.control_ids:
-        return piece if piece is None else str(piece).encode()
-    if found := _BYTE_PIECE.fullmatch(piece):
-        return bytes([int(found[1], 16)])
-    if b"ByteLevel" in tokenizer.hf.backend_tokenizer.decoder.__getstate__():
-        if all(char in _ALPHABET for char in piece):
-            return bytes(_ALPHABET[char] for char in piece)
-        return str(piece).encode()
-    return str(piece).replace("▁", " ").encode()
 
 
 # Weights by shade: (class, upper end, in words). 0 and 1 have shades of their own.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gguf.vocab import bytes_to_unicode
 from jinja2 import TemplateSyntaxError
 from numpy.typing import NDArray
 
@@ -40,6 +41,9 @@ _GIVEN = frozenset(
     "messages tools documents chat_template add_generation_prompt bos_token eos_token".split()
 )
 _SWITCHES = ("enable_thinking", "thinking")
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# GPT-2's letters for bytes.
+_ALPHABET = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 class ChatTokenizer:
@@ -193,6 +197,24 @@ class ChatTokenizer:
         """The text of token ids, special tokens included."""
         plain = [int(i) for i in ids]
         return str(self.hf.decode(plain, clean_up_tokenization_spaces=False))
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """What a token stands for within a text, None where its vocabulary does not tell."""
+        piece = self.hf.convert_ids_to_tokens(token)
+        if piece is None or token in self._added:
+            return piece if piece is None else str(piece).encode()
+        if found := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(found[1], 16)])
+        if self._is_byte_level:
+            if all(char in _ALPHABET for char in piece):
+                return bytes(_ALPHABET[char] for char in piece)
+            return str(piece).encode()
+        return str(piece).replace("\u2581", " ").encode()
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        decoder = self._backend.decoder
+        return decoder is not None and b"ByteLevel" in decoder.__getstate__()
 
     def messages(self, turns: Sequence[Turn]) -> list[Message]:
         """`turns` as the template reads them, with the control strings that they spell out hidden.

@@ -34,7 +34,7 @@ def family(path: Path, template: str) -> Any:
 
 
 class Reply:
-    """Settled text in, told apart: `content`, `reasoning`, and `tool_calls` in OpenAI's form."""
+    """Settled text in; `content`, `reasoning_content` and `tool_calls`, as OpenAI has them, out."""
 
     def __init__(
         self, family: Any, prompt_ids: Sequence[int], tools: Sequence[Mapping[str, Any]]
@@ -63,7 +63,7 @@ class Reply:
                 continue
             self._take_call(said)
             if piece:
-                name = "reasoning" if state == "reasoning" else "content"
+                name = "reasoning_content" if state == "reasoning" else "content"
                 said[name] = said.get(name, "") + piece
         if is_last:
             self._take_call(said)
