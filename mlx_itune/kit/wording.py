@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterable
 
 from mlx_itune.kit.errors import UsageError, closest
@@ -26,6 +27,18 @@ def duration(elapsed_s: float) -> str:
         return f"{minutes} min {seconds:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes:02d} min"
+
+
+_UNITS = {"h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
+_SPELLED = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?\s*(?:h|min|m|s)\s*)+")
+_PART = re.compile(r"([0-9.]+)\s*(h|min|m|s)")
+
+
+def seconds_of(text: str) -> float:
+    """A time as it is typed: "90s", "10m", "1h30m". Raises UsageError."""
+    if not _SPELLED.fullmatch(text.strip().lower()):
+        raise UsageError(f"{text!r} is no time", hint="write it as 90s, 10m or 1h30m")
+    return sum(float(n) * _UNITS[unit] for n, unit in _PART.findall(text.lower()))
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

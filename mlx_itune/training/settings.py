@@ -19,7 +19,7 @@ from mlx_itune.dataset.conversation import SystemMode, SystemPrompt, system_prom
 from mlx_itune.dataset.how import Reading
 from mlx_itune.kit.errors import UsageError
 from mlx_itune.kit.settings import Help, Setting, out_of_range, table_of
-from mlx_itune.kit.wording import did_you_mean
+from mlx_itune.kit.wording import did_you_mean, seconds_of
 
 # The published recipes (Stanford Alpaca, FastChat's Vicuna, Hermes 3: 2408.11857), with ten times
 # their learning rates of 2e-5, 2e-5 and 7e-6: those are for full fine-tuning. docs/defaults.md.
@@ -69,6 +69,13 @@ class TrainSettings:
         Positive | None, Help("Times through the data (default 3, or what --steps says).")
     ] = None
     steps: Annotated[Count | None, Help("Stop after so many optimizer steps.")] = None
+    stop_at: Annotated[
+        Count | None, Help("End after this step, with the schedule that all steps would have.")
+    ] = None
+    time: Annotated[
+        str | None,
+        Help("Train for so long at most, such as 10m or 1h30m: the steps are fitted.", "DURATION"),
+    ] = None
     batch_size: Annotated[
         Annotated[int, Interval(ge=1, le=10**6)] | None,
         Help("Rows per optimizer step (default 8, or the preset's as far as the rows go)."),
@@ -255,6 +262,11 @@ class TrainSettings:
         return self.epochs
 
     @property
+    def time_s(self) -> float | None:
+        """`time`, in seconds. Raises UsageError."""
+        return None if self.time is None else seconds_of(self.time)
+
+    @property
     def memory_bytes(self) -> int | None:
         """`memory_gb`, of 10**9 bytes."""
         return None if self.memory_gb is None else int(self.memory_gb * 1e9)
@@ -325,6 +337,12 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
 
 def _without_effect(s: TrainSettings) -> Iterator[str]:
     """What would have no effect, or none that was meant."""
+    if s.time is not None:
+        try:
+            if not s.time_s:
+                yield "time must be above 0"
+        except UsageError as error:
+            yield f"time: {error}"
     if s.num_layers == 0:
         yield "num_layers must be at least 1, or -1 for all, not 0"
     if s.lora_plus_ratio * s.peak >= 1:

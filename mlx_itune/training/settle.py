@@ -76,6 +76,17 @@ def affordable_rows(settings: TrainSettings, material: Material) -> int:
     return int(_SHARE * _steps(settings, material) * settings.rows_per_step * learned / validated)
 
 
+def validated_rows(settings: TrainSettings, material: Material) -> int:
+    """How many rows a run with these settled settings validates, all validations together."""
+    if not material.valid:
+        return 0
+    steps, every, rows = _steps(settings, material), settings.eval_every, settings.eval_rows
+    each = min(rows or len(material.valid), len(material.valid))
+    times = 1 + (-(-steps // every) if every else 1)
+    at_end = min(affordable_rows(settings, material), len(material.valid))
+    return times * each + max(0, at_end - each)
+
+
 def _batch(s: TrainSettings, material: Material) -> int:
     """A preset's batch, halved until the run has steps enough."""
 

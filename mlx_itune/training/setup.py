@@ -77,6 +77,8 @@ class Setup:
     # What was decided for the user, a line each.
     notes: tuple[str, ...] = ()
     search: run.RateSearch | None = None
+    # When the last step has to be over, by the monotonic clock.
+    ends: float | None = None
 
     def plan(self) -> list[Batch]:
         """Every step of the run."""

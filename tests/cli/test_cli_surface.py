@@ -72,6 +72,7 @@ def test_a_bare_group_shows_its_help(cli: Any, argv: tuple[str, ...]) -> None:
             f"{TRAIN} --learning-rate nan",
             "learning_rate must be auto, or above 0 and below 1, not nan",
         ),
+        (f"{TRAIN} --time soon", "'soon' is no time; write it as 90s, 10m or 1h30m"),
         (f"{TRAIN} --alpha 1e300", "alpha must be above 0 and at most 1,000,000"),
         (f"{TRAIN} --warmup inf", "warmup must be at least 0"),
         (f"{TRAIN} --seed {10**26}", "seed must be at least 0 and at most"),

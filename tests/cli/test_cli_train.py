@@ -137,6 +137,32 @@ def test_a_run_validates_as_often_as_a_tenth_of_it_pays_for_and_ships_the_best(
     )
 
 
+@pytest.mark.parametrize("step_s", [1.0, 1e-4])
+def test_time_bounds_a_run_that_its_record_repeats(
+    place: Place, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    """As many steps as fit by the measured rate; fewer, where they take longer than that."""
+    from mlx_itune.training.engine import time_limit
+
+    took = time_limit.Rate(step_s, step_s / 10, 0.1)
+    seen: list[Any] = []
+    real = time_limit.measured
+    monkeypatch.setattr(time_limit, "measured", lambda *given: seen.append(real(*given)) or took)
+    bound = "20s" if step_s == 1 else "2s"
+    told = place.train("--time", bound, "--steps", 3000).err
+    assert f"--time {bound}: " in told and seen[0].step_s > 0 < seen[0].row_s
+    again = ["--config", place.run / "config.toml"]
+    if cut := re.search(r"--steps (\d+) --stop-at (\d+) repeats this run", told):
+        again += ["--stop-at", cut[2]]
+        assert cut[1] == "3000"
+    else:
+        assert 9 < int(re.findall(r"step \d+ of (\d+)", told)[-1]) < 19
+    assert bool(cut) == (step_s < 1)
+    place.cli("train", *again, "--out", place.home / "again", "--offline")
+    one, other = (place.home / name / "adapters.safetensors" for name in ("out", "again"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("flags", "said", "recorded"),
     [

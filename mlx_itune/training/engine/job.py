@@ -58,6 +58,8 @@ class Job:
         self.folder, self.record = folder, record
         self.id = run.id_of(folder)
         self.plan = setup.plan()
+        # The step that ends the run.
+        self.last = min(s.stop_at or len(self.plan), len(self.plan))
         if not backend.on_cpu():
             rows = ([self.train[row] for row in batch.rows] for batch in self.plan)
             self.learner.plan_shapes(rows)
@@ -101,13 +103,14 @@ class Job:
 
     def _learned(self, received: Sequence[int]) -> bool:
         self._validate_if_owed()
-        while self._begun_steps < len(self.plan) and not self.record.stopped_early:
+        while self._begun_steps < self.last and not self.record.stopped_early:
             if signal := self._signal(received):
                 self._settle()
                 return self._stop(signal)
             step = self.plan[self._begun_steps].step
             self._begin()
-            pauses = self._is_due(step) or self._save_is_due(step) or step == len(self.plan)
+            self._keep_to_time(step)
+            pauses = self._is_due(step) or self._save_is_due(step) or step == self.last
             if not pauses:
                 continue
             self._settle()
@@ -119,6 +122,17 @@ class Job:
             if best or self._save_is_due(step):
                 self._save()
         return True
+
+    def _keep_to_time(self, step: int) -> None:
+        """Let the step that was begun be the last, where steps take longer than was measured."""
+        if self.setup.ends is None or step >= self.last:
+            return
+        if self.learner.ranks.any(time.monotonic() > self.setup.ends):
+            self.last = step
+            self.warn(
+                f"steps take longer than when they were measured: step {step} of {len(self.plan)} "
+                f"is the last; --steps {len(self.plan)} --stop-at {step} repeats this run"
+            )
 
     @property
     def _begun_steps(self) -> int:
@@ -199,7 +213,7 @@ class Job:
         self.tell(
             "step",
             step=batch.step,
-            steps=len(self.plan),
+            steps=self.last,
             epoch=batch.epoch,
             loss=metrics.loss,
             learning_rate=rate,
@@ -210,7 +224,7 @@ class Job:
             tokens_per_second=sum(m.tokens for m, _ in self._timed) / spent_s,
             supervised_tokens_per_second=sum(m.supervised_tokens for m, _ in self._timed) / spent_s,
             examples_per_second=len(self._timed) * s.rows_per_step / spent_s,
-            eta_s=(len(self.plan) - batch.step) * spent_s / len(self._timed),
+            eta_s=(self.last - batch.step) * spent_s / len(self._timed),
             memory_bytes=mx.get_active_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
         )
@@ -258,7 +272,7 @@ class Job:
         """Whether the run validates after this step."""
         if not self.valid:
             return False
-        if step in (0, len(self.plan)):
+        if step in (0, self.last):
             return True
         return bool(self.settings.eval_every and step % self.settings.eval_every == 0)
 
@@ -286,7 +300,7 @@ class Job:
         every = self.settings.save_every
         if self.settings.save_every_s and time.monotonic() >= self._next_save_s:
             return True
-        ended = step == len(self.plan) or self.record.stopped_early
+        ended = step == self.last or self.record.stopped_early
         return (ended and self.settings.saves) or bool(every and step % every == 0)
 
     def _save(self, *, must: bool = False) -> None:

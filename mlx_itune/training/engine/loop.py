@@ -26,6 +26,7 @@ from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.job import Job, Observe
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
 from mlx_itune.training.engine.rate_search import search
+from mlx_itune.training.engine.time_limit import within
 from mlx_itune.training.run import report, run
 from mlx_itune.training.run.run import Record, TrainResult, resume_line
 from mlx_itune.training.settings import TrainSettings
@@ -57,11 +58,14 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
     began = time.monotonic()
     with own_place(settings) as s:
         run.require_free_name(Path(s.out))
-        material = gather(s)
+        asked, material = s, gather(s)
         s, notes = settled(s, material)
         setup = dataclasses.replace(ready(s, material), notes=notes)
-        if s.learning_rate == "auto":
-            setup = _with_rate(setup, observe)
+        with _trying(s):
+            if s.time is not None:
+                setup = within(setup, asked, began)
+            if s.learning_rate == "auto":
+                setup = _with_rate(setup, observe)
         setup.require_same_everywhere()
         folder = run.create(
             setup.settings, setup.beginning(), lambda stage: keep_rows(stage, material)
@@ -70,16 +74,20 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
             return work(setup, folder, Record(), observe=observe, began=began)
 
 
+@contextlib.contextmanager
+def _trying(s: TrainSettings) -> Iterator[None]:
+    """What is computed before there is a run that could be resumed."""
+    limit = memory.machine(s.memory_gb).limit_bytes
+    with memory.limits(limit), explained_gpu_errors("the same command"):
+        yield
+
+
 def _with_rate(setup: Setup, observe: Observe) -> Setup:
     """The setup with a learning rate that was searched for."""
     s, plan = setup.settings, setup.plan()
-    with (
-        memory.limits(memory.machine(s.memory_gb).limit_bytes),
-        explained_gpu_errors("the same command"),
-    ):
-        below = 1 / s.lora_plus_ratio
-        rows, first = setup.material.train, usual(s, setup.material)
-        found = search(setup.learner, rows, plan, first, below=below, tell=observe)
+    below = 1 / s.lora_plus_ratio
+    rows, first = setup.material.train, usual(s, setup.material)
+    found = search(setup.learner, rows, plan, first, below=below, tell=observe)
     rate, cost = found.learning_rate, len(found.curve) * found.steps
     note = f"--learning-rate auto takes {rate:g}: "
     note += f"the trials took {cost} steps" if cost else f"{len(plan)} steps are too few for trials"
@@ -137,9 +145,9 @@ def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:
     machine = backend.prepare()
     return {
         "run": str(folder),
-        "steps": len(job.plan),
+        "steps": job.last,
         "examples": len(job.train),
-        "planned_examples": sum(len(batch.rows) for batch in job.plan),
+        "planned_examples": sum(len(batch.rows) for batch in job.plan[: job.last]),
         "rows_used": setup.material.rows_used,
         "rows_not_used": setup.material.rows_not_used,
         "valid_examples": len(setup.material.valid),
