@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import json
 import random
 import sys
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import MLX_LM, called
+
+from mlx_itune.model.loading import named
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "Name the intent of the customer's message. Answer with the label only."
@@ -126,8 +127,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one object instead of the table")
     args = parser.parse_args()
     if args.model is None:
-        sys.path.insert(0, str(ROOT / "tests" / "real"))
-        args.model = str(importlib.import_module("smollm2").directory(4))
+        args.model = str(named.get("smollm2", lambda _: None))
     with tempfile.TemporaryDirectory(prefix="mlx-itune-quality-") as folder:
         report = measure(args, Path(folder))
     if args.json:

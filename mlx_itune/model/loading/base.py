@@ -17,12 +17,12 @@ from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.engine import compute as compute_module
+from mlx_itune.model.loading import named
 from mlx_itune.model.loading.fingerprint import fingerprint, function_of
 from mlx_itune.model.loading.vetting import vet
 
 __all__ = ["LoadedModel", "fingerprint", "load", "resolve", "vet"]
 
-STARTER = "starter"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Weights, configuration and tokenizer; never code, never pickles.
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
@@ -49,9 +49,9 @@ class LoadedModel:
 
 
 def resolve(model: str) -> Path:
-    """The directory of "starter", a local path or a Hub id `org/name`. Raises ModelError."""
-    if model == STARTER:
-        return Path(__file__).parent.parent / "starter"
+    """The directory of a named model, a local path or a Hub id `org/name`. Raises ModelError."""
+    if model in named.NAMES:
+        return named.found(model)
     path = Path(model).expanduser()
     if path.exists():
         return path
@@ -59,7 +59,7 @@ def resolve(model: str) -> Path:
         raise ModelError(
             "no such model",
             where=model,
-            hint="give a model directory, a Hub id like org/name, or 'starter'",
+            hint=f"give a model directory, a Hub id like org/name, or {' or '.join(named.NAMES)}",
         )
     return _from_hub(model)
 
@@ -131,8 +131,8 @@ def mlx_lm_errors(path: Path) -> Iterator[None]:
 
 def public_id(model: str, path: Path) -> str:
     """A name that may travel with an artefact: never a path of this machine."""
-    if model == STARTER:
-        return "mlx-itune/starter"
+    if model in named.NAMES:
+        return f"mlx-itune/{model}"
     return path.resolve().name if Path(model).expanduser().exists() else model
 
 

@@ -16,7 +16,7 @@ from mlx_itune.kit.files import sweep
 from mlx_itune.kit.json_files import plain, to_record
 from mlx_itune.kit.lock import locked
 from mlx_itune.kit.settings import from_toml
-from mlx_itune.model.loading.base import STARTER
+from mlx_itune.model.loading.named import NAMES
 from mlx_itune.training.engine.job import Observe
 from mlx_itune.training.engine.loop import work
 from mlx_itune.training.engine.rank_choice import is_writer, mirrored, own_place
@@ -131,7 +131,7 @@ def _settings(folder: Path, beginning: Beginning, out: Path | None) -> TrainSett
     if out is not None:
         values["out"] = out
     model = values["model"]
-    if model != STARTER and (home / model).is_dir():
+    if model not in NAMES and (home / model).is_dir():
         # Not as a Path, to which "./starter" is "starter", another model.
         values["model"] = model if home == Path() else str(home / model)
     settings = TrainSettings(**values)
