@@ -23,9 +23,10 @@ from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.export.fusing.fidelity import Reference
 from mlx_itune.export.fusing.fuse import fuse
 from mlx_itune.export.request import HeldOut, Request
-from mlx_itune.inference.evaluate import exact_match, question
+from mlx_itune.inference.evaluate import question
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model, rows_of
+from mlx_itune.inference.scoring import exact_match
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.fingerprint import weight_files
 

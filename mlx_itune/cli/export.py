@@ -214,7 +214,8 @@ def measured_rows(request: Request, data: Path | None, runs: Path) -> HeldOut:
 
 def scorer(held: HeldOut, tokenizer: ChatTokenizer) -> Callable[[LoadedModel], float | None] | None:
     """A model's share of greedy answers that are exactly the row's; None where rows have none."""
-    from mlx_itune.inference.evaluate import EvalSettings, answer_questions, exact_match, question
+    from mlx_itune.inference.evaluate import EvalSettings, answer_questions, question
+    from mlx_itune.inference.scoring import exact_match
 
     asked = [pair for row in held.questions if (pair := question(row, tokenizer)) is not None]
     if not asked:

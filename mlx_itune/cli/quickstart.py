@@ -222,7 +222,7 @@ def _told(task: str, instruction: str, reference: str, base: str, tuned: str) ->
     """One question and its answers; the reference where the tuned model missed it."""
     from rich.text import Text
 
-    from mlx_itune.inference.evaluate import exact_match
+    from mlx_itune.inference.scoring import exact_match
 
     asked = textwrap.shorten(instruction.split("\n\n")[0], _WIDTH - 30, placeholder=" ...")
     yield Text(f"Held-out note, {task}: {asked}", style="bold")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import string
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -14,32 +11,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_itune.dataset.conversation import Conversation
+from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.rendering.render import TokenizedExample, render
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Generator
-from mlx_itune.kit.errors import DataError
-from mlx_itune.kit.json_files import parse_object
+from mlx_itune.inference.prompts import asked_row
+from mlx_itune.inference.scoring import (
+    METRICS,
+    JsonScore,
+    LabelScore,
+    Pair,
+    Scorer,
+    exact_match,
+    json_score,
+    label_score,
+    scorer_for,
+    token_f1,
+)
 from mlx_itune.model.engine.probe import choose_nll
 from mlx_itune.model.loading.base import LoadedModel
 
 # Padded tokens per forward pass; a speed setting, the sums do not depend on it.
 _BATCH_TOKENS = 8192
 NO_TASK = "all"
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 Observe = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Rows longer than max_length are cut; generate: write answers, and score them."""
+    """Rows longer than max_length are cut; generate: write answers, and score them: each task as
+    its references ask for, or by one of `scoring.METRICS`, a regex by a pattern. Raises UsageError
+    for an unknown way or a pattern that is none."""
 
     max_length: int = 2048
     max_new_tokens: int = 256
     batch_size: int = 32
     generate: bool = True
+    score: str = "auto"
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        # Before hours are spent, not after them.
+        scorer_for((), self.score, self.pattern)
 
 
 DEFAULTS = EvalSettings()
@@ -47,18 +62,42 @@ DEFAULTS = EvalSettings()
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Mean scores of the generated answers of one task."""
+    """The generated answers of one task: means of exact match and token F1, and `score`, the share
+    that is right by `way` (see scoring)."""
 
     rows: int
     exact_match: float
     token_f1: float
+    way: str
+    score: float
+    labels: LabelScore | None = None
+    json: JsonScore | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A row, its greedy answer, the reference, and whether by its task's `way` it is right."""
+
+    row: Conversation
+    task: str
+    answer: str
+    reference: str
+    way: str
+    is_right: bool
+    token_f1: float
+
+    @property
+    def asked(self) -> tuple[Turn, ...]:
+        """The turns that it answers."""
+        return self.row.turns[: _last_reply(self.row)]
 
 
 @dataclass(frozen=True)
 class EvalResult:
     """``loss`` is the mean NLL per supervised token over all rows (nats), ``perplexity`` its exp.
     ``exact_match`` and ``token_f1`` are means over tasks, so that a frequent task does not drown a
-    rare one; None where no answers were generated."""
+    rare one; ``exact_match_rows`` and ``score``, which ``metric`` names, are shares of all rows.
+    None where no answers were generated."""
 
     rows: int
     supervised_tokens: int
@@ -66,7 +105,11 @@ class EvalResult:
     perplexity: float
     exact_match: float | None
     token_f1: float | None
+    exact_match_rows: float | None
+    score: float | None
+    metric: str | None
     tasks: dict[str, TaskScore]
+    answers: tuple[Answered, ...] = ()
 
 
 def evaluate(
@@ -92,19 +135,10 @@ def evaluate(
         if observe:
             observe("loss", done, len(examples))
     loss = total / weight if weight else math.nan
-    pairs: dict[str, list[tuple[str, str]]] = {}
+    answers, tasks = tuple[Answered, ...](), dict[str, TaskScore]()
     if settings.generate:
-        scored = answer_questions(loaded, tokenizer, conversations, settings, observe)
-        for row, answer, reference in scored:
-            pairs.setdefault(row.tags.get("task", NO_TASK), []).append((answer, reference))
-    tasks = {
-        task: TaskScore(
-            rows=len(rows),
-            exact_match=fmean(exact_match(*pair) for pair in rows),
-            token_f1=fmean(token_f1(*pair) for pair in rows),
-        )
-        for task, rows in sorted(pairs.items())
-    }
+        said = answer_questions(loaded, tokenizer, conversations, settings, observe)
+        answers, tasks = scored(said, settings)
     return EvalResult(
         rows=len(conversations),
         supervised_tokens=sum(int(np.count_nonzero(e.weights[1:])) for e in examples),
@@ -112,15 +146,89 @@ def evaluate(
         perplexity=math.exp(loss) if loss < 700 else math.inf,
         exact_match=fmean(t.exact_match for t in tasks.values()) if tasks else None,
         token_f1=fmean(t.token_f1 for t in tasks.values()) if tasks else None,
+        exact_match_rows=_mean_of_rows([(t.rows, t.exact_match) for t in tasks.values()]),
+        score=_mean_of_rows([(t.rows, t.score) for t in tasks.values()]),
+        metric=_metric({t.way for t in tasks.values()}),
         tasks=tasks,
+        answers=answers,
     )
+
+
+def scored(
+    said: Sequence[tuple[Conversation, str, str]], settings: EvalSettings = DEFAULTS
+) -> tuple[tuple[Answered, ...], dict[str, TaskScore]]:
+    """(row, answer, reference) as `answer_questions` gives them, in the same order with what each
+    is worth; and the scores of each task, by name."""
+    parts: dict[str, list[int]] = {}
+    for number, (row, _, _) in enumerate(said):
+        parts.setdefault(row.tags.get("task", NO_TASK), []).append(number)
+    answers: dict[int, Answered] = {}
+    tasks = {}
+    for task, numbers in sorted(parts.items()):
+        scorer = scorer_for([said[n][2] for n in numbers], settings.score, settings.pattern)
+        pairs = [Pair(said[n][1], said[n][2]) for n in numbers]
+        for n, pair in zip(numbers, pairs, strict=True):
+            right, f1 = scorer.is_right(pair), token_f1(pair.answer, pair.reference)
+            answers[n] = Answered(
+                said[n][0], task, pair.answer, pair.reference, scorer.way, right, f1
+            )
+        tasks[task] = _task_score(scorer, pairs, [answers[n] for n in numbers])
+    return tuple(answers[n] for n in range(len(said))), tasks
+
+
+def kept_rows(
+    results: Mapping[str, EvalResult], grades: Mapping[str, Sequence[int | None]]
+) -> Iterator[dict[str, Any]]:
+    """Every answer of the last model as a row that `data import` reads: with what was asked, the
+    reference, the score, and what the others ("base") answered. grades: a judge's, by model."""
+    *others, last = results
+    for n, each in enumerate(results[last].answers):
+        row = {
+            "row": each.row.origin,
+            "task": None if each.task == NO_TASK else each.task,
+            **asked_row(each.asked),
+            **({"tools": list(each.row.tools)} if each.row.tools else {}),
+            "reference": each.reference,
+            "answer": each.answer,
+            "score": int(each.is_right),
+            "token_f1": round(each.token_f1, 4),
+        }
+        for name in others:
+            other = results[name].answers[n]
+            row |= {name: other.answer, f"{name}_score": int(other.is_right)}
+        for name, given in grades.items():
+            row["judge" if name == last else f"{name}_judge"] = given[n]
+        yield row
+
+
+def _task_score(scorer: Scorer, pairs: Sequence[Pair], answers: Sequence[Answered]) -> TaskScore:
+    return TaskScore(
+        rows=len(pairs),
+        exact_match=fmean(exact_match(pair.answer, pair.reference) for pair in pairs),
+        token_f1=fmean(each.token_f1 for each in answers),
+        way=scorer.way,
+        score=fmean(each.is_right for each in answers),
+        labels=label_score(scorer, pairs) if scorer.way in ("labels", "choice") else None,
+        json=json_score(pairs) if scorer.way == "json" else None,
+    )
+
+
+def _mean_of_rows(parts: Sequence[tuple[int, float]]) -> float | None:
+    rows = sum(rows for rows, _ in parts)
+    return sum(rows * mean for rows, mean in parts) / rows if rows else None
+
+
+def _metric(ways: set[str]) -> str | None:
+    """What a share of right rows is called."""
+    if len(ways) > 1:
+        return "rows right"
+    return METRICS[ways.pop()] if ways else None
 
 
 def question(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list[int], str] | None:
     """The prompt ids before the last assistant turn, and that turn's text; None without one. A turn
     of tool calls has the text that the chat template gives them."""
-    turns = conversation.turns
-    last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
+    turns, last = conversation.turns, _last_reply(conversation)
     if last is None:
         return None
     prompt = tokenizer.prompt_ids(turns[:last], conversation.tools)
@@ -130,6 +238,12 @@ def question(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list
     start, end = example.spans[-1]
     learned = [i for i in example.input_ids[start:end].tolist() if i not in tokenizer.eos_ids]
     return prompt, tokenizer.decode(learned)
+
+
+def _last_reply(conversation: Conversation) -> int | None:
+    """The number of the last assistant turn."""
+    replies = (i for i, turn in enumerate(conversation.turns) if turn.role == "assistant")
+    return max(replies, default=None)
 
 
 def answer_questions(
@@ -164,50 +278,3 @@ def _padded(
             input_ids[k, : len(row.input_ids)] = row.input_ids
             weights[k, : len(row.weights)] = row.weights
         yield input_ids, weights
-
-
-def normalize(text: str) -> str:
-    """Unicode NFC, outer whitespace stripped, each inner run of whitespace one space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def exact_match(answer: str, reference: str) -> bool:
-    """Are both the same text after :func:`normalize`? Where the reference is a JSON object the
-    answer is compared as JSON: key order, spacing and ``1`` against ``1.0`` do not matter; a
-    repeated key does."""
-    wanted = _json_object(reference)
-    if wanted is not None:
-        return bool(_json_object(answer) == wanted)
-    return normalize(answer) == normalize(reference)
-
-
-def token_f1(answer: str, reference: str) -> float:
-    """Bag-of-words F1 as in SQuAD (1606.05250 section 6.1), but articles count. Words are
-    lower-cased and lose ASCII punctuation. Two empty texts score 1, one empty text 0."""
-    given, wanted = (
-        Counter(normalize(text).lower().translate(_PUNCTUATION).split())
-        for text in (answer, reference)
-    )
-    if not given or not wanted:
-        return float(given == wanted)
-    shared = (given & wanted).total()
-    return 2 * shared / (given.total() + wanted.total())
-
-
-def _json_object(text: str) -> Any:
-    """What :func:`exact_match` compares; None for a text that is no JSON object."""
-    try:
-        return _canonical(parse_object(text, where=None, error=DataError))
-    except DataError:
-        return None
-
-
-def _canonical(value: Any) -> Any:
-    """The value with its types told apart (``True`` is not ``1``) and its strings normalized."""
-    if isinstance(value, dict):
-        return {normalize(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    if isinstance(value, str):
-        return normalize(value)
-    return (isinstance(value, bool), value)

@@ -162,7 +162,7 @@ def answer_all(
         {
             "index": n,
             "id": prompt.id,
-            "prompt": prompt.words(),
+            **prompt.asked(),
             "reference": prompt.reference,
             "text": answer.text,
             "prompt_tokens": len(ids[n]),

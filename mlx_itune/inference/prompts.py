@@ -34,9 +34,9 @@ class Prompt:
     id: Any = None
     reference: str | None = None
 
-    def words(self) -> str:
-        """What is asked, as text; with the roles where there are several turns."""
-        return asked_words(self.turns) if self.text is None else self.text
+    def asked(self) -> dict[str, Any]:
+        """What is asked, as the keys of a row."""
+        return asked_row(self.turns) if self.text is None else {"prompt": self.text}
 
     def ids(self, tokenizer: ChatTokenizer) -> list[int]:
         """Token ids as the model reads them. Raises DataError where the template refuses."""
@@ -58,6 +58,16 @@ def asked_words(turns: Sequence[Turn]) -> str:
     if len(turns) == 1:
         return turns[0].content
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+
+def asked_row(turns: Sequence[Turn]) -> dict[str, Any]:
+    """Turns that ask something as the keys of a row which `data import` reads: `prompt`, a text
+    where one turn says it all, else a list of messages; `system` beside a text."""
+    said = turns[1:] if turns[0].role == "system" else turns
+    if [turn.role for turn in said] != ["user"]:
+        return {"prompt": [turn.message() for turn in turns]}
+    system = {} if said is turns else {"system": turns[0].content}
+    return {**system, "prompt": said[0].content}
 
 
 def text_ids(tokenizer: ChatTokenizer, text: str) -> list[int]:
@@ -150,7 +160,10 @@ class Asked:
         text = row.get("prompt")
         if isinstance(text, str) and text.strip():
             known = next((row[key] for key in _ANSWERS if isinstance(row.get(key), str)), None)
-            return dataclasses.replace(self._said(text), id=row.get("id"), reference=known)
+            said, system = self._said(text), row.get("system")
+            if said.turns and isinstance(system, str) and system.strip():
+                said = Prompt((Turn("system", system), *said.turns))
+            return dataclasses.replace(said, id=row.get("id"), reference=known)
         if "messages" not in row:
             raise DataError("has neither a 'prompt' with words nor 'messages'")
         if self.raw:

@@ -112,6 +112,12 @@ def table(
     return element("div", {"class": "scroll"}, made)
 
 
+def said(label: str, text: str, kind: str = "") -> Html:
+    """What somebody said, beside its label; `text` may be Html. kind: of the style sheet."""
+    name = element("span", {"class": "label"}, label)
+    return element("div", {"class": f"said {kind}".strip()}, name, element("pre", None, text))
+
+
 def folded(summary: str, *body: Html) -> Html:
     """Details that open on a click."""
     return element("details", None, element("summary", None, summary), *body)

@@ -61,8 +61,9 @@ def test_a_file_is_answered_as_each_prompt_alone(cli: Any, tmp_path: Path) -> No
     assert [(a["prompt"], a["reference"]) for a in answers] == [
         ("Hi there", None),
         ("yes?", None),
-        (f"system: {said['system']}\n\nuser: {said['user']}", "known"),
+        (said["user"], "known"),
     ]
+    assert answers[2]["system"] == said["system"]
     asked = (("Hi there",), ("yes?",), (said["user"], "--system", said["system"]))
     alone = [json.loads(cli("generate", *each, "--json")[1])["text"] for each in asked]
     assert [a["text"] for a in answers] == alone

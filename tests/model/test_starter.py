@@ -36,8 +36,8 @@ def test_a_word_is_the_same_token_in_a_note_and_in_an_answer() -> None:
 
 
 def test_as_it_comes_it_does_not_answer() -> None:
-    from mlx_itune.inference.evaluate import exact_match
     from mlx_itune.inference.generate import Generator
+    from mlx_itune.inference.scoring import exact_match
 
     loaded = base.load("starter")
     loaded.model.eval()

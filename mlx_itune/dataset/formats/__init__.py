@@ -11,6 +11,7 @@
 | alpaca | `instruction`, `input` (or `context`), `output` (or `generation`...), `history`? |
 | instruction-output | the same without `input` |
 | prompt-completion | `prompt`, `completion`: texts or lists of messages |
+| the same | answers that `eval --out` or `generate --out` kept: `prompt`, `reference` |
 | query-response | `query`, `response` |
 | question-answer | `question`, `context`?, `answer` (or `answers`, as SQuAD has them) |
 | inputs-targets | `inputs`, `targets`, as FLAN writes them |
@@ -65,7 +66,7 @@ _SIGNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("chosen", "preference", ()),
     ("instances", "seed-tasks", ("instruction",)),
     ("instruction", "alpaca", _ANSWERS),
-    ("prompt", "prompt-completion", _ANSWERS),
+    ("prompt", "prompt-completion", (*_ANSWERS, "reference")),
     ("question", "question-answer", _ANSWERS),
     ("query", "query-response", _ANSWERS),
     ("inputs", "inputs-targets", ("targets",)),
@@ -73,6 +74,12 @@ _SIGNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("text", "text", ()),
 )
 _NAMES = {sign for sign, *_ in _SIGNS} | TEXTS | LISTS | {*_ANSWERS}
+# Beside a prompt and its reference: what tells kept answers of a model, and what else they have.
+_KEPT_SIGNS = ({"answer", "score"}, {"text", "finish_reason"})
+_KEPT = frozenset(
+    "answer score exact_match token_f1 base base_score judge base_judge row index text "
+    "prompt_tokens completion_tokens finish_reason".split()
+)
 # Marks of templates, which as plain text would be learned as letters.
 _MARK = re.compile(r"<[|\uff5c]?\w+[|\uff5c]?>|\[/?[A-Z_]+\]")
 # Faults of a table whose columns nobody named.
@@ -318,17 +325,22 @@ def _side(row: Row, key: str, role: str, how: Reading) -> tuple[Turn, ...]:
 
 def _prompt_completion(row: Row, how: Reading) -> list[Parsed]:
     """Two texts, or two lists of messages; replies within the prompt are not learned."""
-    answer = _answer_key(row, "completion")
+    kept = any(sign <= row.keys() for sign in _KEPT_SIGNS) and isinstance(row.get("reference"), str)
+    if kept:
+        # What a model once said is not what it should learn.
+        how.told.take("'reference' as the answer, not what a model answered")
+    answer = "reference" if kept else _answer_key(row, "completion")
+    spent = {"prompt", answer, *(_KEPT if kept else ())}
     if row.get("label") is False:
         hint = "leave such rows out: they are for preference training"
         raise RowFault("unwanted", "'label' is false: the answer is one that is not wanted", hint)
     if not any(isinstance(row.get(key), list) for key in ("prompt", answer)):
-        return _pair(row, how, "prompt", answer)
+        return [(turns, used | spent) for turns, used in _pair(row, how, "prompt", answer)]
     prompt = (
         replace(turn, weight=0.0) if turn.role == "assistant" and turn.weight is None else turn
         for turn in _side(row, "prompt", "user", how)
     )
-    return [((*prompt, *_side(row, answer, "assistant", how)), {"prompt", answer})]
+    return [((*prompt, *_side(row, answer, "assistant", how)), spent)]
 
 
 def _preference(row: Row, how: Reading) -> list[Parsed]:

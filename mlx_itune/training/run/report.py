@@ -18,7 +18,7 @@ import numpy as np
 from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.files import write_durably
 from mlx_itune.kit.json_files import read_object
-from mlx_itune.kit.page import Html, cards, element, grid, join, page, section, table
+from mlx_itune.kit.page import Html, cards, element, grid, join, page, said, section, table
 from mlx_itune.kit.settings import from_toml
 from mlx_itune.kit.wording import duration, listing, size
 from mlx_itune.training.run import curves
@@ -81,7 +81,7 @@ def made(run: Path) -> str:
         join(parts),
         subtitle=f"{settings.get('adapter', 'adapter')}{rank} on {model}; "
         f"started {_when(began)}, {_state(story)}",
-        style=curves.STYLE + _STYLE,
+        style=curves.STYLE,
     )
 
 
@@ -173,9 +173,7 @@ def _said(name: str, event: Mapping[str, Any]) -> Html:
         return Html("")
     right = isinstance(reference, str) and text.split() == reference.split()
     tick = " ✓" if right and name in ("before", "after") else ""
-    label = element("span", {"class": "label"}, name + tick)
-    said = element("pre", None, text.strip() or "(nothing)")
-    return element("div", {"class": f"said {name}"}, label, said)
+    return said(name + tick, text.strip() or "(nothing)", name)
 
 
 def _data(story: Story, origin: Mapping[str, Any]) -> Iterator[Html]:
@@ -347,17 +345,3 @@ def _when(time: str) -> str:
     with contextlib.suppress(ValueError):
         return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC"
     return "at an unknown time"
-
-
-_STYLE = """
-h3{font-size:.95rem;margin:0 0 6px;font-weight:600}
-.sample{border:1px solid var(--rule);border-radius:8px;padding:12px 14px;margin:12px 0 0;
-background:var(--panel);break-inside:avoid}
-.said{display:grid;grid-template-columns:5.6em minmax(0,1fr);gap:0 10px;padding:3px 0}
-.said pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:15em;overflow-y:auto;
-font:13px/1.45 ui-monospace,"SF Mono",Menlo,Consolas,monospace}
-.label{color:var(--muted);font-size:.85rem}
-td.words{white-space:normal;overflow-wrap:anywhere;max-width:60em}
-.after pre{font-weight:600}
-.before pre,.reference pre{color:var(--muted)}
-"""
