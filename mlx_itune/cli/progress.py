@@ -78,16 +78,9 @@ class Progress:
         self._amount = f"{told(done)} of {told(total)}"
         self._log(stage, f"{stage} {self._amount}", done >= total)
 
-    def bytes_of(self, stage: str, total: int) -> Callable[[int], None]:
-        """What a reader tells of each further stretch of `total` bytes."""
-        done = 0
-
-        def on_bytes(more: int) -> None:
-            nonlocal done
-            done += more
-            self.update(stage, min(done, total), max(total, 1), size)
-
-        return on_bytes
+    def bytes(self, stage: str, done: int, total: int) -> None:
+        """`update`, of bytes."""
+        self.update(stage, done, total, size)
 
     def labelled(self, label: str) -> Callable[[str, int, int], None]:
         """`update`, with a label before the name of each stage."""

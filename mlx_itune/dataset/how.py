@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -45,8 +45,7 @@ class Account:
     tags: Counter[str] = field(default_factory=Counter)
     taken: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    # The first rows in which nothing was known, for a guess.
-    refused: list[Mapping[str, Any]] = field(default_factory=list)
+    _refused: list[Mapping[str, Any]] = field(default_factory=list)
     _here: set[tuple[str, str]] = field(default_factory=set)
 
     def lose(self, kind: str) -> None:
@@ -64,8 +63,8 @@ class Account:
 
     def refuse(self, row: Mapping[str, Any]) -> None:
         """A row of a table in which no format is known."""
-        if len(self.refused) < _LOOKED_AT:
-            self.refused.append({key: str(row[key])[:_LOOKED_AT_CHARS] for key in row})
+        if len(self._refused) < _LOOKED_AT:
+            self._refused.append({key: str(row[key])[:_LOOKED_AT_CHARS] for key in row})
 
     def row(self, tags: Iterable[str] | None) -> None:
         """The row is read, with these tags; None: it was refused, so there is nothing to tell."""
@@ -78,8 +77,13 @@ class Account:
 
     def again(self) -> None:
         """Forget all: the rows are read once more."""
-        for counts in (self.lost, self.tags, self.taken, self.notes, self.refused):
+        for counts in (self.lost, self.tags, self.taken, self.notes, self._refused):
             counts.clear()
+
+    @property
+    def refused(self) -> Sequence[Mapping[str, Any]]:
+        """The first rows in which nothing was known, for a guess."""
+        return self._refused
 
     @property
     def unlearned(self) -> list[str]:
@@ -88,13 +92,9 @@ class Account:
 
     @classmethod
     def of(cls, counts: Mapping[str, Any]) -> Account:
-        """The account that gave these `counts`."""
+        """The account that these `counts` are the JSON of."""
         lost, tags, taken = (Counter(counts[key]) for key in ("lost", "tags", "taken"))
         return cls(lost, tags, taken, list(counts["notes"]))
-
-    def counts(self) -> dict[str, Any]:
-        """All of it, as --json has it."""
-        return {"lost": self.lost, "tags": self.tags, "taken": self.taken, "notes": self.notes}
 
     def lines(self) -> Iterator[str]:
         """All of it, for people."""

@@ -149,13 +149,15 @@ def canonical(value: Any) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples as JSON values; a number that is not finite becomes null."""
+    """Dataclasses, paths and tuples as JSON values; a number that is not finite becomes null.
+    Fields whose names begin with _ are left out."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        names = (f.name for f in dataclasses.fields(value) if f.name[0] != "_")
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

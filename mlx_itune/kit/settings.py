@@ -140,6 +140,38 @@ def asked_for(settings: Any) -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not None and v is not False and v != ()}
 
 
+def records(given: Mapping[str, Any], *wanted: type[Any] | tuple[type[Any], str]) -> list[Any]:
+    """Of keyword settings a record of each class; of (class, names) those fields alone. None is not
+    given, and a mapping says NAME=VALUE. Raises UsageError for every name that no record has and
+    every value of another type, in one line; and what the records raise."""
+    fields: list[tuple[type[Any], dict[str, Any]]] = []
+    for each in wanted:
+        cls, names = each if isinstance(each, tuple) else (each, "")
+        hints = get_type_hints(cls, include_extras=True)
+        own = names.split() or [field.name for field in dataclasses.fields(cls)]
+        fields.append((cls, {name: hints[name] for name in own}))
+    known = {name: hint for _, hints in fields for name, hint in hints.items()}
+    values, problems = dict[str, Any](), list[str]()
+    for name, value in given.items():
+        if name not in known:
+            meant = did_you_mean(name, known)
+            problems.append(f"unknown setting {name!r}" + (f" ({meant})" if meant else ""))
+        elif value is not None:
+            if isinstance(value, Mapping):
+                value = [f"{key}={_said(each)}" for key, each in value.items()]
+            values[name], wrong = wrong_type(value, known[name])
+            problems += [f"{name}: {wrong}"] if wrong else []
+    if problems:
+        raise UsageError("; ".join(problems))
+    return [
+        cls(**{name: values[name] for name in hints if name in values}) for cls, hints in fields
+    ]
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def from_toml(path: Path, cls: type[Any]) -> dict[str, object]:
     """The values of a TOML file, checked against dataclass `cls`; keys may be written as the flags
     are. Raises UsageError with every unknown key and wrong type in one line; StorageError."""

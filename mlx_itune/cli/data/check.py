@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,8 @@ from mlx_itune.kit.json_files import plain
 from mlx_itune.kit.wording import count, listing
 
 if TYPE_CHECKING:
-    from mlx_itune.dataset.checking.check import Check
+    from mlx_itune.api.rows import Checked
     from mlx_itune.dataset.conversation import Fault
-    from mlx_itune.dataset.importing.plan import ImportPlan
     from mlx_itune.dataset.statistics.stats import Stats
 
 _SHOWN_PER_CODE = 50
@@ -26,17 +25,10 @@ _SHOWN_PER_CODE = 50
 
 @options.command("data check")
 @options.flags("files")
-@reading.forced_format
+@reading.form
 @reading.about_tokens
 @options.flags("lints no-near-duplicates strict")
-def check(
-    files: tuple[Path, ...],
-    forced: ImportPlan,
-    tokens: reading.AboutTokens,
-    lints: Path | None,
-    no_near_duplicates: bool,
-    strict: bool,
-) -> Result:
+def check(files: tuple[Path, ...], no_near_duplicates: bool, **how: Any) -> Result:
     """Every fault of every row at once; exit code 3 if there is any error.
 
     FILE is a file of rows of any format, or a folder of them. Errors are rows that training
@@ -44,46 +36,22 @@ def check(
     what the lints find, template text inside contents and system prompts spelled in several ways;
     with --model also rows that are too long or have nothing to learn.
     """
+    from mlx_itune.api.rows import check
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.checking.check import Check
-    from mlx_itune.dataset.checking.lints import load_lints
 
-    rows = reading.RowFiles(files, forced)
     with Progress() as progress:
-        checked = Check(
-            rows.paths,
-            how=rows.how,
-            tokenizer=tokens.tokenizer,
-            learn=tokens.learn or "all",
-            max_length=tokens.max_length or 2048,
-            near_duplicates=not no_near_duplicates,
-            lints=load_lints(lints),
-            on_bytes=progress.bytes_of("check", rows.bytes),
-        )
-        faults = list(checked)
-    data = {
-        "rows": checked.rows,
-        "accepted": checked.accepted,
-        "rejected": checked.rejected,
-        "warnings": checked.warnings,
-        "counts": checked.counts,
-        "duplicate_sources": reading.repeats(checked.duplicate_sources),
-        "notes": checked.notes,
-        "told": checked.how.told.counts(),
-        "faults": faults,
-    }
-    worth_a_look = checked.warnings or checked.unlearned
-    failed = checked.rejected or not checked.accepted or (strict and worth_a_look)
-    again = reading.suggestion(rows.how.told, "check", *files)
+        near = not no_near_duplicates
+        checked = check(files, near_duplicates=near, observe=progress.bytes, **how)
+    again = reading.suggestion(checked.told, "check", *files)
     return Result(
-        data, chain(_checked(checked, faults), again), DataError.exit_code if failed else 0
+        checked, chain(_checked(checked), again), 0 if checked.ok else DataError.exit_code
     )
 
 
-def _checked(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:
+def _checked(checked: Checked) -> Iterator[str]:
     """The faults, each said once with the rows that have it; then the counts."""
     same: dict[str, list[Fault]] = {}
-    for fault in faults:
+    for fault in checked.faults:
         same.setdefault(fault.kind, []).append(fault)
     shown: Counter[str] = Counter()
     for alike in same.values():
@@ -96,7 +64,7 @@ def _checked(checked: Check, faults: Sequence[Fault]) -> Iterator[str]:
             yield one_line(f"{first}{also}")
         elif shown[code] == _SHOWN_PER_CODE + 1:
             yield f"... more of {code}: counted below, listed by --json"
-    yield from (one_line(f"note: {note}") for note in (*checked.notes, *checked.how.told.lines()))
+    yield from (one_line(f"note: {note}") for note in (*checked.notes, *checked.told.lines()))
     yield from reading.repeats_told(checked.duplicate_sources)
     counts = ", ".join(f"{number:,} {code}" for code, number in sorted(checked.counts.items()))
     yield (
@@ -113,33 +81,18 @@ _NAME_CHARS = 48
 @options.command("data stats")
 @options.flags("data-files")
 @reading.about_tokens
-@reading.forced_format
+@reading.form
 @reading.page
-def stats(
-    data: tuple[Path, ...], tokens: reading.AboutTokens, forced: ImportPlan, html: Path | None
-) -> Result:
+def stats(data: tuple[Path, ...], html: Path | None, **how: Any) -> Result:
     """What a data set is made of: splits, turns, roles, sources, writing systems, tools, lengths.
 
     DATA is a file or folder of rows of any format. With --model, tokens and learned tokens too.
     """
+    from mlx_itune.api.rows import stats
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.statistics import stats as statistics
-    from mlx_itune.dataset.statistics.report import stats_page
-    from mlx_itune.kit.files import write_new
 
-    files = reading.RowFiles(data, forced)
     with Progress() as progress:
-        found = statistics.count(
-            files.splits(progress.bytes_of("read", files.bytes)),
-            tokenizer=tokens.tokenizer,
-            learn=tokens.learn or "all",
-            max_length_tokens=tokens.max_length,
-        )
-    if found is None:
-        what = "holds no row that can be read"
-        raise DataError(what, where=files.name, hint="see mlx-itune data check")
-    if html:
-        write_new(html, stats_page(found, data=files.name).encode())
+        found = stats(data, html=html, observe=progress.bytes, **how)
     about = {"data": [str(path) for path in data], "html": html, **plain(found)}
     return Result(about, _counted(found, html))
 

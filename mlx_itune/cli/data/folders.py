@@ -19,6 +19,7 @@ from mlx_itune.dataset.cleaning.plan import CleanPlan
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.dataset.templating.plan import RenderPlan
 from mlx_itune.kit.errors import DataError, UsageError, one_line
+from mlx_itune.kit.settings import table_of
 from mlx_itune.kit.wording import count, percent
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ _TEXT_SHOWN, _WARNINGS_SHOWN = 200, 10
 
 @options.command("data import")
 @options.flags("sources-of-import out-directory")
-@options.settings(ImportPlan)
-def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: bool) -> Result:
+@options.together(*map(options.flag, table_of(ImportPlan).values()))
+def import_(sources: tuple[str, ...], out: Path, as_json: bool, **settings: Any) -> Result:
     """Any instruction file in; a folder of train, valid and test rows out.
 
     SRC is a file (JSON, JSON Lines, CSV, TSV, Parquet, XLSX, text), a folder of them, or a Hub
     data set: org/name, org/name:split, org/name@revision. Broken rows are listed and left out;
     the folder's rejected.jsonl holds them all.
     """
+    from mlx_itune.api.rows import import_rows
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.importing.run import import_rows
 
     def ask(name: str) -> str:
         question = f"Licence of {name} (empty: not known)"
@@ -56,10 +57,9 @@ def import_(sources: tuple[str, ...], out: Path, settings: ImportPlan, as_json: 
     may_ask = sys.stdin.isatty() and not as_json
     with Progress() as progress:
         asking = ask if may_ask else None
-        made = import_rows(sources, out, settings, ask=asking, tell=progress.bytes_of)
+        made = import_rows(sources, out, ask=asking, observe=progress.bytes, **settings)
     again = reading.suggestion(made.told, "import", *sources, "--out", out)
-    data = {**vars(made), "told": made.told.counts()}
-    return Result(data, chain(_imported(made), again), 0 if made.written else DataError.exit_code)
+    return Result(made, chain(_imported(made), again), 0 if made.written else DataError.exit_code)
 
 
 def _imported(made: Imported) -> Iterator[str | Table]:
@@ -98,16 +98,10 @@ def _imported(made: Imported) -> Iterator[str | Table]:
 
 @options.command("data clean")
 @options.flags("sources out-directory")
-@reading.forced_format
+@reading.form
 @options.flags("lints-of-clean")
-@options.settings(CleanPlan)
-def clean(
-    sources: tuple[Path, ...],
-    out: Path,
-    forced: ImportPlan,
-    lints: Path | None,
-    settings: CleanPlan,
-) -> Result:
+@options.together(*map(options.flag, table_of(CleanPlan).values()))
+def clean(sources: tuple[Path, ...], out: Path, **settings: Any) -> Result:
     """Clean a data set; rows that were removed or changed are listed with the reason.
 
     SRC is a file or folder of rows of any format; a data folder keeps its splits. The new folder
@@ -135,22 +129,18 @@ def clean(
       id-duplicates, exact-duplicates, pair-duplicates (equal first question and answer),
       near-duplicates
     """
+    from mlx_itune.api.rows import clean, repeated
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.cleaning import run
-    from mlx_itune.dataset.sources import read_rows
 
-    rows = reading.RowFiles(sources, forced)
     with Progress() as progress:
-        on_bytes = progress.bytes_of("clean", rows.bytes)
-        read = partial(read_rows, how=rows.how, on_bytes=on_bytes)
-        cleaned = run.clean(sources, out, settings, lints=lints, read=read)
-        cleaned.told = rows.how.told
-    repeats = reading.repeats(cleaned.duplicate_sources)
-    told = {"duplicate_sources": repeats, "told": cleaned.told.counts()}
-    return Result({"out": out, **vars(cleaned), **told}, _cleaned(cleaned, out))
+        cleaned = clean(sources, out, observe=progress.bytes, **settings)
+    told = {"out": out, **vars(cleaned), "duplicate_sources": repeated(cleaned.duplicate_sources)}
+    return Result(told, _cleaned(cleaned, out))
 
 
 def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:
+    from mlx_itune.api.rows import repeated
+
     yield from (one_line(str(fault)) for fault in cleaned.faults)
     yield table(
         ["step", "rows in", "changed", "removed", "kept"],
@@ -159,7 +149,7 @@ def _cleaned(cleaned: Cleaned, out: Path) -> Iterator[Any]:
             for name, did in cleaned.steps.items()
         ),
     )
-    yield from reading.repeats_told(cleaned.duplicate_sources)
+    yield from reading.repeats_told(repeated(cleaned.duplicate_sources))
     yield from (one_line(f"note: {line}") for line in cleaned.told.lines())
     if "pii" in cleaned.steps:
         yield f"note: {_NOT_FOUND}"
@@ -182,20 +172,28 @@ def render(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Re
     a train file is read by splits. The choice of a template depends on the row's content and the
     seed alone. Exemplars come from training rows.
     """
+    from mlx_itune.api.rows import tell_bytes
     from mlx_itune.cli.progress import Progress
     from mlx_itune.dataset.templating.run import render_rows
 
     measure = _measure_with(settings.model) if settings.model else None
     with Progress() as progress:
         made = render_rows(
-            source, templates, out, settings, measure=measure, tell=progress.bytes_of
+            source,
+            templates,
+            out,
+            settings,
+            measure=measure,
+            tell=partial(tell_bytes, progress.bytes),
         )
     return Result(made, _rendered(made))
 
 
 def _measure_with(model: str) -> Callable[[Sequence[str]], list[int]]:
+    from mlx_itune.api.rows import tokenizer_of
+
     # Any chat template would do: only plain text is counted.
-    tokenizer = reading.tokenizer_of(model, "chatml")
+    tokenizer = tokenizer_of(model, "chatml")
     return lambda texts: [len(encoded.ids) for encoded in tokenizer.encode_many(texts)]
 
 

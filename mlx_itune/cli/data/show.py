@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from mlx_itune.training.settings import table
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from mlx_itune.dataset.importing.plan import ImportPlan
     from mlx_itune.dataset.rendering.show_rows import Piece, ShownExample
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
@@ -36,93 +34,26 @@ _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 @options.flags("template template-option strict-about-template")
 @options.flag(table()["system"])
 @options.flag(table()["system_mode"], defaulted=True)
-@reading.forced_format
+@reading.form
 @options.flags("tokens")
 @reading.page
-def command(
-    data: Path,
-    model: str,
-    rows: int,
-    wanted: tuple[str, ...],
-    template: str | None,
-    forced: ImportPlan,
-    borders: bool,
-    html: Path | None,
-    **policy: Any,
-) -> Result:
+def command(data: Path, borders: bool, html: Path | None, **how: Any) -> Result:
     """The tokens a model would be trained on; learned ones stand out.
 
     Where there is no colour, learned runs stand between [[ and ]]; a weight other than 1 is
     written in front.
     """
-    from mlx_itune.dataset.conversation import Fault, system_prompt
-    from mlx_itune.dataset.rendering.prepare import PrepareReport
-    from mlx_itune.dataset.rendering.show_rows import (
-        find_rows,
-        first_rows,
-        shown_examples,
-        tokens_page,
-    )
-    from mlx_itune.kit.files import write_new
+    from mlx_itune.api.rows import examples_shown
 
-    files = reading.RowFiles([data], forced)
-    tokenizer = reading.tokenizer_of(model, template, policy.pop("template_option"))
-    prompt = system_prompt(policy.pop("system"), policy.pop("system_mode"))
-    files.how = replace(files.how, system=prompt)
-    strict, seen = policy.pop("strict"), PrepareReport()
-    named = find_rows(files.paths, wanted, files.read) if wanted else None
-    shown: list[ShownExample] = []
-    left_out: list[DataError] = []
-    for row in named or first_rows(files.paths, rows, files.read):
-        try:
-            if isinstance(row, Fault):
-                reason = f"{row.code}: {row.message}"
-                raise DataError(reason, where=row.where, hint=row.hint or None)
-            seen.see(row, tokenizer)
-            shown += shown_examples(row, tokenizer, **policy)
-        except DataError as error:
-            if policy["too_long"] == "error" and not isinstance(row, Fault):
-                raise
-            left_out.append(error)
-    if not shown:
-        raise left_out[0] if left_out else DataError("holds no rows", where=files.name)
-    told = [one_line(str(fault)) for fault in left_out[:_LEFT_OUT_SHOWN]]
-    if more := len(left_out) - len(told):
-        told.append(count(more, "more row"))
-    for line in told:
+    examples, tokenizer, found = examples_shown(data, html=html, **how)
+    told = [str(DataError(each.reason, where=each.row, hint=each.hint)) for each in found.skipped]
+    more = len(told) - _LEFT_OUT_SHOWN
+    for line in [*told[:_LEFT_OUT_SHOWN], *([count(more, "more row")] if more > 0 else [])]:
         print(f"left out: {line}", file=sys.stderr)
-    notes = [*seen.about_template(tokenizer)]
-    if strict and seen.unshown:
-        raise DataError(notes[0])
-    options.tell([*files.how.told.lines(), *notes])
-    found = {
-        "notes": notes,
-        "rows": [_row(s, tokenizer) for s in shown],
-        "skipped": [{"row": fault.where, "reason": fault.message} for fault in left_out],
-        "told": files.how.told.counts(),
-        "html": html,
-    }
+    options.tell([*found.told.lines(), *found.notes])
     if html is None:
-        return Result(found, _lines(shown, tokenizer, borders))
-    page = tokens_page(shown, tokenizer, data=files.name, model=Path(model).name)
-    write_new(html, page.encode())
-    return Result(found, [f"{one_line(str(html))}: {count(len(shown), 'example')}"])
-
-
-def _row(shown: ShownExample, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    from mlx_itune.dataset.rendering.show_rows import pieces
-
-    return {
-        "row": shown.row,
-        "tokens": [
-            {"id": piece.ids[0], "text": piece.text, "weight": piece.weight}
-            for piece in pieces(shown.tokens, tokenizer, single=True)
-        ],
-        "learned": shown.learned,
-        "example": shown.example,
-        "examples": shown.examples,
-        "notes": shown.notes,
-    }
+        return Result(found, _lines(examples, tokenizer, borders))
+    return Result(found, [f"{one_line(str(html))}: {count(len(examples), 'example')}"])
 
 
 def _lines(

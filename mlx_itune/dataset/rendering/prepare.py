@@ -417,7 +417,7 @@ def _store(
                 write_examples(stage / name, examples)
         files = sorted(stage.glob("*/*.bin"))
         meta = {
-            "told": told.counts(),
+            "told": told,
             "sources": splits.sources,
             "reports": reports,
             "sha256": {f"{file.parent.name}/{file.name}": sha256_file(file) for file in files},

@@ -1,0 +1,429 @@
+"""Rows: read, checked, counted, imported and cleaned; what a model would learn of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlx_itune.dataset import sources as row_files
+from mlx_itune.dataset.cleaning.plan import CleanPlan
+from mlx_itune.dataset.conversation import Conversation, Fault, SystemMode, system_prompt
+from mlx_itune.dataset.how import Account
+from mlx_itune.dataset.importing.plan import ImportPlan
+from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.files import refuse_taken, storage_errors, write_new
+from mlx_itune.kit.settings import records
+
+if TYPE_CHECKING:
+    from mlx_itune.dataset.cleaning.run import Cleaned
+    from mlx_itune.dataset.importing.run import Imported
+    from mlx_itune.dataset.rendering.show_rows import ShownExample
+    from mlx_itune.dataset.statistics.stats import Stats
+    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+
+# What is told of progress: a stage, and how much of it is done (bytes, of files).
+Observe = Callable[[str, int, int], None]
+PathLike = str | Path
+
+# Fields of an import's plan that say how files are read.
+FORM = "format map roles encoding no_input"
+_SPLITS = ("train", "valid", "test")
+
+
+def read_rows(
+    data: PathLike,
+    *,
+    split: str | None = None,
+    on_fault: Callable[[Fault], None] | None = None,
+    **how: Any,
+) -> Iterator[Conversation]:
+    """The conversations of a file of any format, or of a folder, in order, read as they are asked
+    for. `split`: of a folder, that one alone. `on_fault`: is told of each row that is none; without
+    it the first one raises DataError. `how`: format, map, roles, encoding, no_input, system,
+    system_mode. Raises DataError, UsageError, StorageError."""
+    (form,) = records(how, (ImportPlan, f"{FORM} system system_mode"))
+    files = _Files((data,), form)
+    if split is not None:
+        files.paths = [p for name, p in row_files.split_paths(Path(data)).items() if name == split]
+        if not files.paths:
+            raise UsageError(f"there is no {split} split", where=str(data))
+
+    def rows() -> Iterator[Conversation]:
+        for row in (row for path in files.paths for row in files.read(path)):
+            if isinstance(row, Conversation):
+                yield row
+            elif on_fault:
+                on_fault(row)
+            elif row.severity == "error":
+                raise _refused(row)
+
+    return rows()
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """So many rows of the later file are in the earlier one."""
+
+    later: str
+    earlier: str
+    rows: int
+
+
+def repeated(sources: Counter[tuple[str, str]]) -> tuple[Repeated, ...]:
+    """Rows that were found twice, by (source of the repeat, source of the first)."""
+    return tuple(Repeated(*names, rows) for names, rows in sources.most_common())
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """lints: a list of one's own; strict: warnings, and what is not learned, count as errors."""
+
+    lints: Path | None = None
+    near_duplicates: bool = True
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Every fault of every row, warnings included. `ok`: all of it can be trained on. `counts`: of
+    faults by code; `told`: what is not learned of the rows, or read otherwise than it stands."""
+
+    ok: bool
+    rows: int
+    accepted: int
+    rejected: int
+    warnings: int
+    counts: Mapping[str, int]
+    duplicate_sources: tuple[Repeated, ...]
+    notes: tuple[str, ...]
+    told: Account
+    faults: tuple[Fault, ...]
+
+
+def check(
+    files: PathLike | Sequence[PathLike], *, observe: Observe | None = None, **how: Any
+) -> Checked:
+    """Look for everything that is wrong with rows: broken ones, duplicates, near duplicates, leaks
+    between splits, lints; with `model` also rows that are too long or have nothing to learn.
+    `how`: lints, near_duplicates, strict; model, template, template_option, max_length, learn;
+    format, map, roles, encoding, no_input. Raises DataError, UsageError, StorageError."""
+    from mlx_itune.dataset.checking.check import Check
+    from mlx_itune.dataset.checking.lints import load_lints
+
+    form, about, asked = records(how, (ImportPlan, FORM), AboutTokens, CheckSettings)
+    rows = _Files(_several(files), form)
+    found = Check(
+        rows.paths,
+        how=rows.how,
+        tokenizer=about.tokenizer,
+        learn=about.learn or "all",
+        max_length=about.max_length or 2048,
+        near_duplicates=asked.near_duplicates,
+        lints=load_lints(asked.lints),
+        on_bytes=tell_bytes(observe, "check", rows.bytes),
+    )
+    faults = tuple(found)
+    worth_a_look = asked.strict and (found.warnings or found.unlearned)
+    return Checked(
+        ok=not (found.rejected or not found.accepted or worth_a_look),
+        rows=found.rows,
+        accepted=found.accepted,
+        rejected=found.rejected,
+        warnings=found.warnings,
+        counts=found.counts,
+        duplicate_sources=repeated(found.duplicate_sources),
+        notes=tuple(found.notes),
+        told=found.how.told,
+        faults=faults,
+    )
+
+
+def stats(
+    data: PathLike | Sequence[PathLike],
+    *,
+    html: PathLike | None = None,
+    observe: Observe | None = None,
+    **how: Any,
+) -> Stats:
+    """What a data set is made of: turns, roles, sources, lengths; with `model` tokens, too. `html`:
+    a page with plots, written there. `how`: as `check` takes it, without lints. Raises DataError,
+    UsageError, StorageError."""
+    from mlx_itune.dataset.statistics.report import stats_page
+    from mlx_itune.dataset.statistics.stats import count
+
+    page = _new_page(html)
+    form, about = records(how, (ImportPlan, FORM), AboutTokens)
+    files = _Files(_several(data), form)
+    on_bytes = tell_bytes(observe, "read", files.bytes)
+    found = count(
+        (
+            (path.stem if path.stem in _SPLITS else path.name, files.read(path, on_bytes))
+            for path in files.paths
+        ),
+        tokenizer=about.tokenizer,
+        learn=about.learn or "all",
+        max_length_tokens=about.max_length,
+    )
+    if found is None:
+        what = "holds no row that can be read"
+        raise DataError(what, where=files.name, hint="see mlx-itune data check")
+    if page:
+        write_new(page, stats_page(found, data=files.name).encode())
+    return found
+
+
+def import_rows(
+    sources: PathLike | Sequence[PathLike],
+    out: PathLike,
+    *,
+    ask: Callable[[str], str] | None = None,
+    observe: Observe | None = None,
+    **settings: Any,
+) -> Imported:
+    """Files of any format, folders or Hub data sets as one data folder `out`, whole or not at all.
+    `ask`: is asked for a licence that is not known. `settings`: those of `data import`, such as
+    split="0.9/0.1", where, sample, map, system. Raises DataError, UsageError, StorageError."""
+    from mlx_itune.dataset.importing import run
+
+    (plan,) = records(settings, ImportPlan)
+    named = [str(source) for source in _several(sources)]
+    return run.import_rows(named, Path(out), plan, ask=ask, tell=partial(tell_bytes, observe))
+
+
+def clean(
+    sources: PathLike | Sequence[PathLike],
+    out: PathLike,
+    *,
+    lints: PathLike | None = None,
+    observe: Observe | None = None,
+    **settings: Any,
+) -> Cleaned:
+    """A new data folder `out` without what the steps remove, whole or not at all; every removed and
+    changed row is listed in it. `settings`: those of `data clean`, such as preset, steps, pii.
+    Raises DataError, UsageError, StorageError."""
+    from mlx_itune.dataset.cleaning.run import clean
+
+    form, plan = records(settings, (ImportPlan, FORM), CleanPlan)
+    files = _Files(_several(sources), form)
+    read = partial(
+        row_files.read_rows, how=files.how, on_bytes=tell_bytes(observe, "clean", files.bytes)
+    )
+    own = Path(lints) if lints is not None else None
+    return replace(
+        clean([*map(Path, _several(sources))], Path(out), plan, lints=own, read=read),
+        told=files.how.told,
+    )
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A token: its id, what it adds to the text, how much it is learned (0: not)."""
+
+    id: int
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """Example number `example` of `examples` that a row gives, with `learned` tokens to learn."""
+
+    row: str
+    tokens: tuple[ShownToken, ...]
+    learned: int
+    example: int
+    examples: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that is not shown, and why."""
+
+    row: str
+    reason: str
+    hint: str | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Rows as a model is trained on them."""
+
+    notes: tuple[str, ...]
+    rows: tuple[ShownRow, ...]
+    skipped: tuple[Skipped, ...]
+    told: Account
+    html: Path | None
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """rows: so many from the first on; row: these instead, as file:line, split:line, a line or an
+    id; strict: what the template shows nowhere is an error."""
+
+    rows: int = 3
+    row: tuple[str, ...] = ()
+    learn: Literal["all", "last", "marked"] = "all"
+    max_length: int = 2048
+    too_long: Literal["split", "truncate", "drop", "error"] = "split"
+    system: str | None = None
+    system_mode: SystemMode = "missing"
+    strict: bool = False
+
+
+def show(data: PathLike, model: str, *, html: PathLike | None = None, **how: Any) -> Shown:
+    """The tokens that a model would be trained on, with how much each is learned. `html`: a page of
+    it, written there. `how`: rows, row, learn, max_length, too_long, system, system_mode, strict,
+    template, template_option; format, map, roles, encoding, no_input. Raises DataError where no row
+    can be shown; UsageError, ModelError, StorageError."""
+    return examples_shown(data, model, html=html, **how)[-1]
+
+
+def examples_shown(
+    data: PathLike, model: str, *, html: PathLike | None = None, **how: Any
+) -> tuple[list[ShownExample], ChatTokenizer, Shown]:
+    """`show`, with the examples and the tokenizer that its rows are made of before it."""
+    from mlx_itune.dataset.rendering.prepare import PrepareReport
+    from mlx_itune.dataset.rendering.show_rows import (
+        find_rows,
+        first_rows,
+        pieces,
+        shown_examples,
+        tokens_page,
+    )
+
+    page = _new_page(html)
+    form, asked, about = records(
+        {**how, "model": str(model)},
+        (ImportPlan, FORM),
+        ShowSettings,
+        (AboutTokens, "model template template_option"),
+    )
+    files, tokenizer = _Files((data,), form), about.tokenizer
+    files.how = replace(files.how, system=system_prompt(asked.system, asked.system_mode))
+    policy = {name: getattr(asked, name) for name in ("learn", "max_length", "too_long")}
+    seen, shown, left_out = PrepareReport(), list[Any](), list[DataError]()
+    named = find_rows(files.paths, asked.row, files.read) if asked.row else None
+    for row in named or first_rows(files.paths, asked.rows, files.read):
+        try:
+            if isinstance(row, Fault):
+                raise _refused(row)
+            seen.see(row, tokenizer)
+            shown += shown_examples(row, tokenizer, **policy)
+        except DataError as error:
+            if asked.too_long == "error" and not isinstance(row, Fault):
+                raise
+            left_out.append(error)
+    if not shown:
+        raise left_out[0] if left_out else DataError("holds no rows", where=files.name)
+    notes = tuple(seen.about_template(tokenizer))
+    if asked.strict and seen.unshown:
+        raise DataError(notes[0])
+    if page:
+        text = tokens_page(shown, tokenizer, data=files.name, model=Path(model).name)
+        write_new(page, text.encode())
+    skipped = tuple(Skipped(error.where or "", error.message, error.hint) for error in left_out)
+    rows = []
+    for each in shown:
+        made = pieces(each.tokens, tokenizer, single=True)
+        tokens = tuple(ShownToken(piece.ids[0], piece.text, piece.weight) for piece in made)
+        place = each.example, each.examples
+        rows.append(ShownRow(each.row, tokens, each.learned, *place, each.notes))
+    return shown, tokenizer, Shown(notes, tuple(rows), skipped, files.how.told, page)
+
+
+@dataclass(frozen=True)
+class AboutTokens:
+    """A model, and what has no effect without it."""
+
+    model: str | None = None
+    template: str | None = None
+    max_length: int | None = None
+    learn: Literal["all", "last", "marked"] | None = None
+    template_option: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        told = self.template or self.max_length or self.learn or self.template_option
+        if told and not self.model:
+            what = "--template, --template-option, --max-length and --learn are about tokens"
+            raise UsageError(what, hint="give --model too")
+
+    @property
+    def tokenizer(self) -> ChatTokenizer | None:
+        """The model's, without its weights, if one was given. Raises ModelError, UsageError."""
+        if not self.model:
+            return None
+        return tokenizer_of(self.model, self.template, self.template_option)
+
+
+def tokenizer_of(
+    model: str, template: str | None, template_option: Sequence[str] = ()
+) -> ChatTokenizer:
+    """The tokenizer of a model, without its weights. Raises ModelError, UsageError."""
+    from mlx_itune.dataset.tokens.dialect import template_options
+    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
+    from mlx_itune.model.loading.base import resolve, vet
+
+    path = resolve(model)
+    vet(path)
+    told = template_options(template_option)
+    return load_tokenizer(path, template=template or "auto", options=told)
+
+
+class _Files:
+    """The files of some paths, in order (train, valid, test, then by name), read lazily."""
+
+    def __init__(self, named: Sequence[PathLike], forced: ImportPlan) -> None:
+        paths = [*map(Path, named)]
+        with storage_errors(paths[0]):
+            for path in paths:
+                if not path.exists():
+                    raise row_files.no_such(path)
+            ranks = {split: rank for rank, split in enumerate(_SPLITS)}
+            self.paths = sorted(
+                row_files.expand(paths), key=lambda path: ranks.get(path.stem, len(ranks))
+            )
+            self.bytes = sum(path.stat().st_size for path in self.paths)
+        self.name = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
+        self.how = forced.reading
+
+    def read(
+        self, path: Path, on_bytes: Callable[[int], None] | None = None
+    ) -> Iterator[Conversation | Fault]:
+        """The rows of one file; `on_bytes` is told of each further stretch of bytes."""
+        return row_files.read_rows(path, how=self.how, on_bytes=on_bytes)
+
+
+def _several(paths: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+    return (paths,) if isinstance(paths, str | Path) else paths
+
+
+def tell_bytes(observe: Observe | None, stage: str, total: int) -> Callable[[int], None]:
+    """What a reader tells of each further stretch of `total` bytes."""
+    done = 0
+
+    def on_bytes(more: int) -> None:
+        nonlocal done
+        done += more
+        if observe:
+            observe(stage, min(done, total), max(total, 1))
+
+    return on_bytes
+
+
+def _refused(fault: Fault) -> DataError:
+    return DataError(f"{fault.code}: {fault.message}", where=fault.where, hint=fault.hint or None)
+
+
+def _new_page(path: PathLike | None) -> Path | None:
+    """`path` if it is new and ends in .html, so that no data is taken for a page."""
+    if path is None:
+        return None
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise UsageError("is no name for a page", where=str(path), hint="end it in .html")
+    refuse_taken(Path(path))
+    return Path(path)
