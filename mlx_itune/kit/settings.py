@@ -140,17 +140,25 @@ def asked_for(settings: Any) -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not None and v is not False and v != ()}
 
 
-def records(given: Mapping[str, Any], *wanted: type[Any] | tuple[type[Any], str]) -> list[Any]:
+Wanted = type[Any] | tuple[type[Any], str]
+
+
+def records(given: Mapping[str, Any], *wanted: Wanted) -> list[Any]:
     """Of keyword settings a record of each class; of (class, names) those fields alone. None is not
     given, and a mapping says NAME=VALUE. Raises UsageError for every name that no record has and
     every value of another type, in one line; and what the records raise."""
-    fields: list[tuple[type[Any], dict[str, Any]]] = []
-    for each in wanted:
-        cls, names = each if isinstance(each, tuple) else (each, "")
-        hints = get_type_hints(cls, include_extras=True)
-        own = names.split() or [field.name for field in dataclasses.fields(cls)]
-        fields.append((cls, {name: hints[name] for name in own}))
-    known = {name: hint for _, hints in fields for name, hint in hints.items()}
+    values = values_of(given, *wanted)
+    return [
+        (each[0] if isinstance(each, tuple) else each)(
+            **{name: values[name] for name in _hints(each) if name in values}
+        )
+        for each in wanted
+    ]
+
+
+def values_of(given: Mapping[str, Any], *wanted: Wanted) -> dict[str, Any]:
+    """What is given, of the types that these fields have; see `records`."""
+    known = {name: hint for each in wanted for name, hint in _hints(each).items()}
     values, problems = dict[str, Any](), list[str]()
     for name, value in given.items():
         if name not in known:
@@ -163,9 +171,15 @@ def records(given: Mapping[str, Any], *wanted: type[Any] | tuple[type[Any], str]
             problems += [f"{name}: {wrong}"] if wrong else []
     if problems:
         raise UsageError("; ".join(problems))
-    return [
-        cls(**{name: values[name] for name in hints if name in values}) for cls, hints in fields
-    ]
+    return values
+
+
+def _hints(wanted: Wanted) -> dict[str, Any]:
+    cls, names = wanted if isinstance(wanted, tuple) else (wanted, "")
+    hints = get_type_hints(cls, include_extras=True)
+    return {
+        name: hints[name] for name in names.split() or [f.name for f in dataclasses.fields(cls)]
+    }
 
 
 def _said(value: Any) -> str:

@@ -1,0 +1,249 @@
+"""What ships: one model of base and adapter, other runtimes' files; what a merge is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_itune.dataset.conversation import Conversation, Turn
+from mlx_itune.dataset.rendering.prepare import prepare
+from mlx_itune.dataset.rendering.render import TokenizedExample
+from mlx_itune.dataset.sources import load_splits
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.export import formats
+from mlx_itune.export.artifact import Exported
+from mlx_itune.export.fusing import fuse as fusing
+from mlx_itune.export.fusing.fuse import FuseResult
+from mlx_itune.export.request import HeldOut, Request
+from mlx_itune.inference.evaluate import EvalSettings, answer_questions, question
+from mlx_itune.inference.generate import Generator
+from mlx_itune.inference.opening import Opening, open_model, open_tokenizer, rows_of
+from mlx_itune.inference.scoring import exact_match
+from mlx_itune.kit.errors import ItuneError, UsageError
+from mlx_itune.kit.settings import from_toml, values_of
+from mlx_itune.model.adapters import adapter as adapters
+from mlx_itune.model.adapters.adapter import Adapter
+from mlx_itune.model.adapters.lora import ON_THE_GRID
+from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.training.settings import TrainSettings, settings_from
+
+# Rows to measure on, and rows to compensate errors on; none of them for two purposes.
+MEASURED_ROWS = 64
+CALIBRATION_ROWS = 128
+# A built-in prompt's answer; the most that an answer to be scored may have over its reference.
+_ANSWER_TOKENS = 64
+_LONGER, _SPARE_TOKENS = 1.5, 8
+_PROMPTS = (
+    "Hello, who are you?",
+    "Explain in two sentences why the sky is blue.",
+    "List three things to pack for a weekend trip.",
+    "Translate to French: Where is the train station?",
+    'Return JSON with the keys "name" and "age" for: Anna is 34 years old.',
+    "What is 17 plus 25? Answer with the number only.",
+    "Write one sentence that thanks a colleague for their help.",
+    "Summarize: The meeting moved from Monday to Wednesday because the room was taken.",
+)
+_MERGING = "bits way max_kl allow_lossy compute allow_other_base"
+_SHAPE = "format type name separate bundle"
+Say = Callable[[str], None]
+PathLike = str | Path
+
+
+def fuse(
+    model: str,
+    adapter: PathLike,
+    out: PathLike,
+    *,
+    data: PathLike | None = None,
+    score: bool = True,
+    observe: Say = lambda _: None,
+    **how: Any,
+) -> FuseResult:
+    """Merge an adapter into its base: a model directory `out`, whole or not at all, of the smallest
+    size whose mean KL from base + adapter is within `max_kl` nats per token. `data`: held-out rows
+    to measure on, else the run's, else the model's own answers. `score`: answer them, too.
+    `observe` is told what is tried. `how`: way, every, bits, max_kl, allow_lossy, runs, template,
+    compute, allow_other_base. Raises ModelError where nothing is near enough; UsageError,
+    DataError, StorageError."""
+    return fused(model, adapter, out, data=data, score=score, observe=observe, **how)[0]
+
+
+def fused(
+    model: str,
+    adapter: PathLike,
+    out: PathLike,
+    *,
+    data: PathLike | None = None,
+    score: bool = True,
+    observe: Say = lambda _: None,
+    **how: Any,
+) -> tuple[FuseResult, str]:
+    """`fuse`, and in words which rows it was measured on."""
+    request, runs = _request(model, adapter, out, how, f"every {_MERGING}")
+    rows = measured_rows(request, data, runs)
+    request = replace(request, rows=rows, score=_scorer(rows, request.tokenizer) if score else None)
+    return fusing.fuse(request, observe), rows.source
+
+
+def export(
+    model: str,
+    out: PathLike,
+    *,
+    to: str,
+    adapter: PathLike | None = None,
+    data: PathLike | None = None,
+    observe: Say = lambda _: None,
+    **how: Any,
+) -> Exported:
+    """Write a model for another runtime, whole or not at all, and read it back. `to`: mlx, gguf,
+    gguf-lora, hf, peft, ollama or lmstudio. An adapter is merged first as `fuse` does, but where
+    the format takes it alone. `how`: type, name, separate, bundle; where an adapter is merged also
+    way, bits, max_kl, allow_lossy; runs, template, compute, allow_other_base. Raises UsageError,
+    ModelError (also where what was read back is not what was written), DataError, StorageError."""
+    request, runs = _request(model, adapter, out, {**how, "format": to}, f"{_MERGING} {_SHAPE}")
+    asked = [how.get(name) is not None for name in ("bits", "way", "max_kl")]
+    if not request.merges and (any(asked) or request.allow_lossy):
+        raise UsageError(
+            "--bits, --way, --max-kl and --allow-lossy take effect only where --adapter is merged "
+            "and measured",
+            hint="leave them out" if request.adapter else "give --adapter",
+        )
+    if request.needs_rows:
+        request = replace(request, rows=measured_rows(request, data, runs))
+    elif data is not None:
+        raise UsageError("--data takes effect only where something is measured on it")
+    return formats.export(request, observe)
+
+
+def _request(
+    model: str, adapter: PathLike | None, out: PathLike, how: Mapping[str, Any], names: str
+) -> tuple[Request, Path]:
+    """What is asked for, with the tokenizer of the model, and where runs are."""
+    asked = values_of(how, (Request, names), (Opening, "template"), (TrainSettings, "runs"))
+    template, runs = asked.pop("template", None), asked.pop("runs", Path("runs"))
+    own = Path(adapter) if adapter is not None else None
+    any_base = asked.get("allow_other_base", False)
+    tokenizer = open_tokenizer(Opening(str(model), own, template, allow_other_base=any_base))
+    return Request(str(model), own, Path(out), tokenizer, **asked), runs
+
+
+def measured_rows(request: Request, data: PathLike | None, runs: Path) -> HeldOut:
+    """Rows of ``data``, else the validation rows of the run that made the adapter, where its data
+    is as it was, else the (tuned) model's answers to built-in prompts. Raises DataError,
+    UsageError."""
+    adapter = adapters.load(request.adapter) if request.adapter else None
+    if data is not None:
+        # An exact merge has no errors to compensate.
+        part = not adapter or adapter.config.kind not in ON_THE_GRID
+        return _of_data(Path(data), request.tokenizer, part=part)
+    found = _of_run(adapter, request.tokenizer, runs) if adapter else None
+    if found is not None:
+        return found
+    answers = _of_prompts(request)
+    return HeldOut(answers, source="the tuned model's own answers to built-in prompts")
+
+
+def _scorer(
+    held: HeldOut, tokenizer: ChatTokenizer
+) -> Callable[[LoadedModel], float | None] | None:
+    """A model's share of greedy answers that are exactly the row's; None where rows have none."""
+    asked = [pair for row in held.questions if (pair := question(row, tokenizer)) is not None]
+    if not asked:
+        return None
+    longest = max(len(tokenizer.encode_ids(reference)) for _, reference in asked)
+    settings = EvalSettings(max_new_tokens=int(_LONGER * longest) + _SPARE_TOKENS)
+
+    def score(loaded: LoadedModel) -> float:
+        answered = answer_questions(loaded, tokenizer, held.questions, settings)
+        return sum(exact_match(answer, known) for _, answer, known in answered) / len(answered)
+
+    return score
+
+
+def _of_data(data: Path, tokenizer: ChatTokenizer, *, part: bool) -> HeldOut:
+    split, rows = rows_of(data)
+    splits = load_splits(data) if data.is_dir() else None
+    if splits and split == "train" and splits.valid:
+        # What training sets aside by itself.
+        split, rows = "valid", splits.valid
+    measured, spare = rows[:MEASURED_ROWS], rows[MEASURED_ROWS:]
+    if splits and split != "train":
+        spare = splits.train
+    elif part and len(spare) < MEASURED_ROWS // 2 and len(rows) > 1:
+        # Few rows: two thirds to measure on, one to calibrate on.
+        measured, spare = [row for n, row in enumerate(rows) if n % 3 != 1], rows[1::3]
+    name = f"{data.name} ({split})" if data.is_dir() else data.name
+    return _held(measured, spare, tokenizer, name)
+
+
+def _held(
+    measured: Sequence[Conversation],
+    spare: Sequence[Conversation],
+    tokenizer: ChatTokenizer,
+    source: str,
+    **options: Any,
+) -> HeldOut:
+    """The rows as tokens; a row to calibrate on that is one of those measured on is left out."""
+    examples = prepare(measured, tokenizer, **options).examples
+    taken = {example.input_ids.tobytes() for example in examples}
+    others = prepare(spare[:CALIBRATION_ROWS], tokenizer, **options).examples if spare else ()
+    calibration = [other for other in others if other.input_ids.tobytes() not in taken]
+    return HeldOut(examples, calibration or None, measured, source)
+
+
+def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut | None:
+
+    folder = _run_of(adapter, runs)
+    if folder is None:
+        return None
+    try:
+        settings = settings_from(from_toml(folder / "config.toml", TrainSettings))
+        # Where it was trained from is, most often, where its runs are.
+        near, far = Path(settings.data), folder.parent.parent / settings.data
+        splits = load_splits(
+            near if near.exists() else far,
+            seed=settings.seed,
+            how=settings.reading,
+        )
+    except ItuneError:
+        return None
+    told = {source.get("sha256") for source in adapter.origin.data}
+    # Other rows than those of the run may be what it was trained on.
+    if {source.sha256 for source in splits.sources} != told or not splits.valid:
+        return None
+    return _held(
+        splits.valid[:MEASURED_ROWS],
+        splits.train,
+        tokenizer,
+        "the run's validation rows",
+        max_length_tokens=settings.max_length,
+        learn=settings.learn,
+        too_long=settings.too_long,
+    )
+
+
+def _run_of(adapter: Adapter, runs: Path) -> Path | None:
+    name = adapter.origin.run
+    if name is None or Path(name).name != name:
+        return None
+    places = [runs, *([adapter.path.parent / "runs"] if adapter.path else [])]
+    return next((p / name for p in places if (p / name / "config.toml").is_file()), None)
+
+
+def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
+
+    any_base, tokenizer = request.allow_other_base, request.tokenizer
+    opening = Opening(request.model, request.adapter, None, request.compute, any_base)
+    prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]
+    answers = Generator(open_model(opening)[0], tokenizer).batch(prompts, _ANSWER_TOKENS)
+    examples = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = [*prompt, *tokenizer.encode_ids(answer), tokenizer.closing_id]
+        weights = np.zeros(len(ids), dtype=np.float32)
+        weights[len(prompt) :] = 1
+        examples.append(TokenizedExample(np.array(ids, dtype=np.int32), weights, "built-in"))
+    return examples
