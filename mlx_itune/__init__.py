@@ -11,6 +11,72 @@ One record's way through the package, file by file::
     adapter           model/adapters        mlx-lm-compatible directory + provenance
     fused model       export/fusing/fuse    MLX directory + measured fidelity
     artefact          export/formats        read back and verified
+
+`import mlx_itune as mi` gives the commands as functions, each loaded when it is first named.
 """
 
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_itune.api.rows import Checked as Checked
+    from mlx_itune.api.rows import Shown as Shown
+    from mlx_itune.api.rows import check as check
+    from mlx_itune.api.rows import clean as clean
+    from mlx_itune.api.rows import import_rows as import_rows
+    from mlx_itune.api.rows import read_rows as read_rows
+    from mlx_itune.api.rows import show as show
+    from mlx_itune.api.rows import stats as stats
+    from mlx_itune.api.shipping import export as export
+    from mlx_itune.api.shipping import fuse as fuse
+    from mlx_itune.dataset.conversation import Conversation as Conversation
+    from mlx_itune.dataset.conversation import Fault as Fault
+    from mlx_itune.dataset.conversation import Turn as Turn
+    from mlx_itune.export.artifact import Exported as Exported
+    from mlx_itune.export.fusing.fuse import FuseResult as FuseResult
+    from mlx_itune.kit.errors import DataError as DataError
+    from mlx_itune.kit.errors import DivergedError as DivergedError
+    from mlx_itune.kit.errors import ItuneError as ItuneError
+    from mlx_itune.kit.errors import ModelError as ModelError
+    from mlx_itune.kit.errors import ResourceError as ResourceError
+    from mlx_itune.kit.errors import StorageError as StorageError
+    from mlx_itune.kit.errors import UsageError as UsageError
+    from mlx_itune.kit.network import go_offline as go_offline
+
 __version__ = "0.1.0"
+
+# Where the names above are.
+_FROM = {
+    "api.rows": "check clean import_rows read_rows show stats Checked Shown",
+    "api.shipping": "export fuse",
+    "dataset.conversation": "Conversation Fault Turn",
+    "export.artifact": "Exported",
+    "export.fusing.fuse": "FuseResult",
+    "kit.errors": "ItuneError UsageError DataError ModelError StorageError DivergedError "
+    "ResourceError",
+    "kit.network": "go_offline",
+}
+_PLACES = {name: module for module, names in _FROM.items() for name in names.split()}
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+class _Package(ModuleType):
+    # A folder has the name of this verb; its import would put the folder here.
+    export = property(lambda self: __getattr__("export"), lambda self, folder: None)
+
+
+sys.modules[__name__].__class__ = _Package

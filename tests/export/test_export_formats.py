@@ -16,6 +16,7 @@ import mlx_itune.export  # noqa: F401  (loads a fast BLAS before mlx.core)
 
 import mlx.core as mx  # isort: skip
 
+from mlx_itune.export import formats
 from tests.cli.conftest import Cli
 from tests.conftest import write_tiny_model
 from tests.export.shipped_models import write_adapter
@@ -178,7 +179,7 @@ def test_what_gguf_cannot_say_is_refused_before_the_merge(
     (model / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
     adapter = write_adapter(tmp_path / "adapter", model)
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW))
-    monkeypatch.setattr("mlx_itune.export.formats.fuse", None)
+    monkeypatch.setattr(formats, "fuse", None)
     given = ["--model", model, "--adapter", adapter, "--data", tmp_path / "rows.jsonl"]
     said = run("export", *given, "--to", "gguf", "--out", tmp_path / "m.gguf", code=4)
     assert said["where"] == str(model)
@@ -188,7 +189,7 @@ def test_what_gguf_cannot_say_is_refused_before_the_merge(
 def test_a_taken_place_is_refused_before_any_work(
     made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_itune.export.fusing.fuse.base.load", None)
+    monkeypatch.setattr(formats.base, "load", None)
     (tmp_path / "m.gguf").write_text("mine")
     (tmp_path / "null.gguf").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "fifo.gguf")
