@@ -124,7 +124,7 @@ def check(
         max_length=about.max_length or 2048,
         near_duplicates=asked.near_duplicates,
         lints=load_lints(asked.lints),
-        on_bytes=tell_bytes(observe, "check", rows.bytes),
+        on_bytes=told_bytes(observe, "check", rows.bytes),
     )
     faults = tuple(found)
     worth_a_look = asked.strict and (found.warnings or found.unlearned)
@@ -158,7 +158,7 @@ def stats(
     page = _new_page(html)
     form, about = records(how, (ImportPlan, FORM), AboutTokens)
     files = _Files(_several(data), form)
-    on_bytes = tell_bytes(observe, "read", files.bytes)
+    on_bytes = told_bytes(observe, "read", files.bytes)
     found = count(
         (
             (path.stem if path.stem in _SPLITS else path.name, files.read(path, on_bytes))
@@ -191,7 +191,7 @@ def import_rows(
 
     (plan,) = records(settings, ImportPlan)
     named = [str(source) for source in _several(sources)]
-    return run.import_rows(named, Path(out), plan, ask=ask, tell=partial(tell_bytes, observe))
+    return run.import_rows(named, Path(out), plan, ask=ask, tell=partial(told_bytes, observe))
 
 
 def clean(
@@ -210,7 +210,7 @@ def clean(
     form, plan = records(settings, (ImportPlan, FORM), CleanPlan)
     files = _Files(_several(sources), form)
     read = partial(
-        row_files.read_rows, how=files.how, on_bytes=tell_bytes(observe, "clean", files.bytes)
+        row_files.read_rows, how=files.how, on_bytes=told_bytes(observe, "clean", files.bytes)
     )
     own = Path(lints) if lints is not None else None
     return replace(
@@ -402,7 +402,7 @@ def _several(paths: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
     return (paths,) if isinstance(paths, str | Path) else paths
 
 
-def tell_bytes(observe: Observe | None, stage: str, total: int) -> Callable[[int], None]:
+def told_bytes(observe: Observe | None, stage: str, total: int) -> Callable[[int], None]:
     """What a reader tells of each further stretch of `total` bytes."""
     done = 0
 

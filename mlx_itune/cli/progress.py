@@ -82,6 +82,12 @@ class Progress:
         """`update`, of bytes."""
         self.update(stage, done, total, size)
 
+    def bytes_of(self, stage: str, total: int) -> Callable[[int], None]:
+        """What a reader tells of each further stretch of `total` bytes."""
+        from mlx_itune.api.rows import told_bytes
+
+        return told_bytes(self.bytes, stage, total)
+
     def labelled(self, label: str) -> Callable[[str, int, int], None]:
         """`update`, with a label before the name of each stage."""
         return lambda stage, done, total: self.update(f"{label} {stage}", done, total)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,19 +171,13 @@ def render(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Re
     a train file is read by splits. The choice of a template depends on the row's content and the
     seed alone. Exemplars come from training rows.
     """
-    from mlx_itune.api.rows import tell_bytes
     from mlx_itune.cli.progress import Progress
     from mlx_itune.dataset.templating.run import render_rows
 
     measure = _measure_with(settings.model) if settings.model else None
     with Progress() as progress:
         made = render_rows(
-            source,
-            templates,
-            out,
-            settings,
-            measure=measure,
-            tell=partial(tell_bytes, progress.bytes),
+            source, templates, out, settings, measure=measure, tell=progress.bytes_of
         )
     return Result(made, _rendered(made))
 
