@@ -14,7 +14,7 @@ from mlx_itune.inference.prompts import Prompt, chat_ids, room_tokens
 from mlx_itune.kit.errors import DataError, located
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.serving.engine import Drawing, Engine, Order, Token
-from mlx_itune.model.serving.reply import TextStream
+from mlx_itune.model.serving.text_stream import TextStream
 
 GREEDY = Drawing()
 # Whose computed past is kept: this one, and the one before a reset.

@@ -13,17 +13,18 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_itune.inference.answer_forms import reply_to
 from mlx_itune.inference.openai_request import Asked, Refusal
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.serving.engine import Engine, Order, Token
-from mlx_itune.model.serving.reply import Reply, TextStream
+from mlx_itune.model.serving.text_stream import TextStream
 
 _LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of an answer. said: what it adds, by name (see Reply); scored: its tokens with their
+    """Some of an answer. said: what it adds, by OpenAI's names; scored: its tokens with their
     log-probabilities, where they are asked for; finish: how the answer ends, if it does here."""
 
     said: dict[str, Any]
@@ -57,7 +58,7 @@ class Answer:
         """The answer as it comes; the last part has its end."""
         served, request = self.asked.served, self.asked.request
         text = TextStream(self._decode, self.asked.stops)
-        reply = Reply(served.family, self.asked.prompt_ids, request.tools)
+        reply = reply_to(served.form, served.tokenizer, self.asked.prompt_ids, request.tools)
         scores = _Scores(self.asked, self._decode)
         self._engine.submit(self.order)
         finish = None

@@ -24,6 +24,7 @@ from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.json_files import parse_object, to_record
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.serving.engine import Drawing
+from mlx_itune.model.serving.reply import Form
 
 # What mlx-lm's clients say when they do not choose.
 DEFAULT = "default_model"
@@ -90,12 +91,12 @@ class Request(Drawing):
 
 @dataclass(frozen=True)
 class Served:
-    """A name of the API: the adapter that is on for it (None: the base) and how it reads. family:
-    mlx-lm's tokenizer of it."""
+    """A name of the API: the adapter that is on for it (None: the base), how it reads, and how its
+    answers are read."""
 
     adapter: str | None
     tokenizer: ChatTokenizer
-    family: Any
+    form: Form
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.inference.answer_forms import form_of
 from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served
 from mlx_itune.inference.openai_server import application
 from mlx_itune.inference.opening import Opening, as_trained
@@ -29,7 +30,6 @@ from mlx_itune.model.adapters import adapter as adapter_files
 from mlx_itune.model.adapters.adapter import Adapter, AdapterSet
 from mlx_itune.model.loading import base
 from mlx_itune.model.serving.engine import Engine
-from mlx_itune.model.serving.reply import family
 
 # How long answers under way may take once the server is told to stop.
 _GRACE_S = 10
@@ -149,8 +149,10 @@ def _opened(
     loaded = base.load(settings.model, compute=settings.compute)
     if loaded.id in named:
         raise UsageError(f"an adapter cannot have the base's name, {loaded.id}")
-    texts = {chat.template_text for chat in tokenizers.values()}
-    families = {text: family(path, text) for text in texts}
+    by_text = {chat.template_text: chat for chat in tokenizers.values()}
+    forms = {text: form_of(path, chat) for text, chat in by_text.items()}
+    for chat in tokenizers.values():
+        chat.notes += tuple(filter(None, [forms[chat.template_text].note]))
     engine = Engine(
         loaded.model,
         concurrency=settings.concurrency,
@@ -159,7 +161,7 @@ def _opened(
     )
     desk = Desk(
         {
-            name or loaded.id: Served(name, chat, families[chat.template_text])
+            name or loaded.id: Served(name, chat, forms[chat.template_text])
             for name, chat in tokenizers.items()
         },
         {settings.model: loaded.id} if None in tokenizers else {},

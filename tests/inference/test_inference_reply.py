@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from masks.agreement import chat_tokenizer
+from masks.families import FAMILIES
 
 import mlx_itune.model  # noqa: F401  (loads the BLAS before mlx.core)
+from mlx_itune.dataset.tokens.calls import tools_for, written
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from mlx_itune.inference.answer_forms import form_of
 from mlx_itune.inference.openai_request import Desk, Refusal, Served
-from mlx_itune.model.serving.reply import Reply, TextStream
+from mlx_itune.model.serving.reply import Form, Reply
+from mlx_itune.model.serving.text_stream import TextStream
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 
 
 @pytest.fixture
-def family() -> Any:
+def form() -> Form:
     from mlx_lm.tool_parsers import json_tools
 
-    return SimpleNamespace(
+    traits = SimpleNamespace(
         has_thinking=True,
         think_start="<think>",
         think_end="</think>",
-        rfind_think_start=lambda ids: 1 if 7 in ids else -1,
-        rfind_think_end=lambda ids: -1,
         has_tool_calling=True,
         tool_call_start="<tool_call>",
         tool_call_end="</tool_call>",
-        tool_parser=json_tools.parse_tool_call,
         structural_markers=(),
         response_transitions={},
-        response_initial_state=None,
     )
+    return Form(traits, ("<tool_call>", "</tool_call>"), json_tools.parse_tool_call)
 
 
-def told(family: Any, text: str, prompt: tuple[int, ...] = (1,)) -> dict[str, Any]:
+def told(form: Form, text: str, tools: Any = (), *, opened: bool = False) -> dict[str, Any]:
     """All that a reply says, letter by letter."""
-    reply, said = Reply(family, prompt, []), dict[str, Any]()
+    reply, said = Reply(form, tools, opened=opened), dict[str, Any]()
     for n, letter in enumerate(text, 1):
         for key, value in reply.push(letter, is_last=n == len(text)).items():
             said[key] = said[key] + value if key in said else value
@@ -49,20 +52,83 @@ def told(family: Any, text: str, prompt: tuple[int, ...] = (1,)) -> dict[str, An
     return said
 
 
-def test_words_reasoning_and_calls_are_told_apart(family: Any) -> None:
+def test_words_reasoning_and_calls_are_told_apart(form: Form) -> None:
     call = {"function": {"name": "f", "arguments": '{"x": 1}'}}
-    assert told(family, "plain <b>words</b> <") == {"content": "plain <b>words</b> <"}
-    assert told(family, f"<think>so</think>Yes{CALL}") == {
-        "reasoning_content": "so", "content": "Yes", "tool_calls": [call]
+    assert told(form, "plain <b>words</b> <") == {"content": "plain <b>words</b> <"}
+    assert told(form, f"<think>so</think>\n\nYes\n{CALL}\n") == {
+        "reasoning_content": "so", "content": "Yes\n", "tool_calls": [call]
     }  # fmt: skip
-    assert told(family, CALL + CALL)["tool_calls"] == [call, call]
+    assert told(form, f"\n{CALL}\n{CALL}\n") == {"tool_calls": [call, call]}
+    assert told(form, " \n") == {"content": " \n"}
     # A prompt that opens the thought.
-    assert told(family, "so</think>Yes", (1, 7)) == {"reasoning_content": "so", "content": "Yes"}
-    # What only looks like a call is not lost.
-    assert told(family, "<tool_call>{no</tool_call>")["content"] == "{no"
+    assert told(form, "so</think>Yes", opened=True) == {"reasoning_content": "so", "content": "Yes"}
+    # What only looks like a call stays as it was written.
+    for text in ("<tool_call>{no</tool_call>", "<tool_call>[]x", '<tool_call>{"name": "f"}'):
+        assert told(form, text) == {"content": text}
 
 
-def test_a_panic_under_a_request_is_a_500_of_that_request(family: Any) -> None:
+HARD = {
+    "words": 'a "quoted" \u7528\nline <b> {"x": [1]}', "whole": 3, "part": 2.5, "on": True,
+    "list": ["a", 1], "inner": {"k": ["v"]}, "code": "007", "empty": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name, each in FAMILIES.items() if each.calls])
+def test_calls_come_back_as_the_template_writes_them(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    chat = chat_tokenizer("starter", family)
+    chat.hf.save_pretrained(tmp_path)
+    form = form_of(tmp_path, chat)
+    assert form.parse and not form.note
+    # LFM's template writes a line's end into a text in quotes, which is no Python.
+    given = {**HARD, "words": "a b"} if name.startswith("lfm") else HARD
+    for count in (1, family.calls):
+        calls = [{"name": f"look_{n}", "arguments": given} for n in range(count)]
+        for text in written(chat, calls):
+            said = told(form, text, tools_for(calls))
+            made = [call["function"] for call in said.pop("tool_calls")]
+            assert [{**call, "arguments": json.loads(call["arguments"])} for call in made] == calls
+            assert not said
+            # Cut anywhere, nothing of it is lost; words are no call.
+            half = told(form, text[: len(text) // 2], tools_for(calls))
+            assert half.get("tool_calls") or half["content"]
+    assert told(form, "It is 3.", tools_for(calls)) == {"content": "It is 3."}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary "
+            'to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>',
+            {"reasoning_content": "Look.", "tool_calls": 1},
+        ),
+        ("<|channel|>final<|message|>Yes.", {"content": "Yes."}),
+    ],
+)
+def test_channels_of_gpt_oss(text: str, said: dict[str, Any], tmp_path: Path) -> None:
+    chat = chat_tokenizer("starter", FAMILIES["gpt_oss"])
+    chat.hf.save_pretrained(tmp_path)
+    got = told(form_of(tmp_path, chat), text)
+    if "tool_calls" in got:
+        got["tool_calls"] = len(got["tool_calls"])
+    assert got == said
+
+
+def test_a_bare_object_is_a_call_of_a_tool_only(tmp_path: Path) -> None:
+    chat = chat_tokenizer("starter", FAMILIES["llama3"])
+    chat.hf.save_pretrained(tmp_path)
+    form = form_of(tmp_path, chat)
+    text = '{"name": "f", "parameters": {"x": 1}}'
+    tools = tools_for([{"name": "f", "arguments": {"x": 1}}])
+    for whole in (text, f"<|python_tag|>{text}", f"\n {text}"):
+        assert told(form, whole, tools)["tool_calls"][0]["function"]["name"] == "f"
+    assert told(form, text) == told(form, text, tools_for([])) == {"content": text}
+    for other in (text.replace("f", "g", 1), text[:-1], "{} and more", "<|pyth"):
+        assert told(form, other, tools) == {"content": other}
+
+
+def test_a_panic_under_a_request_is_a_500_of_that_request(form: Form) -> None:
     class PanicException(BaseException):
         """As Rust under Python raises it."""
 
@@ -70,7 +136,7 @@ def test_a_panic_under_a_request_is_a_500_of_that_request(family: Any) -> None:
         raise PanicException("index out of bounds")
 
     tokenizer: Any = SimpleNamespace(text_start="", encode_ids=encode_ids, stop_strings=())
-    desk = Desk({"a": Served(None, tokenizer, family)}, {}, {}, 10)
+    desk = Desk({"a": Served(None, tokenizer, form)}, {}, {}, 10)
     with pytest.raises(Refusal, match="index out of bounds") as refused:
         desk.read(b'{"prompt": "x"}', is_chat=False)
     assert refused.value.status == 500
