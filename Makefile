@@ -1,6 +1,6 @@
 # Every target sets up what it needs (scripts/setup); ARGS="..." is passed on to the command.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check masks parity crash real bench quality clean
+.PHONY: help demo test check masks parity crash real pages bench quality clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,10 @@ crash: ## runs killed 200 times and resumed, and every fault of the disk
 real: ## the whole job on a real model, SmolLM2-135M in 4 bits and float16 (fetches it once, 93 MB, into .cache)
 	@scripts/setup dev
 	.venv/bin/python -m pytest -m real tests/real $(ARGS)
+
+pages: ## every page in Chromium, narrow and wide, light and dark (ARGS="--images docs/images" keeps the screenshots)
+	@scripts/setup dev pages
+	.venv/bin/python -m pytest -m pages tests/pages $(ARGS)
 
 masks: ## every token's label against the oracle, 10,000 conversations a family (ARGS="--count 500")
 	@scripts/setup dev
