@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ FAULTS = """(smallest) => {
     for (let e = holder; e; e = e.parentElement) {
       const flow = getComputedStyle(e).overflowX;
       if (/auto|scroll/.test(flow)) break;
-      const frame = e.getBoundingClientRect(), cuts = /hidden|clip/.test(flow) || e.tagName == "svg";
+    const frame = e.getBoundingClientRect();
+    const cuts = /hidden|clip/.test(flow) || e.tagName == "svg";
       if (cuts && (box.left < frame.left - 1 || box.right > frame.right + 1))
         wrong.push(`cut: ${text.slice(0, 40)}`);
     }
@@ -81,7 +81,18 @@ def shown(made: Path) -> Path:
     return made / "show.html"
 
 
-PAGES: dict[str, Callable[[Path], Path]] = {"report": report, "stats": stats, "show": shown}
+def scored(made: Path) -> Path:
+    about = ["--model", "starter", "--adapter", made / "adapter", "--runs", made / "runs"]
+    command("eval", *about, "--data", ROWS, "--html", made / "eval.html", "--offline")
+    return made / "eval.html"
+
+
+PAGES: dict[str, Callable[[Path], Path]] = {
+    "report": report,
+    "stats": stats,
+    "show": shown,
+    "eval": scored,
+}
 
 
 @pytest.fixture(scope="module")
