@@ -284,7 +284,12 @@ def show(data: PathLike, model: str, *, html: PathLike | None = None, **how: Any
 
 
 def examples_shown(
-    data: PathLike, model: str, *, html: PathLike | None = None, **how: Any
+    data: PathLike,
+    model: str,
+    *,
+    adapter: PathLike | None = None,
+    html: PathLike | None = None,
+    **how: Any,
 ) -> tuple[list[ShownExample], ChatTokenizer, Shown]:
     """`show`, with the examples and the tokenizer that its rows are made of before it."""
     from mlx_itune.dataset.rendering.prepare import PrepareReport
@@ -303,7 +308,8 @@ def examples_shown(
         ShowSettings,
         (AboutTokens, "model template template_option"),
     )
-    files, tokenizer = _Files((data,), form), about.tokenizer
+    files = _Files((data,), form)
+    tokenizer = about.tokenizer if adapter is None else about.as_trained(Path(adapter))
     files.how = replace(files.how, system=system_prompt(asked.system, asked.system_mode))
     policy = {name: getattr(asked, name) for name in ("learn", "max_length", "too_long")}
     seen, shown, left_out = PrepareReport(), list[Any](), list[DataError]()
@@ -358,6 +364,15 @@ class AboutTokens:
         if not self.model:
             return None
         return tokenizer_of(self.model, self.template, self.template_option)
+
+    def as_trained(self, adapter: Path) -> ChatTokenizer:
+        """The model's with the template of an adapter of it. Raises ModelError, UsageError."""
+        from mlx_itune.inference.opening import Opening, open_tokenizer
+
+        told = self.template_option
+        return open_tokenizer(
+            Opening(str(self.model), adapter, self.template, template_option=told)
+        )
 
 
 def tokenizer_of(

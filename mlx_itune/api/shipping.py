@@ -29,6 +29,7 @@ from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.adapters.lora import ON_THE_GRID
 from mlx_itune.model.loading.base import LoadedModel
+from mlx_itune.training.run.naming import run_of
 from mlx_itune.training.settings import TrainSettings, settings_from
 
 # Rows to measure on, and rows to compensate errors on; none of them for two purposes.
@@ -196,8 +197,7 @@ def _held(
 
 
 def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut | None:
-
-    folder = _run_of(adapter, runs)
+    folder = run_of(adapter.origin, adapter.path, runs)
     if folder is None:
         return None
     try:
@@ -224,14 +224,6 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
         learn=settings.learn,
         too_long=settings.too_long,
     )
-
-
-def _run_of(adapter: Adapter, runs: Path) -> Path | None:
-    name = adapter.origin.run
-    if name is None or Path(name).name != name:
-        return None
-    places = [runs, *([adapter.path.parent / "runs"] if adapter.path else [])]
-    return next((p / name for p in places if (p / name / "config.toml").is_file()), None)
 
 
 def _of_prompts(request: Request) -> Sequence[TokenizedExample]:

@@ -169,6 +169,7 @@ def _ask() -> str | None:
 
 
 @options.command("serve")
+@options.based
 @options.flags("model adapters host port concurrency cached-prompts allow-origin")
 @options.flags("template compute allow-other-base template-option system")
 def serve(as_json: bool, **settings: Any) -> None:

@@ -23,6 +23,7 @@ _measured = options.flags("runs bits max-kl allow-lossy held-out template comput
 
 
 @options.command("fuse")
+@options.based
 @options.flags("model adapter-to-merge out-directory way every-way score")
 @_measured
 def fuse(**given: Any) -> Result:
@@ -61,6 +62,7 @@ def _fused(result: FuseResult, source: str) -> Iterator[Any]:
 
 
 @options.command("export")
+@options.based
 @options.flags("model adapter to out-path type name separate bundle way-of-export")
 @_measured
 def command(**given: Any) -> Result:
@@ -116,7 +118,7 @@ def verify(bundle: Path) -> Result:
 
 
 @options.command("import")
-@options.flags("peft-adapter model out-directory")
+@options.flags("peft-adapter model-of-import out-directory")
 def import_adapter(source: Path, model: str, out: Path) -> Result:
     """Read a PEFT adapter (LoRA, rsLoRA, DoRA) and write it as mlx-lm and this program read it.
 

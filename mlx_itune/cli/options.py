@@ -151,10 +151,55 @@ def as_record(name: str, record: str, *group: Option) -> Callable[[F], F]:
     return decorate
 
 
-opening = as_record(
-    "opening",
-    "mlx_itune.inference.opening:Opening",
-    flags("model adapter template compute allow-other-base template-option system"),
+def based(function: F) -> F:
+    """A command with --model and --adapter: an adapter may be named by its run, and where there is
+    one the model may be left out."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> Any:
+        model, runs = values["model"], values.get("runs") or Path("runs")
+        several = "adapters" in values
+        given = values["adapters"] if several else filter(None, [values["adapter"]])
+        found = [_adapter(str(each), runs, named=several) for each in given]
+        if not model:
+            model = _base_of([path for _, path in found], runs)
+        if several:
+            values["adapters"] = tuple(f"{name}{path}" for name, path in found)
+        else:
+            values["adapter"] = found[0][1] if found else None
+        return function(**{**values, "model": model})
+
+    return cast("F", run)
+
+
+def _adapter(given: str, runs: Path, *, named: bool) -> tuple[str, Path]:
+    """("NAME=" or nothing, the adapter's directory)."""
+    from mlx_itune.training.run.naming import adapter_at
+
+    name, separator, folder = given.partition("=")
+    if not (named and name and folder) or Path(given).is_dir():
+        return "", adapter_at(given, runs)
+    return name + separator, adapter_at(folder, runs)
+
+
+def _base_of(adapters: list[Path], runs: Path) -> str:
+    from mlx_itune.training.run.naming import base_of
+
+    if not adapters:
+        hint = "name it, or an --adapter that knows its base"
+        raise UsageError("Missing option '--model'", hint=hint)
+    model = base_of(adapters[0], runs)
+    tell([f"--model {model}, which the adapter was trained on"])
+    return model
+
+
+opening = together(
+    based,
+    as_record(
+        "opening",
+        "mlx_itune.inference.opening:Opening",
+        flags("model adapter template compute allow-other-base template-option system"),
+    ),
 )
 drawing = as_record(
     "drawing",

@@ -1,4 +1,4 @@
-"""``runs``: what was trained; list, show, verify, prune."""
+"""``runs``: what was trained; list, show, open, verify, prune."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def _listed(found: Sequence[Any], runs: Path) -> Iterator[Any]:
             Path(run.run).name,
             run.state,
             f"{run.step}/{run.steps}" if run.steps else f"{run.step}",
-            number(run.train_loss, 3),
             number(run.valid_loss, 3),
             number(run.best_valid_loss, 3),
             size(run.bytes),
         ]
         for run in found
     )
-    yield table(["run", "state", "step", "train", "valid", "best", "size"], rows)
+    # Six columns are what 80 characters hold; the train loss is in `runs show`.
+    yield table(["run", "state", "step", "valid", "best", "size"], rows)
     for run in found:
         if run.resume:
             yield f"{run.state}, continue with:\n  {run.resume}"
@@ -90,6 +90,22 @@ def _shown(found: dict[str, Any]) -> Iterator[str]:
         yield f"  and {len(incidents) - _INCIDENTS} more in {found['run']}/incidents.jsonl"
     if found["resume"]:
         yield f"\ncontinue with: {found['resume']}"
+
+
+@options.command("runs open")
+@options.flags("run-or-last runs")
+def open_report(run: str, runs: Path) -> Result:
+    """Make the report of RUN (the last one unless given) anew and open it in the browser."""
+    import webbrowser
+
+    from mlx_itune.training.run import report
+    from mlx_itune.training.run.run import find
+
+    folder = find(run, runs)
+    page = report.write(folder)
+    opened = webbrowser.open(page.resolve().as_uri())
+    lines = [str(page)] if opened else [str(page), "no browser was found: open it by hand"]
+    return Result({"run": folder, "report": page, "opened": opened}, lines)
 
 
 def _folders(names: Sequence[str], runs: Path) -> Sequence[Path]:

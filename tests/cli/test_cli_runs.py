@@ -77,6 +77,53 @@ def test_one_run_is_shown_whole(cli: Any, runs: Path) -> None:
     cli("runs", "show", first.name[:4], "--runs", runs, code=2)
 
 
+def test_the_report_is_opened(cli: Any, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: shown.append(url) or len(shown) < 2)
+    first, _, third = sorted(runs.iterdir())
+    assert cli("runs", "open", "--runs", runs).out == f"{third}/report.html\n"
+    assert shown == [(third / "report.html").as_uri()]
+    assert "by hand" in cli("runs", "open", first.name, "--runs", runs).out
+    found = cli.json("runs", "open", first)
+    assert (found["report"], found["opened"]) == (f"{first}/report.html", False)
+
+
+def test_the_list_fits_a_terminal(cli: Any, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for run in runs.iterdir():
+        (run / "weights").write_bytes(b"")
+        with (run / "weights").open("r+b") as file:
+            file.truncate(25_300_000_000)
+    lines = cli("runs", "list", "--runs", runs).out.splitlines()
+    table = lines[: next(n for n, line in enumerate(lines) if "continue with" in line)]
+    assert max(map(len, (line.rstrip() for line in table))) <= 80
+    for run in runs.iterdir():
+        (line,) = (line for line in table if run.name in line)
+        assert line.rstrip().endswith("25.3 GB") and "…" not in line
+
+
+def test_a_run_is_an_adapter_that_knows_its_base(
+    cli: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs.parent)
+    first, second, third = sorted(runs.iterdir())
+    asked = ("generate", "--prompt", "hello", "--max-tokens", 1)
+    adapter = cli.json("runs", "show", first)["result"]["adapter"]
+    wanted = cli.json(*asked, "--adapter", adapter)["text"]
+    for named in (first, first.name, f"runs/{first.name}"):
+        assert cli.json(*asked, "--adapter", named)["text"] == wanted
+    shutil.copy(first / "result.json", third)
+    assert "the adapter was trained on" in cli(*asked, "--adapter", "last").err
+    (third / "result.json").write_text('{"steps": "many"}')
+    cli.refused(*asked, "--adapter", "last", code=5)
+    assert f"resume {second}" in cli.refused(*asked, "--adapter", second, code=4)
+    assert "no such adapter, and no such run" in cli.refused(*asked, "--adapter", "no", code=4)
+    assert "--adapter that knows" in cli.refused(*asked, code=2)
+    away = shutil.copytree(adapter, runs.parent / "away")
+    shutil.rmtree(runs)
+    assert "is not at hand; name it with --model" in cli.refused(*asked, "--adapter", away, code=4)
+
+
 def test_a_flipped_byte_fails_the_verification(cli: Any, runs: Path) -> None:
     found = cli.json("runs", "verify", "--runs", runs)
     assert (len(found["checkpoints"]), found["broken"]) == (9, 0)

@@ -27,7 +27,8 @@ _EDGES = re.compile(r"\A[ \n]+|[ \n]+\Z")
 
 
 @options.command("data show")
-@options.flags("data-file model rows row-wanted")
+@options.based
+@options.flags("data-file model adapter rows row-wanted")
 @options.flag(table()["learn"], defaulted=True)
 @options.flag(table()["max_length"], defaulted=True)
 @options.flag(table()["too_long"], defaulted=True)

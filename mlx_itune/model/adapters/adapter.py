@@ -221,6 +221,13 @@ def load(path: Path, *, any_base: bool = False) -> Adapter:
     return Adapter(config, tensors, provenance, path, shipped, any_base)
 
 
+def origin_of(path: Path) -> Origin:
+    """Where an adapter comes from, as far as it tells; its tensors are not read. Raises ModelError
+    for wrong types."""
+    papers = path / PROVENANCE
+    return read_record(papers, Origin, error=ModelError) if papers.exists() else Origin()
+
+
 def apply(loaded: LoadedModel, adapter: Adapter) -> None:
     """Put an adapter on its base model, in place.
 

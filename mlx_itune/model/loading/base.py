@@ -61,7 +61,17 @@ def resolve(model: str) -> Path:
             where=model,
             hint=f"give a model directory, a Hub id like org/name, or {' or '.join(named.NAMES)}",
         )
-    return _from_hub(model)
+    return _from_hub(model, offline=network.offline())
+
+
+def is_here(model: str) -> bool:
+    """Whether a model is on this machine; nothing is fetched for the answer."""
+    if model in named.NAMES or Path(model).is_dir():
+        return True
+    try:
+        return bool(_HUB_ID.fullmatch(model) and _from_hub(model, offline=True))
+    except ModelError:
+        return False
 
 
 def load(
@@ -136,8 +146,7 @@ def public_id(model: str, path: Path) -> str:
     return path.resolve().name if Path(model).expanduser().exists() else model
 
 
-def _from_hub(model: str) -> Path:
-    offline = network.offline()
+def _from_hub(model: str, *, offline: bool) -> Path:
     # Read when huggingface_hub is imported; set here for callers that use the library directly.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download

@@ -169,6 +169,11 @@ def find(name: str, runs: Path = Path("runs")) -> Path:
     raise UsageError("no such run", where=name, hint=f"mlx-itune runs list --runs {runs}")
 
 
+def could_be(name: str, runs: Path) -> bool:
+    """Whether `find` would find a run, or several."""
+    return any(name == "last" or folder.name.startswith(name) for folder in all_in(runs))
+
+
 def all_in(runs: Path) -> list[Path]:
     """The run folders in a directory, oldest first."""
     with storage_errors(runs):
