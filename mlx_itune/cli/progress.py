@@ -286,9 +286,10 @@ class TrainingView:
         if event["skipped"] or loss is None or loss != loss:
             self.skipped += 1
             return
-        self._recent.append((loss, float(event.get("supervised_tokens") or 1)))
-        learned = sum(weight for _, weight in self._recent)
-        self.loss = sum(loss * weight for loss, weight in self._recent) / learned
+        from mlx_itune.training.run.run import train_loss
+
+        self._recent.append((loss, float(event.get("weight") or 1)))
+        self.loss = train_loss(self._recent)
 
     def _valid(self, loss: float | None, step: int) -> str:
         if loss is None or loss != loss:

@@ -70,6 +70,7 @@ def _shown(found: dict[str, Any]) -> Iterator[str]:
         ("best", number(found["best_valid_loss"])),
         ("size", size(found["bytes"])),
     ]
+    lines.append(("verdict", found["verdict"]))
     if found["result"]:
         lines.insert(2, ("adapter", found["result"].adapter))
     yield from pairs(lines)

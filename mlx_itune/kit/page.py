@@ -56,19 +56,23 @@ def _attribute(name: str, value: str | float | bool) -> str:
     return f' {name}="{f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"}"'
 
 
-def page(title: str, body: Html, *, subtitle: str = "", style: str = "") -> str:
-    """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`."""
+def page(
+    title: str, body: Html, *, subtitle: str = "", style: str = "", refresh_s: int | None = None
+) -> str:
+    """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`. refresh_s:
+    after so many seconds a browser reads the file again."""
     sheet = read_style(__file__) + style
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     heading = element("h1", None, title)
     if subtitle:
         heading = join([heading, element("p", {"class": "subtitle"}, subtitle)])
+    again = f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">
+<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">{again}
 <title>{escape(title)}</title><style>{sheet}</style></head>
 <body><main><header>{heading}</header>{body}</main></body>
 </html>
@@ -123,6 +127,6 @@ def folded(summary: str, *body: Html) -> Html:
     return element("details", None, element("summary", None, summary), *body)
 
 
-def grid(*items: Html) -> Html:
-    """Items side by side where the window is wide enough."""
-    return element("div", {"class": "grid"}, *items)
+def grid(*items: Html, kind: str = "") -> Html:
+    """Items side by side where the window is wide enough. kind: "charts" are narrower."""
+    return element("div", {"class": f"grid {kind}".strip()}, *items)

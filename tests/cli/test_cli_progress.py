@@ -97,8 +97,8 @@ def test_what_a_run_tells(capsys: Capture, clock: list[float]) -> None:
         "step 20: validation loss 1.7000 (best 1.5000 at step 10)",
         "step 30: the validation loss is not finite",
     ]
-    # Losses count as much as they had tokens.
-    unlike = step(1, supervised_tokens=99), step(2, loss=5.0, supervised_tokens=1)
+    # Losses count as much as they weigh.
+    unlike = step(1, weight=99), step(2, loss=5.0, weight=1)
     assert told(*unlike, valid(2, 2.0))[0].endswith(", train loss 1.0400")
     # Of many incidents, the first are spelled out.
     incident = {"event": "incident", "step": 3, "rows": ["a:1", "a:2"], "suspects": []}

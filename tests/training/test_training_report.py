@@ -100,7 +100,16 @@ def page_of(tmp_path: Path, *lines: str) -> Page:
 def test_a_real_run_shows_its_curves_numbers_and_settings_and_nothing_private(
     settings: Any, tmp_path: Path
 ) -> None:
-    run = Path(train(settings(eval_every=2)).run)
+    seen: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        # What a browser would have seen when the step was told.
+        if event["event"] == "step":
+            (page,) = tmp_path.glob("runs/*/report.html")
+            seen.append(page.read_text())
+
+    run = Path(train(settings(eval_every=2), observe=observe).run)
+    assert all("refresh" in text for text in seen) and "step 2 of 6" in seen[3]
     told = [json.loads(text) for text in (run / "events.jsonl").read_text().splitlines()]
 
     def events(kind: str) -> list[dict[str, Any]]:
@@ -117,7 +126,12 @@ def test_a_real_run_shows_its_curves_numbers_and_settings_and_nothing_private(
     for name, told_as in (("steps", "6"), ("epochs", "2"), ("learning-rate", "0.005")):
         assert page.card(name) == told_as
     assert page.card("validation loss") == f"{valid[0]:.4g} → {valid[-1]:.4g}"
-    assert page.card("training loss at the end") == f"{end['train_loss']:.4g}"
+    # The same quantity in the page, at the end of `train` and in `runs show`, of any run.
+    told_as = "train loss, mean of the last 20 steps"
+    assert page.card(told_as) == f"{end['train_loss']:.4g}" and "refresh" not in page.source
+    assert read(run).train_loss == pytest.approx(end["train_loss"])
+    best = min(events("valid")[1:], key=lambda event: event["loss"])["step"]
+    assert f"best, ships: step {best}" in page.told and "Step 6 ships." in page.told
     assert page.card("learned tokens") == f"{end['supervised_tokens']:,}"
     assert page.card("peak memory") == f"{end['peak_memory_bytes'] / 1e6:,.1f} MB"
     assert page.card("rows to train on") == page.card("train.jsonl") == "10"
@@ -137,6 +151,28 @@ def test_a_real_run_shows_its_curves_numbers_and_settings_and_nothing_private(
     shutil.rmtree(moved / "checkpoints")
     page = Page(report.write(moved))
     assert list(page.charts) == TITLES and "step-000006 | removed" in page.told
+
+
+@pytest.mark.parametrize(
+    ("losses", "end", "told"),
+    [
+        ({0: 2.0, 4: 1.5, 6: 1.4, 8: 1.2}, {}, "Still falling: validation loss 1.4 at step 6"),
+        ({0: 2.0, 4: 1.2, 6: 1.5, 8: 1.6}, {"adapter_step": 4}, "Best at step 4: later steps over"),
+        ({0: 2.0, 4: 1.2, 6: 1.5, 8: 1.6}, {"adapter_step": 4}, "Step 4 ships."),
+        ({0: 2.0, 4: 1.2, 6: 1.5, 8: 1.6}, {"adapter_step": 8}, "step, 8, ships all the same"),
+        ({0: 2.0, 4: 1.2, 6: 1.2, 8: 1.199}, {}, "Levelled off"),
+        ({0: 2.0, 4: 2.1, 6: 2.0, 8: 1.99}, {}, "Nothing was learned"),
+        ({0: 2.0, 8: 1.0}, {}, "measured too rarely"),
+        ({}, {}, "No row was set aside"),
+    ],
+)
+def test_the_page_opens_with_a_verdict(
+    tmp_path: Path, losses: dict[int, float], end: dict[str, Any], told: str
+) -> None:
+    lines = [step(n + 1) for n in range(8)]
+    lines += [line("valid", step=at, loss=loss) for at, loss in losses.items()]
+    page = page_of(tmp_path, line("start", steps=8), *lines, line("end", **end))
+    assert told in page.texts[4]
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
@@ -166,6 +202,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     [
         (line("stopped", step=2, signal=2), "stopped after step 2"),
         (line("failed", step=2, message="x", exit_code=6), "ended by an error after step 2"),
+        (line("failed", step=2, message="x", exit_code=6), "Diverged at step 2"),
         (line("end", train_loss=1.0), "finished"),
         (line("end", stopped_early=True, adapter_step=1), "the adapter is of step | 1"),
         (line("end", stopped_early=True, adapter_step=1), "finished early"),

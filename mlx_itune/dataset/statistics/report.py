@@ -12,7 +12,7 @@ from mlx_itune.kit.page import Html, cards, element, folded, grid, join, page, r
 from mlx_itune.kit.page import table as html_table
 from mlx_itune.kit.wording import count, percent
 
-_WIDTH, _HEIGHT, _TOP, _BOTTOM = 560, 176, 30, 150
+_WIDTH, _HEIGHT, _TOP, _BOTTOM = 350, 176, 30, 150
 _UNFOLDED = 12
 QUANTILES = ("min", "p5", "p50", "p90", "p95", "p99", "max")
 
@@ -180,7 +180,11 @@ def stats_page(stats: Stats, *, data: str) -> str:
         for name, found in distributions(stats)
         if not name.startswith("words")
     ]
-    parts = [cards([*facts(stats)]), section("Distributions", grid(*plots)), *_sections(stats)]
+    parts = [
+        cards([*facts(stats)]),
+        section("Distributions", grid(*plots, kind="charts")),
+        *_sections(stats),
+    ]
     subtitle = f"{stats.rows:,} rows"
     if tokens:
         subtitle += f", tokenized with template {tokens.template}, learning {tokens.learn} turns"

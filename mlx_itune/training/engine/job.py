@@ -220,6 +220,7 @@ class Job:
             gradient_norm=metrics.gradient_norm,
             skipped=metrics.skipped,
             supervised_tokens=metrics.supervised_tokens,
+            weight=metrics.weight,
             tokens=metrics.tokens,
             tokens_per_second=sum(m.tokens for m, _ in self._timed) / spent_s,
             supervised_tokens_per_second=sum(m.supervised_tokens for m, _ in self._timed) / spent_s,

@@ -108,7 +108,13 @@ def work(
     """Run from where `record` stands, under the run's lock. resumed: fields of its event."""
     line = resume_line(str(folder))
     with EventLog(folder / run.EVENTS) as log:
-        job = Job(setup, folder, log if is_writer() else None, record, observe, began)
+
+        def seen(event: dict[str, Any]) -> None:
+            observe(event)
+            if event["event"] in ("valid", "checkpoint"):
+                _page(folder, job, is_live=True)
+
+        job = Job(setup, folder, log if is_writer() else None, record, seen, began)
         job.tell("start", **_start(setup, folder, job))
         if resumed is not None:
             job.tell("resume", **resumed)
@@ -131,14 +137,18 @@ def work(
             raise
         finally:
             gc.unfreeze()
-            if is_writer():
-                # A run does not fail for its page.
-                try:
-                    report.write(folder)
-                except Exception as error:
-                    job.warn(f"no report.html: {error}")
+            _page(folder, job)
     # The signal was delivered again, and whoever handles it let it pass: the run is over anyway.
     raise KeyboardInterrupt
+
+
+def _page(folder: Path, job: Job, *, is_live: bool = False) -> None:
+    """The run's page as it stands; a run does not fail for it."""
+    try:
+        if is_writer():
+            report.write(folder, is_live=is_live)
+    except Exception as error:
+        job.warn(f"no report.html: {error}")
 
 
 def _start(setup: Setup, folder: Path, job: Job) -> dict[str, Any]:

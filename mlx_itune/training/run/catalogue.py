@@ -21,6 +21,7 @@ from mlx_itune.kit.settings import from_toml
 from mlx_itune.training.run import checkpoint, run
 from mlx_itune.training.run.run import Incident, Losses, Record, resume_line
 from mlx_itune.training.run.story import Story, read
+from mlx_itune.training.run.verdict import verdict
 from mlx_itune.training.settings import TrainSettings
 
 # States in which a run can be resumed.
@@ -70,11 +71,9 @@ def standing(folder: Path) -> Standing:
     result = None
     with contextlib.suppress(StorageError):
         result = run.result_of(folder)
-    # The mean over its last steps is told only of a run that is done.
-    losses = (loss for loss in reversed(story.curve("loss").tolist()) if loss == loss)
     valid = [*story.validations.values()][-1:]
     known = Losses(
-        train_loss=next(losses, None),
+        train_loss=story.train_loss,
         valid_loss=valid[0] if valid and valid[0] == valid[0] else None,
         best_valid_loss=story.best[1] if story.best else None,
     )
@@ -96,6 +95,7 @@ def details(folder: Path) -> dict[str, Any]:
     who = holder(folder / run.LOCK)
     return {
         **vars(standing(folder)),
+        "verdict": verdict(_story_of(folder)),
         "held_by": str(who) if who else None,
         "config": from_toml(folder / run.CONFIG, TrainSettings),
         "result": run.result_of(folder),

@@ -21,8 +21,8 @@ _DRAWN = 600
 _FEWEST_TO_SMOOTH = 12
 # Values this many times above the 99th percentile would flatten everything else.
 _WILD = 4.0
-WIDTH, HEIGHT = 560, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 68, 44
+WIDTH, HEIGHT = 350, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 68, 44
 _CHAR_WIDTH = 6.6
 # Of so few points each gets a dot.
 _DOTTED = 40
@@ -69,7 +69,7 @@ CHARTS = (
 
 def curves(story: Story) -> Html:
     """Loss, learning rate, gradient norm, throughput and memory over the steps."""
-    return grid(*(_drawn(story, chart) for chart in CHARTS))
+    return grid(*(_drawn(story, chart) for chart in CHARTS), kind="charts")
 
 
 def by_step(story: Story, name: str, factor: float = 1.0) -> Curve:
@@ -123,9 +123,21 @@ def _drawn(story: Story, chart: Chart) -> Html:
         series["validation"] = thinned(np.array([*story.validations.items()], np.float64))
     ys = [y for line in series.values() for _, y in line]
     from_zero = not chart.smooth or (bool(ys) and min(ys) < chart.zero_below * max(ys))
-    drawn = line_chart(series, title=chart.title, y_label=chart.unit, from_zero=from_zero)
+    marks = _marks(story) if chart.title == "Loss" and any(series.values()) else {}
+    drawn = line_chart(
+        series, title=chart.title, y_label=chart.unit, from_zero=from_zero, marks=marks
+    )
     told = [element("p", {"class": "note"}, note)] if note else []
     return element("div", {"class": "both" if "smoothed" in series else ""}, drawn, *told)
+
+
+def _marks(story: Story) -> dict[int, str]:
+    """The best step, and the one that ships where it is another."""
+    marks = {story.best_learned[0]: "best"} if story.best_learned else {}
+    ships = story.end.get("adapter_step")
+    if isinstance(ships, int) and ships in story.steps:
+        marks[ships] = "best, ships" if ships in marks else "ships"
+    return marks
 
 
 def _without_wild(points: Curve) -> tuple[Curve, str]:
@@ -163,13 +175,19 @@ def _ticks(low: float, high: float, step: float) -> list[float]:
 
 
 def line_chart(
-    series: Mapping[str, Points], *, title: str, y_label: str, from_zero: bool = False
+    series: Mapping[str, Points],
+    *,
+    title: str,
+    y_label: str,
+    from_zero: bool = False,
+    marks: Mapping[int, str] | None = None,
 ) -> Html:
-    """A line per name through its finite (step, value) points, with a legend of several."""
+    """A line per name through its finite (step, value) points, with a legend of several. marks:
+    what is said of a step."""
     drawn = {name: points for name, points in series.items() if points}
     parts = [_text(0, 14, title, "title")]
     if drawn:
-        parts += _drawing(drawn, y_label, from_zero)
+        parts += _drawing(drawn, y_label, from_zero, marks or {})
     else:
         parts.append(_text(WIDTH / 2, 56, "nothing to show", "tick mid"))
     height = HEIGHT if drawn else 90
@@ -177,7 +195,9 @@ def line_chart(
     return element("figure", {"class": "chart"}, element("svg", box, join(parts)))
 
 
-def _drawing(drawn: Mapping[str, Points], y_label: str, from_zero: bool) -> list[Html]:
+def _drawing(
+    drawn: Mapping[str, Points], y_label: str, from_zero: bool, marks: Mapping[int, str]
+) -> list[Html]:
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
     low, high = min(0.0, *ys) if from_zero else min(ys), max(ys)
@@ -200,11 +220,17 @@ def _drawing(drawn: Mapping[str, Points], y_label: str, from_zero: bool) -> list
         parts.append(_line(_LEFT, y(tick), WIDTH - _RIGHT, y(tick), kind))
         parts.append(_text(_LEFT - 7, y(tick) + 4, _short(tick), "tick end"))
     parts.append(_line(_LEFT, foot, WIDTH - _RIGHT, foot, "zero"))
-    for tick in _ticks(left, right, max(round_step(left, right, 6), 1.0)):
+    for tick in _ticks(left, right, max(round_step(left, right, 4), 1.0)):
         parts.append(_line(x(tick), foot, x(tick), foot + 4, "zero"))
         parts.append(_text(x(tick), foot + 16, _short(tick), "tick mid"))
     parts.append(_text(0, _TOP - 14, y_label, "axis"))
     parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, foot + 35, "step", "axis mid"))
+    for row, (step_at, told) in enumerate(sorted(marks.items())):
+        at = x(step_at)
+        side = "tick end" if at > WIDTH / 2 else "tick"
+        told = f"{told}: step {step_at:,}"
+        parts.append(_line(at, _TOP, at, foot, "mark"))
+        parts.append(_text(at + (-4 if at > WIDTH / 2 else 4), _TOP + 11 + 14 * row, told, side))
     for colour, (name, points) in enumerate(drawn.items(), 1):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
         last = _tooltip(name, points[-1])

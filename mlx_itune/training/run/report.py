@@ -23,11 +23,14 @@ from mlx_itune.kit.settings import from_toml
 from mlx_itune.kit.wording import duration, listing, size
 from mlx_itune.training.run import curves
 from mlx_itune.training.run.catalogue import size_of
+from mlx_itune.training.run.run import WINDOW_STEPS
 from mlx_itune.training.run.story import Session, Story, read
+from mlx_itune.training.run.verdict import verdict
 from mlx_itune.training.settings import TrainSettings
 
 NAME = "report.html"
 _SHOWN, _SAMPLES, _LISTED = 50, 500, 20
+_REFRESH_S = 10
 # What a start event says that other sections tell already.
 _TOLD = {"run", "report", "steps", "examples", "valid_examples", "sources", "base"}
 _WORDS = {
@@ -47,23 +50,25 @@ _HASH = re.compile("[0-9a-f]{40,}")
 _LOCAL = re.compile(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
 
-def write(run: Path) -> Path:
+def write(run: Path, *, is_live: bool = False) -> Path:
     """Make `runs/<id>/report.html` anew and return its path. Raises StorageError."""
     path = Path(run) / NAME
-    write_durably(path, made(Path(run)).encode("utf-8", errors="backslashreplace"))
+    write_durably(path, made(Path(run), is_live).encode("utf-8", errors="backslashreplace"))
     return path
 
 
-def made(run: Path) -> str:
-    """The page of a run, finished or not. Raises StorageError where events.jsonl is not there."""
+def made(run: Path, is_live: bool = False) -> str:
+    """The page of a run, finished or not; of one that `is_live` a browser asks again every few
+    seconds. Raises StorageError where events.jsonl is not there."""
     story = read(run)
     origin = {**_object(run / "run.json"), **_newest(run, "provenance.json")}
     settings = _settings(run)
     parts = [
+        element("p", {"class": "verdict"}, verdict(story)),
         cards(list(_headline(story))),
+        *_samples(story),
         section("Curves", curves.curves(story), note=_curve_note(story)),
         *_rates(origin.get("learning_rate_search")),
-        *_samples(story),
         *_data(story, origin),
         *_model(story, origin, _adapter(run, settings)),
         *_checkpoints(story, run),
@@ -82,6 +87,7 @@ def made(run: Path) -> str:
         subtitle=f"{settings.get('adapter', 'adapter')}{rank} on {model}; "
         f"started {_when(began)}, {_state(story)}",
         style=curves.STYLE,
+        refresh_s=_REFRESH_S if is_live else None,
     )
 
 
@@ -102,9 +108,8 @@ def _headline(story: Story) -> Iterator[tuple[str, str]]:
         yield "validation loss", f"{first} → {last}" if len(losses) > 1 else first
     if story.best and len(losses) > 1:
         yield f"best, at step {story.best[0]:,}", f"{story.best[1]:.4g}"
-    mean = curves.smoothed(curves.by_step(story, "loss"), story.tokens())
-    if (loss := end.get("train_loss", mean[-1, 1] if len(mean) else None)) is not None:
-        yield "training loss at the end", f"{loss:.4g}"
+    if (loss := end.get("train_loss", story.train_loss)) is not None:
+        yield f"train loss, mean of the last {WINDOW_STEPS} steps", f"{loss:.4g}"
     done = story.steps[-1] if story.steps else 0
     planned = story.planned_steps
     yield "steps", f"{done:,}" + (f" of {planned:,}" if planned not in (None, done) else "")
@@ -113,6 +118,9 @@ def _headline(story: Story) -> Iterator[tuple[str, str]]:
     if (loss := end.get("adapter_valid_loss")) is not None:
         rows = end.get("adapter_valid_rows", 0)
         yield f"the adapter's loss on {rows:,} validation rows", f"{loss:.4g}"
+    for key, name in (("rows_used", "rows used"), ("rows_not_used", "rows not used")):
+        if isinstance(rows := story.start.get(key), int) and (rows or key == "rows_used"):
+            yield name, f"{rows:,}"
     if "epochs" in end:
         yield "epochs", f"{end['epochs']:.3g}"
     yield "learned tokens", f"{int(story.tokens().sum()):,}"

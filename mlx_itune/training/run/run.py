@@ -16,7 +16,7 @@ import itertools
 import math
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -397,8 +397,6 @@ class Record:
 
     def numbers(self, rows: int) -> Numbers:
         """The numbers so far, of a data set of `rows` examples."""
-        weight = sum(weight for _, weight in self.recent)
-        loss = sum(loss * weight for loss, weight in self.recent)
         spent_s = self.clock.spent_s or 1.0
         kept = ("valid_loss", "best_step", "stopped_early", "skipped_steps")
         return Numbers(
@@ -406,10 +404,18 @@ class Record:
             steps=self.step,
             epochs=round(self.examples / rows, 4),
             best_valid_loss=self.best_valid_loss if self.best_step is None else self.best_step_loss,
-            train_loss=loss / weight if weight else None,
+            train_loss=train_loss(self.recent),
             supervised_tokens_per_second=self.supervised_tokens / spent_s,
             tokens_per_second=self.tokens / spent_s,
         )
+
+
+def train_loss(steps: Iterable[tuple[float, float]]) -> float | None:
+    """What is told as the train loss of a run, everywhere and at any step: the mean over the last
+    WINDOW_STEPS of its (loss, weight) that were learned, by weight; None where none was."""
+    learned = [item for item in steps if math.isfinite(item[0])][-WINDOW_STEPS:]
+    weight = sum(weight for _, weight in learned)
+    return sum(loss * weight for loss, weight in learned) / weight if weight else None
 
 
 def _is_below(loss: float | None, best: float | None) -> bool:

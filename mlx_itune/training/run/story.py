@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.kit.files import storage_errors
-from mlx_itune.training.run.run import EVENTS
+from mlx_itune.training.run.run import EVENTS, train_loss
 
 _LARGEST_STEP = 1 << 53
 _COLUMNS = (
     "loss learning_rate gradient_norm supervised_tokens_per_second tokens_per_second "
-    "peak_memory_bytes memory_bytes supervised_tokens skipped"
+    "peak_memory_bytes memory_bytes supervised_tokens weight skipped"
 ).split()
 # How the last session stands after its last event.
 _ENDINGS = {"stopped": "stopped by a signal", "failed": "ended by an error", "end": "finished"}
@@ -68,6 +68,15 @@ class Story:
         return np.nan_to_num(self.curve("supervised_tokens"))
 
     @property
+    def train_loss(self) -> float | None:
+        """As of the last step; see `run.train_loss`."""
+        weights = self.curve("weight")
+        # Runs of before it was told weigh by tokens.
+        weights = np.where(np.isnan(weights), self.tokens(), weights)
+        losses = np.where(self.curve("skipped") > 0, np.nan, self.curve("loss"))
+        return train_loss(zip(losses.tolist(), weights.tolist(), strict=True))
+
+    @property
     def skipped(self) -> int:
         """Steps that were not learned."""
         return int(self.curve("skipped").sum())
@@ -76,6 +85,12 @@ class Story:
     def best(self) -> tuple[int, float] | None:
         """(step, loss) of the lowest validation loss."""
         finite = [item for item in self.validations.items() if item[1] == item[1]]
+        return min(finite, key=lambda item: item[1], default=None)
+
+    @property
+    def best_learned(self) -> tuple[int, float] | None:
+        """The same of the steps that learned: what may be shipped."""
+        finite = [item for item in self.validations.items() if item[0] and item[1] == item[1]]
         return min(finite, key=lambda item: item[1], default=None)
 
     def add(self, event: Event) -> None:
