@@ -130,14 +130,17 @@ def _training_rows(trained: Adapter | None, data: Path, runs: Path) -> Sequence[
     rows; nothing where neither can be read."""
     from mlx_itune.dataset.sources import load_splits
     from mlx_itune.kit.settings import from_toml
-    from mlx_itune.training.run.run import CONFIG, find
+    from mlx_itune.training.run.naming import run_of
+    from mlx_itune.training.run.run import CONFIG, beginning_of
     from mlx_itune.training.settings import TrainSettings, settings_from
 
-    if trained is not None and trained.origin.run:
-        with contextlib.suppress(ItuneError):
-            folder = find(trained.origin.run, runs)
+    folder = run_of(trained.origin, trained.path, runs) if trained else None
+    with contextlib.suppress(ItuneError):
+        if folder:
             settings = settings_from(from_toml(folder / CONFIG, TrainSettings))
-            return load_splits(settings.data, seed=settings.seed, how=settings.reading).train
+            # As it was named where the run began.
+            rows = Path(beginning_of(folder).directory) / settings.data
+            return load_splits(rows, seed=settings.seed, how=settings.reading).train
     with contextlib.suppress(ItuneError):
         return load_splits(data).train if data.is_dir() else ()
     return ()
