@@ -26,6 +26,8 @@ from mlx_lm.models.cache import (
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from mlx_itune.model.serving.grammar import Guide
+
 _END = object()
 # Their attention takes one mask for all rows: their heads come in groups, which a mask of rows is
 # then broadcast against.
@@ -115,7 +117,8 @@ class Order:
 
     is_alone: nothing is computed beside it. logprobs: how many likeliest tokens to tell of each;
     None tells nothing. Whoever sets `is_cancelled`, from any thread, gets nothing more.
-    adapter: by name, None is the bare base. cached_tokens: of the prompt, once it began.
+    adapter: by name, None is the bare base. cached_tokens: of the prompt, once it began. guide: what
+    holds the answer to a grammar, for this order only.
     """
 
     prompt_ids: Sequence[int]
@@ -126,8 +129,13 @@ class Order:
     is_alone: bool = False
     logprobs: int | None = None
     adapter: str | None = None
+    guide: Guide | None = None
     cached_tokens: int = 0
     is_cancelled: bool = False
+
+    def processors(self, before: Sequence[int] = ()) -> list[Callable[[Any, Any], Any]]:
+        """What changes logits: the drawing's, and last the guide, which rules tokens out."""
+        return [*self.drawing.processors(before), *([self.guide] if self.guide else [])]
 
 
 class Engine:
@@ -241,7 +249,7 @@ class Engine:
             caches=[cache],
             all_tokens=[list(order.prompt_ids[: order.cached_tokens])],
             samplers=[order.drawing.sampler(self.vocabulary)],
-            logits_processors=[order.drawing.processors()],
+            logits_processors=[order.processors()],
             stop_sequences=[StopSequences([(token,) for token in order.eos_ids])],
         )
         self._in_batch[uid] = order
@@ -264,7 +272,7 @@ class Engine:
             order = self._in_batch[each.uid]
             if each.finish_reason:
                 self._remember(self._in_batch.pop(each.uid), each.all_tokens, each.prompt_cache)
-            order.deliver(_token(each.token, each.finish_reason, each.logprobs, order))
+            _deliver(order, each.token, each.finish_reason, each.logprobs)
 
     def _answer(self, order: Order) -> Iterator[None]:
         """Compute one order by itself, token by token."""
@@ -285,14 +293,14 @@ class Engine:
                 self._stream,
                 max_tokens=order.max_tokens,
                 sampler=order.drawing.sampler(self.vocabulary),
-                logits_processors=order.drawing.processors(ids[: order.cached_tokens]),
+                logits_processors=order.processors(ids[: order.cached_tokens]),
                 prompt_cache=cache,
                 prompt_progress_callback=heed,
             ):
                 ids.append(int(token))
                 is_last = len(ids) - len(order.prompt_ids) == order.max_tokens
                 finish = "stop" if token in order.eos_ids else "length" if is_last else None
-                order.deliver(_token(ids[-1], finish, logprobs, order))
+                _deliver(order, ids[-1], finish, logprobs)
                 if not finish:
                     yield
                 if finish or order.is_cancelled:
@@ -322,10 +330,16 @@ def can_batch(model: nn.Module) -> bool:
     return kept and getattr(model, "model_type", None) not in _ONE_MASK
 
 
-def _token(token: int, finish: str | None, logprobs: Any, order: Order) -> Token:
+def _deliver(order: Order, token: int, finish: str | None, logprobs: Any) -> None:
     """logprobs (V,): of every token at this place."""
+    if order.guide and order.guide.fault:
+        order.deliver(RuntimeError(f"the schema cannot be kept to: {order.guide.fault}"))
+        order.is_cancelled = True
+        return
     if order.logprobs is None:
-        return Token(token, finish)
+        order.deliver(Token(token, finish))
+        return
     likeliest: Any = mx.argsort(-logprobs)[: order.logprobs].tolist()
     values: Any = logprobs[mx.array([token, *likeliest])].tolist()
-    return Token(token, finish, values[0], tuple(zip(likeliest, values[1:], strict=True)))
+    top = tuple(zip(likeliest, values[1:], strict=True))
+    order.deliver(Token(token, finish, values[0], top))
