@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as GeneratorOf
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlx_itune.inference.prompts import Prompt, chat_ids, room_tokens
 from mlx_itune.kit.errors import DataError, located
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.serving.engine import Drawing, Engine, Order, Token
+from mlx_itune.model.serving.grammar import Grammar, Tokens
 from mlx_itune.model.serving.text_stream import TextStream
 
 GREEDY = Drawing()
@@ -63,7 +64,8 @@ class Answer(Iterator[str]):
 class Generator:
     """Text generation with one loaded model and its tokenizer. stops: texts that end an answer,
     too; batch_size: answers computed at once, the same as alone; cached_prompts: texts whose past
-    is not computed again."""
+    is not computed again; schema: what every answer is held to. Raises DataError for a schema that
+    cannot be kept to."""
 
     def __init__(
         self,
@@ -73,10 +75,15 @@ class Generator:
         *,
         batch_size: int = 32,
         cached_prompts: int = 0,
+        schema: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self._stops = (*tokenizer.stop_strings, *stops)
+        # What is held to a schema ends where it is whole.
+        self._stops = (*(tokenizer.stop_strings if schema is None else ()), *stops)
         self._engine = Engine(loaded.model, concurrency=batch_size, cached_prompts=cached_prompts)
+        self._grammar: Grammar | None = None
+        if schema is not None:
+            self._grammar = Grammar(Tokens(tokenizer, self._engine.vocabulary), schema)
 
     def stream(
         self,
@@ -93,7 +100,10 @@ class Generator:
             raise DataError("the prompt is empty")
         text = TextStream(self.tokenizer.decode, self._stops)
         ends = frozenset(self.tokenizer.eos_ids)
-        order = Order(list(prompt_ids), max_tokens, ends, drawing, lambda token: None, is_alone)
+        guide = self._grammar.guide(prompt_ids, max_tokens) if self._grammar else None
+        order = Order(
+            list(prompt_ids), max_tokens, ends, drawing, lambda token: None, is_alone, guide=guide
+        )
         return Answer(self._engine, text, order, on_end)
 
     def answers(

@@ -20,6 +20,7 @@ from mlx_itune.model.serving.engine import Engine, Order, Token
 from mlx_itune.model.serving.text_stream import TextStream
 
 _LEAST_LOGPROB = -9999.0
+_SHORTENED = "max_tokens ran short: the answer was brought to an end that the schema allows"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Answer:
             is_alone=asked.request.has_own_dice,
             logprobs=asked.request.told_logprobs,
             adapter=asked.served.adapter,
+            guide=asked.guide,
         )
 
     def cancel(self) -> None:
@@ -59,7 +61,7 @@ class Answer:
         served, request = self.asked.served, self.asked.request
         text = TextStream(self._decode, self.asked.stops)
         reply = reply_to(served.form, served.tokenizer, self.asked.prompt_ids, request.tools)
-        scores = _Scores(self.asked, self._decode)
+        guide, scores = self.asked.guide, _Scores(self.asked, self._decode)
         self._engine.submit(self.order)
         finish = None
         try:
@@ -71,7 +73,8 @@ class Answer:
                 piece, finish = text.take(token.id, token.finish)
                 scored = list(scores.told(token, len(piece), finish))
                 said = {"content": piece} if piece else {}
-                if self.asked.is_chat:
+                # What is held to a schema is its text, whatever marks that spells.
+                if self.asked.is_chat and not (guide and guide.is_whole):
                     said = reply.push(piece, is_last=finish is not None)
                     finish = "tool_calls" if finish == "stop" and reply.calls else finish
                 yield Part(said, scored, finish)
@@ -148,12 +151,14 @@ class Completion(Answer):
         }
 
     def _usage(self) -> dict[str, Any]:
-        prompt = len(self.asked.prompt_ids)
+        prompt, guide = len(self.asked.prompt_ids), self.asked.guide
+        short = {"notes": [_SHORTENED]} if guide and guide.is_shortened else {}
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self.tokens,
             "total_tokens": prompt + self.tokens,
             "prompt_tokens_details": {"cached_tokens": self.order.cached_tokens},
+            **short,
         }
 
     def _logprobs(self, scored: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MaxLen
 
@@ -20,10 +20,11 @@ from mlx_itune.inference.prompts import (
     text_ids,
     turns_and_tools,
 )
-from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.errors import DataError, ItuneError, UsageError
 from mlx_itune.kit.json_files import parse_object, to_record
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.serving.engine import Drawing
+from mlx_itune.model.serving.grammar import ANY_OBJECT, Grammar, Guide, Tokens
 from mlx_itune.model.serving.reply import Form
 
 # What mlx-lm's clients say when they do not choose.
@@ -31,12 +32,13 @@ DEFAULT = "default_model"
 # Fields that change the answer and that this server has nothing for; what is listed changes none.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "tool_choice": ("auto", "none"),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "functions": ([],),
+    "modalities": (["text"],), "functions": ([],),
     "function_call": ("auto", "none"), "draft_model": (DEFAULT,), "num_draft_tokens": (0,),
     "role_mapping": ({},), "xtc_probability": (0,),
 }  # fmt: skip
 _NOT_DONE, _TOO_LONG = "unsupported_value", "context_length_exceeded"
 _SEEDS = 1 << 63
+_SCHEMAS = 64
 # A longer prompt is refused unread; a token of ordinary text has three to six characters.
 _CHARACTERS_A_TOKEN = 16
 
@@ -54,6 +56,22 @@ class Refusal(Exception):
         self.status = status
         kind = "invalid_request_error" if status < 500 else "server_error"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """A schema as OpenAI's clients send it; its name, description and strictness change nothing:
+    what is asked for is kept to."""
+
+    schema: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResponseFormat:
+    """What an answer is to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class Request(Drawing):
     max_tokens: AnswerTokens = 512
     max_completion_tokens: AnswerTokens | None = None
     stop: Annotated[tuple[str, ...], MaxLen(64)] = ()
+    response_format: ResponseFormat = ResponseFormat()
     logprobs: bool | TopTokens = False
     top_logprobs: TopTokens = 0
 
@@ -101,7 +120,8 @@ class Served:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that is served; max_tokens is what fits the model's context."""
+    """A request that is served; max_tokens is what fits the model's context. guide: what holds the
+    answer to a schema."""
 
     request: Request
     is_chat: bool
@@ -109,6 +129,7 @@ class Asked:
     prompt_ids: Sequence[int]
     max_tokens: int
     stops: Sequence[str]
+    guide: Guide | None = None
 
 
 class Desk:
@@ -124,6 +145,8 @@ class Desk:
         self.served, self._vocabulary = dict(served), vocabulary
         self._names = {**aliases, DEFAULT: next(iter(served)), **{name: name for name in served}}
         self._config = config
+        self._tokens: dict[frozenset[int], Tokens] = {}
+        self._compiled = functools.lru_cache(_SCHEMAS)(self._compile)
 
     def read(self, data: bytes, is_chat: bool) -> Asked:
         """What a request asks for, tokenized as in training. Raises Refusal."""
@@ -161,8 +184,38 @@ class Desk:
             room = room_tokens(len(ids), self._config, most)
         except DataError as error:
             raise Refusal(400, str(error), param=param, code=code) from error
-        stops = (*served.tokenizer.stop_strings, *filter(None, request.stop))
-        return Asked(request, is_chat, served, ids, room, stops)
+        grammar = self._grammar(served, request)
+        # What is held to a schema ends where it is whole.
+        ends = () if grammar else served.tokenizer.stop_strings
+        stops = (*ends, *filter(None, request.stop))
+        guide = grammar.guide(ids, room) if grammar else None
+        return Asked(request, is_chat, served, ids, room, stops, guide)
+
+    def _grammar(self, served: Served, request: Request) -> Grammar | None:
+        form = request.response_format
+        if form.type == "text":
+            return None
+        if request.tools:
+            told = f"response_format {form.type} beside tools is not supported"
+            raise Refusal(400, told, param="response_format", code=_NOT_DONE)
+        schema: Mapping[str, Any] = ANY_OBJECT
+        if form.type == "json_schema":
+            if form.json_schema is None:
+                told = "response_format has no json_schema"
+                raise Refusal(400, told, param="response_format")
+            schema = form.json_schema.schema
+        try:
+            return self._compiled(served.tokenizer, json.dumps(schema))
+        except ItuneError as error:
+            told = f"response_format: {error}"
+            raise Refusal(400, told, param="response_format", code=_NOT_DONE) from error
+
+    def _compile(self, tokenizer: ChatTokenizer, schema: str) -> Grammar:
+        # Adapters differ in templates, and read the same tokens.
+        ends = tokenizer.eos_ids
+        if ends not in self._tokens:
+            self._tokens[ends] = Tokens(tokenizer, self._vocabulary)
+        return Grammar(self._tokens[ends], json.loads(schema))
 
 
 def unknown_model(name: str, param: str = "model") -> Refusal:

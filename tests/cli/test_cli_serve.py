@@ -146,6 +146,36 @@ def test_completions_continue_plain_text(client: Client) -> None:
     assert (first + second, prompt_tokens) == (told("The patient", 16)[0], 8 + 2)
 
 
+VITALS = {
+    "type": "object",
+    "properties": {"bp": {"type": "string"}, "hr": {"type": "integer"}},
+    "required": ["bp", "hr"],
+    "additionalProperties": False,
+}
+LEVELS = {"type": "array", "items": {"enum": ["urgent", "naïve"]}, "minItems": 1, "maxItems": 3}
+
+
+def test_answers_are_held_to_their_schemas_beside_free_ones(client: Client) -> None:
+    def ask(schema: Any, is_streamed: bool) -> str:
+        told = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        form = {"type": "text"} if schema is None else told if schema else {"type": "json_object"}
+        fields = {"model": "chatml", "max_tokens": 48, "response_format": form}
+        if is_streamed:
+            return streamed(client.events(QUESTIONS[0], **fields))
+        return client.text(QUESTIONS[0], **fields)
+
+    free = ask(None, False)
+    wanted = [(schema, flag) for schema in (VITALS, LEVELS, {}, None) for flag in (False, True)]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda each: ask(*each), wanted))
+    assert got[0::2] == got[1::2]
+    assert got[-1] == free
+    vitals, levels, anything = (json.loads(text) for text in got[0:6:2])
+    assert list(vitals) == ["bp", "hr"] and isinstance(vitals["hr"], int)
+    assert set(levels) <= {"urgent", "naïve"} and 1 <= len(levels) <= 3
+    assert isinstance(anything, dict)
+
+
 IMAGE = {"type": "image_url", "image_url": {"url": "http://203.0.113.1/a"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
@@ -169,7 +199,11 @@ REFUSED: list[tuple[str | None, dict[str, Any]]] = [
     ("top_logprobs", {"top_logprobs": 3}),
     ("top_k", {"top_k": 1.5}),
     ("n", {"n": 2}),
-    ("response_format", {"response_format": {"type": "json_object"}}),
+    ("response_format", {"response_format": {"type": "json_schema"}}),
+    (
+        "response_format",
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+    ),
     ("stop", {"stop": 7}),
     ("seed", {"seed": "x"}),
     *(("logit_bias", {"logit_bias": bias}) for bias in ({"9" * 8: 1}, {"9" * 5000: 1})),

@@ -117,8 +117,8 @@ class Order:
 
     is_alone: nothing is computed beside it. logprobs: how many likeliest tokens to tell of each;
     None tells nothing. Whoever sets `is_cancelled`, from any thread, gets nothing more.
-    adapter: by name, None is the bare base. cached_tokens: of the prompt, once it began. guide: what
-    holds the answer to a grammar, for this order only.
+    adapter: by name, None is the bare base. cached_tokens: of the prompt, once it began.
+    guide: what holds the answer to a grammar, for this order only.
     """
 
     prompt_ids: Sequence[int]

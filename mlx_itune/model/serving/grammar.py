@@ -10,32 +10,33 @@ import contextlib
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_itune.dataset.tokens.dialect import MARKS
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, ModelError, panics_as
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 # As `json.dumps` writes it, with and without `indent`, and compactly.
-_HOW = {"whitespace_pattern": r"(\n {0,16}| )", "json_allowed_escapes": 'nrbtf\\"u'}
+_HOW: Any = {"whitespace_pattern": r"(\n {0,16}| )", "json_allowed_escapes": 'nrbtf\\"u'}
 # Under these keys are schemas by name, or in a list, or one.
 _NAMED = ("$defs", "definitions", "properties", "patternProperties")
 _LISTED = ("anyOf", "allOf", "oneOf", "prefixItems")
 _ONE = ("items", "additionalProperties", "not", "contains", "if", "then", "else", "propertyNames")
-_OTHERS = "0123456789ntf" + "".join(sorted(set(map(chr, range(33, 127))) - set('0123456789ntf"{}[],:')))
 # The characters that the shortest way tries, group by group: what closes comes first, and of the
 # others what it has not used yet, so that a pattern comes to its end, too.
-_OUTSIDE = ("}]", ",:", '"', _OTHERS, "[{")
-_INSIDE = ('"', _OTHERS + "}],:[{")
+_TEXT = "0a@:-./" + "".join(sorted(set(map(chr, range(33, 127))) - set('0a@:-./"{}[],')))
+_OUTSIDE = ("}]", ",:", '"', _TEXT, "[{")
+_INSIDE = ('"', _TEXT + "}],[{")
 # No literal begins with it: where it is allowed, a string is open.
 _IN_STRINGS = "x"
-_LONGEST_WAY = 600
+_LONGEST_WAY, _MARK_TOKENS = 600, 16
 # Tokens kept back: for what a single token may open, and for what ends it.
 _LEAST_RESERVE, _SPARE = 32, 4
 
@@ -56,8 +57,14 @@ class Tokens:
                 self.ll = LLTokenizer(backend.to_str(), n_vocab=width, eos_token=ends)
             except ValueError as error:
                 raise ModelError(f"answers cannot be held to a schema: {error}") from error
-        self.width, self.end = width, ends[0]
+        self._tokenizer, self.width, self.end = tokenizer, width, ends[0]
         self._bytes = [self.ll.decode_bytes([i]) for i in range(len(tokenizer.hf))]
+
+    def closing(self, prompt_ids: Sequence[int]) -> list[int]:
+        """What closes the thought that a prompt leaves open."""
+        end = self._tokenizer.decode(prompt_ids[-_MARK_TOKENS:])
+        opened = self._tokenizer.dialect.opened(end).rstrip()
+        return self._tokenizer.encode_ids(dict(MARKS)[opened]) if opened else []
 
     def bits(self, mask: bytes) -> Bits:
         """(width,) of packed ones."""
@@ -99,7 +106,7 @@ class Grammar:
         if fault := _fault(schema):
             raise DataError(f"{_path(schema, fault)}: {fault}")
         text = json.dumps(schema)
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_HOW)  # type: ignore[arg-type]
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_HOW)
         self.tokens = tokens
         self.matcher = LLMatcher(tokens.ll, grammar, log_level=0)
         if self.matcher.is_error():
@@ -108,6 +115,10 @@ class Grammar:
         # Of what a single token may open.
         self.reserve = _LEAST_RESERVE + len(text) // 4
         self._outside, self._inside = tokens.groups(_OUTSIDE), tokens.groups(_INSIDE)
+
+    def guide(self, prompt_ids: Sequence[int], max_tokens: int) -> Guide:
+        """What holds the answer to a prompt; a thought that the prompt opens comes before it."""
+        return Guide(self, max_tokens, self.tokens.closing(prompt_ids))
 
     def is_inside(self, allowed: Bits) -> bool:
         """Whether a string is open where these tokens are allowed."""
@@ -158,14 +169,16 @@ class Grammar:
 class Guide:
     """What holds one answer to a grammar: a processor of logits (1, V) that follows its tokens.
 
-    after: tokens behind which the grammar begins. is_shortened: whether tokens ran short; fault: why
-    it had to give up.
+    after: tokens behind which the grammar begins; max_tokens: the end token included. is_whole:
+    whether it holds all of the answer; is_shortened: whether tokens ran short; fault: why it had to
+    give up.
     """
 
     def __init__(self, grammar: Grammar, max_tokens: int, after: Sequence[int] = ()) -> None:
         self._grammar, self._matcher = grammar, grammar.matcher.deep_copy()
         self._left, self._reserve = max_tokens, min(grammar.reserve, max_tokens // 4)
         self._after, self._before = tuple(after), list[int]()
+        self.is_whole = not after
         self._way: list[int] | None = []
         self._is_begun = False
         self.is_shortened = False
@@ -173,10 +186,10 @@ class Guide:
 
     def __call__(self, ids: Any, logits: Any) -> Any:
         """logits with minus infinity for what may not come after `ids` (T,)."""
-        last = ids[-1]
+        last, compute = ids[-1], cast("Callable[[Any], None]", mx.async_eval)
         # The last token is known before these logits are: what follows it is found out meanwhile.
-        mx.async_eval(last)
-        mx.async_eval(logits)
+        compute(last)
+        compute(logits)
         if self._is_begun:
             self._take(int(last.item()))
         self._is_begun = True
@@ -250,7 +263,9 @@ def _path(schema: Mapping[str, Any], fault: str) -> str:
     part: Any = whole
     while True:
         for name, holder, key in _parts(part):
-            kept, holder[key] = holder[key], {}
+            # Where one of several is enough, nothing else may be.
+            stand_in = {"type": "null"} if name.startswith(("anyOf", "oneOf")) else {}
+            kept, holder[key] = holder[key], stand_in
             is_there = _fault(whole) != fault
             holder[key] = kept
             if is_there:
@@ -266,7 +281,9 @@ def _parts(schema: Any) -> Iterator[tuple[str, Any, Any]]:
         return
     for name in (*_NAMED, *_LISTED):
         held = schema.get(name)
-        keys = held if isinstance(held, dict) else range(len(held)) if isinstance(held, list) else ()
+        keys = (
+            held if isinstance(held, dict) else range(len(held)) if isinstance(held, list) else ()
+        )
         for key in keys:
             told = str(key).replace("~", "~0").replace("/", "~1")
             yield f"{name}/{told}", held, key
