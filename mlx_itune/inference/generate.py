@@ -10,11 +10,11 @@ from typing import Any
 
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.inference.held import Holder
 from mlx_itune.inference.prompts import Prompt, chat_ids, room_tokens
 from mlx_itune.kit.errors import DataError, located
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.serving.engine import Drawing, Engine, Order, Token
-from mlx_itune.model.serving.grammar import Grammar, Tokens
 from mlx_itune.model.serving.text_stream import TextStream
 
 GREEDY = Drawing()
@@ -64,8 +64,7 @@ class Answer(Iterator[str]):
 class Generator:
     """Text generation with one loaded model and its tokenizer. stops: texts that end an answer,
     too; batch_size: answers computed at once, the same as alone; cached_prompts: texts whose past
-    is not computed again; schema: what every answer is held to. Raises DataError for a schema that
-    cannot be kept to."""
+    is not computed again; schema: what every answer is held to."""
 
     def __init__(
         self,
@@ -81,9 +80,7 @@ class Generator:
         # What is held to a schema ends where it is whole.
         self._stops = (*(tokenizer.stop_strings if schema is None else ()), *stops)
         self._engine = Engine(loaded.model, concurrency=batch_size, cached_prompts=cached_prompts)
-        self._grammar: Grammar | None = None
-        if schema is not None:
-            self._grammar = Grammar(Tokens(tokenizer, self._engine.vocabulary), schema)
+        self._schema, self._holder = schema, Holder(self._engine.vocabulary)
 
     def stream(
         self,
@@ -95,12 +92,14 @@ class Generator:
         is_alone: bool = True,
     ) -> Answer:
         """The answer piece by piece; a function of the prompt, ``drawing`` and its seed. Raises
-        DataError for an empty prompt."""
+        DataError for an empty prompt, and for a schema that cannot be kept to."""
         if not prompt_ids:
             raise DataError("the prompt is empty")
         text = TextStream(self.tokenizer.decode, self._stops)
         ends = frozenset(self.tokenizer.eos_ids)
-        guide = self._grammar.guide(prompt_ids, max_tokens) if self._grammar else None
+        guide = None
+        if self._schema is not None:
+            guide = self._holder.guide(self.tokenizer, self._schema, prompt_ids, max_tokens)
         order = Order(
             list(prompt_ids), max_tokens, ends, drawing, lambda token: None, is_alone, guide=guide
         )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, MaxLen
 
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+from mlx_itune.inference.held import Holder
 from mlx_itune.inference.prompts import (
     chat_ids,
     context_tokens,
@@ -24,7 +25,7 @@ from mlx_itune.kit.errors import DataError, ItuneError, UsageError
 from mlx_itune.kit.json_files import parse_object, to_record
 from mlx_itune.kit.wording import brief
 from mlx_itune.model.serving.engine import Drawing
-from mlx_itune.model.serving.grammar import ANY_OBJECT, Grammar, Guide, Tokens
+from mlx_itune.model.serving.grammar import ANY_OBJECT, Guide
 from mlx_itune.model.serving.reply import Form
 
 # What mlx-lm's clients say when they do not choose.
@@ -38,7 +39,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 _NOT_DONE, _TOO_LONG = "unsupported_value", "context_length_exceeded"
 _SEEDS = 1 << 63
-_SCHEMAS = 64
 # A longer prompt is refused unread; a token of ordinary text has three to six characters.
 _CHARACTERS_A_TOKEN = 16
 
@@ -145,8 +145,7 @@ class Desk:
         self.served, self._vocabulary = dict(served), vocabulary
         self._names = {**aliases, DEFAULT: next(iter(served)), **{name: name for name in served}}
         self._config = config
-        self._tokens: dict[frozenset[int], Tokens] = {}
-        self._compiled = functools.lru_cache(_SCHEMAS)(self._compile)
+        self._holder = Holder(vocabulary)
 
     def read(self, data: bytes, is_chat: bool) -> Asked:
         """What a request asks for, tokenized as in training. Raises Refusal."""
@@ -184,14 +183,15 @@ class Desk:
             room = room_tokens(len(ids), self._config, most)
         except DataError as error:
             raise Refusal(400, str(error), param=param, code=code) from error
-        grammar = self._grammar(served, request)
+        guide = self._guide(served, request, ids, room)
         # What is held to a schema ends where it is whole.
-        ends = () if grammar else served.tokenizer.stop_strings
+        ends = () if guide else served.tokenizer.stop_strings
         stops = (*ends, *filter(None, request.stop))
-        guide = grammar.guide(ids, room) if grammar else None
         return Asked(request, is_chat, served, ids, room, stops, guide)
 
-    def _grammar(self, served: Served, request: Request) -> Grammar | None:
+    def _guide(
+        self, served: Served, request: Request, ids: Sequence[int], room: int
+    ) -> Guide | None:
         form = request.response_format
         if form.type == "text":
             return None
@@ -205,17 +205,10 @@ class Desk:
                 raise Refusal(400, told, param="response_format")
             schema = form.json_schema.schema
         try:
-            return self._compiled(served.tokenizer, json.dumps(schema))
+            return self._holder.guide(served.tokenizer, schema, ids, room)
         except ItuneError as error:
             told = f"response_format: {error}"
             raise Refusal(400, told, param="response_format", code=_NOT_DONE) from error
-
-    def _compile(self, tokenizer: ChatTokenizer, schema: str) -> Grammar:
-        # Adapters differ in templates, and read the same tokens.
-        ends = tokenizer.eos_ids
-        if ends not in self._tokens:
-            self._tokens[ends] = Tokens(tokenizer, self._vocabulary)
-        return Grammar(self._tokens[ends], json.loads(schema))
 
 
 def unknown_model(name: str, param: str = "model") -> Refusal:

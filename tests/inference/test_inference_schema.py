@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.conversation import Turn
-from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model
 from mlx_itune.kit.errors import DataError
@@ -92,8 +91,8 @@ def test_every_answer_is_of_its_schema_within_its_tokens() -> None:
 
 
 def vocabulary(kind: str) -> Tokens:
-    template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
-    return Tokens(ChatTokenizer(fast(kind), template), 512)
+    made = fast(kind)
+    return Tokens(made.backend_tokenizer, 512, [made.eos_token_id])
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,8 +18,6 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_itune.dataset.tokens.dialect import MARKS
-from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import DataError, ModelError, panics_as
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -36,7 +34,7 @@ _OUTSIDE = ("}]", ",:", '"', _TEXT, "[{")
 _INSIDE = ('"', _TEXT + "}],[{")
 # No literal begins with it: where it is allowed, a string is open.
 _IN_STRINGS = "x"
-_LONGEST_WAY, _MARK_TOKENS = 600, 16
+_LONGEST_WAY = 600
 # Tokens kept back: for what a single token may open, and for what ends it.
 _LEAST_RESERVE, _SPARE = 32, 4
 
@@ -45,26 +43,21 @@ Bits = NDArray[np.bool_]
 
 
 class Tokens:
-    """A vocabulary as bytes, as llguidance walks it. width: the model's logits. Raises ModelError
-    where its bytes are not known."""
+    """A vocabulary as bytes, as llguidance walks it. backend: a `tokenizers.Tokenizer`; width: the
+    model's logits; ends: tokens that end an answer. Raises ModelError where its bytes are not
+    known."""
 
-    def __init__(self, tokenizer: ChatTokenizer, width: int) -> None:
+    def __init__(self, backend: Any, width: int, ends: Iterable[int]) -> None:
         from llguidance import LLTokenizer
 
-        backend, ends = tokenizer.hf.backend_tokenizer, sorted(tokenizer.eos_ids)
-        with panics_as(ModelError, "no grammar for this tokenizer", tokenizer.name):
-            try:
-                self.ll = LLTokenizer(backend.to_str(), n_vocab=width, eos_token=ends)
-            except ValueError as error:
-                raise ModelError(f"answers cannot be held to a schema: {error}") from error
-        self._tokenizer, self.width, self.end = tokenizer, width, ends[0]
-        self._bytes = [self.ll.decode_bytes([i]) for i in range(len(tokenizer.hf))]
-
-    def closing(self, prompt_ids: Sequence[int]) -> list[int]:
-        """What closes the thought that a prompt leaves open."""
-        end = self._tokenizer.decode(prompt_ids[-_MARK_TOKENS:])
-        opened = self._tokenizer.dialect.opened(end).rstrip()
-        return self._tokenizer.encode_ids(dict(MARKS)[opened]) if opened else []
+        try:
+            with panics_as(ModelError, "answers cannot be held to a schema", "tokenizer"):
+                self.ll = LLTokenizer(backend.to_str(), n_vocab=width, eos_token=sorted(ends))
+        except ValueError as error:
+            raise ModelError(f"answers cannot be held to a schema: {error}") from error
+        self.width, self.end = width, min(ends)
+        size = min(width, backend.get_vocab_size(with_added_tokens=True))
+        self._bytes = [self.ll.decode_bytes([i]) for i in range(size)]
 
     def bits(self, mask: bytes) -> Bits:
         """(width,) of packed ones."""
@@ -115,10 +108,6 @@ class Grammar:
         # Of what a single token may open.
         self.reserve = _LEAST_RESERVE + len(text) // 4
         self._outside, self._inside = tokens.groups(_OUTSIDE), tokens.groups(_INSIDE)
-
-    def guide(self, prompt_ids: Sequence[int], max_tokens: int) -> Guide:
-        """What holds the answer to a prompt; a thought that the prompt opens comes before it."""
-        return Guide(self, max_tokens, self.tokens.closing(prompt_ids))
 
     def is_inside(self, allowed: Bits) -> bool:
         """Whether a string is open where these tokens are allowed."""
