@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,6 +33,7 @@ class LazyGroup(click.Group):
 
     def __init__(self, *args: Any, within: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._within = within
         parts = ((name.rpartition(" "), about) for name, about in COMMANDS.items())
         self._table = {name: about for (group, _, name), about in parts if group == within}
 
@@ -54,10 +56,20 @@ class LazyGroup(click.Group):
         """Find the command to run; an unknown name gets a did-you-mean."""
         name = args[0]
         if name not in self._table and not name.startswith("-"):
-            near = closest(name, self._table)
-            hint = f"did you mean '{near}'?" if near else f"see {ctx.command_path} --help"
+            meant = " or ".join(f"'{each}'" for each in self._meant(name))
+            hint = f"did you mean {meant}?" if meant else f"see {ctx.command_path} --help"
             raise UsageError(f"no such command '{name}'", hint=hint)
         return super().resolve_command(ctx, args)
+
+    def _meant(self, name: str) -> list[str]:
+        """What another tool calls so; a command of a group; else what is spelled like it."""
+        theirs = re.sub(r"^(mlx_lm[._]|llama[._])|\.py$", "", name.lower().replace("-", "_"))
+        table = data_file(__file__, "elsewhere")["commands"]
+        found = [ours for ours, listed in table.items() if theirs in listed.split()]
+        found = found or [each for each in COMMANDS if each.endswith(f" {theirs}")]
+        near = closest(name, self._table)
+        found = found or ([theirs] if theirs in COMMANDS else [near] if near else [])
+        return [each.removeprefix(f"{self._within} ") for each in found]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands' section of --help, from the table alone."""

@@ -24,8 +24,8 @@ from mlx_itune.kit.errors import (
     UsageError,
     is_panic,
 )
-from mlx_itune.kit.json_files import plain
-from mlx_itune.kit.wording import brief, did_you_mean
+from mlx_itune.kit.json_files import data_file, plain
+from mlx_itune.kit.wording import brief, did_you_mean, name_here
 
 _COMPLETION = "_MLX_ITUNE_COMPLETE"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -164,7 +164,15 @@ def _usage(error: click.UsageError) -> UsageError:
     if not isinstance(error, click.NoSuchOption):
         return UsageError(error.format_message().rstrip("."), hint=hint)
     parameters = error.ctx.command.get_params(error.ctx) if error.ctx else []
-    meant = did_you_mean(error.option_name, [name for p in parameters for name in p.opts])
+    names = [name for p in parameters for name in p.opts]
+    theirs = error.option_name.lstrip("-").lower().replace("-", "_")
+    table = data_file(__file__, "elsewhere")
+    known = [f"--{ours}" for ours, listed in table["flags"].items() if theirs in listed.split()]
+    known = [] if "--learning-rate" in names else [name for name in known if name in names]
+    meant = f"did you mean {known[0]}?" if known else None
+    if name_here(theirs, names) is None:
+        meant = meant or table["unneeded"].get(theirs)
+    meant = meant or did_you_mean(error.option_name, names)
     return UsageError(f"no such option '{error.option_name}'", hint=meant or hint)
 
 

@@ -21,6 +21,7 @@ from mlx_itune.kit.settings import Setting, table_of
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
+_SHORT = {"--model": ("-m",), "--data": ("-d",), "--out": ("-o",)}
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
 
@@ -120,9 +121,15 @@ def _named(name: str) -> Option:
         about["type"] = click.IntRange(*limits)
     if (bounds := about.pop("number", None)) is not None:
         about |= {"type": click.FloatRange(0, **bounds), "callback": _finite}
+    if about.pop("joined", False):
+        about |= {"nargs": -1, "callback": lambda _, __, words: " ".join(words) or None}
     if argument := about.pop("argument", None):
         return click.argument(argument, **about)
-    return click.option(*about.pop("flags", [f"--{name}"]), **about)
+    return click.option(*_with_short(about.pop("flags", [f"--{name}"])), **about)
+
+
+def _with_short(names: Iterable[str]) -> list[str]:
+    return [each for name in names for each in (*_SHORT.get(name, ()), name)]
 
 
 def tell(notes: Iterable[str]) -> None:
@@ -235,7 +242,7 @@ def flag(
         paths = ANY_PATH if setting.name == "data" else DIRECTORY
         kind = paths if kind is Path else str
     return click.option(
-        *setting.flags,
+        *_with_short(setting.flags),
         setting.name,
         type=kind,
         is_flag=kind is bool,

@@ -37,7 +37,8 @@ def test_a_prompt_from_the_flag_and_from_stdin(cli: Any) -> None:
         "text", "prompt_tokens", "completion_tokens", "finish_reason", "wall_s"
     }  # fmt: skip
     assert (whole["completion_tokens"], whole["finish_reason"]) == (8, "length")
-    for argv, stdin in ((("--prompt", "Hi there"), b""), (("Hi there",), b""), ((), b"Hi there")):
+    said = (("--prompt", "Hi there"), ("Hi there",), ("Hi", "there"))
+    for argv, stdin in (*((each, b"") for each in said), ((), b"Hi there"), (("-",), b"Hi there")):
         assert cli("generate", *argv, stdin=stdin)[:2] == (0, whole["text"] + "\n")
     assert "not UTF-8" in cli("generate", stdin=b"\xff")[2]
     stop = whole["text"][3:5]

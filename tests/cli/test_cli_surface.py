@@ -15,8 +15,10 @@ from typing import Any, NoReturn
 import click
 import pytest
 
+import mlx_itune.cli as cli_package
 from mlx_itune.cli import COMMANDS, boundary
 from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import data_file
 
 TRAIN = "train --model m --data d --out o"
 PROGRAM = [sys.executable, "-m", "mlx_itune"]
@@ -45,11 +47,30 @@ def test_help_lists_every_command_and_is_quick() -> None:
     assert min(cpu_seconds() for _ in range(5)) < 0.15
 
 
-@pytest.mark.parametrize("argv", [(), ("data",), ("runs",)])
+@pytest.mark.parametrize("argv", [(), ("data",), ("runs",), ("models",)])
 def test_a_bare_group_shows_its_help(cli: Any, argv: tuple[str, ...]) -> None:
     printed = cli(*argv)
     assert printed.out.startswith("Usage: mlx-itune") and "\nCommands:\n" in printed.out
     assert not printed.err
+
+
+def test_what_other_tools_say_is_told_once() -> None:
+    commands = data_file(cli_package.__file__, "elsewhere")["commands"]
+    assert set(commands) <= set(COMMANDS)
+    theirs = [each for listed in commands.values() for each in listed.split()]
+    assert len(theirs) == len(set(theirs)) and not set(theirs) & set(COMMANDS)
+
+
+def test_the_shell_completes_commands_and_flags() -> None:
+    def completed(*words: str) -> list[str]:
+        line = " ".join(("mlx-itune", *words))
+        asked = {"_MLX_ITUNE_COMPLETE": "bash_complete", "COMP_WORDS": line}
+        environment = {**os.environ, **asked, "COMP_CWORD": str(len(words))}
+        done = subprocess.run(PROGRAM, capture_output=True, text=True, env=environment, check=False)
+        return [each.partition(",")[2] for each in done.stdout.splitlines()]
+
+    assert completed("mod") == ["models"] and completed("runs", "o") == ["open"]
+    assert "--adapter" in completed("generate", "--ad")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +83,20 @@ def test_a_bare_group_shows_its_help(cli: Any, argv: tuple[str, ...]) -> None:
         ("train --iters 9", "did you mean --steps?"),
         ("train --scale 9", "did you mean --alpha?"),
         ("train --adapter-path x", "did you mean --out?"),
+        ("generate --adapter-path x", "did you mean --adapter?"),
+        ("generate --n-predict 3", "did you mean --max-tokens?"),
+        ("train --train", "leave it out: this command trains"),
+        ("train --num-iters 9", "did you mean --steps?"),
+        ("mlx_lm.lora --train", "did you mean 'train'?"),
+        ("llama-server -m x", "did you mean 'serve'?"),
+        ("pull x", "did you mean 'models get'?"),
+        ("models pull x", "did you mean 'get'?"),
+        ("list", "did you mean 'models list' or 'runs list'?"),
+        ("check x", "did you mean 'data check'?"),
+        ("data lora", "did you mean 'train'?"),
         ("train --model x", "missing --data, --out"),
         ("plan --model x", "missing --data"),
-        ("eval --model x", "Missing option '--data'"),
+        ("eval --model x", "Missing option '-d' / '--data'"),
         ("generate --model x --prompt=", "the prompt is empty"),
         ("train --learning-rate fast", "'fast' is neither a number nor auto"),
         ("train --rank many", "'many' is not a valid integer"),
