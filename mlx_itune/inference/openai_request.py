@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -37,13 +37,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("auto", "none"), "draft_model": (DEFAULT,), "num_draft_tokens": (0,),
     "role_mapping": ({},), "xtc_probability": (0,),
 }  # fmt: skip
-_NOT_DONE, _TOO_LONG = "unsupported_value", "context_length_exceeded"
+NOT_DONE, _TOO_LONG = "unsupported_value", "context_length_exceeded"
 _SEEDS = 1 << 63
 # A longer prompt is refused unread; a token of ordinary text has three to six characters.
 _CHARACTERS_A_TOKEN = 16
 
 TopTokens = Annotated[int, Ge(0), Le(20)]
 AnswerTokens = Annotated[int, Ge(1), Le((1 << 31) - 1)]
+Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Refusal(Exception):
@@ -120,10 +121,15 @@ class Served:
 
 @dataclass(frozen=True)
 class Asked:
+<<<<<<< HEAD
     """A request that is served; max_tokens is what fits the model's context. guide: what holds the
     answer to a schema."""
+=======
+    """A request that is served; max_tokens is what fits the model's context. body: as it came."""
+>>>>>>> e2d1895 (The Responses API)
 
     request: Request
+    body: Mapping[str, Any]
     is_chat: bool
     served: Served
     prompt_ids: Sequence[int]
@@ -147,17 +153,19 @@ class Desk:
         self._config = config
         self._holder = Holder(vocabulary)
 
-    def read(self, data: bytes, is_chat: bool) -> Asked:
-        """What a request asks for, tokenized as in training. Raises Refusal."""
+    def read(self, data: bytes, is_chat: bool, shaped: Shape = dict) -> Asked:
+        """What a request asks for, tokenized as in training. shaped: what makes the body of another
+        API one of this. Raises Refusal."""
         try:
-            return self._asked(_request(data), is_chat)
+            body = _body(data)
+            return self._asked(_request(shaped(body)), body, is_chat)
         except Refusal:
             raise
         # Libraries in Rust panic past Exception; other requests are none of this one's business.
         except BaseException as error:
             raise Refusal(500, f"the request cannot be read: {brief(error)}") from error
 
-    def _asked(self, request: Request, is_chat: bool) -> Asked:
+    def _asked(self, request: Request, body: Mapping[str, Any], is_chat: bool) -> Asked:
         name = DEFAULT
         # `model`, or mlx-lm's `adapters` on top of it.
         for field, wanted in (("model", request.model), ("adapters", request.adapters)):
@@ -183,6 +191,7 @@ class Desk:
             room = room_tokens(len(ids), self._config, most)
         except DataError as error:
             raise Refusal(400, str(error), param=param, code=code) from error
+<<<<<<< HEAD
         guide = self._guide(served, request, ids, room)
         # What is held to a schema ends where it is whole.
         ends = () if guide else served.tokenizer.stop_strings
@@ -209,6 +218,10 @@ class Desk:
         except ItuneError as error:
             told = f"response_format: {error}"
             raise Refusal(400, told, param="response_format", code=_NOT_DONE) from error
+=======
+        stops = (*served.tokenizer.stop_strings, *filter(None, request.stop))
+        return Asked(request, body, is_chat, served, ids, room, stops)
+>>>>>>> e2d1895 (The Responses API)
 
 
 def unknown_model(name: str, param: str = "model") -> Refusal:
@@ -217,16 +230,20 @@ def unknown_model(name: str, param: str = "model") -> Refusal:
     return Refusal(404, what, param=param, code="model_not_found")
 
 
-def _request(data: bytes) -> Request:
+def _body(data: bytes) -> dict[str, Any]:
+    """A request's body; null is what is left out."""
     try:
         body = parse_object(data, where=None, error=DataError)
     except DataError as error:
         raise Refusal(400, f"the request {error.message}") from error
-    body = {key: value for key, value in body.items() if value is not None}
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def _request(body: dict[str, Any]) -> Request:
     for key, neutral in _NEUTRAL.items():
         if key in body and body[key] not in neutral:
             shown = f"{key}={body[key]!r}"[:100]
-            raise Refusal(400, f"{shown} is not supported", param=key, code=_NOT_DONE)
+            raise Refusal(400, f"{shown} is not supported", param=key, code=NOT_DONE)
     if body.get("tool_choice") == "none":
         body.pop("tools", None)
     body |= {key: [body[key]] for key in ("stop", "prompt") if isinstance(body.get(key), str)}
@@ -251,7 +268,7 @@ def _chat(served: Served, request: Request) -> list[int]:
             raise Refusal(400, error.message, param="chat_template_kwargs") from error
     if request.tools and not tokenizer.dialect.shows_tools:
         raise Refusal(
-            400, "this model's chat template has no place for tools", param="tools", code=_NOT_DONE
+            400, "this model's chat template has no place for tools", param="tools", code=NOT_DONE
         )
     row = {"messages": list(request.messages), "tools": list(request.tools)}
     return chat_ids(tokenizer, *turns_and_tools(row))

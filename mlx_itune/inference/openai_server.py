@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import sys
 import time
@@ -22,8 +23,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_itune import __version__
+from mlx_itune.inference import openai_responses
 from mlx_itune.inference.openai_answer import Completion, refusal_of
 from mlx_itune.inference.openai_request import Desk, Refusal, unknown_model
+from mlx_itune.inference.openai_responses import ResponseAnswer
 from mlx_itune.kit.errors import one_line
 from mlx_itune.kit.wording import size
 from mlx_itune.model.serving.engine import Engine
@@ -39,8 +42,8 @@ _ALL: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_private_netw
 def application(
     desk: Desk, engine: Engine, *, hosts: Collection[str] | None, origins: Sequence[str]
 ) -> ASGIApp:
-    """/v1/chat/completions, /v1/completions, /v1/models, /health. hosts: what a request may call
-    this server (None: anything); origins: of pages that may use it."""
+    """/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /health. hosts: what a
+    request may call this server (None: anything); origins: of pages that may use it."""
     about = {"object": "model", "created": int(time.time()), "owned_by": "mlx-itune"}
     models = {name: {"id": name, **about} for name in desk.served}
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
@@ -60,10 +63,13 @@ def application(
 
     async def complete(request: Request) -> Response:
         data = await asyncio.wait_for(_body(request), _BODY_S)
-        is_chat = request.url.path.endswith("/chat/completions")
-        loop = asyncio.get_running_loop()
-        asked = await loop.run_in_executor(reader, desk.read, data, is_chat)
-        answer = Completion(asked, engine)
+        path = request.url.path
+        reading = functools.partial(desk.read, data, path.endswith("/chat/completions"))
+        made: type[Completion] | type[ResponseAnswer] = Completion
+        if path == "/v1/responses":
+            reading, made = functools.partial(openai_responses.read, desk, data), ResponseAnswer
+        asked = await asyncio.get_running_loop().run_in_executor(reader, reading)
+        answer = made(asked, engine)
         if not asked.request.stream:
             return JSONResponse(await _unless_gone(request, answer.whole()))
         return StreamingResponse(
@@ -73,7 +79,7 @@ def application(
             background=BackgroundTask(answer.cancel),
         )
 
-    posts = ("/v1/chat/completions", "/chat/completions", "/v1/completions")
+    posts = ("/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/responses")
     return Starlette(
         routes=[
             Route("/health", health),

@@ -106,3 +106,61 @@ def test_completions_and_logprobs(client: Any) -> None:
     done = client.completions.create(model=BASE, prompt="The patient", max_tokens=3, logprobs=2)
     assert "".join(done.choices[0].logprobs.tokens) == done.choices[0].text
     assert [len(best) for best in done.choices[0].logprobs.top_logprobs] == [2, 2, 2]
+
+
+def test_responses(client: Any) -> None:
+    fields: Any = {"model": BASE, "max_output_tokens": TOKENS, "temperature": 0}
+    wanted = said(client, QUESTIONS[0], model=BASE)
+    whole = client.responses.create(input=QUESTIONS[0], **fields)
+    assert (whole.output_text, whole.store) == (wanted, False)
+    is_cut = whole.usage.output_tokens == TOKENS
+    assert whole.status == ("incomplete" if is_cut else "completed")
+    parts = [{"role": "user", "content": [{"type": "input_text", "text": QUESTIONS[0]}]}]
+    with client.responses.stream(input=parts, **fields) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == wanted
+    scored = client.responses.create(
+        input="Hi", include=["message.output_text.logprobs"], top_logprobs=2, **fields
+    )
+    content = scored.output[0].content[0]
+    assert "".join(token.token for token in content.logprobs) == content.text
+    assert {len(token.top_logprobs) for token in content.logprobs} == {2}
+    for wrong in ({"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}):
+        with pytest.raises(openai.BadRequestError, match="keeps no responses|not supported"):
+            client.responses.create(input="Hi", **{**fields, **wrong})
+
+
+def test_the_client_reads_thoughts_and_calls(tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    from mlx_itune.inference.openai_server import application
+    from tests.inference.scripted import ADD, Scripted, desk_of
+
+    desk, chat = desk_of("qwen3", tmp_path)
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    engine: Any = Scripted(chat, f"<think>\nHm.\n</think>\n\nIt is:\n{call}\n{call}")
+    app = application(desk, engine, hosts=None, origins=())
+    function = {"type": "function", "function": {k: v for k, v in ADD.items() if k != "type"}}
+
+    async def talk() -> None:
+        transport = httpx.AsyncClient(transport=httpx.ASGITransport(app=app))
+        where: Any = {"base_url": "http://127.0.0.1/v1", "api_key": "none"}
+        async with openai.AsyncOpenAI(http_client=transport, **where) as client:
+            fields: Any = {"model": "m", "messages": asked("Hi"), "tools": [function]}
+            answer = await client.chat.completions.create(**fields)
+            async with client.chat.completions.stream(**fields) as chat_stream:
+                streamed = await chat_stream.get_final_completion()
+            for each in (answer, streamed):
+                choice = each.choices[0]
+                assert choice.finish_reason == "tool_calls"
+                called = [c.function for c in choice.message.tool_calls]
+                assert [(c.name, c.arguments) for c in called] == [("add", '{"a": 1}')] * 2
+            whole = await client.responses.create(model="m", input="Hi", tools=[ADD])
+            async with client.responses.stream(model="m", input="Hi", tools=[ADD]) as stream:
+                last = await stream.get_final_response()
+            for response in (whole, last):
+                kinds = [item.type for item in response.output]
+                assert kinds == ["reasoning", "message", "function_call", "function_call"]
+                assert response.output_text == "It is:\n" and response.status == "completed"
+                assert response.output[-1].arguments == '{"a": 1}'
+
+    asyncio.run(talk())
