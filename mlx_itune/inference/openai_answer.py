@@ -56,6 +56,12 @@ class Answer:
         """Nobody waits for it any more."""
         self.order.is_cancelled = True
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a client is told of an answer beside how long it is."""
+        guide = self.asked.guide
+        return {"notes": [_SHORTENED]} if guide and guide.is_shortened else {}
+
     async def parts(self) -> AsyncIterator[Part]:
         """The answer as it comes; the last part has its end."""
         served, request = self.asked.served, self.asked.request
@@ -151,14 +157,13 @@ class Completion(Answer):
         }
 
     def _usage(self) -> dict[str, Any]:
-        prompt, guide = len(self.asked.prompt_ids), self.asked.guide
-        short = {"notes": [_SHORTENED]} if guide and guide.is_shortened else {}
+        prompt = len(self.asked.prompt_ids)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self.tokens,
             "total_tokens": prompt + self.tokens,
             "prompt_tokens_details": {"cached_tokens": self.order.cached_tokens},
-            **short,
+            **self.notes,
         }
 
     def _logprobs(self, scored: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

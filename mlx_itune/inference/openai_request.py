@@ -121,12 +121,8 @@ class Served:
 
 @dataclass(frozen=True)
 class Asked:
-<<<<<<< HEAD
-    """A request that is served; max_tokens is what fits the model's context. guide: what holds the
-    answer to a schema."""
-=======
-    """A request that is served; max_tokens is what fits the model's context. body: as it came."""
->>>>>>> e2d1895 (The Responses API)
+    """A request that is served; max_tokens is what fits the model's context. body: as it came;
+    guide: what holds the answer to a schema."""
 
     request: Request
     body: Mapping[str, Any]
@@ -191,12 +187,11 @@ class Desk:
             room = room_tokens(len(ids), self._config, most)
         except DataError as error:
             raise Refusal(400, str(error), param=param, code=code) from error
-<<<<<<< HEAD
         guide = self._guide(served, request, ids, room)
         # What is held to a schema ends where it is whole.
         ends = () if guide else served.tokenizer.stop_strings
         stops = (*ends, *filter(None, request.stop))
-        return Asked(request, is_chat, served, ids, room, stops, guide)
+        return Asked(request, body, is_chat, served, ids, room, stops, guide)
 
     def _guide(
         self, served: Served, request: Request, ids: Sequence[int], room: int
@@ -206,7 +201,7 @@ class Desk:
             return None
         if request.tools:
             told = f"response_format {form.type} beside tools is not supported"
-            raise Refusal(400, told, param="response_format", code=_NOT_DONE)
+            raise Refusal(400, told, param="response_format", code=NOT_DONE)
         schema: Mapping[str, Any] = ANY_OBJECT
         if form.type == "json_schema":
             if form.json_schema is None:
@@ -217,11 +212,7 @@ class Desk:
             return self._holder.guide(served.tokenizer, schema, ids, room)
         except ItuneError as error:
             told = f"response_format: {error}"
-            raise Refusal(400, told, param="response_format", code=_NOT_DONE) from error
-=======
-        stops = (*served.tokenizer.stop_strings, *filter(None, request.stop))
-        return Asked(request, body, is_chat, served, ids, room, stops)
->>>>>>> e2d1895 (The Responses API)
+            raise Refusal(400, told, param="response_format", code=NOT_DONE) from error
 
 
 def unknown_model(name: str, param: str = "model") -> Refusal:

@@ -291,6 +291,7 @@ class ResponseAnswer(Answer):
             "output_tokens": self.tokens,
             "output_tokens_details": {"reasoning_tokens": self._thought_tokens},
             "total_tokens": prompt + self.tokens,
+            **self.notes,
         }
 
 

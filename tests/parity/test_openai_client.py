@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,12 @@ def test_responses(client: Any) -> None:
     content = scored.output[0].content[0]
     assert "".join(token.token for token in content.logprobs) == content.text
     assert {len(token.top_logprobs) for token in content.logprobs} == {2}
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}
+    form = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
+    held = client.responses.create(input="Hi", text={"format": form}, **fields)
+    assert json.loads(held.output_text) == {"a": 1} and held.text.format.name == "n"
     for wrong in ({"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}):
-        with pytest.raises(openai.BadRequestError, match="keeps no responses|not supported"):
+        with pytest.raises(openai.BadRequestError, match=r"keeps no|not supported"):
             client.responses.create(input="Hi", **{**fields, **wrong})
 
 
