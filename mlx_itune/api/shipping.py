@@ -19,7 +19,7 @@ from mlx_itune.export.artifact import Exported
 from mlx_itune.export.fusing import fuse as fusing
 from mlx_itune.export.fusing.fuse import FuseResult
 from mlx_itune.export.request import HeldOut, Request
-from mlx_itune.inference.evaluate import EvalSettings, answer_questions, question
+from mlx_itune.inference.evaluate import answer_questions, question
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model, open_tokenizer, rows_of
 from mlx_itune.inference.scoring import exact_match
@@ -35,9 +35,8 @@ from mlx_itune.training.settings import TrainSettings, settings_from
 # Rows to measure on, and rows to compensate errors on; none of them for two purposes.
 MEASURED_ROWS = 64
 CALIBRATION_ROWS = 128
-# A built-in prompt's answer; the most that an answer to be scored may have over its reference.
+# Of an answer to a built-in prompt.
 _ANSWER_TOKENS = 64
-_LONGER, _SPARE_TOKENS = 1.5, 8
 _PROMPTS = (
     "Hello, who are you?",
     "Explain in two sentences why the sky is blue.",
@@ -152,14 +151,11 @@ def _scorer(
     held: HeldOut, tokenizer: ChatTokenizer
 ) -> Callable[[LoadedModel], float | None] | None:
     """A model's share of greedy answers that are exactly the row's; None where rows have none."""
-    asked = [pair for row in held.questions if (pair := question(row, tokenizer)) is not None]
-    if not asked:
+    if all(question(row, tokenizer) is None for row in held.questions):
         return None
-    longest = max(len(tokenizer.encode_ids(reference)) for _, reference in asked)
-    settings = EvalSettings(max_new_tokens=int(_LONGER * longest) + _SPARE_TOKENS)
 
     def score(loaded: LoadedModel) -> float:
-        answered = answer_questions(loaded, tokenizer, held.questions, settings)
+        answered = answer_questions(loaded, tokenizer, held.questions)
         return sum(exact_match(answer, known) for _, answer, known in answered) / len(answered)
 
     return score

@@ -323,11 +323,14 @@ def compare(opening: Opening, others: Sequence[str], data: Path, settings: EvalS
     found.append(measured(name, reference, tokenizer))
     found += [measured(other, *open_model(replace(bare, model=other))) for other in others]
     about = {"rows": len(rows), "tokens": tuned.tokens, "reference": name, "models": found}
-    return Result(about, _compared(split, about))
+    tasks = len({row.tags.get("task") for row in rows})
+    return Result(about, _compared(split, about, tasks))
 
 
-def _compared(split: str, about: dict[str, Any]) -> Iterator[Any]:
+def _compared(split: str, about: dict[str, Any], tasks: int) -> Iterator[Any]:
     yield f"{split}: {count(about['rows'], 'row')}, {count(about['tokens'], 'learned token')}"
+    if tasks > 1:
+        yield f"exact match and token F1: mean over {tasks} tasks"
     yield table(
         _COLUMNS,
         [

@@ -39,15 +39,19 @@ class Nearest:
         for word, numbers in self._holds.items():
             norms[numbers] += self._weight(word) ** 2
         self._norms = np.sqrt(norms)
+        self._tasks = np.array([row.tags.get("task", NO_TASK) for row in rows])
 
-    def of(self, turns: Sequence[Turn], most: int = _NEAR) -> list[tuple[float, Conversation]]:
-        """(likeness from 0 to 1, row) of the rows that are most like what these turns ask."""
-        words = _words(turns)
+    def of(self, answer: Answered, most: int = _NEAR) -> list[tuple[float, Conversation]]:
+        """(likeness from 0 to 1, row) of the rows that are most like what it answers; of the same
+        task, where there are any."""
+        words = _words(answer.asked)
         shared = np.zeros(len(self._rows))
         for word in words & self._holds.keys():
             shared[self._holds[word]] += self._weight(word) ** 2
         norm = math.sqrt(sum(self._weight(word) ** 2 for word in words))
         likeness = shared / np.maximum(self._norms * norm, 1e-9)
+        if (same := self._tasks == answer.task).any():
+            likeness = np.where(same, likeness, 0)
         best = np.argsort(-likeness, kind="stable")[:most].tolist()
         return [(float(likeness[n]), self._rows[n]) for n in best if likeness[n] > 0]
 
@@ -115,7 +119,7 @@ def _article(
     lines.append(said(label + _graded(grades, label), extra, "after"))
     learned = [
         said(f"{100 * likeness:.0f} % alike", f"{_brief(row)}", "like")
-        for likeness, row in (near.of(last.asked) if near else ())
+        for likeness, row in (near.of(last) if near else ())
     ]
     task = "" if last.task == NO_TASK else f", {last.task}"
     heading = element("h3", None, f"{number}. {Path(last.row.origin).name}{task}")

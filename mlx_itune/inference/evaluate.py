@@ -35,6 +35,9 @@ from mlx_itune.model.loading.base import LoadedModel
 # Padded tokens per forward pass; a speed setting, the sums do not depend on it.
 _BATCH_TOKENS = 8192
 NO_TASK = "all"
+# Ways to score by which all of an answer counts.
+_WHOLE = ("auto", "exact", "labels", "json")
+_SPARE_TOKENS, _MANY_TOKENS, _MOST_TOKENS = 16, 256, 1024
 
 Observe = Callable[[str, int, int], None]
 
@@ -42,11 +45,12 @@ Observe = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class EvalSettings:
     """Rows longer than max_length are cut; generate: write answers, and score them: each task as
-    its references ask for, or by one of `scoring.METRICS`, a regex by a pattern. Raises UsageError
-    for an unknown way or a pattern that is none."""
+    its references ask for, or by one of `scoring.METRICS`, a regex by a pattern. max_new_tokens:
+    None is what the longest reference needs, and half as much. Raises UsageError for an unknown way
+    or a pattern that is none."""
 
     max_length: int = 2048
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     batch_size: int = 32
     generate: bool = True
     score: str = "auto"
@@ -258,8 +262,17 @@ def answer_questions(
     asked = [(row, *pair) for row, pair in pairs if pair is not None]
     told = (lambda done: observe("answers", done, len(asked))) if observe else None
     generator = Generator(loaded, tokenizer, batch_size=settings.batch_size)
-    answers = generator.batch([ids for _, ids, _ in asked], settings.max_new_tokens, told)
+    most = settings.max_new_tokens or _room(tokenizer, [known for _, _, known in asked], settings)
+    answers = generator.batch([ids for _, ids, _ in asked], most, told)
     return [(row, text, known) for (row, _, known), text in zip(asked, answers, strict=True)]
+
+
+def _room(tokenizer: ChatTokenizer, references: Sequence[str], settings: EvalSettings) -> int:
+    """Tokens that are enough for a right answer: a base model writes on until it is stopped."""
+    longest = max((len(tokenizer.encode_ids(text)) for text in references), default=0)
+    # What is looked for somewhere in an answer may come after many words.
+    least = 0 if settings.score in _WHOLE and settings.pattern is None else _MANY_TOKENS
+    return max(min(longest + longest // 2 + _SPARE_TOKENS, _MOST_TOKENS), least)
 
 
 def _padded(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mlx_itune.kit.files import sha256_file
 from tests.export.shipped_models import write_adapter
 
 WRONG = "<script>alert(1)</script>"
@@ -69,6 +70,21 @@ def test_the_table_says_what_its_shares_are_of_and_which_rows_are_wrong(
         *("of 4 rows: test.jsonl:2", "--html FILE shows them"),
     ):
         assert words in printed
+
+
+def test_all_rows_of_a_folder_count_and_those_that_were_learned_are_told(
+    cli: Any, asked: list[Any], tmp_path: Path
+) -> None:
+    train = tmp_path / "data/train.jsonl"
+    origin = json.loads((tmp_path / "a/provenance.json").read_text())
+    origin["data"] = [{"path": "train.jsonl", "sha256": sha256_file(train)}]
+    (tmp_path / "a/provenance.json").write_text(json.dumps(origin))
+    loss_only = [*asked[:7], "--no-generate", "--no-base"]
+    assert "trained on these rows" not in cli(*loss_only).err
+    (tmp_path / "data/test.jsonl").unlink()
+    for data in (tmp_path / "data", train):
+        printed = cli(*loss_only[:6], data, *loss_only[7:])
+        assert ": 4 rows" in printed.out and "trained on these rows" in printed.err
 
 
 @pytest.fixture
