@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlx_itune.api.rows import stats as stats
     from mlx_itune.api.shipping import export as export
     from mlx_itune.api.shipping import fuse as fuse
+    from mlx_itune.api.tune import tune as tune
     from mlx_itune.dataset.conversation import Conversation as Conversation
     from mlx_itune.dataset.conversation import Fault as Fault
     from mlx_itune.dataset.conversation import Turn as Turn
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 _FROM = {
     "api.rows": "check clean import_rows read_rows show stats Checked Shown",
     "api.shipping": "export fuse",
+    "api.tune": "tune",
     "dataset.conversation": "Conversation Fault Turn",
     "export.artifact": "Exported",
     "export.fusing.fuse": "FuseResult",

@@ -198,7 +198,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[Any]:
     rows = f"{found['base_rows']:,} by the base, {found['tuned_rows']:,} tuned"
     yield f"Held-out rows scored: {rows}."
     for shown in found["answers"]:
-        yield from ("", *_told(**shown))
+        title = f"Held-out note, {shown['task']}: {shown['instruction']}"
+        yield from ("", *told_answers(title, shown["reference"], shown["base"], shown["tuned"]))
     fused = found["fused"]
     yield from (
         "",
@@ -218,14 +219,13 @@ def lines(found: Mapping[str, Any]) -> Iterator[Any]:
     )
 
 
-def _told(task: str, instruction: str, reference: str, base: str, tuned: str) -> Iterator[Any]:
+def told_answers(title: str, reference: str, base: str, tuned: str) -> Iterator[Any]:
     """One question and its answers; the reference where the tuned model missed it."""
     from rich.text import Text
 
     from mlx_itune.inference.scoring import exact_match
 
-    asked = textwrap.shorten(instruction.split("\n\n")[0], _WIDTH - 30, placeholder=" ...")
-    yield Text(f"Held-out note, {task}: {asked}", style="bold")
+    yield Text(textwrap.shorten(title.split("\n\n")[0], _WIDTH, placeholder=" ..."), style="bold")
     right = exact_match(tuned, reference)
     answers = [("base", base, "dim"), ("tuned", tuned, "green" if right else "yellow")]
     answers += [] if right else [("wanted", reference, "dim")]

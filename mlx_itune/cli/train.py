@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # Rows of the validation split that are looked at for different tasks.
 _LOOKED_AT = 500
-_MOST_TOKENS = 256
 _MOST_CHARACTERS = 4000
 
 
@@ -240,32 +239,20 @@ def add_samples(
 def _answered(
     settings: TrainSettings, run: Path, adapter: Path, count: int, progress: Progress
 ) -> int:
-    from mlx_itune.inference.evaluate import EvalSettings, answer_questions
+    from mlx_itune.inference.before_after import before_and_after
     from mlx_itune.inference.opening import Opening, open_tokenizer
     from mlx_itune.inference.prompts import asked_words
     from mlx_itune.kit.events import EventLog
-    from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.model.loading.base import load
     from mlx_itune.training.run import report
 
-    loaded = load(settings.model, compute=settings.compute)
-    loaded.model.eval()
-    tokenizer = open_tokenizer(Opening(settings.model, adapter, settings.template))
-    chosen = _chosen(settings, tokenizer, count)
-    if not chosen:
+    opening = Opening(settings.model, adapter, settings.template, settings.compute)
+    rows = _chosen(settings, open_tokenizer(opening), count)
+    if not rows:
         progress.say("note: no validation row has an answer to compare with")
         return 0
-    rows = [row for row, _ in chosen]
-    longest = max(len(tokenizer.encode_ids(reference)) for _, reference in chosen)
-    # A base model writes on until it is stopped: no longer than an answer could need.
-    limits = EvalSettings(max_new_tokens=min(_MOST_TOKENS, longest + longest // 2 + 16))
-
-    before = answer_questions(loaded, tokenizer, rows, limits, progress.labelled("before:"))
-    adapters.apply(loaded, adapters.load(adapter))
-    loaded.model.eval()
-    after = answer_questions(loaded, tokenizer, rows, limits, progress.labelled("after:"))
+    compared = before_and_after(opening, rows, progress.labelled)
     with EventLog(run / "events.jsonl") as log:
-        for (row, old, reference), (_, new, _) in zip(before, after, strict=True):
+        for row, old, new, reference in compared:
             last = max(i for i, turn in enumerate(row.turns) if turn.role == "assistant")
             log.emit(
                 "sample",
@@ -281,21 +268,19 @@ def _answered(
     return len(rows)
 
 
-def _chosen(
-    settings: TrainSettings, tokenizer: ChatTokenizer, count: int
-) -> list[tuple[Conversation, str]]:
-    """The first rows of different tasks, then the first others, each with its answer."""
+def _chosen(settings: TrainSettings, tokenizer: ChatTokenizer, count: int) -> list[Conversation]:
+    """The first rows of different tasks, then the first others, with an answer each."""
     from mlx_itune.dataset.sources import load_splits
     from mlx_itune.inference.evaluate import question
 
-    first: dict[str, tuple[Conversation, str]] = {}
-    others: list[tuple[Conversation, str]] = []
+    first: dict[str, Conversation] = {}
+    others: list[Conversation] = []
     held_out = load_splits(settings.data, seed=settings.seed, how=settings.reading).valid
     for row in held_out[:_LOOKED_AT]:
         prompt, reference = question(row, tokenizer) or ([], "")
         if prompt and reference.strip() and len(prompt) < settings.max_length:
             task = row.tags.get("task", "")
             if task in first:
-                others.append((row, reference))
-            first.setdefault(task, (row, reference))
+                others.append(row)
+            first.setdefault(task, row)
     return [*first.values(), *others][:count]

@@ -39,6 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 DEFAULT_EPOCHS = 3.0
 DEFAULT_BATCH = 8
 DEFAULT_WARMUP = 0.03
+# A run of fewer steps than this teaches little.
+FEW_STEPS = 50
 # What a preset says of these is a beginning: few rows make it less (training/settle.py).
 _ADAPTED = ("batch_size", "warmup")
 

@@ -12,11 +12,20 @@ from typing import Literal
 from mlx_itune.dataset.batching import planned_steps
 from mlx_itune.kit.wording import count
 from mlx_itune.model.engine.shapes import chosen, read_shapes
-from mlx_itune.training.settings import TrainSettings, usual_rate, warmup_steps
+from mlx_itune.training.settings import (
+    DEFAULT_BATCH,
+    DEFAULT_EPOCHS,
+    FEW_STEPS,
+    TrainSettings,
+    usual_rate,
+    warmup_steps,
+)
 from mlx_itune.training.setup import Material
 
-# Fewer steps are few: a preset's batch is halved for more, as far as this one.
-FEW_STEPS, SMALLEST_BATCH = 50, 8
+# A preset's batch is halved where steps are few, as far as this one.
+SMALLEST_BATCH = 8
+# Few rows are learned so often that they make so many steps, within so many epochs.
+_GOOD_STEPS, _MOST_EPOCHS = 100, 20
 # Of the run, what a preset's warm-up may take.
 MOST_WARMUP = 0.1
 # Validations of a run, and rows of one: so many, as far as they take a tenth of its time. A token
@@ -47,6 +56,12 @@ def settled(settings: TrainSettings, material: Material) -> tuple[TrainSettings,
         return replace(s, eval_every=every, eval_rows=rows), tuple(notes)
     notes.append("no validation rows: the last step is shipped")
     return replace(s, eval_every=0), tuple(notes)
+
+
+def enough_epochs(rows: int) -> float:
+    """Epochs over few rows that make steps enough for a model to learn something."""
+    per_epoch = -(-rows // DEFAULT_BATCH)
+    return min(_MOST_EPOCHS, max(DEFAULT_EPOCHS, -(-_GOOD_STEPS // per_epoch)))
 
 
 def usual(s: TrainSettings, material: Material) -> float:

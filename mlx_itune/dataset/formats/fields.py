@@ -125,7 +125,8 @@ def as_text(value: Any) -> str:
 
 def guess(rows: Sequence[Row]) -> tuple[str, str] | None:
     """Of a table with columns of any names the one that asks, the longest free text, and the one
-    that answers: JSON, or the same few short texts again and again."""
+    that answers: JSON, a column called so, the same few short texts again and again, or another
+    free text."""
     kept = [row for row in rows if row.keys() == rows[0].keys()]
     texts = {key: [str(row[key]).strip() for row in kept] for key in (kept[0] if kept else ())}
     size = {key: sum(map(len, column)) for key, column in texts.items()}
@@ -141,7 +142,10 @@ def guess(rows: Sequence[Row]) -> tuple[str, str] | None:
 
     others = (key for key in texts if key != asked and size[key] and "reject" not in key.lower())
     answered = max(others, key=answers, default=None)
-    return (asked, answered) if asked and answered else None
+    if not asked or not answered:
+        return None
+    # A number of the row or its date answers nothing.
+    return (asked, answered) if any(answers(answered)[:3]) or answered in free else None
 
 
 def _is_prose(text: str) -> bool:

@@ -17,8 +17,8 @@ from mlx_itune.kit.wording import count, duration
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.microbatch import Example
 from mlx_itune.training.engine.rate_search import SHARE
-from mlx_itune.training.settings import TrainSettings
-from mlx_itune.training.settle import FEW_STEPS, settled, validated_rows
+from mlx_itune.training.settings import FEW_STEPS, TrainSettings
+from mlx_itune.training.settle import settled, validated_rows
 from mlx_itune.training.setup import Setup
 
 # Of the time, what is planned for: steps are slower later than when they are measured.

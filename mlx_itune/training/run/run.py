@@ -34,7 +34,7 @@ from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.kit.errors import ItuneError, StorageError, UsageError
 from mlx_itune.kit.files import sha256_file, staged_directory, storage_errors, write_durably
 from mlx_itune.kit.json_files import plain, read_object, read_record, write_object
-from mlx_itune.kit.settings import to_toml
+from mlx_itune.kit.settings import from_toml, to_toml
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.settings import TrainSettings
@@ -128,6 +128,20 @@ def create(settings: TrainSettings, beginning: Beginning, fill: Callable[[Path],
         write_object(stage / BEGINNING, dataclasses.replace(beginning, id=run.name))
         fill(stage)
     return run
+
+
+def repeating(folder: Path, out: Path) -> str:
+    """The settings of a run that is done, as TOML: `train --config` makes the same adapter of them,
+    at `out`, wherever it is called. Raises StorageError."""
+    s = TrainSettings(**from_toml(folder / CONFIG, TrainSettings))  # type: ignore[arg-type]
+    places: dict[str, Any] = {"data": Path(s.data).resolve(), "out": out.resolve()}
+    if (local := Path(s.model).expanduser()).is_dir():
+        places["model"] = str(local.resolve())
+    result = result_of(folder)
+    if result and s.steps and result.steps < s.steps and not result.stopped_early:
+        # The clock ended it.
+        places["stop_at"] = result.steps
+    return to_toml(dataclasses.replace(s, **places))
 
 
 def beginning_of(folder: Path) -> Beginning:

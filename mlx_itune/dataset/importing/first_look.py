@@ -1,0 +1,72 @@
+"""A first look at whatever a user has: which columns ask and answer, and all rows as read so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlx_itune.dataset.conversation import Conversation, Fault
+from mlx_itune.dataset.formats.fields import guess
+from mlx_itune.dataset.how import Reading
+from mlx_itune.dataset.importing.plan import ImportPlan
+from mlx_itune.dataset.sources import expand, no_such, read_rows, split_paths
+from mlx_itune.kit.errors import DataError
+
+_FIELDS = ("instruction", "output")
+# Rows that are scored, and that are validated, of many; of few, the share.
+TEST_ROWS, TEST_SHARE = 330, 0.2
+VALID_ROWS, VALID_SHARE = 200, 0.1
+_LEAST_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """plan: how the rows were read, and how to import them; guessed: the columns that were taken
+    for question and answer because of their looks; how: the account of the reading."""
+
+    rows: tuple[Conversation, ...]
+    faults: tuple[Fault, ...]
+    plan: ImportPlan
+    guessed: Mapping[str, str]
+    how: Reading
+
+
+def look(path: Path, plan: ImportPlan) -> FirstLook:
+    """Every row of a file or folder, read as planned; where nothing can be read so, by the columns
+    that look like question and answer. Raises DataError where no row has an answer."""
+    if not path.exists():
+        raise no_such(path)
+    rows, faults, how = _read(path, plan)
+    guessed: dict[str, str] = {}
+    if not rows and (found := guess(how.told.refused)):
+        guessed = dict(zip(_FIELDS, found, strict=True))
+        plan = replace(plan, map=tuple(f"{field}={name}" for field, name in guessed.items()))
+        rows, faults, how = _read(path, plan)
+    if not rows:
+        first = next((fault for fault in faults if fault.severity == "error"), None)
+        what = f"no row has a question and an answer to learn: {first.message}" if first else ""
+        hint = first.hint if first and first.hint else "a table needs a column with the answers"
+        raise DataError(what or "holds no rows", where=str(path), hint=hint)
+    return FirstLook(tuple(rows), tuple(faults), plan, guessed, how)
+
+
+def held_out(path: Path, rows: int) -> str | None:
+    """The --split of an import that holds rows out for scores and validation; None where a folder
+    has a test split of its own."""
+    if path.is_dir() and "test" in split_paths(path):
+        return None
+    test = _share(TEST_ROWS, TEST_SHARE, rows)
+    valid = _share(VALID_ROWS, VALID_SHARE, rows)
+    return f"{1 - test - valid:.4f}/{valid:.4f}/{test:.4f}"
+
+
+def _share(wanted: int, most: float, rows: int) -> float:
+    return round(min(most, max(_LEAST_SHARE, wanted / rows)), 4)
+
+
+def _read(path: Path, plan: ImportPlan) -> tuple[list[Conversation], list[Fault], Reading]:
+    how = plan.reading
+    found = [row for file in expand([path]) for row in read_rows(file, how=how)]
+    rows = [row for row in found if isinstance(row, Conversation)]
+    return rows, [row for row in found if isinstance(row, Fault)], how
