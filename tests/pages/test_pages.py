@@ -38,8 +38,8 @@ FAULTS = """(smallest) => {
     for (let e = holder; e; e = e.parentElement) {
       const flow = getComputedStyle(e).overflowX;
       if (/auto|scroll/.test(flow)) break;
-    const frame = e.getBoundingClientRect();
-    const cuts = /hidden|clip/.test(flow) || e.tagName == "svg";
+      const frame = e.getBoundingClientRect();
+      const cuts = /hidden|clip/.test(flow) || e.tagName == "svg";
       if (cuts && (box.left < frame.left - 1 || box.right > frame.right + 1))
         wrong.push(`cut: ${text.slice(0, 40)}`);
     }
