@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # A prefix is a pass of its own; what it saves must be worth it. In tokens.
-WORTH_TOKENS = 128
+WORTH_TOKENS = 64
 # Rows that are looked at together; in an evaluation there may be any number.
 _WINDOW_ROWS = 256
 
