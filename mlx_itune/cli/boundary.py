@@ -108,8 +108,10 @@ def guarded(group: click.Group, argv: list[str]) -> int:
 
 
 def _run(group: click.Group, argv: list[str]) -> int:
-    if _COMPLETION in os.environ:
-        group.main(args=argv, prog_name="mlx-itune", complete_var=_COMPLETION)
+    if instruction := os.environ.get(_COMPLETION):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(group, {}, "mlx-itune", _COMPLETION, instruction)
     code = 0
     try:
         # Not group.main: it turns Ctrl-C and a closed pipe into endings of its own.

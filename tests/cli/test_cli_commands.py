@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def test_eval_scores_base_and_tuned_on_all_rows(
 def test_quickstart_on_a_tiny_model(
     cli: Any, tiny_quantized_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quickstart, "MODEL", str(tiny_quantized_dir))
+    for name, recipe in quickstart.RECIPES.items():
+        small = replace(recipe, model=str(tiny_quantized_dir))
+        monkeypatch.setitem(quickstart.RECIPES, name, small)
     monkeypatch.setattr(quickstart, "SIZES", {"train": 20, "valid": 4, "test": 6, "unseen": 4})
     monkeypatch.setattr(quickstart, "ANSWER_TOKENS", 4)
     home = tmp_path / "demo"
@@ -86,7 +89,7 @@ def test_quickstart_on_a_tiny_model(
     }
     assert Path(made["exports"][0]["path"], "model.safetensors").is_file()
     # A folder that exists gets a new one inside.
-    told = cli("quickstart", "--workdir", home, "--steps", 1).out
+    told = cli("quickstart", "--model", "smollm2", "--workdir", home, "--steps", 1).out
     assert "mean over tasks" in told
     assert f"mlx-itune chat --model {home / 'run-2' / 'fused'}" in told
 

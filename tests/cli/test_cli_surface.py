@@ -67,6 +67,7 @@ def test_the_shell_completes_commands_and_flags() -> None:
         asked = {"_MLX_ITUNE_COMPLETE": "bash_complete", "COMP_WORDS": line}
         environment = {**os.environ, **asked, "COMP_CWORD": str(len(words))}
         done = subprocess.run(PROGRAM, capture_output=True, text=True, env=environment, check=False)
+        assert not done.stderr
         return [each.partition(",")[2] for each in done.stdout.splitlines()]
 
     assert completed("mod") == ["models"] and completed("runs", "o") == ["open"]
