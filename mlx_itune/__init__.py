@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlx_itune.api.rows import check as check
     from mlx_itune.api.rows import clean as clean
     from mlx_itune.api.rows import import_rows as import_rows
+    from mlx_itune.api.rows import infer_schema as infer_schema
     from mlx_itune.api.rows import read_rows as read_rows
     from mlx_itune.api.rows import show as show
     from mlx_itune.api.rows import stats as stats
@@ -52,7 +53,7 @@ __version__ = "0.1.0"
 
 # Where the names above are.
 _FROM = {
-    "api.rows": "check clean import_rows read_rows show stats Checked Shown",
+    "api.rows": "check clean import_rows infer_schema read_rows show stats Checked Shown",
     "api.shipping": "export fuse",
     "api.tune": "tune",
     "dataset.conversation": "Conversation Fault Turn",

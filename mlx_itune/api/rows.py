@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.cleaning.run import Cleaned
     from mlx_itune.dataset.importing.run import Imported
     from mlx_itune.dataset.rendering.show_rows import ShownExample
+    from mlx_itune.dataset.schema import Inferred
     from mlx_itune.dataset.statistics.stats import Stats
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 
@@ -80,9 +82,11 @@ def repeated(sources: Counter[tuple[str, str]]) -> tuple[Repeated, ...]:
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """lints: a list of one's own; strict: warnings, and what is not learned, count as errors."""
+    """lints: a list of one's own; schema: a JSON Schema of the answers; strict: warnings, and what
+    is not learned, count as errors."""
 
     lints: Path | None = None
+    schema: Path | None = None
     near_duplicates: bool = True
     strict: bool = False
 
@@ -108,11 +112,13 @@ def check(
     files: PathLike | Sequence[PathLike], *, observe: Observe | None = None, **how: Any
 ) -> Checked:
     """Look for everything that is wrong with rows: broken ones, duplicates, near duplicates, leaks
-    between splits, lints; with `model` also rows that are too long or have nothing to learn.
-    `how`: lints, near_duplicates, strict; model, template, template_option, max_length, learn;
-    format, map, roles, encoding, no_input. Raises DataError, UsageError, StorageError."""
+    between splits, lints, answers that break `schema` or the shape of the others; with `model` also
+    rows that are too long or have nothing to learn. `how`: lints, schema, near_duplicates, strict;
+    model, template, template_option, max_length, learn; format, map, roles, encoding, no_input.
+    Raises DataError, UsageError, StorageError."""
     from mlx_itune.dataset.checking.check import Check
     from mlx_itune.dataset.checking.lints import load_lints
+    from mlx_itune.dataset.schema import read_schema
 
     form, about, asked = records(how, (ImportPlan, FORM), AboutTokens, CheckSettings)
     rows = _Files(_several(files), form)
@@ -124,6 +130,7 @@ def check(
         max_length=about.max_length or 2048,
         near_duplicates=asked.near_duplicates,
         lints=load_lints(asked.lints),
+        schema=read_schema(asked.schema) if asked.schema else None,
         on_bytes=told_bytes(observe, "check", rows.bytes),
     )
     faults = tuple(found)
@@ -140,6 +147,34 @@ def check(
         told=found.how.told,
         faults=faults,
     )
+
+
+def infer_schema(
+    data: PathLike | Sequence[PathLike],
+    *,
+    out: PathLike | None = None,
+    observe: Observe | None = None,
+    **how: Any,
+) -> Inferred:
+    """A JSON Schema of the answers of rows. `out`: a new file for it. `how`: format, map, roles,
+    encoding, no_input. Raises DataError where no answer is JSON; UsageError, StorageError."""
+    from mlx_itune.dataset.schema import infer
+
+    (form,) = records(how, (ImportPlan, FORM))
+    if out is not None:
+        refuse_taken(Path(out))
+    files = _Files(_several(data), form)
+    on_bytes = told_bytes(observe, "read", files.bytes)
+    found = infer(
+        row
+        for path in files.paths
+        for row in files.read(path, on_bytes)
+        if isinstance(row, Conversation)
+    )
+    if out is not None:
+        text = json.dumps(found.schema, ensure_ascii=False, indent=2)
+        write_new(Path(out), f"{text}\n".encode())
+    return found
 
 
 def stats(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlx_itune.model.serving.engine import Drawing
 
 _ENDS = ("/exit", "/quit")
+_SHORTENED = "--max-tokens ran short, and what was left was used to end it as the schema allows"
 _NO_TEXT = "what stdin holds is not UTF-8 text"
 _HELP = (
     "/reset starts again, /system TEXT starts again with that system prompt, /exit or Ctrl-D ends; "
@@ -38,7 +39,7 @@ _HELP = (
 @options.as_record(
     "asked", "mlx_itune.inference.prompts:Asked", options.flags("words prompt file raw")
 )
-@options.flags("out-of-answers prompts-at-once stop max-tokens")
+@options.flags("out-of-answers prompts-at-once stop max-tokens schema")
 @options.drawing
 def generate(
     opening: Opening, asked: Asked, drawing: Drawing, out: Path | None, as_json: bool, **how: Any
@@ -56,6 +57,7 @@ def generate(
         raise UsageError("--out takes the answers to --file")
     if out:
         refuse_taken(out)
+    how["schema"] = schema = _schema(how["schema"])
     prompts = asked.prompts(_stdin)
     loaded, tokenizer = open_model(opening)
     options.tell(() if asked.raw else tokenizer.notes)
@@ -65,6 +67,8 @@ def generate(
         answers = plain(found)
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
         summary = {"rows": len(answers), "out": out, "wall_s": time.monotonic() - began}
+        if schema is not None and (short := sum(each["shortened"] for each in answers)):
+            options.tell([f"{count(short, 'answer')}: {_SHORTENED}"])
         if not out:
             return Result({**summary, "answers": answers}, lines)
         write_new(out, "".join(line + "\n" for line in lines).encode())
@@ -72,7 +76,7 @@ def generate(
 
     ids = prompts[0].ids(tokenizer)
     room = room_tokens(len(ids), loaded.config, how["max_tokens"])
-    generator = Generator(loaded, tokenizer, how["stops"])
+    generator = Generator(loaded, tokenizer, how["stops"], schema=schema)
     answer = generator.stream(ids, max_tokens=room, drawing=drawing)
     _print(answer, as_json)
     whole = {
@@ -82,7 +86,17 @@ def generate(
         "finish_reason": answer.finish_reason,
         "wall_s": time.monotonic() - began,
     }
+    if schema is not None:
+        whole["shortened"] = answer.is_shortened
+    if answer.is_shortened:
+        options.tell([_SHORTENED])
     return Result(whole, [""])
+
+
+def _schema(path: Path | None) -> dict[str, Any] | None:
+    from mlx_itune.dataset.schema import read_schema
+
+    return read_schema(path) if path else None
 
 
 def _print(pieces: Iterable[str], as_json: bool) -> None:
@@ -108,9 +122,11 @@ def _observe(done: int) -> None:
 
 @options.command("chat")
 @options.opening
-@options.flags("stop max-tokens")
+@options.flags("stop max-tokens schema")
 @options.drawing
-def chat(opening: Opening, stops: tuple[str, ...], as_json: bool, **how: Any) -> Result:
+def chat(
+    opening: Opening, stops: tuple[str, ...], schema: Path | None, as_json: bool, **how: Any
+) -> Result:
     """Talk to a model, one line per turn.
 
     /reset starts again, /system TEXT too, with that system prompt; /exit or Ctrl-D ends; Ctrl-C
@@ -119,9 +135,10 @@ def chat(opening: Opening, stops: tuple[str, ...], as_json: bool, **how: Any) ->
     from mlx_itune.inference.generate import ChatSession
     from mlx_itune.inference.opening import open_model
 
+    held_to = _schema(schema)
     loaded, tokenizer = open_model(opening)
     options.tell(tokenizer.notes)
-    session = ChatSession(loaded, tokenizer, stops, **how)
+    session = ChatSession(loaded, tokenizer, stops, schema=held_to, **how)
     if sys.stdin.isatty():
         click.echo(_HELP, err=True)
     while (said := _ask()) is not None and said not in _ENDS:

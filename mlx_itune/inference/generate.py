@@ -37,6 +37,11 @@ class Answer(Iterator[str]):
         order.deliver = self._take
         engine.submit(order)
 
+    @property
+    def is_shortened(self) -> bool:
+        """Whether tokens ran short, and it was brought to an end that its schema allows."""
+        return bool(self.order.guide and self.order.guide.is_shortened)
+
     def close(self) -> None:
         """Break it off; what there is stays."""
         self.order.is_cancelled = True
@@ -152,6 +157,7 @@ def answer_all(
     drawing: Drawing = GREEDY,
     stops: Sequence[str] = (),
     batch_size: int = 32,
+    schema: Mapping[str, Any] | None = None,
     observe: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The answer to each prompt of a file, in order, as a line of `generate --file`. Greedy answers
@@ -165,7 +171,7 @@ def answer_all(
             rooms.append(room_tokens(len(ids[-1]), loaded.config, max_tokens))
     first = drawing.seed or 0
     drawings = (dataclasses.replace(drawing, seed=first + n) for n in range(len(prompts)))
-    generator = Generator(loaded, tokenizer, stops, batch_size=batch_size)
+    generator = Generator(loaded, tokenizer, stops, batch_size=batch_size, schema=schema)
     answers = generator.answers(ids, rooms, drawings, observe)
     return [
         {
@@ -177,6 +183,7 @@ def answer_all(
             "prompt_tokens": len(ids[n]),
             "completion_tokens": answer.completion_tokens,
             "finish_reason": answer.finish_reason,
+            **({} if schema is None else {"shortened": answer.is_shortened}),
         }
         for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
@@ -196,9 +203,12 @@ class ChatSession:
         system: str | None = None,
         max_tokens: int = 512,
         drawing: Drawing = GREEDY,
+        schema: Mapping[str, Any] | None = None,
     ) -> None:
         self._config, self._tokenizer = loaded.config, tokenizer
-        self._generator = Generator(loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS)
+        self._generator = Generator(
+            loaded, tokenizer, stops, cached_prompts=_CONVERSATIONS, schema=schema
+        )
         self._max_tokens, self._drawing = max_tokens, drawing
         self.system = tokenizer.system if system is None else system
         self.last: Answer | None = None

@@ -1,7 +1,9 @@
-"""``data check``: every fault of every row at once; ``data stats``: what a data set is made of."""
+"""``data check``: every fault of every row at once; ``data stats``: what a data set is made of;
+``data schema``: the shape of its answers."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -13,11 +15,12 @@ from mlx_itune.cli.data import reading
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit.errors import DataError, one_line
 from mlx_itune.kit.json_files import plain
-from mlx_itune.kit.wording import count, listing
+from mlx_itune.kit.wording import count, listing, percent
 
 if TYPE_CHECKING:
     from mlx_itune.api.rows import Checked
     from mlx_itune.dataset.conversation import Fault
+    from mlx_itune.dataset.schema import Inferred
     from mlx_itune.dataset.statistics.stats import Stats
 
 _SHOWN_PER_CODE = 50
@@ -27,14 +30,15 @@ _SHOWN_PER_CODE = 50
 @options.flags("files")
 @reading.form
 @reading.about_tokens
-@options.flags("lints no-near-duplicates strict")
+@options.flags("lints schema-of-answers no-near-duplicates strict")
 def check(files: tuple[Path, ...], no_near_duplicates: bool, **how: Any) -> Result:
     """Every fault of every row at once; exit code 3 if there is any error.
 
     FILE is a file of rows of any format, or a folder of them. Errors are rows that training
     refuses. Warnings are duplicates and near duplicates, rows of one split repeated in another,
-    what the lints find, template text inside contents and system prompts spelled in several ways;
-    with --model also rows that are too long or have nothing to learn.
+    what the lints find, template text inside contents, system prompts spelled in several ways and
+    answers that break --schema or, without it, the JSON shape that nearly all others have; with
+    --model also rows that are too long or have nothing to learn.
     """
     from mlx_itune.api.rows import check
     from mlx_itune.cli.progress import Progress
@@ -71,6 +75,35 @@ def _checked(checked: Checked) -> Iterator[str]:
         f"{count(checked.rows, 'row')}, {checked.accepted:,} accepted, {checked.rejected:,} "
         f"rejected, {count(checked.warnings, 'warning')}{': ' if counts else ''}{counts}"
     )
+
+
+@options.command("data schema")
+@options.flags("data-files out-of-schema")
+@reading.form
+def schema(data: tuple[Path, ...], out: Path | None, as_json: bool, **how: Any) -> Result:
+    """A JSON Schema (2020-12) of the answers that are JSON: types, required keys, closed lists.
+
+    DATA is a file or folder of rows of any format. A list of values or keys is closed only where
+    each of them was seen more than once.
+    """
+    from mlx_itune.api.rows import infer_schema
+    from mlx_itune.cli.progress import Progress
+
+    with Progress() as progress:
+        found = infer_schema(data, out=out, observe=progress.bytes, **how)
+    text = json.dumps(found.schema, ensure_ascii=False, indent=2)
+    if not out and not as_json:
+        # The schema alone, for a pipe.
+        options.tell(_rests_on(found))
+    lines = [text] if not out else [str(out), *_rests_on(found)]
+    return Result({**plain(found), "out": out}, lines)
+
+
+def _rests_on(found: Inferred) -> Iterator[str]:
+    other = f"; the first that is not: {found.first_other}" if found.first_other else ""
+    yield one_line(f"{found.json:,} of {count(found.answers, 'answer')} are JSON{other}")
+    if found.held_out is not None:
+        yield f"{percent(found.held_out)} of one half satisfy the schema of the other half"
 
 
 _NAMES_SHOWN = 10

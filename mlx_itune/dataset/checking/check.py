@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import combinations, islice
 from os.path import commonprefix
 from pathlib import Path
+from typing import Any
 
+from mlx_itune.dataset.checking.answer_shape import AnswerShape
 from mlx_itune.dataset.checking.lints import Lint, excerpt, find_lints, load_lints
 from mlx_itune.dataset.checking.near_duplicates import Duplicates, Match, families
 from mlx_itune.dataset.conversation import Conversation, Fault, fault_at
@@ -49,7 +51,8 @@ _WORD = re.compile(r"\w+")
 class Check:
     """Iterate once over the faults; the totals are right when that is done. `duplicate_sources`
     counts the repeated rows by (source of the repeat, source of the first). With a tokenizer rows
-    are judged as training would. Raises DataError for an unreadable path."""
+    are judged as training would, and answers by the `schema`, or else by the shape that nearly all
+    of them have. Raises DataError for an unreadable path."""
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class Check:
         max_length: int = 2048,
         near_duplicates: bool = True,
         lints: Sequence[Lint] | None = None,
+        schema: Mapping[str, Any] | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
         self.rows = self.accepted = self.rejected = self.warnings = 0
@@ -77,7 +81,7 @@ class Check:
         self._lints = [*found, *(_control_lints(tokenizer, found) if tokenizer else ())]
         # What is kept beside the turns of a data folder was accepted when that was made.
         self._are_ours = all(read_dataset(path) for path in self.paths)
-        self._systems = SystemPrompts()
+        self._systems, self._answers = SystemPrompts(), AnswerShape(schema)
         self._rare: dict[str, list[Fault]] = {}
         self._rare_counts: Counter[str] = Counter()
         # Of each accepted row its address, its split, and its `source` or else its file.
@@ -113,6 +117,7 @@ class Check:
         self.rows = self.accepted + self.rejected
         yield from self._rare_faults()
         yield from self._systems.faults()
+        yield from self._answers.faults()
         if self._systems.too_many:
             self.notes.append("there are too many different system prompts to compare them all")
         for matches in duplicates.near():
@@ -125,6 +130,7 @@ class Check:
     ) -> Iterator[Fault]:
         source = sys.intern(row.tags.get("source") or file)
         self._places.append((row.origin, split, source))
+        self._answers.see(row)
         first = duplicates.add(row)
         if first is not None:
             yield self._repeat(len(self._places) - 1, [Match(0, first, "exact", 1.0)])

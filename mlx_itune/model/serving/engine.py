@@ -26,6 +26,7 @@ from mlx_lm.models.cache import (
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from mlx_itune.kit.errors import ModelError
 from mlx_itune.model.serving.grammar import Guide
 
 _END = object()
@@ -333,7 +334,7 @@ def can_batch(model: nn.Module) -> bool:
 def _deliver(order: Order, token: int, finish: str | None, logprobs: Any) -> None:
     """logprobs (V,): of every token at this place."""
     if order.guide and order.guide.fault:
-        order.deliver(RuntimeError(f"the schema cannot be kept to: {order.guide.fault}"))
+        order.deliver(ModelError(f"the schema cannot be kept to: {order.guide.fault}"))
         order.is_cancelled = True
         return
     if order.logprobs is None:
