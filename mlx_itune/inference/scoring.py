@@ -97,10 +97,9 @@ class JsonScore:
 
 @dataclass(frozen=True)
 class Scorer:
-    """One way to score, with what it needs: the labels to choose from, a pattern."""
+    """One way to score. pattern: of a regex, or of the labels to choose from."""
 
     way: str
-    labels: tuple[str, ...] = ()
     pattern: Any = None
 
     def is_right(self, pair: Pair) -> bool:
@@ -118,19 +117,11 @@ class Scorer:
             numbers = _NUMBER.findall(text)
             return Decimal(numbers[-1].replace(",", "")) if numbers else None
         if self.way == "choice":
-            return self._choice(text)
+            named = self.pattern.search(normalize(text))
+            return named.group().casefold() if named else None
         if self.way == "regex":
             return self._found(text)
         return normalize(text)
-
-    def _choice(self, text: str) -> str | None:
-        """The label that is named first; of those that begin there, the longest."""
-        said = normalize(text)
-        found = []
-        for label in self.labels:
-            named = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", said, re.IGNORECASE)
-            found += [(named.start(), -len(label), label)] if named else []
-        return min(found)[2] if found else None
 
     def _found(self, text: str) -> str | None:
         try:
@@ -160,9 +151,13 @@ def scorer_for(references: Sequence[str], way: str = "auto", pattern: str | None
     elif way == "regex" or pattern is not None:
         raise UsageError("--score regex and --pattern go together")
     way = way_of(references) if way == "auto" else known("score", way, METRICS)
-    labels = tuple(sorted({normalize(text) for text in references} - {""}))
+    if way == "choice":
+        # Of those that begin at a place, the longest.
+        labels = sorted({normalize(text) for text in references} - {""}, key=len, reverse=True)
+        named = "|".join(map(re.escape, labels)) or r"\b\B"
+        return Scorer(way, re.compile(rf"(?<!\w)(?:{named})(?!\w)", re.IGNORECASE))
     try:
-        return Scorer(way, labels, compiled(pattern) if pattern is not None else None)
+        return Scorer(way, compiled(pattern) if pattern is not None else None)
     except ValueError as error:
         raise UsageError(f"--pattern: {error}") from None
 
