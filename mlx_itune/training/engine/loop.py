@@ -112,7 +112,7 @@ def work(
         def seen(event: dict[str, Any]) -> None:
             observe(event)
             if event["event"] in ("valid", "checkpoint"):
-                _page(folder, job, is_live=True)
+                _page(folder, job)
 
         job = Job(setup, folder, log if is_writer() else None, record, seen, began)
         job.tell("start", **_start(setup, folder, job))
@@ -137,16 +137,16 @@ def work(
             raise
         finally:
             gc.unfreeze()
-            _page(folder, job)
+            _page(folder, job, is_over=True)
     # The signal was delivered again, and whoever handles it let it pass: the run is over anyway.
     raise KeyboardInterrupt
 
 
-def _page(folder: Path, job: Job, *, is_live: bool = False) -> None:
+def _page(folder: Path, job: Job, *, is_over: bool = False) -> None:
     """The run's page as it stands; a run does not fail for it."""
     try:
         if is_writer():
-            report.write(folder, is_live=is_live)
+            report.write(folder, is_over=is_over)
     except Exception as error:
         job.warn(f"no report.html: {error}")
 

@@ -18,12 +18,13 @@ import numpy as np
 from mlx_itune.kit.errors import ItuneError, StorageError
 from mlx_itune.kit.files import write_durably
 from mlx_itune.kit.json_files import read_object
+from mlx_itune.kit.lock import holder
 from mlx_itune.kit.page import Html, cards, element, grid, join, page, said, section, table
 from mlx_itune.kit.settings import from_toml
 from mlx_itune.kit.wording import duration, listing, size
 from mlx_itune.training.run import curves
 from mlx_itune.training.run.catalogue import size_of
-from mlx_itune.training.run.run import WINDOW_STEPS
+from mlx_itune.training.run.run import LOCK, WINDOW_STEPS
 from mlx_itune.training.run.story import Session, Story, read
 from mlx_itune.training.run.verdict import verdict
 from mlx_itune.training.settings import TrainSettings
@@ -50,17 +51,18 @@ _HASH = re.compile("[0-9a-f]{40,}")
 _LOCAL = re.compile(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
 
-def write(run: Path, *, is_live: bool = False) -> Path:
+def write(run: Path, *, is_over: bool = False) -> Path:
     """Make `runs/<id>/report.html` anew and return its path. Raises StorageError."""
     path = Path(run) / NAME
-    write_durably(path, made(Path(run), is_live).encode("utf-8", errors="backslashreplace"))
+    write_durably(path, made(Path(run), is_over).encode("utf-8", errors="backslashreplace"))
     return path
 
 
-def made(run: Path, is_live: bool = False) -> str:
-    """The page of a run, finished or not; of one that `is_live` a browser asks again every few
-    seconds. Raises StorageError where events.jsonl is not there."""
+def made(run: Path, is_over: bool = False) -> str:
+    """The page of a run, finished or not; while it is trained, unless this `is_over`, a browser
+    reads it again every few seconds. Raises StorageError where events.jsonl is not there."""
     story = read(run)
+    is_live = not (is_over or story.ending) and holder(run / LOCK) is not None
     origin = {**_object(run / "run.json"), **_newest(run, "provenance.json")}
     settings = _settings(run)
     parts = [
