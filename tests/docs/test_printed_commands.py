@@ -38,7 +38,11 @@ GIVEN = {
     **dict.fromkeys(("fused", "exported/mlx"), "fused"),
 }
 # What would take minutes is made shorter; so are the files of a sample data set.
-SHORTER = (("--steps 800", "--steps 4"), ("--steps 200", "--steps 4"))
+SHORTER = (
+    ("--steps 800", "--steps 4"),
+    ("--steps 200", "--steps 4"),
+    ("--time 10m", "--time 1s --yes"),
+)
 
 
 def printed(page: str) -> list[str]:
@@ -76,6 +80,9 @@ def desk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         writer = csv.DictWriter(file, ["question", "answer"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(lines)
+    with Path("tickets.csv").open("w", newline="") as file:
+        kinds = [(f"Where is my card number {n}?", ("late", "lost")[n % 2]) for n in range(40)]
+        csv.writer(file).writerows([("text", "category"), *kinds])
     for name, source in (
         ("chats.json", "sharegpt.json"),
         ("alpaca_data.json", "alpaca.json"),
