@@ -24,6 +24,8 @@ TEXTS = frozenset(
 _NEAR = 0.85
 # Tags that say where a row is from: --strict does not mind them.
 _PLACES = frozenset({"id", "source", "origin", "given_origin", "kind"})
+# Those of them that an import writes into its folder.
+_OF_IMPORTS = frozenset({"source", "origin"})
 # Names are anybody's; past so many of them the rest is one kind.
 _MOST_KINDS = 1000
 _SHOWN = 12
@@ -46,6 +48,8 @@ class Account:
     taken: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     _refused: list[Mapping[str, Any]] = field(default_factory=list)
+    # Tags that an import wrote: nobody has to be told of them.
+    _written: frozenset[str] = frozenset()
     _here: set[tuple[str, str]] = field(default_factory=set)
 
     def lose(self, kind: str) -> None:
@@ -66,6 +70,10 @@ class Account:
         if len(self._refused) < _LOOKED_AT:
             self._refused.append({key: str(row[key])[:_LOOKED_AT_CHARS] for key in row})
 
+    def of_file(self, *, imported: bool) -> None:
+        """The rows that follow are of a file, which an import may have written."""
+        self._written = _OF_IMPORTS if imported else frozenset()
+
     def row(self, tags: Iterable[str] | None) -> None:
         """The row is read, with these tags; None: it was refused, so there is nothing to tell."""
         if self._here:
@@ -73,7 +81,7 @@ class Account:
                 self._add(getattr(self, name), (kind,))
             self._here.clear()
         if tags:
-            self._add(self.tags, tags)
+            self._add(self.tags, [tag for tag in tags if tag not in self._written])
 
     def again(self) -> None:
         """Forget all: the rows are read once more."""

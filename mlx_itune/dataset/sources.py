@@ -27,6 +27,7 @@ _SPLITS = ("train", "valid", "test")
 # Kinds that a folder is searched for; a text file in a folder is more often a read-me than rows.
 _FOLDER_KINDS = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx"})
 # What a data folder holds besides its rows.
+_RECORD = "dataset.json"
 _NOT_ROWS = frozenset(
     "dataset.json removed.jsonl changed.jsonl rejected.jsonl ledger.jsonl".split()
 )
@@ -77,6 +78,7 @@ def read_rows(
     """
     path = Path(path)
     how = how or Reading()
+    how.told.of_file(imported=(path.parent / _RECORD).is_file())
     name = str(path)
     header = False if how.columns and names_positions(how.columns) else None
     for record in read_records(path, how, header=header, on_bytes=on_bytes):

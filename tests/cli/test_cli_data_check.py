@@ -178,3 +178,7 @@ def test_what_is_not_learned_is_told_before_the_first_step(run, cli):
     told = run("check", data, "--strict", code=3)["told"]
     assert (told["lost"], told["tags"]) == ({"'note' of assistant turns": 10}, {"topic": 10})
     run("import", data, "--strict", out="strict", code=3)
+    # What the import wrote beside the rows is nothing that a user has to be told.
+    run("import", data, out="folder")
+    planned = cli("plan", "--model", "starter", "--data", data.parent / "folder").out
+    assert "note: kept as tags, not learned: topic (10 rows)\n" in planned

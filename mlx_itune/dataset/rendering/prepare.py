@@ -285,7 +285,7 @@ def _cut(part: TokenizedExample, limit: int) -> TokenizedExample:
     return replace(part, input_ids=part.input_ids[:end], weights=part.weights[:end], spans=spans)
 
 
-_FORMAT = 5
+_FORMAT = 6
 _KEPT_BYTES = 8 * 10**9
 
 
