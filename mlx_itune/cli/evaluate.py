@@ -61,7 +61,9 @@ class Wanted:
 @options.as_record(
     "settings",
     "mlx_itune.inference.evaluate:EvalSettings",
-    options.flags("generate max-length max-new-tokens batch-size score-of-answers pattern"),
+    options.flags(
+        "generate max-length max-new-tokens batch-size score-of-answers pattern schema-to-score-by"
+    ),
 )
 @options.as_record(
     "wanted",

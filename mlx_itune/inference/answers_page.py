@@ -117,6 +117,7 @@ def _article(
         tick = " ✓" if other.is_right else ""
         lines.append(said(model + tick + _graded(grades, model), _shown(other.answer), "before"))
     lines.append(said(label + _graded(grades, label), extra, "after"))
+    lines += [said("fault", last.fault, "like")] if last.fault else []
     learned = [
         said(f"{100 * likeness:.0f} % alike", f"{_brief(row)}", "like")
         for likeness, row in (near.of(last) if near else ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,21 +15,25 @@ from numpy.typing import NDArray
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.rendering.render import TokenizedExample, render
+from mlx_itune.dataset.schema import faults_by, read_schema
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.prompts import asked_row
 from mlx_itune.inference.scoring import (
     METRICS,
+    Breaks,
     JsonScore,
     LabelScore,
     Pair,
     Scorer,
     exact_match,
+    json_fault,
     json_score,
     label_score,
     scorer_for,
     token_f1,
 )
+from mlx_itune.kit.errors import UsageError
 from mlx_itune.model.engine.probe import choose_nll
 from mlx_itune.model.loading.base import LoadedModel
 
@@ -46,8 +51,8 @@ Observe = Callable[[str, int, int], None]
 class EvalSettings:
     """Rows longer than max_length are cut; generate: write answers, and score them: each task as
     its references ask for, or by one of `scoring.METRICS`, a regex by a pattern. max_new_tokens:
-    None is what the longest reference needs, and half as much. Raises UsageError for an unknown way
-    or a pattern that is none."""
+    None is what the longest reference needs, and half as much. schema: a file, for the JSON answers
+    among them. Raises UsageError for an unknown way or a pattern that is none."""
 
     max_length: int = 2048
     max_new_tokens: int | None = None
@@ -55,10 +60,19 @@ class EvalSettings:
     generate: bool = True
     score: str = "auto"
     pattern: str | None = None
+    schema: Path | None = None
 
     def __post_init__(self) -> None:
         # Before hours are spent, not after them.
+        if self.schema and self.score not in ("auto", "json"):
+            raise UsageError(f"--schema is for JSON answers, not for --score {self.score}")
         scorer_for((), self.score, self.pattern)
+
+    def breaks(self) -> Breaks | None:
+        """What tells how a JSON answer breaks the schema. Raises DataError, StorageError."""
+        if self.schema is None:
+            return None
+        return faults_by(read_schema(self.schema), where=str(self.schema))
 
 
 DEFAULTS = EvalSettings()
@@ -89,6 +103,8 @@ class Answered:
     way: str
     is_right: bool
     token_f1: float
+    # Why an answer that should be JSON is none, or none by the schema.
+    fault: str | None = None
 
     @property
     def asked(self) -> tuple[Turn, ...]:
@@ -125,6 +141,7 @@ def evaluate(
 ) -> EvalResult:
     """Evaluate on all rows; nothing is sampled and nothing left out. ``observe(stage, done,
     total)`` is told of progress. Raises DataError when no row has anything to learn."""
+    breaks = settings.breaks()
     conversations = [
         replace(row, turns=tokenizer.opened(row.turns), checked=True) for row in conversations
     ]
@@ -142,7 +159,7 @@ def evaluate(
     answers, tasks = tuple[Answered, ...](), dict[str, TaskScore]()
     if settings.generate:
         said = answer_questions(loaded, tokenizer, conversations, settings, observe)
-        answers, tasks = scored(said, settings)
+        answers, tasks = scored(said, settings, breaks)
     return EvalResult(
         rows=len(conversations),
         supervised_tokens=sum(int(np.count_nonzero(e.weights[1:])) for e in examples),
@@ -159,7 +176,9 @@ def evaluate(
 
 
 def scored(
-    said: Sequence[tuple[Conversation, str, str]], settings: EvalSettings = DEFAULTS
+    said: Sequence[tuple[Conversation, str, str]],
+    settings: EvalSettings = DEFAULTS,
+    breaks: Breaks | None = None,
 ) -> tuple[tuple[Answered, ...], dict[str, TaskScore]]:
     """(row, answer, reference) as `answer_questions` gives them, in the same order with what each
     is worth; and the scores of each task, by name."""
@@ -172,11 +191,17 @@ def scored(
         scorer = scorer_for([said[n][2] for n in numbers], settings.score, settings.pattern)
         pairs = [Pair(said[n][1], said[n][2]) for n in numbers]
         for n, pair in zip(numbers, pairs, strict=True):
-            right, f1 = scorer.is_right(pair), token_f1(pair.answer, pair.reference)
             answers[n] = Answered(
-                said[n][0], task, pair.answer, pair.reference, scorer.way, right, f1
+                row=said[n][0],
+                task=task,
+                **vars(pair),
+                way=scorer.way,
+                is_right=scorer.is_right(pair),
+                token_f1=token_f1(pair.answer, pair.reference),
+                fault=json_fault(pair.answer, breaks) if scorer.way == "json" else None,
             )
-        tasks[task] = _task_score(scorer, pairs, [answers[n] for n in numbers])
+        objects = json_score(pairs, breaks) if scorer.way == "json" else None
+        tasks[task] = _task_score(scorer, pairs, [answers[n] for n in numbers], objects)
     return tuple(answers[n] for n in range(len(said))), tasks
 
 
@@ -196,6 +221,7 @@ def kept_rows(
             "answer": each.answer,
             "score": int(each.is_right),
             "token_f1": round(each.token_f1, 4),
+            **({"fault": each.fault} if each.fault else {}),
         }
         for name in others:
             other = results[name].answers[n]
@@ -205,7 +231,9 @@ def kept_rows(
         yield row
 
 
-def _task_score(scorer: Scorer, pairs: Sequence[Pair], answers: Sequence[Answered]) -> TaskScore:
+def _task_score(
+    scorer: Scorer, pairs: Sequence[Pair], answers: Sequence[Answered], objects: JsonScore | None
+) -> TaskScore:
     return TaskScore(
         rows=len(pairs),
         exact_match=fmean(exact_match(pair.answer, pair.reference) for pair in pairs),
@@ -213,7 +241,7 @@ def _task_score(scorer: Scorer, pairs: Sequence[Pair], answers: Sequence[Answere
         way=scorer.way,
         score=fmean(each.is_right for each in answers),
         labels=label_score(scorer, pairs) if scorer.way in ("labels", "choice") else None,
-        json=json_score(pairs) if scorer.way == "json" else None,
+        json=objects,
     )
 
 

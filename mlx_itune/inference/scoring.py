@@ -2,9 +2,9 @@
 
 | way | an answer is right where |
 |---|---|
-| exact | it is the reference, but for spaces; JSON objects are compared as JSON |
+| exact | it is the reference, but for spaces; JSON objects and lists are compared as JSON |
 | labels | the same; told with macro-F1 and with what is taken for what |
-| json | it is the reference's JSON object; told with its fields |
+| json | it is the reference's JSON object or list; told with its fields, and faults by a schema |
 | numeric | its last number is the reference's |
 | choice | of the references' texts, the first that it names is its own |
 | contains | the reference is somewhere in it, in any case |
@@ -13,11 +13,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import fmean
@@ -27,6 +28,9 @@ from mlx_itune.kit.errors import DataError, UsageError
 from mlx_itune.kit.json_files import parse_object
 from mlx_itune.kit.patterns import compiled
 from mlx_itune.kit.wording import known
+
+# How a JSON value breaks a schema; None where it does not.
+Breaks = Callable[[Any], str | None]
 
 # The ways, and what a score by each is called.
 METRICS = {
@@ -86,8 +90,8 @@ class FieldScore:
 
 @dataclass(frozen=True)
 class JsonScore:
-    """Shares of the answers: valid (a JSON object), as the schema says (None without one); and of
-    the references' fields that answers have right, in all and by path (`slots.city`)."""
+    """Shares of the answers: valid (a JSON object or list), and by the schema (None without one);
+    of the references' fields that answers have right, in all and by path (`slots.city`)."""
 
     valid: float
     schema_valid: float | None
@@ -135,7 +139,7 @@ class Scorer:
 
 def way_of(references: Sequence[str]) -> str:
     """The kind of answers that a task has, by its references."""
-    if references and all(_json_object(text) is not None for text in references):
+    if references and all(_json(text) is not None for text in references):
         return "json"
     if references and all(_ANNOUNCED.search(text) for text in references):
         return "numeric"
@@ -183,21 +187,29 @@ def label_score(scorer: Scorer, pairs: Sequence[Pair]) -> LabelScore:
     )
 
 
-def json_score(pairs: Sequence[Pair], schema_valid: float | None = None) -> JsonScore:
-    """Of answers whose references are JSON objects."""
+def json_score(pairs: Sequence[Pair], breaks: Breaks | None = None) -> JsonScore:
+    """Of answers whose references are JSON; breaks: what tells how a value breaks the schema."""
     hits: defaultdict[str, list[bool]] = defaultdict(list)
-    objects = [_json_object(pair.answer) for pair in pairs]
+    objects = [_json(pair.answer) for pair in pairs]
+    faults = [json_fault(pair.answer, breaks) for pair in pairs]
     for pair, answer in zip(pairs, objects, strict=True):
         given = dict(_leaves(answer))
-        for path, value in _leaves(_json_object(pair.reference)):
+        for path, value in _leaves(_json(pair.reference)):
             hits[path].append(path in given and given[path] == value)
     every = [hit for listed in hits.values() for hit in listed]
     return JsonScore(
         valid=fmean(answer is not None for answer in objects),
-        schema_valid=schema_valid,
+        schema_valid=fmean(fault is None for fault in faults) if breaks else None,
         field_accuracy=fmean(every) if every else 1.0,
         fields={path: FieldScore(len(listed), fmean(listed)) for path, listed in hits.items()},
     )
+
+
+def json_fault(answer: str, breaks: Breaks | None = None) -> str | None:
+    """Why an answer is no JSON object or list, or none by the schema; None where it is."""
+    if _json(answer) is None:
+        return "no JSON object or list"
+    return breaks(json.loads(answer)) if breaks else None
 
 
 def normalize(text: str) -> str:
@@ -206,12 +218,12 @@ def normalize(text: str) -> str:
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Are both the same text after :func:`normalize`? Where the reference is a JSON object the
-    answer is compared as JSON: key order, spacing and ``1`` against ``1.0`` do not matter; a
+    """Are both the same text after :func:`normalize`? Where the reference is a JSON object or list
+    the answer is compared as JSON: key order, spacing and ``1`` against ``1.0`` do not matter; a
     repeated key does."""
-    wanted = _json_object(reference)
+    wanted = _json(reference)
     if wanted is not None:
-        return bool(_json_object(answer) == wanted)
+        return bool(_json(answer) == wanted)
     return normalize(answer) == normalize(reference)
 
 
@@ -228,12 +240,16 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * shared / (given.total() + wanted.total())
 
 
-def _json_object(text: str) -> Any:
-    """What :func:`exact_match` compares; None for a text that is no JSON object."""
+def _json(text: str) -> Any:
+    """What :func:`exact_match` compares; None for a text that is no JSON object or list."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
     try:
-        return _canonical(parse_object(text, where=None, error=DataError))
+        # The door takes objects: as the only value of one.
+        found = parse_object(f'{{"": {text}}}', where=None, error=DataError)
     except DataError:
         return None
+    return _canonical(found[""]) if len(found) == 1 else None
 
 
 def _canonical(value: Any) -> Any:
@@ -249,6 +265,8 @@ def _canonical(value: Any) -> Any:
 
 def _leaves(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:
     """(path, value) of what an object holds; a list, or an object with nothing in it, is one."""
+    if isinstance(value, list):
+        yield "(list)", value
     for key, item in value.items() if isinstance(value, dict) else ():
         path = f"{before}{key}"
         if isinstance(item, dict) and item:

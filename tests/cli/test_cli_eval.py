@@ -118,3 +118,16 @@ def test_a_judge_on_this_machine_grades_and_its_failures_are_counted(
     assert (graded, body["judge"]["mean"]) == (6, 4)
     told = cli.refused(*asked, "--judge", "http://example.org/v1", code=2)
     assert "another machine" in told
+
+
+def test_json_answers_are_held_against_a_schema(cli: Any, asked: list[Any], tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema_rs")
+    (tmp_path / "s.json").write_text('{"type": "object", "required": ["drug"]}')
+    (tmp_path / "data/test.jsonl").write_text(
+        '{"prompt": "Drug?", "completion": "{\\"drug\\": 1}"}'
+    )
+    judged = ("--schema", tmp_path / "s.json", "--out", tmp_path / "out.jsonl", "--no-base")
+    found = cli.json(*asked, *judged)["tasks"]["all"]["json"]
+    assert (found["valid"], found["schema_valid"], [*found["fields"]]) == (0, 0, ["drug"])
+    assert json.loads((tmp_path / "out.jsonl").read_text())["fault"] == "no JSON object or list"
+    assert "is for JSON" in cli.refused(*asked, *judged[:2], "--score", "contains", code=2)

@@ -100,7 +100,8 @@ def test_the_question_is_the_last_assistant_turn(opened: Any) -> None:
         ('{"hr": 72} and more', '{"hr": 72}', False),
         ('{"hr": 1, "hr": 72}', '{"hr": 72}', False),
         ('{"a": 1}', '{"a": 1, "b": 2}', False),
-        ("[1, 2]", "[1,2]", False),
+        ("[1, 2]", "[1,2]", True),
+        ('{"a": 1}, "b": 2', '{"a": 1}', False),
         ("{not json}", "{not  json}", True),
     ],
 )
@@ -175,8 +176,9 @@ def test_labels_and_objects_have_scores_of_their_own() -> None:
              '{"intent": "go", "slots": {"city": "Rome"}}'),
         Pair("{", '{"intent": "stay", "slots": {"city": "Rome"}}'),
     ]  # fmt: skip
-    objects = json_score(pairs)
+    objects = json_score(pairs, lambda value: "no Rome" if "Oslo" in str(value) else None)
     assert objects.valid == pytest.approx(2 / 3)
+    assert objects.schema_valid == pytest.approx(1 / 3)
     assert {path: (f.rows, f.accuracy) for path, f in objects.fields.items()} == {
         "intent": (3, pytest.approx(2 / 3)),
         "slots": (1, 0),

@@ -77,7 +77,7 @@ _NAMES = {sign for sign, *_ in _SIGNS} | TEXTS | LISTS | {*_ANSWERS}
 # Beside a prompt and its reference: what tells kept answers of a model, and what else they have.
 _KEPT_SIGNS = ({"answer", "score"}, {"text", "finish_reason"})
 _KEPT = frozenset(
-    "answer score exact_match token_f1 base base_score judge base_judge row index text "
+    "answer score token_f1 fault base base_score judge base_judge row index text "
     "prompt_tokens completion_tokens finish_reason".split()
 )
 # Marks of templates, which as plain text would be learned as letters.
