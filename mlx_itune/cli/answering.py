@@ -209,7 +209,8 @@ def serve(as_json: bool, **settings: Any) -> None:
             )
         for name, notes in listening.notes.items():
             options.tell(f"{name}: {note}" for note in notes)
-        about = pairs([("url", listening.url), ("models", ", ".join(listening.models))])
+        facts = [("url", listening.url), ("models", ", ".join(listening.models))]
+        about = pairs([*facts, ("page", listening.url.removesuffix("v1"))])
         Result(listening, about).print(as_json)
         sys.stdout.flush()
         if not as_json:

@@ -18,12 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_itune import __version__
 from mlx_itune.inference import openai_responses
+from mlx_itune.inference.chat_page import chat_page
 from mlx_itune.inference.openai_answer import Completion, refusal_of
 from mlx_itune.inference.openai_request import Desk, Refusal, unknown_model
 from mlx_itune.inference.openai_responses import ResponseAnswer
@@ -36,17 +37,26 @@ _BODY_BYTES = 16_000_000
 _BODY_S = 60.0
 # Refused pages that are named on stderr, once each.
 _PAGES_TOLD = 8
+# No page may show this one within itself, which its own policy cannot say.
+_PAGE_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Cache-Control": "no-store"}
 _ALL: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_private_network": True}
 
 
 def application(
     desk: Desk, engine: Engine, *, hosts: Collection[str] | None, origins: Sequence[str]
 ) -> ASGIApp:
-    """/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /health. hosts: what a
-    request may call this server (None: anything); origins: of pages that may use it."""
+    """/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /health, and a page
+    at /. hosts: what a request may call this server (None: anything); origins: of pages that may
+    use it."""
     about = {"object": "model", "created": int(time.time()), "owned_by": "mlx-itune"}
     models = {name: {"id": name, **about} for name in desk.served}
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+
+    base = next((name for name, each in desk.served.items() if each.adapter is None), None)
+    shown = HTMLResponse(chat_page(list(desk.served), base), headers=_PAGE_HEADERS)
+
+    async def front(request: Request) -> Response:
+        return shown
 
     async def health(request: Request) -> Response:
         about = {"models": list(models), "version": __version__}
@@ -82,6 +92,7 @@ def application(
     posts = ("/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/responses")
     return Starlette(
         routes=[
+            Route("/", front),
             Route("/health", health),
             Route("/v1/models", every_model),
             Route("/v1/models/{name:path}", one_model),

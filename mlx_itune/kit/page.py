@@ -1,6 +1,6 @@
 """Self-contained HTML pages: text becomes markup only through `element`, so data stays data. A page
 loads nothing, runs nothing and sends nothing: its Content-Security-Policy allows the one style
-sheet inside it, by hash."""
+sheet inside it, by hash; a page with a script allows that, and asks nobody but its own server."""
 
 from __future__ import annotations
 
@@ -57,13 +57,21 @@ def _attribute(name: str, value: str | float | bool) -> str:
 
 
 def page(
-    title: str, body: Html, *, subtitle: str = "", style: str = "", refresh_s: int | None = None
+    title: str,
+    body: Html,
+    *,
+    subtitle: str = "",
+    style: str = "",
+    script: str = "",
+    refresh_s: int | None = None,
 ) -> str:
-    """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`. refresh_s:
-    after so many seconds a browser reads the file again."""
+    """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`. script: what
+    runs once it is read; refresh_s: after so many seconds a browser reads the file again."""
     sheet = read_style(__file__) + style
-    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; style-src {_hash(sheet)}; base-uri 'none'; form-action 'none'"
+    if script:
+        policy += f"; script-src {_hash(script)}; connect-src 'self'"
+        script = f"<script>{script}</script>"
     heading = element("h1", None, title)
     if subtitle:
         heading = join([heading, element("p", {"class": "subtitle"}, subtitle)])
@@ -74,9 +82,14 @@ def page(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">{again}
 <title>{escape(title)}</title><style>{sheet}</style></head>
-<body><main><header>{heading}</header>{body}</main></body>
+<body><main><header>{heading}</header>{body}</main>{script}</body>
 </html>
 """
+
+
+def _hash(text: str) -> str:
+    """What lets a browser use an inline text: the hash that its policy names."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def read_style(module_file: str) -> str:

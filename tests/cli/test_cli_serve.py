@@ -44,7 +44,20 @@ def test_models_and_health(client: Client) -> None:
         assert client.get(path)[0] == 200
     status, body = client.get("/v1/models/other")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
-    assert client.get("/")[0] == 404
+    assert client.get("/other")[0] == 404
+
+
+def test_the_page_offers_every_model_and_asks_this_server_only(client: Client) -> None:
+    status, page, headers = client.answer("GET", "/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    text = page.decode()
+    assert "connect-src 'self'" in text and "http://" not in text and "https://" not in text
+    for side, chosen in (("left", "mlx-itune/starter"), ("right", KINDS[0])):
+        pane = text.partition(f'id="{side}-model"')[2].partition("</select>")[0]
+        assert f'<option value="{chosen}" selected>' in pane
+        assert pane.count("<option") == len(KINDS) + 2 + (side == "right")
+    for name in ("prompt", "send", "stop", "clear", "system", "temperature", "max-tokens"):
+        assert f'id="{name}"' in text
 
 
 def streamed(chunks: list[Any]) -> str:
