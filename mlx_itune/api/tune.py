@@ -18,7 +18,9 @@ from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.importing.first_look import FirstLook, held_out, look
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.dataset.importing.run import import_rows
+from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.rendering.show_rows import pieces, shown_examples
+from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.before_after import Compared, before_and_after
 from mlx_itune.inference.opening import Opening, open_tokenizer, rows_of
 from mlx_itune.inference.scoring import Pair, exact_match, json_score, token_f1
@@ -26,7 +28,10 @@ from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.files import refuse_occupied, write_new
 from mlx_itune.kit.settings import records
 from mlx_itune.kit.wording import count
+from mlx_itune.model.loading.base import resolve, vet
+from mlx_itune.training.engine.footprint import Workload
 from mlx_itune.training.engine.loop import train
+from mlx_itune.training.engine.memory_plan import made_to_fit, workload
 from mlx_itune.training.run.run import TrainResult, repeating
 from mlx_itune.training.settings import FEW_STEPS, TrainSettings, settings_from
 from mlx_itune.training.settle import enough_epochs
@@ -35,6 +40,8 @@ CONFIG = "run.toml"
 TIME = "10m"
 # Held-out rows that are scored, and answers that are kept; rows that are shown before.
 _SCORED, _KEPT, _SHOWN = 300, 5, 3
+# Rows that say how much memory a run takes.
+_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,10 @@ class Job:
     system: str | None
     settings: TrainSettings
     shown: tuple[tuple[str, str, str], ...]
+    # What it takes and may take of memory, and what was changed so that it fits.
+    peak_memory_bytes: int
+    limit_bytes: int
+    change: str
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,22 @@ def decide(
     some = [rows[place * (len(rows) - 1) // (_SHOWN - 1)] for place in range(_SHOWN)]
     shown = tuple(_shown(prompt.on(row) if prompt else row, tokenizer) for row in some)
     system = prompt.text if prompt else None
-    return Job(file, out, replace(looked, plan=plan), task, system, s, shown)
+    work = _workload(s, [prompt.on(row) for row in rows] if prompt else rows, tokenizer)
+    s, change = made_to_fit(work)
+    return Job(
+        *(file, out, replace(looked, plan=plan), task, system, s, shown),
+        peak_memory_bytes=work.otherwise(**vars(s)).peak_bytes if change else work.peak_bytes,
+        limit_bytes=work.machine.limit_bytes,
+        change=change,
+    )
+
+
+def _workload(s: TrainSettings, rows: Sequence[Conversation], tokenizer: ChatTokenizer) -> Workload:
+    """The run's, judged by its longest rows: the memory that it takes is theirs."""
+    longest = sorted(rows, key=lambda row: -sum(len(turn.content) for turn in row.turns))[:_LONGEST]
+    examples = prepare(longest, tokenizer, max_length_tokens=s.max_length, too_long=s.too_long)
+    path = resolve(s.model)
+    return workload(s, path, vet(path), examples.examples)
 
 
 def free_name(file: Path) -> Path:
@@ -171,7 +197,7 @@ def free_name(file: Path) -> Path:
     return next(Path(name) for name in names if not Path(name).exists())
 
 
-def _shown(row: Conversation, tokenizer: Any) -> tuple[str, str, str]:
+def _shown(row: Conversation, tokenizer: ChatTokenizer) -> tuple[str, str, str]:
     shown = shown_examples(row, tokenizer, max_length=1 << 24)[0]
     parts = {True: "", False: ""}
     for piece in pieces(shown.tokens, tokenizer):

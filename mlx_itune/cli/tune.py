@@ -16,7 +16,7 @@ from mlx_itune.cli.quickstart import told_answers
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit import network
 from mlx_itune.kit.errors import ModelError, StorageError, UsageError, one_line
-from mlx_itune.kit.wording import count, duration, listing, percent
+from mlx_itune.kit.wording import count, duration, listing, percent, size
 from mlx_itune.training.settings import table as settings_table
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def command(file: Path, model: str | None, yes: bool, offline: bool, **chosen: A
 def _base(asked: str | None) -> str:
     """The model to tune: the one that is asked for, else the best that is here, or may be got."""
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.kit.wording import size
     from mlx_itune.model.loading.base import resolve, vet
     from mlx_itune.model.loading.named import CARRIED, STARTER, get
 
@@ -108,6 +107,8 @@ def _preview(job: Job) -> Iterator[str]:
         yield f"system   {job.system} (else: --system TEXT)"
     s = job.settings
     yield f"model    {s.model}, {s.adapter}, at most {s.time} of training"
+    fits = f"about {size(job.peak_memory_bytes)} of the {size(job.limit_bytes)} it may take"
+    yield f"memory   {fits}{f', by {job.change}' if job.change else ''}"
     yield f"out      {job.out}"
     for warning in task.warnings():
         yield f"warning: {warning}"

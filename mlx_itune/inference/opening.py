@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.conversation import Conversation, Fault
-from mlx_itune.dataset.sources import read_rows, split_paths
+from mlx_itune.dataset.how import Reading
+from mlx_itune.dataset.importing.first_look import by_looks
+from mlx_itune.dataset.sources import split_paths
 from mlx_itune.dataset.tokens.dialect import template_options
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.kit.errors import DataError, UsageError
@@ -93,8 +95,9 @@ def open_model(opening: Opening) -> tuple[LoadedModel, ChatTokenizer]:
 
 def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation]]:
     """(name, rows) of a file, or of a folder's split: all of them, none set aside. "auto" is the
-    test file of a folder, else its valid file, else all that it has to train on. Raises DataError
-    for broken rows and an empty file, UsageError for a split that is not there."""
+    test file of a folder, else its valid file, else all that it has to train on. Of a table that
+    nobody named the columns of, the name tells which were taken for question and answer. Raises
+    DataError for broken rows and an empty file, UsageError for a split that is not there."""
     if data.is_file() and split != "auto":
         raise UsageError(f"a single file has no {split} split", where=str(data))
     parts = split_paths(data)
@@ -103,7 +106,7 @@ def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation
     paths = [path for part, path in parts.items() if part.partition("/")[0] == split]
     if not paths:
         raise UsageError(f"there is no {split} split", where=str(data))
-    found = [row for path in paths for row in read_rows(path)]
+    found, columns, _ = by_looks(paths, Reading())
     faults = [row for row in found if isinstance(row, Fault) and row.severity == "error"]
     if faults:
         what = f"{count(len(faults), 'broken row')}, the first: {faults[0]}"
@@ -111,4 +114,6 @@ def rows_of(data: Path, split: str = "auto") -> tuple[str, Sequence[Conversation
     rows = [row for row in found if isinstance(row, Conversation)]
     if not rows:
         raise DataError("holds no rows", where=str(data))
-    return split if data.is_dir() else data.name, rows
+    name = split if data.is_dir() else data.name
+    taken = [f"{field} = {column!r}" for field, column in columns.items()]
+    return f"{name} ({', '.join(taken)}, by their looks)" if taken else name, rows

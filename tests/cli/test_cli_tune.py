@@ -78,6 +78,13 @@ def test_a_table_is_tuned_scored_and_repeated_by_its_run_toml(
     one, other = (home / name / "adapters.safetensors" for name in ("adapter", "adapter-again"))
     assert one.read_bytes() == other.read_bytes()
 
+    # A table of the same columns can be scored, too; the line above the scores says how it is read.
+    more = ("--adapter", home / "adapter", "--no-generate", "--no-base", "--offline")
+    told = cli("eval", "--data", file, *more, code=3).err
+    assert "1 broken row" in told
+    told = cli("eval", "--data", write_table(tmp_path / "more.csv", TICKETS[:2]), *more).out
+    assert "more.csv (instruction = 'text', output = 'category', by their looks): 2 rows" in told
+
     # A folder with a test split keeps it; nothing is overwritten, the numbers are of held-out rows.
     made = cli.json("tune", home / "data", *flags[2:-1], "--yes")
     assert Path(made["adapter"]).parts[-2:] == ("data-tuned", "adapter")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_itune.dataset.conversation import Conversation, Fault
 from mlx_itune.dataset.formats.fields import guess
-from mlx_itune.dataset.how import Reading
+from mlx_itune.dataset.how import Account, Reading
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.dataset.sources import expand, no_such, read_rows, split_paths
 from mlx_itune.kit.errors import DataError
@@ -37,18 +37,34 @@ def look(path: Path, plan: ImportPlan) -> FirstLook:
     that look like question and answer. Raises DataError where no row has an answer."""
     if not path.exists():
         raise no_such(path)
-    rows, faults, how = _read(path, plan)
-    guessed: dict[str, str] = {}
-    if not rows and (found := guess(how.told.refused)):
-        guessed = dict(zip(_FIELDS, found, strict=True))
-        plan = replace(plan, map=tuple(f"{field}={name}" for field, name in guessed.items()))
-        rows, faults, how = _read(path, plan)
+    found, guessed, how = by_looks(expand([path]), plan.reading)
+    rows = tuple(row for row in found if isinstance(row, Conversation))
+    faults = tuple(row for row in found if isinstance(row, Fault))
     if not rows:
         first = next((fault for fault in faults if fault.severity == "error"), None)
         what = f"no row has a question and an answer to learn: {first.message}" if first else ""
         hint = first.hint if first and first.hint else "a table needs a column with the answers"
         raise DataError(what or "holds no rows", where=str(path), hint=hint)
-    return FirstLook(tuple(rows), tuple(faults), plan, guessed, how)
+    if guessed:
+        plan = replace(plan, map=tuple(f"{field}={name}" for field, name in guessed.items()))
+    return FirstLook(rows, faults, plan, guessed, how)
+
+
+def by_looks(
+    paths: Sequence[Path], how: Reading
+) -> tuple[list[Conversation | Fault], dict[str, str], Reading]:
+    """The rows of files, read so; where none can be, by the columns that look like question and
+    answer. Rows and faults, those columns by field, and how it was read, with its account."""
+    found = [row for path in paths for row in read_rows(path, how=how)]
+    pair = guess(how.told.refused)
+    if pair is None or how.columns or any(isinstance(row, Conversation) for row in found):
+        return found, {}, how
+    columns = dict(zip(_FIELDS, pair, strict=True))
+    for key in how.told.refused[0]:
+        if key.strip().lower() == "system":
+            columns["system"] = key
+    how = replace(how, columns=columns, told=Account())
+    return [row for path in paths for row in read_rows(path, how=how)], columns, how
 
 
 def held_out(path: Path, rows: int) -> str | None:
@@ -63,10 +79,3 @@ def held_out(path: Path, rows: int) -> str | None:
 
 def _share(wanted: int, most: float, rows: int) -> float:
     return round(min(most, max(_LEAST_SHARE, wanted / rows)), 4)
-
-
-def _read(path: Path, plan: ImportPlan) -> tuple[list[Conversation], list[Fault], Reading]:
-    how = plan.reading
-    found = [row for file in expand([path]) for row in read_rows(file, how=how)]
-    rows = [row for row in found if isinstance(row, Conversation)]
-    return rows, [row for row in found if isinstance(row, Fault)], how

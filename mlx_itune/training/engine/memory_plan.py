@@ -18,7 +18,7 @@ from mlx_itune.model.engine.shapes import read_shapes
 from mlx_itune.model.loading import backend
 from mlx_itune.training.engine.footprint import Workload, shortened
 from mlx_itune.training.engine.microbatch import Example
-from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.settings import TrainSettings, table
 
 # Of the rate of a large product, what a step reaches.
 EFFICIENCY = {"cpu": 0.25, "gpu": 0.35}
@@ -106,6 +106,20 @@ def require_fit(work: Workload) -> None:
         f"{size(work.machine.limit_bytes)} ({work.machine.source})",
         hint=f"try {' or '.join(listed[:3])}" if ways else nothing,
     )
+
+
+def made_to_fit(work: Workload) -> tuple[TrainSettings, str]:
+    """The settings with the first change that lets the run fit, and that change as it is typed; as
+    they are, and nothing, where it fits or no change of settings is enough."""
+    ways = [] if work.fits else [s.change for s in suggest(work) if s.fits]
+    change = next((way for way in ways if way.startswith("--")), "")
+    words = change.split()
+    known = {setting.flag: setting for setting in table().values()}
+    values = {
+        known[flag].name: known[flag].kind(value)
+        for flag, value in zip(words[::2], words[1::2], strict=True)
+    }
+    return dataclasses.replace(work.settings, **values), change
 
 
 def suggest(work: Workload) -> tuple[Suggestion, ...]:
