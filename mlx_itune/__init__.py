@@ -23,6 +23,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlx_itune.api.answers import Generated as Generated
+    from mlx_itune.api.answers import Model as Model
+    from mlx_itune.api.answers import generate as generate
+    from mlx_itune.api.answers import load as load
     from mlx_itune.api.rows import Checked as Checked
     from mlx_itune.api.rows import Shown as Shown
     from mlx_itune.api.rows import check as check
@@ -34,10 +38,17 @@ if TYPE_CHECKING:
     from mlx_itune.api.rows import stats as stats
     from mlx_itune.api.shipping import export as export
     from mlx_itune.api.shipping import fuse as fuse
+    from mlx_itune.api.training import plan as plan
+    from mlx_itune.api.training import resume as resume
+    from mlx_itune.api.training import runs as runs
+    from mlx_itune.api.training import train as train
     from mlx_itune.api.tune import tune as tune
+    from mlx_itune.dataset.cleaning.run import Cleaned as Cleaned
     from mlx_itune.dataset.conversation import Conversation as Conversation
     from mlx_itune.dataset.conversation import Fault as Fault
     from mlx_itune.dataset.conversation import Turn as Turn
+    from mlx_itune.dataset.importing.run import Imported as Imported
+    from mlx_itune.dataset.statistics.stats import Stats as Stats
     from mlx_itune.export.artifact import Exported as Exported
     from mlx_itune.export.fusing.fuse import FuseResult as FuseResult
     from mlx_itune.kit.errors import DataError as DataError
@@ -48,20 +59,35 @@ if TYPE_CHECKING:
     from mlx_itune.kit.errors import StorageError as StorageError
     from mlx_itune.kit.errors import UsageError as UsageError
     from mlx_itune.kit.network import go_offline as go_offline
+    from mlx_itune.training.engine.memory_plan import Plan as Plan
+    from mlx_itune.training.run.catalogue import Standing as Standing
+    from mlx_itune.training.run.resume import Resumed as Resumed
+    from mlx_itune.training.run.run import TrainResult as TrainResult
+    from mlx_itune.training.settings import TrainSettings as TrainSettings
 
 __version__ = "0.1.0"
 
 # Where the names above are.
 _FROM = {
+    "api.answers": "generate load Generated Model",
     "api.rows": "check clean import_rows infer_schema read_rows show stats Checked Shown",
     "api.shipping": "export fuse",
+    "api.training": "plan resume runs train",
     "api.tune": "tune",
+    "dataset.cleaning.run": "Cleaned",
     "dataset.conversation": "Conversation Fault Turn",
+    "dataset.importing.run": "Imported",
+    "dataset.statistics.stats": "Stats",
     "export.artifact": "Exported",
     "export.fusing.fuse": "FuseResult",
-    "kit.errors": "ItuneError UsageError DataError ModelError StorageError DivergedError "
-    "ResourceError",
+    "kit.errors": "DataError DivergedError ItuneError ModelError ResourceError "
+    "StorageError UsageError",
     "kit.network": "go_offline",
+    "training.engine.memory_plan": "Plan",
+    "training.run.catalogue": "Standing",
+    "training.run.resume": "Resumed",
+    "training.run.run": "TrainResult",
+    "training.settings": "TrainSettings",
 }
 _PLACES = {name: module for module, names in _FROM.items() for name in names.split()}
 __all__ = sorted(_PLACES)

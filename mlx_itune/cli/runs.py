@@ -20,9 +20,9 @@ command = LazyGroup("runs", within="runs", help=COMMANDS["runs"]["about"])
 @options.flags("runs")
 def list_runs(runs: Path) -> Result:
     """Every run: running, finished, stopped (by a signal), killed, failed or diverged."""
-    from mlx_itune.training.run import catalogue
+    from mlx_itune.api.training import runs as standings
 
-    found = [catalogue.standing(folder) for folder in _folders((), runs)]
+    found = standings(runs)
     return Result({"runs": found}, _listed(found, runs))
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, pairs
 from mlx_itune.kit.errors import ResourceError, UsageError
-from mlx_itune.kit.json_files import plain, read_bytes
-from mlx_itune.kit.network import go_offline
+from mlx_itune.kit.json_files import read_bytes
 from mlx_itune.kit.settings import from_toml
 from mlx_itune.kit.wording import count, duration, name_here, number, size
-from mlx_itune.training.settings import TrainSettings, settings_from, table
+from mlx_itune.training.settings import TrainSettings, table
 
 if TYPE_CHECKING:
     from mlx_itune.cli.progress import Progress
     from mlx_itune.dataset.conversation import Conversation
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
+    from mlx_itune.training.engine.memory_plan import Plan
     from mlx_itune.training.run.run import TrainResult
 
 # Rows of the validation split that are looked at for different tasks.
@@ -40,18 +38,11 @@ _settings = options.together(
 
 def _settings_of(config: Path | None, offline: bool, given: Mapping[str, Any]) -> TrainSettings:
     """Flags over a config file's values over defaults. Raises UsageError, StorageError."""
+    from mlx_itune.api.training import settings_of
+
     if config is not None and config.suffix.lower() in (".yaml", ".yml"):
         _refuse_yaml(config)
-    values: dict[str, Any] = dict(from_toml(config, TrainSettings)) if config else {}
-    values |= {name: value for name, value in given.items() if value not in (None, ())}
-    if offline or values.get("offline"):
-        values["offline"] = True
-        go_offline()
-    missing = [s.flag for name, s in table().items() if s.required and name not in values]
-    if missing:
-        hint = f"see {click.get_current_context().command_path} --help"
-        raise UsageError(f"missing {', '.join(missing)}", hint=hint)
-    return settings_from(values)
+    return settings_of(config, {**given, "offline": offline or None})
 
 
 def _refuse_yaml(path: Path) -> None:
@@ -106,27 +97,28 @@ def resume(
     Refuses when settings (exit 2), rows (3), or base model, tokenizer and template (4) are not
     those the run began with, naming each; and while another process trains it (5).
     """
+    from mlx_itune.api import training as api
     from mlx_itune.cli.progress import Progress
     from mlx_itune.training.engine.rank_choice import is_writer
-    from mlx_itune.training.run.resume import resume
-    from mlx_itune.training.run.run import find
 
-    how = {name: value for name, value in how.items() if value is not None}
     if not is_writer():
         # Its folder comes from process 0.
-        resume(Path(run), how=how, allow_other_base=allow_other_base)
+        api.resume(run, allow_other_base=allow_other_base, **how)
         return None
     with Progress() as progress:
-        observe = progress.training
-        done = resume(
-            find(run, runs), out=out, how=how, allow_other_base=allow_other_base, observe=observe
+        done = api.resume(
+            run,
+            runs=runs,
+            out=out,
+            allow_other_base=allow_other_base,
+            observe=progress.training,
+            **how,
         )
         if done.rewritten:
             progress.say("the run was finished; its adapter was missing and is written again")
         elif done.finished_before:
             progress.say("the run was finished, and its adapter is there: nothing to do")
-    more = {"finished_before": done.finished_before, "rewritten": done.rewritten}
-    return Result({**plain(done.result), **more}, _trained(done.result))
+    return Result(done, _trained(done))
 
 
 def _trained(result: TrainResult) -> Iterator[str]:
@@ -185,25 +177,14 @@ def plan(config: Path | None, offline: bool, **given: Any) -> Result:
     Nothing is trained and no weight is loaded: sizes are read from the headers of the model's
     files, lengths from the tokenized rows.
     """
-    from mlx_itune.training.engine.memory_plan import make_plan, workload
-    from mlx_itune.training.settle import settled
-    from mlx_itune.training.setup import gather
+    from mlx_itune.api.training import planned
 
-    settings = _settings_of(config, offline, {**given, "out": given["out"] or Path("adapter")})
-    material = gather(settings)
-    settings, notes = settled(settings, material)
-    if unused := material.rows_not_used:
-        rows = f"{unused:,} of {unused + material.rows_used:,} rows are not used"
-        limit = f"longer than {material.limit_tokens:,} tokens, or nothing to learn in them"
-        notes = (f"{rows}: {limit}", *notes)
-    made = make_plan(workload(settings, material.path, material.config, material.train))
-    return Result(
-        made, _planned(made, notes), exit_code=0 if made.fits else ResourceError.exit_code
-    )
+    made = planned(_settings_of(config, offline, {**given, "out": given["out"] or Path("adapter")}))
+    return Result(made, _planned(made), exit_code=0 if made.fits else ResourceError.exit_code)
 
 
-def _planned(made: Any, notes: Iterable[str]) -> Iterator[str]:
-    yield from (f"note: {note}" for note in notes)
+def _planned(made: Plan) -> Iterator[str]:
+    yield from (f"note: {note}" for note in made.notes)
     verdict = "fits" if made.fits else "does not fit"
     yield from pairs(
         [

@@ -39,6 +39,7 @@ class Plan:
 
     time_from says where the seconds come from. breakdown: bytes by part, which sum to the peak.
     cache_bytes: of freed buffers that MLX may keep besides and gives back when memory is short.
+    notes: what was decided for the user, and rows that are not used.
     """
 
     peak_memory_bytes: int
@@ -56,6 +57,7 @@ class Plan:
     gradient_checkpointing: bool
     limit_from: str
     suggestions: tuple[Suggestion, ...]
+    notes: tuple[str, ...] = ()
 
 
 def workload(

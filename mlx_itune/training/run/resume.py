@@ -33,12 +33,11 @@ _DAMAGED = "damaged-"
 _SHOWN = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Resumed:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resumed(TrainResult):
     """What became of a run. finished_before: it was done already; rewritten: but its adapter was
     missing, and was written again."""
 
-    result: TrainResult
     finished_before: bool = False
     rewritten: bool = False
 
@@ -99,7 +98,7 @@ def resume(
             resumed={**resumed, "changed": [*dict.fromkeys(changed)]},
             overwrite=overwrite,
         )
-    return Resumed(result)
+    return Resumed(**vars(result))
 
 
 def _needed(folder: Path) -> list[str]:
@@ -210,10 +209,10 @@ def _finished(folder: Path, out: Path, name: str) -> Resumed | None:
         return None
     result = dataclasses.replace(found, run=str(folder), adapter=str(out))
     if not is_writer():
-        return Resumed(result, finished_before=True)
+        return Resumed(**vars(result), finished_before=True)
     if out.is_dir() and any(out.iterdir()):
         run.require_free_name(out, run=name)
-        return Resumed(result, finished_before=True)
+        return Resumed(**vars(result), finished_before=True)
     path = folder / run.CHECKPOINTS / checkpoint.name_of(result.adapter_step)
     if not path.is_dir():
         raise StorageError(
@@ -222,7 +221,7 @@ def _finished(folder: Path, out: Path, name: str) -> Resumed | None:
             hint="train again",
         )
     checkpoint.publish(checkpoint.read(path), out)
-    return Resumed(result, finished_before=True, rewritten=True)
+    return Resumed(**vars(result), finished_before=True, rewritten=True)
 
 
 def _require_same_settings(began: Mapping[str, Any], settings: TrainSettings, where: str) -> None:

@@ -1,0 +1,119 @@
+"""Training: what a run would take, a run, and how runs stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.network import go_offline
+from mlx_itune.kit.settings import from_toml, values_of
+from mlx_itune.training.engine.loop import train as train_one
+from mlx_itune.training.engine.memory_plan import Plan, make_plan, workload
+from mlx_itune.training.engine.rank_choice import is_writer
+from mlx_itune.training.run import catalogue
+from mlx_itune.training.run import resume as resuming
+from mlx_itune.training.run.catalogue import Standing
+from mlx_itune.training.run.resume import Resumed
+from mlx_itune.training.run.run import TrainResult, all_in, find
+from mlx_itune.training.settings import TrainSettings, settings_from, table
+from mlx_itune.training.settle import settled
+from mlx_itune.training.setup import gather
+
+# One event of a run, as its events.jsonl has them.
+Observe = Callable[[dict[str, Any]], None]
+PathLike = str | Path
+
+
+def plan(
+    model: str | None = None,
+    data: PathLike | None = None,
+    *,
+    config: PathLike | None = None,
+    **settings: Any,
+) -> Plan:
+    """What `train` with the same settings would take, before any weight is loaded: peak memory in
+    bytes, seconds an epoch, and what to change where it does not fit. Raises UsageError, DataError,
+    ModelError, StorageError."""
+    given = {"out": "adapter", **settings, "model": model, "data": data}
+    return planned(settings_of(config, values_of(given, TrainSettings)))
+
+
+def planned(asked: TrainSettings) -> Plan:
+    """`plan`, of settings at hand."""
+    material = gather(asked)
+    asked, notes = settled(asked, material)
+    if unused := material.rows_not_used:
+        rows = f"{unused:,} of {unused + material.rows_used:,} rows are not used"
+        limit = f"longer than {material.limit_tokens:,} tokens, or nothing to learn in them"
+        notes = (f"{rows}: {limit}", *notes)
+    made = make_plan(workload(asked, material.path, material.config, material.train))
+    return replace(made, notes=notes)
+
+
+def train(
+    model: str | None = None,
+    data: PathLike | None = None,
+    out: PathLike | None = None,
+    *,
+    config: PathLike | None = None,
+    observe: Observe = lambda _: None,
+    **settings: Any,
+) -> TrainResult:
+    """Train an adapter on a file or folder of rows and write it to `out`, whole or not at all; only
+    the assistant's words are learned. `settings`: those of `mlx_itune.TrainSettings`, such as
+    steps=200, batch_size=8, adapter="grid"; over those of `config`, a TOML file, and docs/defaults
+    under both. `observe` is told every event of the run ("start", "step", "valid", "end", ...),
+    between two steps. An interrupt (Ctrl-C, in the main thread) ends the run after its step, sealed
+    for `resume`. Raises UsageError, DataError, ModelError, StorageError, DivergedError,
+    ResourceError."""
+    given = {**settings, "model": model, "data": data, "out": out}
+    return trained(settings_of(config, values_of(given, TrainSettings)), observe)
+
+
+def trained(settings: TrainSettings, observe: Observe) -> TrainResult:
+    """`train`, of settings at hand."""
+    return train_one(settings, observe=observe)
+
+
+def settings_of(config: PathLike | None, given: Mapping[str, Any]) -> TrainSettings:
+    """What is given over a config file's values over defaults. Raises UsageError, StorageError."""
+    values: dict[str, Any] = dict(from_toml(Path(config), TrainSettings)) if config else {}
+    values |= {
+        name: value for name, value in values_of(given, TrainSettings).items() if value != ()
+    }
+    if values.get("offline"):
+        go_offline()
+    if missing := [s.flag for name, s in table().items() if s.required and name not in values]:
+        raise UsageError(
+            f"missing {', '.join(missing)}", hint="docs/defaults.md lists all settings"
+        )
+    return settings_from(values)
+
+
+def resume(
+    run: PathLike,
+    *,
+    runs: PathLike = "runs",
+    out: PathLike | None = None,
+    allow_other_base: bool = False,
+    observe: Observe = lambda _: None,
+    **how: Any,
+) -> Resumed:
+    """Continue a run (its folder, `last`, or the beginning of its id) from its last checkpoint, bit
+    for bit. `out`: another place for the adapter. `how`: micro_batch_tokens, memory_gb. Raises what
+    `train` raises; UsageError, DataError or ModelError naming what is not as the run began."""
+    how = values_of(how, (TrainSettings, "micro_batch_tokens memory_gb"))
+    # In a run of several processes the folder comes from the first.
+    folder = find(str(run), Path(runs)) if is_writer() else Path(run)
+    place = Path(out) if out is not None else None
+    return resuming.resume(
+        folder, out=place, how=how, allow_other_base=allow_other_base, observe=observe
+    )
+
+
+def runs(runs: PathLike = "runs") -> tuple[Standing, ...]:
+    """How every run in a folder stands, oldest first. Raises StorageError."""
+    return tuple(catalogue.standing(folder) for folder in all_in(Path(runs)))
