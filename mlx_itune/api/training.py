@@ -81,15 +81,11 @@ def trained(settings: TrainSettings, observe: Observe) -> TrainResult:
 def settings_of(config: PathLike | None, given: Mapping[str, Any]) -> TrainSettings:
     """What is given over a config file's values over defaults. Raises UsageError, StorageError."""
     values: dict[str, Any] = dict(from_toml(Path(config), TrainSettings)) if config else {}
-    values |= {
-        name: value for name, value in values_of(given, TrainSettings).items() if value != ()
-    }
+    values |= {name: value for name, value in given.items() if value not in (None, ())}
     if values.get("offline"):
         go_offline()
     if missing := [s.flag for name, s in table().items() if s.required and name not in values]:
-        raise UsageError(
-            f"missing {', '.join(missing)}", hint="docs/defaults.md lists all settings"
-        )
+        raise UsageError(f"missing {', '.join(missing)}", hint="see mlx-itune train --help")
     return settings_from(values)
 
 

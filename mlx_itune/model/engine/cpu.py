@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -23,14 +23,22 @@ _SMALL = 1 << 16
 _MAX_STREAMS = 8
 
 
-@cache
+# A stream is its thread's.
+_own = threading.local()
+
+
 def streams(count: int | None = None) -> tuple[Any, ...]:
-    """Streams for parts of a step that are computed side by side: one per core, one on a GPU."""
+    """Streams for parts of a step that are computed side by side: one per core, one on a GPU; in a
+    thread the same ones each time."""
     if count is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         count = min(cores, _MAX_STREAMS) if backend.prepare().blas else 1
-    device = mx.default_device()
-    return (mx.default_stream(device), *(mx.new_stream(device) for _ in range(count - 1)))
+    device, made = mx.default_device(), vars(_own)
+    if str(count) not in made:
+        more = (mx.new_stream(device) for _ in range(count - 1))
+        made[str(count)] = (mx.default_stream(device), *more)
+    found: tuple[Any, ...] = made[str(count)]
+    return found
 
 
 def lane() -> int:
