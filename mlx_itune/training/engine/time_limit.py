@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from mlx_itune.dataset.batching import Batch, planned_steps
 from mlx_itune.kit.wording import count, duration
 from mlx_itune.model.loading import backend
@@ -25,6 +27,9 @@ from mlx_itune.training.setup import Setup
 FILLED = 0.95
 # What the measurement may take of it, in steps and rows at most.
 _MEASURED, _MOST_STEPS, _MOST_ROWS = 0.03, 7, 32
+# A run of fewer steps than this learns more from twice as many of half the rows, as long as each
+# has so many learned tokens and is long beside what any step costs (docs/defaults.md).
+_LONG_STEPS, _LEARNED_TOKENS, _FEWEST_ROWS = 1000, 64, 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ def within(setup: Setup, asked: TrainSettings, began: float) -> Setup:
     """
     limit_s, ranks = asked.time_s or 0.0, setup.learner.ranks
     rate = measured(setup, limit_s * _MEASURED)
+    size = setup.settings.rows_per_step
+    if limit_s / rate.step_s < _LONG_STEPS and (fewer := _rows_a_step(setup, asked)) < size:
+        setup = replace(setup, settings=replace(setup.settings, batch_size=fewer))
+        rate = measured(setup, limit_s * _MEASURED)
     # Processes of one run decide the same.
     (left_s,) = ranks.numbers(FILLED * limit_s - (time.monotonic() - began))
     left_s /= ranks.size
@@ -62,7 +71,8 @@ def within(setup: Setup, asked: TrainSettings, began: float) -> Setup:
     most = planned_steps(rows, size, epochs=epochs, steps=fixed.steps)
     steps = most if seconds(most) <= left_s else _largest(most, lambda n: seconds(n) <= left_s)
     settings, notes = run_of(steps)
-    told = f"--time {asked.time}: {count(steps, 'step')} of {rate.step_s:.2g} s"
+    told = f"--time {asked.time}: {count(steps, 'step')} of {count(size, 'row')}, "
+    told += f"{rate.step_s:.2g} s each"
     told += ", all that is asked for" if steps == most else ""
     told += f"; {duration(rate.spent_s)} to measure them"
     told += "; few steps teach little: give it more time" if steps < min(most, FEW_STEPS) else ""
@@ -70,6 +80,19 @@ def within(setup: Setup, asked: TrainSettings, began: float) -> Setup:
     after_s = 2 * rate.row_s * (settings.eval_rows or 0)
     ends = began + limit_s - min(after_s, limit_s / 10)
     return replace(setup, settings=settings, notes=(*notes, told), ends=ends)
+
+
+def _rows_a_step(setup: Setup, asked: TrainSettings) -> int:
+    """What `batch_size` is, or for a short run of rows that each teach much a part of it."""
+    size, train = setup.settings.rows_per_step, setup.material.train
+    if asked.batch_size is not None or asked.preset is not None or asked.steps is not None:
+        return size
+    learned = sum(int(np.count_nonzero(row.weights[1:])) for row in train) / len(train)
+    tokens = sum(len(row.input_ids) for row in train) / len(train)
+    least = 2 * setup.learner.ways.device.overhead_tokens
+    half = size // 2
+    enough = half * learned >= _LEARNED_TOKENS and half * tokens >= least
+    return half if half >= max(_FEWEST_ROWS, setup.learner.ranks.size) and enough else size
 
 
 def measured(setup: Setup, budget_s: float) -> Rate:
