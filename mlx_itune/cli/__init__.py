@@ -23,8 +23,8 @@ COMMANDS: dict[str, dict[str, str]] = data_file(__file__, "commands")
 
 EPILOG = """\b
 Start here:   mlx-itune quickstart
-Your data:    mlx-itune data check rows.jsonl
-Your model:   mlx-itune train --model mlx-community/Qwen3-0.6B-4bit --data rows.jsonl --out adapter
+Your data:    mlx-itune tune tickets.csv
+Your model:   mlx-itune models list
 """
 
 

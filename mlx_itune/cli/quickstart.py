@@ -237,8 +237,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[Any]:
         "",
         "Next:",
         f"  mlx-itune chat --model {fused.out}",
-        "  mlx-itune data check YOUR-ROWS.jsonl",
-        "  mlx-itune train --model mlx-community/Qwen3-0.6B-4bit --data YOUR-ROWS.jsonl --out my",
+        "  mlx-itune tune YOUR-TABLE.csv",
+        "  mlx-itune models list",
     )
 
 

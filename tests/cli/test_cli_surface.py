@@ -54,6 +54,27 @@ def test_a_bare_group_shows_its_help(cli: Any, argv: tuple[str, ...]) -> None:
     assert not printed.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data import dataa/tickets.csv --out o",
+        "data check dataa/tickets.csv",
+        "tune dataa/tickets.csv",
+    ],
+)
+def test_a_mistyped_path_is_no_data_set_of_the_hub(cli: Any, words: str) -> None:
+    # Not --offline: the fixture that watches the network would tell.
+    assert "dataa/tickets.csv: no such data file" in cli(*words.split(), code=3).err
+
+
+def test_hints_name_no_package_of_ours_that_is_in_no_index() -> None:
+    package = Path(cli_package.__file__).parents[1]
+    texts = [file.read_text(encoding="utf-8") for file in package.rglob("*.py")]
+    assert not [
+        text for text in texts if "pip install 'mlx-itune" in text or "pip install mlx" in text
+    ]
+
+
 def test_what_other_tools_say_is_told_once() -> None:
     commands = data_file(cli_package.__file__, "elsewhere")["commands"]
     assert set(commands) <= set(COMMANDS)
@@ -92,6 +113,7 @@ def test_the_shell_completes_commands_and_flags() -> None:
         ("llama-server -m x", "did you mean 'serve'?"),
         ("pull x", "did you mean 'models get'?"),
         ("models pull x", "did you mean 'get'?"),
+        ("finetune", "did you mean 'tune'?"),
         ("list", "did you mean 'models list' or 'runs list'?"),
         ("check x", "did you mean 'data check'?"),
         ("data lora", "did you mean 'train'?"),
