@@ -187,7 +187,7 @@ def _ask() -> str | None:
 
 @options.command("serve")
 @options.based
-@options.flags("model adapters host port concurrency cached-prompts allow-origin")
+@options.flags("model adapters host port concurrency cached-prompts kv-bits allow-origin")
 @options.flags("template compute allow-other-base template-option system")
 def serve(as_json: bool, **settings: Any) -> None:
     """Serve a base and its adapters over OpenAI's API: chat, completions, models, health.

@@ -35,6 +35,7 @@ from mlx_itune.model.serving.engine import Engine
 _GRACE_S = 10
 _CONNECTIONS_WAITING = 1024
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ROUNDED = "rounded keys and values may change an answer; answers are computed one at a time"
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -50,6 +51,7 @@ class ServeSettings:
     compute: str = "auto"
     concurrency: int = 8
     cached_prompts: int = 10
+    kv_bits: int | None = None
     allow_other_base: bool = False
     origins: Sequence[str] = ()
     template_option: tuple[str, ...] = ()
@@ -157,6 +159,7 @@ def _opened(
         loaded.model,
         concurrency=settings.concurrency,
         cached_prompts=settings.cached_prompts,
+        kv_bits=settings.kv_bits,
         switch=AdapterSet(loaded, named).use,
     )
     desk = Desk(
@@ -175,7 +178,10 @@ def _opened(
         loaded.compute,
         context_tokens(loaded.config),
         _is_loopback(settings.host),
-        {name or loaded.id: chat.notes for name, chat in tokenizers.items() if chat.notes},
+        {
+            **({"--kv-bits": (_ROUNDED,)} if settings.kv_bits else {}),
+            **{name or loaded.id: chat.notes for name, chat in tokenizers.items() if chat.notes},
+        },
     )
     return desk, engine, about
 

@@ -338,6 +338,24 @@ def test_clients_that_go_away_free_their_places(tiny_model_dir: Path) -> None:
         assert time.monotonic() - began < 5
 
 
+def test_a_second_turn_goes_on_from_the_first(client: Client) -> None:
+    """What two turns share is computed once, for each adapter, and rounded where asked for."""
+    first = {"role": "user", "content": "word " * 200}
+    again = [first, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}]
+
+    def cached(server: Client, **fields: Any) -> list[int]:
+        asked = [server.chat("", max_tokens=2, messages=m, **fields)[1] for m in ([first], again)]
+        return [body["usage"]["prompt_tokens_details"]["cached_tokens"] for body in asked]
+
+    for model in ("lora", "starter"):
+        none, most = cached(client, model=model)
+        assert none < 40 and most > 200
+    with serving("--model", "starter", "--kv-bits", "8") as rounded:
+        near = rounded.text(QUESTIONS[1], max_tokens=4)
+        assert near == client.text(QUESTIONS[1], model="starter", max_tokens=4)
+        assert cached(rounded)[1] > 200
+
+
 def test_a_tokenizer_that_panics_fails_its_answers_only(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "hostile")
     whole = json.loads((model / "tokenizer.json").read_text())

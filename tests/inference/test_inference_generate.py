@@ -15,9 +15,9 @@ import mlx.core as mx  # isort: skip
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.generate import ChatSession, Generator
-from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.errors import DataError, ModelError
 from mlx_itune.model.loading.base import LoadedModel, load
-from mlx_itune.model.serving.engine import Drawing
+from mlx_itune.model.serving.engine import Drawing, Engine
 from tests.model.architectures import ARCHITECTURES, build
 
 SAID = ("Hi, who are you?", "The patient takes metformin.", "And zolpidem?", "yes")
@@ -143,3 +143,14 @@ def test_kept_caches_and_batches_give_the_answers_of_each_alone(name: str) -> No
     alone = ["".join(answers.stream(each, max_tokens=9)) for each in texts]
     assert answers.batch(texts, 9) == alone
     assert "".join(remembering.stream(text, max_tokens=9)) == alone[0]
+
+
+@pytest.mark.parametrize("name", ["llama3", "granitemoehybrid", "gemma2", "gemma3_text", "mamba2"])
+def test_keys_and_values_are_rounded_or_refused(name: str) -> None:
+    model = build(name)
+    model.eval()
+    if name in ("llama3", "granitemoehybrid"):
+        assert Engine(model, kv_bits=8).vocabulary
+    else:
+        with pytest.raises(ModelError, match="cannot be rounded"):
+            Engine(model, kv_bits=8)

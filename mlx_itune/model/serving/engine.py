@@ -16,7 +16,12 @@ from typing import Annotated, Any
 import mlx.core as mx
 import mlx.nn as nn
 from annotated_types import Ge, Le
-from mlx_lm.generate import BatchGenerator, StopSequences, generate_step
+from mlx_lm.generate import (
+    BatchGenerator,
+    StopSequences,
+    generate_step,
+    maybe_quantize_kv_cache,
+)
 from mlx_lm.models.cache import (
     LRUPromptCache,
     can_trim_prompt_cache,
@@ -27,6 +32,8 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_itune.kit.errors import ModelError
+from mlx_itune.kit.wording import brief
+from mlx_itune.model.engine.memory import machine
 from mlx_itune.model.serving.grammar import Guide
 
 _END = object()
@@ -142,8 +149,9 @@ class Order:
 class Engine:
     """Computes orders in the thread that loaded the model.
 
-    concurrency: answers computed at once; cached_prompts: texts whose past stays in memory;
-    switch: puts an adapter on.
+    concurrency: answers computed at once; cached_prompts: texts whose past stays in memory, a
+    quarter of what there is at most; kv_bits: what keys and values are rounded to, one answer at a
+    time; switch: puts an adapter on. Raises ModelError where they cannot be rounded.
     """
 
     def __init__(
@@ -152,10 +160,12 @@ class Engine:
         *,
         concurrency: int = 1,
         cached_prompts: int = 0,
+        kv_bits: int | None = None,
         switch: Callable[[str | None], None] = lambda adapter: None,
     ) -> None:
         self._model, self._switch = model, switch
-        self._can_batch = concurrency > 1 and can_batch(model)
+        self._can_batch = concurrency > 1 and not kv_bits and can_batch(model)
+        self._rounding = _rounding(model, kv_bits) if kv_bits else {}
         # Some are at hand when others are done; more would only take memory.
         self._most = 2 * concurrency
         self._stream = mx.default_stream(mx.default_device())
@@ -172,7 +182,7 @@ class Engine:
         self._waiting: deque[Order] = deque()
         self._arrived: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._adapter: str | None = None
-        self._past = LRUPromptCache(cached_prompts)
+        self._past = LRUPromptCache(cached_prompts, machine().limit_bytes // 4)
         self.vocabulary = int(model(mx.array([[0]])).shape[-1])
         self.is_busy = False
 
@@ -297,6 +307,7 @@ class Engine:
                 logits_processors=order.processors(ids[: order.cached_tokens]),
                 prompt_cache=cache,
                 prompt_progress_callback=heed,
+                **self._rounding,
             ):
                 ids.append(int(token))
                 is_last = len(ids) - len(order.prompt_ids) == order.max_tokens
@@ -323,6 +334,26 @@ class Engine:
     def _remember(self, order: Order, ids: Sequence[int], cache: list[Any]) -> None:
         if ids and self._past.max_size:
             self._past.insert_cache(order.adapter, list(ids), cache)
+
+
+def _rounding(model: nn.Module, bits: int) -> dict[str, int]:
+    """How mlx-lm is told to round keys and values from the first token on, in the largest groups
+    that fit the heads; tried out. Raises ModelError."""
+    told = "its keys and values cannot be rounded"
+    for size in (64, 32):
+        try:
+            cache = make_prompt_cache(model)
+            if not any(hasattr(layer, "to_quantized") for layer in cache):
+                break
+            for _ in range(2):
+                mx.eval(model(mx.array([[0]]), cache=cache))
+                maybe_quantize_kv_cache(cache, 0, size, bits)
+        # Attention of a model's own, heads of odd sizes, windows that slide.
+        except Exception as error:
+            told = f"its keys and values cannot be rounded: {brief(error)}"
+            continue
+        return {"kv_bits": bits, "kv_group_size": size, "quantized_kv_start": 0}
+    raise ModelError(told, hint="leave --kv-bits out")
 
 
 def can_batch(model: nn.Module) -> bool:
