@@ -46,7 +46,7 @@ RECIPES = {
     # Minutes on two cores. A grid adapter merges into the model's own codes.
     "smollm2": Recipe(
         "smollm2",
-        {"steps": 100, "batch_size": 8, "rank": 8, "adapter": "grid"},
+        {"steps": 150, "batch_size": 8, "rank": 8, "adapter": "grid"},
         {"base": 60, "tuned": 200, "unseen": 100},
         "the model as it comes: it chats",
     ),
