@@ -28,13 +28,14 @@ from mlx_itune.kit.errors import DataError
 from mlx_itune.kit.files import refuse_occupied, write_new
 from mlx_itune.kit.settings import records
 from mlx_itune.kit.wording import count
+from mlx_itune.model.engine.shapes import read_shapes
 from mlx_itune.model.loading.base import resolve, vet
 from mlx_itune.training.engine.footprint import Workload
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.memory_plan import made_to_fit, workload
 from mlx_itune.training.run.run import TrainResult, repeating
 from mlx_itune.training.settings import FEW_STEPS, TrainSettings, settings_from
-from mlx_itune.training.settle import enough_epochs
+from mlx_itune.training.settle import enough_epochs, for_minutes
 
 CONFIG = "run.toml"
 TIME = "10m"
@@ -154,7 +155,10 @@ def decide(
     form = {name: settings.pop(name) for name in FORM.split() if name in settings}
     system, time_limit = settings.pop("system", None), settings.pop("time", None) or TIME
     places = {"model": model, "data": out / "data", "out": out / "adapter"}
-    s = settings_from({**places, **settings, "time": time_limit})
+    kind = settings_from({**places, **settings, "time": time_limit}).adapter
+    path = resolve(model)
+    short = for_minutes(kind, read_shapes(path, vet(path)).hidden)
+    s = settings_from({**places, **short, **settings, "time": time_limit})
     tokenizer = open_tokenizer(Opening(model, template=s.template))
     (plan,) = records(form, (ImportPlan, FORM))
     looked = look(file, plan)

@@ -106,7 +106,7 @@ def _preview(job: Job) -> Iterator[str]:
     if job.system:
         yield f"system   {job.system} (else: --system TEXT)"
     s = job.settings
-    yield f"model    {s.model}, {s.adapter}, at most {s.time} of training"
+    yield f"model    {s.model}, {s.adapter}, at most {s.time} of training, else: --model, --time"
     fits = f"about {size(job.peak_memory_bytes)} of the {size(job.limit_bytes)} it may take"
     yield f"memory   {fits}{f', by {job.change}' if job.change else ''}"
     yield f"out      {job.out}"
@@ -174,5 +174,7 @@ def _lines(made: Tuned) -> Iterator[Any]:
     yield from ("", "Next:")
     yield f"  mlx-itune chat {tuned}"
     yield f"  mlx-itune eval {tuned} --data {data}"
-    export = f"mlx-itune export --model {fused} --to gguf --out {shlex.quote(str(out / 'gguf'))}"
+    export = (
+        f"mlx-itune export --model {fused} --to gguf --out {shlex.quote(str(out / 'tuned.gguf'))}"
+    )
     yield f"  mlx-itune fuse {tuned} --data {data} --out {fused} && {export}"

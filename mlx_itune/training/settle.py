@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from mlx_itune.dataset.batching import planned_steps
 from mlx_itune.kit.wording import count
@@ -26,6 +26,8 @@ from mlx_itune.training.setup import Material
 SMALLEST_BATCH = 8
 # Few rows are learned so often that they make so many steps, within so many epochs.
 _GOOD_STEPS, _MOST_EPOCHS = 100, 20
+# Of LoRA+, in a run of minutes.
+_RATIO = 8.0
 # Of the run, what a preset's warm-up may take.
 MOST_WARMUP = 0.1
 # Validations of a run, and rows of one: so many, as far as they take a tenth of its time. A token
@@ -56,6 +58,13 @@ def settled(settings: TrainSettings, material: Material) -> tuple[TrainSettings,
         return replace(s, eval_every=every, eval_rows=rows), tuple(notes)
     notes.append("no validation rows: the last step is shipped")
     return replace(s, eval_every=0), tuple(notes)
+
+
+def for_minutes(adapter: str, hidden_size: int) -> dict[str, Any]:
+    """The rate of a run of minutes: in LoRA, B learns faster than A (LoRA+; docs/defaults.md)."""
+    if adapter != "lora":
+        return {}
+    return {"lora_plus_ratio": _RATIO, "learning_rate": usual_rate(adapter, hidden_size) / 2}
 
 
 def enough_epochs(rows: int) -> float:
