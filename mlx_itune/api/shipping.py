@@ -48,7 +48,7 @@ _PROMPTS = (
     "Summarize: The meeting moved from Monday to Wednesday because the room was taken.",
 )
 _MERGING = "bits way max_kl allow_lossy compute allow_other_base"
-_SHAPE = "format type name separate bundle"
+_SHAPE = "format type name separate bundle schema"
 Say = Callable[[str], None]
 PathLike = str | Path
 
@@ -101,9 +101,10 @@ def export(
 ) -> Exported:
     """Write a model for another runtime, whole or not at all, and read it back. `to`: mlx, gguf,
     gguf-lora, hf, peft, ollama or lmstudio. An adapter is merged first as `fuse` does, but where
-    the format takes it alone. `how`: type, name, separate, bundle; where an adapter is merged also
-    way, bits, max_kl, allow_lossy; runs, template, compute, allow_other_base. Raises UsageError,
-    ModelError (also where what was read back is not what was written), DataError, StorageError."""
+    the format takes it alone. `how`: type, name, separate, bundle, schema; where an adapter is
+    merged also way, bits, max_kl, allow_lossy; runs, template, compute, allow_other_base. Raises
+    UsageError, ModelError (also where what was read back is not what was written), DataError,
+    StorageError."""
     request, runs = _request(model, adapter, out, {**how, "format": to}, f"{_MERGING} {_SHAPE}")
     asked = [how.get(name) is not None for name in ("bits", "way", "max_kl")]
     if not request.merges and (any(asked) or request.allow_lossy):

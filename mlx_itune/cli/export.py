@@ -63,7 +63,7 @@ def _fused(result: FuseResult, source: str) -> Iterator[Any]:
 
 @options.command("export")
 @options.based
-@options.flags("model adapter to out-path type name separate bundle way-of-export")
+@options.flags("model adapter to out-path type name separate bundle schema-of-bundle way-of-export")
 @_measured
 def command(**given: Any) -> Result:
     """Write a model for mlx-lm, llama.cpp, Ollama, LM Studio, transformers or PEFT; read it back.

@@ -13,14 +13,15 @@ from annotated_types import Ge
 
 from mlx_itune import __version__
 from mlx_itune.dataset.importing.inputs import licence_in_card
-from mlx_itune.export.cards import card, install_script
+from mlx_itune.export.cards import card, check_script, install_script
+from mlx_itune.export.contract import GRAMMAR, SCHEMA, VECTOR
 from mlx_itune.export.request import tag
 from mlx_itune.kit.errors import ModelError, one_line
 from mlx_itune.kit.files import sha256_file, storage_errors
 from mlx_itune.kit.json_files import plain, read_object, to_record, write_object
 from mlx_itune.model.adapters import adapter as adapters
 
-MANIFEST = "manifest.json"
+MANIFEST, CHECK = "manifest.json", "check.py"
 UNKNOWN_LICENCE = "unknown: ask"
 _VERSION = 1
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
@@ -116,7 +117,11 @@ def seal_bundle(
     )
     about = plain(head)
     own = one_line(papers.base.id or "unknown")
-    told = card("bundle", own, one_line(name), head=about, name=tag(name))
+    runs = _run_by(stage, part)
+    if runs and (stage / VECTOR).is_file():
+        (stage / CHECK).write_text(check_script(*runs), encoding="utf-8")
+    extra = [each for each in (VECTOR, CHECK, SCHEMA, GRAMMAR) if (stage / each).is_file()]
+    told = card("bundle", own, one_line(name), head=about, name=tag(name), extra=extra)
     (stage / "README.md").write_text(told, encoding="utf-8")
     files = [_file(path, stage) for path in sorted(stage.rglob("*")) if path.is_file()]
     script = _install_script(tag(name), part, files)
@@ -166,12 +171,24 @@ def _file(path: Path, stage: Path) -> BundleFile:
     return BundleFile(path.relative_to(stage).as_posix(), path.stat().st_size, sha256_file(path))
 
 
+def _run_by(stage: Path, part: Part) -> tuple[str, str] | None:
+    """(the path of what runs as a whole, mlx or gguf)."""
+    place = stage / part.path
+    files = [place] if place.is_file() else sorted(place.rglob("*.gguf"))
+    if part.format in ("gguf", "ollama", "lmstudio") and len(files) == 1:
+        return files[0].relative_to(stage).as_posix(), "gguf"
+    configs = sorted(place.rglob("config.json")) if part.format in ("mlx", "lmstudio") else []
+    return (configs[0].parent.relative_to(stage).as_posix(), "mlx") if configs else None
+
+
 def _install_script(model: str, part: Part, files: Sequence[BundleFile]) -> tuple[str, str] | None:
     """(its name, its text) where a program has to be told about ``part``."""
     path, kind = part.path, part.format
     within = [f for f in files if f.path == path or f.path.startswith(f"{path}/")]
+    checks = any(f.path == CHECK for f in files)
     if kind == "ollama":
-        return "install-ollama.sh", install_script(kind, path=path, name=model, files=within)
+        text = install_script(kind, path=path, name=model, files=within, checks=checks)
+        return "install-ollama.sh", text
     if kind not in ("lmstudio", "mlx", "gguf"):
         return None
     source, name = path, f"local/{model}"
@@ -179,4 +196,5 @@ def _install_script(model: str, part: Part, files: Sequence[BundleFile]) -> tupl
         _, publisher, listed, *_ = within[0].path.split("/")
         source, name = f"{path}/{publisher}/{listed}", f"{publisher}/{listed}"
     source = shlex.quote(source) + ("/*" if kind != "gguf" else "")
-    return "install-lmstudio.sh", install_script(kind, source=source, name=name, files=within)
+    about = {"source": source, "name": name, "files": within, "checks": checks}
+    return "install-lmstudio.sh", install_script(kind, **about)

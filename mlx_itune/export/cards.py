@@ -39,11 +39,25 @@ _WAYS: dict[str, dict[str, str]] = {
 
 def card(kind: str, base: str, title: str, **about: Any) -> str:
     """Of a directory for mlx, hf or peft, with ``licence``, ``fused`` (as in provenance.json),
-    ``measured`` lines, ``notes``; or of a bundle: its manifest ``head``, the model's ``name``."""
-    told = {"licence": None, "fused": None, "measured": (), "notes": (), "name": "", **about}
+    ``measured`` lines, ``notes``; or of a bundle: its manifest ``head``, the model's ``name``, what
+    it has besides (``extra``)."""
+    told = {
+        "licence": None,
+        "fused": None,
+        "measured": (),
+        "notes": (),
+        "name": "",
+        "extra": (),
+        **about,
+    }
     template = _TEMPLATES.get_template("card.md.jinja")
     names = {"kind": kind, "base": base, "title": title, "libraries": _LIBRARIES, "ways": _WAYS}
     return template.render(told, **names)
+
+
+def check_script(path: str, kind: str) -> str:
+    """What compares the answer of the model at ``path`` (mlx or gguf) with vector.json."""
+    return _TEMPLATES.get_template("check.py.jinja").render(path=path, kind=kind)
 
 
 def install_script(kind: str, **about: Any) -> str:

@@ -21,6 +21,7 @@ from mlx_itune.export.artifact import (
 )
 from mlx_itune.export.bundle import Part, seal_bundle
 from mlx_itune.export.cards import card
+from mlx_itune.export.contract import write_contract
 from mlx_itune.export.fusing.fidelity import Verification, verify
 from mlx_itune.export.fusing.fuse import FuseResult, fuse
 from mlx_itune.export.fusing.merge import Way, merge
@@ -180,17 +181,21 @@ def _bundled(request: Request, source: Path, say: Observe) -> Exported:
     name = tag(request.name_of(source))
     with staged_directory(request.out) as stage:
         inner = stage / (f"{name}.gguf" if request.format in FILES else name)
-        made = _WRITERS[request.format](replace(request, out=inner, bundle=False), source, say)
+        made = _WRITERS[request.format](
+            replace(request, out=inner, bundle=False, schema=None), source, say
+        )
         papers = (request.adapter or source) / adapters.PROVENANCE
         record = read_object(papers, error=ModelError) if papers.is_file() else {}
         public = {"id": base.public_id(request.model, source)}
         record.setdefault("base", {**public, "fingerprint": base.fingerprint(source)})
         if made.fuse is not None:
             record["fuse"] = vars(made.fuse)
+        say("a test vector: the answer to one prompt")
+        told = write_contract(request, inner, stage)
         part = Part(inner.name, request.format)
         seal_bundle(stage, part, name=name, base_folder=source, provenance=record)
     place = request.out / inner.name
-    notes = tuple(note.replace(str(inner), str(place)) for note in made.notes)
+    notes = tuple(note.replace(str(inner), str(place)) for note in (*made.notes, *told))
     made = _placed(replace(made, notes=notes), place, request.format)
     return replace(made, artifacts=(*made.artifacts, describe(request.out, "bundle")))
 

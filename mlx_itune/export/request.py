@@ -57,7 +57,8 @@ class Request:
     ``bits``: how to merge, None for the smallest result whose mean KL from base + adapter is within
     ``max_kl`` nats per learned token, on ``rows``; or, if ``allow_lossy``, the nearest. ``every``
     measures and scores all ways. ``type``: one of TYPES[format], None for its own choice. ``name``:
-    where the model is shown. ``separate``: of Ollama, the adapter beside its base."""
+    where the model is shown. ``separate``: of Ollama, the adapter beside its base. ``schema``: of
+    the answers, for a bundle."""
 
     model: str
     adapter: Path | None
@@ -76,6 +77,7 @@ class Request:
     name: str | None = None
     separate: bool = False
     bundle: bool = False
+    schema: Path | None = None
     allow_other_base: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class Request:
             raise UsageError("there is no adapter to export", hint="give --adapter")
         if self.name and self.format in _ADAPTERS and not self.bundle:
             raise UsageError(f"--name has no effect with --to {self.format}", hint="leave it out")
+        if self.schema and not self.bundle:
+            raise UsageError("--schema goes into a bundle", hint="give --bundle, too")
         if self.separate and self.format != "ollama":
             raise UsageError("--separate takes effect only with --to ollama")
         if self.is_file and self.out.suffix != ".gguf":

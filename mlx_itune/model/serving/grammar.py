@@ -27,6 +27,13 @@ _HOW: Any = {"whitespace_pattern": r"(\n {0,16}| )", "json_allowed_escapes": 'nr
 _NAMED = ("$defs", "definitions", "properties", "patternProperties")
 _LISTED = ("anyOf", "allOf", "oneOf", "prefixItems")
 _ONE = ("items", "additionalProperties", "not", "contains", "if", "then", "else", "propertyNames")
+# No 29th of February and no second 60, which are not of every year and minute.
+_DAY = "^[0-9]{4}-(0[13-9]|1[0-2]|02-([01]|2[0-8]))"
+_STRICT = {
+    "date": [_DAY],
+    "time": ["^[0-9]{2}:[0-9]{2}:[0-5]"],
+    "date-time": [_DAY, "^[^ ]{10}.[0-9]{2}:[0-9]{2}:[0-5]"],
+}
 # The characters that the shortest way tries, group by group: what closes comes first, and of the
 # others what it has not used yet, so that a pattern comes to its end, too.
 _TEXT = "0a@:-./" + "".join(sorted(set(map(chr, range(33, 127))) - set('0a@:-./"{}[],')))
@@ -99,7 +106,8 @@ class Grammar:
         if fault := _fault(schema):
             raise DataError(f"{_path(schema, fault)}: {fault}")
         text = json.dumps(schema)
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_HOW)
+        strict = json.dumps(_strict(schema))
+        grammar = LLMatcher.grammar_from_json_schema(strict, overrides=_HOW)
         self.tokens = tokens
         self.matcher = LLMatcher(tokens.ll, grammar, log_level=0)
         if self.matcher.is_error():
@@ -234,6 +242,18 @@ def _fault(schema: Any) -> str | None:
     grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_HOW)
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     return " ".join(messages[0].split())[:300] if is_error else None
+
+
+def _strict(schema: Mapping[str, Any]) -> Any:
+    """The schema without the dates and seconds that its formats let in, and few calendars have."""
+    whole = copy.deepcopy(dict(schema))
+    parts: list[Any] = [whole]
+    while parts:
+        part = parts.pop()
+        parts += [holder[key] for _, holder, key in _parts(part)]
+        if isinstance(part, dict) and (more := _STRICT.get(str(part.get("format")))):
+            part["allOf"] = [*part.get("allOf", ()), *({"pattern": each} for each in more)]
+    return whole
 
 
 def _patterns(value: Any) -> Iterator[str]:
