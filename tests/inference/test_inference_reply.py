@@ -95,6 +95,38 @@ def test_calls_come_back_as_the_template_writes_them(name: str, tmp_path: Path) 
     assert told(form, "It is 3.", tools_for(calls)) == {"content": "It is 3."}
 
 
+# How a template that nobody has looked at may write calls: their text, and whether that is read.
+AROUND = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}CALL{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+UNSEEN = {
+    "<|ACT|>{{ c.id }}<|ARGS|>{{ c.function.arguments | tojson }}<|/ACT|>": False,
+    '<|ACT|>[{"tool": "{{ c.function.name }}", "with": {{ c.function.arguments | tojson }}}]': True,
+    "<fn={{ c.function.name }}>{{ c.function.arguments | tojson }}</fn>": True,
+    "TOOL: {{ c | tojson }}\n": True,
+    "{{ c.function.name }}({{ c.function.arguments.items() | list }})": False,
+}
+
+
+@pytest.mark.parametrize("call", UNSEEN)
+def test_calls_of_a_template_nobody_has_seen(call: str, tmp_path: Path) -> None:
+    hf = chat_tokenizer("starter", FAMILIES["qwen3"]).hf
+    hf.save_pretrained(tmp_path)
+    chat = ChatTokenizer(hf, AROUND.replace("CALL", call))
+    form = form_of(tmp_path, chat)
+    assert (form.parse is not None) == UNSEEN[call] == (not form.note)
+    calls = [{"name": "look", "arguments": HARD}]
+    (text, *_) = written(chat, calls) if "c.id" not in call else ("<|ACT|>x<|ARGS|>{}<|/ACT|>",)
+    said = told(form, text, tools_for(calls))
+    if not UNSEEN[call]:
+        assert said == {"content": text}
+    else:
+        (made,) = (each["function"] for each in said.pop("tool_calls"))
+        assert (made["name"], json.loads(made["arguments"]), said) == ("look", HARD, {})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

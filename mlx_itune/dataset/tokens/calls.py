@@ -107,6 +107,10 @@ class CallForm:
         name, arguments = self.names or ("", "")
         at = 0
         while (at := _skip(text, at)) < len(text):
+            # Without an end, the next call begins within the text.
+            if self.start and text.startswith(self.start, at):
+                at += len(self.start)
+                continue
             value, at = _decode(text, at)
             for each in value if isinstance(value, list) else [value]:
                 inner = _holder(each, name)
