@@ -107,7 +107,7 @@ def command(opening: Opening, settings: EvalSettings, wanted: Wanted, **how: Any
         for label, result in results.items() if judge else ():
             seen = partial(progress.update, f"{label} judged", total=len(result.answers))
             grades[label] = judge.grades(result.answers, seen) if judge else []
-    told = _Told(name, results, grades, wanted)
+    told = _Told(name, results, grades, wanted, settings)
     told.write(lambda: _training_rows(trained, how["data"], how["runs"]))
     return Result(told.data(), told.lines(), exit_code=_BELOW if told.is_below else 0)
 
@@ -156,6 +156,7 @@ class _Told:
     results: dict[str, EvalResult]
     grades: dict[str, list[int | None]]
     wanted: Wanted
+    settings: EvalSettings
 
     @property
     def last(self) -> EvalResult:
@@ -235,7 +236,9 @@ class _Told:
         """How answers were scored, what is taken for what, which rows are wrong."""
         last = self.last
         ways = {score.way for score in last.tasks.values()}
-        yield f"scored as {listing(sorted(ways), 8)}, by the references (--score says otherwise)"
+        found = self.settings.score == "auto" and self.settings.pattern is None
+        why = ", as the references ask for (--score forces a way)" if found else ""
+        yield f"scored as {listing(sorted(ways), 8)}{why}"
         for label in self.grades:
             judged = self._judged(label)
             failed = f", {judged['failed']} failed" if judged["failed"] else ""
