@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,10 @@ from mlx_itune.dataset.rendering.show_rows import pieces, shown_examples
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.before_after import Compared, before_and_after
 from mlx_itune.inference.opening import Opening, open_tokenizer, rows_of
+from mlx_itune.inference.prompts import asked_words
 from mlx_itune.inference.scoring import Pair, exact_match, json_score, token_f1
-from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.errors import DataError, ItuneError
+from mlx_itune.kit.events import EventLog
 from mlx_itune.kit.files import refuse_occupied, write_new
 from mlx_itune.kit.settings import records
 from mlx_itune.kit.wording import count
@@ -33,7 +36,8 @@ from mlx_itune.model.loading.base import resolve, vet
 from mlx_itune.training.engine.footprint import Workload
 from mlx_itune.training.engine.loop import train
 from mlx_itune.training.engine.memory_plan import made_to_fit, workload
-from mlx_itune.training.run.run import TrainResult, repeating
+from mlx_itune.training.run import report
+from mlx_itune.training.run.run import EVENTS, TrainResult, repeating
 from mlx_itune.training.settings import FEW_STEPS, TrainSettings, settings_from
 from mlx_itune.training.settle import enough_epochs, for_minutes
 
@@ -41,6 +45,8 @@ CONFIG = "run.toml"
 TIME = "10m"
 # Held-out rows that are scored, and answers that are kept; rows that are shown before.
 _SCORED, _KEPT, _SHOWN = 300, 5, 3
+# Answers in the run's report, and characters of each.
+_REPORTED, _MOST_CHARACTERS = 12, 4000
 # Rows that say how much memory a run takes.
 _LONGEST = 500
 
@@ -120,6 +126,9 @@ def tune(
 
     opening = Opening(s.model, Path(result.adapter), s.template, s.compute)
     answers = before_and_after(opening, [rows[place] for place in chosen], labelled)
+    # The adapter is written and scored: nothing about a page may fail the command.
+    with contextlib.suppress(ItuneError, OSError):
+        keep_samples(Path(result.run), answers[:_REPORTED])
     warnings = [*job.task.warnings()]
     if result.steps < FEW_STEPS:
         warnings.append(f"{count(result.steps, 'step')} teach little: a longer --time makes more")
@@ -207,6 +216,25 @@ def _shown(row: Conversation, tokenizer: ChatTokenizer) -> tuple[str, str, str]:
     for piece in pieces(shown.tokens, tokenizer):
         parts[piece.weight > 0] += piece.text
     return Path(shown.title).name, parts[False], parts[True]
+
+
+def keep_samples(run: Path, compared: Sequence[Compared]) -> None:
+    """Answers before and after as `sample` events of a run, and in its report. Raises
+    StorageError."""
+    with EventLog(run / EVENTS) as log:
+        for row, old, new, reference in compared:
+            last = max(i for i, turn in enumerate(row.turns) if turn.role == "assistant")
+            log.emit(
+                "sample",
+                # `valid.jsonl:12`, without the folder.
+                row=Path(row.origin).name,
+                task=row.tags.get("task"),
+                prompt=asked_words(row.turns[:last])[-_MOST_CHARACTERS:],
+                reference=reference[:_MOST_CHARACTERS],
+                before=old[:_MOST_CHARACTERS],
+                after=new[:_MOST_CHARACTERS],
+            )
+    report.write(run)
 
 
 def _scores(task: Task, answers: Sequence[Compared]) -> dict[str, Any]:

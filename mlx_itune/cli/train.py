@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Rows of the validation split that are looked at for different tasks.
 _LOOKED_AT = 500
-_MOST_CHARACTERS = 4000
 
 
 # --config and the flag of every setting; what they may be is checked by `_settings_of`, with the
@@ -220,11 +219,9 @@ def add_samples(
 def _answered(
     settings: TrainSettings, run: Path, adapter: Path, count: int, progress: Progress
 ) -> int:
+    from mlx_itune.api.tune import keep_samples
     from mlx_itune.inference.before_after import before_and_after
     from mlx_itune.inference.opening import Opening, open_tokenizer
-    from mlx_itune.inference.prompts import asked_words
-    from mlx_itune.kit.events import EventLog
-    from mlx_itune.training.run import report
 
     opening = Opening(settings.model, adapter, settings.template, settings.compute)
     rows = _chosen(settings, open_tokenizer(opening), count)
@@ -232,20 +229,7 @@ def _answered(
         progress.say("note: no validation row has an answer to compare with")
         return 0
     compared = before_and_after(opening, rows, progress.labelled)
-    with EventLog(run / "events.jsonl") as log:
-        for row, old, new, reference in compared:
-            last = max(i for i, turn in enumerate(row.turns) if turn.role == "assistant")
-            log.emit(
-                "sample",
-                # `valid.jsonl:12`, without the folder.
-                row=Path(row.origin).name,
-                task=row.tags.get("task"),
-                prompt=asked_words(row.turns[:last])[-_MOST_CHARACTERS:],
-                reference=reference[:_MOST_CHARACTERS],
-                before=old[:_MOST_CHARACTERS],
-                after=new[:_MOST_CHARACTERS],
-            )
-    report.write(run)
+    keep_samples(run, compared)
     return len(rows)
 
 

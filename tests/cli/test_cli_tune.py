@@ -74,6 +74,8 @@ def test_a_table_is_tuned_scored_and_repeated_by_its_run_toml(
     home = tmp_path / "tickets-tuned"
     words = ("exact match", "run.toml", "1 not used", "mlx-itune chat", "mlx-itune eval", "fuse")
     assert all(word in printed for word in words)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "card_lost" in (run / "report.html").read_text()
     cli("train", "--config", home / "run.toml", "--offline")
     one, other = (home / name / "adapters.safetensors" for name in ("adapter", "adapter-again"))
     assert one.read_bytes() == other.read_bytes()
