@@ -1,6 +1,6 @@
 # Every target sets up what it needs (scripts/setup); ARGS="..." is passed on to the command.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test check masks parity crash real pages bench quality clean
+.PHONY: help demo demo-real test check masks parity crash real pages bench bench-json quality clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,10 @@ pages: ## every page in Chromium, narrow and wide, light and dark (ARGS="--image
 masks: ## every token's label against the oracle, 10,000 conversations a family (ARGS="--count 500")
 	@scripts/setup dev
 	.venv/bin/python -m pytest -m masks tests/masks $(ARGS)
+
+bench-json: ## JSON answers of `serve`: how many are of their schema, and what a token costs (ARGS="--model DIR")
+	@scripts/setup dev
+	.venv/bin/python benchmarks/json_serving.py $(ARGS)
 
 bench: ## training speed and memory against mlx-lm (needs ../shared/data; ARGS="--quantized" adds the 4-bit model)
 	@scripts/setup

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -169,3 +169,29 @@ def test_the_client_reads_thoughts_and_calls(tmp_path: Path) -> None:
                 assert response.output[-1].arguments == '{"a": 1}'
 
     asyncio.run(talk())
+
+
+def test_answers_parse_into_the_clients_own_models(client: Any) -> None:
+    from pydantic import BaseModel
+
+    class Node(BaseModel):
+        größe: float
+        kind: Literal["naïve", "日本"]
+        tags: list[str]
+        inner: Node | None
+
+    for name in ("lora", BASE):
+        for n, text in enumerate(QUESTIONS):
+            answer = client.chat.completions.parse(
+                model=name,
+                messages=asked(text),
+                response_format=Node,
+                max_tokens=96,
+                temperature=n % 2,
+            )
+            assert answer.choices[0].finish_reason == "stop"
+            assert isinstance(answer.choices[0].message.parsed, Node)
+    with pytest.raises(openai.BadRequestError) as raised:
+        told = {"name": "a", "schema": {"properties": {"a": {"not": {}}}}}
+        said(client, "Hi", model=BASE, response_format={"type": "json_schema", "json_schema": told})
+    assert raised.value.param == "response_format" and "#/properties/a" in str(raised.value)
