@@ -21,7 +21,7 @@ from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.lock import holder
 from mlx_itune.kit.page import Html, cards, element, grid, join, page, said, section, table
 from mlx_itune.kit.settings import from_toml
-from mlx_itune.kit.wording import duration, listing, size
+from mlx_itune.kit.wording import count, duration, listing, size
 from mlx_itune.training.run import curves
 from mlx_itune.training.run.catalogue import size_of
 from mlx_itune.training.run.run import LOCK, WINDOW_STEPS
@@ -119,7 +119,7 @@ def _headline(story: Story) -> Iterator[tuple[str, str]]:
         yield "the adapter is of step", f"{kept:,.0f}"
     if (loss := end.get("adapter_valid_loss")) is not None:
         rows = end.get("adapter_valid_rows", 0)
-        yield f"the adapter's loss on {rows:,} validation rows", f"{loss:.4g}"
+        yield f"the adapter's loss on {count(rows, 'validation row')}", f"{loss:.4g}"
     for key, name in (("rows_used", "rows used"), ("rows_not_used", "rows not used")):
         if isinstance(rows := story.start.get(key), int) and (rows or key == "rows_used"):
             yield name, f"{rows:,}"
