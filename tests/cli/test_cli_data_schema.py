@@ -5,8 +5,6 @@ import random
 
 import pytest
 
-pytest.importorskip("jsonschema_rs")
-
 
 def row(answer):
     text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)

@@ -121,7 +121,6 @@ def test_a_judge_on_this_machine_grades_and_its_failures_are_counted(
 
 
 def test_json_answers_are_held_against_a_schema(cli: Any, asked: list[Any], tmp_path: Path) -> None:
-    pytest.importorskip("jsonschema_rs")
     (tmp_path / "s.json").write_text('{"type": "object", "required": ["drug"]}')
     (tmp_path / "data/test.jsonl").write_text(
         '{"prompt": "Drug?", "completion": "{\\"drug\\": 1}"}'

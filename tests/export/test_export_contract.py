@@ -17,7 +17,6 @@ from mlx_itune.kit.errors import DataError
 from tests.cli.conftest import Cli, cli  # noqa: F401
 from tests.small_tokenizers import fast
 
-pytest.importorskip("jsonschema_rs")
 TICKET = {
     "type": "object",
     "properties": {
