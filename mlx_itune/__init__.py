@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlx_itune.api.answers import Model as Model
     from mlx_itune.api.answers import generate as generate
     from mlx_itune.api.answers import load as load
+    from mlx_itune.api.answers import serve as serve
     from mlx_itune.api.rows import Checked as Checked
     from mlx_itune.api.rows import Shown as Shown
     from mlx_itune.api.rows import check as check
@@ -36,12 +37,17 @@ if TYPE_CHECKING:
     from mlx_itune.api.rows import read_rows as read_rows
     from mlx_itune.api.rows import show as show
     from mlx_itune.api.rows import stats as stats
+    from mlx_itune.api.scoring import Compared as Compared
+    from mlx_itune.api.scoring import Evaluated as Evaluated
+    from mlx_itune.api.scoring import compare as compare
+    from mlx_itune.api.scoring import evaluate as evaluate
     from mlx_itune.api.shipping import export as export
     from mlx_itune.api.shipping import fuse as fuse
     from mlx_itune.api.training import plan as plan
     from mlx_itune.api.training import resume as resume
     from mlx_itune.api.training import runs as runs
     from mlx_itune.api.training import train as train
+    from mlx_itune.api.tune import Tuned as Tuned
     from mlx_itune.api.tune import tune as tune
     from mlx_itune.dataset.cleaning.run import Cleaned as Cleaned
     from mlx_itune.dataset.conversation import Conversation as Conversation
@@ -69,11 +75,12 @@ __version__ = "0.1.0"
 
 # Where the names above are.
 _FROM = {
-    "api.answers": "generate load Generated Model",
+    "api.answers": "generate load serve Generated Model",
     "api.rows": "check clean import_rows infer_schema read_rows show stats Checked Shown",
+    "api.scoring": "compare evaluate Compared Evaluated",
     "api.shipping": "export fuse",
     "api.training": "plan resume runs train",
-    "api.tune": "tune",
+    "api.tune": "tune Tuned",
     "dataset.cleaning.run": "Cleaned",
     "dataset.conversation": "Conversation Fault Turn",
     "dataset.importing.run": "Imported",

@@ -45,9 +45,8 @@ def generate(
     opening: Opening, asked: Asked, drawing: Drawing, out: Path | None, as_json: bool, **how: Any
 ) -> Result:
     """Answers of a base, adapted or fused model to PROMPT, or to each prompt of --file."""
-    from mlx_itune.inference.generate import Generator, answer_all
+    from mlx_itune.api.answers import Model
     from mlx_itune.inference.opening import open_model
-    from mlx_itune.inference.prompts import room_tokens
     from mlx_itune.kit.files import refuse_taken, write_new
     from mlx_itune.kit.json_files import plain
 
@@ -59,12 +58,11 @@ def generate(
         refuse_taken(out)
     how["schema"] = schema = _schema(how["schema"])
     prompts = asked.prompts(_stdin)
-    loaded, tokenizer = open_model(opening)
-    options.tell(() if asked.raw else tokenizer.notes)
+    model = Model(*open_model(opening))
+    options.tell(() if asked.raw else model.notes)
     began = time.monotonic()
     if asked.file:
-        found = answer_all(loaded, tokenizer, prompts, drawing=drawing, observe=_observe, **how)
-        answers = plain(found)
+        answers = plain(model.answers(prompts, observe=_observe, drawing=drawing, **how))
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
         summary = {"rows": len(answers), "out": out, "wall_s": time.monotonic() - began}
         if schema is not None and (short := sum(each["shortened"] for each in answers)):
@@ -74,23 +72,13 @@ def generate(
         write_new(out, "".join(line + "\n" for line in lines).encode())
         return Result(summary, [f"{out}: {count(len(answers), 'answer')}"])
 
-    ids = prompts[0].ids(tokenizer)
-    room = room_tokens(len(ids), loaded.config, how["max_tokens"])
-    generator = Generator(loaded, tokenizer, how["stops"], schema=schema)
-    answer = generator.stream(ids, max_tokens=room, drawing=drawing)
-    _print(answer, as_json)
-    whole = {
-        "text": answer.text,
-        "prompt_tokens": len(ids),
-        "completion_tokens": answer.completion_tokens,
-        "finish_reason": answer.finish_reason,
-        "wall_s": time.monotonic() - began,
-    }
-    if schema is not None:
-        whole["shortened"] = answer.is_shortened
-    if answer.is_shortened:
+    how.pop("batch_size")
+    pieces = model.stream(prompts[0], drawing=drawing, **how)
+    _print(pieces, as_json)
+    answer = pieces.whole(began)
+    if answer.shortened:
         options.tell([_SHORTENED])
-    return Result(whole, [""])
+    return Result(answer, [""])
 
 
 def _schema(path: Path | None) -> dict[str, Any] | None:

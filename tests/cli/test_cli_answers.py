@@ -34,7 +34,7 @@ def cli(
 def test_a_prompt_from_the_flag_and_from_stdin(cli: Any) -> None:
     whole = json.loads(cli("generate", "--prompt", "Hi there", "--json")[1])
     assert set(whole) == {
-        "text", "prompt_tokens", "completion_tokens", "finish_reason", "wall_s"
+        "text", "prompt_tokens", "completion_tokens", "finish_reason", "wall_s", "shortened"
     }  # fmt: skip
     assert (whole["completion_tokens"], whole["finish_reason"]) == (8, "length")
     said = (("--prompt", "Hi there"), ("Hi there",), ("Hi", "there"))

@@ -57,7 +57,7 @@ def test_eval_scores_base_and_tuned_on_all_rows(
     assert both["loss"] < both["base"]["loss"]
     assert set(both["tasks"]) == {"odd", "even"}
     tuned = cli.json("eval", *flags, "--adapter", adapter, "--no-base")
-    assert "base" not in tuned and tuned["loss"] == both["loss"]
+    assert tuned["base"] is None and tuned["loss"] == both["loss"]
     shown = cli("eval", *flags).out
     assert f"{both['base']['loss']:.4g}" in shown and "8 rows" in shown
     # None of the rows of a file, or of a folder without a test split, is set aside.
