@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_itune.api.answers import opening_of
 from mlx_itune.dataset.conversation import Conversation, Turn
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.rendering.render import TokenizedExample
@@ -54,7 +55,7 @@ PathLike = str | Path
 
 
 def fuse(
-    model: str,
+    model: str | None,
     adapter: PathLike,
     out: PathLike,
     *,
@@ -73,7 +74,7 @@ def fuse(
 
 
 def fused(
-    model: str,
+    model: str | None,
     adapter: PathLike,
     out: PathLike,
     *,
@@ -90,7 +91,7 @@ def fused(
 
 
 def export(
-    model: str,
+    model: str | None,
     out: PathLike,
     *,
     to: str,
@@ -121,15 +122,16 @@ def export(
 
 
 def _request(
-    model: str, adapter: PathLike | None, out: PathLike, how: Mapping[str, Any], names: str
+    model: str | None, adapter: PathLike | None, out: PathLike, how: Mapping[str, Any], names: str
 ) -> tuple[Request, Path]:
     """What is asked for, with the tokenizer of the model, and where runs are."""
     asked = values_of(how, (Request, names), (Opening, "template"), (TrainSettings, "runs"))
     template, runs = asked.pop("template", None), asked.pop("runs", Path("runs"))
-    own = Path(adapter) if adapter is not None else None
-    any_base = asked.get("allow_other_base", False)
-    tokenizer = open_tokenizer(Opening(str(model), own, template, allow_other_base=any_base))
-    return Request(str(model), own, Path(out), tokenizer, **asked), runs
+    any_base = asked.get("allow_other_base")
+    read = {"template": template, "allow_other_base": any_base}
+    opening = opening_of(model, adapter, read, runs)
+    tokenizer = open_tokenizer(opening)
+    return Request(opening.model, opening.adapter, Path(out), tokenizer, **asked), runs
 
 
 def measured_rows(request: Request, data: PathLike | None, runs: Path) -> HeldOut:

@@ -106,6 +106,9 @@ class Progress:
     def training(self, event: dict[str, Any]) -> None:
         """Show one event of a training run."""
         kind = event["event"]
+        if kind == "progress":
+            self.update(event["stage"], event["done"], event["total"])
+            return
         if kind == "start" or self._run is None:
             self._run = TrainingView()
         view = self._run

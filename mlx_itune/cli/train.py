@@ -17,14 +17,8 @@ from mlx_itune.kit.wording import count, duration, name_here, number, size
 from mlx_itune.training.settings import TrainSettings, table
 
 if TYPE_CHECKING:
-    from mlx_itune.cli.progress import Progress
-    from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
     from mlx_itune.training.engine.memory_plan import Plan
     from mlx_itune.training.run.run import TrainResult
-
-# Rows of the validation split that are looked at for different tasks.
-_LOOKED_AT = 500
 
 
 # --config and the flag of every setting; what they may be is checked by `_settings_of`, with the
@@ -63,21 +57,17 @@ def command(
     config: Path | None, samples: int, offline: bool, tensorboard: Path | None, **given: Any
 ) -> Result | None:
     """Tune a model on a data set by an adapter; only the assistant's words are learned."""
+    from mlx_itune.api.training import trained
     from mlx_itune.cli.progress import Progress
-    from mlx_itune.training.engine.loop import train
     from mlx_itune.training.engine.rank_choice import is_writer
-    from mlx_itune.training.hooks import attached
 
-    wandb = given.pop("wandb")
+    shown = {"samples": samples, "tensorboard": tensorboard, "wandb": given.pop("wandb")}
     settings = _settings_of(config, offline, given)
     if not is_writer():
-        train(settings)
+        trained(settings, lambda event: None)
         return None
     with Progress() as progress:
-        trackers = {"wandb": wandb, "tensorboard": tensorboard}
-        with attached(settings, progress.training, **trackers, say=progress.say) as observe:
-            result = train(settings, observe=observe)
-        add_samples(settings, Path(result.run), Path(result.adapter), samples, progress)
+        result = trained(settings, progress.training, **shown)
     return Result(result, _trained(result))
 
 
@@ -201,51 +191,3 @@ def _planned(made: Plan) -> Iterator[str]:
     for suggestion in made.suggestions:
         verdict = "fits" if suggestion.fits else "still too much"
         yield f"try {suggestion.change}: {size(suggestion.peak_memory_bytes)}, {verdict}"
-
-
-def add_samples(
-    settings: TrainSettings, run: Path, adapter: Path, count: int, progress: Progress
-) -> int:
-    """Answer `count` validation rows before and after, as `sample` events in run/events.jsonl and
-    in run/report.html; the number answered. What goes wrong is told as a warning."""
-    try:
-        return _answered(settings, run, adapter, count, progress) if count else 0
-    except Exception as error:
-        # The adapter is written and hours are spent: nothing about a page may fail the command.
-        progress.say(f"warning: no answers for the report: {error}")
-        return 0
-
-
-def _answered(
-    settings: TrainSettings, run: Path, adapter: Path, count: int, progress: Progress
-) -> int:
-    from mlx_itune.api.tune import keep_samples
-    from mlx_itune.inference.before_after import before_and_after
-    from mlx_itune.inference.opening import Opening, open_tokenizer
-
-    opening = Opening(settings.model, adapter, settings.template, settings.compute)
-    rows = _chosen(settings, open_tokenizer(opening), count)
-    if not rows:
-        progress.say("note: no validation row has an answer to compare with")
-        return 0
-    compared = before_and_after(opening, rows, progress.labelled)
-    keep_samples(run, compared)
-    return len(rows)
-
-
-def _chosen(settings: TrainSettings, tokenizer: ChatTokenizer, count: int) -> list[Conversation]:
-    """The first rows of different tasks, then the first others, with an answer each."""
-    from mlx_itune.dataset.sources import load_splits
-    from mlx_itune.inference.evaluate import question
-
-    first: dict[str, Conversation] = {}
-    others: list[Conversation] = []
-    held_out = load_splits(settings.data, seed=settings.seed, how=settings.reading).valid
-    for row in held_out[:_LOOKED_AT]:
-        prompt, reference = question(row, tokenizer) or ([], "")
-        if prompt and reference.strip() and len(prompt) < settings.max_length:
-            task = row.tags.get("task", "")
-            if task in first:
-                others.append(row)
-            first.setdefault(task, row)
-    return [*first.values(), *others][:count]

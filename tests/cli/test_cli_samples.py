@@ -1,13 +1,14 @@
 """`--samples`: held-out rows answered before and after, told as events and shown by the report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import mlx_itune.model  # noqa: F401  (loads a fast BLAS before mlx.core)
+from mlx_itune.api.training import add_samples
 from mlx_itune.cli.progress import Progress
-from mlx_itune.cli.train import add_samples
 from mlx_itune.dataset.conversation import Turn
 from mlx_itune.dataset.sources import load_splits
 from mlx_itune.inference.generate import Generator
@@ -27,7 +28,7 @@ def row(n, task):
 
 @pytest.fixture(scope="module")
 def trained(tiny_quantized_dir, tmp_path_factory):
-    """The settings of a run, its folder and its adapter."""
+    """The settings of a run, and what it did."""
     home = tmp_path_factory.mktemp("sampled")
     (home / "data").mkdir()
     write(home / "data" / "train.jsonl", [row(n, "a") for n in range(16)])
@@ -35,8 +36,7 @@ def trained(tiny_quantized_dir, tmp_path_factory):
     few = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, "offline": True}
     places = {"data": home / "data", "out": home / "adapter", "runs": home / "runs"}
     settings = settings_from({"model": str(tiny_quantized_dir), **places, **few})
-    result = train(settings)
-    return settings, Path(result.run), Path(result.adapter)
+    return settings, train(settings)
 
 
 def told(run):
@@ -45,9 +45,10 @@ def told(run):
 
 
 def test_rows_of_different_tasks_are_answered_by_both_models(trained):
-    settings, run, adapter = trained
+    settings, result = trained
+    run, adapter = Path(result.run), Path(result.adapter)
     with Progress() as progress:
-        assert add_samples(settings, run, adapter, 3, progress) == 3
+        assert add_samples(settings, result, 3, progress.training) == 3
     events = told(run)
     assert [event["row"] for event in events] == ["valid.jsonl:1", "valid.jsonl:3", "valid.jsonl:2"]
     assert [event["task"] for event in events] == ["a", "b", "a"]
@@ -63,22 +64,23 @@ def test_rows_of_different_tasks_are_answered_by_both_models(trained):
         page = (run / "report.html").read_text()
         assert "Before and after" in page and page.count('class="sample"') == 3
         with Progress() as progress:
-            add_samples(settings, run, adapter, 1, progress)
+            add_samples(settings, result, 1, progress.training)
 
 
 def test_what_goes_wrong_is_a_warning(trained, tmp_path, capsys):
-    settings, run, _ = trained
+    settings, result = trained
+    run, gone = Path(result.run), replace(result, adapter=str(tmp_path / "none"))
     before = (run / "events.jsonl").read_bytes()
     with Progress() as progress:
-        assert add_samples(settings, tmp_path / "none", tmp_path / "none", 0, progress) == 0
-        assert add_samples(settings, run, tmp_path / "none", 2, progress) == 0
+        assert add_samples(settings, gone, 0, progress.training) == 0
+        assert add_samples(settings, gone, 2, progress.training) == 0
     err = capsys.readouterr().err
     assert err.startswith("warning: no answers for the report: ") and err.count("\n") == 1
     assert (run / "events.jsonl").read_bytes() == before
 
 
 def test_a_single_file_gives_rows_it_held_out(trained, tmp_path):
-    settings, _, adapter = trained
+    settings, result = trained
     said = ("system", "Be short."), ("user", "Dose?"), ("assistant", "5 mg"), ("user", "At night?")
     turns = [{"role": role, "content": content} for role, content in said]
     rows = [{"messages": [*turns, {"role": "assistant", "content": f"{n} mg"}]} for n in range(40)]
@@ -86,7 +88,7 @@ def test_a_single_file_gives_rows_it_held_out(trained, tmp_path):
     single = settings_from({**vars(settings), "data": data})
     held = {row.turns[-1].content for row in load_splits(data, seed=single.seed).valid}
     with Progress() as progress:
-        count = add_samples(single, tmp_path, adapter, 99, progress)
+        count = add_samples(single, replace(result, run=str(tmp_path)), 99, progress.training)
     events = told(tmp_path)
     assert count == len(events) == len(held)
     assert {event["reference"] for event in events} == held
