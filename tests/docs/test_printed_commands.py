@@ -30,8 +30,9 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+FETCHED = "mlx-itune models get smollm2"
 # Of set-up, of other machines, and the project's own targets: not for a test.
-ELSEWHERE = ("pip install", "make ", "mlx.launch", "mlx.distributed_config", "git ")
+ELSEWHERE = ("pip install", "make ", "mlx.launch", "mlx.distributed_config", "git ", FETCHED)
 # What a page has from earlier ones where it does not make it.
 GIVEN = {
     **dict.fromkeys(("adapter", "adapters/notes", "adapters/triage"), "adapter"),
