@@ -1,4 +1,4 @@
-"""The pictures of README: a run's report, and the page of `serve` with base and adapter asked alike.
+"""README's pictures: a run's report, and the page of `serve` with base and adapter asked alike.
 
 usage: python tests/pages/pictures.py ADAPTER [--runs runs] [--out docs/images] QUESTION...
 """
