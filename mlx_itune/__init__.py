@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mlx_itune.api.scoring import evaluate as evaluate
     from mlx_itune.api.shipping import export as export
     from mlx_itune.api.shipping import fuse as fuse
+    from mlx_itune.api.shipping import import_adapter as import_adapter
+    from mlx_itune.api.shipping import verify as verify
     from mlx_itune.api.training import plan as plan
     from mlx_itune.api.training import resume as resume
     from mlx_itune.api.training import runs as runs
@@ -78,7 +80,7 @@ _FROM = {
     "api.answers": "generate load serve Generated Model",
     "api.rows": "check clean import_rows infer_schema read_rows show stats Checked Shown",
     "api.scoring": "compare evaluate Compared Evaluated",
-    "api.shipping": "export fuse",
+    "api.shipping": "export fuse import_adapter verify",
     "api.training": "plan resume runs train",
     "api.tune": "tune Tuned",
     "dataset.cleaning.run": "Cleaned",

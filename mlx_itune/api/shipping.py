@@ -17,6 +17,7 @@ from mlx_itune.dataset.sources import load_splits
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.export import formats
 from mlx_itune.export.artifact import Exported
+from mlx_itune.export.bundle import Manifest, check_bundle
 from mlx_itune.export.fusing import fuse as fusing
 from mlx_itune.export.fusing.fuse import FuseResult
 from mlx_itune.export.request import HeldOut, Request
@@ -28,6 +29,7 @@ from mlx_itune.kit.errors import ItuneError, UsageError
 from mlx_itune.kit.settings import from_toml, values_of
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters.adapter import Adapter
+from mlx_itune.model.adapters.from_peft import PeftImport, import_peft
 from mlx_itune.model.adapters.lora import ON_THE_GRID
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.training.run.naming import run_of
@@ -119,6 +121,18 @@ def export(
     elif data is not None:
         raise UsageError("--data takes effect only where something is measured on it")
     return formats.export(request, observe)
+
+
+def verify(bundle: PathLike) -> Manifest:
+    """The manifest of a bundle (`export` with bundle=True) whose files are as it says. Raises
+    ModelError for the first that is not."""
+    return check_bundle(Path(bundle))
+
+
+def import_adapter(source: PathLike, model: str, out: PathLike) -> PeftImport:
+    """Write a PEFT adapter (LoRA, rsLoRA, DoRA) as one of ours on `model`, each update compared
+    with PEFT's own. Raises ModelError for what has no such form, StorageError."""
+    return import_peft(Path(source), str(model), Path(out))
 
 
 def _request(

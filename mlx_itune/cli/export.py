@@ -108,9 +108,9 @@ def _facts(checked: Any) -> str:
 @options.flags("bundle-made")
 def verify(bundle: Path) -> Result:
     """Compare a bundle (`export --bundle`) with its manifest; exit code 4 if a file differs."""
-    from mlx_itune.export.bundle import check_bundle
+    from mlx_itune.api import shipping
 
-    checked = check_bundle(bundle)
+    checked = shipping.verify(bundle)
     total = size(sum(file.bytes for file in checked.files))
     files = count(len(checked.files), "file")
     about = {"path": str(bundle), **vars(checked)}
@@ -124,9 +124,9 @@ def import_adapter(source: Path, model: str, out: Path) -> Result:
 
     Each update is compared with PEFT's own; what has no such form is refused by name.
     """
-    from mlx_itune.model.adapters.from_peft import import_peft
+    from mlx_itune.api import shipping
 
-    done = import_peft(source, model, out)
+    done = shipping.import_adapter(source, model, out)
     return Result(done, _imported(done))
 
 
