@@ -131,7 +131,7 @@ def tune(
         keep_samples(Path(result.run), answers[:_REPORTED])
     warnings = [*job.task.warnings()]
     if result.steps < FEW_STEPS:
-        warnings.append(f"{count(result.steps, 'step')} teach little: a longer --time makes more")
+        warnings.append(f"only {count(result.steps, 'step')}: a longer --time makes more")
     return Tuned(
         adapter=result.adapter,
         run=result.run,

@@ -130,10 +130,11 @@ class Adapter:
         trained = self.origin.tokenizer
         same = trained.template != name or trained.template_sha256 in (None, sha256)
         if not (self.any_base or same):
+            on = f", on {self.origin.base.id}" if self.origin.base.id else ""
             raise ModelError(
-                f"the chat template ({name}) is not the one the adapter was trained with",
+                f"the chat template ({name}) is not the one the adapter was trained with{on}",
                 where=str(self.path) if self.path else None,
-                hint="put back the model's chat template, or name another with --template; or "
+                hint="use that model as it was then, or name another --template; or "
                 "--allow-other-base",
             )
 
