@@ -24,7 +24,6 @@ _FIELDS = ("instruction", "output")
 # Files whose format is not to be found out; what both may be is what an import takes.
 FORM = "format map roles encoding no_input"
 form = options.together(*(options.flag(table_of(ImportPlan)[name]) for name in FORM.split()))
-forced_format = options.settings(ImportPlan, "forced", FORM)
 about_tokens = options.together(
     options.flags("model-of-tokens template"),
     options.flag(
