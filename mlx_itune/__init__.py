@@ -29,13 +29,11 @@ if TYPE_CHECKING:
     from mlx_itune.api.answers import load as load
     from mlx_itune.api.answers import serve as serve
     from mlx_itune.api.rows import Checked as Checked
-    from mlx_itune.api.rows import Shown as Shown
     from mlx_itune.api.rows import check as check
     from mlx_itune.api.rows import clean as clean
     from mlx_itune.api.rows import import_rows as import_rows
     from mlx_itune.api.rows import infer_schema as infer_schema
     from mlx_itune.api.rows import read_rows as read_rows
-    from mlx_itune.api.rows import show as show
     from mlx_itune.api.rows import stats as stats
     from mlx_itune.api.scoring import Compared as Compared
     from mlx_itune.api.scoring import Evaluated as Evaluated
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from mlx_itune.api.shipping import fuse as fuse
     from mlx_itune.api.shipping import import_adapter as import_adapter
     from mlx_itune.api.shipping import verify as verify
+    from mlx_itune.api.shown import Shown as Shown
+    from mlx_itune.api.shown import show as show
     from mlx_itune.api.training import plan as plan
     from mlx_itune.api.training import resume as resume
     from mlx_itune.api.training import runs as runs
@@ -78,9 +78,10 @@ __version__ = "0.1.0"
 # Where the names above are.
 _FROM = {
     "api.answers": "generate load serve Generated Model",
-    "api.rows": "check clean import_rows infer_schema read_rows show stats Checked Shown",
+    "api.rows": "check clean import_rows infer_schema read_rows stats Checked",
     "api.scoring": "compare evaluate Compared Evaluated",
     "api.shipping": "export fuse import_adapter verify",
+    "api.shown": "show Shown",
     "api.training": "plan resume runs train",
     "api.tune": "tune Tuned",
     "dataset.cleaning.run": "Cleaned",

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import mlx_itune as mi
-from mlx_itune.api import answers, rows, scoring, shipping, training
+from mlx_itune.api import answers, rows, scoring, shipping, shown, training, tune
 from tests.cli.conftest import Cli
 from tests.test_architecture import HEAVY
 
@@ -150,7 +150,7 @@ def test_editors_see_the_names_that_there_are() -> None:
         _ = mi.trian  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("module", [answers, rows, scoring, shipping, training])
+@pytest.mark.parametrize("module", [answers, rows, scoring, shipping, shown, training, tune])
 def test_verbs_say_what_they_raise(module: Any) -> None:
     """Every name of the package that is a function says so, and takes what it does not know."""
     verbs = [getattr(module, name) for name in mi.__all__ if hasattr(module, name)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_itune.dataset import sources as row_files
 from mlx_itune.dataset.cleaning.plan import CleanPlan
-from mlx_itune.dataset.conversation import Conversation, Fault, SystemMode, system_prompt
+from mlx_itune.dataset.conversation import Conversation, Fault
 from mlx_itune.dataset.how import Account
 from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.kit.errors import DataError, UsageError
@@ -22,7 +22,6 @@ from mlx_itune.kit.settings import records
 if TYPE_CHECKING:
     from mlx_itune.dataset.cleaning.run import Cleaned
     from mlx_itune.dataset.importing.run import Imported
-    from mlx_itune.dataset.rendering.show_rows import ShownExample
     from mlx_itune.dataset.schema import Inferred
     from mlx_itune.dataset.statistics.stats import Stats
     from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
@@ -48,7 +47,7 @@ def read_rows(
     it the first one raises DataError. `how`: format, map, roles, encoding, no_input, system,
     system_mode. Raises DataError, UsageError, StorageError."""
     (form,) = records(how, (ImportPlan, f"{FORM} system system_mode"))
-    files = _Files((data,), form)
+    files = RowFiles((data,), form)
     if split is not None:
         files.paths = [p for name, p in row_files.split_paths(Path(data)).items() if name == split]
         if not files.paths:
@@ -61,7 +60,7 @@ def read_rows(
             elif on_fault:
                 on_fault(row)
             elif row.severity == "error":
-                raise _refused(row)
+                raise refusal(row)
 
     return rows()
 
@@ -121,7 +120,7 @@ def check(
     from mlx_itune.dataset.schema import read_schema
 
     form, about, asked = records(how, (ImportPlan, FORM), AboutTokens, CheckSettings)
-    rows = _Files(_several(files), form)
+    rows = RowFiles(_several(files), form)
     found = Check(
         rows.paths,
         how=rows.how,
@@ -163,7 +162,7 @@ def infer_schema(
     (form,) = records(how, (ImportPlan, FORM))
     if out is not None:
         refuse_taken(Path(out))
-    files = _Files(_several(data), form)
+    files = RowFiles(_several(data), form)
     on_bytes = told_bytes(observe, "read", files.bytes)
     found = infer(
         row
@@ -190,9 +189,9 @@ def stats(
     from mlx_itune.dataset.statistics.report import stats_page
     from mlx_itune.dataset.statistics.stats import count
 
-    page = _new_page(html)
+    page = new_page(html)
     form, about = records(how, (ImportPlan, FORM), AboutTokens)
-    files = _Files(_several(data), form)
+    files = RowFiles(_several(data), form)
     on_bytes = told_bytes(observe, "read", files.bytes)
     found = count(
         (
@@ -243,7 +242,7 @@ def clean(
     from mlx_itune.dataset.cleaning.run import clean
 
     form, plan = records(settings, (ImportPlan, FORM), CleanPlan)
-    files = _Files(_several(sources), form)
+    files = RowFiles(_several(sources), form)
     read = partial(
         row_files.read_rows, how=files.how, on_bytes=told_bytes(observe, "clean", files.bytes)
     )
@@ -252,129 +251,6 @@ def clean(
         clean([*map(Path, _several(sources))], Path(out), plan, lints=own, read=read),
         told=files.how.told,
     )
-
-
-@dataclass(frozen=True)
-class ShownToken:
-    """A token: its id, what it adds to the text, how much it is learned (0: not)."""
-
-    id: int
-    text: str
-    weight: float
-
-
-@dataclass(frozen=True)
-class ShownRow:
-    """Example number `example` of `examples` that a row gives, with `learned` tokens to learn."""
-
-    row: str
-    tokens: tuple[ShownToken, ...]
-    learned: int
-    example: int
-    examples: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A row that is not shown, and why."""
-
-    row: str
-    reason: str
-    hint: str | None
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Rows as a model is trained on them."""
-
-    notes: tuple[str, ...]
-    rows: tuple[ShownRow, ...]
-    skipped: tuple[Skipped, ...]
-    told: Account
-    html: Path | None
-
-
-@dataclass(frozen=True)
-class ShowSettings:
-    """rows: so many from the first on; row: these instead, as file:line, split:line, a line or an
-    id; strict: what the template shows nowhere is an error."""
-
-    rows: int = 3
-    row: tuple[str, ...] = ()
-    learn: Literal["all", "last", "marked"] = "all"
-    max_length: int = 2048
-    too_long: Literal["split", "truncate", "drop", "error"] = "split"
-    system: str | None = None
-    system_mode: SystemMode = "missing"
-    strict: bool = False
-
-
-def show(data: PathLike, model: str, *, html: PathLike | None = None, **how: Any) -> Shown:
-    """The tokens that a model would be trained on, with how much each is learned. `html`: a page of
-    it, written there. `how`: rows, row, learn, max_length, too_long, system, system_mode, strict,
-    template, template_option; format, map, roles, encoding, no_input. Raises DataError where no row
-    can be shown; UsageError, ModelError, StorageError."""
-    return examples_shown(data, model, html=html, **how)[-1]
-
-
-def examples_shown(
-    data: PathLike,
-    model: str,
-    *,
-    adapter: PathLike | None = None,
-    html: PathLike | None = None,
-    **how: Any,
-) -> tuple[list[ShownExample], ChatTokenizer, Shown]:
-    """`show`, with the examples and the tokenizer that its rows are made of before it."""
-    from mlx_itune.dataset.rendering.prepare import PrepareReport
-    from mlx_itune.dataset.rendering.show_rows import (
-        find_rows,
-        first_rows,
-        pieces,
-        shown_examples,
-        tokens_page,
-    )
-
-    page = _new_page(html)
-    form, asked, about = records(
-        {**how, "model": str(model)},
-        (ImportPlan, FORM),
-        ShowSettings,
-        (AboutTokens, "model template template_option"),
-    )
-    files = _Files((data,), form)
-    tokenizer = about.tokenizer if adapter is None else about.as_trained(Path(adapter))
-    files.how = replace(files.how, system=system_prompt(asked.system, asked.system_mode))
-    policy = {name: getattr(asked, name) for name in ("learn", "max_length", "too_long")}
-    seen, shown, left_out = PrepareReport(), list[Any](), list[DataError]()
-    named = find_rows(files.paths, asked.row, files.read) if asked.row else None
-    for row in named or first_rows(files.paths, asked.rows, files.read):
-        try:
-            if isinstance(row, Fault):
-                raise _refused(row)
-            seen.see(row, tokenizer)
-            shown += shown_examples(row, tokenizer, **policy)
-        except DataError as error:
-            if asked.too_long == "error" and not isinstance(row, Fault):
-                raise
-            left_out.append(error)
-    if not shown:
-        raise left_out[0] if left_out else DataError("holds no rows", where=files.name)
-    notes = tuple(seen.about_template(tokenizer))
-    if asked.strict and seen.unshown:
-        raise DataError(notes[0])
-    if page:
-        text = tokens_page(shown, tokenizer, data=files.name, model=Path(model).name)
-        write_new(page, text.encode())
-    skipped = tuple(Skipped(error.where or "", error.message, error.hint) for error in left_out)
-    rows = []
-    for each in shown:
-        made = pieces(each.tokens, tokenizer, single=True)
-        tokens = tuple(ShownToken(piece.ids[0], piece.text, piece.weight) for piece in made)
-        place = each.example, each.examples
-        rows.append(ShownRow(each.row, tokens, each.learned, *place, each.notes))
-    return shown, tokenizer, Shown(notes, tuple(rows), skipped, files.how.told, page)
 
 
 @dataclass(frozen=True)
@@ -424,7 +300,7 @@ def tokenizer_of(
     return load_tokenizer(path, template=template or "auto", options=told)
 
 
-class _Files:
+class RowFiles:
     """The files of some paths, in order (train, valid, test, then by name), read lazily."""
 
     def __init__(self, named: Sequence[PathLike], forced: ImportPlan) -> None:
@@ -465,11 +341,11 @@ def told_bytes(observe: Observe | None, stage: str, total: int) -> Callable[[int
     return on_bytes
 
 
-def _refused(fault: Fault) -> DataError:
+def refusal(fault: Fault) -> DataError:
     return DataError(f"{fault.code}: {fault.message}", where=fault.where, hint=fault.hint or None)
 
 
-def _new_page(path: PathLike | None) -> Path | None:
+def new_page(path: PathLike | None) -> Path | None:
     """`path` if it is new and ends in .html, so that no data is taken for a page."""
     if path is None:
         return None

@@ -44,7 +44,7 @@ def command(data: Path, borders: bool, html: Path | None, **how: Any) -> Result:
     Where there is no colour, learned runs stand between [[ and ]]; a weight other than 1 is
     written in front.
     """
-    from mlx_itune.api.rows import examples_shown
+    from mlx_itune.api.shown import examples_shown
 
     examples, tokenizer, found = examples_shown(data, html=html, **how)
     told = [str(DataError(each.reason, where=each.row, hint=each.hint)) for each in found.skipped]
