@@ -19,9 +19,13 @@ WIDTH, HEIGHT = 900, 760
 
 def report(page: Any, run: Path, out: Path) -> None:
     page.goto((run / "report.html").resolve().as_uri())
-    # Down to the end of the first row of charts, so that nothing is cut.
-    bottom = page.evaluate("document.querySelector('svg').getBoundingClientRect().bottom")
-    clip = {"x": 0, "y": 0, "width": WIDTH, "height": bottom + 24}
+    # Down to the third answer, or the end of the first chart, so that nothing is cut.
+    bottom = page.evaluate("""() => {
+      const third = [...document.querySelectorAll("h3")].find((h) => /^3\\. /.test(h.innerText));
+      if (third) return third.parentElement.getBoundingClientRect().top - 4;
+      return document.querySelector("svg").getBoundingClientRect().bottom + 24;
+    }""")
+    clip = {"x": 0, "y": 0, "width": WIDTH, "height": bottom}
     page.screenshot(path=out / "report.png", full_page=True, clip=clip)
 
 
