@@ -88,6 +88,8 @@ def desk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for row in (["Tickets of November"], [], ["Message", "Queue"], *kinds):
         book.active.append(row)
     book.save("tickets.xlsx")
+    city = {"type": "object", "properties": {"city": {"enum": ["Riga"]}}, "required": ["city"]}
+    Path("schema.json").write_text(json.dumps(city))
     for name, source in (
         ("chats.json", "sharegpt.json"),
         ("alpaca_data.json", "alpaca.json"),
