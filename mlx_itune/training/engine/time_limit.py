@@ -47,11 +47,12 @@ def within(setup: Setup, asked: TrainSettings, began: float) -> Setup:
     asked: the settings before they were settled. The learner is as it was, bit for bit.
     """
     limit_s, ranks = asked.time_s or 0.0, setup.learner.ranks
-    rate = measured(setup, limit_s * _MEASURED)
+    fewer = _rows_a_step(setup, asked)
+    # A step or two tell whether the run is short.
     size = setup.settings.rows_per_step
-    if limit_s / rate.step_s < _LONG_STEPS and (fewer := _rows_a_step(setup, asked)) < size:
+    if fewer < size and limit_s / measured(setup, 0.0).step_s < _LONG_STEPS:
         setup = replace(setup, settings=replace(setup.settings, batch_size=fewer))
-        rate = measured(setup, limit_s * _MEASURED)
+    rate = measured(setup, limit_s * _MEASURED)
     # Processes of one run decide the same.
     (left_s,) = ranks.numbers(FILLED * limit_s - (time.monotonic() - began))
     left_s /= ranks.size
