@@ -9,7 +9,7 @@ demo: ## the whole job on the embedded starter: data, train, evaluate, fuse, exp
 	@scripts/setup
 	.venv/bin/mlx-itune quickstart $(ARGS)
 
-demo-real: ## the same on SmolLM2-135M, a real model (fetches it once, 93 MB; 12 minutes on two cores)
+demo-real: ## the same on SmolLM2-135M, a real model (fetches it once, 93 MB)
 	@scripts/setup
 	.venv/bin/mlx-itune models get smollm2
 	.venv/bin/mlx-itune quickstart --model smollm2 $(ARGS)
