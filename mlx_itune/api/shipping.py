@@ -72,24 +72,10 @@ def fuse(
     `observe` is told what is tried. `how`: way, every, bits, max_kl, allow_lossy, runs, template,
     compute, allow_other_base. Raises ModelError where nothing is near enough; UsageError,
     DataError, StorageError."""
-    return fused(model, adapter, out, data=data, score=score, observe=observe, **how)[0]
-
-
-def fused(
-    model: str | None,
-    adapter: PathLike,
-    out: PathLike,
-    *,
-    data: PathLike | None = None,
-    score: bool = True,
-    observe: Say = lambda _: None,
-    **how: Any,
-) -> tuple[FuseResult, str]:
-    """`fuse`, and in words which rows it was measured on."""
     request, runs = _request(model, adapter, out, how, f"every {_MERGING}")
     rows = measured_rows(request, data, runs)
     request = replace(request, rows=rows, score=_scorer(rows, request.tokenizer) if score else None)
-    return fusing.fuse(request, observe), rows.source
+    return fusing.fuse(request, observe)
 
 
 def export(

@@ -28,13 +28,13 @@ _measured = options.flags("runs bits max-kl allow-lossy held-out template comput
 @_measured
 def fuse(**given: Any) -> Result:
     """Merge an adapter into its base; the smallest result that still is the model you trained."""
-    from mlx_itune.api.shipping import fused
+    from mlx_itune.api.shipping import fuse as merge
 
-    result, source = fused(observe=lambda what: click.echo(f"trying: {what}", err=True), **given)
-    return Result(result, _fused(result, source))
+    result = merge(observe=lambda what: click.echo(f"trying: {what}", err=True), **given)
+    return Result(result, _fused(result))
 
 
-def _fused(result: FuseResult, source: str) -> Iterator[Any]:
+def _fused(result: FuseResult) -> Iterator[Any]:
     scored = result.score_reference is not None
     columns = ["tried", "size", "mean KL", "p99 KL", "top-1", *(["score"] if scored else [])]
     yield table(
@@ -53,7 +53,7 @@ def _fused(result: FuseResult, source: str) -> Iterator[Any]:
     )
     yield (
         f"{result.out}: {result.method}; measured on {count(result.tokens, 'learned token')} of "
-        f"{count(result.rows, 'row')} ({source})"
+        f"{count(result.rows, 'row')} ({result.rows_from})"
     )
     if scored:
         yield f"base + adapter: exact match {percent(result.score_reference)}"

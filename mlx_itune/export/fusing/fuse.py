@@ -63,12 +63,14 @@ class Tried(Measured):
 class FuseResult(Measured):
     """The model written, the way taken, its fidelity, and every way that was tried. ``bytes`` and
     ``base_bytes`` are of the weights; ``score_reference`` is base + adapter's task score,
-    ``score_fused`` the written model's."""
+    ``score_fused`` the written model's;
+    ``rows_from`` says where the measured rows are from."""
 
     out: str
     base_bytes: int
     max_kl: float
     rows: int
+    rows_from: str
     calibration_rows: int
     score_reference: float | None
     score_fused: float | None
@@ -176,6 +178,7 @@ class _Job:
                 base_bytes=_weight_bytes(self.source),
                 max_kl=request.max_kl,
                 rows=self.held_out.rows,
+                rows_from=request.rows.source,
                 calibration_rows=len(self.calibration.rows) if compensated else 0,
                 score_reference=self.score_reference,
                 score_fused=score,
@@ -190,7 +193,7 @@ class _Job:
     def _write_papers(self, stage: Path, result: FuseResult) -> None:
         """The model card and provenance.json: where it comes from, what the merge lost."""
         record = plain(result)
-        del record["out"]
+        del record["out"], record["rows_from"]
         versions = {"mlx_itune": __version__, "mlx_lm": base.mlx_lm_version()}
         papers = canonical({**self.adapter.provenance, "fuse": {**record, **versions}})
         write_object(stage / "provenance.json", json.loads(papers))
