@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from mlx_itune.dataset.importing.plan import ImportPlan
 from mlx_itune.dataset.importing.run import import_rows
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.rendering.show_rows import pieces, shown_examples
+from mlx_itune.dataset.schema import infer
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer
 from mlx_itune.inference.before_after import Compared, before_and_after
 from mlx_itune.inference.opening import Opening, open_tokenizer, rows_of
@@ -41,7 +43,7 @@ from mlx_itune.training.run.run import EVENTS, TrainResult, repeating
 from mlx_itune.training.settings import FEW_STEPS, TrainSettings, settings_from
 from mlx_itune.training.settle import enough_epochs, for_minutes
 
-CONFIG = "run.toml"
+CONFIG, SCHEMA = "run.toml", "schema.json"
 TIME = "10m"
 # Held-out rows that are scored, and answers that are kept; rows that are shown before.
 _SCORED, _KEPT, _SHOWN = 300, 5, 3
@@ -72,7 +74,8 @@ class Job:
 @dataclass(frozen=True)
 class Tuned:
     """What was made, the keys of `tune --json`. Scores are means over `test_rows` held-out rows, by
-    `metric`; valid JSON where the answers are JSON; config: what `train --config` repeats."""
+    `metric`. Where the answers are JSON, schema is the file of theirs, which those of both models
+    are held to, as `chat --schema` and `serve` hold them; config: what `train --config` repeats."""
 
     adapter: str
     run: str
@@ -91,6 +94,7 @@ class Tuned:
     system: str | None
     data: str
     config: str
+    schema: str | None
     report: str
     warnings: tuple[str, ...]
     answers: tuple[Mapping[str, str], ...]
@@ -125,7 +129,10 @@ def tune(
         return lambda stage, done, total: observe and observe(f"{label} {stage}", done, total)
 
     opening = Opening(s.model, Path(result.adapter), s.template, s.compute)
-    answers = before_and_after(opening, [rows[place] for place in chosen], labelled)
+    schema = infer(rows_of(data, "train")[1]).schema if job.task.kind == "json" else None
+    if schema is not None:
+        write_new(job.out / SCHEMA, json.dumps(schema, ensure_ascii=False, indent=2).encode())
+    answers = before_and_after(opening, [rows[place] for place in chosen], labelled, schema)
     # The adapter is written and scored: nothing about a page may fail the command.
     with contextlib.suppress(ItuneError, OSError):
         keep_samples(Path(result.run), answers[:_REPORTED])
@@ -146,6 +153,7 @@ def tune(
         system=job.system,
         data=str(data),
         config=str(job.out / CONFIG),
+        schema=None if schema is None else str(job.out / SCHEMA),
         report=str(Path(result.run) / "report.html"),
         warnings=tuple(warnings),
         answers=tuple(_kept(each) for each in answers[:_KEPT]),

@@ -161,6 +161,7 @@ def _lines(made: Tuned) -> Iterator[Any]:
         [
             ("adapter", f"{made.adapter} (step {trained.adapter_step:,} of {trained.steps:,})"),
             ("report", made.report),
+            *([("schema", f"{made.schema} (answers are held to it)")] if made.schema else []),
             ("settings", f"{made.config} (train --config repeats this run)"),
             ("rows", f"{learned:,} of {used:,} learned{not_used}; {made.data}"),
             ("time", f"{duration(made.wall_s)}, {duration(trained.wall_s)} of it training"),
@@ -172,7 +173,8 @@ def _lines(made: Tuned) -> Iterator[Any]:
     tuned = f"{model} --adapter {shlex.quote(str(made.adapter))}"
     data, fused = (shlex.quote(str(place)) for place in (made.data, out / "fused"))
     yield from ("", "Next:")
-    yield f"  mlx-itune chat {tuned}"
+    held = f" --schema {shlex.quote(made.schema)}" if made.schema else ""
+    yield f"  mlx-itune chat {tuned}{held}"
     yield f"  mlx-itune eval {tuned} --data {data}"
     export = (
         f"mlx-itune export --model {fused} --to gguf --out {shlex.quote(str(out / 'tuned.gguf'))}"

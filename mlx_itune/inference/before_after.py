@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.inference.evaluate import EvalSettings, Observe, answer_questions, question
@@ -24,10 +24,14 @@ class Compared(NamedTuple):
 
 
 def before_and_after(
-    opening: Opening, rows: Sequence[Conversation], tell: Callable[[str], Observe]
+    opening: Opening,
+    rows: Sequence[Conversation],
+    tell: Callable[[str], Observe],
+    schema: Mapping[str, Any] | None = None,
 ) -> list[Compared]:
     """Greedy answers to the rows that ask something, without and with `opening.adapter`. tell: what
-    is told of progress, by "before:" or "after:". Raises ModelError, StorageError."""
+    is told of progress, by "before:" or "after:"; schema: what answers are held to. Raises
+    ModelError, StorageError."""
     tokenizer = open_tokenizer(opening)
     loaded = load(opening.model, compute=opening.compute)
     known = [pair[1] for row in rows if (pair := question(row, tokenizer))]
@@ -35,11 +39,11 @@ def before_and_after(
     # A base model writes on until it is stopped: no longer than an answer could need.
     limits = EvalSettings(max_new_tokens=min(_MOST_TOKENS, longest + longest // 2 + 16))
     loaded.model.eval()
-    before = answer_questions(loaded, tokenizer, rows, limits, tell("before:"))
+    before = answer_questions(loaded, tokenizer, rows, limits, tell("before:"), schema)
     if opening.adapter is not None:
         adapters.apply(loaded, adapters.load(opening.adapter))
         loaded.model.eval()
-    after = answer_questions(loaded, tokenizer, rows, limits, tell("after:"))
+    after = answer_questions(loaded, tokenizer, rows, limits, tell("after:"), schema)
     return [
         Compared(row, old, new, reference)
         for (row, old, reference), (_, new, _) in zip(before, after, strict=True)

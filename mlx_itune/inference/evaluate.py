@@ -284,12 +284,14 @@ def answer_questions(
     conversations: Sequence[Conversation],
     settings: EvalSettings = DEFAULTS,
     observe: Observe | None = None,
+    schema: Mapping[str, Any] | None = None,
 ) -> list[tuple[Conversation, str, str]]:
-    """(row, greedy answer, reference) of the rows that ask something."""
+    """(row, greedy answer, reference) of the rows that ask something; schema: what answers are held
+    to."""
     pairs = ((row, question(row, tokenizer)) for row in conversations)
     asked = [(row, *pair) for row, pair in pairs if pair is not None]
     told = (lambda done: observe("answers", done, len(asked))) if observe else None
-    generator = Generator(loaded, tokenizer, batch_size=settings.batch_size)
+    generator = Generator(loaded, tokenizer, batch_size=settings.batch_size, schema=schema)
     most = settings.max_new_tokens or _room(tokenizer, [known for _, _, known in asked], settings)
     answers = generator.batch([ids for _, ids, _ in asked], most, told)
     return [(row, text, known) for (row, _, known), text in zip(asked, answers, strict=True)]

@@ -106,6 +106,18 @@ JSON_ROWS = [
     {"utterance": row["text"], "label": {"intent": row["category"], "slots": {"n": n}}}
     for n, row in enumerate(TICKETS)
 ]
+
+
+def test_answers_that_are_json_are_held_to_their_schema(cli: Any, tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in JSON_ROWS))
+    flags = ("--model", "starter", "--time", "1s", "--yes", "--out", tmp_path / "made")
+    made = cli.json("tune", file, *flags, "--runs", tmp_path / "runs")
+    schema = json.loads(Path(made["schema"]).read_text())
+    assert schema["required"] == ["intent", "slots"]
+    assert made["base_valid_json"] == made["tuned_valid_json"] == 1
+
+
 ALPACA = [
     {"instruction": f"{row['text']}, please?", "input": "", "output": f"Of course, number {n}."}
     for n, row in enumerate(TICKETS)
