@@ -10,12 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.kit.errors import DataError
-from mlx_itune.kit.json_files import depth_of, read_object
+from mlx_itune.kit.json_files import ANY_ORDER, depth_of, read_object
 from mlx_itune.kit.wording import brief
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -55,6 +57,8 @@ class Shape:
     types: Counter[str] = field(default_factory=Counter)
     texts: Counter[str] = field(default_factory=Counter)
     keys: dict[str, Shape] = field(default_factory=dict)
+    # Pairs of neighbouring keys, in their order.
+    neighbours: dict[tuple[str, str], None] = field(default_factory=dict)
     items: Shape | None = None
 
     def add(self, value: Any) -> None:
@@ -67,6 +71,7 @@ class Shape:
         elif isinstance(value, dict):
             for key, each in value.items():
                 self.keys.setdefault(key, Shape()).add(each)
+            self.neighbours.update(dict.fromkeys(pairwise(value)))
         elif isinstance(value, list):
             self.items = self.items or Shape()
             for each in value:
@@ -111,14 +116,30 @@ class Shape:
         is_open = objects > 1 and len(alone) > tolerance * objects
         if is_open and len(self.keys) > _MAP_KEYS:
             return {"additionalProperties": _merged(self.keys.values()).schema(tolerance)}
-        kept = {k: s for k, s in self.keys.items() if s.seen > tolerance * objects or s.seen > 1}
+        order = self._order()
+        kept = {
+            key: self.keys[key]
+            for key in order or self.keys
+            if self.keys[key].seen > min(tolerance * objects, 1)
+        }
         required = [k for k, shape in kept.items() if shape.seen >= objects * (1 - tolerance)]
         found: dict[str, Any] = {
-            "properties": {key: shape.schema(tolerance) for key, shape in kept.items()}
+            "properties": {key: shape.schema(tolerance) for key, shape in kept.items()},
+            **({} if order or len(kept) < 2 else ANY_ORDER),
         }
         if required:
             found["required"] = required
         return found if is_open else {**found, "additionalProperties": False}
+
+    def _order(self) -> list[str] | None:
+        """The order that all keys come in, None where they come in several."""
+        sorter = TopologicalSorter[str](dict.fromkeys(self.keys, ()))
+        for before, after in self.neighbours:
+            sorter.add(after, before)
+        try:
+            return list(sorter.static_order())
+        except CycleError:
+            return None
 
 
 _TEXT = {"string", "null"}
@@ -140,6 +161,7 @@ def _merged(shapes: Iterable[Shape]) -> Shape:
         whole.texts += shape.texts
         for key, each in shape.keys.items():
             whole.keys[key] = _merged([whole.keys.get(key, Shape()), each])
+        whole.neighbours |= shape.neighbours
         if shape.items:
             whole.items = _merged([whole.items or Shape(), shape.items])
     return whole

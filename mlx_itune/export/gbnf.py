@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import ANY_ORDER
 
 # White space as llama.cpp's own conversion bounds it; strings and numbers as JSON has them.
 _BASICS = {
@@ -22,7 +24,11 @@ _BASICS = {
     "member": 'string ws ":" ws value',
     "value": "(object | array | string | number | boolean | null) ws",
 }
-_SAID = frozenset(("$schema", "$id", "$defs", "title", "description", "default", "examples"))
+_SAID = frozenset(
+    ("$schema", "$id", "$defs", "title", "description", "default", "examples", *ANY_ORDER)
+)
+# Of keys in any order that have to be there, each doubles the rules.
+_MOST_REQUIRED = 6
 _KNOWN = frozenset(
     "type properties required additionalProperties items minItems maxItems enum const anyOf "
     "$ref".split()
@@ -95,6 +101,8 @@ class _Rules:
             for key, part in properties.items()
             for value in [self.of(part, f"{path}/properties/{key}")]
         ]
+        if ANY_ORDER.items() <= schema.items() and len(required) <= _MOST_REQUIRED:
+            return self._any_order(name, members)
         # What may follow member n, whether something stands before it or not.
         for n, (is_required, member) in reversed([*enumerate(members)]):
             for before, comma in (("first", ""), ("next", '"," ws ')):
@@ -106,6 +114,20 @@ class _Rules:
                 self.rules[f"{name}-{n}-{before}"] = rule
         body = f"{name}-0-first " if members else ""
         self.rules[name] = f'"{{" ws {body}"}}" ws'
+        return name
+
+    def _any_order(self, name: str, members: Sequence[tuple[bool, str]]) -> str:
+        """Members as they come, one rule for each set of those that still have to; a key may come
+        again, and the last one counts."""
+        bits = itertools.count()
+        flags = [(1 << next(bits) if is_required else 0, member) for is_required, member in members]
+        full = (1 << next(bits)) - 1
+        for had in range(full + 1):
+            for at, comma in (("first", ""), ("next", '"," ws ')):
+                each = [f"{comma}{member} {name}-{had | flag}-next" for flag, member in flags]
+                end = ['""'] if had == full else []
+                self.rules[f"{name}-{had}-{at}"] = " | ".join([*each, *end])
+        self.rules[name] = f'"{{" ws {name}-0-first "}}" ws'
         return name
 
     def _reference(self, reference: str, path: str) -> str:

@@ -26,6 +26,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
+# Of an object whose keys come now in one order, now in another: a note, no rule of JSON Schema's.
+ANY_ORDER = {"x-key-order": "any"}
 T = TypeVar("T")
 Unknown = Literal["ignore", "refuse"]
 

@@ -14,6 +14,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from mlx_itune.export.gbnf import to_gbnf
 from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import ANY_ORDER
 from tests.cli.conftest import Cli, cli  # noqa: F401
 from tests.small_tokenizers import fast
 
@@ -27,6 +28,7 @@ TICKET = {
     "required": ["b"],
     "additionalProperties": False,
 }
+FREE = {**TICKET, "required": ["b", "c"], **ANY_ORDER}
 LIST = {
     "$ref": "#/$defs/node",
     "$defs": {
@@ -47,6 +49,11 @@ LIST = {
             TICKET,
             ['{"b": 1}', '{\n  "a": "say \\"é\\"", "b":null}', '{"b":-20,"c":[0.5, 1e3]}'],
             ["{}", '{"b":1,"c":[]}', '{"b":1.5}', '{"b":1,"a":"x"}', '{"b":1,"d":2}', '{"a":"x",}'],
+        ),
+        (
+            FREE,
+            ['{"b":1,"c":[2]}', '{"c":[2], "a":null, "b":1}', '{"b":1,"b":2,"c":[1]}'],
+            ["{}", '{"b":1}', '{"c":[1],"a":null}', '{"b":1,"c":[2],}'],
         ),
         (LIST, ['{"next":{"next":null}}'], ['{"next":{}}', '{"next":1}']),
         (

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from mlx_itune.dataset.conversation import Turn
+from mlx_itune.dataset.schema import Shape
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model
 from mlx_itune.kit.errors import DataError
+from mlx_itune.kit.json_files import ANY_ORDER
 from mlx_itune.model.serving.engine import Drawing
 from mlx_itune.model.serving.grammar import Grammar, Tokens
 from tests.small_tokenizers import TOKENIZERS, fast
@@ -51,6 +53,20 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "required": ["kind", "items", "code", "id", "on"],
         "additionalProperties": False,
     },
+    "any order": {
+        "type": "object",
+        "properties": {
+            "intent": {"enum": ["play", "rate"]},
+            "slots": {
+                "type": "object",
+                "properties": {"artist": {"type": "string"}, 'the "n"': {"type": "integer"}},
+                "additionalProperties": False,
+                **ANY_ORDER,
+            },
+        },
+        "required": ["intent", "slots"],
+        "additionalProperties": False,
+    },
     "list of texts": {"type": "array", "items": {"type": "string", "minLength": 2}},
 }
 PROMPTS = ("Hello, who are you?", "Give the vitals as JSON.", "Give the triage level.")
@@ -60,6 +76,9 @@ def is_valid(value: Any, name: str) -> bool:
     """By hand: what of each schema a wrong mask would break first."""
     if name == "list of texts":
         return isinstance(value, list) and all(len(each) >= 2 for each in value)
+    if name == "any order":
+        assert value["slots"].keys() <= {"artist", 'the "n"'}
+        return value.keys() == {"intent", "slots"} and value["intent"] in ("play", "rate")
     if name == "nested":
         return (
             list(value) == ["kind", "items", "code", "id", "on"]
@@ -88,6 +107,31 @@ def test_every_answer_is_of_its_schema_within_its_tokens() -> None:
             assert answer.completion_tokens < 96
     short = generator.stream(prompts[0], max_tokens=1)
     assert ("".join(short), short.finish_reason) == ("[", "length")
+
+
+def admits(grammar: Grammar, text: str) -> bool:
+    matcher, ids = grammar.matcher.deep_copy(), grammar.tokens.ll.tokenize_str(text)
+    return matcher.try_consume_tokens(ids) == len(ids) and bool(matcher.is_accepting())
+
+
+def test_keys_come_in_any_order_where_they_did_in_the_data() -> None:
+    shape, held = Shape(), {"intent": "play", "slots": {"a": "x", "b": 1}}
+    for value in (held, {"intent": "rate", "slots": {"b": 2, "a": "y"}}):
+        shape.add(value)
+    schema = shape.schema()
+    assert "x-key-order" not in schema
+    assert schema["properties"]["slots"]["x-key-order"] == "any"
+    grammar = Grammar(vocabulary("gpt2"), schema)
+    right = [
+        '{"intent": "play", "slots": {"a": "", "b": 1}}',
+        '{"slots":{"b":2,"a":"x"},"intent":"i"}',
+    ]
+    wrong = [
+        '{"intent": "p", "slots": {"a": "", "a": ""}}',
+        '{"intent": "p", "slots": {"b": 1}}',
+        "{}",
+    ]
+    assert [admits(grammar, text) for text in (*right, *wrong)] == [True] * 2 + [False] * 3
 
 
 def vocabulary(kind: str) -> Tokens:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_itune.kit.errors import DataError, ModelError, panics_as
+from mlx_itune.model.serving.key_order import any_order
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 # As `json.dumps` writes it, with and without `indent`, and compactly.
@@ -106,8 +107,13 @@ class Grammar:
         if fault := _fault(schema):
             raise DataError(f"{_path(schema, fault)}: {fault}")
         text = json.dumps(schema)
-        strict = json.dumps(_strict(schema))
-        grammar = LLMatcher.grammar_from_json_schema(strict, overrides=_HOW)
+        strict = _strict(schema)
+        lark = any_order(strict, _HOW)
+        grammar = (
+            LLMatcher.grammar_from_lark(lark)
+            if lark
+            else LLMatcher.grammar_from_json_schema(json.dumps(strict), overrides=_HOW)
+        )
         self.tokens = tokens
         self.matcher = LLMatcher(tokens.ll, grammar, log_level=0)
         if self.matcher.is_error():
