@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Fault as Fault
     from mlx_itune.dataset.conversation import Turn as Turn
     from mlx_itune.dataset.importing.run import Imported as Imported
+    from mlx_itune.dataset.ingest.run import Ingest as Ingest
+    from mlx_itune.dataset.ingest.run import ingest as ingest
     from mlx_itune.dataset.statistics.stats import Stats as Stats
     from mlx_itune.export.artifact import Exported as Exported
     from mlx_itune.export.fusing.fuse import FuseResult as FuseResult
@@ -87,6 +89,7 @@ _FROM = {
     "dataset.cleaning.run": "Cleaned",
     "dataset.conversation": "Conversation Fault Turn",
     "dataset.importing.run": "Imported",
+    "dataset.ingest.run": "ingest Ingest",
     "dataset.statistics.stats": "Stats",
     "export.artifact": "Exported",
     "export.fusing.fuse": "FuseResult",

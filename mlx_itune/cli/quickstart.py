@@ -46,8 +46,8 @@ RECIPES = {
     # Minutes on two cores. A grid adapter merges into the model's own codes.
     "smollm2": Recipe(
         "smollm2",
-        {"steps": 150, "batch_size": 8, "rank": 8, "adapter": "grid"},
-        {"base": 60, "tuned": 200, "unseen": 100},
+        {"time": "6m", "rank": 8, "adapter": "grid"},
+        {"base": 40, "tuned": 100, "unseen": 50},
         "the model as it comes: it chats",
     ),
 }
@@ -111,10 +111,13 @@ def run_job(
         progress.say(f"  {name:<10} {what:<58} {duration(steps_s[name]):>10}")
 
     scored = EvalSettings(max_length=MAX_LENGTH, max_new_tokens=ANSWER_TOKENS)
-    asked = {name: value for name, value in chosen.items() if value is not None}
-    how = {**recipe.train, **asked}
-    learned = min(how["steps"] * how["batch_size"], SIZES["train"])
-    rows = f"{learned:,} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
+    how = {**recipe.train, **{name: value for name, value in chosen.items() if value is not None}}
+    if chosen["steps"]:
+        how.pop("time", None)
+    learned = f"what fits into {how['time']}"
+    if "time" not in how:
+        learned = f"{min(how['steps'] * how.get('batch_size', 8), SIZES['train']):,}"
+    rows = f"{learned} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
     with step("data", rows):
         data = write_sample(home / "data", seed=data_seed, sizes=SIZES)
         splits = load_splits(data)
