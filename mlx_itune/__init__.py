@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from mlx_itune.dataset.conversation import Conversation as Conversation
     from mlx_itune.dataset.conversation import Fault as Fault
     from mlx_itune.dataset.conversation import Turn as Turn
+    from mlx_itune.dataset.differences import Diff as Diff
+    from mlx_itune.dataset.differences import diff as diff
+    from mlx_itune.dataset.differences import versions as versions
+    from mlx_itune.dataset.drafts.review import Review as Review
     from mlx_itune.dataset.importing.run import Imported as Imported
     from mlx_itune.dataset.ingest.run import Ingest as Ingest
     from mlx_itune.dataset.ingest.run import ingest as ingest
@@ -88,6 +92,8 @@ _FROM = {
     "api.tune": "tune Tuned",
     "dataset.cleaning.run": "Cleaned",
     "dataset.conversation": "Conversation Fault Turn",
+    "dataset.differences": "diff versions Diff",
+    "dataset.drafts.review": "Review",
     "dataset.importing.run": "Imported",
     "dataset.ingest.run": "ingest Ingest",
     "dataset.statistics.stats": "Stats",

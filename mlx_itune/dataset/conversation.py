@@ -18,6 +18,9 @@ ROLES = ("system", "user", "assistant", "tool")
 # learned whole.
 TEXT_KIND = "text"
 
+# Of a row that a model drafted, and nobody accepted yet.
+DRAFT_KIND: Literal["draft"] = "draft"
+
 _NUMBER = re.compile("[0-9]+")
 _PLACE = re.compile(r"(?P<file>.*):(?P<line>[0-9]*)(?:#(?P<row>[0-9]+))?", re.DOTALL)
 

@@ -29,7 +29,8 @@ _FOLDER_KINDS = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx"})
 # What a data folder holds besides its rows.
 _RECORD = "dataset.json"
 _NOT_ROWS = frozenset(
-    "dataset.json removed.jsonl changed.jsonl rejected.jsonl ledger.jsonl".split()
+    "dataset.json removed.jsonl changed.jsonl rejected.jsonl ledger.jsonl decisions.jsonl "
+    "calls.jsonl grow.json passages.jsonl ingest.json".split()
 )
 
 # Keys that mean something to a reader of the canonical row; tags with these names go to `metadata`.

@@ -88,6 +88,10 @@ def desk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for row in (["Tickets of November"], [], ["Message", "Queue"], *kinds):
         book.active.append(row)
     book.save("tickets.xlsx")
+    Path("drafts").mkdir()
+    says = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    drafted = {"kind": "draft", "id": "d-000000000000", "messages": says}
+    Path("drafts/drafts.jsonl").write_text(json.dumps(drafted))
     city = {"type": "object", "properties": {"city": {"enum": ["Riga"]}}, "required": ["city"]}
     Path("schema.json").write_text(json.dumps(city))
     for name, source in (

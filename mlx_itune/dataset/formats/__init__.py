@@ -31,7 +31,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from mlx_itune.dataset.conversation import TEXT_KIND, Conversation, RowFault, Turn, find_problem
+from mlx_itune.dataset.conversation import (
+    DRAFT_KIND,
+    TEXT_KIND,
+    Conversation,
+    RowFault,
+    Turn,
+    find_problem,
+)
 from mlx_itune.dataset.formats.chat import THOUGHTS, marked_turns, thought_apart, turns_of
 from mlx_itune.dataset.formats.fields import (
     Parsed,
@@ -116,6 +123,9 @@ def parse_rows(value: dict[str, Any], origin: str, how: Reading) -> tuple[Conver
 
 def _parsed(value: dict[str, Any], origin: str, how: Reading) -> tuple[Conversation, ...]:
     check_format(how.format)
+    if value.get("kind") == DRAFT_KIND:
+        hint = "accept it first: mlx-itune data review DRAFTS --out DIR"
+        raise RowFault("draft", "a draft, which nobody has accepted yet", hint)
     odd = [key for key in value if key not in _NAMES and key.strip().lower() in _NAMES]
     if odd and how.columns is None and "messages" not in value:
         usual = {key: low for key in odd if (low := key.strip().lower()) not in value}

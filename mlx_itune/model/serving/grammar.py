@@ -32,6 +32,8 @@ _ONE = ("items", "additionalProperties", "not", "contains", "if", "then", "else"
 _DAY = "^[0-9]{4}-(0[13-9]|1[0-2]|02-([01]|2[0-8]))"
 _STRICT = {
     "date": [_DAY],
+    # No part of an address is longer than its protocol has it (RFC 5321, 4.5.3.1).
+    "email": ["^[^@]{1,64}@[^@]{1,63}$"],
     "time": ["^[0-9]{2}:[0-9]{2}:[0-5]"],
     "date-time": [_DAY, "^[^ ]{10}.[0-9]{2}:[0-9]{2}:[0-5]"],
 }
