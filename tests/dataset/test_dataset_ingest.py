@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from mlx_itune.dataset.ingest import worker
+from mlx_itune.kit.errors import DataError
 from tests.dataset.data_command import DataRun
 
 # Written by Chromium, ReportLab, fpdf2, WeasyPrint and groff (pdf); pandoc, python-docx and
@@ -69,6 +71,8 @@ def test_what_documents_say_is_in_passages_in_order_with_their_places(
     for name in ("b.md", "c.html", "d.docx", "epy.pptx", "f.epub", "gchrome.pdf"):
         headings = {each["heading"] for each in found[name]}
         assert all(re.search("Section [A-Z] about|Table|Footnotes|^x", h) for h in headings), name
+    for name in ("gfpdf.pdf", "grl.pdf"):
+        assert "alpha | 8080" in (run.home / f"docs/text/{name}.txt").read_text()
     told = run.told("ingest", run.home / "all/grl.pdf", run.home / "all/iatt.eml", out="again")
     assert "lines left out: running headers, footers, page numbers" in told
     assert "attachments not read: r.pdf" in told and "mlx-itune data grow" in told
@@ -95,6 +99,16 @@ LOOP = (
     b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
     b"2 0 obj<</Type/Pages/Kids[2 0 R 2 0 R]/Count 9>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF"
 )
+# Two pages without a word, one with some.
+SCANS = (
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
+    b"2 0 obj<</Type/Pages/Kids[3 0 R 4 0 R 5 0 R]/Count 3/MediaBox[0 0 600 800]>>endobj\n"
+    b"3 0 obj<</Type/Page/Parent 2 0 R>>endobj\n4 0 obj<</Type/Page/Parent 2 0 R>>endobj\n"
+    b"5 0 obj<</Type/Page/Parent 2 0 R/Contents 6 0 R/Resources<</Font<</F 7 0 R>>>>>>endobj\n"
+    b"6 0 obj<</Length 44>>stream\nBT /F 12 Tf 60 700 Td (Words of a page.) Tj ET \n"
+    b"endstream endobj\n"
+    b"7 0 obj<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF"
+)
 OUTSIDE = b"<container><rootfile full-path='../../x'/></container>"
 MADE = {
     "bomb.docx": lambda: archive({"word/document.xml": bytes(130 << 20)}),
@@ -114,6 +128,11 @@ MADE = {
     "packed.csv": lambda: b"\x1f\x8b\x08\0" + bytes(20),
     "deep.html": lambda: b"<div>" * 100_000,
     "nothing.html": lambda: b"<script>1</script>",
+    "within.html": lambda: b"<p>words <a href='x",
+    "program.html": lambda: b"\x7fELF" + bytes(600),
+    "sealed.eml": lambda: b"Subject: s\nContent-Type: application/pkcs7-mime; name=p7m\n\nMIAG",
+    "part.eml": lambda: b"Subject: s\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\nwords\n",
+    "end.pdf": lambda: SCANS.replace(b"%%EOF", b""),
     "headless.eml": lambda: b"no headers at all",
     "book.epub": lambda: archive({"META-INF/container.xml": OUTSIDE}),
 }  # fmt: skip
@@ -182,3 +201,32 @@ def test_a_long_text_is_cut_at_sentences_and_what_is_there_is_not_overwritten(
     assert "no such" in run.told("ingest", run.home / "lost", out="x", code=3)
     inside = run.told("ingest", run.home, out="inside", code=2)
     assert "lies inside" in inside
+
+
+def test_scanned_pages_are_named_and_a_missing_library_is_one_line(
+    run: DataRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.home / "in").mkdir()
+    (run.home / "in/half.pdf").write_bytes(SCANS)
+    (run.home / "in/form.html").write_text("<form><aside>A note.</aside><p hidden>No.</p></form>")
+    made = run("ingest", run.home / "in", out="docs")
+    notes = {file["source"]: file["notes"] for file in made["files"]}
+    assert notes["half.pdf"][0].startswith("pages 1-2: no text; scanned")
+    found = [(each["page"], each["text"]) for each in passages(run.home / "docs")]
+    assert found == [(None, "A note."), (3, "Words of a page.")]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    told = run.told("ingest", run.home / "in", out="new", code=2)
+    assert "reading html, pdf needs lxml pypdfium2" in told and "[documents]" in told
+
+
+def test_a_reader_that_takes_too_much_ends_alone(
+    run: DataRun, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, memory, why in ((0.0, 2 << 30, "took longer"), (60.0, 1, "of memory")):
+        # The process that parses has the package's own limits: what it does is done here.
+        code = f"import {worker.__name__} as w; w._MEMORY_BYTES = {memory}; w.serve()"
+        monkeypatch.setattr(worker, "_LEAST_S", seconds)
+        monkeypatch.setattr(worker, "_SERVE", code)
+        with worker.Worker() as process, pytest.raises(DataError, match=why):
+            for _ in range(200):
+                list(process.blocks(documents / "grl.pdf", "pdf", print))

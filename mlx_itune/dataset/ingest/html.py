@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlx_itune.dataset.ingest.passages import Block
+from mlx_itune.dataset.reading.encodings import utf16
 from mlx_itune.kit.errors import DataError
 
 # What is said by no text, and what leads around a page.
 _SILENT = frozenset(
-    "script style noscript template head svg math iframe object select button nav footer aside "
-    "form audio video canvas".split()
+    "script style noscript template head svg math iframe object select button nav footer audio "
+    "video canvas".split()
 )
-_ROLES = frozenset(("navigation", "banner", "contentinfo", "search", "complementary"))
+_ROLES = frozenset(("navigation", "banner", "contentinfo", "search"))
+_NO_DISPLAY = re.compile(r"display\s*:\s*none")
 _INLINE = frozenset(
     "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q s samp "
     "small span strike strong sub sup time tt u var wbr img input".split()
 )
+_CUT_OFF = re.compile(rb"</?[a-zA-Z][^<>]*\Z")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 
 
@@ -26,6 +29,10 @@ def read_html(data: bytes) -> Iterator[Block]:
     """Headings, paragraphs and tables, without what leads around the page. Raises DataError."""
     from lxml import etree, html
 
+    if _CUT_OFF.search(data, max(len(data) - 4096, 0)):
+        raise DataError("is cut off: it ends within a tag", hint="get a whole copy")
+    if b"\0" in data[:4096] and utf16(data[:4096]) is None:
+        raise DataError("is no HTML: it has zero bytes")
     try:
         data.decode()
         encoding: str | None = "utf-8"
@@ -62,7 +69,7 @@ def of_tree(root: Any) -> Iterator[Block]:
         level = int(name[1]) if len(name) == 2 and name[0] == "h" and name[1] in "123456" else 0
         is_inline = name in _INLINE
         if event == "start":
-            if name in _SILENT or element.get("role") in _ROLES or "hidden" in element.attrib:
+            if name in _SILENT or _is_hidden(element):
                 walker.skip_subtree()
             elif name == "table" and not _holds_tables(element):
                 yield from flush()
@@ -82,6 +89,12 @@ def of_tree(root: Any) -> Iterator[Block]:
             is_kept = is_kept and name != "pre"
             text.append(_said(element.tail, is_kept))
     yield from flush()
+
+
+def _is_hidden(element: Any) -> bool:
+    style = element.get("style") or ""
+    is_around = element.get("role") in _ROLES or "mw-editsection" in (element.get("class") or "")
+    return is_around or "hidden" in element.attrib or bool(_NO_DISPLAY.search(style))
 
 
 def _name(element: Any) -> str:

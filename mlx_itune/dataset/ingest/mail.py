@@ -14,6 +14,8 @@ from mlx_itune.kit.wording import listing
 
 _HEADERS = ("From", "To", "Cc", "Date")
 _MOST_NESTED = 5
+_SEALED = ("application/pkcs7-mime", "application/x-pkcs7-mime", "multipart/encrypted")
+_CUT_OFF = ("CloseBoundaryNotFoundDefect", "InvalidBase64PaddingDefect")
 
 
 def read_mail(data: bytes, note: Callable[[str], None], depth: int = 0) -> Iterator[Block]:
@@ -23,6 +25,8 @@ def read_mail(data: bytes, note: Callable[[str], None], depth: int = 0) -> Itera
         mail = BytesParser(policy=policy.default).parsebytes(data)
         if not mail.keys():
             raise DataError("is no e-mail: it has no headers")
+        if mail.get_content_type() in _SEALED:
+            raise DataError("is encrypted", hint="open it and save its text")
         yield Block(str(mail.get("Subject") or "(no subject)"), "heading", min(depth + 1, 6))
         yield Block("\n".join(f"{name}: {mail[name]}" for name in _HEADERS if mail[name]))
         body = mail.get_body(("plain", "html"))
@@ -45,6 +49,9 @@ def read_mail(data: bytes, note: Callable[[str], None], depth: int = 0) -> Itera
                 left.append(part.get_filename() or part.get_content_type())
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"is a broken e-mail: {error}") from error
+    defects = (type(each).__name__ for part in mail.walk() for each in part.defects)
+    if any(each in _CUT_OFF for each in defects):
+        raise DataError("is cut off: its end is missing", hint="get a whole copy")
     if left:
         note(f"attachments not read: {listing(left)}")
 

@@ -19,6 +19,8 @@ from mlx_itune.kit.errors import DataError
 
 _MEMBER_BYTES, _ALL_BYTES = 128 << 20, 512 << 20
 _HEADING = re.compile(r"(?:heading|title|subtitle)\s*([1-9])?", re.IGNORECASE)
+# Word on the web calls it otherwise.
+_MAIN, _DOCUMENT = "word/document.xml", re.compile(r"word/document\d*\.xml")
 _SKIPPED = frozenset(("Fallback", "del", "moveFrom", "instrText", "delText"))
 
 
@@ -83,7 +85,7 @@ def read_docx(path: Path) -> Iterator[Block]:
     """Headings, paragraphs, tables; a footnote stands behind the paragraph that refers to it.
     Headers and footers of pages are parts of their own, and not read. Raises DataError."""
     archive = Archive(path)
-    main = "word/document.xml"
+    main = next((n for n in archive.related("").values() if _DOCUMENT.fullmatch(n)), _MAIN)
     levels = _heading_levels(archive)
     notes = {
         f"{kind}:{_attribute(note, 'id')}": _text(note)
@@ -136,10 +138,15 @@ def read_epub(path: Path) -> Iterator[Block]:
     roots = (e.get("full-path", "") for e in container.iter() if _local(e) == "rootfile")
     package = next(roots, "")
     book = archive.tree(package)
-    items = {e.get("id"): e.get("href", "") for e in book.iter() if _local(e) == "item"}
+    # Its page of contents says nothing that the chapters do not.
+    items = {
+        e.get("id"): e.get("href", "")
+        for e in book.iter()
+        if _local(e) == "item" and "nav" not in e.get("properties", "").split()
+    }
     for reference in book.iter():
-        if _local(reference) == "itemref":
-            href = unquote(items.get(reference.get("idref"), ""))
+        if _local(reference) == "itemref" and (href := items.get(reference.get("idref"))):
+            href = unquote(href)
             yield from read_html(archive.read(posixpath.join(posixpath.dirname(package), href)))
 
 

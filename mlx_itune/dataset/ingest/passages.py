@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+Kind = Literal["text", "heading", "table"]
 # Between two blocks of a text.
 GAP = "\n\n"
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+|(?<=[。！？])")
@@ -19,7 +20,7 @@ class Block(NamedTuple):
     """A paragraph, heading or table. level: of a heading, from 1; page: of a PDF or a slide."""
 
     text: str
-    kind: Literal["text", "heading", "table"] = "text"
+    kind: Kind = "text"
     level: int = 0
     page: int | None = None
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ import orjson
 from mlx_itune import __version__
 from mlx_itune.dataset.ingest import plain
 from mlx_itune.dataset.ingest.passages import Block, Pieces
-from mlx_itune.dataset.ingest.worker import Worker
+from mlx_itune.dataset.ingest.worker import KINDS, Worker
 from mlx_itune.kit.errors import DataError, ItuneError, UsageError, one_line
 from mlx_itune.kit.files import open_regular, sha256_file, staged_directory, storage_errors
 from mlx_itune.kit.json_files import write_object
+from mlx_itune.kit.wording import listing
 
 PASSAGES, RECORD, TEXTS = "passages.jsonl", "ingest.json", "text"
 MOST_CHARACTERS = 2000
@@ -95,6 +96,7 @@ def ingest(
     if not found and not rejected:
         kinds = " ".join(_SUFFIXES)
         raise DataError("no document", where=str(sources[0]), hint=f"these are read: {kinds}")
+    _require({_SUFFIXES[path.suffix.lower()] for path, *_ in found} & {*KINDS})
     total, done = sum(size for *_, size in found), 0
     files: list[Ingested] = []
     with staged_directory(out) as stage, Worker() as worker, storage_errors(out):
@@ -162,7 +164,6 @@ class _Reader:
     def _blocks(self, kind: str) -> Iterator[Block]:
         if kind in _STREAMED:
             return _STREAMED[kind](self._path, self._read, self._note)
-        _require(kind)
         return self._worker.blocks(self._path, kind, self._note)
 
     def _note(self, text: str) -> None:
@@ -249,8 +250,13 @@ def _kind_of(path: Path) -> str:
     return kind
 
 
-def _require(kind: str) -> None:
-    needed = {"pdf": "pypdfium2"}.get(kind, "lxml")
-    if importlib.util.find_spec(needed) is None:
-        hint = f"pip install {needed}"
-        raise DataError(f"{kind} is read by {needed}, which is not installed", hint=hint)
+def _require(kinds: Iterable[str]) -> None:
+    """Raise UsageError where what reads one of these kinds is not installed."""
+    needed = {kind: "pypdfium2" if kind == "pdf" else "lxml" for kind in kinds}
+    missing = {
+        name: kind for kind, name in needed.items() if importlib.util.find_spec(name) is None
+    }
+    if missing:
+        listed, names = listing(sorted(missing.values())), " ".join(sorted(missing))
+        hint = f"pip install {names} (the extra mlx-itune[documents])"
+        raise UsageError(f"reading {listed} needs {names}", hint=hint)

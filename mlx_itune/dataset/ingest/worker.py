@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -21,7 +24,11 @@ from mlx_itune.kit.files import open_regular
 from mlx_itune.kit.wording import duration
 
 KINDS = ("pdf", "docx", "pptx", "epub", "html", "eml")
-_MOST_BYTES, _MEMORY_BYTES = 512 << 20, 6 << 30
+_MOST_BYTES, _MEMORY_BYTES = 512 << 20, 2 << 30
+# Of what is parsed whole: its tree takes ten times as much.
+_TREE_BYTES = {"html": 64 << 20, "eml": 64 << 20}
+_SWOLLEN = 97
+_SERVE = f"from {__name__} import serve; serve()"
 _LEAST_S, _BYTES_PER_S = 60.0, 1 << 20
 
 
@@ -58,8 +65,9 @@ class Worker:
         """The blocks of a document. Raises DataError where it cannot be read, takes too long, or
         its reader crashes."""
         size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise DataError(f"is larger than {_MOST_BYTES >> 20} MB", hint="divide it")
+        most = _TREE_BYTES.get(kind, _MOST_BYTES)
+        if size > most:
+            raise DataError(f"is larger than {most >> 20} MB", hint="divide it")
         process = self._started()
         limit_s = _LEAST_S + size / _BYTES_PER_S
         is_late = threading.Event()
@@ -76,8 +84,12 @@ class Worker:
             yield from self._answers(process, {"path": str(path.absolute()), "kind": kind}, note)
             is_done = True
         except EOFError:
-            late = f"took longer than {duration(limit_s)}"
-            raise DataError(late if is_late.is_set() else "its reader crashed") from None
+            what = "its reader crashed"
+            if is_late.is_set():
+                what = f"took longer than {duration(limit_s)}"
+            elif process.wait() == _SWOLLEN:
+                what = f"took more than {_MEMORY_BYTES >> 30} GB of memory"
+            raise DataError(what) from None
         except DataError:
             is_done = True
             raise
@@ -111,10 +123,7 @@ class Worker:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             # The paths of this process: a module in the user's folder is not to be found first.
-            code = (
-                f"import sys; sys.path[:] = {[p for p in sys.path if p]!r}; "
-                f"from {__name__} import serve; serve()"
-            )
+            code = f"import sys; sys.path[:] = {[p for p in sys.path if p]!r}; {_SERVE}"
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
@@ -130,15 +139,27 @@ class Worker:
 
 def serve() -> None:
     """Answers on stdout to what is asked on stdin, until that ends."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    threading.Thread(target=_watch, daemon=True).start()
     out = sys.stdout
     # What a library prints is no answer.
     sys.stdout = sys.stderr
     for line in sys.stdin:
         _answer(json.loads(line), out)
+
+
+def _watch() -> None:
+    """End this process where it takes too much memory: a Mac keeps to no limit that it is set."""
+    while _memory_bytes() < _MEMORY_BYTES:
+        time.sleep(0.05)
+    os._exit(_SWOLLEN)
+
+
+def _memory_bytes() -> int:
+    with contextlib.suppress(OSError):
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * resource.getpagesize()
+    # On a Mac in bytes, and the most so far.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _answer(asked: dict[str, str], out: IO[str]) -> None:
