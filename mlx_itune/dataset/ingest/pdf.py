@@ -20,7 +20,8 @@ _MOST_PAGES, _MOST_CHARACTERS = 20_000, 100_000_000
 # Rows of lines at either edge of a page that may be a running header or footer.
 _EDGE = 2
 _SENTENCE_END = re.compile(r"[.!?:;][\"')\]\u201d\u2019]*$")
-_ITEM = re.compile(r"(?:[•‣▪●○◦·–*-]|\(?(?:\d{1,3}|[a-z])[.)])\s")
+_BULLETS = "•‣▪●○◦·–*-"
+_ITEM = re.compile(rf"(?:[{_BULLETS}]|\(?(?:\d{1, 3}|[a-z])[.)])\s")
 _HYPHENATED = re.compile(r"([^\W\d_]{2,})[-\u2010]\n([^\W\d_]{2,})")
 # Before these parts of words a hyphen at the end of a line is one of spelling.
 _COMPOUNDS = frozenset("self well non ex half all cross long short high low real one two".split())
@@ -104,7 +105,8 @@ def _lines(page: Any, number: int) -> Iterator[_Line]:
             continue
         first, last = boxes.at(len(piece) - len(piece.lstrip())), boxes.at(len(piece.rstrip()) - 1)
         weight = min(boxes.weight(0), boxes.weight(len(piece) - 1))
-        height = max(first.top - first.bottom, 0.1)
+        # The sign before an item, or code within a sentence, is often of another font.
+        height = max(first.top - first.bottom, last.top - last.bottom, 0.1)
         yield _Line(
             told, number, first.left, last.right, first.bottom, height, weight, boxes.cells(piece)
         )
@@ -163,12 +165,14 @@ def _running(pages: Sequence[Sequence[_Line]]) -> set[_Line]:
 
 
 def _edges(lines: Sequence[_Line]) -> Iterator[Sequence[float]]:
-    """Of the lowest and of the highest rows of a page, those that stand off from the others."""
+    """Of the lowest and of the highest rows of a page, those that stand off from the
+    others or have letters of another size."""
     heights = {line.bottom: line.height for line in lines}
     upwards = sorted(heights)
     for rows in (upwards, upwards[::-1]):
         for at, (row, inner) in enumerate(pairwise(rows[: _EDGE + 1]), 1):
-            if abs(inner - row) > 1.4 * heights[row]:
+            differ = abs(heights[inner] - heights[row]) > 0.15 * heights[row]
+            if differ or abs(inner - row) > 1.4 * heights[row]:
                 yield rows[:at]
                 break
 
@@ -199,7 +203,7 @@ def _blocks(lines: Sequence[_Line]) -> Iterator[Block]:
         first, text = group[0], "\n".join(line.text for line in group)
         short = len(group) <= 3 and len(text) <= 200 and any(map(str.isalpha, text))
         is_bold = all(line.weight > 1.5 * max(weight, 1) for line in group)
-        is_heading = short and "|" not in text and not _ITEM.match(text)
+        is_heading = short and "|" not in text and text[0] not in _BULLETS
         if is_heading and _size(first) > 1.12 * size:
             level = min(6, 1 + larger.index(_size(first)))
         elif is_heading and is_bold and not re.search(r"[.,;:!?]$", text):
@@ -250,7 +254,7 @@ def _parts(group: Sequence[_Line], line: _Line, usual: float, right: float) -> b
     """Whether a line begins a block of its own behind these."""
     last = group[-1]
     step = last.bottom - line.bottom
-    if abs(_size(last) - _size(line)) > 0.1 * last.height or (last.weight > 1.5 * line.weight):
+    if abs(_size(last) - _size(line)) > 0.12 * last.height or (last.weight > 1.5 * line.weight):
         return True
     if " | " in last.text or " | " in line.text or _ITEM.match(line.text):
         return True
