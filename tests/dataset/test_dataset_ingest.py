@@ -208,12 +208,15 @@ def test_scanned_pages_are_named_and_a_missing_library_is_one_line(
 ) -> None:
     (run.home / "in").mkdir()
     (run.home / "in/half.pdf").write_bytes(SCANS)
-    (run.home / "in/form.html").write_text("<form><aside>A note.</aside><p hidden>No.</p></form>")
+    (run.home / "in/form.html").write_text(
+        "<form><aside>A note.<script>No.</script> Two.</aside><p hidden>No.</p>"
+        "<table><tr><td>H<sub>2</sub>O<br>wet<style>No.</style> ice<p>b</p><td>c</table></form>"
+    )
     made = run("ingest", run.home / "in", out="docs")
     notes = {file["source"]: file["notes"] for file in made["files"]}
     assert notes["half.pdf"][0].startswith("pages 1-2: no text; scanned")
     found = [(each["page"], each["text"]) for each in passages(run.home / "docs")]
-    assert found == [(None, "A note."), (3, "Words of a page.")]
+    assert found == [(None, "A note. Two.\n\nH2O wet ice b | c"), (3, "Words of a page.")]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     told = run.told("ingest", run.home / "in", out="new", code=2)
     assert "reading html, pdf needs lxml pypdfium2" in told and "[documents]" in told

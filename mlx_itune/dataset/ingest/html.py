@@ -19,7 +19,8 @@ _ROLES = frozenset(("navigation", "banner", "contentinfo", "search"))
 _NO_DISPLAY = re.compile(r"display\s*:\s*none")
 _INLINE = frozenset(
     "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q s samp "
-    "small span strike strong sub sup time tt u var wbr img input".split()
+    "small span strike strong sub sup time tt u var wbr img input script style svg math button "
+    "select template noscript".split()
 )
 _CUT_OFF = re.compile(rb"</?[a-zA-Z][^<>]*\Z")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
@@ -71,7 +72,7 @@ def of_tree(root: Any) -> Iterator[Block]:
         if event == "start":
             if name in _SILENT or _is_hidden(element):
                 walker.skip_subtree()
-            elif name == "table" and not _holds_tables(element):
+            elif name == "table" and _is_of_rows(element):
                 yield from flush()
                 yield Block("\n".join(_rows(element)), "table")
                 walker.skip_subtree()
@@ -114,8 +115,10 @@ def _spaced(text: str) -> str:
     return _SPACE.sub(" ", text).strip()
 
 
-def _holds_tables(element: Any) -> bool:
-    return any(_name(each) == "table" for each in element.iterdescendants())
+def _is_of_rows(table: Any) -> bool:
+    """Whether a table has rows, and no other table in them: those lay out a page."""
+    names = {_name(each) for each in table.iterdescendants()}
+    return "tr" in names and "table" not in names
 
 
 def _rows(table: Any) -> Iterator[str]:
@@ -125,6 +128,20 @@ def _rows(table: Any) -> Iterator[str]:
             yield _spaced("".join(row.itertext()))
         if name == "tr":
             cells = [each for each in row if _name(each) in ("td", "th")]
-            said = [_spaced("".join(cell.itertext())) for cell in cells]
+            said = [_spaced("".join(_pieces(cell))) for cell in cells]
             if any(said):
                 yield " | ".join(said)
+
+
+def _pieces(cell: Any) -> Iterator[str]:
+    """The text of a cell on one line: where something but a part of the line begins, a space."""
+    from lxml import etree
+
+    walker = etree.iterwalk(cell, events=("start", "end"))
+    for event, element in walker:
+        if event == "start" and (_name(element) in _SILENT or _is_hidden(element)):
+            walker.skip_subtree()
+        elif event == "start":
+            yield ("" if _name(element) in _INLINE else " ") + (element.text or "")
+        elif element is not cell:
+            yield ("" if _name(element) in _INLINE else " ") + (element.tail or "")

@@ -18,7 +18,7 @@ from mlx_itune.dataset.ingest.passages import Block
 from mlx_itune.kit.errors import DataError
 
 _MEMBER_BYTES, _ALL_BYTES = 128 << 20, 512 << 20
-_HEADING = re.compile(r"(?:heading|title|subtitle)\s*([1-9])?", re.IGNORECASE)
+_HEADING = re.compile(r"(heading|title|subtitle)\s*([1-9])?", re.IGNORECASE)
 # Word on the web calls it otherwise.
 _MAIN, _DOCUMENT = "word/document.xml", re.compile(r"word/document\d*\.xml")
 _SKIPPED = frozenset(("Fallback", "del", "moveFrom", "instrText", "delText"))
@@ -204,11 +204,15 @@ def _heading_levels(archive: Archive) -> dict[str, int]:
     """The level of each style that is one of headings, by its id, which is translated."""
     if "word/styles.xml" not in archive.names:
         return {}
-    levels = {}
+    levels: dict[str, int] = {}
     for style in archive.tree("word/styles.xml"):
         names = (_attribute(each, "val") for each in style if _local(each) == "name")
+        bases = (_attribute(each, "val") for each in style if _local(each) == "basedOn")
         if found := _HEADING.fullmatch(next(names, "")):
-            levels[_attribute(style, "styleId")] = int(found[1] or 1)
+            below = {"title": 0, "subtitle": 1}.get(found[1].lower(), int(found[2] or 1))
+            levels[_attribute(style, "styleId")] = 1 + below
+        elif base := levels.get(next(bases, "")):
+            levels[_attribute(style, "styleId")] = base
     return levels
 
 

@@ -63,13 +63,17 @@ def read_markdown(path: Path, on_bytes: OnBytes, note: Note) -> Iterator[Block]:
 def read_table(path: Path, on_bytes: OnBytes, note: Note) -> Iterator[Block]:
     """A row at a time, `column: value | column: value`. Raises DataError, StorageError."""
     broken: list[Fault] = []
+    is_empty = True
     for record in read_records(path, Reading(), on_bytes=on_bytes):
         if isinstance(record, Fault):
             broken.append(record)
             continue
         cells = ((key, value) for key, value in record.value.items() if value not in (None, ""))
+        is_empty = False
         yield Block(" | ".join(f"{key}: {value}" for key, value in cells), "table")
     errors = [fault for fault in broken if fault.severity == "error"]
+    if errors and is_empty:
+        raise DataError(f"has no row that can be read: {errors[0].message}")
     if errors:
         note(f"{count(len(errors), 'row')} not read: {errors[0]}")
 
