@@ -21,7 +21,7 @@ _MOST_PAGES, _MOST_CHARACTERS = 20_000, 100_000_000
 _EDGE = 2
 _SENTENCE_END = re.compile(r"[.!?:;][\"')\]\u201d\u2019]*$")
 _BULLETS = "•‣▪●○◦·–*-"
-_ITEM = re.compile(rf"(?:[{_BULLETS}]|\(?(?:\d{1, 3}|[a-z])[.)])\s")
+_ITEM = re.compile(rf"(?:[{_BULLETS}]|\(?(?:\d{{1,3}}|[a-z])[.)])\s")
 _HYPHENATED = re.compile(r"([^\W\d_]{2,})[-\u2010]\n([^\W\d_]{2,})")
 # Before these parts of words a hyphen at the end of a line is one of spelling.
 _COMPOUNDS = frozenset("self well non ex half all cross long short high low real one two".split())
