@@ -135,13 +135,20 @@ class _Boxes:
         return int(self._raw.FPDFText_GetFontWeight(self._page, self._index(at)))
 
     def cells(self, text: str) -> tuple[tuple[float, str], ...]:
-        """The parts of a line between which more than a letter would fit."""
+        """The parts of a line between which more than a letter would fit; more than half of one,
+        where its other words stand closer."""
+        spaces = [found.span() for found in re.finditer(r"(?<=\S) +(?=\S)", text)]
+        gaps = []
+        for start, end in spaces:
+            before, after = self.at(start - 1), self.at(end)
+            gaps.append((after.left - before.right) / max(before.top - before.bottom, 1))
+        closest = min(gaps, default=0.0) if len(gaps) > 1 else 0.0
         cells, begin = [], 0
-        for found in re.finditer(r"(?<=\S) +(?=\S)", text):
-            before, after = self.at(found.start() - 1), self.at(found.end())
-            if after.left - before.right > 1.2 * max(before.top - before.bottom, 1):
-                cells.append((self.at(begin).left, text[begin : found.start()]))
-                begin = found.end()
+        for gap, (start, end) in zip(gaps, spaces, strict=True):
+            is_wide = gap > 1.2 or (gap > 0.6 and gap > 1.8 * closest)
+            if is_wide and not _ITEM.fullmatch(text[begin:end]):
+                cells.append((self.at(begin).left, text[begin:start]))
+                begin = end
         return (*cells, (self.at(begin).left, text[begin:].rstrip()))
 
 
