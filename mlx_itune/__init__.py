@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mlx_itune.api.answers import generate as generate
     from mlx_itune.api.answers import load as load
     from mlx_itune.api.answers import serve as serve
+    from mlx_itune.api.grow import Grown as Grown
+    from mlx_itune.api.grow import grow as grow
     from mlx_itune.api.rows import Checked as Checked
     from mlx_itune.api.rows import check as check
     from mlx_itune.api.rows import clean as clean
@@ -84,6 +86,7 @@ __version__ = "0.1.0"
 # Where the names above are.
 _FROM = {
     "api.answers": "generate load serve Generated Model",
+    "api.grow": "grow Grown",
     "api.rows": "check clean import_rows infer_schema read_rows stats Checked",
     "api.scoring": "compare evaluate Compared Evaluated",
     "api.shipping": "export fuse import_adapter verify",

@@ -82,8 +82,7 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        # What is held to a schema ends where it is whole.
-        self._stops = (*(tokenizer.stop_strings if schema is None else ()), *stops)
+        self._stops = stops
         self._engine = Engine(loaded.model, concurrency=batch_size, cached_prompts=cached_prompts)
         self._schema, self._holder = schema, Holder(self._engine.vocabulary)
 
@@ -95,20 +94,33 @@ class Generator:
         drawing: Drawing = GREEDY,
         on_end: Callable[[], None] = lambda: None,
         is_alone: bool = True,
+        schema: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """The answer piece by piece; a function of the prompt, ``drawing`` and its seed. Raises
-        DataError for an empty prompt, and for a schema that cannot be kept to."""
+        """The answer piece by piece; a function of the prompt, ``drawing`` and its seed. schema: of
+        this answer alone. Raises DataError for an empty prompt, and for a schema that cannot be
+        kept to."""
         if not prompt_ids:
             raise DataError("the prompt is empty")
-        text = TextStream(self.tokenizer.decode, self._stops)
+        schema = self._schema if schema is None else schema
+        # What is held to a schema ends where it is whole.
+        stops = (*(self.tokenizer.stop_strings if schema is None else ()), *self._stops)
+        text = TextStream(self.tokenizer.decode, stops)
         ends = frozenset(self.tokenizer.eos_ids)
         guide = None
-        if self._schema is not None:
-            guide = self._holder.guide(self.tokenizer, self._schema, prompt_ids, max_tokens)
+        if schema is not None:
+            guide = self._holder.guide(self.tokenizer, schema, prompt_ids, max_tokens)
         order = Order(
             list(prompt_ids), max_tokens, ends, drawing, lambda token: None, is_alone, guide=guide
         )
         return Answer(self._engine, text, order, on_end)
+
+    def roll(self, seed: int) -> None:
+        """Begin the dice anew, of answers that are drawn beside each other."""
+        self._engine.roll(seed)
+
+    def step(self) -> bool:
+        """Compute one more token of every answer that was begun; False where there is none."""
+        return self._engine.step()
 
     def answers(
         self,

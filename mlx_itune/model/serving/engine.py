@@ -201,6 +201,10 @@ class Engine:
         while self._receive(wait=not self.is_busy):
             self._advance()
 
+    def roll(self, seed: int) -> None:
+        """Begin the dice anew, which all answers without a seed of their own draw from."""
+        mx.random.seed(seed)
+
     def step(self) -> bool:
         """Compute one more token of the answers under way; False where there is none."""
         self._receive(wait=False)
