@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from mlx_itune.api.shipping import verify as verify
     from mlx_itune.api.shown import Shown as Shown
     from mlx_itune.api.shown import show as show
+    from mlx_itune.api.sweep import Swept as Swept
+    from mlx_itune.api.sweep import sweep as sweep
     from mlx_itune.api.training import plan as plan
     from mlx_itune.api.training import resume as resume
     from mlx_itune.api.training import runs as runs
@@ -91,6 +93,7 @@ _FROM = {
     "api.scoring": "compare evaluate Compared Evaluated",
     "api.shipping": "export fuse import_adapter verify",
     "api.shown": "show Shown",
+    "api.sweep": "sweep Swept",
     "api.training": "plan resume runs train",
     "api.tune": "tune Tuned",
     "dataset.cleaning.run": "Cleaned",

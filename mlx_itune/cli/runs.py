@@ -1,4 +1,4 @@
-"""``runs``: what was trained; list, show, open, verify, prune."""
+"""``runs``: what was trained; list, show, compare, note, open, verify, prune."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from mlx_itune.cli import COMMANDS, LazyGroup, options
 from mlx_itune.cli.result import Result, pairs, table
-from mlx_itune.kit.errors import StorageError
+from mlx_itune.kit.errors import StorageError, UsageError, one_line
+from mlx_itune.kit.json_files import plain
 from mlx_itune.kit.wording import count, listing, number, size
 
-_INCIDENTS = 10
+_INCIDENTS, _ANSWERS, _CURVE_ROWS, _PROMPT = 10, 5, 12, 200
 
 command = LazyGroup("runs", within="runs", help=COMMANDS["runs"]["about"])
 
@@ -32,7 +33,7 @@ def _listed(found: Sequence[Any], runs: Path) -> Iterator[Any]:
         return
     rows = (
         [
-            Path(run.run).name,
+            f"{Path(run.run).name}{f' ({run.name})' if run.name else ''}",
             run.state,
             f"{run.step}/{run.steps}" if run.steps else f"{run.step}",
             number(run.valid_loss, 3),
@@ -71,6 +72,8 @@ def _shown(found: dict[str, Any]) -> Iterator[str]:
         ("size", size(found["bytes"])),
     ]
     lines.append(("verdict", found["verdict"]))
+    said = (("name", found["name"]), ("tags", listing(found["tags"])), ("note", found["note"]))
+    lines[1:1] = [(name, value) for name, value in said if value]
     if found["result"]:
         lines.insert(2, ("adapter", found["result"].adapter))
     yield from pairs(lines)
@@ -91,6 +94,75 @@ def _shown(found: dict[str, Any]) -> Iterator[str]:
         yield f"  and {len(incidents) - _INCIDENTS} more in {found['run']}/incidents.jsonl"
     if found["resume"]:
         yield f"\ncontinue with: {found['resume']}"
+
+
+@options.command("runs compare")
+@options.flags("runs-to-compare html-of-runs runs")
+def compare(run: tuple[str, ...], html: Path | None, runs: Path) -> Result:
+    """Settings that differ, validation losses by step and answers of runs, side by side."""
+    from mlx_itune.kit.files import write_new
+    from mlx_itune.training.run import comparison
+    from mlx_itune.training.run.run import find
+
+    if len(run) < 2:
+        raise UsageError("name two runs or more", hint=f"mlx-itune runs list --runs {runs}")
+    found = comparison.compared([find(each, runs) for each in run])
+    if html:
+        write_new(html, comparison.page_of(found).encode("utf-8", errors="backslashreplace"))
+    return Result({**plain(found), "html": html}, _compared(found, html))
+
+
+def _compared(found: Any, html: Path | None) -> Iterator[Any]:
+    from mlx_itune.training.run.comparison import labels, told
+
+    yield from (f"note: {note}" for note in found.notes)
+    names, sides = labels(found), found.runs
+    named = zip(names, sides, strict=True)
+    yield from pairs((name, f"{side.run} ({side.state})") for name, side in named)
+    rows = [[n.replace("_", "-"), *(told(s.settings[n]) for s in sides)] for n in found.differ]
+    for name in ("train_loss", "valid_loss", "best_valid_loss"):
+        rows.append([name.replace("_", " "), *(number(getattr(side, name)) for side in sides)])
+    steps = sorted({step for side in sides for step in side.validations})
+    every = -(-len(steps) // _CURVE_ROWS) or 1
+    for step in steps[::-1][::every][::-1]:
+        losses = (number(side.validations.get(step)) for side in sides)
+        rows.append([f"valid, step {step:,}", *losses])
+    yield table(["", *names], rows)
+    for each in found.answers[:_ANSWERS]:
+        yield f"\n{each['row']}: {one_line(str(each['prompt']))[-_PROMPT:]}"
+        texts = [*each["after"], each["reference"]]
+        said = (one_line(str(text)) if text is not None else "-" for text in texts)
+        yield from pairs(zip([*names, "reference"], said, strict=True))
+    if html:
+        yield f"page: {html}"
+
+
+@options.command("runs best")
+@options.flags("tag runs")
+def best(tag: str | None, runs: Path) -> Result:
+    """The finished run of the lowest validation loss."""
+    from mlx_itune.training.run import catalogue, comparison
+    from mlx_itune.training.run.run import all_in
+
+    folder = comparison.best(all_in(runs), tag)
+    if folder is None:
+        tagged = f" with the tag {tag!r}" if tag else ""
+        raise UsageError(f"no finished run{tagged} has a validation loss", where=str(runs))
+    found = catalogue.details(folder)
+    return Result(found, _shown(found))
+
+
+@options.command("runs note")
+@options.flags("run name-of-run tags-of-run note-of-run runs")
+def note(run: str, name: str | None, tags: tuple[str, ...], note: str | None, runs: Path) -> Result:
+    """Call RUN something, tag it, say something of it; what is not given stays."""
+    from mlx_itune.training.run.run import Note, find, keep_note, note_of
+
+    folder = find(run, runs)
+    kept = note_of(folder)
+    kept = Note(name or kept.name, tags or kept.tags, note or kept.note)
+    keep_note(folder, kept, runs)
+    return Result({"run": folder, **vars(kept)}, [f"noted in {folder}/note.json"])
 
 
 @options.command("runs open")

@@ -35,6 +35,10 @@ _RETRY_S = 30.0
 _ROWS_EXAMINED = 64
 
 
+class Paused(Exception):
+    """A run made the share of its steps that was asked for, and is sealed for `resume`."""
+
+
 class Job:
     """A run in its folder, from where its record stands to its end."""
 
@@ -60,6 +64,8 @@ class Job:
         self.plan = setup.plan()
         # The step that ends the run.
         self.last = min(s.stop_at or len(self.plan), len(self.plan))
+        # The step after which it waits for another session.
+        self.pause_at: int | None = None
         if not backend.on_cpu():
             rows = ([self.train[row] for row in batch.rows] for batch in self.plan)
             self.learner.plan_shapes(rows)
@@ -89,7 +95,7 @@ class Job:
         self.tell("warning", step=self.record.step, message=message)
 
     def learn(self, received: Sequence[int]) -> bool:
-        """Every planned step that is not yet made; False if a signal ended it before."""
+        """Every planned step that is not yet made; False if a signal or a pause ended it."""
         mx.reset_peak_memory()
         try:
             return self._learned(received)
@@ -104,7 +110,8 @@ class Job:
     def _learned(self, received: Sequence[int]) -> bool:
         self._validate_if_owed()
         while self._begun_steps < self.last and not self.record.stopped_early:
-            if signal := self._signal(received):
+            signal = self._signal(received)
+            if signal or self._begun_steps == self.pause_at:
                 self._settle()
                 return self._stop(signal)
             step = self.plan[self._begun_steps].step

@@ -23,7 +23,7 @@ from mlx_itune.kit.wording import brief
 from mlx_itune.model.adapters import adapter
 from mlx_itune.model.engine import memory
 from mlx_itune.model.loading import backend
-from mlx_itune.training.engine.job import Job, Observe
+from mlx_itune.training.engine.job import Job, Observe, Paused
 from mlx_itune.training.engine.rank_choice import is_writer, own_place
 from mlx_itune.training.engine.rate_search import search
 from mlx_itune.training.engine.time_limit import within
@@ -47,12 +47,15 @@ WATCHDOG_HINT = (
 _WATCH = 'caffeinate -i -w "$1"; printf "\\n%s\\n" "$2" >&2'
 
 
-def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> TrainResult:
+def train(
+    settings: TrainSettings, *, observe: Observe = lambda _: None, pause: float | None = None
+) -> TrainResult:
     """Train an adapter and write it, with its provenance, to `settings.out`.
 
     observe gets one dict per event ("start", "step", "valid", "checkpoint", "incident", "warning",
     "early_stop", "stopped", "end"), as the run's events.jsonl does. Ctrl-C or SIGTERM ends the run
     after the current step, with a checkpoint from which `resume` goes on; a second one at once.
+    pause: after this share of the steps the run is sealed in the same way, and Paused raised.
     Raises UsageError, DataError, ModelError, StorageError, DivergedError, ResourceError.
     """
     began = time.monotonic()
@@ -71,7 +74,7 @@ def train(settings: TrainSettings, *, observe: Observe = lambda _: None) -> Trai
             setup.settings, setup.beginning(), lambda stage: keep_rows(stage, material)
         )
         with locked(folder / run.LOCK, f"run {run.id_of(folder)}"):
-            return work(setup, folder, Record(), observe=observe, began=began)
+            return work(setup, folder, Record(), observe=observe, began=began, pause=pause)
 
 
 @contextlib.contextmanager
@@ -104,6 +107,7 @@ def work(
     began: float,
     resumed: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    pause: float | None = None,
 ) -> TrainResult:
     """Run from where `record` stands, under the run's lock. resumed: fields of its event."""
     line = resume_line(str(folder))
@@ -115,6 +119,8 @@ def work(
                 _page(folder, job)
 
         job = Job(setup, folder, log if is_writer() else None, record, seen, began)
+        if pause is not None:
+            job.pause_at = max(1, round(pause * job.last))
         job.tell("start", **_start(setup, folder, job))
         if resumed is not None:
             job.tell("resume", **resumed)
@@ -138,6 +144,8 @@ def work(
         finally:
             gc.unfreeze()
             _page(folder, job, is_over=True)
+    if not received:
+        raise Paused(str(folder))
     # The signal was delivered again, and whoever handles it let it pass: the run is over anyway.
     raise KeyboardInterrupt
 

@@ -42,6 +42,9 @@ class Standing(Losses):
     incidents: int
     bytes: int
     resume: str | None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def standing(folder: Path) -> Standing:
         resume=resume_line(str(folder)) if state in UNFINISHED else None,
         step=story.steps[-1] if story.steps else 0,
         steps=story.planned_steps,
+        **vars(run.note_of(folder)),
         **{name: getattr(result or known, name) for name in vars(known)},
     )
 

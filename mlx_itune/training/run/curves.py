@@ -242,9 +242,13 @@ def _drawing(
 
 
 def _legend(names: Mapping[str, Points]) -> list[Html]:
-    parts, left, at = [], float(_LEFT), 36
+    parts, left = [], float(_LEFT)
+    # Two rows where one is too narrow.
+    at = 36 if sum(_CHAR_WIDTH * min(len(n), 22) + 34 for n in names) < WIDTH - _LEFT else 29
     for colour, name in enumerate(names, 1):
         shown = name if len(name) <= 22 else name[:21] + "…"
+        if left + _CHAR_WIDTH * len(shown) + 15 > WIDTH and at == 29:
+            left, at = float(_LEFT), 43
         box: Attributes = {"x": left, "y": at - 9, "width": 10, "height": 10}
         box["class"] = f"f{colour}"
         parts += [element("rect", box), _text(left + 15, at, shown, "tick")]

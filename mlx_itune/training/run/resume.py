@@ -49,12 +49,14 @@ def resume(
     how: Mapping[str, Any] = MappingProxyType({}),
     allow_other_base: bool = False,
     observe: Observe = lambda _: None,
+    pause: float | None = None,
 ) -> Resumed:
     """Continue the run in `folder` from its last undamaged checkpoint, bit for bit; else from step
     0.
 
     out: another place for the adapter. how: other values for settings in `HOW`; the last bits will
     differ. allow_other_base: go on although base, tokenizer, template or tokens have changed.
+    pause: as `train` has it.
     Raises what `train` raises; UsageError, DataError or ModelError naming the field that is not
     what the run began with; StorageError when another process trains it, or no checkpoint is whole.
     """
@@ -97,6 +99,7 @@ def resume(
             began=began,
             resumed={**resumed, "changed": [*dict.fromkeys(changed)]},
             overwrite=overwrite,
+            pause=pause,
         )
     return Resumed(**vars(result))
 

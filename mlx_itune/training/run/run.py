@@ -40,6 +40,7 @@ from mlx_itune.training.engine.step import StepMetrics
 from mlx_itune.training.settings import TrainSettings
 
 CONFIG, BEGINNING, RESULT, LOCK = "config.toml", "run.json", "result.json", "lock"
+NOTE = "note.json"
 CHECKPOINTS, EVENTS, INCIDENTS = "checkpoints", "events.jsonl", "incidents.jsonl"
 # Steps that the reported train loss is the mean of, and in which skipped ones are counted.
 WINDOW_STEPS = 20
@@ -160,20 +161,47 @@ def result_of(folder: Path) -> TrainResult | None:
     return read_record(path, TrainResult, error=StorageError) if path.exists() else None
 
 
+@dataclass(frozen=True)
+class Note:
+    """What the user says of a run: note.json."""
+
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str | None = None
+
+
+def note_of(folder: Path) -> Note:
+    """What the user said of a run; nothing where nothing was said. Raises StorageError."""
+    path = folder / NOTE
+    return read_record(path, Note, error=StorageError) if path.exists() else Note()
+
+
+def keep_note(folder: Path, note: Note, runs: Path) -> None:
+    """Raises UsageError for a name that is another run's, or none; StorageError."""
+    if note.name is not None and (not note.name.strip() or note.name == "last"):
+        raise UsageError(f"{note.name!r} is no name for a run")
+    taken = [f for f in all_in(runs) if note.name and f.name.startswith(note.name)]
+    taken += [f for f in all_in(runs) if note.name and note_of(f).name == note.name]
+    if any(other.resolve() != folder.resolve() for other in taken):
+        raise UsageError(f"{note.name!r} is another run", where=str(taken[0]))
+    write_object(folder / NOTE, note)
+
+
 def resume_line(run: str) -> str:
     """What to type to continue a run."""
     return f"mlx-itune resume {shlex.quote(run)}"
 
 
 def find(name: str, runs: Path = Path("runs")) -> Path:
-    """The folder of a run: `last`, a path, an id or the beginning of one. Raises UsageError."""
+    """The folder of a run: `last`, a path, its name, an id or its beginning. Raises UsageError."""
     path = Path(name)
     if (path / CONFIG).is_file():
         return path
     known = all_in(runs)
     if name == "last" and known:
         return known[-1]
-    matches = [folder for folder in known if folder.name.startswith(name)]
+    matches = [folder for folder in known if note_of(folder).name == name]
+    matches = matches or [folder for folder in known if folder.name.startswith(name)]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -185,7 +213,8 @@ def find(name: str, runs: Path = Path("runs")) -> Path:
 
 def could_be(name: str, runs: Path) -> bool:
     """Whether `find` would find a run, or several."""
-    return any(name == "last" or folder.name.startswith(name) for folder in all_in(runs))
+    known = all_in(runs)
+    return any(name in ("last", note_of(f).name) or f.name.startswith(name) for f in known)
 
 
 def all_in(runs: Path) -> list[Path]:
