@@ -99,9 +99,12 @@ def _preview(job: Job) -> Iterator[str]:
     looked, task = job.looked, job.task
     yield f"{job.file}: {_rows_told(looked)}"
     if looked.guessed:
-        asks, answers = (repr(name) for name in looked.guessed.values())
-        other = "--map instruction=COLUMN --map output=COLUMN"
-        yield f"columns  {asks} asks, {answers} answers, by their looks; else: {other}"
+        asks, answers = list(looked.guessed.values())[:2]
+        other = " ".join(
+            f"--map {shlex.quote(f'{field}={name}')}"
+            for field, name in (("instruction", answers), ("output", asks))
+        )
+        yield f"columns  {asks!r} asks, {answers!r} answers, by their looks; else, say: {other}"
     yield f"answers  {_answers_told(task)}"
     if job.system:
         yield f"system   {job.system} (else: --system TEXT)"
@@ -123,6 +126,8 @@ def _preview(job: Job) -> Iterator[str]:
 def _rows_told(looked: FirstLook) -> str:
     rows, broken = len(looked.rows), [f for f in looked.faults if f.severity == "error"]
     told = count(rows, "row")
+    if looked.files:
+        told += f" of {count(len(looked.files), 'file')}, as one data set: {listing(looked.files)}"
     if broken:
         told += f", {len(broken):,} more cannot be used, the first: {broken[0]}"
     return told

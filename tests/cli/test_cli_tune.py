@@ -102,6 +102,15 @@ def test_a_table_is_tuned_scored_and_repeated_by_its_run_toml(
     assert "already exists" in taken.splitlines()[-1]
 
 
+def test_a_folder_of_several_tables_is_said_to_be_one_data_set(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    for name in ("a", "b"):
+        write_table(tmp_path / f"all/{name}.csv", TICKETS[:20])
+    told = cli("tune", tmp_path / "all", "--model", "starter", code=2).err
+    assert "40 rows of 2 files, as one data set: a.csv, b.csv" in told
+    assert "else, say: --map instruction=category --map output=text" in told
+
+
 JSON_ROWS = [
     {"utterance": row["text"], "label": {"intent": row["category"], "slots": {"n": n}}}
     for n, row in enumerate(TICKETS)

@@ -31,6 +31,8 @@ class FirstLook:
     plan: ImportPlan
     guessed: Mapping[str, str]
     how: Reading
+    # Of a folder without splits the files that were taken for one data set.
+    files: tuple[str, ...] = ()
 
 
 def look(path: Path, plan: ImportPlan) -> FirstLook:
@@ -38,7 +40,8 @@ def look(path: Path, plan: ImportPlan) -> FirstLook:
     that look like question and answer. Raises DataError where no row has an answer."""
     if not path.exists():
         raise no_such(path)
-    found, guessed, how = by_looks(expand([path]), plan.reading)
+    files = expand([path])
+    found, guessed, how = by_looks(files, plan.reading)
     rows = tuple(row for row in found if isinstance(row, Conversation))
     faults = tuple(row for row in found if isinstance(row, Fault))
     if not rows:
@@ -48,7 +51,9 @@ def look(path: Path, plan: ImportPlan) -> FirstLook:
         raise DataError(what or "holds no rows", where=str(path), hint=hint)
     if guessed:
         plan = replace(plan, map=tuple(f"{field}={name}" for field, name in guessed.items()))
-    return FirstLook(rows, faults, plan, guessed, how)
+    parts = split_paths(path)
+    together = tuple(file.name for file in parts.values()) if any("/" in p for p in parts) else ()
+    return FirstLook(rows, faults, plan, guessed, how, together)
 
 
 def by_looks(
