@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +87,12 @@ def test_no_grammar_for_what_it_cannot_say() -> None:
 
 def test_a_bundle_answers_as_its_test_vector_says(
     cli: Cli,  # noqa: F811
+    tiny_model_dir: Path,
     tmp_path: Path,
 ) -> None:
     schema, out = tmp_path / "schema.json", tmp_path / "bundle"
     schema.write_text(json.dumps(TICKET))
-    export = ("export", "--model", "starter", "--to", "mlx", "--schema", schema)
+    export = ("export", "--model", tiny_model_dir, "--to", "mlx", "--schema", schema)
     assert "--bundle" in cli.refused(*export, "--out", tmp_path / "plain", code=2)
     cli(*export, "--out", out, "--bundle")
     cli("verify", out)
@@ -100,16 +100,17 @@ def test_a_bundle_answers_as_its_test_vector_says(
     assert (out / "grammar.gbnf").read_text() == to_gbnf(TICKET)
     vector = json.loads((out / "vector.json").read_text())
     generated = cli.json(
-        "generate", "--model", out / "starter", "--max-tokens", 64, "Hello, who are you?"
+        "generate", "--model", out / tiny_model_dir.name, "--max-tokens", 64, "Hello, who are you?"
     )
     assert generated["text"] == vector["answer"]
     told = (out / "README.md").read_text()
     assert "check.py" in told and "grammar.gbnf" in told
 
-    def check() -> tuple[int, str]:
-        asked = [sys.executable, str(out / "check.py")]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout
+    def check() -> tuple[Any, str]:
+        assert "mlx_itune" not in (out / "check.py").read_text()
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(out / "check.py"), run_name="__main__")
+        return left.value.code, cli.capsys.readouterr().out
 
     most = len(vector["answer_ids"])
     assert check() == (0, f"{most} of {most} tokens as in vector.json\n")
