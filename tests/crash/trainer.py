@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ _FORKED.set_forkserver_preload(
 
 
 class Trainer:
-    """`mlx-itune ARGV` in a process; with kill_at, it dies at that change of the disk (from 1)."""
+    """`mlx-itune ARGV` in a process; with kill_at, it dies at that change of the disk (from 1).
+    env: variables that it has besides."""
 
-    def __init__(self, log: Path, *argv: object, kill_at: int | None = None) -> None:
+    def __init__(
+        self, log: Path, *argv: object, kill_at: int | None = None, env: Mapping[str, str] = {}
+    ) -> None:
         words = [*map(str, argv)]
-        self._process = _FORKED.Process(target=_train, args=(words, kill_at, str(log)))
+        self._process = _FORKED.Process(target=_train, args=(words, kill_at, str(log), dict(env)))
         self._process.start()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -44,13 +48,17 @@ class Trainer:
             os.kill(self._process.pid, number)
 
     def wait(self) -> int:
-        """Its exit code; -9 if it was killed."""
-        self._process.join()
+        """Its exit code; -9 if it was killed, as it is where it does not end in four minutes."""
+        self._process.join(240)
+        if self._process.exitcode is None:
+            self.kill()
+            self._process.join()
         assert self._process.exitcode is not None
         return self._process.exitcode
 
 
-def _train(argv: list[str], kill_at: int | None, log: str) -> None:
+def _train(argv: list[str], kill_at: int | None, log: str, env: dict[str, str]) -> None:
+    os.environ.update(env)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)

@@ -85,13 +85,14 @@ def test_every_way_gives_the_loss_and_gradient_of_rows_one_by_one(name: str) -> 
     rows = some_rows()
     model = build(name)
     plain, plain_gradients = one_by_one(model, rows)
-    for way, options in WAYS.items():
-        for lanes in (1, 2):
-            learner = learner_of(model, lanes=lanes, **options)
-            loss, gradients = gradient_of(learner, rows)
-            assert loss == pytest.approx(plain, rel=1e-6), way
-            assert learner.evaluate(rows) == pytest.approx(plain, rel=1e-6), way
-            assert furthest(plain_gradients, gradients) < 2e-5, way
+    # Each way with one lane and with two, in turns over the architectures.
+    first = [*ARCHITECTURES, *STATEFUL].index(name)
+    for number, (way, options) in enumerate(WAYS.items(), first):
+        learner = learner_of(model, lanes=1 + number % 2, **options)
+        loss, gradients = gradient_of(learner, rows)
+        assert loss == pytest.approx(plain, rel=1e-6), way
+        assert learner.evaluate(rows) == pytest.approx(plain, rel=1e-6), way
+        assert furthest(plain_gradients, gradients) < 2e-5, way
 
 
 @pytest.mark.parametrize("name", ["llama3", "lfm2", "falcon_h1", "qwen3_next"])

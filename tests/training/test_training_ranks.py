@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,15 +16,14 @@ from mlx_itune.training.engine.rank_choice import Ranks
 from mlx_itune.training.run.story import read
 from tests.cli.conftest import until
 from tests.crash.small_run import outcome, write_data
+from tests.crash.trainer import Trainer
 
 import mlx.core as mx  # isort: skip
 
-Finished = list[tuple[int, str, str]]
+Finished = list[tuple[int, str]]
 
 
-def launched(
-    home: Path, first: list[object], second: list[object] | None = None
-) -> list[subprocess.Popen[str]]:
+def launched(home: Path, first: list[object], second: list[object] | None = None) -> list[Trainer]:
     """What `mlx.launch -n 2 --backend ring` starts; the second process may get other flags."""
     with socket.socket() as one, socket.socket() as other:
         for place in (one, other):
@@ -34,21 +31,24 @@ def launched(
         hosts = [[f"127.0.0.1:{place.getsockname()[1]}"] for place in (one, other)]
     file = home / "hosts.json"
     file.write_text(json.dumps(hosts))
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "mlx_itune", *map(str, argv)],
-            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, argv in enumerate((first, second or first))
-    ]
+    both = []
+    for rank, argv in enumerate((first, second or first)):
+        (log := home / f"log-{rank}").unlink(missing_ok=True)
+        env = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}
+        both.append(Trainer(log, *argv, env=env))
+    return both
 
 
-def finished(processes: list[subprocess.Popen[str]]) -> Finished:
-    found = [(process, *process.communicate(timeout=240)) for process in processes]
-    return [(process.returncode, out, err) for process, out, err in found]
+def finished(home: Path, both: list[Trainer]) -> Finished:
+    """Of each its exit code, and what it said on both streams."""
+    codes = [trainer.wait() for trainer in both]
+    return [(code, (home / f"log-{rank}").read_text()) for rank, code in enumerate(codes)]
+
+
+def told(said: str) -> Any:
+    """The one JSON object among what a process said."""
+    (line,) = [line for line in said.splitlines() if line.startswith("{")]
+    return json.loads(line)
 
 
 def flags(model: Path, home: Path, name: str, steps: int = 6) -> list[object]:
@@ -61,17 +61,14 @@ def flags(model: Path, home: Path, name: str, steps: int = 6) -> list[object]:
 
 
 def test_two_processes_learn_what_one_learns(tiny_model_dir: Path, tmp_path: Path) -> None:
-    alone = subprocess.run(
-        [sys.executable, "-m", "mlx_itune", *map(str, flags(tiny_model_dir, tmp_path, "one"))]
-    )
-    assert alone.returncode == 0
-    both = finished(launched(tmp_path, flags(tiny_model_dir, tmp_path, "two")))
-    assert [code for code, _, _ in both] == [0, 0], both
-    result = json.loads(both[0][1])
-    assert both[1][1] == "" and both[1][2] == ""
+    assert Trainer(tmp_path / "log", *flags(tiny_model_dir, tmp_path, "one")).wait() == 0
+    both = finished(tmp_path, launched(tmp_path, flags(tiny_model_dir, tmp_path, "two")))
+    assert [code for code, _ in both] == [0, 0], both
+    result = told(both[0][1])
+    assert both[1][1] == ""
     assert result["adapter"] == str(tmp_path / "two") and result["steps"] == 6
     assert {path.name for path in tmp_path.iterdir()} == {
-        "data", "hosts.json", "one", "one-runs", "two", "two-runs",
+        "data", "hosts.json", "log", "log-0", "log-1", "one", "one-runs", "two", "two-runs",
     }  # fmt: skip
     (ours,), (theirs,) = ((tmp_path / f"{name}-runs").iterdir() for name in ("two", "one"))
     two, one = read(ours), read(theirs)
@@ -85,22 +82,22 @@ def test_two_processes_learn_what_one_learns(tiny_model_dir: Path, tmp_path: Pat
 def test_a_lost_process_ends_in_a_checkpoint_that_goes_on(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    expected = finished(launched(tmp_path, flags(tiny_model_dir, tmp_path, "whole", 40)))
-    assert [code for code, _, _ in expected] == [0, 0]
+    whole = launched(tmp_path, flags(tiny_model_dir, tmp_path, "whole", 40))
+    assert [code for code, _ in finished(tmp_path, whole)] == [0, 0]
     first, second = launched(tmp_path, flags(tiny_model_dir, tmp_path, "cut", 40))
     logs = (tmp_path / "cut-runs").glob
     until(
         lambda: any(log.read_text().count('"event": "step"') > 3 for log in logs("2*/events.jsonl"))
     )
     second.kill()
-    ((code, out, err), _) = finished([first, second])
-    assert code == 7 and "another process of this run is gone" in err
-    assert "mlx-itune resume" in json.loads(out)["error"]["hint"]
+    ((code, said), _) = finished(tmp_path, [first, second])
+    assert code == 7 and "another process of this run is gone" in said
+    assert "mlx-itune resume" in told(said)["error"]["hint"]
     (run,) = (tmp_path / "cut-runs").iterdir()
-    again = finished(launched(tmp_path, ["resume", run, "--offline", "--json"]))
-    assert [code for code, _, _ in again] == [0, 0], again
-    (whole,) = (tmp_path / "whole-runs").iterdir()
-    assert outcome(run, tmp_path / "cut") == outcome(whole, tmp_path / "whole")
+    again = finished(tmp_path, launched(tmp_path, ["resume", run, "--offline", "--json"]))
+    assert [code for code, _ in again] == [0, 0], again
+    (expected,) = (tmp_path / "whole-runs").iterdir()
+    assert outcome(run, tmp_path / "cut") == outcome(expected, tmp_path / "whole")
 
 
 def test_processes_with_other_rows_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -110,7 +107,8 @@ def test_processes_with_other_rows_are_refused(tiny_model_dir: Path, tmp_path: P
     rows = (older / "train.jsonl").read_text()
     (older / "train.jsonl").write_text(rows.replace("twice", "once"))
     there = [older if part == tmp_path / "data" else part for part in argv]
-    (code, _, err), (other_code, _, other_err) = finished(launched(tmp_path, argv, there))
+    both = finished(tmp_path, launched(tmp_path, argv, there))
+    (code, err), (other_code, other_err) = both
     assert (code, other_code) == (2, 2)
     assert "tokens here is not what process 0 has" in other_err
     assert "not what process 0 has" in err
