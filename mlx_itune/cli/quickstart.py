@@ -114,8 +114,9 @@ def run_job(
     how = {**recipe.train, **{name: value for name, value in chosen.items() if value is not None}}
     if chosen["steps"]:
         how.pop("time", None)
-    learned = f"what fits into {how['time']}"
-    if "time" not in how:
+    if "time" in how:
+        learned = f"what fits into {how['time']}"
+    else:
         learned = f"{min(how['steps'] * how.get('batch_size', 8), SIZES['train']):,}"
     rows = f"{learned} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
     with step("data", rows):
