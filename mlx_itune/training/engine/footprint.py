@@ -43,7 +43,7 @@ LOGITS = 6.5
 # Of an adapted DoRA layer's output, what is kept before its lengths are set.
 DORA_KEPT = 0.75
 # The update, in sizes of the adapter; float copies of a matrix that is made again in each product.
-UPDATE, WEIGHT_COPIES = 9.0, 3.0
+UPDATE, WEIGHT_COPIES = 12.0, 3.0
 # Float vectors of the adapter's size that an optimizer keeps; two unless named.
 MOMENTS = {
     **dict.fromkeys(("lion", "sgd", "rmsprop", "adagrad", "muon"), 1.0),
