@@ -6,6 +6,7 @@ cli > api > {training, inference, export} > {dataset, model} > kit
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +38,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 OURS = MODULES + sorted(
     path for folder in ("tests", "benchmarks", "starter") for path in (ROOT / folder).rglob("*.py")
 )
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Of every module; parsed when asked for, as Python's garbage collector looks at each node."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def test_imports_keep_the_rules(rule: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{i.line}: imports {i.module}"
         for path in MODULES
-        for i in imports(TREES[path])
+        for i in imports(trees()[path])
         if FORBIDDEN[rule](folder_of(path), i)
     ]
     assert not wrong, "\n".join([rule, *wrong])
@@ -136,7 +142,7 @@ def test_files_stay_a_page_or_three() -> None:
 
 def test_no_function_takes_ten_parameters() -> None:
     long = {}
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
