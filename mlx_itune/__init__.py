@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from mlx_itune.api.scoring import Evaluated as Evaluated
     from mlx_itune.api.scoring import compare as compare
     from mlx_itune.api.scoring import evaluate as evaluate
+    from mlx_itune.api.select import Selected as Selected
+    from mlx_itune.api.select import select as select
     from mlx_itune.api.shipping import export as export
     from mlx_itune.api.shipping import fuse as fuse
     from mlx_itune.api.shipping import import_adapter as import_adapter
@@ -91,6 +93,7 @@ _FROM = {
     "api.grow": "grow Grown",
     "api.rows": "check clean import_rows infer_schema read_rows stats Checked",
     "api.scoring": "compare evaluate Compared Evaluated",
+    "api.select": "select Selected",
     "api.shipping": "export fuse import_adapter verify",
     "api.shown": "show Shown",
     "api.sweep": "sweep Swept",

@@ -86,3 +86,21 @@ def test_halving_costs_a_fifth_of_the_grid() -> None:
     rounds = sweeping.rounds_of(12)
     assert [n for n, _ in rounds] == [12, 6, 3, 2, 1] and rounds[-1][1] == 1
     assert sweeping.cost(rounds) / 12 < 0.21
+
+
+def test_rows_are_selected_and_random_is_always_tried(cli: Any, data: Path) -> None:
+    flags = ["data", "select", "--model", "starter", "--data", data, "--count", 3]
+    made = cli.json(*flags, "--by", "help", "--by", "loss-gain", "--steps", 2, "--out", "chosen")
+    assert [each["by"] for each in made["tried"]] == ["help", "loss-gain", "random"]
+    assert made["tried"][-1]["low"] is None and all(each["loss"] > 0 for each in made["tried"])
+    lines = {
+        name: Path(f"chosen/{name}.jsonl").read_text().splitlines() for name in ("train", "valid")
+    }
+    assert [len(lines["train"]), len(lines["valid"])] == [3, 4]
+    record = json.loads(Path("chosen/dataset.json").read_text())
+    assert record["settings"]["by"] == made["by"]
+    assert record["left_out"] == {"select": 5}
+    told = cli(*flags, "--by", "longest", "--steps", 1, "--out", "longest", "--offline").out
+    assert "random is as good" in told or "+" not in told
+    assert "--count 8 of 8" in cli.refused(*flags[:-1], 8, "--out", "all", code=2)
+    cli("data", "check", "chosen")
