@@ -167,12 +167,17 @@ def opening_of(
     model: str | None, adapter: PathLike | None, how: Mapping[str, Any], runs: PathLike = "runs"
 ) -> Opening:
     """A model and an adapter as they are named, where they are. Raises ModelError, UsageError."""
+    (opening,) = records({**how, **placed(model, adapter, runs)}, Opening)
+    return cast("Opening", opening)
+
+
+def placed(model: str | None, adapter: PathLike | None, runs: PathLike = "runs") -> dict[str, Any]:
+    """The same as fields of an `Opening`."""
     place = adapter_at(str(adapter), Path(runs)) if adapter is not None else None
     if model is None and place is None:
         raise UsageError("there is no model", hint="name it, or an adapter that knows its base")
     named = base_of(place, Path(runs)) if model is None and place else str(model)
-    (opening,) = records({**how, "model": named, "adapter": place}, Opening)
-    return cast("Opening", opening)
+    return {"model": named, "adapter": place}
 
 
 def generate(

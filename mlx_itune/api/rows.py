@@ -124,7 +124,7 @@ def check(
     found = Check(
         rows.paths,
         how=rows.how,
-        tokenizer=about.tokenizer,
+        tokenizer=about.tokenizer(),
         learn=about.learn or "all",
         max_length=about.max_length or 2048,
         near_duplicates=asked.near_duplicates,
@@ -198,7 +198,7 @@ def stats(
             (path.stem if path.stem in _SPLITS else path.name, files.read(path, on_bytes))
             for path in files.paths
         ),
-        tokenizer=about.tokenizer,
+        tokenizer=about.tokenizer(),
         learn=about.learn or "all",
         max_length_tokens=about.max_length,
     )
@@ -269,35 +269,15 @@ class AboutTokens:
             what = "--template, --template-option, --max-length and --learn are about tokens"
             raise UsageError(what, hint="give --model too")
 
-    @property
-    def tokenizer(self) -> ChatTokenizer | None:
-        """The model's, without its weights, if one was given. Raises ModelError, UsageError."""
-        if not self.model:
-            return None
-        return tokenizer_of(self.model, self.template, self.template_option)
-
-    def as_trained(self, adapter: Path) -> ChatTokenizer:
-        """The model's with the template of an adapter of it. Raises ModelError, UsageError."""
+    def tokenizer(self, adapter: Path | None = None) -> ChatTokenizer | None:
+        """The model's, without its weights, if one was given; as an adapter of it was trained with
+        it. Raises ModelError, UsageError."""
         from mlx_itune.inference.opening import Opening, open_tokenizer
 
+        if not self.model:
+            return None
         told = self.template_option
-        return open_tokenizer(
-            Opening(str(self.model), adapter, self.template, template_option=told)
-        )
-
-
-def tokenizer_of(
-    model: str, template: str | None, template_option: Sequence[str] = ()
-) -> ChatTokenizer:
-    """The tokenizer of a model, without its weights. Raises ModelError, UsageError."""
-    from mlx_itune.dataset.tokens.dialect import template_options
-    from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
-    from mlx_itune.model.loading.base import resolve, vet
-
-    path = resolve(model)
-    vet(path)
-    told = template_options(template_option)
-    return load_tokenizer(path, template=template or "auto", options=told)
+        return open_tokenizer(Opening(self.model, adapter, self.template, template_option=told))
 
 
 class RowFiles:
@@ -339,6 +319,11 @@ def told_bytes(observe: Observe | None, stage: str, total: int) -> Callable[[int
             observe(stage, min(done, total), max(total, 1))
 
     return on_bytes
+
+
+def labelled(observe: Observe | None, label: str) -> Observe:
+    """`observe`, with a label before the name of each stage."""
+    return lambda stage, done, total: observe and observe(f"{label} {stage}", done, total)
 
 
 def refusal(fault: Fault) -> DataError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mlx_itune.api.answers import opening_of
-from mlx_itune.api.rows import Observe, PathLike
+from mlx_itune.api.answers import placed
+from mlx_itune.api.rows import Observe, PathLike, labelled
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.rendering.prepare import prepare
 from mlx_itune.dataset.sources import load_splits, split_paths
@@ -23,14 +23,12 @@ from mlx_itune.inference.judge import Judge
 from mlx_itune.inference.opening import Opening, open_adapter, open_model, open_tokenizer, rows_of
 from mlx_itune.kit.errors import ItuneError, ModelError, UsageError
 from mlx_itune.kit.files import refuse_taken, sha256_file, write_new
-from mlx_itune.kit.settings import from_toml, records
+from mlx_itune.kit.settings import records
 from mlx_itune.kit.wording import listing
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.loading.base import LoadedModel, load, resolve, vet
-from mlx_itune.training.run.naming import run_of
-from mlx_itune.training.run.run import CONFIG, beginning_of
-from mlx_itune.training.settings import TrainSettings, settings_from
+from mlx_itune.training.run.naming import rows_of_run
 
 
 @dataclass(frozen=True)
@@ -142,30 +140,22 @@ def evaluate(
     data: PathLike,
     *,
     adapter: PathLike | None = None,
+    split: str = "auto",
+    base: bool = True,
+    runs: PathLike = "runs",
     observe: Observe | None = None,
     **how: Any,
 ) -> Evaluated:
-    """Exact loss on all rows, and answers scored; with an adapter the base is measured beside it.
-    `data`: a file, or a folder, of which `split` says which part (auto: test, else valid, else
-    train). `how`: base (True), generate, max_length, max_new_tokens, batch_size, score, pattern,
-    schema; out, html, fail_under, judge, judge_model, allow_remote; runs, template,
-    template_option, system, compute, allow_other_base. Raises DataError, ModelError, UsageError,
-    StorageError."""
-    where, how = _apart(how, ("split", "base", "runs"))
-    settings, how = _apart(how, [field.name for field in fields(EvalSettings)])
-    wanted, how = _apart(how, [field.name for field in fields(Wanted)])
-    opening = opening_of(model, adapter, how, where.get("runs", "runs"))
+    """Exact loss on all rows, and answers scored; `base`: with an adapter its base, too. `data`: a
+    file, or a folder, of which `split` says which part (auto: test, else valid, else train). `how`:
+    generate, max_length, max_new_tokens, batch_size, score, pattern, schema; out, html, fail_under,
+    judge, judge_model, allow_remote; template, template_option, system, compute, allow_other_base.
+    Raises DataError, ModelError, UsageError, StorageError."""
+    given = {**how, **placed(model, adapter, runs)}
+    opening, settings, wanted = records(given, Opening, EvalSettings, Wanted)
+    where: dict[str, Any] = {"split": split, "base": base, "runs": runs, "observe": observe}
     notes: list[str] = []
-    found = measured(
-        opening,
-        Path(data),
-        *records(settings, EvalSettings),
-        *records(wanted, Wanted),
-        observe=observe,
-        tell=notes.extend,
-        **where,
-    )
-    return found.result(notes)
+    return measured(opening, Path(data), settings, wanted, tell=notes.extend, **where).result(notes)
 
 
 def measured(
@@ -190,18 +180,19 @@ def measured(
     loaded.model.eval()
 
     def run(label: str) -> EvalResult:
-        return evaluate_one(loaded, tokenizer, rows, settings, _labelled(observe, label))
+        return evaluate_one(loaded, tokenizer, rows, settings, labelled(observe, label))
 
     results = {"base": run("base")} if base or trained is None else {}
     if trained is not None:
         adapters.apply(loaded, trained)
         loaded.model.eval()
         results["tuned"] = run("tuned")
-    grades = dict[str, list[int | None]]()
-    for label, result in results.items() if judge else ():
-        seen, total = _labelled(observe, label), len(result.answers)
-        told = (lambda done: seen("judged", done, total)) if seen else (lambda done: None)  # noqa: B023
-        grades[label] = judge.grades(result.answers, told) if judge else []
+
+    def graded(judge: Judge, label: str) -> list[int | None]:
+        answers, seen = results[label].answers, labelled(observe, label)
+        return judge.grades(answers, lambda done: seen("judged", done, len(answers)))
+
+    grades = {label: graded(judge, label) for label in results} if judge else {}
     found = Measured(name, results, grades, wanted)
     found.write(lambda: _training_rows(trained, data, Path(runs)))
     return found
@@ -222,14 +213,8 @@ def _learned_before(trained: Adapter | None, data: Path, split: str) -> Iterator
 def _training_rows(trained: Adapter | None, data: Path, runs: Path) -> Sequence[Conversation]:
     """What the adapter learned: by its run where that is at hand, else the train file beside the
     rows; nothing where neither can be read."""
-
-    folder = run_of(trained.origin, trained.path, runs) if trained else None
-    with contextlib.suppress(ItuneError):
-        if folder:
-            settings = settings_from(from_toml(folder / CONFIG, TrainSettings))
-            # As it was named where the run began.
-            rows = Path(beginning_of(folder).directory) / settings.data
-            return load_splits(rows, seed=settings.seed, how=settings.reading).train
+    if trained and (found := rows_of_run(trained, runs)):
+        return found[1].train
     with contextlib.suppress(ItuneError):
         return load_splits(data).train if data.is_dir() else ()
     return ()
@@ -273,9 +258,8 @@ def compare(
     """Loss and scores of the base, the base with its adapter, and other models (fused, exported) on
     the same rows, and how far each is from the tuned one. `how`: generate, max_new_tokens, ... as
     `evaluate` takes them. Raises what that raises."""
-    settings, how = _apart(how, [field.name for field in fields(EvalSettings)])
-    opening = opening_of(model, adapter, how)
-    return compared(opening, others, Path(data), *records(settings, EvalSettings), observe=observe)
+    opening, settings = records({**how, **placed(model, adapter)}, Opening, EvalSettings)
+    return compared(opening, others, Path(data), settings, observe=observe)
 
 
 def compared(
@@ -299,7 +283,7 @@ def compared(
     def one(name: str, loaded: LoadedModel, own: Any) -> ComparedModel:
         if own.hf.get_vocab() != tokenizer.hf.get_vocab():
             raise ModelError("has another vocabulary; nothing to compare", where=name)
-        result = evaluate_one(loaded, own, rows, settings, _labelled(observe, name))
+        result = evaluate_one(loaded, own, rows, settings, labelled(observe, name))
         numbers = {**vars(result), **vars(tuned.compare(loaded.model)), "model": name}
         return ComparedModel(**{each.name: numbers[each.name] for each in fields(ComparedModel)})
 
@@ -315,16 +299,3 @@ def compared(
         found.append(one(other, *open_model(replace(bare, model=other))))
     tasks = len({row.tags.get("task") for row in rows})
     return Compared(len(rows), tuned.tokens, name, tuple(found), split, tasks)
-
-
-def _labelled(observe: Observe | None, label: str) -> Observe | None:
-    """`observe`, with a label before the name of each stage."""
-    if observe is None:
-        return None
-    return lambda stage, done, total: observe(f"{label} {stage}", done, total)
-
-
-def _apart(given: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is given under these names, and the rest."""
-    rest = {name: value for name, value in given.items() if name not in names}
-    return {name: value for name, value in given.items() if name in names}, rest

@@ -25,15 +25,15 @@ from mlx_itune.inference.evaluate import answer_questions, question
 from mlx_itune.inference.generate import Generator
 from mlx_itune.inference.opening import Opening, open_model, open_tokenizer, rows_of
 from mlx_itune.inference.scoring import exact_match
-from mlx_itune.kit.errors import ItuneError, UsageError
-from mlx_itune.kit.settings import from_toml, values_of
+from mlx_itune.kit.errors import UsageError
+from mlx_itune.kit.settings import values_of
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.adapters.adapter import Adapter
 from mlx_itune.model.adapters.from_peft import PeftImport, import_peft
 from mlx_itune.model.adapters.lora import ON_THE_GRID
 from mlx_itune.model.loading.base import LoadedModel
-from mlx_itune.training.run.naming import run_of
-from mlx_itune.training.settings import TrainSettings, settings_from
+from mlx_itune.training.run.naming import rows_of_run
+from mlx_itune.training.settings import TrainSettings
 
 # Rows to measure on, and rows to compensate errors on; none of them for two purposes.
 MEASURED_ROWS = 64
@@ -196,20 +196,9 @@ def _held(
 
 
 def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut | None:
-    folder = run_of(adapter.origin, adapter.path, runs)
-    if folder is None:
+    if (found := rows_of_run(adapter, runs)) is None:
         return None
-    try:
-        settings = settings_from(from_toml(folder / "config.toml", TrainSettings))
-        # Where it was trained from is, most often, where its runs are.
-        near, far = Path(settings.data), folder.parent.parent / settings.data
-        splits = load_splits(
-            near if near.exists() else far,
-            seed=settings.seed,
-            how=settings.reading,
-        )
-    except ItuneError:
-        return None
+    settings, splits = found
     told = {source.get("sha256") for source in adapter.origin.data}
     # Other rows than those of the run may be what it was trained on.
     if {source.sha256 for source in splits.sources} != told or not splits.valid:
@@ -226,7 +215,6 @@ def _of_run(adapter: Adapter, tokenizer: ChatTokenizer, runs: Path) -> HeldOut |
 
 
 def _of_prompts(request: Request) -> Sequence[TokenizedExample]:
-
     any_base, tokenizer = request.allow_other_base, request.tokenizer
     opening = Opening(request.model, request.adapter, None, request.compute, any_base)
     prompts = [tokenizer.prompt_ids([Turn("user", text)]) for text in _PROMPTS]

@@ -107,7 +107,7 @@ def examples_shown(
         (AboutTokens, "model template template_option"),
     )
     files = RowFiles((data,), form)
-    tokenizer = about.tokenizer if adapter is None else about.as_trained(Path(adapter))
+    tokenizer = about.tokenizer(Path(adapter) if adapter is not None else None)
     files.how = replace(files.how, system=system_prompt(asked.system, asked.system_mode))
     policy = {name: getattr(asked, name) for name in ("learn", "max_length", "too_long")}
     seen, shown, left_out = PrepareReport(), list[Any](), list[DataError]()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlx_itune.api.rows import labelled
 from mlx_itune.api.tune import keep_samples
 from mlx_itune.dataset.conversation import Conversation
 from mlx_itune.dataset.sources import load_splits
@@ -112,10 +114,8 @@ def add_samples(settings: TrainSettings, result: TrainResult, count: int, observ
     """Answer `count` validation rows before and after, as `sample` events in run/events.jsonl and
     in run/report.html; the number answered. What goes wrong is told as a warning."""
 
-    def labelled(label: str) -> Callable[[str, int, int], None]:
-        return lambda stage, done, total: observe(
-            {"event": "progress", "stage": f"{label} {stage}", "done": done, "total": total}
-        )
+    def seen(stage: str, done: int, total: int) -> None:
+        observe({"event": "progress", "stage": stage, "done": done, "total": total})
 
     try:
         if not count:
@@ -125,7 +125,8 @@ def add_samples(settings: TrainSettings, result: TrainResult, count: int, observ
         rows = _chosen(settings, open_tokenizer(opening), count)
         if not rows:
             raise DataError("no validation row has an answer to compare with")
-        keep_samples(Path(result.run), before_and_after(opening, rows, labelled))
+        told = partial(labelled, seen)
+        keep_samples(Path(result.run), before_and_after(opening, rows, told))
         return len(rows)
     except Exception as error:
         # The adapter is written and hours are spent: nothing about a page may fail the run.

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from mlx_itune.api.rows import FORM, Observe, PathLike, told_bytes
+from mlx_itune.api.rows import FORM, Observe, PathLike, labelled, told_bytes
 from mlx_itune.dataset.batching import epoch_order
 from mlx_itune.dataset.checking.task import FEWEST_ROWS, Task, task_of
 from mlx_itune.dataset.conversation import Conversation
@@ -125,14 +125,13 @@ def tune(
     rows = rows_of(data, "test")[1]
     chosen = sorted(epoch_order(len(rows), s.seed, 0)[:_SCORED].tolist())
 
-    def labelled(label: str) -> Observe:
-        return lambda stage, done, total: observe and observe(f"{label} {stage}", done, total)
-
     opening = Opening(s.model, Path(result.adapter), s.template, s.compute)
     schema = infer(rows_of(data, "train")[1]).schema if job.task.kind == "json" else None
     if schema is not None:
         write_new(job.out / SCHEMA, json.dumps(schema, ensure_ascii=False, indent=2).encode())
-    answers = before_and_after(opening, [rows[place] for place in chosen], labelled, schema)
+    answers = before_and_after(
+        opening, [rows[place] for place in chosen], partial(labelled, observe), schema
+    )
     # The adapter is written and scored: nothing about a page may fail the command.
     with contextlib.suppress(ItuneError, OSError):
         keep_samples(Path(result.run), answers[:_REPORTED])

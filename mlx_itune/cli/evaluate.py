@@ -20,10 +20,6 @@ _COLUMNS = ("model", "loss", "exact match", "token F1", "mean KL", "p99 KL", "sa
 # The exit code of a score below --fail-under.
 _BELOW = 8
 _CONFUSIONS, _FIELDS = 10, 10
-_NUMBERS = (
-    *("loss", "perplexity", "exact_match", "token_f1"),
-    *("kl_mean", "kl_p99", "top1_agreement"),
-)
 
 
 @options.command("eval")

@@ -15,13 +15,12 @@ from mlx_itune.cli import options
 from mlx_itune.cli.result import Result, pairs, table
 from mlx_itune.kit.network import go_offline
 from mlx_itune.kit.wording import duration, number, percent, size
-from mlx_itune.training.settings import settings_from
 from mlx_itune.training.settings import table as settings_table
 
 if TYPE_CHECKING:
     from mlx_itune.cli.progress import Progress
     from mlx_itune.dataset.conversation import Conversation
-    from mlx_itune.inference.evaluate import EvalResult
+    from mlx_itune.inference.evaluate import Answered, EvalResult
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,6 @@ RECIPES = {
 }
 MAX_LENGTH = 1024
 ANSWER_TOKENS = 96
-# Rows that the fused model is compared on, and as many that its rounding is calibrated on.
-MEASURED_ROWS = 64
 SHOWN = 2
 _WIDTH = 84
 _LINES = 6
@@ -89,16 +86,13 @@ def run_job(
 ) -> dict[str, Any]:
     """Data, training, scores of base and tuned, fuse, export, answers; all under ``workdir``. What
     was made and measured, by the keys of `quickstart --json`."""
-    from mlx_itune.dataset.rendering.prepare import prepare
+    from mlx_itune.api.rows import labelled
+    from mlx_itune.api.shipping import export, fuse
+    from mlx_itune.api.training import train
     from mlx_itune.dataset.sample_data import write_sample
-    from mlx_itune.dataset.sources import load_splits
-    from mlx_itune.export.formats import export
-    from mlx_itune.export.fusing.fuse import fuse
-    from mlx_itune.export.request import HeldOut, Request
     from mlx_itune.inference.evaluate import EvalSettings, answer_questions, evaluate
     from mlx_itune.inference.opening import Opening, open_model, rows_of
     from mlx_itune.model.adapters import adapter as adapters
-    from mlx_itune.training.engine.loop import train
 
     home = _fresh(workdir)
     began_s, steps_s = time.monotonic(), dict[str, float]()
@@ -121,44 +115,38 @@ def run_job(
     rows = f"{learned} of {SIZES['train']:,} rows to learn, {SIZES['test']:,} to test on"
     with step("data", rows):
         data = write_sample(home / "data", seed=data_seed, sizes=SIZES)
-        splits = load_splits(data)
-        test = splits.test
-        asked_anew = rows_of(data / "unseen.jsonl")[1]
+        test, asked_anew = (rows_of(data / f"{name}.jsonl")[1] for name in ("test", "unseen"))
     with step("train", f"{how['adapter']}, loss on the answers only"):
-        where = {"model": recipe.model, "out": home / "adapter", "runs": home / "runs"}
-        given = {**how, **where, "data": data, "max_length": MAX_LENGTH, "offline": True}
-        trained = train(settings_from(given), observe=progress.training)
+        given = {**how, "max_length": MAX_LENGTH, "runs": home / "runs", "offline": True}
+        adapter = home / "adapter"
+        trained = train(recipe.model, data, adapter, observe=progress.training, **given)
 
     loaded, tokenizer = open_model(Opening(recipe.model))
-    # The first rows of different tasks, chosen before anything is known of the answers.
-    by_task = {row.tags.get("task", row.origin): row for row in reversed(test)}
-    shown = sorted(by_task.values(), key=test.index)[:SHOWN]
 
     def scores(rows: Sequence[Conversation], label: str) -> EvalResult:
         rows = rows[: recipe.scored[label]]
-        return evaluate(loaded, tokenizer, rows, scored, progress.labelled(label))
+        return evaluate(loaded, tokenizer, rows, scored, labelled(progress.update, label))
 
     with step("base", recipe.base):
         before = scores(test, "base")
-        base_answers = answer_questions(loaded, tokenizer, shown, scored)
-
     with step("tuned", "the same questions, with the adapter"):
-        adapters.apply(loaded, adapters.load(home / "adapter"))
+        adapters.apply(loaded, adapters.load(adapter))
         loaded.model.eval()
         after, anew = scores(test, "tuned"), scores(asked_anew, "unseen")
-        tuned_answers = answer_questions(loaded, tokenizer, shown, scored)
+    # The first rows of different tasks; nothing is chosen by how it was answered.
+    by_task: dict[str, tuple[Answered, Answered]] = {}
+    for old, new in zip(before.answers, after.answers, strict=False):
+        by_task.setdefault(old.task, (old, new))
+    shown = [*by_task.values()][:SHOWN]
 
-    measured = prepare(test[:MEASURED_ROWS], tokenizer).examples
     with step("fuse", "adapter and base as one model, its loss measured"):
-        apart = HeldOut(measured, prepare(splits.valid[:MEASURED_ROWS], tokenizer).examples)
-        fused = fuse(Request(recipe.model, home / "adapter", home / "fused", tokenizer, rows=apart))
+        fused = fuse(recipe.model, adapter, home / "fused", runs=home / "runs", score=False)
     with step("export", "for MLX and for llama.cpp, each read back"):
-        whole = str(home / "fused")
-        mlx = export(Request(whole, None, home / "mlx", tokenizer, rows=HeldOut(measured)))
-        gguf = export(Request(whole, None, home / "tuned.gguf", tokenizer, format="gguf"))
+        mlx = export(fused.out, home / "mlx", to="mlx", data=data / "valid.jsonl")
+        gguf = export(fused.out, home / "tuned.gguf", to="gguf")
     with step("answer", "one question to the exported model"):
         shipped = open_model(Opening(str(home / "mlx")))
-        fused_answer = answer_questions(*shipped, shown[:1], scored)[0][1]
+        fused_answer = answer_questions(*shipped, [shown[0][0].row], scored)[0][1]
 
     return {
         "model": recipe.model,
@@ -185,13 +173,13 @@ def run_job(
         "exports": [*mlx.artifacts, *gguf.artifacts],
         "answers": [
             {
-                "task": row.tags.get("task", "all"),
-                "instruction": next(turn.content for turn in row.turns if turn.role == "user"),
-                "reference": known,
-                "base": old,
-                "tuned": new,
+                "task": old.task,
+                "instruction": next(turn.content for turn in old.asked if turn.role == "user"),
+                "reference": old.reference,
+                "base": old.answer,
+                "tuned": new.answer,
             }
-            for (row, old, known), (_, new, _) in zip(base_answers, tuned_answers, strict=True)
+            for old, new in shown
         ],
         "fused_answer": fused_answer,
         "steps": steps_s,

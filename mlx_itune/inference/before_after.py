@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlx_itune.dataset.conversation import Conversation
-from mlx_itune.inference.evaluate import EvalSettings, Observe, answer_questions, question
+from mlx_itune.inference.evaluate import Observe, answer_questions
 from mlx_itune.inference.opening import Opening, open_tokenizer
 from mlx_itune.model.adapters import adapter as adapters
 from mlx_itune.model.loading.base import load
-
-_MOST_TOKENS = 512
 
 
 class Compared(NamedTuple):
@@ -34,16 +32,12 @@ def before_and_after(
     ModelError, StorageError."""
     tokenizer = open_tokenizer(opening)
     loaded = load(opening.model, compute=opening.compute)
-    known = [pair[1] for row in rows if (pair := question(row, tokenizer))]
-    longest = max((len(tokenizer.encode_ids(text)) for text in known), default=0)
-    # A base model writes on until it is stopped: no longer than an answer could need.
-    limits = EvalSettings(max_new_tokens=min(_MOST_TOKENS, longest + longest // 2 + 16))
     loaded.model.eval()
-    before = answer_questions(loaded, tokenizer, rows, limits, tell("before:"), schema)
+    before = answer_questions(loaded, tokenizer, rows, observe=tell("before:"), schema=schema)
     if opening.adapter is not None:
         adapters.apply(loaded, adapters.load(opening.adapter))
         loaded.model.eval()
-    after = answer_questions(loaded, tokenizer, rows, limits, tell("after:"), schema)
+    after = answer_questions(loaded, tokenizer, rows, observe=tell("after:"), schema=schema)
     return [
         Compared(row, old, new, reference)
         for (row, old, reference), (_, new, _) in zip(before, after, strict=True)

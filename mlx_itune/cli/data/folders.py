@@ -183,10 +183,10 @@ def render(source: Path, templates: Path, out: Path, settings: RenderPlan) -> Re
 
 
 def _measure_with(model: str) -> Callable[[Sequence[str]], list[int]]:
-    from mlx_itune.api.rows import tokenizer_of
+    from mlx_itune.inference.opening import Opening, open_tokenizer
 
     # Any chat template would do: only plain text is counted.
-    tokenizer = tokenizer_of(model, "chatml")
+    tokenizer = open_tokenizer(Opening(model, template="chatml"))
     return lambda texts: [len(encoded.ids) for encoded in tokenizer.encode_many(texts)]
 
 

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mlx_itune.kit.errors import ModelError, StorageError
+from mlx_itune.dataset.sources import Splits, load_splits
+from mlx_itune.kit.errors import ItuneError, ModelError, StorageError
 from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.settings import from_toml
 from mlx_itune.model.adapters import adapter as adapters
-from mlx_itune.model.adapters.adapter import Origin
+from mlx_itune.model.adapters.adapter import Adapter, Origin
 from mlx_itune.model.loading import base
 from mlx_itune.model.loading.named import NAMES
 from mlx_itune.training.run import run
-from mlx_itune.training.settings import TrainSettings
+from mlx_itune.training.settings import TrainSettings, settings_from
 
 RUNS = Path("runs")
 # What the id of a named model begins with.
@@ -52,6 +53,18 @@ def run_of(origin: Origin, beside: Path | None, runs: Path = RUNS) -> Path | Non
         return None
     places = [runs, *([beside.parent / "runs"] if beside else [])]
     return next((p / name for p in places if (p / name / run.CONFIG).is_file()), None)
+
+
+def rows_of_run(adapter: Adapter, runs: Path = RUNS) -> tuple[TrainSettings, Splits] | None:
+    """The settings and the rows of the run that made an adapter, where both are at hand."""
+    with suppress(ItuneError):
+        if folder := run_of(adapter.origin, adapter.path, runs):
+            settings = settings_from(from_toml(folder / run.CONFIG, TrainSettings))
+            # As it was named where the run began, which is, most often, where its runs are.
+            began = Path(run.beginning_of(folder).directory) / settings.data
+            data = began if began.exists() else folder.parent.parent / settings.data
+            return settings, load_splits(data, seed=settings.seed, how=settings.reading)
+    return None
 
 
 def base_of(adapter: Path, runs: Path = RUNS) -> str:
