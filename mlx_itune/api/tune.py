@@ -250,13 +250,11 @@ def _scores(task: Task, answers: Sequence[Compared]) -> dict[str, Any]:
         "base": [Pair(each.before, each.reference) for each in answers],
         "tuned": [Pair(each.after, each.reference) for each in answers],
     }
-    scores: dict[str, Any] = {"metric": "token_f1" if task.kind == "text" else "exact_match"}
+    is_text = task.kind == "text"
+    measure = token_f1 if is_text else exact_match
+    scores: dict[str, Any] = {"metric": "token_f1" if is_text else "exact_match"}
     for name, given in pairs.items():
-        if task.kind == "text":
-            scores[f"{name}_score"] = fmean(token_f1(each.answer, each.reference) for each in given)
-        else:
-            right = [exact_match(each.answer, each.reference) for each in given]
-            scores[f"{name}_score"] = fmean(right)
+        scores[f"{name}_score"] = fmean(measure(each.answer, each.reference) for each in given)
         is_json = task.kind == "json"
         scores[f"{name}_valid_json"] = json_score(given).valid if is_json else None
     return scores

@@ -88,10 +88,6 @@ class Progress:
 
         return told_bytes(self.bytes, stage, total)
 
-    def labelled(self, label: str) -> Callable[[str, int, int], None]:
-        """`update`, with a label before the name of each stage."""
-        return lambda stage, done, total: self.update(f"{label} {stage}", done, total)
-
     def say(self, text: str) -> None:
         """One lasting line, above the bar."""
         # Hours of work do not end because the terminal was closed, or the reader of a pipe left.
