@@ -1,6 +1,6 @@
 """House rules a reader can rely on: arrows point down, names say something, files stay short.
 
-cli > api > {training, inference, export} > {dataset, model} > kit
+cli > studio > api > {training, inference, export} > {dataset, model} > kit
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mlx_itune"
 LAYER = {"kit": 1, "dataset": 2, "model": 2, "training": 3, "inference": 3, "export": 3}
-LAYER |= {"api": 4, "cli": 5}
+LAYER |= {"api": 4, "studio": 5, "cli": 6}
 MLX = ("mlx", "mlx_lm")
 HEAVY = (*MLX, "numpy", "transformers", "tokenizers", "huggingface_hub", "rich", "jinja2")
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}

@@ -1,7 +1,7 @@
 "use strict";
 const at = (id) => document.getElementById(id);
-const sides = ["left", "right"];
-const turns = { left: [], right: [] };
+const sides = [...document.querySelectorAll(".pane")].map((pane) => pane.id);
+const turns = Object.fromEntries(sides.map((side) => [side, []]));
 let running = null;
 
 function add(side, kind, text) {
@@ -51,6 +51,7 @@ async function ask(side, question, signal) {
     temperature: Number(at("temperature").value) || 0,
     max_tokens: Math.max(1, Math.round(Number(at("max-tokens").value) || 512)),
   };
+  const schema = at("schema").value.trim();
   const began = performance.now(), blocks = {};
   let first = 0, said = "", end = "";
   const say = (kind, text) => {
@@ -59,7 +60,9 @@ async function ask(side, question, signal) {
   };
   status.textContent = "waiting";
   try {
-    const response = await fetch("/v1/chat/completions", {
+    if (schema) body.response_format =
+      { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(schema) } };
+    const response = await fetch(at(side).dataset.url + "/v1/chat/completions", {
       method: "POST", signal, body: JSON.stringify(body),
       headers: { "Content-Type": "application/json" },
     });

@@ -1,41 +1,47 @@
-"""The page at `/`: two of the models that are served, asked the same thing side by side."""
+"""The page at `/`: models that are served, asked the same thing side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_itune.kit.page import Html, element, join, page, read_style
 
 _SCRIPT = Path(__file__).with_suffix(".js")
-_SIDES = ("left", "right")
+
+
+STYLE, SCRIPT = read_style(__file__), _SCRIPT.read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Pane:
+    """One of those that answer: of `models`, the one that is chosen at first ("": nobody), behind
+    the server `url` (the page's own unless said)."""
+
+    side: str
+    chosen: str
+    models: Sequence[str]
+    url: str = ""
 
 
 def chat_page(models: Sequence[str], base: str | None) -> str:
     """The page for `models`, the default first; the base's answers stand beside those of the
     default where both are served."""
     left, right = (models[0], "") if base in (None, models[0]) else (str(base), models[0])
-    body = join(
-        [
-            _settings(),
-            element(
-                "div",
-                {"class": "panes"},
-                *(
-                    _pane(side, chosen, models)
-                    for side, chosen in zip(_SIDES, (left, right), strict=True)
-                ),
-            ),
-            _composer(),
-        ]
-    )
-    # Nothing in it ends a script early: it is a file of ours.
-    script = _SCRIPT.read_text(encoding="utf-8")
+    body = chat_body([Pane("left", left, models), Pane("right", right, models)])
     told = "Nothing leaves this machine; the conversation is gone when the page is."
-    return page("Ask", body, subtitle=told, style=read_style(__file__), script=script)
+    return page("Ask", body, subtitle=told, style=STYLE, script=SCRIPT)
 
 
-def _settings() -> Html:
+def chat_body(panes: Sequence[Pane], schema: str = "") -> Html:
+    """Settings, panes side by side and a question for all, for a page with `STYLE` and `SCRIPT`.
+    schema: what stands in the field of the JSON Schema at first."""
+    shown = (_pane(pane, optional=pane is not panes[0]) for pane in panes)
+    return join([_settings(schema), element("div", {"class": "panes"}, *shown), _composer()])
+
+
+def _settings(schema: str) -> Html:
     """What every question is asked with."""
     number: dict[str, str | float | bool] = {"type": "number", "min": 0}
     return element(
@@ -60,23 +66,26 @@ def _settings() -> Html:
                 "input",
                 {**number, "id": "max-tokens", "min": 1, "step": 1, "value": "512"},
             ),
+            _labelled(
+                "JSON Schema that every answer is held to",
+                "textarea",
+                {"id": "schema", "rows": 2, "placeholder": "none"},
+                schema,
+            ),
         ),
     )
 
 
-def _pane(side: str, chosen: str, models: Sequence[str]) -> Html:
-    nobody = (
-        []
-        if side == "left"
-        else [element("option", {"value": "", "selected": not chosen}, "nobody")]
-    )
+def _pane(pane: Pane, *, optional: bool) -> Html:
+    side, chosen = pane.side, pane.chosen
+    nobody = [element("option", {"value": "", "selected": not chosen}, "nobody")]
     options = [
-        element("option", {"value": name, "selected": name == chosen}, name) for name in models
+        element("option", {"value": name, "selected": name == chosen}, name) for name in pane.models
     ]
     return element(
         "section",
-        {"class": "pane", "id": side, "aria-label": f"{side} model"},
-        _labelled("Model", "select", {"id": f"{side}-model"}, *options, *nobody),
+        {"class": "pane", "id": side, "data-url": pane.url, "aria-label": f"{side} model"},
+        _labelled("Model", "select", {"id": f"{side}-model"}, *options, *nobody[: int(optional)]),
         element("div", {"id": f"{side}-log", "class": "log", "role": "log", "tabindex": 0}),
         element("p", {"id": f"{side}-status", "class": "status", "role": "status"}, "ready"),
     )
@@ -102,8 +111,6 @@ def _composer() -> Html:
     )
 
 
-def _labelled(
-    label: str, tag: str, attributes: dict[str, str | float | bool], *inner: Html
-) -> Html:
+def _labelled(label: str, tag: str, attributes: dict[str, str | float | bool], *inner: str) -> Html:
     control = element(tag, attributes, *inner)
     return element("label", None, element("span", None, label), control)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
-import sys
 import time
 from collections.abc import Awaitable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,23 +18,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from mlx_itune import __version__
 from mlx_itune.inference import openai_responses
 from mlx_itune.inference.chat_page import chat_page
+from mlx_itune.inference.http import Gate
 from mlx_itune.inference.openai_answer import Completion, refusal_of
 from mlx_itune.inference.openai_request import Desk, Refusal, unknown_model
 from mlx_itune.inference.openai_responses import ResponseAnswer
-from mlx_itune.kit.errors import one_line
 from mlx_itune.kit.wording import size
 from mlx_itune.model.serving.engine import Engine
 
 _BODY_BYTES = 16_000_000
 # How long a client may take to send one.
 _BODY_S = 60.0
-# Refused pages that are named on stderr, once each.
-_PAGES_TOLD = 8
 # No page may show this one within itself, which its own policy cannot say.
 _PAGE_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Cache-Control": "no-store"}
 _ALL: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_private_network": True}
@@ -104,44 +100,6 @@ def application(
         ],
         exception_handlers=dict.fromkeys((HTTPException, Refusal, Exception), _refused),
     )
-
-
-class Gate:
-    """Lets in requests that name this server as it is, and that no foreign page has sent."""
-
-    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Sequence[str]) -> None:
-        self._app, self._hosts, self._origins = app, hosts, origins
-        self._told: set[str] = set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if scope["type"] == "http" and (refusal := self._refusal(scope["headers"])) is not None:
-            app = JSONResponse(refusal.body, refusal.status)
-        await app(scope, receive, send)
-
-    def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
-        named = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
-        if len(named) != 1 or (self._hosts is not None and named[0] not in self._hosts):
-            # A page that points its own name at this machine (DNS rebinding) gets nothing.
-            return Refusal(403, f"this server does not answer to {', '.join(named) or 'no name'}")
-        for origin in (value.decode("latin-1") for name, value in headers if name == b"origin"):
-            if origin in self._origins or "*" in self._origins or self._is_own(origin, named[0]):
-                continue
-            told = f"may not use this server; --allow-origin {origin} lets them"
-            refusal = Refusal(403, f"pages of {origin} {told}")
-            # A browser shows its page nothing of an answer that is refused.
-            if origin not in self._told and len(self._told) < _PAGES_TOLD:
-                self._told.add(origin)
-                print(f"refused: {one_line(str(refusal))}", file=sys.stderr)
-            return refusal
-        return None
-
-    def _is_own(self, origin: str, name: str) -> bool:
-        """Whether a page is the one that this server shows; where it goes by any name, only under
-        an address, which nobody can point elsewhere."""
-        if self._hosts is None and not re.fullmatch(r"[\d.]+(:\d+)?|\[[\da-f:.]+\](:\d+)?", name):
-            return False
-        return origin.lower() == f"http://{name}"
 
 
 async def _body(request: Request) -> bytes:

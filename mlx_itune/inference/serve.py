@@ -6,22 +6,17 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import json
-import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from mlx_itune.dataset.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from mlx_itune.inference.answer_forms import form_of
-from mlx_itune.inference.openai_request import DEFAULT, Desk, Refusal, Served
+from mlx_itune.inference.http import hosts_of, in_url, listening, server_of, stopping
+from mlx_itune.inference.openai_request import DEFAULT, Desk, Served
 from mlx_itune.inference.openai_server import application
 from mlx_itune.inference.opening import Opening, as_trained
 from mlx_itune.inference.prompts import context_tokens
@@ -31,12 +26,7 @@ from mlx_itune.model.adapters.adapter import Adapter, AdapterSet
 from mlx_itune.model.loading import base
 from mlx_itune.model.serving.engine import Engine
 
-# How long answers under way may take once the server is told to stop.
-_GRACE_S = 10
-_CONNECTIONS_WAITING = 1024
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ROUNDED = "rounded keys and values may change an answer; answers are computed one at a time"
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -79,20 +69,11 @@ def serve(settings: ServeSettings, *, announce: Callable[[Listening], None]) -> 
         name: adapter_files.load(path, any_base=settings.allow_other_base)
         for name, path in _named(settings.adapters).items()
     }
-    with _listening(settings.host, settings.port) as door:
+    with listening(settings.host, settings.port) as door:
         desk, engine, about = _opened(settings, named, door)
-        hosts = _hosts(settings.host, door.getsockname()[1])
+        hosts = hosts_of(settings.host, door.getsockname()[1])
         app = application(desk, engine, hosts=hosts, origins=settings.origins)
-        config = uvicorn.Config(
-            app,
-            http=_Http,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-        server = uvicorn.Server(config)
+        server = server_of(app)
 
         def answer() -> None:
             try:
@@ -100,7 +81,7 @@ def serve(settings: ServeSettings, *, announce: Callable[[Listening], None]) -> 
             finally:
                 engine.stop()
 
-        with _stopping(server) as signals:
+        with stopping(server) as signals:
             http = threading.Thread(target=answer, name="http")
             http.start()
             announce(about)
@@ -112,34 +93,6 @@ def serve(settings: ServeSettings, *, announce: Callable[[Listening], None]) -> 
     if not signals:
         raise RuntimeError("the server ended by itself")
     return signals[0]
-
-
-@contextmanager
-def _stopping(server: uvicorn.Server) -> Iterator[list[int]]:
-    """Signals end the server; those that came."""
-    came: list[int] = []
-
-    def stop(signum: int, frame: Any) -> None:
-        came.append(signum)
-        server.should_exit, server.force_exit = True, len(came) > 1
-
-    wanted = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
-    before = {each: signal.signal(each, stop) for each in wanted}
-    try:
-        yield came
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-class _Http(H11Protocol):
-    """uvicorn's own, with OpenAI's error for what is no HTTP request."""
-
-    def send_400_response(self, msg: str) -> None:
-        body = json.dumps(Refusal(400, msg).body)
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close"
-        self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}\r\n\r\n{body}".encode())
-        self.transport.close()
 
 
 def _opened(
@@ -172,7 +125,7 @@ def _opened(
         engine.vocabulary,
     )
     about = Listening(
-        f"http://{_in_url(settings.host)}:{door.getsockname()[1]}/v1",
+        f"http://{in_url(settings.host)}:{door.getsockname()[1]}/v1",
         tuple(desk.served),
         loaded.id,
         loaded.compute,
@@ -228,24 +181,6 @@ def _tokenizers(
     return found
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; who connects waits until the server is ready. Raises UsageError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS_WAITING)
-    except (OSError, OverflowError) as error:
-        what = f"cannot listen on {host} port {port}: {error}"
-        raise UsageError(what, hint="choose another --port") from error
-
-
-def _hosts(host: str, port: int) -> frozenset[str] | None:
-    """What requests may call this server; None where `--host` is every address."""
-    if host in ("0.0.0.0", "::"):
-        return None
-    names = {*_LOCAL, _in_url(host).lower()}
-    return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else set())
-
-
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -253,7 +188,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

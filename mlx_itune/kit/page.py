@@ -26,6 +26,10 @@ class Html(str):
 
     __slots__ = ()
 
+    def __html__(self) -> str:
+        """Itself, to templates that escape everything else."""
+        return str(self)
+
 
 def escape(text: str) -> Html:
     """`text` as it may stand in an element or an attribute; strange characters become visible."""
@@ -68,9 +72,9 @@ def page(
     """A whole HTML document: `title` as its heading, `subtitle` under it, then `body`. script: what
     runs once it is read; refresh_s: after so many seconds a browser reads the file again."""
     sheet = read_style(__file__) + style
-    policy = f"default-src 'none'; style-src {_hash(sheet)}; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; style-src {hash_of(sheet)}; base-uri 'none'; form-action 'none'"
     if script:
-        policy += f"; script-src {_hash(script)}; connect-src 'self'"
+        policy += f"; script-src {hash_of(script)}; connect-src 'self'"
         script = f"<script>{script}</script>"
     heading = element("h1", None, title)
     if subtitle:
@@ -87,7 +91,7 @@ def page(
 """
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
     """What lets a browser use an inline text: the hash that its policy names."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 

@@ -236,6 +236,7 @@ _SHADES = (
     ("w1", 1.0000005, "learned (weight 1)"),
     ("wx", float("inf"), "more than 1"),
 )
+STYLE = read_style(__file__)
 _MARKS = str.maketrans(" \t\n", "·→↵")
 _NEWLINE = re.compile(r"\n")
 _EDGES = re.compile(r"\n|^[ \t]+|[ \t]+$", re.MULTILINE)
@@ -245,14 +246,19 @@ def tokens_page(
     examples: Sequence[ShownExample], tokenizer: ChatTokenizer, *, data: str, model: str
 ) -> str:
     """A page of examples with a legend; hovering over a token tells its id, index and weight."""
+    subtitle = f"{model}, template {tokenizer.name}, {len(examples):,} examples"
+    body = tokens_body(examples, tokenizer)
+    return page(f"Tokens as trained: {data}", body, subtitle=subtitle, style=STYLE)
+
+
+def tokens_body(examples: Sequence[ShownExample], tokenizer: ChatTokenizer) -> Html:
+    """What `tokens_page` shows, for a page with `STYLE`."""
     bodies, shades = [], {"w0", "w1"}
     for shown in examples:
         made = list(pieces(shown.tokens, tokenizer))
         shades |= {_shade(piece.weight) for piece in made}
         bodies.append(_section(shown, made))
-    subtitle = f"{model}, template {tokenizer.name}, {len(examples):,} examples"
-    body = join([_toolbar(shades), *bodies])
-    return page(f"Tokens as trained: {data}", body, subtitle=subtitle, style=read_style(__file__))
+    return join([_toolbar(shades), *bodies])
 
 
 def _section(shown: ShownExample, made: Sequence[Piece]) -> Html:

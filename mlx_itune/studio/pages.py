@@ -1,0 +1,537 @@
+"""The pages: what is in the folder, forms of commands, what they say, drafts, runs, answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from mlx_itune.api.shown import Skipped, examples_shown
+from mlx_itune.dataset.drafts.review import Review
+from mlx_itune.dataset.ingest.run import PASSAGES
+from mlx_itune.dataset.rendering import show_rows
+from mlx_itune.inference import chat_page
+from mlx_itune.kit import page as kit_page
+from mlx_itune.kit.errors import DataError, ItuneError, UsageError
+from mlx_itune.kit.json_files import read_object
+from mlx_itune.kit.lock import holder
+from mlx_itune.kit.page import Html, escape, hash_of, read_style
+from mlx_itune.kit.wording import number, percent, size
+from mlx_itune.studio.forms import Commands, Given, shown
+from mlx_itune.studio.found import found
+from mlx_itune.studio.jobs import Job, Jobs
+from mlx_itune.training.run import catalogue, curves, run, story
+from mlx_itune.training.run.verdict import verdict
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPT = Path(__file__).with_name("studio.js").read_text(encoding="utf-8")
+_STYLE = read_style(kit_page.__file__) + read_style(str(Path(__file__).with_name("studio.css")))
+_BODY_BYTES, _SHOWN_BYTES, _EVENTS = 4_000_000, 200_000, 30
+# The commands of each page, in the order of work.
+_DATA = (
+    "data ingest, data grow, data import, data check, data stats, data clean, data split, "
+    "data select, data schema, data diff, data versions, data trace, data review"
+).split(", ")
+_RUNS = ["train", "tune", "sweep", "runs compare", "eval", "compare"]
+_SHIP = ["fuse", "export", "verify"]
+_SIDES = ("base", "tuned", "shipped")
+
+
+def _finalize(value: Any) -> Any:
+    """Every text as the kit escapes it: what could change how the rest reads becomes visible."""
+    return value if hasattr(value, "__html__") else escape("" if value is None else str(value))
+
+
+class Studio:
+    """What answers requests, once the door has let them in. It keeps nothing."""
+
+    def __init__(self, commands: Commands, jobs: Jobs) -> None:
+        self._commands, self._jobs, self._folder = commands, jobs, commands.folder
+        loader = jinja2.FileSystemLoader(_TEMPLATES)
+        self._templates = jinja2.Environment(
+            loader=loader, autoescape=True, finalize=_finalize, undefined=jinja2.StrictUndefined
+        )
+        tools = {"size": size, "number": number, "percent": percent, "shown": shown, "slug": _slug}
+        self._templates.globals.update(tools, query=urlencode, has=commands.has)
+
+    def application(self, middleware: Sequence[Middleware]) -> Starlette:
+        """The routes, behind what decides who may use them."""
+        gets: dict[str, Callable[[Request], Response]] = {
+            "/": self.data,
+            "/rows": self.rows,
+            "/file": self.file,
+            "/review": self.review,
+            "/runs": self.runs,
+            "/runs/{path:path}/live": self.run_live,
+            "/runs/{path:path}": self.run,
+            "/try": self.ask,
+            "/try/live": self.ask_live,
+            "/ship": self.ship,
+            "/jobs": self.jobs,
+            "/jobs/{id}/live": self.job_live,
+            "/jobs/{id}": self.job,
+            "/form/{name:path}": self.form,
+        }
+        posts: dict[str, Callable[[Request, Given], Response]] = {
+            "/review": self.decide,
+            "/runs/{path:path}/stop": self.stop_run,
+            "/try": self.open_models,
+            "/jobs/{id}/stop": self.stop_job,
+            "/form/{name:path}": self.start,
+            "/command/{name:path}": self.preview,
+        }
+        routes = [Route(path, each) for path, each in gets.items()]
+        routes += [Route(path, _posted(each), methods=["POST"]) for path, each in posts.items()]
+        handlers: Any = {ItuneError: self._refused, HTTPException: self._refused}
+        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+    # Data
+
+    def data(self, request: Request) -> Response:
+        """What is in the folder, and what can be done with it."""
+        about: dict[str, Any] = {"found": found(self._folder), "commands": _DATA}
+        return self._page("data.html", "Data", command="mlx-itune data --help", **about)
+
+    def rows(self, request: Request) -> Response:
+        """Rows as a model is trained on them."""
+        asked = _asked(request, data="", model="starter", template="auto", rows="3", row="")
+        path = self._commands.place(asked["data"])
+        self._commands.place(asked["model"])
+        wanted = asked["row"].split()
+        argv = ["data", "show", asked["data"], "--model", asked["model"]]
+        argv += ["--template", asked["template"]] if asked["template"] != "auto" else []
+        argv += [word for each in wanted for word in ("--row", each)]
+        argv += [] if wanted else ["--rows", asked["rows"]]
+        how: dict[str, Any] = {"row": tuple(wanted)} if wanted else {"rows": _whole(asked["rows"])}
+        body, skipped, fault = Html(""), tuple[Skipped, ...](), None
+        try:
+            inside = self._folder / asked["model"]
+            model = str(inside if inside.exists() else asked["model"])
+            made = examples_shown(path, model, template=asked["template"], **how)
+            examples, tokenizer, told = made
+            body, skipped = show_rows.tokens_body(examples, tokenizer), told.skipped
+        except ItuneError as error:
+            fault = error
+        files = (
+            sorted(each.name for each in path.iterdir() if each.is_file()) if path.is_dir() else []
+        )
+        about: dict[str, Any] = {
+            "asked": asked,
+            "body": body,
+            "skipped": skipped,
+            "fault": fault,
+            "files": files,
+        }
+        return self._page(
+            "rows.html", asked["data"], [show_rows.STYLE], command=shown(argv), **about
+        )
+
+    def file(self, request: Request) -> Response:
+        """The beginning of a file, as it is."""
+        asked = _asked(request, path="")
+        path = self._commands.place(asked["path"])
+        if not path.is_file():
+            raise UsageError("is no file", where=asked["path"])
+        with path.open("rb") as opened:
+            text = opened.read(_SHOWN_BYTES).decode(errors="replace")
+        more = path.stat().st_size > _SHOWN_BYTES
+        command = f"less {shown([asked['path']]).removeprefix('mlx-itune ')}"
+        return self._page("file.html", asked["path"], text=text, more=more, command=command)
+
+    def review(self, request: Request) -> Response:
+        """The most doubtful draft that nobody has decided, or one of a sample."""
+        asked = _asked(request, drafts="", by="", sample="")
+        made = self._review(asked["drafts"], asked["by"])
+        waiting = made.pending(_whole(asked["sample"]) if asked["sample"] else None)
+        draft = waiting[0] if waiting else None
+        words = [*filter(None, [asked["by"] and f"--by={asked['by']}"])]
+        words += [f"--sample={asked['sample']}"] if asked["sample"] else []
+        about: dict[str, Any] = {
+            "asked": asked,
+            "draft": draft,
+            "left": len(waiting),
+            "state": made.state(),
+            "agreement": made.agreement(),
+            "passage": _passage(self._folder, made.folder, draft.passage) if draft else None,
+            "command": shown(["data", "review", asked["drafts"], *words]),
+        }
+        return self._page("review.html", asked["drafts"], **about)
+
+    def decide(self, request: Request, given: Given) -> Response:
+        """Log a decision, and show the next draft."""
+        asked = {name: _one(given, name) for name in ("drafts", "by", "sample")}
+        made = self._review(asked["drafts"], asked["by"])
+        choice, id, messages = _one(given, "decision"), _one(given, "id"), None
+        if choice not in ("accept", "edit", "reject"):
+            raise UsageError(f"{choice!r} is no decision")
+        if choice == "edit":
+            contents = given.get("content", [])
+            old = made.draft(id).messages
+            if len(contents) != len(old):
+                raise UsageError("a message is missing")
+            # A form ends its lines as no file here does.
+            texts = [text.replace("\r\n", "\n") for text in contents]
+            messages = [{**was, "content": text} for was, text in zip(old, texts, strict=True)]
+        reason = _one(given, "reason") or None
+        sample = bool(asked["sample"])
+        made.decide(id, choice, messages=messages, reason=reason, sample=sample)  # type: ignore[arg-type]
+        return _to(f"/review?{urlencode({k: v for k, v in asked.items() if v})}")
+
+    def _review(self, drafts: str, by: str) -> Review:
+        return Review(self._commands.place(drafts), by or None)
+
+    # Runs
+
+    def runs(self, request: Request) -> Response:
+        """Every run, and the forms that make more."""
+        every = [each.path for each in found(self._folder) if each.kind == "run"]
+        standings = []
+        for path in sorted(every, key=lambda each: Path(each).name, reverse=True):
+            with contextlib.suppress(ItuneError):
+                standings.append((path, catalogue.standing(self._folder / path)))
+        command = shown(["runs", "list"])
+        return self._page("runs.html", "Runs", standings=standings, commands=_RUNS, command=command)
+
+    def run(self, request: Request) -> Response:
+        """One run: how it goes, and all that its folder says."""
+        path, folder = self._run(request)
+        about = catalogue.details(folder)
+        adapter = about["result"].adapter if about["result"] else None
+        adapter = self._inside(adapter)
+        command = shown(["runs", "show", path])
+        more: dict[str, Any] = {
+            "path": path,
+            "about": about,
+            "adapter": adapter,
+            "command": command,
+        }
+        live = self._live_run(folder)
+        return self._page("run.html", Path(path).name, [curves.STYLE], live=live, **more)
+
+    def run_live(self, request: Request) -> Response:
+        """What of a run's page changes while it trains."""
+        _, folder = self._run(request)
+        return _live(self._live_run(folder), holder(folder / run.LOCK) is not None)
+
+    def stop_run(self, request: Request, given: Given) -> Response:
+        """End a run as Ctrl-C would: it seals a checkpoint."""
+        path, folder = self._run(request)
+        who = holder(folder / run.LOCK)
+        if who is not None and who.pid is not None and who.host == socket.gethostname():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(who.pid, signal.SIGTERM)
+        return _to(f"/runs/{quote(path)}")
+
+    def _run(self, request: Request) -> tuple[str, Path]:
+        path = request.path_params["path"]
+        folder = self._commands.place(path)
+        if not (folder / run.EVENTS).is_file():
+            raise UsageError(f"there is no run {path!r}")
+        return path, folder
+
+    def _live_run(self, folder: Path) -> Html:
+        told, standing = story.read(folder), catalogue.standing(folder)
+        with (folder / run.EVENTS).open("rb") as file:
+            file.seek(max(0, (folder / run.EVENTS).stat().st_size - _SHOWN_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()[-_EVENTS:]
+        more = {"verdict": verdict(told), "curves": curves.curves(told)}
+        return self._render("run_live.html", it=standing, log="\n".join(reversed(lines)), **more)
+
+    def _inside(self, path: str | None) -> str | None:
+        """A path from the folder on; None for one that is not in it."""
+        if path is None:
+            return None
+        full = (self._folder / path).resolve()
+        return str(full.relative_to(self._folder)) if full.is_relative_to(self._folder) else None
+
+    # Try
+
+    def ask(self, request: Request) -> Response:
+        """Base, tuned and shipped asked the same, once their servers answer."""
+        asked = _asked(request, model="", adapter="", shipped="", schema="")
+        panes, waiting, command = self._servers()
+        schema = ""
+        if asked["schema"]:
+            schema = self._commands.place(asked["schema"]).read_text(encoding="utf-8")
+        body = chat_page.chat_body(panes, schema) if panes and not waiting else Html("")
+        typed = self._serving(asked, "http://127.0.0.1:PORT")
+        typed = typed or [["serve", "--adapter", "last"]]
+        origins = [pane.url for pane in panes]
+        return self._page(
+            "try.html",
+            "Try",
+            [chat_page.STYLE] if body else [],
+            scripts=[chat_page.SCRIPT] if body else [],
+            origins=origins,
+            body=body,
+            waiting=waiting,
+            asked=asked,
+            found=found(self._folder),
+            command="\n".join(command or map(shown, typed)),
+        )
+
+    def ask_live(self, request: Request) -> Response:
+        """Whether the servers still load."""
+        _, waiting, _ = self._servers()
+        return _live("loading the models", waiting)
+
+    def open_models(self, request: Request, given: Given) -> Response:
+        """Stop what is served, and serve what is asked for."""
+        asked = {name: _one(given, name) for name in ("model", "adapter", "shipped", "schema")}
+        for value in asked.values():
+            self._commands.place(value)
+        for job in self._jobs.all():
+            if job.running and job.name == "serve":
+                self._jobs.stop(job.id)
+        origin = f"http://{request.headers['host']}"
+        for argv in self._serving(asked, origin):
+            self._jobs.start([*argv, "--json"])
+        return _to(f"/try?{urlencode({k: v for k, v in asked.items() if v})}")
+
+    def _serving(self, asked: Mapping[str, str], origin: str) -> list[list[str]]:
+        """What serves the three: base and adapter together, the shipped one by itself."""
+        tail = ["--port", "0", "--allow-origin", origin]
+        tuned = ["--adapter", f"tuned={asked['adapter']}"] if asked["adapter"] else []
+        base = ["--model", asked["model"]] if asked["model"] else []
+        made = [["serve", *base, *tuned, *tail]] if base or tuned else []
+        return made + ([["serve", "--model", asked["shipped"], *tail]] if asked["shipped"] else [])
+
+    def _servers(self) -> tuple[list[chat_page.Pane], bool, list[str]]:
+        """A pane for each model that is served, whether one still loads, the commands."""
+        panes: list[chat_page.Pane] = []
+        waiting, typed = False, list[str]()
+        for job in reversed(
+            [job for job in self._jobs.all() if job.running and job.name == "serve"]
+        ):
+            about: Any = self._jobs.said(job.id)
+            typed.append(job.command)
+            if "url" not in about:
+                waiting = True
+                continue
+            url, names = str(about["url"]).removesuffix("/v1"), list(about["models"])
+            first = len(panes) == 0
+            chosen = [about["base"], *(each for each in names if each != about["base"])]
+            sides = _SIDES if first else _SIDES[2:]
+            panes += [
+                chat_page.Pane(side, name, names, url)
+                for side, name in zip(sides, chosen, strict=False)
+                if name in names
+            ]
+        return panes, waiting, typed
+
+    # Ship
+
+    def ship(self, request: Request) -> Response:
+        """What was made to be shipped: sizes, and what merging lost."""
+        kinds = ("adapter", "model", "gguf", "bundle")
+        made = [
+            (each, self._fidelity(each.path)) for each in found(self._folder) if each.kind in kinds
+        ]
+        command = shown(["export", "--help"])
+        return self._page("ship.html", "Ship", made=made, commands=_SHIP, command=command)
+
+    def _fidelity(self, path: str) -> Mapping[str, Any]:
+        for name, key in (("manifest.json", "fidelity"), ("provenance.json", "fuse")):
+            with contextlib.suppress(ItuneError):
+                about = read_object(self._folder / path / name, error=DataError).get(key)
+                if isinstance(about, dict):
+                    return about
+        return {}
+
+    # Commands
+
+    def form(self, request: Request) -> Response:
+        """The form of a command, with what the address says already in it."""
+        return self._form(_name(request), parse_qs(request.url.query))
+
+    def _form(self, name: str, given: Given, fault: ItuneError | None = None) -> Response:
+        first, rest = self._commands.fields(name)
+        command = shown(name.split())
+        with contextlib.suppress(UsageError):
+            command = shown(self._commands.command(name, given))
+        about: dict[str, Any] = {
+            "name": name,
+            "first": first,
+            "rest": rest,
+            "given": given,
+            "fault": fault,
+        }
+        about["places"] = [each.path for each in found(self._folder)]
+        status = 400 if fault else 200
+        return self._page("form.html", name, command=command, status=status, **about)
+
+    def preview(self, request: Request, given: Given) -> Response:
+        """The command that a form asks for so far."""
+        try:
+            return PlainTextResponse(shown(self._commands.command(_name(request), given)))
+        except UsageError as error:
+            return PlainTextResponse(str(error), 400)
+
+    def start(self, request: Request, given: Given) -> Response:
+        """Run the command that a form asks for."""
+        name = _one(given, "_as") or _name(request)
+        try:
+            argv = self._commands.command(name, given)
+        except UsageError as error:
+            return self._form(name, given, error)
+        return _to(f"/jobs/{self._jobs.start(argv)}")
+
+    def jobs(self, request: Request) -> Response:
+        """Every command that a page has started."""
+        return self._page("jobs.html", "Commands", jobs=self._jobs.all(), command="ls .studio")
+
+    def job(self, request: Request) -> Response:
+        """What a command says."""
+        job = self._jobs.job(request.path_params["id"])
+        about: dict[str, Any] = {"job": job, "live": self._live_job(job), "command": job.command}
+        return self._page("job.html", job.name, **about)
+
+    def job_live(self, request: Request) -> Response:
+        """What of it changes."""
+        job = self._jobs.job(request.path_params["id"])
+        return _live(self._live_job(job), job.running)
+
+    def stop_job(self, request: Request, given: Given) -> Response:
+        """End a command, as Ctrl-C would."""
+        self._jobs.stop(request.path_params["id"])
+        return _to(f"/jobs/{request.path_params['id']}")
+
+    def _live_job(self, job: Job) -> Html:
+        going = (
+            [each.path for each in found(self._folder) if each.kind == "run"] if job.running else []
+        )
+        own = [p for p in going if _is_of(self._folder / p, self._jobs.group(job.id))]
+        return self._render("job_live.html", job=job, runs=own)
+
+    # How a page is made
+
+    def _render(self, template: str, **about: Any) -> Html:
+        return Html(self._templates.get_template(template).render(**about))
+
+    def _page(
+        self,
+        template: str,
+        title: str,
+        styles: Sequence[str] = (),
+        *,
+        scripts: Sequence[str] = (),
+        origins: Sequence[str] = (),
+        status: int = 200,
+        **about: Any,
+    ) -> Response:
+        """A page under the studio's head; its policy names each inline text by its hash."""
+        style, every = "".join([_STYLE, *styles]), [_SCRIPT, *scripts]
+        asked = " ".join(dict.fromkeys(["'self'", *origins]))
+        policy = (
+            f"default-src 'none'; style-src {hash_of(style)}; connect-src {asked}; "
+            f"script-src {' '.join(map(hash_of, every))}; "
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        )
+        text = self._render(
+            template,
+            **{"command": "", **about},
+            title=title,
+            style=Html(style),
+            scripts=[Html(each) for each in every],
+            folder=self._folder.name,
+        )
+        headers = {"Content-Security-Policy": policy}
+        return Response(
+            text.encode("utf-8", errors="replace"), status, headers, "text/html; charset=utf-8"
+        )
+
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            error = UsageError(f"{request.url.path}: {error.detail.lower()}")
+        assert isinstance(error, ItuneError)
+        return await run_in_threadpool(
+            self._page,
+            "fault.html",
+            "Not done",
+            fault=error,
+            status=404 if error.exit_code == 2 else 400,
+        )
+
+
+def _posted(answer: Callable[[Request, Given], Response]) -> Callable[[Request], Any]:
+    """A route that is given the fields of the form that was sent."""
+
+    async def route(request: Request) -> Response:
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > _BODY_BYTES:
+                return PlainTextResponse("the form is too large", 413)
+        text = bytes(data).decode("utf-8", errors="replace")
+        given = parse_qs(text, keep_blank_values=True, max_num_fields=1000)
+        return await run_in_threadpool(answer, request, given)
+
+    return route
+
+
+def _asked(request: Request, **defaults: str) -> dict[str, str]:
+    return {name: request.query_params.get(name) or each for name, each in defaults.items()}
+
+
+def _one(given: Given, name: str) -> str:
+    return (given.get(name) or [""])[-1].strip()
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= 10_000:
+        raise UsageError(f"{text!r} is no number from 1 to 10,000")
+    return int(text)
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "/")
+
+
+def _name(request: Request) -> str:
+    return str(request.path_params["name"]).replace("/", " ")
+
+
+def _to(path: str) -> Response:
+    return RedirectResponse(path, 303)
+
+
+def _live(text: str, goes_on: bool) -> Response:
+    headers = {"X-Running": str(int(goes_on))}
+    return Response(
+        text.encode("utf-8", errors="replace"), 200, headers, "text/html; charset=utf-8"
+    )
+
+
+def _is_of(folder: Path, group: int | None) -> bool:
+    """Whether a process of the group trains this run."""
+    who = holder(folder / run.LOCK)
+    with contextlib.suppress(OSError, TypeError):
+        return who is not None and group is not None and os.getpgid(who.pid or 0) == group
+    return False
+
+
+def _passage(home: Path, drafts: Path, id: str | None) -> str | None:
+    """The text that a draft was made of, where its folder is still there."""
+    with contextlib.suppress(ItuneError, OSError, ValueError, KeyError):
+        place = str(read_object(drafts / "grow.json", error=DataError)["source"])
+        path = (home / place / PASSAGES).resolve()
+        if path.is_relative_to(home):
+            with path.open(encoding="utf-8") as lines:
+                texts = (each for each in map(json.loads, lines) if each["id"] == id)
+                return next((str(each["text"]) for each in texts), None)
+    return None
