@@ -17,7 +17,7 @@ from mlx_itune.dataset.tokens.tokenizer import load_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "mlx_itune"
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-FOLDERS = ("kit", "dataset", "model", "training", "inference", "export", "api", "cli")
+FOLDERS = ("kit", "dataset", "model", "training", "inference", "export", "api", "studio", "cli")
 
 
 def test_every_room_is_on_the_page_and_every_name_exists() -> None:
