@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-import jinja2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,21 +25,17 @@ from mlx_itune.dataset.drafts.review import Review
 from mlx_itune.dataset.ingest.run import PASSAGES
 from mlx_itune.dataset.rendering import show_rows
 from mlx_itune.inference import chat_page
-from mlx_itune.kit import page as kit_page
 from mlx_itune.kit.errors import DataError, ItuneError, UsageError
 from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.lock import holder
-from mlx_itune.kit.page import Html, escape, hash_of, read_style
-from mlx_itune.kit.wording import number, percent, size
+from mlx_itune.kit.page import Html
 from mlx_itune.studio.forms import Commands, Given, shown
 from mlx_itune.studio.found import found
 from mlx_itune.studio.jobs import Job, Jobs
+from mlx_itune.studio.templating import Templates, live_part
 from mlx_itune.training.run import catalogue, curves, run, story
 from mlx_itune.training.run.verdict import verdict
 
-_TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPT = Path(__file__).with_name("studio.js").read_text(encoding="utf-8")
-_STYLE = read_style(kit_page.__file__) + read_style(str(Path(__file__).with_name("studio.css")))
 _BODY_BYTES, _SHOWN_BYTES, _EVENTS = 4_000_000, 200_000, 30
 # The commands of each page, in the order of work.
 _DATA = (
@@ -52,22 +47,12 @@ _SHIP = ["fuse", "export", "verify"]
 _SIDES = ("base", "tuned", "shipped")
 
 
-def _finalize(value: Any) -> Any:
-    """Every text as the kit escapes it: what could change how the rest reads becomes visible."""
-    return value if hasattr(value, "__html__") else escape("" if value is None else str(value))
-
-
 class Studio:
     """What answers requests, once the door has let them in. It keeps nothing."""
 
     def __init__(self, commands: Commands, jobs: Jobs) -> None:
         self._commands, self._jobs, self._folder = commands, jobs, commands.folder
-        loader = jinja2.FileSystemLoader(_TEMPLATES)
-        self._templates = jinja2.Environment(
-            loader=loader, autoescape=True, finalize=_finalize, undefined=jinja2.StrictUndefined
-        )
-        tools = {"size": size, "number": number, "percent": percent, "shown": shown, "slug": _slug}
-        self._templates.globals.update(tools, query=urlencode, has=commands.has)
+        self._pages = Templates(self._folder.name, has=commands.has)
 
     def application(self, middleware: Sequence[Middleware]) -> Starlette:
         """The routes, behind what decides who may use them."""
@@ -105,7 +90,7 @@ class Studio:
     def data(self, request: Request) -> Response:
         """What is in the folder, and what can be done with it."""
         about: dict[str, Any] = {"found": found(self._folder), "commands": _DATA}
-        return self._page("data.html", "Data", command="mlx-itune data --help", **about)
+        return self._pages.page("data.html", "Data", command="mlx-itune data --help", **about)
 
     def rows(self, request: Request) -> Response:
         """Rows as a model is trained on them."""
@@ -137,7 +122,7 @@ class Studio:
             "fault": fault,
             "files": files,
         }
-        return self._page(
+        return self._pages.page(
             "rows.html", asked["data"], [show_rows.STYLE], command=shown(argv), **about
         )
 
@@ -151,7 +136,7 @@ class Studio:
             text = opened.read(_SHOWN_BYTES).decode(errors="replace")
         more = path.stat().st_size > _SHOWN_BYTES
         command = f"less {shown([asked['path']]).removeprefix('mlx-itune ')}"
-        return self._page("file.html", asked["path"], text=text, more=more, command=command)
+        return self._pages.page("file.html", asked["path"], text=text, more=more, command=command)
 
     def review(self, request: Request) -> Response:
         """The most doubtful draft that nobody has decided, or one of a sample."""
@@ -170,7 +155,7 @@ class Studio:
             "passage": _passage(self._folder, made.folder, draft.passage) if draft else None,
             "command": shown(["data", "review", asked["drafts"], *words]),
         }
-        return self._page("review.html", asked["drafts"], **about)
+        return self._pages.page("review.html", asked["drafts"], **about)
 
     def decide(self, request: Request, given: Given) -> Response:
         """Log a decision, and show the next draft."""
@@ -205,7 +190,9 @@ class Studio:
             with contextlib.suppress(ItuneError):
                 standings.append((path, catalogue.standing(self._folder / path)))
         command = shown(["runs", "list"])
-        return self._page("runs.html", "Runs", standings=standings, commands=_RUNS, command=command)
+        return self._pages.page(
+            "runs.html", "Runs", standings=standings, commands=_RUNS, command=command
+        )
 
     def run(self, request: Request) -> Response:
         """One run: how it goes, and all that its folder says."""
@@ -221,12 +208,12 @@ class Studio:
             "command": command,
         }
         live = self._live_run(folder)
-        return self._page("run.html", Path(path).name, [curves.STYLE], live=live, **more)
+        return self._pages.page("run.html", Path(path).name, [curves.STYLE], live=live, **more)
 
     def run_live(self, request: Request) -> Response:
         """What of a run's page changes while it trains."""
         _, folder = self._run(request)
-        return _live(self._live_run(folder), holder(folder / run.LOCK) is not None)
+        return live_part(self._live_run(folder), holder(folder / run.LOCK) is not None)
 
     def stop_run(self, request: Request, given: Given) -> Response:
         """End a run as Ctrl-C would: it seals a checkpoint."""
@@ -250,7 +237,9 @@ class Studio:
             file.seek(max(0, (folder / run.EVENTS).stat().st_size - _SHOWN_BYTES))
             lines = file.read().decode(errors="replace").splitlines()[-_EVENTS:]
         more = {"verdict": verdict(told), "curves": curves.curves(told)}
-        return self._render("run_live.html", it=standing, log="\n".join(reversed(lines)), **more)
+        return self._pages.render(
+            "run_live.html", it=standing, log="\n".join(reversed(lines)), **more
+        )
 
     def _inside(self, path: str | None) -> str | None:
         """A path from the folder on; None for one that is not in it."""
@@ -272,7 +261,7 @@ class Studio:
         typed = self._serving(asked, "http://127.0.0.1:PORT")
         typed = typed or [["serve", "--adapter", "last"]]
         origins = [pane.url for pane in panes]
-        return self._page(
+        return self._pages.page(
             "try.html",
             "Try",
             [chat_page.STYLE] if body else [],
@@ -288,7 +277,7 @@ class Studio:
     def ask_live(self, request: Request) -> Response:
         """Whether the servers still load."""
         _, waiting, _ = self._servers()
-        return _live("loading the models", waiting)
+        return live_part("loading the models", waiting)
 
     def open_models(self, request: Request, given: Given) -> Response:
         """Stop what is served, and serve what is asked for."""
@@ -343,7 +332,7 @@ class Studio:
             (each, self._fidelity(each.path)) for each in found(self._folder) if each.kind in kinds
         ]
         command = shown(["export", "--help"])
-        return self._page("ship.html", "Ship", made=made, commands=_SHIP, command=command)
+        return self._pages.page("ship.html", "Ship", made=made, commands=_SHIP, command=command)
 
     def _fidelity(self, path: str) -> Mapping[str, Any]:
         for name, key in (("manifest.json", "fidelity"), ("provenance.json", "fuse")):
@@ -373,7 +362,7 @@ class Studio:
         }
         about["places"] = [each.path for each in found(self._folder)]
         status = 400 if fault else 200
-        return self._page("form.html", name, command=command, status=status, **about)
+        return self._pages.page("form.html", name, command=command, status=status, **about)
 
     def preview(self, request: Request, given: Given) -> Response:
         """The command that a form asks for so far."""
@@ -393,18 +382,20 @@ class Studio:
 
     def jobs(self, request: Request) -> Response:
         """Every command that a page has started."""
-        return self._page("jobs.html", "Commands", jobs=self._jobs.all(), command="ls .studio")
+        return self._pages.page(
+            "jobs.html", "Commands", jobs=self._jobs.all(), command="ls .studio"
+        )
 
     def job(self, request: Request) -> Response:
         """What a command says."""
         job = self._jobs.job(request.path_params["id"])
         about: dict[str, Any] = {"job": job, "live": self._live_job(job), "command": job.command}
-        return self._page("job.html", job.name, **about)
+        return self._pages.page("job.html", job.name, **about)
 
     def job_live(self, request: Request) -> Response:
         """What of it changes."""
         job = self._jobs.job(request.path_params["id"])
-        return _live(self._live_job(job), job.running)
+        return live_part(self._live_job(job), job.running)
 
     def stop_job(self, request: Request, given: Given) -> Response:
         """End a command, as Ctrl-C would."""
@@ -416,51 +407,14 @@ class Studio:
             [each.path for each in found(self._folder) if each.kind == "run"] if job.running else []
         )
         own = [p for p in going if _is_of(self._folder / p, self._jobs.group(job.id))]
-        return self._render("job_live.html", job=job, runs=own)
-
-    # How a page is made
-
-    def _render(self, template: str, **about: Any) -> Html:
-        return Html(self._templates.get_template(template).render(**about))
-
-    def _page(
-        self,
-        template: str,
-        title: str,
-        styles: Sequence[str] = (),
-        *,
-        scripts: Sequence[str] = (),
-        origins: Sequence[str] = (),
-        status: int = 200,
-        **about: Any,
-    ) -> Response:
-        """A page under the studio's head; its policy names each inline text by its hash."""
-        style, every = "".join([_STYLE, *styles]), [_SCRIPT, *scripts]
-        asked = " ".join(dict.fromkeys(["'self'", *origins]))
-        policy = (
-            f"default-src 'none'; style-src {hash_of(style)}; connect-src {asked}; "
-            f"script-src {' '.join(map(hash_of, every))}; "
-            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-        )
-        text = self._render(
-            template,
-            **{"command": "", **about},
-            title=title,
-            style=Html(style),
-            scripts=[Html(each) for each in every],
-            folder=self._folder.name,
-        )
-        headers = {"Content-Security-Policy": policy}
-        return Response(
-            text.encode("utf-8", errors="replace"), status, headers, "text/html; charset=utf-8"
-        )
+        return self._pages.render("job_live.html", job=job, runs=own)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             error = UsageError(f"{request.url.path}: {error.detail.lower()}")
         assert isinstance(error, ItuneError)
         return await run_in_threadpool(
-            self._page,
+            self._pages.page,
             "fault.html",
             "Not done",
             fault=error,
@@ -498,23 +452,12 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _slug(name: str) -> str:
-    return name.replace(" ", "/")
-
-
 def _name(request: Request) -> str:
     return str(request.path_params["name"]).replace("/", " ")
 
 
 def _to(path: str) -> Response:
     return RedirectResponse(path, 303)
-
-
-def _live(text: str, goes_on: bool) -> Response:
-    headers = {"X-Running": str(int(goes_on))}
-    return Response(
-        text.encode("utf-8", errors="replace"), 200, headers, "text/html; charset=utf-8"
-    )
 
 
 def _is_of(folder: Path, group: int | None) -> bool:
