@@ -16,7 +16,7 @@ from mlx_itune.kit.wording import known
 # Of a command, what its form shows first; the rest is folded away.
 FIRST = {
     "data ingest": "sources out",
-    "data grow": "source recipe model out",
+    "data grow": "source recipe model adapter out count",
     "data import": "sources out split format map",
     "data clean": "sources out preset steps pii",
     "data check": "files model schema",
@@ -26,14 +26,14 @@ FIRST = {
     "data diff": "data_sets",
     "data trace": "row data",
     "data review": "drafts sample estimate accept_rest out",
-    "data select": "data out method rows model",
+    "data select": "model data rows by steps out",
     "data versions": "folders",
     "train": "model data out epochs steps learning_rate rank adapter template config",
     "plan": "model data out batch_size rank",
     "resume": "run runs out",
     "tune": "file model time out yes",
-    "sweep": "model data over budget out",
-    "runs compare": "run runs",
+    "sweep": "model data over more by budget out",
+    "runs compare": "run",
     "eval": "model adapter data",
     "compare": "others model adapter data",
     "fuse": "model adapter out data bits",
@@ -43,7 +43,7 @@ FIRST = {
 # The page answers for these itself.
 _OURS = frozenset({"as_json", "help"})
 # What may be any text: every other value is held to the folder, where it could be a place.
-_TEXTS = frozenset({"words", "prompt", "stops", "pattern", "keys", "by", "where", "over", "decide"})
+_TEXTS = frozenset("words prompt stops pattern keys by where over more decide".split())
 Given = Mapping[str, Sequence[str]]
 
 
