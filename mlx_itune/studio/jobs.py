@@ -60,10 +60,10 @@ class Job:
 
     @property
     def state(self) -> str:
-        """running, done, found faults (exit code 3), stopped, failed or killed."""
+        """running, done, faults in the data (exit code 3), stopped, failed or killed."""
         if self.running:
             return "running"
-        known = {0: "done", None: "killed", 3: "found faults", 130: "stopped", 143: "stopped"}
+        known = {0: "done", None: "killed", 3: "faults in the data", 130: "stopped", 143: "stopped"}
         return known.get(self.code, f"failed ({self.code})")
 
 
