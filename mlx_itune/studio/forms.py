@@ -101,8 +101,7 @@ class Commands:
 
     def place(self, text: str) -> Path:
         """A path inside the folder. Raises UsageError for any other."""
-        path = (self.folder / text).resolve()
-        if "\0" in text or not path.is_relative_to(self.folder):
+        if "\0" in text or not (path := (self.folder / text).resolve()).is_relative_to(self.folder):
             raise UsageError(f"{text!r} is not in {self.folder.name}", hint="name a place in it")
         return path
 
@@ -113,10 +112,10 @@ class Commands:
         return (each for each in command.params if each.name not in _OURS)
 
     def _confine(self, field: Field, value: str) -> None:
-        if "\0" in value:
-            raise UsageError(f"{field.label}: there is a NUL in it")
         # NAME=DIR, FILE:LINE and TEXT|@FILE are places, too; a name that is no file is harmless.
         parts = {value, value.lstrip("@"), *value.lstrip("@").split("=", 1)[1:]}
+        if "\0" in value:
+            raise UsageError(f"{field.label}: there is a NUL in it")
         if field.name in _TEXTS or (field.name == "system" and not value.startswith("@")):
             return
         for part in parts:

@@ -44,6 +44,7 @@ class Job:
     argv: tuple[str, ...]
     started: str
     running: bool
+    stopping: bool
     code: int | None
     output: str = ""
     log: str = ""
@@ -122,16 +123,17 @@ class Jobs:
             child.poll()
         about = read_record(place / "job.json", Started, error=StorageError)
         running = _is_held(place / "lock")
-        code = None
+        code, stopping = None, (place / "stop").exists()
         with contextlib.suppress(OSError, ValueError):
             code = int((place / "exit").read_text())
         texts = [_tail(place / name) if words else "" for name in ("out", "err")]
-        return Job(id, tuple(about.argv), about.started, running, code, *texts)
+        return Job(id, tuple(about.argv), about.started, running, stopping, code, *texts)
 
     def stop(self, id: str) -> None:
         """Ask it to end, as Ctrl-C does: a run seals a checkpoint first."""
         if (group := self.group(id)) is not None:
             with contextlib.suppress(OSError):
+                (self._at(id) / "stop").touch()
                 os.killpg(group, signal.SIGTERM)
 
     def group(self, id: str) -> int | None:

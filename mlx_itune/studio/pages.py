@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
@@ -53,6 +53,7 @@ class Studio:
     def __init__(self, commands: Commands, jobs: Jobs) -> None:
         self._commands, self._jobs, self._folder = commands, jobs, commands.folder
         self._pages = Templates(self._folder.name, has=commands.has)
+        self._page = self._pages.page
 
     def application(self, middleware: Sequence[Middleware]) -> Starlette:
         """The routes, behind what decides who may use them."""
@@ -89,8 +90,9 @@ class Studio:
 
     def data(self, request: Request) -> Response:
         """What is in the folder, and what can be done with it."""
-        about: dict[str, Any] = {"found": found(self._folder), "commands": _DATA}
-        return self._pages.page("data.html", "Data", command="mlx-itune data --help", **about)
+        here = found(self._folder)
+        command = "mlx-itune data --help"
+        return self._page("data.html", "Data", command=command, found=here, commands=_DATA)
 
     def rows(self, request: Request) -> Response:
         """Rows as a model is trained on them."""
@@ -104,27 +106,19 @@ class Studio:
         argv += [] if wanted else ["--rows", asked["rows"]]
         how: dict[str, Any] = {"row": tuple(wanted)} if wanted else {"rows": _whole(asked["rows"])}
         body, skipped, fault = Html(""), tuple[Skipped, ...](), None
+        more: dict[str, Any]
         try:
-            inside = self._folder / asked["model"]
-            model = str(inside if inside.exists() else asked["model"])
+            own = self._folder / asked["model"]
+            model = str(own) if own.exists() else asked["model"]
             made = examples_shown(path, model, template=asked["template"], **how)
             examples, tokenizer, told = made
             body, skipped = show_rows.tokens_body(examples, tokenizer), told.skipped
         except ItuneError as error:
             fault = error
-        files = (
-            sorted(each.name for each in path.iterdir() if each.is_file()) if path.is_dir() else []
-        )
-        about: dict[str, Any] = {
-            "asked": asked,
-            "body": body,
-            "skipped": skipped,
-            "fault": fault,
-            "files": files,
-        }
-        return self._pages.page(
-            "rows.html", asked["data"], [show_rows.STYLE], command=shown(argv), **about
-        )
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        more = {"fault": fault, "files": [each.name for each in inside if each.is_file()]}
+        more |= {"asked": asked, "body": body, "skipped": skipped, "command": shown(argv)}
+        return self._page("rows.html", asked["data"], [show_rows.STYLE], **more)
 
     def file(self, request: Request) -> Response:
         """The beginning of a file, as it is."""
@@ -136,7 +130,7 @@ class Studio:
             text = opened.read(_SHOWN_BYTES).decode(errors="replace")
         more = path.stat().st_size > _SHOWN_BYTES
         command = f"less {shown([asked['path']]).removeprefix('mlx-itune ')}"
-        return self._pages.page("file.html", asked["path"], text=text, more=more, command=command)
+        return self._page("file.html", asked["path"], text=text, more=more, command=command)
 
     def review(self, request: Request) -> Response:
         """The most doubtful draft that nobody has decided, or one of a sample."""
@@ -155,7 +149,7 @@ class Studio:
             "passage": _passage(self._folder, made.folder, draft.passage) if draft else None,
             "command": shown(["data", "review", asked["drafts"], *words]),
         }
-        return self._pages.page("review.html", asked["drafts"], **about)
+        return self._page("review.html", asked["drafts"], **about)
 
     def decide(self, request: Request, given: Given) -> Response:
         """Log a decision, and show the next draft."""
@@ -190,9 +184,7 @@ class Studio:
             with contextlib.suppress(ItuneError):
                 standings.append((path, catalogue.standing(self._folder / path)))
         command = shown(["runs", "list"])
-        return self._pages.page(
-            "runs.html", "Runs", standings=standings, commands=_RUNS, command=command
-        )
+        return self._page("runs.html", "Runs", standings=standings, commands=_RUNS, command=command)
 
     def run(self, request: Request) -> Response:
         """One run: how it goes, and all that its folder says."""
@@ -208,7 +200,7 @@ class Studio:
             "command": command,
         }
         live = self._live_run(folder)
-        return self._pages.page("run.html", Path(path).name, [curves.STYLE], live=live, **more)
+        return self._page("run.html", Path(path).name, [curves.STYLE], live=live, **more)
 
     def run_live(self, request: Request) -> Response:
         """What of a run's page changes while it trains."""
@@ -254,25 +246,21 @@ class Studio:
         """Base, tuned and shipped asked the same, once their servers answer."""
         asked = _asked(request, model="", adapter="", shipped="", schema="")
         panes, waiting, command = self._servers()
-        schema = ""
-        if asked["schema"]:
-            schema = self._commands.place(asked["schema"]).read_text(encoding="utf-8")
+        schema, named = "", self._commands.place(asked["schema"])
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            schema = named.read_text(encoding="utf-8") if asked["schema"] else ""
         body = chat_page.chat_body(panes, schema) if panes and not waiting else Html("")
-        typed = self._serving(asked, "http://127.0.0.1:PORT")
-        typed = typed or [["serve", "--adapter", "last"]]
+        typed = self._serving(asked, "ORIGIN") or [["serve", "--adapter", "last"]]
+        about: dict[str, Any] = {
+            "body": body,
+            "waiting": waiting,
+            "asked": asked,
+            "found": found(self._folder),
+        }
+        about["command"] = "\n".join(command or map(shown, typed))
+        styles, scripts = ([chat_page.STYLE], [chat_page.SCRIPT]) if body else ([], [])
         origins = [pane.url for pane in panes]
-        return self._pages.page(
-            "try.html",
-            "Try",
-            [chat_page.STYLE] if body else [],
-            scripts=[chat_page.SCRIPT] if body else [],
-            origins=origins,
-            body=body,
-            waiting=waiting,
-            asked=asked,
-            found=found(self._folder),
-            command="\n".join(command or map(shown, typed)),
-        )
+        return self._page("try.html", "Try", styles, scripts=scripts, origins=origins, **about)
 
     def ask_live(self, request: Request) -> Response:
         """Whether the servers still load."""
@@ -284,9 +272,8 @@ class Studio:
         asked = {name: _one(given, name) for name in ("model", "adapter", "shipped", "schema")}
         for value in asked.values():
             self._commands.place(value)
-        for job in self._jobs.all():
-            if job.running and job.name == "serve":
-                self._jobs.stop(job.id)
+        for job in self._serving_now():
+            self._jobs.stop(job.id)
         origin = f"http://{request.headers['host']}"
         for argv in self._serving(asked, origin):
             self._jobs.start([*argv, "--json"])
@@ -300,27 +287,25 @@ class Studio:
         made = [["serve", *base, *tuned, *tail]] if base or tuned else []
         return made + ([["serve", "--model", asked["shipped"], *tail]] if asked["shipped"] else [])
 
+    def _serving_now(self) -> Iterator[Job]:
+        jobs = self._jobs.all()
+        return (job for job in jobs if job.running and not job.stopping and job.name == "serve")
+
     def _servers(self) -> tuple[list[chat_page.Pane], bool, list[str]]:
         """A pane for each model that is served, whether one still loads, the commands."""
-        panes: list[chat_page.Pane] = []
-        waiting, typed = False, list[str]()
-        for job in reversed(
-            [job for job in self._jobs.all() if job.running and job.name == "serve"]
-        ):
+        panes, waiting, typed = list[chat_page.Pane](), False, list[str]()
+        for job in reversed([*self._serving_now()]):
             about: Any = self._jobs.said(job.id)
             typed.append(job.command)
             if "url" not in about:
                 waiting = True
                 continue
             url, names = str(about["url"]).removesuffix("/v1"), list(about["models"])
-            first = len(panes) == 0
-            chosen = [about["base"], *(each for each in names if each != about["base"])]
-            sides = _SIDES if first else _SIDES[2:]
-            panes += [
-                chat_page.Pane(side, name, names, url)
-                for side, name in zip(sides, chosen, strict=False)
-                if name in names
-            ]
+            # The base first, where it is served beside its adapter.
+            names.sort(key=lambda name: name != about["base"])
+            sides = _SIDES[len(panes) and 2 :]
+            pairs = zip(sides, names, strict=False)
+            panes += [chat_page.Pane(side, name, names, url) for side, name in pairs]
         return panes, waiting, typed
 
     # Ship
@@ -332,7 +317,7 @@ class Studio:
             (each, self._fidelity(each.path)) for each in found(self._folder) if each.kind in kinds
         ]
         command = shown(["export", "--help"])
-        return self._pages.page("ship.html", "Ship", made=made, commands=_SHIP, command=command)
+        return self._page("ship.html", "Ship", made=made, commands=_SHIP, command=command)
 
     def _fidelity(self, path: str) -> Mapping[str, Any]:
         for name, key in (("manifest.json", "fidelity"), ("provenance.json", "fuse")):
@@ -362,7 +347,7 @@ class Studio:
         }
         about["places"] = [each.path for each in found(self._folder)]
         status = 400 if fault else 200
-        return self._pages.page("form.html", name, command=command, status=status, **about)
+        return self._page("form.html", name, command=command, status=status, **about)
 
     def preview(self, request: Request, given: Given) -> Response:
         """The command that a form asks for so far."""
@@ -382,15 +367,13 @@ class Studio:
 
     def jobs(self, request: Request) -> Response:
         """Every command that a page has started."""
-        return self._pages.page(
-            "jobs.html", "Commands", jobs=self._jobs.all(), command="ls .studio"
-        )
+        return self._page("jobs.html", "Commands", jobs=self._jobs.all(), command="ls .studio")
 
     def job(self, request: Request) -> Response:
         """What a command says."""
         job = self._jobs.job(request.path_params["id"])
         about: dict[str, Any] = {"job": job, "live": self._live_job(job), "command": job.command}
-        return self._pages.page("job.html", job.name, **about)
+        return self._page("job.html", job.name, **about)
 
     def job_live(self, request: Request) -> Response:
         """What of it changes."""
@@ -414,7 +397,7 @@ class Studio:
             error = UsageError(f"{request.url.path}: {error.detail.lower()}")
         assert isinstance(error, ItuneError)
         return await run_in_threadpool(
-            self._pages.page,
+            self._page,
             "fault.html",
             "Not done",
             fault=error,

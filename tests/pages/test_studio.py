@@ -244,7 +244,7 @@ def test_drafts_become_rows_only_when_somebody_accepts_them(house: House) -> Non
 
 
 def test_three_are_asked_side_by_side_and_shipped(house: House) -> None:
-    """Ertas Studio (d), (f): fused, exported at two levels, asked by a schema, bundled, verified."""
+    """Ertas Studio (d), (f): fused, two levels, asked by a schema, bundled, verified."""
     at, page = house.folder, house.page
     tuned = {"model": "starter", "adapter": "adapter"}
     house.run("fuse", **tuned, out="fused", bits="8", data="cleaned")
