@@ -85,7 +85,7 @@ class House:
     def ended(self, state: str = "done") -> str:
         status = self.page.locator(".verdict").first
         self.page.wait_for_function(
-            "() => !document.querySelector('.verdict').textContent.startsWith('running')",
+            "() => /^(?!running)./.test(document.querySelector('.verdict')?.textContent || '')",
             timeout=WAIT_MS,
         )
         said = self.page.locator("main").inner_text()
