@@ -145,9 +145,9 @@ class Jobs:
 
     def said(self, id: str) -> dict[str, object]:
         """The first line of stdout, an object; an empty one before that is there."""
-        first = _head(self._at(id) / "out")
+        first = self.job(id).output.partition("\n")[0]
         with contextlib.suppress(StorageError):
-            return parse_object(first, where=id, error=StorageError) if first else {}
+            return parse_object(first, where=id, error=StorageError)
         return {}
 
     def _at(self, id: str) -> Path:
@@ -170,9 +170,3 @@ def _tail(path: Path) -> str:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         return file.read().decode(errors="replace")
     return ""
-
-
-def _head(path: Path) -> bytes:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.readline(1 << 16)
-    return b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -22,14 +21,13 @@ from starlette.routing import Route
 
 from mlx_itune.api.shown import Skipped, examples_shown
 from mlx_itune.dataset.drafts.review import Review
-from mlx_itune.dataset.ingest.run import PASSAGES
 from mlx_itune.dataset.rendering import show_rows
 from mlx_itune.inference import chat_page
 from mlx_itune.kit.errors import DataError, ItuneError, UsageError
 from mlx_itune.kit.json_files import read_object
 from mlx_itune.kit.lock import holder
 from mlx_itune.kit.page import Html
-from mlx_itune.studio.forms import Commands, Given, shown
+from mlx_itune.studio.forms import FIRST, Commands, Given, shown
 from mlx_itune.studio.found import found
 from mlx_itune.studio.jobs import Job, Jobs
 from mlx_itune.studio.templating import Templates, live_part
@@ -38,10 +36,7 @@ from mlx_itune.training.run.verdict import verdict
 
 _BODY_BYTES, _SHOWN_BYTES, _EVENTS = 4_000_000, 200_000, 30
 # The commands of each page, in the order of work.
-_DATA = (
-    "data ingest, data grow, data import, data check, data stats, data clean, data split, "
-    "data select, data schema, data diff, data versions, data trace, data review"
-).split(", ")
+_DATA = [name for name in FIRST if name.startswith("data ")]
 _RUNS = ["train", "tune", "sweep", "runs compare", "eval", "compare"]
 _SHIP = ["fuse", "export", "verify"]
 _SIDES = ("base", "tuned", "shipped")
@@ -140,15 +135,10 @@ class Studio:
         draft = waiting[0] if waiting else None
         words = [*filter(None, [asked["by"] and f"--by={asked['by']}"])]
         words += [f"--sample={asked['sample']}"] if asked["sample"] else []
-        about: dict[str, Any] = {
-            "asked": asked,
-            "draft": draft,
-            "left": len(waiting),
-            "state": made.state(),
-            "agreement": made.agreement(),
-            "passage": _passage(self._folder, made.folder, draft.passage) if draft else None,
-            "command": shown(["data", "review", asked["drafts"], *words]),
-        }
+        passage = made.passage(draft, self._folder) if draft else None
+        about: dict[str, Any] = {"asked": asked, "draft": draft, "passage": passage}
+        about |= {"left": len(waiting), "state": made.state(), "agreement": made.agreement()}
+        about["command"] = shown(["data", "review", asked["drafts"], *words])
         return self._page("review.html", asked["drafts"], **about)
 
     def decide(self, request: Request, given: Given) -> Response:
@@ -338,16 +328,10 @@ class Studio:
         command = shown(name.split())
         with contextlib.suppress(UsageError):
             command = shown(self._commands.command(name, given))
-        about: dict[str, Any] = {
-            "name": name,
-            "first": first,
-            "rest": rest,
-            "given": given,
-            "fault": fault,
-        }
-        about["places"] = [each.path for each in found(self._folder)]
-        status = 400 if fault else 200
-        return self._page("form.html", name, command=command, status=status, **about)
+        places = [each.path for each in found(self._folder)]
+        about: dict[str, Any] = {"first": first, "rest": rest, "given": given, "places": places}
+        about |= {"name": name, "fault": fault, "command": command}
+        return self._page("form.html", name, status=400 if fault else 200, **about)
 
     def preview(self, request: Request, given: Given) -> Response:
         """The command that a form asks for so far."""
@@ -372,8 +356,8 @@ class Studio:
     def job(self, request: Request) -> Response:
         """What a command says."""
         job = self._jobs.job(request.path_params["id"])
-        about: dict[str, Any] = {"job": job, "live": self._live_job(job), "command": job.command}
-        return self._page("job.html", job.name, **about)
+        live = self._live_job(job)
+        return self._page("job.html", job.name, job=job, live=live, command=job.command)
 
     def job_live(self, request: Request) -> Response:
         """What of it changes."""
@@ -386,23 +370,17 @@ class Studio:
         return _to(f"/jobs/{request.path_params['id']}")
 
     def _live_job(self, job: Job) -> Html:
-        going = (
-            [each.path for each in found(self._folder) if each.kind == "run"] if job.running else []
-        )
-        own = [p for p in going if _is_of(self._folder / p, self._jobs.group(job.id))]
+        group = self._jobs.group(job.id)
+        going = [each.path for each in found(self._folder) if group and each.kind == "run"]
+        own = [path for path in going if _is_of(self._folder / path, group)]
         return self._pages.render("job_live.html", job=job, runs=own)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             error = UsageError(f"{request.url.path}: {error.detail.lower()}")
         assert isinstance(error, ItuneError)
-        return await run_in_threadpool(
-            self._page,
-            "fault.html",
-            "Not done",
-            fault=error,
-            status=404 if error.exit_code == 2 else 400,
-        )
+        status = 404 if error.exit_code == UsageError.exit_code else 400
+        return self._page("fault.html", "Not done", fault=error, status=status)
 
 
 def _posted(answer: Callable[[Request, Given], Response]) -> Callable[[Request], Any]:
@@ -449,15 +427,3 @@ def _is_of(folder: Path, group: int | None) -> bool:
     with contextlib.suppress(OSError, TypeError):
         return who is not None and group is not None and os.getpgid(who.pid or 0) == group
     return False
-
-
-def _passage(home: Path, drafts: Path, id: str | None) -> str | None:
-    """The text that a draft was made of, where its folder is still there."""
-    with contextlib.suppress(ItuneError, OSError, ValueError, KeyError):
-        place = str(read_object(drafts / "grow.json", error=DataError)["source"])
-        path = (home / place / PASSAGES).resolve()
-        if path.is_relative_to(home):
-            with path.open(encoding="utf-8") as lines:
-                texts = (each for each in map(json.loads, lines) if each["id"] == id)
-                return next((str(each["text"]) for each in texts), None)
-    return None

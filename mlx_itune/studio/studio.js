@@ -41,8 +41,7 @@ document.addEventListener("keydown", (event) => {
   const button = document.querySelector(`[data-key="${CSS.escape(saves ? "s" : event.key)}"]`);
   if (!button) return;
   event.preventDefault();
-  if (button.dataset.focus) document.getElementById(button.dataset.focus).focus();
-  else button.click();
+  button.click();
 });
 for (const button of document.querySelectorAll("[data-focus]"))
   button.addEventListener("click", () => document.getElementById(button.dataset.focus).focus());

@@ -88,10 +88,9 @@ def _lines(found: dict[str, Any], drafts: Path) -> Iterator[str]:
 
 
 def _ask(review: Review, waiting: list[Draft], sample: bool) -> None:
-    passages = _passages(review.folder)
     at = 0
     while at < len(waiting):
-        _show(waiting[at], passages, f"{at + 1} of {len(waiting)}")
+        _show(waiting[at], review.passage(waiting[at]), f"{at + 1} of {len(waiting)}")
         key = click.getchar().lower()
         if key in ("q", "\x03", "\x04", "\x1b"):
             return
@@ -109,14 +108,14 @@ def _ask(review: Review, waiting: list[Draft], sample: bool) -> None:
         at += 1
 
 
-def _show(draft: Draft, passages: dict[str, str], place: str) -> None:
+def _show(draft: Draft, passage: str | None, place: str) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
     out = console()
     scores = ", ".join(f"{name} {number(value, 2)}" for name, value in draft.scores.items())
     out.print(Text(f"\n{draft.id}  {place}  {draft.recipe}  doubt {draft.doubt:.2f}  {scores}"))
-    if passage := passages.get(draft.passage or ""):
+    if passage:
         out.print(Panel(Text(passage[:_MOST_CHARACTERS]), title=draft.source, title_align="left"))
     for message in draft.messages:
         learned = message.get("role") == "assistant"
@@ -142,22 +141,6 @@ def _edited(draft: Draft) -> list[dict[str, Any]] | None:
         click.pause()
         return None
     return messages
-
-
-def _passages(drafts: Path) -> dict[str, str]:
-    """The passages that drafts were made of, by id, where their folder is still there."""
-    from mlx_itune.dataset.ingest.run import PASSAGES
-    from mlx_itune.kit.json_files import read_object
-
-    grown = drafts / "grow.json"
-    if not grown.is_file():
-        return {}
-    place = read_object(grown, error=DataError).get("source")
-    path = Path(str(place)) / PASSAGES
-    if not path.is_file():
-        return {}
-    lines = (json.loads(line) for line in path.open(encoding="utf-8"))
-    return {each["id"]: each["text"] for each in lines}
 
 
 @options.command("data split")

@@ -24,7 +24,9 @@ from mlx_itune.dataset.drafts.records import (
     read_drafts,
 )
 from mlx_itune.dataset.importing.folder import new_folder
+from mlx_itune.dataset.ingest.run import PASSAGES
 from mlx_itune.kit.errors import DataError, UsageError
+from mlx_itune.kit.json_files import parse_object, read_object
 from mlx_itune.kit.wording import did_you_mean, percent
 
 # Of the normal distribution, for 95 % (Wilson, 1927).
@@ -92,6 +94,22 @@ class Review:
             near = did_you_mean(id, self._drafts)
             raise UsageError(f"there is no draft {id}", where=str(self.folder), hint=near)
         return self._drafts[id][0]
+
+    def passage(self, draft: Draft, home: Path | None = None) -> str | None:
+        """What a draft was made of, where its folder is still there; home: in here alone. Raises
+        DataError for records that are none."""
+        grown = self.folder / "grow.json"
+        if draft.passage is None or not grown.is_file():
+            return None
+        place = str(read_object(grown, error=DataError).get("source"))
+        path = ((home or Path()) / place / PASSAGES).resolve()
+        if not path.is_file() or not (home is None or path.is_relative_to(home)):
+            return None
+        with path.open("rb") as lines:
+            every = (parse_object(line, where=str(path), error=DataError) for line in lines)
+            return next(
+                (str(it.get("text")) for it in every if it.get("id") == draft.passage), None
+            )
 
     @property
     def decided(self) -> dict[str, Decision]:
