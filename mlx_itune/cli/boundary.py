@@ -62,8 +62,12 @@ def _signals_unwind() -> Iterator[None]:
             return
         # It came in a __del__ or the like, which lets nothing through: once more, then.
         signum = getattr(fault.exc_value, "signum", signal.SIGINT)
-        quiet_until = 0.0
-        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signum)).start()
+        while True:
+            # On a busy machine it may be back before the timer has begun.
+            with suppress(KeyboardInterrupt, Terminated):
+                quiet_until = 0.0
+                threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signum)).start()
+                return
 
     wanted = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, unwind) for signum in wanted}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +16,7 @@ import pytest
 from mlx_itune.dataset.drafts.filters import Kept, found_in, rouge_l, words
 from mlx_itune.dataset.drafts.recipe import shipped
 from tests.cli.conftest import until
+from tests.crash.trainer import Trainer
 
 PARTS = "pump valve filter display battery motor fan sensor gateway lamp".split()
 OWN = """
@@ -132,23 +130,19 @@ def test_what_a_server_said_before_it_failed_is_kept(
     assert row[-1]["content"] == "The text does not say."
 
 
-def test_killed_and_gone_on_with_no_call_is_twice(cli: Any, docs: Path, tmp_path: Path) -> None:
+def test_killed_and_gone_on_with_no_call_is_twice(
+    cli: Any, docs: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     out, own = tmp_path / "drafts", tmp_path / "own.toml"
-    grow = ["data", "grow", docs, "--recipe", own, "--model", "starter", "--out", out]
-    grow = [*map(str, grow), "--count", "90", "--batch-size", "8"]
+    grow = ["data", "grow", docs, "--recipe", own, "--model", tiny_model_dir, "--out", out]
+    grow += ["--count", 90, "--batch-size", 4]
     calls = out / "calls.jsonl"
     for sign in (signal.SIGKILL, signal.SIGINT):
         before = calls.stat().st_size if calls.exists() else 0
-        with subprocess.Popen(
-            [sys.executable, "-m", "mlx_itune", *grow],
-            env=os.environ,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            until(lambda: process.poll() is not None or (
-                calls.exists() and calls.stat().st_size > before + 400  # noqa: B023
-            ))  # fmt: skip
-            process.send_signal(sign)
+        process = Trainer(tmp_path / "log", *grow)
+        until(lambda: calls.exists() and calls.stat().st_size > before + 400)  # noqa: B023
+        process.kill(sign)
+        assert process.wait() == (-sign if sign == signal.SIGKILL else 128 + sign)
     made = cli.json(*grow)
     assert made["accepted"] == 90 and made["asked"] < made["calls"]
     asked = Counter(line["key"] for line in lines_of(calls))
