@@ -261,6 +261,7 @@ def test_three_are_asked_side_by_side_and_shipped(house: House) -> None:
     page.goto(f"{house.own}/ship")
     assert "mean KL" in page.locator("main").inner_text()
     schema = {"type": "object", "properties": {"euros": {"type": "integer"}}, "required": ["euros"]}
+    schema["additionalProperties"] = False
     (at / "answer.schema.json").write_text(json.dumps(schema))
     page.goto(
         f"{house.own}/try?adapter=adapter&model=starter&shipped=fused&schema=answer.schema.json"
