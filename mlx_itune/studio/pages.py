@@ -39,7 +39,6 @@ _BODY_BYTES, _SHOWN_BYTES, _EVENTS = 4_000_000, 200_000, 30
 _DATA = [name for name in FIRST if name.startswith("data ")]
 _RUNS = ["train", "tune", "sweep", "runs compare", "eval", "compare"]
 _SHIP = ["fuse", "export", "verify"]
-_SIDES = ("base", "tuned", "shipped")
 
 
 class Studio:
@@ -291,11 +290,12 @@ class Studio:
                 waiting = True
                 continue
             url, names = str(about["url"]).removesuffix("/v1"), list(about["models"])
-            # The base first, where it is served beside its adapter.
-            names.sort(key=lambda name: name != about["base"])
-            sides = _SIDES[len(panes) and 2 :]
-            pairs = zip(sides, names, strict=False)
-            panes += [chat_page.Pane(side, name, names, url) for side, name in pairs]
+            # A base may have no template of its own: then its adapter is served alone.
+            alone = "shipped" if panes or len(typed) == 1 else "base"
+            own = alone if "--adapter" not in job.argv else "base"
+            sides = {name: own if name == about["base"] else "tuned" for name in names}
+            ordered = sorted(names, key=lambda name: sides[name])
+            panes += [chat_page.Pane(sides[name], name, names, url) for name in ordered]
         return panes, waiting, typed
 
     # Ship

@@ -165,18 +165,14 @@ def test_rows_are_looked_at_cleaned_and_traced(house: House) -> None:
 def test_runs_are_planned_trained_seen_repeated_and_swept(house: House) -> None:
     """Ertas Studio (b), (c), (e), (g)."""
     at, page = house.folder, house.page
-    common: dict[str, Any] = {"model": "starter", "data": "cleaned", "template": "chatml"}
+    common: dict[str, Any] = {"model": "starter", "data": "cleaned"}
     assert "needs" in house.run("train", "failed (7)", **common, out="no", memory_gb="0.001")
     assert not (at / "no").exists()
-    page.goto(
-        f"{house.own}/form/train?model=starter&data=cleaned&out=adapter&template=chatml&memory_gb=0.001"
-    )
+    page.goto(f"{house.own}/form/train?model=starter&data=cleaned&out=adapter&memory_gb=0.001")
     page.get_by_role("button", name="Does it fit?").click()
     assert "does not fit" in house.ended("failed (7)")
     # Stopped by the page, seen by a studio that was started again, resumed there.
-    page.goto(
-        f"{house.own}/form/train?model=starter&data=cleaned&out=adapter&template=chatml&steps=40"
-    )
+    page.goto(f"{house.own}/form/train?model=starter&data=cleaned&out=adapter&steps=40")
     page.get_by_role("button", name="Run", exact=True).click()
     page.locator("a[href^='/runs/runs/']").click(timeout=WAIT_MS)
     page.wait_for_selector(".curves, svg", timeout=WAIT_MS)
