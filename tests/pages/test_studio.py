@@ -157,7 +157,7 @@ def test_rows_are_looked_at_cleaned_and_traced(house: House) -> None:
     assert page.locator(".tokens .w1").count() > 3 and page.locator(".tokens .w0").count() > 3
     page.get_by_role("link", name="removed.jsonl").click()
     assert "duplicate" in page.locator(".log").inner_text()
-    assert "raw" in house.run("data trace", row="train:1", data="cleaned")
+    assert "data clean" in house.run("data trace", row="train:1", data="cleaned")
     assert "0 rejected" in house.run("data check", files="cleaned")
     assert house.run("data stats", data="cleaned")
 
