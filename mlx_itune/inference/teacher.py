@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import pairwise
 from typing import Any, Protocol
 
 from mlx_itune.dataset.conversation import Turn
@@ -16,6 +17,10 @@ from mlx_itune.kit.errors import DataError
 from mlx_itune.model.loading.base import LoadedModel
 from mlx_itune.model.serving.engine import Drawing
 
+# Fewer tokens that prompts begin with together are as fast computed with each.
+_FEWEST_SHARED = 16
+# Pasts that are kept between calls, as far as memory goes: the second sample has much of the first.
+_PASTS = 256
 # How a call ended that could not be asked.
 TOO_LONG = "does not fit the model"
 Answered = Callable[[Call, str, str], None]
@@ -37,13 +42,14 @@ class LocalTeacher:
         self, loaded: LoadedModel, tokenizer: ChatTokenizer, *, batch_size: int = 32
     ) -> None:
         self._config, self._tokenizer = loaded.config, tokenizer
-        self._generator = Generator(loaded, tokenizer, batch_size=batch_size, cached_prompts=2)
+        self._generator = Generator(loaded, tokenizer, batch_size=batch_size, cached_prompts=_PASTS)
 
     def ask(self, calls: Sequence[Call], answered: Answered) -> None:
         """See `Teacher`. Drawn answers depend on the seed and on what is drawn beside them."""
         if not calls:
             return
         self._generator.roll(int(calls[0].key[:8], 16))
+        asked = list[tuple[Call, list[int], int]]()
         for call in calls:
             ids = chat_ids(self._tokenizer, [Turn(role, text) for role, text in call.messages])
             try:
@@ -51,7 +57,16 @@ class LocalTeacher:
             except DataError:
                 answered(call, "", TOO_LONG)
                 continue
+            asked.append((call, ids, room))
+        for wave in _shared([ids for _, ids, _ in asked]):
+            for ids in wave:
+                self._generator.stream(ids, max_tokens=1, is_alone=False)
+            self._finish()
+        for call, ids, room in asked:
             self._begin(call, ids, room, answered)
+        self._finish()
+
+    def _finish(self) -> None:
         while self._generator.step():
             pass
 
@@ -74,6 +89,25 @@ class LocalTeacher:
                 schema=call.schema,
             )
         )
+
+
+def _shared(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    """What prompts begin with together, to be computed before them: what all do, then what each has
+    with its nearest."""
+    if len(prompts) < 2:
+        return
+    ordered = sorted(prompts)
+    both = [_same(one, other) for one, other in pairwise(ordered)]
+    whole = _same(ordered[0], ordered[-1])
+    if whole >= _FEWEST_SHARED:
+        yield [ordered[0][:whole]]
+    nearest = [max(pair) for pair in zip([0, *both], [*both, 0], strict=True)]
+    far = {tuple(ids[:n]) for ids, n in zip(ordered, nearest, strict=True)}
+    yield [list(ids) for ids in sorted(far) if len(ids) >= whole + _FEWEST_SHARED]
+
+
+def _same(one: list[int], other: list[int]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
 
 
 class ServerTeacher:

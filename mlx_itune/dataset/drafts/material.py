@@ -112,11 +112,15 @@ def of_examples(examples: Sequence[Example], recipe: Recipe, seed: int) -> Itera
         for label in labels
     }
     styles = recipe.styles or ("",)
+    again = {label: _label_shots(of, label, seed) if label else () for label in labels}
     for n in itertools.count():
         label, pool = labels[n % len(labels)], of[labels[n % len(labels)]]
         if not pool:
             raise UsageError(f"no row has the label {label!r}")
-        drawn = dice.sample(pool, min(recipe.shots, len(pool)))
+        # In their own order: prompts that begin the same are computed once.
+        drawn = [
+            pool[n] for n in sorted(dice.sample(range(len(pool)), min(recipe.shots, len(pool))))
+        ]
         fields = {
             "label": label,
             "labels": ", ".join(recipe.labels),
@@ -127,7 +131,7 @@ def of_examples(examples: Sequence[Example], recipe: Recipe, seed: int) -> Itera
             fields,
             source=drawn[0].origin,
             shots=tuple((asked, _as_answer(recipe, each)) for each in drawn),
-            again=_label_shots(of, label, dice) if label else (),
+            again=again[label],
             system=fill(recipe.row_system, fields) or drawn[0].system,
         )
 
@@ -142,12 +146,14 @@ def _as_answer(recipe: Recipe, example: Example) -> str:
 
 
 def _label_shots(
-    of: dict[str, list[Example]], label: str, dice: random.Random
+    of: dict[str, list[Example]], label: str, seed: int
 ) -> tuple[tuple[str, str], ...]:
-    others = [name for name in of if name != label and of[name]]
-    names = [label, *dice.sample(others, min(_LABEL_SHOTS - 1, len(others)))]
-    dice.shuffle(names)
-    return tuple((dice.choice(of[name]).user, json.dumps(name)) for name in names)
+    """One example of each label; of many labels of some, this one among them."""
+    dice = random.Random(seed)
+    names = dice.sample(sorted(of), len(of))
+    kept = {label, *names[: _LABEL_SHOTS - 1]}
+    texts = {name: dice.choice(of[name]).user for name in names if of[name]}
+    return tuple((texts[name], json.dumps(name)) for name in names if name in kept & texts.keys())
 
 
 def first_call(recipe: Recipe, material: Material, number: int, of: str, seed: int) -> Call:
