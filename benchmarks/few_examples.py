@@ -2,10 +2,10 @@
 
 python benchmarks/few_examples.py --data bank --model smollm2 --seeds 0
 
-Of a data folder of labelled rows (Banking77), it takes `--labels` classes: `--few` rows of them,
-the same with `--drafts` drafts by `data grow`, and `--real` rows. Each is trained for as many steps and
-scored on the test rows of these classes. Drafts are taken as they are, where the second sample
-agrees: what a person would decide is not measured. Prints one line a run; goes on where it was.
+Of a data folder of labelled rows (Banking77) it takes some classes: `--few` rows of them, the same
+with `--drafts` drafts by `data grow`, and `--real` rows. Each is trained for as many steps, and
+scored on test rows of these classes. Of drafts those are taken whose second sample agrees: what a
+person would decide is not measured. Prints one line a run; goes on where it was.
 """
 
 from __future__ import annotations

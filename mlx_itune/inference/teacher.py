@@ -20,7 +20,7 @@ from mlx_itune.model.serving.engine import Drawing
 # Fewer tokens that prompts begin with together are as fast computed with each.
 _FEWEST_SHARED = 16
 # Pasts that are kept between calls, as far as memory goes: the second sample has much of the first.
-_PASTS = 256
+_PASTS = 64
 # How a call ended that could not be asked.
 TOO_LONG = "does not fit the model"
 Answered = Callable[[Call, str, str], None]
