@@ -51,7 +51,8 @@ class House:
         assert self.process.stdout is not None
         self.url = json.loads(self.process.stdout.readline())["url"]
         self.own = f"http://{urlsplit(self.url).netloc}"
-        self.page = self._browser.new_page(viewport={"width": 1280, "height": 900})
+        window = {"width": 1280, "height": 900}
+        self.page = self._browser.new_context(viewport=window).new_page()
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         told = lambda said: said.type == "error" and "status of 40" not in said.text  # noqa: E731
         self.page.on("console", lambda said: self.wrong.append(said.text) if told(said) else None)
@@ -247,7 +248,7 @@ def test_three_are_asked_side_by_side_and_shipped(house: House) -> None:
     for kind in ("q8_0", "q4_0"):
         house.run("export", **tuned, to="gguf", type=kind, out=f"{kind}.gguf", data="cleaned")
     for name, kind in (("shipped", "gguf"), ("lora", "peft")):
-        said = house.run("export", **tuned, to=kind, out=name, bundle="on", data="cleaned")
+        said = house.run("export", **tuned, to=kind, out=name, bundle="on")
         assert "sha256" in said
         assert "each as the manifest says" in house.run("verify", bundle=name)
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {
