@@ -1,6 +1,6 @@
 """Does choosing rows help: 1,000 of many, each way against random, over several seeds.
 
-usage: python benchmarks/select.py MODEL DATA WORK [--count 1000] [--steps 100] [--seeds 3]
+usage: python benchmarks/selection.py MODEL DATA WORK [--count 1000] [--steps 100] [--seeds 3]
        [--minutes 9]
 
 What is done is kept in WORK, and the command called again goes on: no seed begins after --minutes.
