@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_itune.dataset.conversation import Conversation, Fault
+from mlx_itune.dataset.how import Reading
+from mlx_itune.dataset.importing.first_look import by_looks
 from mlx_itune.dataset.importing.provenance import ORIGIN, content_hash, read_dataset
-from mlx_itune.dataset.sources import read_rows, split_paths
+from mlx_itune.dataset.sources import split_paths
 from mlx_itune.kit.errors import DataError
 
 
@@ -132,7 +134,7 @@ def _rows(data: Path) -> tuple[dict[int, list[Conversation]], int]:
     found: dict[int, list[Conversation]] = {}
     faults = 0
     for split, path in split_paths(data).items():
-        for row in read_rows(path):
+        for row in by_looks([path], Reading())[0]:
             if isinstance(row, Fault):
                 faults += row.severity == "error"
                 continue

@@ -119,7 +119,11 @@ def load_splits(
         rows.setdefault(part.partition("/")[0], []).extend(good)
         sources.append(Source(path.name, len(good), sha256_file(path)))
     if faults:
-        message = f"{len(faults)} of {total} rows are broken: {listing(faults)}"
+        # One fault of each kind and file says enough.
+        kinds: dict[tuple[str, str], Fault] = {}
+        for fault in faults:
+            kinds.setdefault((fault.file, fault.kind), fault)
+        message = f"{len(faults)} of {total} rows are broken: {listing(kinds.values())}"
         hint = "`mlx-itune data check` lists them all"
         raise DataError(message, where=str(data), hint=hint)
     train, valid, test = (tuple(rows.get(split, ())) for split in _SPLITS)

@@ -59,7 +59,7 @@ def test_all_broken_rows_of_all_files_are_counted_and_the_first_told(tmp_path):
     line = str(caught.value)
     assert f"4 of 6 rows are broken: {tmp_path / 'train.jsonl'}:2: json: " in line
     assert "train.jsonl:3: not-an-object" in line and line.count("valid.jsonl:1") == 1
-    assert "and 1 more" in line
+    assert line.count(": json: ") == 2, "one of a kind and file"
 
 
 def test_missing_and_empty_data_are_named(tmp_path):

@@ -58,10 +58,11 @@ def import_(sources: tuple[str, ...], out: Path, as_json: bool, **settings: Any)
         asking = ask if may_ask else None
         made = import_rows(sources, out, ask=asking, observe=progress.bytes, **settings)
     again = reading.suggestion(made.told, "import", *sources, "--out", out)
-    return Result(made, chain(_imported(made), again), 0 if made.written else DataError.exit_code)
+    return Result(made, chain(imported(made), again), 0 if made.written else DataError.exit_code)
 
 
-def _imported(made: Imported) -> Iterator[str | Table]:
+def imported(made: Imported) -> Iterator[str | Table]:
+    """What came of an import, for people."""
     yield from (one_line(str(fault)) for fault in made.faults)
     listed = sum(1 + fault.alike for fault in made.faults if fault.severity == "error")
     if made.rejected > listed:

@@ -152,14 +152,13 @@ def split(sources: tuple[Path, ...], out: Path, **settings: Any) -> Result:
     """Rows into train, valid and test by what they say: equal rows are on one side, whatever their
     order. The same as `data import --split`; 0.8/0.1/0.1 unless said."""
     from mlx_itune.api.rows import import_rows
+    from mlx_itune.cli.data.folders import imported
     from mlx_itune.cli.progress import Progress
 
     settings["split"] = settings["split"] or "0.8/0.1/0.1"
     with Progress() as progress:
         made = import_rows([*map(str, sources)], out, observe=progress.bytes, **settings)
-    told = ", ".join(f"{rows:,} {name}" for name, rows in made.splits.items())
-    lines = [*(one_line(str(fault)) for fault in made.faults), f"{made.out}: {told}"]
-    return Result(made, lines, 0 if made.written else DataError.exit_code)
+    return Result(made, imported(made), 0 if made.written else DataError.exit_code)
 
 
 @options.command("data diff")
